@@ -1,0 +1,131 @@
+//! The one error type: a frozen kind (one errno each), a text that names structure, index, value and
+//! rule, and nothing else. Used by every layer; turned into `-errno` and `qcow2_last_error()` by `capi`.
+
+use std::fmt;
+use std::io;
+
+/// Result of every fallible engine call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, one errno each. Frozen: kinds are added, never changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// An argument or option is outside its range: `EINVAL`.
+    Invalid,
+    /// The image or the host cannot do this: `ENOTSUP`.
+    Unsupported,
+    /// The image breaks a rule of the format: `EIO`, as the stock driver answers.
+    Corrupt,
+    /// The file is not a qcow2 image at all: `EINVAL`, as the stock driver answers.
+    NotQcow2,
+    /// A guest range ends past the virtual disk: `EIO`, as the stock driver answers.
+    PastEnd,
+    /// The handle is read-only: `EROFS`.
+    ReadOnly,
+    /// Somebody else holds the image: `EAGAIN`.
+    Locked,
+    /// The image is dirty and the caller asked not to repair: `EUCLEAN`.
+    Dirty,
+    /// The corrupt bit is set or has just been set; writes are refused: `EROFS`.
+    MarkedCorrupt,
+    /// An earlier write-out or sync failed, or a panic was caught; only reopening helps: `ENOTRECOVERABLE`.
+    Latched,
+    /// The handle belongs to another process (after `fork`): `EOWNERDEAD`.
+    Forked,
+    /// A size or table is over its limit: `EFBIG`.
+    TooLarge,
+    /// No memory for a bounded buffer: `ENOMEM`.
+    NoMemory,
+    /// A callback asked to stop: `ECANCELED`.
+    Cancelled,
+    /// The caller did not allow it: `EPERM`.
+    NotAllowed,
+    /// No such item: `ENOENT`.
+    NotFound,
+    /// A loop or too deep a chain of backing files: `ELOOP`.
+    Loop,
+    /// The host answered with this errno.
+    Host(i32),
+}
+
+impl ErrorKind {
+    /// The positive errno of this kind.
+    pub fn errno(self) -> i32 {
+        match self {
+            ErrorKind::Invalid | ErrorKind::NotQcow2 => libc::EINVAL,
+            ErrorKind::Unsupported => libc::ENOTSUP,
+            ErrorKind::Corrupt | ErrorKind::PastEnd => libc::EIO,
+            ErrorKind::ReadOnly | ErrorKind::MarkedCorrupt => libc::EROFS,
+            ErrorKind::Locked => libc::EAGAIN,
+            ErrorKind::Dirty => libc::EUCLEAN,
+            ErrorKind::Latched => libc::ENOTRECOVERABLE,
+            ErrorKind::Forked => libc::EOWNERDEAD,
+            ErrorKind::TooLarge => libc::EFBIG,
+            ErrorKind::NoMemory => libc::ENOMEM,
+            ErrorKind::Cancelled => libc::ECANCELED,
+            ErrorKind::NotAllowed => libc::EPERM,
+            ErrorKind::NotFound => libc::ENOENT,
+            ErrorKind::Loop => libc::ELOOP,
+            ErrorKind::Host(errno) => errno,
+        }
+    }
+}
+
+/// An error with its kind and a complete sentence for the user.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Error {
+    kind: ErrorKind,
+    text: Box<str>,
+}
+
+impl Error {
+    /// An error of `kind` with the text for the user.
+    pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+        Error { kind, text: text.into().into_boxed_str() }
+    }
+
+    /// A broken rule of the format: which structure, where in it, what it holds, what it should.
+    pub fn corrupt(
+        structure: impl fmt::Display,
+        index: impl fmt::Display,
+        value: u64,
+        rule: impl fmt::Display,
+    ) -> Self {
+        Error::new(ErrorKind::Corrupt, format!("{structure} {index}: value {value:#x}: {rule}"))
+    }
+
+    /// An option or argument outside its range.
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Invalid, text)
+    }
+
+    /// Something this build or image cannot do.
+    pub fn unsupported(text: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Unsupported, text)
+    }
+
+    /// A host error while doing `what`.
+    pub fn host(what: impl fmt::Display, error: &io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        let name = io::Error::from_raw_os_error(errno);
+        let name = name.to_string();
+        let name = name.split(" (os error").next().unwrap_or_default();
+        Error::new(ErrorKind::Host(errno), format!("{what}: {name}"))
+    }
+
+    /// The kind, for decisions.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The positive errno.
+    pub fn errno(&self) -> i32 {
+        self.kind.errno()
+    }
+
+    /// The same error with `prefix: ` before its text.
+    pub fn within(self, prefix: impl fmt::Display) -> Self {
+        Error { kind: self.kind, text: format!("{prefix}: {}", self.text).into_boxed_str() }
+    }
+}

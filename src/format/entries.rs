@@ -1,0 +1,216 @@
+//! L1 and L2 table entries: what a 64-bit (or 128-bit, extended) entry says and how it is written.
+
+use super::Geometry;
+
+/// Bit 63: the refcount of the target is exactly one.
+pub const COPIED: u64 = 1 << 63;
+/// Bit 62 of an L2 entry: the cluster is compressed.
+pub const COMPRESSED: u64 = 1 << 62;
+/// Bit 0 of a standard L2 entry, version 3: the cluster reads as zeroes.
+pub const ZERO: u64 = 1;
+/// Bits 9-55: a host offset.
+pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bits of an L1 entry that must be zero.
+pub const L1_RESERVED: u64 = !(COPIED | OFFSET_MASK);
+/// Bits of a refcount table entry that must be zero: all below the block offset.
+pub const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
+
+/// One entry of the L1 table, big-endian on disk.
+///
+/// ```text
+/// bit   63      62 .. 56   55 ............. 9   8 .. 0
+///       copied  reserved   L2 table offset      reserved
+/// ```
+///
+/// An entry with a zero offset has no L2 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct L1Entry(pub u64);
+
+impl L1Entry {
+    /// An entry for an L2 table that only this L1 table refers to.
+    pub fn owned(l2_table_offset: u64) -> Self {
+        L1Entry(l2_table_offset | COPIED)
+    }
+
+    /// Host offset of the L2 table; 0 for none.
+    pub fn table_offset(self) -> u64 {
+        self.0 & OFFSET_MASK
+    }
+
+    /// The L2 table's refcount is one: it may be changed in place.
+    pub fn copied(self) -> bool {
+        self.0 & COPIED != 0
+    }
+}
+
+/// An L2 entry as stored: descriptor, and the subcluster bitmap of an extended entry (else 0).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawL2 {
+    /// The 64-bit descriptor.
+    pub descriptor: u64,
+    /// Bits 0-31 allocated, bits 32-63 reads as zeroes; extended entries only.
+    pub bitmap: u64,
+}
+
+/// What an L2 entry says, for both entry formats: a standard entry has one subcluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L2Entry {
+    /// Anything but a compressed cluster.
+    Plain(Mapping),
+    /// A compressed cluster.
+    Compressed(CompressedSpan),
+}
+
+/// A cluster with or without a host cluster.
+///
+/// For each subcluster: `alloc` set: data in the host cluster. `zero` set: reads as zeroes.
+/// Neither: not in this image (backing file or zeroes). Never both. `alloc` needs `host`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// Host offset of the cluster, when one is assigned.
+    pub host: Option<u64>,
+    /// The host cluster's refcount is one: it may be written in place.
+    pub copied: bool,
+    /// Subclusters whose data is in the host cluster.
+    pub alloc: u32,
+    /// Subclusters that read as zeroes.
+    pub zero: u32,
+}
+
+/// Where the bytes of a compressed cluster are. `bytes` counts to the end of the last 512-byte sector;
+/// the stream may end before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompressedSpan {
+    /// Host offset of the first byte, any alignment.
+    pub host_offset: u64,
+    /// Length in bytes to the end of the last sector.
+    pub bytes: u64,
+}
+
+impl CompressedSpan {
+    /// First and one past the last host cluster that the span touches.
+    pub fn clusters(&self, geometry: &Geometry) -> (u64, u64) {
+        let last = self.host_offset + self.bytes - 1;
+        (geometry.cluster_index(self.host_offset), geometry.cluster_index(last) + 1)
+    }
+}
+
+impl RawL2 {
+    /// Decodes an entry; an error is the rule that it breaks.
+    pub fn decode(self, geometry: &Geometry) -> Result<L2Entry, &'static str> {
+        if self.descriptor & COMPRESSED != 0 {
+            return self.decode_compressed(geometry);
+        }
+        let offset = self.descriptor & OFFSET_MASK;
+        if geometry.in_cluster(offset) != 0 {
+            return Err("host offset is not a multiple of the cluster size");
+        }
+        let copied = self.descriptor & COPIED != 0;
+        // With an external data file, offset 0 is a valid cluster and COPIED says that it is there.
+        let assigned = offset != 0 || (geometry.external_data && copied);
+        let host = assigned.then_some(offset);
+        let (alloc, zero) = if geometry.extended_l2 {
+            let (alloc, zero) = (self.bitmap as u32, (self.bitmap >> 32) as u32);
+            if alloc & zero != 0 {
+                return Err("a subcluster is both allocated and zero");
+            }
+            if alloc != 0 && !assigned {
+                return Err("subclusters are allocated in no host cluster");
+            }
+            (alloc, zero)
+        } else if self.descriptor & ZERO != 0 {
+            if geometry.version < 3 {
+                return Err("zero flag in a version 2 image");
+            }
+            (0, 1)
+        } else {
+            (u32::from(assigned), 0)
+        };
+        Ok(L2Entry::Plain(Mapping { host, copied, alloc, zero }))
+    }
+
+    fn decode_compressed(self, geometry: &Geometry) -> Result<L2Entry, &'static str> {
+        if geometry.external_data {
+            return Err("compressed cluster in an image with an external data file");
+        }
+        let shift = geometry.compressed_shift();
+        let host_offset = self.descriptor & ((1 << shift) - 1);
+        let sector_mask = (1u64 << (geometry.cluster_bits - 8)) - 1;
+        let sectors = ((self.descriptor >> shift) & sector_mask) + 1;
+        if host_offset >= super::geometry::MAX_HOST_OFFSET {
+            return Err("compressed data starts at or past 2^56");
+        }
+        if self.bitmap != 0 {
+            return Err("subcluster bits on a compressed cluster");
+        }
+        let bytes = sectors * 512 - (host_offset & 511);
+        Ok(L2Entry::Compressed(CompressedSpan { host_offset, bytes }))
+    }
+}
+
+impl Mapping {
+    /// The stored form. A standard entry cannot say "host cluster assigned, contents elsewhere".
+    pub fn encode(&self, geometry: &Geometry) -> RawL2 {
+        debug_assert_eq!(self.alloc & self.zero, 0);
+        debug_assert!(self.alloc == 0 || self.host.is_some());
+        let copied = if self.copied && self.host.is_some() { COPIED } else { 0 };
+        let descriptor = self.host.unwrap_or(0) | copied;
+        if geometry.extended_l2 {
+            let bitmap = u64::from(self.zero) << 32 | u64::from(self.alloc);
+            return RawL2 { descriptor, bitmap };
+        }
+        debug_assert!(self.host.is_none() || self.alloc | self.zero == 1);
+        RawL2 { descriptor: descriptor | u64::from(self.zero), bitmap: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(cluster_bits: u32, extended_l2: bool) -> Geometry {
+        Geometry { version: 3, cluster_bits, refcount_order: 4, extended_l2, external_data: false }
+    }
+
+    #[test]
+    fn plain_entries_round_trip() {
+        for extended in [false, true] {
+            let g = geometry(16, extended);
+            let all = g.all_subclusters();
+            let cases = [
+                Mapping::default(),
+                Mapping { zero: all, ..Mapping::default() },
+                Mapping { host: Some(0x50000), copied: true, alloc: all, zero: 0 },
+                Mapping { host: Some(0x50000), copied: false, alloc: 0, zero: all },
+            ];
+            for mapping in cases {
+                assert_eq!(mapping.encode(&g).decode(&g), Ok(L2Entry::Plain(mapping)));
+            }
+        }
+    }
+
+    #[test]
+    fn compressed_fields_follow_the_cluster_size() {
+        for cluster_bits in 9..=21 {
+            let g = geometry(cluster_bits, false);
+            let shift = g.compressed_shift();
+            let max_sectors = (1u64 << (cluster_bits - 8)) - 1;
+            for host_offset in [1u64, 511, 512, 70001] {
+                let descriptor = COMPRESSED | max_sectors << shift | host_offset;
+                let span = CompressedSpan { host_offset, bytes: (max_sectors + 1) * 512 - host_offset % 512 };
+                assert_eq!(RawL2 { descriptor, bitmap: 0 }.decode(&g), Ok(L2Entry::Compressed(span)));
+            }
+        }
+    }
+
+    #[test]
+    fn broken_entries_name_their_rule() {
+        let g = geometry(16, false);
+        assert!(RawL2 { descriptor: 0x50200, bitmap: 0 }.decode(&g).is_err());
+        let v2 = Geometry { version: 2, ..g };
+        assert!(RawL2 { descriptor: 1, bitmap: 0 }.decode(&v2).is_err());
+        let e = geometry(16, true);
+        assert!(RawL2 { descriptor: 0x50000, bitmap: 1 << 32 | 1 }.decode(&e).is_err());
+        assert!(RawL2 { descriptor: 0, bitmap: 1 }.decode(&e).is_err());
+    }
+}

@@ -1,0 +1,463 @@
+//! The header cluster: fields, extensions, backing file name. Versions 2 and 3, any valid geometry.
+//!
+//! `parse` accepts what `validate_for_io` may still refuse: a check, or a look at the header, must work on
+//! images whose features have no guest I/O here.
+
+use super::extensions::{self, Extension};
+use super::features::*;
+use super::geometry::*;
+use super::{be32, be64, Geometry};
+use crate::error::{Error, ErrorKind, Result};
+
+/// "QFI\xfb".
+pub const MAGIC: u32 = 0x5146_49fb;
+/// Header length of version 2, bytes.
+pub const V2_BYTES: usize = 72;
+/// Smallest header length of version 3, bytes.
+pub const V3_MIN_BYTES: usize = 104;
+/// Header length that the reference implementation writes, bytes.
+pub const V3_BYTES: usize = 112;
+/// Longest backing file name, bytes.
+pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
+/// Most internal snapshots, the reference implementation's limit.
+pub const MAX_SNAPSHOTS: u32 = 65536;
+/// Byte offset of the three 64-bit feature fields.
+pub const FEATURES_AT: usize = 72;
+
+/// All fields of a header, host byte order. Offsets and lengths in bytes unless named otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// Where the backing file's name is stored; 0 for none.
+    pub backing_file_offset: u64,
+    /// Length of that name.
+    pub backing_file_bytes: u32,
+    /// log2 of the cluster size.
+    pub cluster_bits: u32,
+    /// Virtual size in bytes.
+    pub virtual_size: u64,
+    /// 0 none, 1 AES, 2 LUKS.
+    pub crypt_method: u32,
+    /// Entries of the active L1 table.
+    pub l1_size: u32,
+    /// Host offset of the active L1 table.
+    pub l1_table_offset: u64,
+    /// Host offset of the refcount table.
+    pub refcount_table_offset: u64,
+    /// Clusters of the refcount table.
+    pub refcount_table_clusters: u32,
+    /// Number of internal snapshots.
+    pub snapshot_count: u32,
+    /// Host offset of the snapshot table.
+    pub snapshots_offset: u64,
+    /// Incompatible feature bits.
+    pub incompatible: u64,
+    /// Compatible feature bits.
+    pub compatible: u64,
+    /// Autoclear feature bits.
+    pub autoclear: u64,
+    /// log2 of the refcount width in bits.
+    pub refcount_order: u32,
+    /// Length of the fixed fields; 72 for version 2.
+    pub header_length: u32,
+    /// 0 zlib, 1 zstd.
+    pub compression_type: u8,
+    /// Bytes of the fixed fields past those we know (105 and on), kept as they are.
+    pub extra: Vec<u8>,
+    /// Extensions in file order.
+    pub extensions: Vec<Extension>,
+    /// The backing file's name, as stored.
+    pub backing_file: Option<Vec<u8>>,
+}
+
+fn bad(text: String) -> Error {
+    Error::invalid(text)
+}
+
+impl Header {
+    /// Cluster size in bytes from the first bytes of a file, to know how much to read for `parse`.
+    pub fn peek_cluster_bytes(start: &[u8]) -> Result<u64> {
+        if start.len() < 24 || be32(start, 0) != MAGIC {
+            return Err(Error::new(ErrorKind::NotQcow2, "Image is not in qcow2 format"));
+        }
+        let version = be32(start, 4);
+        if !(2..=3).contains(&version) {
+            return Err(Error::unsupported(format!("Unsupported qcow2 version {version}")));
+        }
+        let cluster_bits = be32(start, 20);
+        if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
+            return Err(bad(format!("Unsupported cluster size: 2^{cluster_bits} (must be 2^9 to 2^21)")));
+        }
+        Ok(1 << cluster_bits)
+    }
+
+    /// Parses the first cluster. `cluster` is shorter than a cluster only when the file is.
+    pub fn parse(cluster: &[u8]) -> Result<Header> {
+        let cluster_bytes = Self::peek_cluster_bytes(cluster)? as usize;
+        let version = be32(cluster, 4);
+        let needed = if version == 2 { V2_BYTES } else { V3_MIN_BYTES };
+        if cluster.len() < needed {
+            return Err(Error::new(
+                ErrorKind::NotQcow2,
+                format!(
+                    "qcow2 header too short (file has {} bytes, version {version} needs {needed})",
+                    cluster.len()
+                ),
+            ));
+        }
+        let mut header = Header {
+            version,
+            backing_file_offset: be64(cluster, 8),
+            backing_file_bytes: be32(cluster, 16),
+            cluster_bits: be32(cluster, 20),
+            virtual_size: be64(cluster, 24),
+            crypt_method: be32(cluster, 32),
+            l1_size: be32(cluster, 36),
+            l1_table_offset: be64(cluster, 40),
+            refcount_table_offset: be64(cluster, 48),
+            refcount_table_clusters: be32(cluster, 56),
+            snapshot_count: be32(cluster, 60),
+            snapshots_offset: be64(cluster, 64),
+            incompatible: 0,
+            compatible: 0,
+            autoclear: 0,
+            refcount_order: 4,
+            header_length: V2_BYTES as u32,
+            compression_type: 0,
+            extra: Vec::new(),
+            extensions: Vec::new(),
+            backing_file: None,
+        };
+        if version >= 3 {
+            header.parse_v3(cluster, cluster_bytes)?;
+        }
+        header.parse_names(cluster, cluster_bytes)?;
+        header.check_features()?;
+        Ok(header)
+    }
+
+    fn parse_v3(&mut self, cluster: &[u8], cluster_bytes: usize) -> Result<()> {
+        self.incompatible = be64(cluster, 72);
+        self.compatible = be64(cluster, 80);
+        self.autoclear = be64(cluster, 88);
+        self.refcount_order = be32(cluster, 96);
+        self.header_length = be32(cluster, 100);
+        let length = self.header_length as usize;
+        if length < V3_MIN_BYTES {
+            return Err(bad(format!(
+                "qcow2 header too short (header_length {length}, at least {V3_MIN_BYTES})"
+            )));
+        }
+        if length > cluster_bytes || length > cluster.len() {
+            return Err(bad(format!("qcow2 header exceeds cluster size (header_length {length})")));
+        }
+        if length > V3_MIN_BYTES {
+            self.compression_type = cluster[V3_MIN_BYTES];
+            self.extra = cluster[V3_MIN_BYTES + 1..length].to_vec();
+        }
+        Ok(())
+    }
+
+    fn parse_names(&mut self, cluster: &[u8], cluster_bytes: usize) -> Result<()> {
+        let mut limit = cluster.len().min(cluster_bytes);
+        let offset = self.backing_file_offset;
+        if offset != 0 {
+            if offset > cluster_bytes as u64 {
+                return Err(bad(format!(
+                    "Invalid backing file offset ({offset:#x}, past the first cluster)"
+                )));
+            }
+            limit = limit.min(offset as usize);
+        }
+        if limit > self.header_length as usize {
+            self.extensions = extensions::parse(cluster, self.header_length as usize, limit)?;
+        }
+        if offset == 0 {
+            return Ok(());
+        }
+        let bytes = self.backing_file_bytes;
+        let room = cluster_bytes as u64 - offset;
+        if bytes > MAX_BACKING_NAME_BYTES || u64::from(bytes) > room {
+            return Err(bad(format!(
+                "Backing file name too long (backing_file_size {bytes} at {offset:#x}; the limit is {MAX_BACKING_NAME_BYTES} bytes inside the first cluster)"
+            )));
+        }
+        let end = offset as usize + bytes as usize;
+        let mut name = cluster.get(offset as usize..end.min(cluster.len())).unwrap_or_default().to_vec();
+        if let Some(nul) = name.iter().position(|b| *b == 0) {
+            name.truncate(nul);
+        }
+        if !name.is_empty() {
+            self.backing_file = Some(name);
+        }
+        Ok(())
+    }
+
+    /// Features and values whose meaning we do not know: nobody may interpret such an image.
+    fn check_features(&self) -> Result<()> {
+        let unknown = self.incompatible & !INCOMPAT_KNOWN;
+        if unknown != 0 {
+            let names = self.extension(extensions::FEATURE_NAMES).unwrap_or_default();
+            let text = describe_unknown(unknown, names);
+            return Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {text}")));
+        }
+        if self.refcount_order > 6 {
+            return Err(bad(format!(
+                "Reference count entry width too large; may not exceed 64 bits (refcount_order {})",
+                self.refcount_order
+            )));
+        }
+        if self.compression_type > 1 {
+            return Err(Error::unsupported(format!(
+                "qcow2: unknown compression type: {}",
+                self.compression_type
+            )));
+        }
+        let typed = self.incompatible & INCOMPAT_COMPRESSION != 0;
+        if typed != (self.compression_type != 0) {
+            let must = if typed { "must not be set" } else { "must be set" };
+            return Err(bad(format!(
+                "qcow2: Compression type incompatible feature bit {must} (compression type {})",
+                self.compression_type
+            )));
+        }
+        if self.incompatible & INCOMPAT_EXTENDED_L2 != 0 && self.cluster_bits < 14 {
+            return Err(bad(format!(
+                "extended L2 entries need clusters of at least 16 KiB (cluster_bits {})",
+                self.cluster_bits
+            )));
+        }
+        if self.crypt_method > 2 {
+            return Err(Error::unsupported(format!("Unsupported encryption method {}", self.crypt_method)));
+        }
+        Ok(())
+    }
+
+    /// Checks that tables are where and as large as they may be. `for_check` leaves out what a repair can mend.
+    pub fn check_tables(&self, for_check: bool) -> Result<()> {
+        let geometry = self.geometry();
+        let unaligned = |offset: u64| geometry.in_cluster(offset) != 0 || offset >= 1 << 63;
+        if self.virtual_size > geometry.max_virtual_size() {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "Image is too big (size {}, the limit is {})",
+                    self.virtual_size,
+                    geometry.max_virtual_size()
+                ),
+            ));
+        }
+        if u64::from(self.l1_size) * 8 > MAX_L1_BYTES {
+            let text = format!(
+                "Active L1 table too large (l1_size {}, the limit is {})",
+                self.l1_size,
+                MAX_L1_BYTES / 8
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+        if unaligned(self.l1_table_offset) || self.l1_table_offset >= MAX_HOST_OFFSET {
+            return Err(bad(format!("Active L1 table offset invalid ({:#x})", self.l1_table_offset)));
+        }
+        let needed = geometry.l1_entries_for(self.virtual_size);
+        if needed > u64::from(self.l1_size) {
+            return Err(bad(format!("L1 table is too small (l1_size {}, {needed} needed)", self.l1_size)));
+        }
+        self.check_refcount_table(&geometry, for_check)?;
+        if self.snapshot_count > MAX_SNAPSHOTS {
+            let text = format!(
+                "Snapshot table too large (nb_snapshots {}, the limit is {MAX_SNAPSHOTS})",
+                self.snapshot_count
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+        if self.snapshot_count > 0
+            && (unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET)
+        {
+            return Err(bad(format!("Snapshot table offset invalid ({:#x})", self.snapshots_offset)));
+        }
+        Ok(())
+    }
+
+    fn check_refcount_table(&self, geometry: &Geometry, for_check: bool) -> Result<()> {
+        let bytes = u64::from(self.refcount_table_clusters) << self.cluster_bits;
+        if bytes > MAX_REFCOUNT_TABLE_BYTES {
+            let text = format!(
+                "Reference count table too large (refcount_table_clusters {}, the limit is {MAX_REFCOUNT_TABLE_BYTES} bytes)",
+                self.refcount_table_clusters
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+        if self.refcount_table_clusters == 0 && !for_check {
+            return Err(bad(
+                "Image does not contain a reference count table (refcount_table_clusters 0)".into()
+            ));
+        }
+        let offset = self.refcount_table_offset;
+        if geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
+            return Err(bad(format!("Reference count table offset invalid ({offset:#x})")));
+        }
+        Ok(())
+    }
+
+    /// The sizes that follow.
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            version: self.version,
+            cluster_bits: self.cluster_bits,
+            refcount_order: self.refcount_order,
+            extended_l2: self.incompatible & INCOMPAT_EXTENDED_L2 != 0,
+            external_data: self.incompatible & INCOMPAT_DATA_FILE != 0,
+        }
+    }
+
+    /// Payload of the first extension of `kind`.
+    pub fn extension(&self, kind: u32) -> Option<&[u8]> {
+        self.extensions.iter().find(|e| e.kind == kind).map(|e| e.data.as_slice())
+    }
+
+    /// An extension's payload as text.
+    pub fn extension_text(&self, kind: u32) -> Option<String> {
+        self.extension(kind).map(|d| String::from_utf8_lossy(d).trim_end_matches('\0').to_owned())
+    }
+
+    /// The backing file's name as text; names are bytes in the format and UTF-8 in practice.
+    pub fn backing_file_text(&self) -> Option<String> {
+        self.backing_file.as_deref().map(|n| String::from_utf8_lossy(n).into_owned())
+    }
+
+    /// The fixed fields, extensions and backing file name as the start of the first cluster.
+    /// Sets the backing file's offset and length. Fails when they do not fit.
+    pub fn encode(&mut self) -> Result<Vec<u8>> {
+        let mut out = self.encode_fixed();
+        for extension in &self.extensions {
+            extensions::encode(extension, &mut out);
+        }
+        out.extend([0; 8]);
+        let room = 1usize << self.cluster_bits;
+        match &self.backing_file {
+            Some(name) => {
+                self.backing_file_offset = out.len() as u64;
+                self.backing_file_bytes = name.len() as u32;
+                out[8..16].copy_from_slice(&self.backing_file_offset.to_be_bytes());
+                out[16..20].copy_from_slice(&self.backing_file_bytes.to_be_bytes());
+                out.extend(name);
+            }
+            None => {
+                self.backing_file_offset = 0;
+                self.backing_file_bytes = 0;
+                out[8..20].fill(0);
+            }
+        }
+        if out.len() > room {
+            return Err(Error::new(
+                ErrorKind::Host(libc::ENOSPC),
+                format!(
+                    "header: extensions and backing file name need {} bytes, a cluster has {room}",
+                    out.len()
+                ),
+            ));
+        }
+        Ok(out)
+    }
+
+    fn encode_fixed(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1024);
+        out.extend(MAGIC.to_be_bytes());
+        out.extend(self.version.to_be_bytes());
+        out.extend(self.backing_file_offset.to_be_bytes());
+        out.extend(self.backing_file_bytes.to_be_bytes());
+        out.extend(self.cluster_bits.to_be_bytes());
+        out.extend(self.virtual_size.to_be_bytes());
+        out.extend(self.crypt_method.to_be_bytes());
+        out.extend(self.l1_size.to_be_bytes());
+        out.extend(self.l1_table_offset.to_be_bytes());
+        out.extend(self.refcount_table_offset.to_be_bytes());
+        out.extend(self.refcount_table_clusters.to_be_bytes());
+        out.extend(self.snapshot_count.to_be_bytes());
+        out.extend(self.snapshots_offset.to_be_bytes());
+        if self.version >= 3 {
+            out.extend(self.incompatible.to_be_bytes());
+            out.extend(self.compatible.to_be_bytes());
+            out.extend(self.autoclear.to_be_bytes());
+            out.extend(self.refcount_order.to_be_bytes());
+            out.extend(self.header_length.to_be_bytes());
+            if self.header_length as usize > V3_MIN_BYTES {
+                out.push(self.compression_type);
+                out.extend(&self.extra);
+            }
+            out.resize(self.header_length as usize, 0);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Header {
+        Header {
+            version: 3,
+            backing_file_offset: 0,
+            backing_file_bytes: 0,
+            cluster_bits: 16,
+            virtual_size: 1 << 30,
+            crypt_method: 0,
+            l1_size: 2,
+            l1_table_offset: 0x30000,
+            refcount_table_offset: 0x10000,
+            refcount_table_clusters: 1,
+            snapshot_count: 0,
+            snapshots_offset: 0,
+            incompatible: 0,
+            compatible: COMPAT_LAZY_REFCOUNTS,
+            autoclear: 0,
+            refcount_order: 4,
+            header_length: V3_BYTES as u32,
+            compression_type: 0,
+            extra: vec![0; 7],
+            extensions: vec![Extension { kind: 0x1111_2222, data: vec![1, 2, 3], offset: 120 }],
+            backing_file: Some(b"base.img".to_vec()),
+        }
+    }
+
+    #[test]
+    fn headers_round_trip() {
+        let mut header = sample();
+        let bytes = header.encode().unwrap();
+        assert_eq!(Header::parse(&bytes).unwrap(), header);
+        header.check_tables(false).unwrap();
+    }
+
+    #[test]
+    fn version_2_ignores_what_looks_like_version_3_fields() {
+        let mut header = sample();
+        header.version = 2;
+        header.header_length = V2_BYTES as u32;
+        header.compatible = 0;
+        header.extra.clear();
+        header.extensions.clear();
+        header.backing_file = None;
+        let mut bytes = header.encode().unwrap();
+        bytes.resize(512, 0);
+        // Behind an end-of-extensions mark, anything may follow.
+        bytes[96..100].copy_from_slice(&9u32.to_be_bytes());
+        assert_eq!(Header::parse(&bytes).unwrap(), header);
+    }
+
+    #[test]
+    fn every_prefix_and_every_byte_is_survived() {
+        let bytes = sample().encode().unwrap();
+        for length in 0..bytes.len() {
+            let _ = Header::parse(&bytes[..length]).map(|h| h.check_tables(false));
+        }
+        for at in 0..bytes.len() {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut broken = bytes.clone();
+                broken[at] = value;
+                let _ = Header::parse(&broken).map(|h| h.check_tables(false));
+            }
+        }
+    }
+}

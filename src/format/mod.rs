@@ -1,0 +1,33 @@
+//! Bytes on disk and the values they stand for. No I/O, no policy.
+//!
+//! Everything read from an image is untrusted until a function of this layer has accepted it.
+//! Section numbers in comments are those of the published format specification.
+
+pub mod entries;
+pub mod extensions;
+pub mod features;
+pub mod geometry;
+pub mod header;
+pub mod refcount;
+
+pub use geometry::Geometry;
+pub use header::Header;
+
+/// Big-endian 16-bit value at `at`; the caller has checked the length.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Big-endian 32-bit value at `at`; the caller has checked the length.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_be_bytes(word)
+}
+
+/// Big-endian 64-bit value at `at`; the caller has checked the length.
+pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_be_bytes(word)
+}

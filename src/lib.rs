@@ -1,0 +1,4 @@
+//! libqcow2 (documentation follows).
+pub mod error;
+pub mod format;
+pub mod storage;

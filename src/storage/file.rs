@@ -1,0 +1,387 @@
+//! An image in a host file or block device: positioned I/O, the host's allocation calls, OFD lock bytes.
+//!
+//! The only file of the engine below `capi` with `unsafe`: raw system calls that `std` does not offer.
+//! Each call passes a descriptor owned by a live `File` and buffers borrowed for the duration of the call.
+#![allow(unsafe_code)]
+
+use super::direct::Direct;
+use super::{HostRun, Purpose, Storage, Traits};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Most buffers of one system call (Linux's UIO_MAXIOV).
+const MAX_IOV: usize = 1024;
+/// Largest transfer of one system call, bytes; Linux stops at 2^31 - 4096.
+const MAX_TRANSFER_BYTES: usize = 1 << 30;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileOptions {
+    /// Opened for writing too.
+    pub writable: bool,
+    /// Created when missing. Never truncated here.
+    pub create: bool,
+    /// Bypass the page cache (O_DIRECT).
+    pub direct: bool,
+    /// `sync` does nothing (cache=unsafe).
+    pub no_sync: bool,
+}
+
+/// A file or block device.
+pub struct FileStorage {
+    file: Arc<File>,
+    identity: (u64, u64),
+    options: FileOptions,
+    direct: Option<Direct>,
+    regular: bool,
+}
+
+impl FileStorage {
+    /// Opens `path`.
+    pub fn open(path: &Path, options: FileOptions) -> io::Result<FileStorage> {
+        let mut flags = libc::O_CLOEXEC | libc::O_NOCTTY;
+        if options.direct {
+            flags |= libc::O_DIRECT;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(options.writable)
+            .create(options.create && options.writable)
+            .truncate(false)
+            .mode(0o644)
+            .custom_flags(flags)
+            .open(path)?;
+        Self::from_file(file, options)
+    }
+
+    /// Takes a duplicate of the caller's descriptor; the caller keeps its own.
+    pub fn from_fd(fd: i32, options: FileOptions) -> io::Result<FileStorage> {
+        // SAFETY: F_DUPFD_CLOEXEC takes no pointer; a bad descriptor is answered with EBADF.
+        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `copy` is a descriptor that nobody else owns.
+        let file = unsafe { File::from_raw_fd(copy) };
+        // SAFETY: F_GETFL takes no pointer.
+        let flags = unsafe { libc::fcntl(copy, libc::F_GETFL) };
+        if flags < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mode = flags & libc::O_ACCMODE;
+        if mode == libc::O_WRONLY || (options.writable && mode == libc::O_RDONLY) {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        let direct = flags & libc::O_DIRECT != 0;
+        Self::from_file(file, FileOptions { direct, ..options })
+    }
+
+    /// The same file with other options, through the descriptor: no path is looked up again.
+    pub fn reopen(&self, options: FileOptions) -> io::Result<FileStorage> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let again = Self::open(Path::new(&path), FileOptions { create: false, ..options })?;
+        if again.identity != self.identity {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        Ok(again)
+    }
+
+    fn from_file(file: File, options: FileOptions) -> io::Result<FileStorage> {
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let file = Arc::new(file);
+        let direct = if options.direct { Some(Direct::probe(&file)?) } else { None };
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(FileStorage { file, identity, options, direct, regular: kind.is_file() })
+    }
+
+    /// The file, for locks.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Device and inode.
+    pub fn file_identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> FileOptions {
+        self.options
+    }
+
+    fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
+        let (offset, length) = (to_off(offset)?, to_off(length)?);
+        loop {
+            // SAFETY: no pointers; the descriptor is open.
+            let answer = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) };
+            if answer == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+
+    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+        // SAFETY: no pointers. Nobody reads or writes at the shared file offset, so moving it is harmless.
+        let at = unsafe { libc::lseek(self.file.as_raw_fd(), to_off(offset)?, whence) };
+        if at >= 0 {
+            return Ok(Some(at as u64));
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::ENXIO) {
+            return Ok(None);
+        }
+        Err(error)
+    }
+}
+
+impl Storage for FileStorage {
+    fn read(&self, _: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        match (&self.direct, buffers) {
+            (None, [one]) => read_one(&self.file, offset, one),
+            (None, many) => read_many(&self.file, offset, many),
+            (Some(direct), many) => direct.read(&self.file, offset, many),
+        }
+    }
+
+    fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        match (&self.direct, buffers) {
+            (None, [one]) => write_one(&self.file, offset, one),
+            (None, many) => write_many(&self.file, offset, many),
+            (Some(direct), many) => direct.write(&self.file, offset, many),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.options.no_sync {
+            return Ok(());
+        }
+        loop {
+            match self.file.sync_data() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        if self.regular {
+            return Ok(self.file.metadata()?.len());
+        }
+        Ok(self.seek(0, libc::SEEK_END)?.unwrap_or(0))
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        if !self.regular {
+            // A device keeps its size; growing inside it is no change.
+            return if length <= self.length()? {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::ENOSPC))
+            };
+        }
+        self.file.set_len(length)
+    }
+
+    fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
+        if !self.regular {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        // Past the end, growing the file is enough and costs nothing.
+        let end = self.file.metadata()?.len();
+        if offset >= end {
+            return self.file.set_len(offset + length);
+        }
+        self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length)
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, length)
+    }
+
+    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.fallocate(0, offset, length)
+    }
+
+    fn host_run(&self, offset: u64) -> io::Result<HostRun> {
+        let length = self.length()?;
+        let whole = HostRun { data: true, end: length };
+        if !self.regular || offset >= length {
+            return Ok(whole);
+        }
+        match self.seek(offset, libc::SEEK_DATA) {
+            Ok(None) => Ok(HostRun { data: false, end: length }),
+            Ok(Some(data)) if data > offset => Ok(HostRun { data: false, end: data.min(length) }),
+            Ok(Some(_)) => {
+                let end = self.seek(offset, libc::SEEK_HOLE)?.unwrap_or(length);
+                Ok(HostRun { data: true, end: end.min(length) })
+            }
+            Err(_) => Ok(whole),
+        }
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
+            zero_past_end: self.regular,
+            read_only: !self.options.writable,
+        }
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        Some(self.identity)
+    }
+
+    fn allocated_bytes(&self) -> Option<u64> {
+        self.file.metadata().ok().map(|m| m.blocks() * 512)
+    }
+}
+
+fn to_off(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// Reads all of `buffer`; zeroes past the end of the file.
+pub(super) fn read_one(file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
+        match file.read_at(&mut buffer[..bytes], offset) {
+            Ok(0) => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            Ok(n) => {
+                offset += n as u64;
+                buffer = &mut buffer[n..];
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `buffer`.
+pub(super) fn write_one(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
+        match file.write_at(&buffer[..bytes], offset) {
+            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            Ok(n) => {
+                offset += n as u64;
+                buffer = &buffer[n..];
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Fills all buffers with one system call where it goes in one; the rest piece by piece.
+pub(super) fn read_many(file: &File, mut offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+    for group in buffers.chunks_mut(MAX_IOV) {
+        let wanted: usize = group.iter().map(|b| b.len()).sum();
+        let mut done = 0;
+        if wanted <= MAX_TRANSFER_BYTES {
+            let at = to_off(offset)?;
+            // SAFETY: IoSliceMut has the layout of iovec; the buffers are borrowed mutably for the call.
+            done = once(|| unsafe {
+                libc::preadv(file.as_raw_fd(), group.as_ptr().cast(), group.len() as i32, at)
+            })?;
+        }
+        let mut start = 0;
+        for buffer in group.iter_mut().filter(|_| done < wanted) {
+            let skip = done.saturating_sub(start).min(buffer.len());
+            read_one(file, offset + (start + skip) as u64, &mut buffer[skip..])?;
+            start += buffer.len();
+        }
+        offset += wanted as u64;
+    }
+    Ok(())
+}
+
+/// Writes all buffers with one system call where it goes in one; the rest piece by piece.
+pub(super) fn write_many(file: &File, mut offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+    for group in buffers.chunks(MAX_IOV) {
+        let wanted: usize = group.iter().map(|b| b.len()).sum();
+        let mut done = 0;
+        if wanted <= MAX_TRANSFER_BYTES {
+            let at = to_off(offset)?;
+            // SAFETY: IoSlice has the layout of iovec; the buffers are borrowed for the call.
+            done = once(|| unsafe {
+                libc::pwritev(file.as_raw_fd(), group.as_ptr().cast(), group.len() as i32, at)
+            })?;
+        }
+        let mut start = 0;
+        for buffer in group.iter().filter(|_| done < wanted) {
+            let skip = done.saturating_sub(start).min(buffer.len());
+            write_one(file, offset + (start + skip) as u64, &buffer[skip..])?;
+            start += buffer.len();
+        }
+        offset += wanted as u64;
+    }
+    Ok(())
+}
+
+/// One system call, again after EINTR.
+fn once(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        let answer = call();
+        if answer >= 0 {
+            return Ok(answer as usize);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn lock_call(file: &File, command: i32, kind: i32, byte: u64) -> io::Result<libc::flock> {
+    // SAFETY: flock is plain data; all-zero is a valid value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as i16;
+    lock.l_whence = libc::SEEK_SET as i16;
+    lock.l_start = byte as libc::off_t;
+    lock.l_len = 1;
+    loop {
+        // SAFETY: `lock` lives across the call; the descriptor is open.
+        if unsafe { libc::fcntl(file.as_raw_fd(), command, &mut lock) } == 0 {
+            return Ok(lock);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Takes a shared OFD lock on one byte.
+pub(super) fn lock_byte_shared(file: &File, byte: u64) -> io::Result<()> {
+    lock_call(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
+}
+
+/// Gives an OFD lock on one byte back.
+pub(super) fn lock_byte_release(file: &File, byte: u64) -> io::Result<()> {
+    lock_call(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte).map(drop)
+}
+
+/// Whether another open file description holds a lock on the byte.
+pub(super) fn lock_byte_held(file: &File, byte: u64) -> io::Result<bool> {
+    lock_call(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map(|l| i32::from(l.l_type) != libc::F_UNLCK)
+}

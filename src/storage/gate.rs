@@ -1,0 +1,183 @@
+//! The gate: shared for requests, exclusive for structure changes; and the pins that say which readers
+//! may still use a host cluster that has been let go of (rule R4).
+//!
+//! Entering is one compare-and-swap on a cache line that no other thread uses, so readers do not disturb
+//! each other. A pin publishes the epoch in which its request started; `retire` ends an epoch; what was
+//! unlinked before `retire` may be reused once `oldest` is past the value that it returned.
+
+use std::cell::Cell;
+use std::sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Requests that may be inside at once; more wait for a free place.
+const PLACES: usize = 256;
+
+#[repr(align(128))]
+#[derive(Default)]
+struct Place(AtomicU64);
+
+/// See the module.
+pub struct Gate {
+    epoch: AtomicU64,
+    closed: AtomicBool,
+    places: Box<[Place]>,
+    exclusive: Mutex<()>,
+    opened: (Mutex<()>, Condvar),
+}
+
+/// A request inside the gate.
+pub struct Pin<'a> {
+    place: &'a AtomicU64,
+}
+
+/// The only one inside the gate.
+pub struct Exclusive<'a> {
+    gate: &'a Gate,
+    _turn: MutexGuard<'a, ()>,
+}
+
+static NEXT_PLACE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static MY_PLACE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+fn my_place() -> usize {
+    MY_PLACE.with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
+        }
+        mine.get()
+    })
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Gate {
+            epoch: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
+            places: (0..PLACES).map(|_| Place::default()).collect(),
+            exclusive: Mutex::new(()),
+            opened: (Mutex::new(()), Condvar::new()),
+        }
+    }
+}
+
+impl Gate {
+    /// Enters as a request; waits while somebody is inside alone.
+    pub fn enter(&self) -> Pin<'_> {
+        loop {
+            let pin = self.take_place();
+            if !self.closed.load(Ordering::SeqCst) {
+                return pin;
+            }
+            drop(pin);
+            self.wait_open();
+        }
+    }
+
+    fn take_place(&self) -> Pin<'_> {
+        let mut index = my_place() % PLACES;
+        loop {
+            for _ in 0..PLACES {
+                let place = &self.places[index].0;
+                // The epoch is read before the place is published: too old a value only delays reuse.
+                let epoch = self.epoch.load(Ordering::SeqCst);
+                if place.compare_exchange(0, epoch, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                    return Pin { place };
+                }
+                index = (index + 1) % PLACES;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[cold]
+    fn wait_open(&self) {
+        let mut guard = self.opened.0.lock().unwrap_or_else(|e| e.into_inner());
+        while self.closed.load(Ordering::SeqCst) {
+            guard = self.opened.1.wait(guard).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    /// Waits until every request has left and keeps others out.
+    pub fn enter_alone(&self) -> Exclusive<'_> {
+        let turn = self.exclusive.lock().unwrap_or_else(|e| e.into_inner());
+        self.closed.store(true, Ordering::SeqCst);
+        let mut round = 0u32;
+        while self.oldest() != u64::MAX {
+            if round < 100 {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            round += 1;
+        }
+        Exclusive { gate: self, _turn: turn }
+    }
+
+    /// Ends the current epoch and returns its number.
+    pub fn retire(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// The oldest epoch that a request inside started in; `u64::MAX` when nobody is inside.
+    pub fn oldest(&self) -> u64 {
+        fence(Ordering::SeqCst);
+        let starts = self.places.iter().map(|p| p.0.load(Ordering::SeqCst));
+        starts.filter(|s| *s != 0).min().unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.place.store(0, Ordering::Release);
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        let _guard = self.gate.opened.0.lock().unwrap_or_else(|e| e.into_inner());
+        self.gate.closed.store(false, Ordering::SeqCst);
+        self.gate.opened.1.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_holds_back_only_what_was_retired_after_it_entered() {
+        let gate = Gate::default();
+        let before = gate.retire();
+        let pin = gate.enter();
+        assert!(gate.oldest() > before);
+        let after = gate.retire();
+        assert!(gate.oldest() <= after);
+        drop(pin);
+        assert!(gate.oldest() > after);
+    }
+
+    #[test]
+    fn alone_means_alone() {
+        let gate = Gate::default();
+        let inside = AtomicU64::new(0);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..2000 {
+                        let _pin = gate.enter();
+                        inside.fetch_add(1, Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            for _ in 0..50 {
+                let _alone = gate.enter_alone();
+                assert_eq!(inside.load(Ordering::SeqCst), 0);
+            }
+        });
+    }
+}

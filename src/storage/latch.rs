@@ -1,0 +1,32 @@
+//! The failure latch of an image: after the first failed write-out or sync nothing more is written.
+
+use crate::error::{Error, ErrorKind, Result};
+use once_cell::sync::OnceCell;
+
+/// Set once, never cleared: closing and reopening is the only way on.
+#[derive(Debug, Default)]
+pub struct Latch(OnceCell<Error>);
+
+impl Latch {
+    /// Fails once the latch has closed.
+    pub fn check(&self) -> Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(first) => Err(Error::new(
+                ErrorKind::Latched,
+                format!("the image takes no more writes after an earlier failure: {first}"),
+            )),
+        }
+    }
+
+    /// Closes the latch with the first failure, which is handed back.
+    pub fn close(&self, first: Error) -> Error {
+        let _ = self.0.set(first.clone());
+        first
+    }
+
+    /// Whether the latch has closed.
+    pub fn is_closed(&self) -> bool {
+        self.0.get().is_some()
+    }
+}

@@ -1,0 +1,148 @@
+//! Who may have an image file open with whom: the byte ranges that QEMU locks, so that a running QEMU and
+//! this library refuse each other, and a registry for opens that share one open file description.
+//!
+//! Permission `p` in use is a shared lock on byte 100+p; a permission that others may not have is a shared
+//! lock on byte 200+p. A conflict is somebody else's lock on the opposite byte.
+
+use super::file::{lock_byte_held, lock_byte_release, lock_byte_shared};
+use crate::error::{Error, ErrorKind, Result};
+use once_cell::sync::Lazy;
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex};
+
+const IN_USE: u64 = 100;
+const NOT_SHARED: u64 = 200;
+const CONSISTENT_READ: u64 = 0;
+const WRITE: u64 = 1;
+const RESIZE: u64 = 3;
+const NAMES: [&str; 4] = ["consistent read", "write", "write unchanged", "resize"];
+
+/// What an open wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads; nobody may write.
+    Read,
+    /// Reads; others may do what they like.
+    ReadShared,
+    /// Reads and writes; nobody else may write.
+    Write,
+}
+
+impl Access {
+    fn in_use(self) -> &'static [u64] {
+        match self {
+            Access::Read | Access::ReadShared => &[CONSISTENT_READ],
+            Access::Write => &[CONSISTENT_READ, WRITE, RESIZE],
+        }
+    }
+
+    fn not_shared(self) -> &'static [u64] {
+        match self {
+            Access::ReadShared => &[],
+            Access::Read | Access::Write => &[WRITE, RESIZE],
+        }
+    }
+}
+
+/// Opens of one file in this process.
+#[derive(Default)]
+struct Users {
+    readers: usize,
+    writers: usize,
+}
+
+static OPEN_FILES: Lazy<Mutex<HashMap<(u64, u64), Users>>> = Lazy::new(Default::default);
+
+/// A held lock; released when dropped.
+pub struct FileLock {
+    file: Arc<File>,
+    access: Access,
+    identity: (u64, u64),
+}
+
+impl FileLock {
+    /// Locks `file` or names the permission that somebody else withholds. `shown` is the name for messages.
+    pub fn take(file: &Arc<File>, identity: (u64, u64), access: Access, shown: &str) -> Result<FileLock> {
+        register(identity, access, shown)?;
+        // From here on dropping the lock undoes what was done.
+        let lock = FileLock { file: Arc::clone(file), access, identity };
+        for p in access.in_use() {
+            lock.place(IN_USE + p, shown)?;
+        }
+        for p in access.not_shared() {
+            lock.place(NOT_SHARED + p, shown)?;
+        }
+        for p in access.in_use() {
+            lock.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), shown))?;
+        }
+        for p in access.not_shared() {
+            lock.test(IN_USE + p, || refused(&format!("shared \"{}\"", NAMES[*p as usize]), shown))?;
+        }
+        Ok(lock)
+    }
+
+    fn place(&self, byte: u64, shown: &str) -> Result<()> {
+        match lock_byte_shared(&self.file, byte) {
+            Ok(()) => Ok(()),
+            // A file system without OFD locks: the registry still guards this process.
+            Err(e) if super::is_not_supported(&e) || e.raw_os_error() == Some(libc::ENOLCK) => Ok(()),
+            Err(e) => Err(Error::host(format_args!("locking byte {byte} of '{shown}'"), &e)),
+        }
+    }
+
+    fn test(&self, byte: u64, refusal: impl FnOnce() -> Error) -> Result<()> {
+        match lock_byte_held(&self.file, byte) {
+            Ok(true) => Err(refusal()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        for p in self.access.in_use() {
+            let _ = lock_byte_release(&self.file, IN_USE + p);
+        }
+        for p in self.access.not_shared() {
+            let _ = lock_byte_release(&self.file, NOT_SHARED + p);
+        }
+        let mut files = OPEN_FILES.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(users) = files.get_mut(&self.identity) {
+            match self.access {
+                Access::Write => users.writers -= 1,
+                Access::Read => users.readers -= 1,
+                Access::ReadShared => {}
+            }
+            if users.readers == 0 && users.writers == 0 {
+                files.remove(&self.identity);
+            }
+        }
+    }
+}
+
+fn refused(which: &str, shown: &str) -> Error {
+    Error::new(
+        ErrorKind::Locked,
+        format!("Failed to get {which} lock\nIs another process using the image [{shown}]?"),
+    )
+}
+
+fn register(identity: (u64, u64), access: Access, shown: &str) -> Result<()> {
+    let mut files = OPEN_FILES.lock().unwrap_or_else(|e| e.into_inner());
+    let users = files.entry(identity).or_default();
+    match access {
+        Access::Write if users.writers > 0 => Err(refused("\"write\"", shown)),
+        Access::Write if users.readers > 0 => Err(refused("\"write\"", shown)),
+        Access::Read if users.writers > 0 => Err(refused("shared \"write\"", shown)),
+        Access::Write => {
+            users.writers += 1;
+            Ok(())
+        }
+        Access::Read => {
+            users.readers += 1;
+            Ok(())
+        }
+        Access::ReadShared => Ok(()),
+    }
+}

@@ -1,0 +1,122 @@
+//! An image's storages with their clock and latch: the one way by which an open image writes and syncs.
+//!
+//! A **ticket** names the next sync not yet started; once that sync has completed, everything written before
+//! the ticket was taken is durable. Syncs are numbered by `begin_sync`, so that the caller can fix under its
+//! own lock what the sync will cover.
+
+use super::latch::Latch;
+use super::{read_exact, zero_range, Purpose, Storage};
+use crate::error::{Error, Result};
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// A point in time: "after sync number N". `Ticket::PAST` never waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// Already durable.
+    pub const PAST: Ticket = Ticket(0);
+}
+
+/// A sync that has its number and has not run yet.
+#[must_use]
+pub struct StartedSync(u64);
+
+/// The storages of one image.
+pub struct Medium {
+    image: Arc<dyn Storage>,
+    latch: Latch,
+    started: AtomicU64,
+    completed: AtomicU64,
+}
+
+impl Medium {
+    /// A medium on one storage, where guest data is beside the tables.
+    pub fn new(image: Arc<dyn Storage>) -> Self {
+        Medium { image, latch: Latch::default(), started: AtomicU64::new(0), completed: AtomicU64::new(0) }
+    }
+
+    /// The storage itself, for reads and properties.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.image
+    }
+
+    /// The failure latch.
+    pub fn latch(&self) -> &Latch {
+        &self.latch
+    }
+
+    /// Ticket for everything written so far.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.started.load(Ordering::SeqCst) + 1)
+    }
+
+    /// Whether what `ticket` stands for is durable.
+    pub fn is_past(&self, ticket: Ticket) -> bool {
+        ticket.0 <= self.completed.load(Ordering::SeqCst)
+    }
+
+    /// Numbers a sync. Tickets taken from now on wait for the next one.
+    pub fn begin_sync(&self) -> StartedSync {
+        StartedSync(self.started.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// Runs a numbered sync. A failure closes the latch: the kernel may have dropped what was not written.
+    pub fn finish_sync(&self, sync: StartedSync) -> Result<()> {
+        self.latch.check()?;
+        self.sync_storages()?;
+        // Syncs may overlap; the later one covers every earlier ticket too.
+        self.completed.fetch_max(sync.0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// A sync between two writes of one step, which moves no ticket.
+    pub fn sync_step(&self) -> Result<()> {
+        self.latch.check()?;
+        self.sync_storages()
+    }
+
+    fn sync_storages(&self) -> Result<()> {
+        self.image.sync().map_err(|e| self.latch.close(Error::host("sync", &e)))
+    }
+
+    /// Fills `buffers` with guest data.
+    pub fn read_data(&self, host_offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.image
+            .read(Purpose::Data, host_offset, buffers)
+            .map_err(|e| Error::host(format_args!("reading guest data at host offset {host_offset:#x}"), &e))
+    }
+
+    /// Writes guest data. A failure is the caller's to undo and closes nothing.
+    pub fn write_data(&self, host_offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+        self.latch.check()?;
+        self.image
+            .write(Purpose::Data, host_offset, buffers)
+            .map_err(|e| Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
+    }
+
+    /// Reads a table or a part of one.
+    pub fn read_table(&self, purpose: Purpose, host_offset: u64, buffer: &mut [u8]) -> Result<()> {
+        read_exact(&*self.image, purpose, host_offset, buffer)
+    }
+
+    /// Writes a table that nothing points to yet. A failure closes nothing.
+    pub fn write_unlinked(&self, purpose: Purpose, host_offset: u64, buffer: &[u8]) -> Result<()> {
+        self.latch.check()?;
+        super::write_all(&*self.image, purpose, host_offset, buffer)
+    }
+
+    /// Zeroes a table that nothing points to yet. A failure closes nothing.
+    pub fn zero_unlinked(&self, purpose: Purpose, host_offset: u64, length: u64) -> Result<()> {
+        self.latch.check()?;
+        zero_range(&*self.image, purpose, host_offset, length)
+    }
+
+    /// Writes a live table or header back. A failure closes the latch: memory and medium disagree from here on.
+    pub fn write_live(&self, purpose: Purpose, host_offset: u64, buffer: &[u8]) -> Result<()> {
+        self.latch.check()?;
+        super::write_all(&*self.image, purpose, host_offset, buffer).map_err(|e| self.latch.close(e))
+    }
+}

@@ -1,0 +1,112 @@
+//! A storage in memory, for images that need no file and for tests.
+
+use super::{HostRun, Purpose, Storage, Traits};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::RwLock;
+
+/// A growable array of bytes.
+#[derive(Debug, Default)]
+pub struct Memory(RwLock<Vec<u8>>);
+
+impl Memory {
+    /// A storage that holds `bytes`.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Memory(RwLock::new(bytes))
+    }
+
+    /// A copy of what it holds.
+    pub fn contents(&self) -> Vec<u8> {
+        self.read_guard().clone()
+    }
+
+    fn read_guard(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
+        self.0.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write_guard(&self) -> std::sync::RwLockWriteGuard<'_, Vec<u8>> {
+        self.0.write().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn too_big() -> io::Error {
+    io::Error::from_raw_os_error(libc::EFBIG)
+}
+
+impl Storage for Memory {
+    fn read(&self, _: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        let bytes = self.read_guard();
+        let mut at = usize::try_from(offset).map_err(|_| too_big())?;
+        for buffer in buffers {
+            let have = bytes.len().saturating_sub(at).min(buffer.len());
+            if have > 0 {
+                buffer[..have].copy_from_slice(&bytes[at..at + have]);
+            }
+            buffer[have..].fill(0);
+            at = at.checked_add(buffer.len()).ok_or_else(too_big)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut bytes = self.write_guard();
+        let mut at = usize::try_from(offset).map_err(|_| too_big())?;
+        for buffer in buffers {
+            let end = at.checked_add(buffer.len()).ok_or_else(too_big)?;
+            if end > bytes.len() {
+                bytes.resize(end, 0);
+            }
+            bytes[at..end].copy_from_slice(buffer);
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.read_guard().len() as u64)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.write_guard().resize(usize::try_from(length).map_err(|_| too_big())?, 0);
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
+        let mut bytes = self.write_guard();
+        let end = usize::try_from(offset + length).map_err(|_| too_big())?;
+        if end > bytes.len() {
+            bytes.resize(end, 0);
+        }
+        bytes[offset as usize..end].fill(0);
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut bytes = self.write_guard();
+        let end = bytes.len().min((offset + length) as usize);
+        if (offset as usize) < end {
+            bytes[offset as usize..end].fill(0);
+        }
+        Ok(())
+    }
+
+    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let end = usize::try_from(offset + length).map_err(|_| too_big())?;
+        let mut bytes = self.write_guard();
+        if end > bytes.len() {
+            bytes.resize(end, 0);
+        }
+        Ok(())
+    }
+
+    fn host_run(&self, _: u64) -> io::Result<HostRun> {
+        Ok(HostRun { data: true, end: self.read_guard().len() as u64 })
+    }
+
+    fn traits(&self) -> Traits {
+        Traits { alignment: 1, zero_past_end: true, read_only: false }
+    }
+}

@@ -1,0 +1,136 @@
+//! Bytes at offsets: what an image file, a memory double or a caller's callbacks offer to the engine.
+//!
+//! Every call moves the whole range or fails. Reads past the end give zeroes. Writes past the end extend.
+//! Implementations retry `EINTR` and short transfers themselves and know nothing of the format.
+//!
+//! Media assumptions of everything above: a 512-byte sector is written whole or not at all; writes not yet
+//! synced may survive in any subset and order; after `sync` returns `Ok` they are durable; bytes outside a
+//! write do not change; a file that grows by `set_length` reads as zeroes there.
+
+mod direct;
+pub mod file;
+pub mod gate;
+pub mod latch;
+pub mod lock;
+pub mod medium;
+pub mod memory;
+
+use crate::error::{Error, Result};
+use std::io::{self, IoSlice, IoSliceMut};
+
+/// What a storage call is for. Traces, injected faults and the ownership map of tests use it; files ignore it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Guest data, with the copy-on-write bytes around it.
+    Data,
+    /// Header, extensions and names.
+    Header,
+    /// An L1 table, active or a snapshot's.
+    L1,
+    /// An L2 table.
+    L2,
+    /// The refcount table.
+    RefcountTable,
+    /// A refcount block.
+    RefcountBlock,
+    /// Snapshot table.
+    Snapshots,
+    /// Bitmap directory, table or data.
+    Bitmaps,
+    /// Encryption header.
+    Encryption,
+}
+
+/// What a storage can do, fixed while it is open.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    /// Requests at multiples of this many bytes avoid a read-modify-write; 1 for buffered files.
+    pub alignment: u64,
+    /// Bytes past the current length read as zeroes once the length has grown over them (regular files).
+    pub zero_past_end: bool,
+    /// No write is accepted.
+    pub read_only: bool,
+}
+
+/// A run of a storage as the host sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRun {
+    /// Allocated on the host; otherwise it reads as zeroes.
+    pub data: bool,
+    /// One past the last byte of the run.
+    pub end: u64,
+}
+
+/// Bytes at offsets.
+pub trait Storage: Send + Sync {
+    /// Fills `buffers` from `offset`; zeroes past the end.
+    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()>;
+    /// Writes all of `buffers` at `offset`.
+    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()>;
+    /// Makes every completed write durable. A failed sync is never retried.
+    fn sync(&self) -> io::Result<()>;
+    /// Length in bytes.
+    fn length(&self) -> io::Result<u64>;
+    /// Cuts or extends (with zeroes) to `length`.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Makes the range read as zeroes without moving data; `ENOTSUP` when that is not possible.
+    fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()>;
+    /// Gives the range back to the host; it reads as zeroes or keeps its bytes. `ENOTSUP` is fine.
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+    /// Reserves host space for the range, extending the file. `ENOTSUP` when that is not possible.
+    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()>;
+    /// The run that holds `offset`; storages that cannot tell answer one run of data to the end.
+    fn host_run(&self, offset: u64) -> io::Result<HostRun>;
+    /// What this storage can do.
+    fn traits(&self) -> Traits;
+    /// Device and inode, to recognise a file that is opened twice.
+    fn identity(&self) -> Option<(u64, u64)> {
+        None
+    }
+    /// Bytes allocated on the host, where known.
+    fn allocated_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Reads `buffer.len()` bytes at `offset`.
+pub fn read_exact(storage: &dyn Storage, purpose: Purpose, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    storage
+        .read(purpose, offset, &mut [IoSliceMut::new(buffer)])
+        .map_err(|e| Error::host(format_args!("reading {purpose:?} at {offset:#x}"), &e))
+}
+
+/// Writes all of `buffer` at `offset`.
+pub fn write_all(storage: &dyn Storage, purpose: Purpose, offset: u64, buffer: &[u8]) -> Result<()> {
+    storage
+        .write(purpose, offset, &[IoSlice::new(buffer)])
+        .map_err(|e| Error::host(format_args!("writing {purpose:?} at {offset:#x}"), &e))
+}
+
+/// Largest buffer of zeroes that is written at once, bytes.
+const ZERO_CHUNK_BYTES: u64 = 1 << 20;
+
+/// Makes a range read as zeroes, by the host's means or by writing zeroes.
+pub fn zero_range(storage: &dyn Storage, purpose: Purpose, offset: u64, length: u64) -> Result<()> {
+    match storage.write_zeroes(purpose, offset, length) {
+        Ok(()) => return Ok(()),
+        Err(e) if is_not_supported(&e) => {}
+        Err(e) => return Err(Error::host(format_args!("zeroing {purpose:?} at {offset:#x}"), &e)),
+    }
+    let zeroes = vec![0; length.min(ZERO_CHUNK_BYTES) as usize];
+    let mut done = 0;
+    while done < length {
+        let bytes = (length - done).min(ZERO_CHUNK_BYTES);
+        write_all(storage, purpose, offset + done, &zeroes[..bytes as usize])?;
+        done += bytes;
+    }
+    Ok(())
+}
+
+/// Whether the host says "cannot" rather than "failed".
+pub fn is_not_supported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY | libc::ENODEV)
+    )
+}

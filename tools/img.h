@@ -1,0 +1,140 @@
+/* What the files of qcow2-img share.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#ifndef QCOW2_TOOLS_IMG_H
+#define QCOW2_TOOLS_IMG_H
+
+#include <stdio.h>
+
+#include "common.h"
+
+/* --- commands and their options: one table drives getopt and --help --- */
+
+struct img_option {
+    int code;             /* the short option, or an OPTION_* above 255 */
+    const char *name;     /* long option; NULL: short only */
+    const char *argument; /* its name in the help; NULL: takes none */
+    const char *help;
+};
+
+struct img_command {
+    const char *name;
+    const char *summary;
+    const char *operands;
+    const struct img_option *options; /* ends with a code of 0 */
+    int (*run)(const struct img_command *command, int argc, char **argv);
+    bool in_order; /* operands come back as OPTION_OPERAND, between the options */
+};
+
+#define OPTION_OPERAND 1
+enum { OPTION_IMAGE_OPTS = 256, OPTION_OBJECT, OPTION_OUTPUT, OPTION_OWN };
+
+#define IMG_HELP       { 'h', "help", NULL, "show this text" }
+#define IMG_QUIET      { 'q', "quiet", NULL, "print nothing but errors" }
+#define IMG_PROGRESS   { 'p', "progress", NULL, "show how far the work is" }
+#define IMG_FORMAT     { 'f', "format", "FMT", "image format, qcow2 or raw (default: look)" }
+#define IMG_IMAGE_OPTS { OPTION_IMAGE_OPTS, "image-opts", NULL, "FILENAME is a list driver=...,file.filename=..." }
+#define IMG_OBJECT     { OPTION_OBJECT, "object", "OBJDEF", "an object such as secret,id=...,data=..." }
+#define IMG_SHARE      { 'U', "force-share", NULL, "open even while another program writes" }
+#define IMG_OUTPUT     { OPTION_OUTPUT, "output", "human|json", "how to print (default: human)" }
+#define IMG_END        { 0, NULL, NULL, NULL }
+
+/* The next option, or -1. Prints help, and what is wrong with a command line, and exits then. */
+int next_option(const struct img_command *command, int argc, char **argv);
+/* error_report(), then where to find help; returns 1. */
+int usage_error(const struct img_command *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
+extern const char *program_path; /* argv[0] as it was given */
+
+/* What most commands are told. */
+struct image_args {
+    const char *format;
+    bool image_opts;
+    bool force_share;
+    bool quiet;
+    bool progress;
+    bool json;
+};
+/* Takes one of the options above. False: it belongs to the command. Exits on bad values. */
+bool take_image_option(struct image_args *args, const struct img_command *command, int code);
+/* The one operand of a command line, NULL after an error message. */
+const char *one_file_name(const struct image_args *args, const struct img_command *command, int argc, char **argv);
+
+/* Opens or prints why not and returns false. `spec` is to be freed in both cases; its cache may be set before. */
+bool open_image(const struct image_args *args, const char *name, uint64_t flags, struct image_spec *spec,
+                qcow2_image **image);
+/* Closes; prints the error a flush at close had. 0 or 1: the exit code. */
+int close_image(qcow2_image *image);
+/* qcow2_get_info, or prints why not. */
+bool image_info(qcow2_image *image, qcow2_info *info);
+/* 0 or 1; `what` is the text of an unknown mode: "Invalid cache option". NULL mode: the default. */
+int set_cache(struct image_spec *spec, const char *mode, const char *what);
+/* An operand in bytes: prints "Invalid WHAT specified..." */
+bool parse_bytes(const char *text, const char *what, int64_t *bytes);
+/* qcow2_progress_fn: the percentage, on stdout. */
+int print_progress(void *opaque, uint64_t done, uint64_t total);
+
+/* --- backing chains --- */
+
+/* A name recorded in an image, as seen from where the tool runs. Allocated. */
+char *resolve_recorded(const char *image_path, const char *recorded);
+/* Host files of the layers of a chain, found on demand. */
+struct chain {
+    struct image_args args;
+    char *top_path;
+    struct string_list data_names; /* per depth: where data is */
+    struct string_list paths;      /* per depth: the image */
+    char *next_format;
+};
+void chain_init(struct chain *chain, const char *path);
+void chain_free(struct chain *chain);
+/* False when the chain is shorter or a layer cannot be opened (no message then). */
+bool chain_reach(struct chain *chain, size_t depth);
+
+/* --- JSON, laid out as the stock tool does --- */
+
+struct json {
+    FILE *out;
+    int depth;
+    bool filled; /* the innermost container has a member */
+};
+void json_open(struct json *json, const char *key, char bracket);
+void json_close(struct json *json, char bracket);
+void json_string(struct json *json, const char *key, const char *value);
+void json_number(struct json *json, const char *key, uint64_t value);
+void json_bool(struct json *json, const char *key, bool value);
+
+/* --- creation options --- */
+
+struct create_option {
+    const char *key;
+    const char *type; /* "size", "str", "num", "bool (on/off)" */
+    const char *help;
+    bool recorded;    /* known to the library; otherwise a matter of the host file */
+    char *value;      /* as given; NULL: not */
+    char *text;       /* as shown and handed on */
+};
+struct create_options {
+    struct create_option *items;
+    size_t count;
+    bool qcow2;
+};
+/* "qcow2" or "raw"; false for any other format. `file_level`: with the options of the host file. */
+bool create_options_init(struct create_options *options, const char *format, bool file_level);
+void create_options_free(struct create_options *options);
+/* "key=value,...": 0, or 1 after a message that starts with `name`. */
+int create_options_parse(struct create_options *options, const char *name, const char *text);
+struct create_option *create_option_find(struct create_options *options, const char *key);
+void create_option_set(struct create_option *option, const char *value);
+/* " key=value key=value", in the order and with the defaults of the stock tool. */
+void create_options_print(const struct create_options *options, FILE *out);
+void create_options_help(const struct create_options *options);
+
+/* --- snapshots, also part of info --- */
+
+void print_snapshot_list(FILE *out, qcow2_image *image);
+void json_snapshots(struct json *json, qcow2_image *image);
+
+/* --- the commands --- */
+
+extern const struct img_command img_check, img_checksum, img_commit, img_create, img_dump_header, img_info, img_map,
+    img_resize, img_snapshot;
+
+#endif

@@ -1,0 +1,82 @@
+/* The host files below an image.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+/* "file:x", "json:{...}", but not "./a:b". */
+static bool has_protocol(const char *name)
+{
+    size_t length = strcspn(name, ":/");
+
+    return name[length] == ':' && length > 0;
+}
+
+char *resolve_recorded(const char *image_path, const char *recorded)
+{
+    const char *slash = image_path ? strrchr(image_path, '/') : NULL;
+
+    if (*recorded == '/' || has_protocol(recorded) || !slash)
+        return text_copy(recorded);
+    return text_format("%.*s%s", (int)(slash + 1 - image_path), image_path, recorded);
+}
+
+void chain_init(struct chain *chain, const char *path)
+{
+    memset(chain, 0, sizeof(*chain));
+    chain->args.force_share = true; /* names only: whoever uses the layers holds the locks */
+    chain->top_path = text_copy(path);
+}
+
+void chain_free(struct chain *chain)
+{
+    free(chain->top_path);
+    free(chain->next_format);
+    list_free(&chain->data_names);
+    list_free(&chain->paths);
+}
+
+/* Adds a layer; returns the name of the next one as an allocated string, NULL at the end of the chain. */
+static char *add_layer(struct chain *chain, const char *name, const char *format, bool *added)
+{
+    struct image_spec spec = { 0 };
+    qcow2_image *image = NULL;
+    qcow2_info info = { .struct_size = sizeof(info) };
+    char *next = NULL, *error = NULL, *data = NULL;
+
+    *added = false;
+    if (image_from_name(&spec, name, format, false, &error) == 0 &&
+        image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image,
+                   &error) == 0) {
+        if (qcow2_get_info(image, &info) == 0) {
+            data = info.data_file ? resolve_recorded(spec.path, info.data_file) : text_copy(spec.path);
+            list_add(&chain->paths, spec.path);
+            list_add(&chain->data_names, data);
+            free(data);
+            free(chain->next_format);
+            chain->next_format = info.backing_format ? text_copy(info.backing_format) : NULL;
+            next = info.backing_file ? resolve_recorded(spec.path, info.backing_file) : NULL;
+            *added = true;
+        }
+        qcow2_close(image);
+    }
+    free(error);
+    image_spec_free(&spec);
+    return next;
+}
+
+bool chain_reach(struct chain *chain, size_t depth)
+{
+    while (chain->paths.count <= depth && chain->top_path) {
+        char *name = chain->top_path, *format = chain->next_format;
+        bool added;
+
+        chain->next_format = NULL;
+        chain->top_path = add_layer(chain, name, format, &added);
+        free(name);
+        free(format);
+        if (!added)
+            break;
+    }
+    return chain->paths.count > depth;
+}

@@ -1,0 +1,77 @@
+/* Opening and closing the image that a command works on.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+bool open_image(const struct image_args *args, const char *name, uint64_t flags, struct image_spec *spec,
+                qcow2_image **image)
+{
+    char *error = NULL;
+    int result = image_from_name(spec, name, args->format, args->image_opts, &error);
+
+    if (result == 0 && args->force_share) {
+        if (!(flags & QCOW2_OPEN_READ_ONLY)) {
+            error = text_copy("force-share=on can only be used with read-only images");
+            result = -EINVAL;
+        }
+        flags |= QCOW2_OPEN_FORCE_SHARE;
+    }
+    if (result == 0)
+        result = image_open(spec, flags, image, &error);
+    if (result < 0)
+        error_report("Could not open '%s': %s", name, error ? error : strerror(-result));
+    free(error);
+    return result == 0;
+}
+
+int close_image(qcow2_image *image)
+{
+    int result = qcow2_close(image);
+
+    if (result == 0)
+        return EXIT_SUCCESS;
+    error_report("%s", qcow2_last_error());
+    return EXIT_FAILURE;
+}
+
+bool image_info(qcow2_image *image, qcow2_info *info)
+{
+    memset(info, 0, sizeof(*info));
+    info->struct_size = sizeof(*info);
+    if (qcow2_get_info(image, info) == 0)
+        return true;
+    error_report("%s", qcow2_last_error());
+    return false;
+}
+
+int set_cache(struct image_spec *spec, const char *mode, const char *what)
+{
+    struct cache_mode cache;
+
+    if (!mode)
+        return EXIT_SUCCESS;
+    if (!cache_parse(mode, &cache)) {
+        error_report("%s: %s", what, mode);
+        return EXIT_FAILURE;
+    }
+    image_cache(spec, cache);
+    return EXIT_SUCCESS;
+}
+
+int print_progress(void *opaque, uint64_t done, uint64_t total)
+{
+    double percent = total ? (double)done / (double)total * 100.0 : 100.0;
+    double *last = opaque;
+
+    /* A terminal need not hear of every cluster. */
+    if (percent < 100.0 && *last >= 0.0 && percent - *last < 1.0)
+        return 0;
+    if (percent <= *last)
+        return 0;
+    *last = percent;
+    printf("    (%3.2f/100%%)\r", percent);
+    fflush(stdout);
+    return 0;
+}
