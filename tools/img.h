@@ -77,13 +77,12 @@ int print_progress(void *opaque, uint64_t done, uint64_t total);
 char *resolve_recorded(const char *image_path, const char *recorded);
 /* Host files of the layers of a chain, found on demand. */
 struct chain {
-    struct image_args args;
-    char *top_path;
     struct string_list data_names; /* per depth: where data is */
     struct string_list paths;      /* per depth: the image */
-    char *next_format;
+    char *next_path, *next_format; /* NULL path: the end has been reached */
 };
-void chain_init(struct chain *chain, const char *path);
+/* `format`: NULL to look. */
+void chain_init(struct chain *chain, const char *path, const char *format);
 void chain_free(struct chain *chain);
 /* False when the chain is shorter or a layer cannot be opened (no message then). */
 bool chain_reach(struct chain *chain, size_t depth);

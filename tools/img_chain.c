@@ -21,16 +21,16 @@ char *resolve_recorded(const char *image_path, const char *recorded)
     return text_format("%.*s%s", (int)(slash + 1 - image_path), image_path, recorded);
 }
 
-void chain_init(struct chain *chain, const char *path)
+void chain_init(struct chain *chain, const char *path, const char *format)
 {
     memset(chain, 0, sizeof(*chain));
-    chain->args.force_share = true; /* names only: whoever uses the layers holds the locks */
-    chain->top_path = text_copy(path);
+    chain->next_path = text_copy(path);
+    chain->next_format = format ? text_copy(format) : NULL;
 }
 
 void chain_free(struct chain *chain)
 {
-    free(chain->top_path);
+    free(chain->next_path);
     free(chain->next_format);
     list_free(&chain->data_names);
     list_free(&chain->paths);
@@ -45,6 +45,7 @@ static char *add_layer(struct chain *chain, const char *name, const char *format
     char *next = NULL, *error = NULL, *data = NULL;
 
     *added = false;
+    /* Names only: whoever uses the layers holds the locks. */
     if (image_from_name(&spec, name, format, false, &error) == 0 &&
         image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image,
                    &error) == 0) {
@@ -67,12 +68,12 @@ static char *add_layer(struct chain *chain, const char *name, const char *format
 
 bool chain_reach(struct chain *chain, size_t depth)
 {
-    while (chain->paths.count <= depth && chain->top_path) {
-        char *name = chain->top_path, *format = chain->next_format;
+    while (chain->paths.count <= depth && chain->next_path) {
+        char *name = chain->next_path, *format = chain->next_format;
         bool added;
 
         chain->next_format = NULL;
-        chain->top_path = add_layer(chain, name, format, &added);
+        chain->next_path = add_layer(chain, name, format, &added);
         free(name);
         free(format);
         if (!added)

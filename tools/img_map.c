@@ -85,8 +85,8 @@ static int print_map(qcow2_image *image, struct map_output *output, uint64_t sta
     while (at < end) {
         qcow2_extent extent = { .struct_size = sizeof(extent) };
 
-        if (qcow2_block_status(image, at, end - at, 0, &extent) < 0) {
-            error_report("%s", qcow2_last_error());
+        if (qcow2_block_status(image, at, end - at, 0, &extent) < 0 || extent.length == 0) {
+            error_report("Failed to read image metadata: %s", qcow2_last_error());
             return EXIT_FAILURE;
         }
         if (!merge(&current, &extent)) {
@@ -124,7 +124,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
     name = one_file_name(&args, command, argc, argv);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         output.json = args.json;
-        chain_init(&output.chain, spec.path);
+        chain_init(&output.chain, spec.path, spec.format);
         result = print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
         chain_free(&output.chain);
         if (close_image(image) != EXIT_SUCCESS)

@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn every_width_keeps_its_neighbours() {
         for order in 0..=6 {
-            let entries = 64 * 8 >> order;
+            let entries = (64 * 8) >> order;
             let max = if order == 6 { u64::MAX } else { (1 << (1 << order)) - 1 };
             let mut block = vec![0; 64];
             for i in 0..entries {
