@@ -26,7 +26,7 @@ pub enum ErrorKind {
     Locked,
     /// The image is dirty and the caller asked not to repair: `EUCLEAN`.
     Dirty,
-    /// The corrupt bit is set or has just been set; writes are refused: `EROFS`.
+    /// The corrupt bit is set or has just been set; writes are refused: `EIO`, as the stock driver answers.
     MarkedCorrupt,
     /// An earlier write-out or sync failed, or a panic was caught; only reopening helps: `ENOTRECOVERABLE`.
     Latched,
@@ -54,8 +54,8 @@ impl ErrorKind {
         match self {
             ErrorKind::Invalid | ErrorKind::NotQcow2 => libc::EINVAL,
             ErrorKind::Unsupported => libc::ENOTSUP,
-            ErrorKind::Corrupt | ErrorKind::PastEnd => libc::EIO,
-            ErrorKind::ReadOnly | ErrorKind::MarkedCorrupt => libc::EROFS,
+            ErrorKind::Corrupt | ErrorKind::PastEnd | ErrorKind::MarkedCorrupt => libc::EIO,
+            ErrorKind::ReadOnly => libc::EROFS,
             ErrorKind::Locked => libc::EAGAIN,
             ErrorKind::Dirty => libc::EUCLEAN,
             ErrorKind::Latched => libc::ENOTRECOVERABLE,

@@ -7,6 +7,8 @@
 /* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0] --- */
 
 extern const char *program_name;
+/* Whether a message waits for what stdout holds (the two are often one pipe). The stock image tool does not. */
+extern bool report_after_stdout;
 void program_init(const char *argv0);
 void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -69,8 +71,9 @@ struct image_spec {
     char *format;               /* "qcow2", "raw"; NULL: probe */
     struct string_list options; /* library keys */
     uint64_t flags;             /* QCOW2_OPEN_* the name asked for */
+    char *backing_path;         /* from backing.file.filename: replaces what the image records */
+    char *backing_format;
     struct cache_mode cache;
-    bool cache_given;
     bool by_options;            /* named by --image-opts: messages do not repeat it */
     bool ask_read_only;         /* read-only=on was in the options */
     bool probed_raw;            /* set by image_open */

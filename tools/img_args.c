@@ -15,12 +15,12 @@ static void __attribute__((noreturn)) print_command_help(const struct img_comman
 {
     printf("%s.\n\nUsage: %s %s [OPTION]... %s\n\n", command->summary, program_name, command->name, command->operands);
     for (const struct img_option *option = command->options; option->code; option++) {
+        const char *argument = option->argument ? option->argument : "", *space = option->argument ? " " : "";
+        const bool is_short = option->code < 256;
         char left[64];
 
-        snprintf(left, sizeof(left), "%s%.1s%s%s%s%s%s", option->code < 256 ? "-" : "   ",
-                 option->code < 256 ? (const char[]){ (char)option->code, 0 } : " ",
-                 option->name ? option->code < 256 ? ", --" : "--" : "", option->name ? option->name : "",
-                 option->argument ? " " : "", option->argument ? option->argument : "", "");
+        snprintf(left, sizeof(left), "%c%c%s%s%s%s", is_short ? '-' : ' ', is_short ? option->code : ' ',
+                 !option->name ? "" : is_short ? ", --" : "  --", option->name ? option->name : "", space, argument);
         printf("  %-34s %s\n", left, option->help);
     }
     exit(EXIT_SUCCESS);

@@ -1,5 +1,4 @@
 /* Opening and closing the image that a command works on.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,15 +10,8 @@ bool open_image(const struct image_args *args, const char *name, uint64_t flags,
     char *error = NULL;
     int result = image_from_name(spec, name, args->format, args->image_opts, &error);
 
-    if (result == 0 && args->force_share) {
-        if (!(flags & QCOW2_OPEN_READ_ONLY)) {
-            error = text_copy("force-share=on can only be used with read-only images");
-            result = -EINVAL;
-        }
-        flags |= QCOW2_OPEN_FORCE_SHARE;
-    }
     if (result == 0)
-        result = image_open(spec, flags, image, &error);
+        result = image_open(spec, flags | (args->force_share ? QCOW2_OPEN_FORCE_SHARE : 0), image, &error);
     if (result < 0)
         error_report("Could not open '%s': %s", name, error ? error : strerror(-result));
     free(error);

@@ -329,7 +329,7 @@ impl Header {
     /// The fixed fields, extensions and backing file name as the start of the first cluster.
     /// Sets the backing file's offset and length. Fails when they do not fit.
     pub fn encode(&mut self) -> Result<Vec<u8>> {
-        let mut out = self.encode_fixed();
+        let mut out = self.encode_fixed_fields();
         for extension in &self.extensions {
             extensions::encode(extension, &mut out);
         }
@@ -361,7 +361,8 @@ impl Header {
         Ok(out)
     }
 
-    fn encode_fixed(&self) -> Vec<u8> {
+    /// The fixed fields alone, `header_length` bytes.
+    pub fn encode_fixed_fields(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);
         out.extend(MAGIC.to_be_bytes());
         out.extend(self.version.to_be_bytes());

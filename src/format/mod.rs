@@ -3,12 +3,14 @@
 //! Everything read from an image is untrusted until a function of this layer has accepted it.
 //! Section numbers in comments are those of the published format specification.
 
+pub mod bitmap;
 pub mod entries;
 pub mod extensions;
 pub mod features;
 pub mod geometry;
 pub mod header;
 pub mod refcount;
+pub mod snapshot;
 
 pub use geometry::Geometry;
 pub use header::Header;

@@ -5,13 +5,15 @@
 #![allow(unsafe_code)]
 
 use super::direct::Direct;
+use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
+use crate::error::Result;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Most buffers of one system call (Linux's UIO_MAXIOV).
 const MAX_IOV: usize = 1024;
@@ -38,6 +40,8 @@ pub struct FileStorage {
     options: FileOptions,
     direct: Option<Direct>,
     regular: bool,
+    /// Released with the storage.
+    lock: Mutex<Option<FileLock>>,
 }
 
 impl FileStorage {
@@ -102,22 +106,24 @@ impl FileStorage {
         let file = Arc::new(file);
         let direct = if options.direct { Some(Direct::probe(&file)?) } else { None };
         let identity = (metadata.dev(), metadata.ino());
-        Ok(FileStorage { file, identity, options, direct, regular: kind.is_file() })
+        Ok(FileStorage { file, identity, options, direct, regular: kind.is_file(), lock: Mutex::new(None) })
     }
 
-    /// The file, for locks.
-    pub fn file(&self) -> &Arc<File> {
-        &self.file
+    /// Locks the file against other programs and other opens of this process.
+    pub fn lock(&self, access: Access, shown: &str) -> Result<()> {
+        let taken = FileLock::take(&self.file, self.identity, access, shown)?;
+        *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = Some(taken);
+        Ok(())
     }
 
-    /// Device and inode.
-    pub fn file_identity(&self) -> (u64, u64) {
-        self.identity
+    /// Gives the lock back before the storage goes.
+    pub fn unlock(&self) {
+        self.lock.lock().unwrap_or_else(|e| e.into_inner()).take();
     }
 
-    /// How it was opened.
-    pub fn options(&self) -> FileOptions {
-        self.options
+    /// The host's descriptor of the file.
+    pub fn descriptor(&self) -> i32 {
+        self.file.as_raw_fd()
     }
 
     fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {

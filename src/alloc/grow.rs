@@ -1,0 +1,126 @@
+//! New refcount blocks and larger refcount tables. What is new counts itself and is durable before anything
+//! points to it (R5); rare, so each step syncs.
+
+use super::ledger::Ledger;
+use super::Shared;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
+use crate::format::refcount;
+use crate::meta::guard::Owner;
+use crate::meta::Release;
+use crate::storage::Purpose;
+
+impl Ledger {
+    /// Makes the block that counts `cluster`, in `cluster` itself, which is free and the first without a count.
+    pub(super) fn add_block(&mut self, shared: &Shared, cluster: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let table_index = geometry.refcount_table_index(cluster);
+        if table_index >= self.table.entries.len() as u64 {
+            return self.grow_table(shared, cluster);
+        }
+        let offset = geometry.cluster_offset(cluster);
+        self.claim_for_metadata(shared, cluster, 1)?;
+        let mut bytes = vec![0; geometry.cluster_bytes() as usize];
+        refcount::set(&mut bytes, geometry.refcount_order, geometry.refcount_block_index(cluster), 1);
+        shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
+        shared.medium.sync_step()?;
+        self.table.adopt(shared, table_index, bytes)?;
+        shared.guard.add(Owner::REFCOUNT_BLOCK, offset, geometry.cluster_bytes());
+        self.table.link_block(shared, table_index, offset)
+    }
+
+    fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {
+        let geometry = self.geometry();
+        shared
+            .guard
+            .check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)
+            .map_err(|e| shared.header.mark_corrupt(e))?;
+        self.extend_file(shared, geometry.cluster_offset(first + count))?;
+        self.note_used(first, count);
+        Ok(())
+    }
+
+    /// Replaces the table by one half as large again, with the blocks that count table and blocks themselves.
+    /// `start` is past everything that the old table can count, so all clusters from there on are free.
+    fn grow_table(&mut self, shared: &Shared, start: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let entries_per_cluster = geometry.cluster_bytes() / 8;
+        let per_block = geometry.refcount_block_entries();
+        let needed = geometry.refcount_table_index(start) + 2;
+        let (mut table_clusters, mut blocks);
+        let mut entry_count = (self.table.entries.len() as u64 * 3 / 2).max(needed);
+        loop {
+            table_clusters = entry_count.div_ceil(entries_per_cluster);
+            // Blocks for [start, start + blocks + table): a fixed point, reached after a few rounds.
+            blocks = 1;
+            loop {
+                let end = start + blocks + table_clusters;
+                let wanted = (end - 1) / per_block - start / per_block + 1;
+                if wanted <= blocks {
+                    break;
+                }
+                blocks = wanted;
+            }
+            let last_index = (start + blocks + table_clusters - 1) / per_block;
+            if last_index < table_clusters * entries_per_cluster {
+                break;
+            }
+            entry_count = last_index + 1;
+        }
+        let table_bytes = table_clusters << geometry.cluster_bits;
+        if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "refcount table: would need {table_bytes} bytes, the limit is {MAX_REFCOUNT_TABLE_BYTES}"
+                ),
+            ));
+        }
+        self.write_grown(shared, start, blocks, table_clusters)
+    }
+
+    fn write_grown(&mut self, shared: &Shared, start: u64, blocks: u64, table_clusters: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let per_block = geometry.refcount_block_entries();
+        let total = blocks + table_clusters;
+        self.claim_for_metadata(shared, start, total)?;
+        let mut entries = self.table.entries.clone();
+        entries.resize((table_clusters * (geometry.cluster_bytes() / 8)) as usize, 0);
+        let first_index = start / per_block;
+        let mut images = Vec::new();
+        for i in 0..blocks {
+            let (from, to) = ((first_index + i) * per_block, (first_index + i + 1) * per_block);
+            let mut bytes = vec![0; geometry.cluster_bytes() as usize];
+            for cluster in from.max(start)..to.min(start + total) {
+                refcount::set(&mut bytes, geometry.refcount_order, cluster - from, 1);
+            }
+            let offset = geometry.cluster_offset(start + i);
+            shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
+            entries[(first_index + i) as usize] = offset;
+            images.push(bytes);
+        }
+        let table_offset = geometry.cluster_offset(start + blocks);
+        let table_bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+        shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &table_bytes)?;
+        let old = (self.table.offset, self.table.entries.len() as u64 * 8);
+        shared.header.change(|h| {
+            h.refcount_table_offset = table_offset;
+            h.refcount_table_clusters = table_clusters as u32;
+        })?;
+        self.table.entries = entries;
+        self.table.offset = table_offset;
+        shared.guard.add(
+            Owner::REFCOUNT_BLOCK,
+            geometry.cluster_offset(start),
+            blocks << geometry.cluster_bits,
+        );
+        shared.guard.add(Owner::REFCOUNT_TABLE, table_offset, table_bytes.len() as u64);
+        shared.guard.remove(Owner::REFCOUNT_TABLE, old.0, old.1);
+        for (i, bytes) in images.into_iter().enumerate() {
+            self.table.adopt(shared, first_index + i as u64, bytes)?;
+        }
+        // The header is durable: nothing refers to the old table any more.
+        let freed = Release::new(geometry.cluster_index(old.0), geometry.clusters_ceil(old.1), false);
+        self.lower(shared, freed, false)
+    }
+}

@@ -1,0 +1,320 @@
+//! Choosing clusters: the search for free ones, and raising and lowering counts. One lock for all of it.
+
+use super::table::RefcountTable;
+use super::{Allocator, Shared};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::MAX_HOST_OFFSET;
+use crate::format::Geometry;
+use crate::meta::guard::Owner;
+use crate::meta::Release;
+use crate::storage::is_not_supported;
+use crate::storage::medium::Ticket;
+
+/// Least and most bytes by which the file grows ahead of what is handed out.
+const AHEAD_BYTES: (u64, u64) = (64 << 10, 16 << 20);
+
+/// Clusters chosen by the ledger.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) first: u64,
+    pub(super) count: u64,
+    /// Reads as zeroes on the medium: never used before, inside the durable length once `ticket` is past.
+    pub(super) fresh: bool,
+    pub(super) ticket: Ticket,
+}
+
+/// Reserved clusters: counted, referred to by nothing. Dropping gives them back.
+#[must_use]
+pub struct Reserved<'a> {
+    allocator: &'a Allocator,
+    run: Run,
+    kept: bool,
+}
+
+impl<'a> Reserved<'a> {
+    pub(super) fn new(allocator: &'a Allocator, run: Run) -> Self {
+        Reserved { allocator, run, kept: false }
+    }
+
+    /// First cluster of the run.
+    pub fn first_cluster(&self) -> u64 {
+        self.run.first
+    }
+
+    /// Clusters in the run.
+    pub fn cluster_count(&self) -> u64 {
+        self.run.count
+    }
+
+    /// The clusters read as zeroes on the medium and need no padding.
+    pub fn is_fresh(&self) -> bool {
+        self.run.fresh
+    }
+
+    /// When the counts (eager images) and the file's length are durable.
+    pub fn ticket(&self) -> Ticket {
+        self.run.ticket
+    }
+
+    /// A pointer to the clusters has been stored: they stay.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Gives all but the first `cluster_count` clusters back.
+    pub fn shrink(&mut self, cluster_count: u64) {
+        if cluster_count < self.run.count {
+            self.allocator.give_back(self.run.first + cluster_count, self.run.count - cluster_count);
+            self.run.count = cluster_count;
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.allocator.give_back(self.run.first, self.run.count);
+        }
+    }
+}
+
+/// The state behind the ledger lock.
+pub struct Ledger {
+    pub(super) table: RefcountTable,
+    /// No cluster below is free.
+    hint: u64,
+    /// Clusters from here on have never been handed out by this handle and lie past the file's first length.
+    frontier: u64,
+    /// Length of the file when opened, and as set since.
+    first_length: u64,
+    length: u64,
+    length_ticket: Ticket,
+    /// One past the last cluster in use by this handle's doing.
+    high_water: u64,
+    zero_past_end: bool,
+    /// Runs to punch, host bytes.
+    holes: Vec<(u64, u64)>,
+}
+
+impl Ledger {
+    pub(super) fn new(table: RefcountTable, shared: &Shared) -> Result<Self> {
+        let storage = shared.medium.storage();
+        let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+        let frontier = table.geometry.clusters_ceil(length);
+        Ok(Ledger {
+            table,
+            hint: 0,
+            frontier,
+            first_length: length,
+            length,
+            length_ticket: Ticket::PAST,
+            high_water: frontier,
+            zero_past_end: storage.traits().zero_past_end,
+            holes: Vec::new(),
+        })
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.table.geometry
+    }
+
+    pub(super) fn count(&mut self, shared: &Shared, cluster: u64) -> Result<u64> {
+        self.table.get(shared, cluster)
+    }
+
+    pub(super) fn write_dirty(&mut self, shared: &Shared) -> Result<()> {
+        self.table.write_dirty(shared)
+    }
+
+    /// The first free cluster at or after `from`.
+    pub(super) fn first_free(&mut self, shared: &Shared, from: u64) -> Result<u64> {
+        let mut at = from;
+        loop {
+            if self.geometry().cluster_offset(at) >= MAX_HOST_OFFSET {
+                return Err(Error::new(ErrorKind::TooLarge, "no free cluster below host offset 2^56"));
+            }
+            if let Some(free) = self.table.first_free_in_block(shared, at, u64::MAX)? {
+                return Ok(free);
+            }
+            let per_block = self.geometry().refcount_block_entries();
+            at = (at / per_block + 1) * per_block;
+        }
+    }
+
+    /// Up to `count` free clusters in a row, with raised counts.
+    pub(super) fn take_run(&mut self, shared: &Shared, count: u64, lazy: bool) -> Result<Run> {
+        let first = self.first_covered_free(shared)?;
+        let mut taken = 0;
+        while taken < count {
+            let cluster = first + taken;
+            // A cluster without a block ends the run: the next one makes the block.
+            if self.table.block_offset(cluster)?.is_none() || self.table.get(shared, cluster)? != 0 {
+                break;
+            }
+            taken += 1;
+        }
+        self.raise(shared, first, taken, lazy)
+    }
+
+    /// Exactly `count` free clusters in a row.
+    pub(super) fn take_contiguous(&mut self, shared: &Shared, count: u64, lazy: bool) -> Result<Run> {
+        let mut first = self.first_covered_free(shared)?;
+        let mut length = 0;
+        while length < count {
+            let cluster = first + length;
+            if self.table.block_offset(cluster)?.is_none() {
+                self.add_block(shared, cluster)?;
+            }
+            if self.table.get(shared, cluster)? == 0 {
+                length += 1;
+            } else {
+                first = self.first_free(shared, cluster + 1)?;
+                length = 0;
+            }
+        }
+        self.raise(shared, first, count, lazy)
+    }
+
+    /// The first free cluster whose count has a place, after making one where it is missing.
+    fn first_covered_free(&mut self, shared: &Shared) -> Result<u64> {
+        loop {
+            let first = self.first_free(shared, self.hint)?;
+            self.hint = first;
+            if self.table.block_offset(first)?.is_some() {
+                return Ok(first);
+            }
+            self.add_block(shared, first)?;
+        }
+    }
+
+    fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
+        let geometry = self.geometry();
+        // Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
+        shared
+            .guard
+            .check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)
+            .map_err(|e| shared.header.mark_corrupt(e))?;
+        if first == 0 {
+            let found =
+                Error::corrupt("refcount of cluster", 0, 0, "the header's cluster is counted as free");
+            return Err(shared.header.mark_corrupt(found));
+        }
+        self.extend_file(shared, geometry.cluster_offset(first + count))?;
+        for done in 0..count {
+            if let Err(e) = self.table.set(shared, first + done, 1) {
+                let _ = self.lower(shared, Release::new(first, done, false), false);
+                return Err(e);
+            }
+        }
+        let fresh = self.zero_past_end && first >= self.frontier;
+        self.note_used(first, count);
+        if first == self.hint {
+            self.hint = first + count;
+        }
+        let mut ticket = self.length_ticket;
+        if !lazy {
+            ticket = ticket.max(shared.medium.ticket());
+        }
+        Ok(Run { first, count, fresh, ticket })
+    }
+
+    pub(super) fn note_used(&mut self, first: u64, count: u64) {
+        self.frontier = self.frontier.max(first + count);
+        self.high_water = self.high_water.max(first + count);
+    }
+
+    /// Makes the file at least `end` bytes long, with some to spare.
+    pub(super) fn extend_file(&mut self, shared: &Shared, end: u64) -> Result<()> {
+        if end <= self.length {
+            return Ok(());
+        }
+        let spare = (end / 8).clamp(AHEAD_BYTES.0, AHEAD_BYTES.1);
+        let storage = shared.medium.storage();
+        let wanted = self.geometry().cluster_ceil(end + spare).unwrap_or(end);
+        let grown = match storage.set_length(wanted) {
+            Ok(()) => wanted,
+            // Too long for this file system, perhaps; what is needed may still fit.
+            Err(_) => match storage.set_length(end) {
+                Ok(()) => end,
+                // A storage that cannot be resized grows by being written; pointers then wait for the sync.
+                Err(e) if is_not_supported(&e) => {
+                    self.length_ticket = shared.medium.ticket();
+                    return Ok(());
+                }
+                Err(e) => {
+                    return Err(Error::host(format_args!("extending the image file to {end} bytes"), &e))
+                }
+            },
+        };
+        self.length = grown;
+        self.length_ticket = shared.medium.ticket();
+        Ok(())
+    }
+
+    /// Lowers the counts of a run by one. Clusters that nobody refers to any more become free.
+    pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<()> {
+        for cluster in release.first_cluster..release.first_cluster + release.cluster_count {
+            let count = self.table.get(shared, cluster)?;
+            // Already free: the image is damaged, and there is nothing to give back.
+            if count == 0 {
+                continue;
+            }
+            self.table.set(shared, cluster, count - 1)?;
+            if count > 1 {
+                continue;
+            }
+            self.hint = self.hint.min(cluster);
+            if discard && release.discard {
+                self.add_hole(cluster);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_hole(&mut self, cluster: u64) {
+        let (from, to) =
+            (self.geometry().cluster_offset(cluster), self.geometry().cluster_offset(cluster + 1));
+        match self.holes.last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            _ => self.holes.push((from, to)),
+        }
+    }
+
+    /// Punches what `lower` collected. Done before anybody can reserve the clusters again (story C2).
+    pub(super) fn punch(&mut self, shared: &Shared) -> Result<()> {
+        for (from, to) in std::mem::take(&mut self.holes) {
+            let end = to.min(self.length);
+            if from < end {
+                shared.medium.latch().check()?;
+                // Giving space back is a courtesy: a host that cannot is not an error.
+                let _ = shared.medium.storage().discard(from, end - from);
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the file after the last cluster in use.
+    pub(super) fn cut_file(&mut self, shared: &Shared) -> Result<()> {
+        let mut end = self.geometry().clusters_ceil(self.length);
+        while end > 0 && self.table.get(shared, end - 1)? == 0 {
+            end -= 1;
+        }
+        self.high_water = end;
+        self.first_length = self.first_length.min(self.geometry().cluster_offset(end));
+        // Later clusters are zero again once the file has been cut, but the frontier may only rise.
+        self.trim(shared)
+    }
+
+    /// Gives back what the file was grown ahead.
+    pub(super) fn trim(&mut self, shared: &Shared) -> Result<()> {
+        let wanted = self.geometry().cluster_offset(self.high_water).max(self.first_length);
+        if !self.zero_past_end || wanted >= self.length {
+            return Ok(());
+        }
+        shared.medium.latch().check()?;
+        if shared.medium.storage().set_length(wanted).is_ok() {
+            self.length = wanted;
+        }
+        Ok(())
+    }
+}

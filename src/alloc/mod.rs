@@ -1,0 +1,214 @@
+//! Who owns which host cluster: the refcount table and blocks, free clusters, and when a count may fall.
+//!
+//! Called by `map` (tables) and `image` (guest data). Knows no guests.
+//!
+//! * Between barriers the count of anything pointed to only rises (R1): `reserve` raises in memory, and the
+//!   ticket that it hands out is past once the raised counts are durable.
+//! * A count falls when the page that dropped the pointer is durable (R3) and every reader that could still
+//!   hold the pointer has left (R4); until then the cluster is not free, because its count is not zero.
+//! * Lazy images: a barrier skips refcount blocks, and tickets do not wait for counts; the dirty bit is
+//!   durable before the first count is outrun.
+//! * The file grows ahead of the clusters handed out, and their ticket waits for the new length, so that a
+//!   power cut never leaves a pointer past the end of the file.
+
+mod grow;
+mod ledger;
+mod table;
+
+pub use ledger::{Ledger, Reserved};
+
+use crate::error::Result;
+use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
+use crate::storage::gate::Gate;
+use crate::storage::medium::{Medium, Ticket};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use table::RefcountTable;
+
+/// Parts that allocation shares with the rest of an image.
+#[derive(Clone)]
+pub struct Shared {
+    /// Storages, clock, latch.
+    pub medium: Arc<Medium>,
+    /// Requests inside.
+    pub gate: Arc<Gate>,
+    /// Overlap check.
+    pub guard: Arc<OverlapGuard>,
+    /// The header.
+    pub header: Arc<HeaderPage>,
+}
+
+/// Clusters that wait for R3 and R4.
+struct Pending {
+    ticket: Ticket,
+    release: Release,
+}
+
+/// The allocator of one image. See the module.
+pub struct Allocator {
+    shared: Shared,
+    ledger: Mutex<Ledger>,
+    pending: Mutex<VecDeque<Pending>>,
+    /// Clusters in `pending`.
+    pending_clusters: AtomicU64,
+    /// Counts are not written at barriers.
+    lazy: AtomicBool,
+    /// Releases may be given back to the host.
+    pass_discard: AtomicBool,
+}
+
+impl Allocator {
+    /// The allocator of an open writable image. `cache_blocks`: refcount blocks kept in memory.
+    pub fn open(shared: Shared, lazy: bool, pass_discard: bool, cache_blocks: usize) -> Result<Self> {
+        let table = RefcountTable::load(&shared, cache_blocks)?;
+        let ledger = Ledger::new(table, &shared)?;
+        Ok(Allocator {
+            shared,
+            ledger: Mutex::new(ledger),
+            pending: Mutex::default(),
+            pending_clusters: AtomicU64::new(0),
+            lazy: AtomicBool::new(lazy),
+            pass_discard: AtomicBool::new(pass_discard),
+        })
+    }
+
+    /// Whether counts may lag behind.
+    pub fn is_lazy(&self) -> bool {
+        self.lazy.load(Ordering::SeqCst)
+    }
+
+    /// Switches lazy refcounts; the caller is alone and has made counts durable when it switches off.
+    pub fn set_lazy(&self, lazy: bool) {
+        self.lazy.store(lazy, Ordering::SeqCst);
+    }
+
+    /// Switches whether freed clusters are given back to the host.
+    pub fn set_pass_discard(&self, pass: bool) {
+        self.pass_discard.store(pass, Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Finds up to `cluster_count` free clusters in a row, at least one, and raises their counts.
+    ///
+    /// The run starts at the first free cluster. Dropping the result gives the clusters back.
+    pub fn reserve(&self, cluster_count: u64) -> Result<Reserved<'_>> {
+        self.shared.medium.latch().check()?;
+        if self.is_lazy() {
+            self.shared.header.mark_dirty()?;
+        }
+        let mut ledger = self.lock();
+        self.settle(&mut ledger)?;
+        let run = ledger.take_run(&self.shared, cluster_count, self.is_lazy())?;
+        Ok(Reserved::new(self, run))
+    }
+
+    /// As `reserve`, but exactly `cluster_count` clusters, for a table that must be contiguous.
+    pub fn reserve_contiguous(&self, cluster_count: u64) -> Result<Reserved<'_>> {
+        self.shared.medium.latch().check()?;
+        if self.is_lazy() {
+            self.shared.header.mark_dirty()?;
+        }
+        let mut ledger = self.lock();
+        self.settle(&mut ledger)?;
+        let run = ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy())?;
+        Ok(Reserved::new(self, run))
+    }
+
+    /// Writes dirty refcount blocks without a sync: after the birth of a table, whose count should be in the
+    /// file before anybody can look.
+    pub fn write_counts(&self) -> Result<()> {
+        self.lock().write_dirty(&self.shared)
+    }
+
+    /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
+    /// The caller is alone, so nothing waits for readers.
+    pub fn settle_all(&self) -> Result<()> {
+        let mut ledger = self.lock();
+        self.settle(&mut ledger)?;
+        ledger.write_dirty(&self.shared)?;
+        ledger.trim(&self.shared)
+    }
+
+    /// Cuts the file after the last cluster in use. The caller is alone and has settled everything.
+    pub fn cut_file(&self) -> Result<()> {
+        self.lock().cut_file(&self.shared)
+    }
+
+    /// Clusters that will be free once barriers and readers allow.
+    pub fn pending_clusters(&self) -> u64 {
+        self.pending_clusters.load(Ordering::Relaxed)
+    }
+
+    /// Lowers the counts whose time has come.
+    fn settle(&self, ledger: &mut Ledger) -> Result<()> {
+        if self.pending_clusters() == 0 {
+            return Ok(());
+        }
+        let oldest = self.shared.gate.oldest();
+        let mut due = Vec::new();
+        {
+            let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+            while let Some(head) = pending.front() {
+                if !self.shared.medium.is_past(head.ticket) || head.release.epoch >= oldest {
+                    break;
+                }
+                self.pending_clusters.fetch_sub(head.release.cluster_count, Ordering::Relaxed);
+                due.push(head.release);
+                pending.pop_front();
+            }
+        }
+        let pass = self.pass_discard.load(Ordering::SeqCst);
+        for release in due {
+            ledger.lower(&self.shared, release, pass)?;
+        }
+        ledger.punch(&self.shared)
+    }
+
+    fn give_back(&self, first_cluster: u64, cluster_count: u64) {
+        let mut ledger = self.lock();
+        // Nothing ever pointed to them, so the count may fall at once. A failure leaves a leak.
+        let _ = ledger.lower(&self.shared, Release::new(first_cluster, cluster_count, false), false);
+    }
+
+    /// Looks one count up.
+    pub fn count(&self, cluster_index: u64) -> Result<u64> {
+        self.lock().count(&self.shared, cluster_index)
+    }
+}
+
+impl Settler for Allocator {
+    fn advance(&self) -> Result<()> {
+        let started = {
+            // Under the ledger lock: a count raised after this gets a ticket for the next sync.
+            let mut ledger = self.lock();
+            if !self.is_lazy() {
+                ledger.write_dirty(&self.shared)?;
+            }
+            self.shared.medium.begin_sync()
+        };
+        self.shared.medium.finish_sync(started)
+    }
+
+    fn settle_after(&self, ticket: Ticket, releases: Vec<Release>) {
+        let clusters: u64 = releases.iter().map(|r| r.cluster_count).sum();
+        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        for release in releases {
+            // Neighbours become one entry: a long discard must not cost memory by the cluster.
+            if let Some(last) = pending.back_mut() {
+                let r = &mut last.release;
+                let end = r.first_cluster + r.cluster_count;
+                if last.ticket == ticket && end == release.first_cluster && r.discard == release.discard {
+                    r.cluster_count += release.cluster_count;
+                    r.epoch = r.epoch.max(release.epoch);
+                    continue;
+                }
+            }
+            pending.push_back(Pending { ticket, release });
+        }
+        self.pending_clusters.fetch_add(clusters, Ordering::Relaxed);
+    }
+}

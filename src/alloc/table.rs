@@ -1,0 +1,194 @@
+//! The refcount table and the blocks that are in memory. Every function is called with the ledger held.
+
+use super::Shared;
+use crate::error::{Error, Result};
+use crate::format::entries::REFCOUNT_TABLE_RESERVED;
+use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
+use crate::format::{be64, refcount, Geometry};
+use crate::meta::guard::Owner;
+use crate::storage::Purpose;
+use std::collections::HashMap;
+
+/// A refcount block in memory.
+pub(super) struct Block {
+    bytes: Vec<u8>,
+    /// Dirty bytes `[from, to)`, sector-aligned; empty when equal.
+    dirty: (usize, usize),
+    used: u64,
+}
+
+/// The table with its cache of blocks.
+pub(super) struct RefcountTable {
+    pub(super) geometry: Geometry,
+    pub(super) entries: Vec<u64>,
+    pub(super) offset: u64,
+    blocks: HashMap<u64, Block>,
+    capacity: usize,
+    clock: u64,
+}
+
+impl RefcountTable {
+    /// Reads the table; its size has been checked with the header.
+    pub(super) fn load(shared: &Shared, capacity: usize) -> Result<Self> {
+        let header = shared.header.header();
+        let geometry = header.geometry();
+        let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
+        let mut buffer = vec![0; bytes as usize];
+        shared.medium.read_table(Purpose::RefcountTable, header.refcount_table_offset, &mut buffer)?;
+        let entries: Vec<u64> = buffer.chunks_exact(8).map(|c| be64(c, 0)).collect();
+        shared.guard.add(Owner::REFCOUNT_TABLE, header.refcount_table_offset, bytes);
+        for entry in entries.iter().filter(|e| **e & !REFCOUNT_TABLE_RESERVED != 0) {
+            shared.guard.add(
+                Owner::REFCOUNT_BLOCK,
+                entry & !REFCOUNT_TABLE_RESERVED,
+                geometry.cluster_bytes(),
+            );
+        }
+        Ok(RefcountTable {
+            geometry,
+            entries,
+            offset: header.refcount_table_offset,
+            blocks: HashMap::new(),
+            capacity: capacity.max(2),
+            clock: 0,
+        })
+    }
+
+    /// Host offset of the block that counts `cluster_index`; `None` when there is none.
+    pub(super) fn block_offset(&self, cluster_index: u64) -> Result<Option<u64>> {
+        let index = self.geometry.refcount_table_index(cluster_index);
+        let Some(entry) = self.entries.get(index as usize) else { return Ok(None) };
+        let offset = entry & !REFCOUNT_TABLE_RESERVED;
+        if offset == 0 {
+            return Ok(None);
+        }
+        if self.geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
+            return Err(Error::corrupt(
+                "refcount table entry",
+                index,
+                *entry,
+                "block offset is not a multiple of the cluster size below 2^56",
+            ));
+        }
+        Ok(Some(offset))
+    }
+
+    /// The count of a cluster; 0 where there is no block.
+    pub(super) fn get(&mut self, shared: &Shared, cluster_index: u64) -> Result<u64> {
+        let Some(offset) = self.block_offset(cluster_index)? else { return Ok(0) };
+        let geometry = self.geometry;
+        let block = self.block(shared, geometry.refcount_table_index(cluster_index), offset)?;
+        Ok(refcount::get(&block.bytes, geometry.refcount_order, geometry.refcount_block_index(cluster_index)))
+    }
+
+    /// Sets the count of a cluster whose block exists.
+    pub(super) fn set(&mut self, shared: &Shared, cluster_index: u64, count: u64) -> Result<()> {
+        let geometry = self.geometry;
+        let Some(offset) = self.block_offset(cluster_index)? else {
+            return Err(Error::corrupt(
+                "refcount table entry",
+                geometry.refcount_table_index(cluster_index),
+                0,
+                "no refcount block for a cluster in use",
+            ));
+        };
+        let order = geometry.refcount_order;
+        let index = geometry.refcount_block_index(cluster_index);
+        let block = self.block(shared, geometry.refcount_table_index(cluster_index), offset)?;
+        refcount::set(&mut block.bytes, order, index, count);
+        let sector = refcount::byte_of(order, index) as usize / SECTOR_BYTES as usize * SECTOR_BYTES as usize;
+        let end = sector + SECTOR_BYTES as usize;
+        block.dirty = if block.dirty.0 == block.dirty.1 {
+            (sector, end)
+        } else {
+            (block.dirty.0.min(sector), block.dirty.1.max(end))
+        };
+        Ok(())
+    }
+
+    /// First cluster at or after `from` (and below `limit`) whose count is zero, within the block of `from`.
+    pub(super) fn first_free_in_block(
+        &mut self,
+        shared: &Shared,
+        from: u64,
+        limit: u64,
+    ) -> Result<Option<u64>> {
+        let geometry = self.geometry;
+        let Some(offset) = self.block_offset(from)? else { return Ok(Some(from)) };
+        let block = self.block(shared, geometry.refcount_table_index(from), offset)?;
+        let start = geometry.refcount_block_index(from);
+        let base = from - start;
+        let end = geometry.refcount_block_entries().min(limit.saturating_sub(base));
+        let free = (start..end).find(|i| refcount::get(&block.bytes, geometry.refcount_order, *i) == 0);
+        Ok(free.map(|i| base + i))
+    }
+
+    fn block(&mut self, shared: &Shared, table_index: u64, offset: u64) -> Result<&mut Block> {
+        self.clock += 1;
+        if !self.blocks.contains_key(&table_index) {
+            self.make_room(shared)?;
+            let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
+            shared.medium.read_table(Purpose::RefcountBlock, offset, &mut bytes)?;
+            self.blocks.insert(table_index, Block { bytes, dirty: (0, 0), used: 0 });
+        }
+        let clock = self.clock;
+        let block = self.blocks.entry(table_index).or_insert_with(|| unreachable!("inserted above"));
+        block.used = clock;
+        Ok(block)
+    }
+
+    fn make_room(&mut self, shared: &Shared) -> Result<()> {
+        while self.blocks.len() >= self.capacity {
+            let Some((&oldest, _)) = self.blocks.iter().min_by_key(|(_, b)| b.used) else { return Ok(()) };
+            self.write_block(shared, oldest)?;
+            self.blocks.remove(&oldest);
+        }
+        Ok(())
+    }
+
+    /// Takes a block that has just been written whole.
+    pub(super) fn adopt(&mut self, shared: &Shared, table_index: u64, bytes: Vec<u8>) -> Result<()> {
+        self.make_room(shared)?;
+        self.clock += 1;
+        self.blocks.insert(table_index, Block { bytes, dirty: (0, 0), used: self.clock });
+        Ok(())
+    }
+
+    fn write_block(&mut self, shared: &Shared, table_index: u64) -> Result<()> {
+        let home = self.entries[table_index as usize] & !REFCOUNT_TABLE_RESERVED;
+        let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };
+        let (from, to) = block.dirty;
+        if from == to {
+            return Ok(());
+        }
+        let at = home + from as u64;
+        shared.guard.check_table_write(Purpose::RefcountBlock, at, (to - from) as u64)?;
+        shared.medium.write_live(Purpose::RefcountBlock, at, &block.bytes[from..to])?;
+        block.dirty = (0, 0);
+        Ok(())
+    }
+
+    /// Writes every dirty block; counts may be written at any time.
+    pub(super) fn write_dirty(&mut self, shared: &Shared) -> Result<()> {
+        let mut dirty: Vec<u64> =
+            self.blocks.iter().filter(|(_, b)| b.dirty.0 != b.dirty.1).map(|(i, _)| *i).collect();
+        dirty.sort_unstable();
+        for index in dirty {
+            self.write_block(shared, index)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the table entry of a block that is durable.
+    pub(super) fn link_block(&mut self, shared: &Shared, table_index: u64, block_offset: u64) -> Result<()> {
+        self.entries[table_index as usize] = block_offset;
+        let per_sector = SECTOR_BYTES / 8;
+        let first = table_index / per_sector * per_sector;
+        let last = (first + per_sector).min(self.entries.len() as u64);
+        let bytes: Vec<u8> =
+            self.entries[first as usize..last as usize].iter().flat_map(|e| e.to_be_bytes()).collect();
+        let at = self.offset + first * 8;
+        shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
+        shared.medium.write_live(Purpose::RefcountTable, at, &bytes)
+    }
+}

@@ -1,0 +1,149 @@
+//! Function pointers of the caller, and how the engine calls them.
+
+use super::custom_io::qcow2_io_ops;
+use super::types::*;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::check::MessageKind;
+use crate::ops::open::{Origin, ResolveAnswer, ResolveRequest};
+use std::ffi::{c_char, c_int, c_void, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call.
+pub type qcow2_message_fn =
+    Option<unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, text: *const c_char)>;
+
+/// Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED.
+pub type qcow2_progress_fn =
+    Option<unsafe extern "C" fn(opaque: *mut c_void, done: u64, total: u64) -> c_int>;
+
+/// What an image asks for when it names another file.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_resolve_request {
+    /// Set by the library.
+    pub struct_size: usize,
+    /// QCOW2_NODE_*.
+    pub kind: c_int,
+    /// 1 for the top image's backing file.
+    pub depth: c_int,
+    /// As stored in the image.
+    pub recorded_name: *const c_char,
+    /// Relative names joined to the image's directory; NULL when that is not known or not a file name.
+    pub resolved_path: *const c_char,
+    /// Recorded format, or NULL.
+    pub format: *const c_char,
+}
+
+/// What a resolver gives: one of path, fd, io. The library presets all of them to "none".
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_resolve_answer {
+    /// Set by the library.
+    pub struct_size: usize,
+    /// Open this path; must stay valid until the open call returns.
+    pub path: *const c_char,
+    /// Duplicate this descriptor; -1: none.
+    pub fd: c_int,
+    /// Use this storage.
+    pub io: *const qcow2_io_ops,
+    /// Handed to its functions.
+    pub io_opaque: *mut c_void,
+    /// "qcow2" or "raw"; NULL: the recorded one.
+    pub format: *const c_char,
+}
+
+/// Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse.
+pub type qcow2_resolve_fn = Option<
+    unsafe extern "C" fn(
+        opaque: *mut c_void,
+        request: *const qcow2_resolve_request,
+        answer: *mut qcow2_resolve_answer,
+    ) -> c_int,
+>;
+
+/// Hands a message to the caller.
+pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
+    let Some(function) = function else { return };
+    let kind = match kind {
+        MessageKind::Info => QCOW2_MSG_INFO,
+        MessageKind::Leak => QCOW2_MSG_LEAK,
+        MessageKind::Error => QCOW2_MSG_ERROR,
+        MessageKind::Repair => QCOW2_MSG_REPAIR,
+    };
+    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
+    // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
+    unsafe { function(opaque, kind, text.as_ptr()) }
+}
+
+/// Hands progress to the caller; `false`: it asks to stop.
+pub(super) fn send_progress(function: qcow2_progress_fn, opaque: *mut c_void, done: u64, total: u64) -> bool {
+    match function {
+        None => true,
+        // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
+        Some(function) => unsafe { function(opaque, done, total) == 0 },
+    }
+}
+
+fn c_text(text: Option<&[u8]>) -> CString {
+    CString::new(text.unwrap_or_default()).unwrap_or_default()
+}
+
+fn pointer_or_null(text: &CString, given: bool) -> *const c_char {
+    if given {
+        text.as_ptr()
+    } else {
+        std::ptr::null()
+    }
+}
+
+/// Asks the caller's resolver.
+pub(super) fn ask_resolver(
+    function: unsafe extern "C" fn(
+        *mut c_void,
+        *const qcow2_resolve_request,
+        *mut qcow2_resolve_answer,
+    ) -> c_int,
+    opaque: *mut c_void,
+    request: &ResolveRequest,
+) -> Result<ResolveAnswer> {
+    let recorded = c_text(Some(request.recorded_name.as_bytes()));
+    let resolved = c_text(request.resolved_path.as_ref().map(|p| p.as_os_str().as_bytes()));
+    let format = c_text(request.format.as_ref().map(|f| f.as_bytes()));
+    let asked = qcow2_resolve_request {
+        struct_size: std::mem::size_of::<qcow2_resolve_request>(),
+        kind: QCOW2_NODE_BACKING,
+        depth: request.depth as c_int,
+        recorded_name: recorded.as_ptr(),
+        resolved_path: pointer_or_null(&resolved, request.resolved_path.is_some()),
+        format: pointer_or_null(&format, request.format.is_some()),
+    };
+    let mut answer = qcow2_resolve_answer {
+        struct_size: std::mem::size_of::<qcow2_resolve_answer>(),
+        path: std::ptr::null(),
+        fd: -1,
+        io: std::ptr::null(),
+        io_opaque: std::ptr::null_mut(),
+        format: std::ptr::null(),
+    };
+    // SAFETY: both structs live across the call.
+    let code = unsafe { function(opaque, &asked, &mut answer) };
+    if code != 0 {
+        let errno = if (-4095..0).contains(&code) { -code } else { libc::EPERM };
+        let text = format!("the resolver refused '{}'", request.recorded_name);
+        return Err(Error::new(ErrorKind::Host(errno), text));
+    }
+    // SAFETY: the caller fills the answer with valid pointers, as the contract says.
+    let format = unsafe { super::edge::optional_text(answer.format, "resolve answer's format") }?;
+    let origin = if !answer.io.is_null() {
+        // SAFETY: as above.
+        Origin::Custom(unsafe { super::custom_io::wrap(answer.io, answer.io_opaque) }?)
+    } else if answer.fd >= 0 {
+        Origin::Descriptor(answer.fd)
+    } else {
+        // SAFETY: as above.
+        let path: PathBuf = unsafe { super::edge::path(answer.path) }?;
+        Origin::Path(path)
+    };
+    Ok(ResolveAnswer { origin, format: format.map(str::to_owned) })
+}

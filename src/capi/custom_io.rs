@@ -1,0 +1,171 @@
+//! A caller's storage: a table of functions behind the engine's storage trait.
+
+use super::edge::take;
+use crate::error::{Error, Result};
+use crate::storage::{HostRun, Purpose, Storage, Traits};
+use std::ffi::{c_int, c_void};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::Arc;
+
+/// A caller's storage. The functions return 0 or -errno and move whole ranges; a read past the end fills
+/// zeroes. They are called from every thread that calls the library, several at once. Optional ones may be
+/// NULL. The table is copied by the call that takes it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_io_ops {
+    /// sizeof(qcow2_io_ops), set by the caller.
+    pub struct_size: usize,
+    /// Fills the buffers from `offset`.
+    pub preadv: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            iov: *const libc::iovec,
+            iovcnt: c_int,
+            offset: u64,
+        ) -> c_int,
+    >,
+    /// Writes the buffers at `offset`. NULL: the storage is read-only.
+    pub pwritev: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            iov: *const libc::iovec,
+            iovcnt: c_int,
+            offset: u64,
+        ) -> c_int,
+    >,
+    /// Makes every completed write durable. NULL: they are at once.
+    pub sync: Option<unsafe extern "C" fn(opaque: *mut c_void) -> c_int>,
+    /// Length in bytes, or -errno.
+    pub length: Option<unsafe extern "C" fn(opaque: *mut c_void) -> i64>,
+    /// Cuts, or extends with zeroes. Optional.
+    pub truncate: Option<unsafe extern "C" fn(opaque: *mut c_void, length: u64) -> c_int>,
+    /// The range is not needed any more. Optional.
+    pub discard: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
+    /// Makes the range read as zeroes. Optional.
+    pub write_zeroes: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
+    /// Called once, when the library is done with the storage, also when an open fails. Optional.
+    pub close: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+}
+
+struct CustomIo {
+    ops: qcow2_io_ops,
+    opaque: *mut c_void,
+}
+
+// SAFETY: the contract of `qcow2_io_ops` allows calls from any thread, several at once.
+unsafe impl Send for CustomIo {}
+// SAFETY: as above.
+unsafe impl Sync for CustomIo {}
+
+impl Drop for CustomIo {
+    fn drop(&mut self) {
+        if let Some(close) = self.ops.close {
+            // SAFETY: the last use of the caller's opaque pointer.
+            unsafe { close(self.opaque) }
+        }
+    }
+}
+
+/// Takes over a caller's storage.
+pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Result<Arc<dyn Storage>> {
+    let none = qcow2_io_ops {
+        struct_size: 0,
+        preadv: None,
+        pwritev: None,
+        sync: None,
+        length: None,
+        truncate: None,
+        discard: None,
+        write_zeroes: None,
+        close: None,
+    };
+    // SAFETY: the caller's pointer, checked for NULL.
+    let ops = unsafe { take(ops, none, "io") }?;
+    let custom = CustomIo { ops, opaque };
+    if custom.ops.preadv.is_none() || custom.ops.length.is_none() {
+        return Err(Error::invalid("io: preadv and length are required"));
+    }
+    Ok(Arc::new(custom))
+}
+
+fn answer(code: c_int) -> io::Result<()> {
+    match code {
+        0 => Ok(()),
+        -4095..0 => Err(io::Error::from_raw_os_error(-code)),
+        _ => Err(io::Error::from_raw_os_error(libc::EIO)),
+    }
+}
+
+fn not_supported() -> io::Error {
+    io::Error::from_raw_os_error(libc::EOPNOTSUPP)
+}
+
+impl Storage for CustomIo {
+    fn read(&self, _: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        let Some(preadv) = self.ops.preadv else { return Err(not_supported()) };
+        let mut at = offset;
+        for group in buffers.chunks_mut(1024) {
+            // SAFETY: IoSliceMut has the layout of iovec; the buffers live across the call.
+            answer(unsafe { preadv(self.opaque, group.as_ptr().cast(), group.len() as c_int, at) })?;
+            at += group.iter().map(|b| b.len() as u64).sum::<u64>();
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let Some(pwritev) = self.ops.pwritev else { return Err(io::Error::from_raw_os_error(libc::EROFS)) };
+        let mut at = offset;
+        for group in buffers.chunks(1024) {
+            // SAFETY: IoSlice has the layout of iovec; the buffers live across the call.
+            answer(unsafe { pwritev(self.opaque, group.as_ptr().cast(), group.len() as c_int, at) })?;
+            at += group.iter().map(|b| b.len() as u64).sum::<u64>();
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // SAFETY: the caller's function and opaque pointer.
+        self.ops.sync.map_or(Ok(()), |sync| answer(unsafe { sync(self.opaque) }))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        let Some(length) = self.ops.length else { return Err(not_supported()) };
+        // SAFETY: the caller's function and opaque pointer.
+        let bytes = unsafe { length(self.opaque) };
+        u64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error((-bytes).clamp(1, 4095) as i32))
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let Some(truncate) = self.ops.truncate else { return Err(not_supported()) };
+        // SAFETY: the caller's function and opaque pointer.
+        answer(unsafe { truncate(self.opaque, length) })
+    }
+
+    fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
+        let Some(write_zeroes) = self.ops.write_zeroes else { return Err(not_supported()) };
+        // SAFETY: the caller's function and opaque pointer.
+        answer(unsafe { write_zeroes(self.opaque, offset, length) })
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let Some(discard) = self.ops.discard else { return Err(not_supported()) };
+        // SAFETY: the caller's function and opaque pointer.
+        answer(unsafe { discard(self.opaque, offset, length) })
+    }
+
+    fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(not_supported())
+    }
+
+    fn host_run(&self, _: u64) -> io::Result<HostRun> {
+        Ok(HostRun { data: true, end: self.length()? })
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            alignment: 1,
+            zero_past_end: self.ops.truncate.is_some(),
+            read_only: self.ops.pwritev.is_none(),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What every exported function goes through: panics, cancellation, fork, the thread's last error.
+
+use super::types::qcow2_image;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::handle::Handle;
+use once_cell::sync::Lazy;
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, CStr, CString};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+/// Keeps `pthread_cancel` out of a call: unwinding a thread inside the engine would leave locks held.
+struct NoCancel(c_int);
+
+impl NoCancel {
+    fn new() -> NoCancel {
+        let mut old = 0;
+        // SAFETY: `old` lives across the call; the function cannot fail with this state.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &mut old) };
+        NoCancel(old)
+    }
+}
+
+impl Drop for NoCancel {
+    fn drop(&mut self) {
+        let mut unused = 0;
+        // SAFETY: restores the state that the same function returned.
+        unsafe { pthread_setcancelstate(self.0, &mut unused) };
+    }
+}
+
+/// Counts forks between the process that loaded the library and this one.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+static FORK_HANDLER: Lazy<()> = Lazy::new(|| {
+    // SAFETY: the handler only touches an atomic, which is allowed after fork.
+    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+});
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+fn set_last_error(error: &Error) {
+    let bytes: Vec<u8> = error.to_string().into_bytes().into_iter().filter(|b| *b != 0).collect();
+    let text = CString::new(bytes).unwrap_or_default();
+    // A destroyed thread-local (a call from a thread's own destructors) has nowhere to keep the text.
+    let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = text);
+}
+
+/// The thread's text; valid until the next failure on this thread.
+pub(super) fn last_error() -> *const c_char {
+    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+fn fail(error: &Error) -> i64 {
+    set_last_error(error);
+    -i64::from(error.errno())
+}
+
+/// What stands behind a `qcow2_image`.
+pub(super) struct Guarded {
+    pub(super) handle: Handle,
+    /// Forks at open.
+    forks: u64,
+    /// A panic was caught in a call on this handle.
+    broken: AtomicBool,
+    /// Strings handed out by info calls.
+    pub(super) strings: std::sync::Mutex<super::info::Strings>,
+}
+
+impl Guarded {
+    pub(super) fn new(handle: Handle) -> Self {
+        Lazy::force(&FORK_HANDLER);
+        Guarded {
+            handle,
+            forks: FORKS.load(Ordering::Relaxed),
+            broken: AtomicBool::new(false),
+            strings: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Fails in a forked child and after a panic.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.forks != FORKS.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Forked,
+                "the handle belongs to the parent process; open the image anew after the parent has closed it",
+            ));
+        }
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Latched,
+                "the handle failed inside the library; only reopening helps",
+            ));
+        }
+        Ok(())
+    }
+
+    /// In a forked child nothing of the handle may be touched, not even to free it: locks and descriptors
+    /// belong to the parent.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.forks != FORKS.load(Ordering::Relaxed)
+    }
+}
+
+fn caught() -> Error {
+    Error::new(ErrorKind::Latched, "internal error in libqcow2: the call was abandoned")
+}
+
+/// Runs a call that has no handle.
+pub(super) fn enter(call: impl FnOnce() -> Result<i64>) -> i64 {
+    let _no_cancel = NoCancel::new();
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => value,
+        Ok(Err(e)) => fail(&e),
+        Err(_) => fail(&caught()),
+    }
+}
+
+/// Runs a call on a handle. A panic breaks the handle: whatever it left half done is never written.
+#[inline]
+pub(super) fn with(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> Result<i64>) -> i64 {
+    let _no_cancel = NoCancel::new();
+    if image.is_null() {
+        return fail(&Error::invalid("image is NULL"));
+    }
+    // SAFETY: the caller passes a pointer from an open that has not been closed.
+    let guarded = unsafe { &*image.cast::<Guarded>() };
+    match catch_unwind(AssertUnwindSafe(|| guarded.check().and_then(|()| call(guarded)))) {
+        Ok(Ok(value)) => value,
+        Ok(Err(e)) => fail(&e),
+        Err(_) => {
+            guarded.broken.store(true, Ordering::Relaxed);
+            fail(&caught())
+        }
+    }
+}
+
+/// A C string as text, or `None` for NULL.
+pub(super) unsafe fn optional_text<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a str>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller passes a NUL-terminated string that lives across the call.
+    let bytes = unsafe { CStr::from_ptr(pointer) };
+    match bytes.to_str() {
+        Ok(text) => Ok(Some(text)),
+        Err(_) => Err(Error::invalid(format!("{name} is not UTF-8"))),
+    }
+}
+
+/// A path from a C string; paths are bytes.
+pub(super) unsafe fn path(pointer: *const c_char) -> Result<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    if pointer.is_null() {
+        return Err(Error::invalid("path is NULL"));
+    }
+    // SAFETY: as above.
+    let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
+    Ok(std::ffi::OsStr::from_bytes(bytes).into())
+}
+
+/// Most options of one call.
+const MAX_OPTIONS: usize = 1000;
+
+/// A NULL-terminated array of "key=value" strings.
+pub(super) unsafe fn option_list<'a>(list: *const *const c_char) -> Result<Vec<&'a str>> {
+    let mut options = Vec::new();
+    if list.is_null() {
+        return Ok(options);
+    }
+    loop {
+        // SAFETY: the caller's array ends with NULL, and this stops there.
+        let pointer = unsafe { *list.add(options.len()) };
+        match unsafe { optional_text(pointer, "options") }? {
+            Some(option) => options.push(option),
+            None => return Ok(options),
+        }
+        if options.len() > MAX_OPTIONS {
+            return Err(Error::invalid("options: more than 1000 strings, or no NULL at the end"));
+        }
+    }
+}
+
+/// Copies `value` to where the caller wants it, no more bytes than the caller's `struct_size` says, and
+/// leaves `struct_size` as it was. Structs only ever grow at their end.
+pub(super) unsafe fn give<T: Copy>(value: T, out: *mut T, name: &str) -> Result<()> {
+    if out.is_null() {
+        return Err(Error::invalid(format!("{name} is NULL")));
+    }
+    let size_bytes = std::mem::size_of::<usize>();
+    // SAFETY: `struct_size` is the first field of every struct that is passed here.
+    let wanted = unsafe { std::ptr::read_unaligned(out.cast::<usize>()) };
+    if wanted < size_bytes * 2 {
+        return Err(Error::invalid(format!("{name}->struct_size is {wanted}: set it to sizeof(*{name})")));
+    }
+    let bytes = wanted.min(std::mem::size_of::<T>());
+    // SAFETY: both sides have `bytes` bytes; the part after `struct_size` is copied.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            (&raw const value).cast::<u8>().add(size_bytes),
+            out.cast::<u8>().add(size_bytes),
+            bytes - size_bytes,
+        );
+    }
+    Ok(())
+}
+
+/// Takes a sized struct from the caller; what an older caller's struct lacks is as in `T::default()`.
+pub(super) unsafe fn take<T: Copy>(given: *const T, default: T, name: &str) -> Result<T> {
+    if given.is_null() {
+        return Err(Error::invalid(format!("{name} is NULL")));
+    }
+    let mut value = default;
+    // SAFETY: `struct_size` is the first field of every struct that is passed here.
+    let size = unsafe { std::ptr::read_unaligned(given.cast::<usize>()) };
+    if size < std::mem::size_of::<usize>() * 2 {
+        return Err(Error::invalid(format!("{name}->struct_size is {size}: set it to sizeof(*{name})")));
+    }
+    let bytes = size.min(std::mem::size_of::<T>());
+    // SAFETY: the caller's struct has at least `bytes` bytes, and `value` too.
+    unsafe { std::ptr::copy_nonoverlapping(given.cast::<u8>(), (&raw mut value).cast::<u8>(), bytes) };
+    // A newer caller's extra fields must be unused, for we do not know what they ask for.
+    for at in std::mem::size_of::<T>()..size.min(4096) {
+        // SAFETY: inside the caller's struct.
+        if unsafe { *given.cast::<u8>().add(at) } != 0 {
+            return Err(Error::unsupported(format!("{name} has fields that this version does not know")));
+        }
+    }
+    Ok(value)
+}

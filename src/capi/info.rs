@@ -1,0 +1,179 @@
+//! What an image is: header fields, extensions, snapshots.
+
+use super::edge::{give, with, Guarded};
+use super::types::*;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::extensions;
+use crate::format::features::*;
+use crate::format::Header;
+use crate::image::{load_snapshots, Core, Disk};
+use crate::ops::open::Origin;
+use std::ffi::{c_char, c_int, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+/// Strings that a handle has handed out, so that they live as long as the contract says.
+#[derive(Default)]
+pub(super) struct Strings {
+    info: Vec<CString>,
+    extensions: Vec<Vec<u8>>,
+    snapshots: Vec<CString>,
+}
+
+fn keep(list: &mut Vec<CString>, text: Option<&[u8]>) -> *const c_char {
+    let Some(text) = text else { return std::ptr::null() };
+    let bytes: Vec<u8> = text.iter().copied().filter(|b| *b != 0).collect();
+    list.push(CString::new(bytes).unwrap_or_default());
+    list.last().map_or(std::ptr::null(), |c| c.as_ptr())
+}
+
+fn empty_info() -> qcow2_info {
+    // Written out in full it would only repeat the declaration.
+    // SAFETY: a C struct of integers and pointers, for which all-zero is valid.
+    unsafe { std::mem::zeroed() }
+}
+
+fn fill_header(info: &mut qcow2_info, header: &Header) {
+    info.version = header.version;
+    info.cluster_bits = header.cluster_bits;
+    info.refcount_bits = 1 << header.refcount_order;
+    info.crypt_method = header.crypt_method;
+    info.header_length = header.header_length;
+    info.compression_type = u32::from(header.compression_type);
+    info.backing_file_offset = header.backing_file_offset;
+    info.backing_file_size = header.backing_file_bytes;
+    info.l1_size = header.l1_size;
+    info.l1_table_offset = header.l1_table_offset;
+    info.refcount_table_offset = header.refcount_table_offset;
+    info.refcount_table_clusters = header.refcount_table_clusters;
+    info.snapshot_count = header.snapshot_count;
+    info.snapshot_table_offset = header.snapshots_offset;
+    info.incompatible_features = header.incompatible;
+    info.compatible_features = header.compatible;
+    info.autoclear_features = header.autoclear;
+    info.dirty = u32::from(header.incompatible & INCOMPAT_DIRTY != 0);
+    info.corrupt = u32::from(header.incompatible & INCOMPAT_CORRUPT != 0);
+    info.extended_l2 = u32::from(header.incompatible & INCOMPAT_EXTENDED_L2 != 0);
+    info.data_file_raw = u32::from(header.autoclear & AUTOCLEAR_RAW_DATA != 0);
+    let bitmaps = header.extension(extensions::BITMAPS).and_then(|d| extensions::bitmaps(d).ok());
+    info.bitmap_count = bitmaps.map_or(0, |b| b.count);
+}
+
+fn collect(guarded: &Guarded) -> qcow2_info {
+    let handle = &guarded.handle;
+    let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+    let list = &mut strings.info;
+    list.clear();
+    let mut info = empty_info();
+    let storage = match handle.disk() {
+        Disk::Raw(raw) => raw.storage(),
+        Disk::Qcow2(image) => {
+            let core = image.core();
+            let header = core.header();
+            fill_header(&mut info, &header);
+            info.lazy_refcounts = u32::from(core.is_lazy());
+            info.backing_file = keep(list, header.backing_file.as_deref());
+            info.backing_format = keep(list, header.extension(extensions::BACKING_FORMAT));
+            info.data_file = keep(list, header.extension(extensions::DATA_FILE));
+            Arc::clone(core.storage())
+        }
+    };
+    if let Origin::Path(path) = handle.origin() {
+        info.path = keep(list, Some(path.as_os_str().as_bytes()));
+    }
+    info.virtual_size = handle.disk().length();
+    info.file_length = storage.length().unwrap_or(0);
+    info.allocated_bytes = storage.allocated_bytes().unwrap_or(0);
+    info.read_only = u32::from(handle.flags().read_only);
+    if let Some(report) = handle.repaired() {
+        info.open_repaired = 1;
+        info.open_corruptions_fixed = report.corruptions_fixed;
+        info.open_leaks_fixed = report.leaks_fixed;
+    }
+    info.backing_depth = handle.disk().backing_depth() as u32;
+    info.descriptor = handle.descriptor().unwrap_or(-1);
+    info
+}
+
+/// Fills `info`. Returns 0 or -errno.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_get_info(image: *mut qcow2_image, info: *mut qcow2_info) -> c_int {
+    with(image, |guarded| {
+        // SAFETY: the caller's struct, checked for NULL.
+        unsafe { give(collect(guarded), info, "info") }.map(|()| 0)
+    }) as c_int
+}
+
+fn qcow2_core(guarded: &Guarded) -> Result<Arc<Core>> {
+    match guarded.handle.disk() {
+        Disk::Qcow2(image) => Ok(image.core()),
+        Disk::Raw(_) => Err(Error::new(ErrorKind::NotFound, "a raw disk has no header")),
+    }
+}
+
+/// Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
+/// another -errno.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_get_header_extension(
+    image: *mut qcow2_image,
+    index: usize,
+    extension: *mut qcow2_header_extension,
+) -> c_int {
+    with(image, |guarded| {
+        let header = qcow2_core(guarded)?.header();
+        let Some(found) = header.extensions.get(index) else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no header extension number {index}"),
+            ));
+        };
+        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        if strings.extensions.len() < header.extensions.len() {
+            strings.extensions = header.extensions.iter().map(|e| e.data.clone()).collect();
+        }
+        let answer = qcow2_header_extension {
+            struct_size: 0,
+            r#type: found.kind,
+            length: found.data.len() as u32,
+            offset: found.offset,
+            data: strings.extensions[index].as_ptr().cast(),
+        };
+        // SAFETY: the caller's struct, checked for NULL.
+        unsafe { give(answer, extension, "extension") }.map(|()| 0)
+    }) as c_int
+}
+
+/// Internal snapshot number `index`, counted from 0, in table order. Returns 0, -ENOENT past the last one, or
+/// another -errno (EIO: the table is damaged). The strings are valid until the next call of this function.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_get_snapshot(
+    image: *mut qcow2_image,
+    index: usize,
+    snapshot: *mut qcow2_snapshot_info,
+) -> c_int {
+    with(image, |guarded| {
+        let core = qcow2_core(guarded)?;
+        let (all, _) = load_snapshots(&**core.storage(), &core.header())?;
+        let Some(found) = all.get(index) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot number {index}")));
+        };
+        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let list = &mut strings.snapshots;
+        list.clear();
+        let answer = qcow2_snapshot_info {
+            struct_size: 0,
+            id: keep(list, Some(&found.id)),
+            name: keep(list, Some(&found.name)),
+            vm_state_size: found.vm_state_bytes,
+            date_seconds: u64::from(found.date_seconds),
+            date_nanoseconds: found.date_nanoseconds,
+            l1_size: found.l1_size,
+            vm_clock_nanoseconds: found.guest_clock_nanoseconds,
+            icount: found.icount.unwrap_or(u64::MAX),
+            disk_size: found.virtual_size.unwrap_or(core.header().virtual_size),
+            l1_table_offset: found.l1_table_offset,
+        };
+        // SAFETY: the caller's struct, checked for NULL.
+        unsafe { give(answer, snapshot, "snapshot") }.map(|()| 0)
+    }) as c_int
+}

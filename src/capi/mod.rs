@@ -1,0 +1,29 @@
+//! The C ABI: turns pointers into references or fails, calls one function of `ops` or `image`, turns the
+//! result into an int. No logic. The doc comments of this layer become `include/qcow2.h`.
+//!
+//! `unsafe` is what the C caller promises and nothing else: pointers are valid for the call, strings are
+//! NUL-terminated, handles came from an open and have not been closed. NULL is an error, never a crash.
+#![allow(unsafe_code)]
+#![allow(non_camel_case_types)]
+// What a caller owes is said once, above; repeating it at each function would not add to it.
+#![allow(clippy::missing_safety_doc)]
+
+mod callbacks;
+mod check;
+mod create;
+mod custom_io;
+mod edge;
+mod info;
+mod io;
+mod open;
+mod options;
+mod types;
+
+pub use callbacks::*;
+pub use check::*;
+pub use create::*;
+pub use info::*;
+pub use io::*;
+pub use open::*;
+pub use options::*;
+pub use types::*;

@@ -1,0 +1,240 @@
+//! Open, close, reopen.
+
+use super::callbacks::*;
+use super::custom_io::{self, qcow2_io_ops};
+use super::edge::{enter, last_error, option_list, optional_text, path, take, with, Guarded};
+use super::types::*;
+use crate::error::{Error, Result};
+use crate::ops::check::MessageKind;
+use crate::ops::handle::Handle;
+use crate::ops::open::{OpenFlags, Opening, Origin, ResolveRequest};
+use crate::options::OpenOptions;
+use std::ffi::{c_char, c_int, c_void};
+
+const ALL_OPEN_FLAGS: u64 = 0xff;
+
+/// Everything that an open can be given. Set `struct_size`, zero the rest, `fd` to -1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_open_params {
+    /// sizeof(qcow2_open_params).
+    pub struct_size: usize,
+    /// One of path, fd, io.
+    pub path: *const c_char,
+    /// Duplicated; the caller keeps its own. -1: none.
+    pub fd: c_int,
+    /// Copied.
+    pub io: *const qcow2_io_ops,
+    /// Handed to the functions of `io`.
+    pub io_opaque: *mut c_void,
+    /// QCOW2_OPEN_*; unknown bits are -EINVAL.
+    pub flags: u64,
+    /// "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list.
+    pub options: *const *const c_char,
+    /// Decides about files that images name; wins over QCOW2_OPEN_ALLOW_RECORDED. May be NULL.
+    pub resolve: qcow2_resolve_fn,
+    /// Handed to `resolve`.
+    pub resolve_opaque: *mut c_void,
+    /// Takes what a repair at open says. May be NULL.
+    pub message: qcow2_message_fn,
+    /// Handed to `message`.
+    pub message_opaque: *mut c_void,
+}
+
+impl qcow2_open_params {
+    fn empty() -> Self {
+        qcow2_open_params {
+            struct_size: std::mem::size_of::<qcow2_open_params>(),
+            path: std::ptr::null(),
+            fd: -1,
+            io: std::ptr::null(),
+            io_opaque: std::ptr::null_mut(),
+            flags: 0,
+            options: std::ptr::null(),
+            resolve: None,
+            resolve_opaque: std::ptr::null_mut(),
+            message: None,
+            message_opaque: std::ptr::null_mut(),
+        }
+    }
+}
+
+fn open_flags(bits: u64) -> Result<OpenFlags> {
+    if bits & !ALL_OPEN_FLAGS != 0 {
+        return Err(Error::invalid(format!("unknown open flags {:#x}", bits & !ALL_OPEN_FLAGS)));
+    }
+    let has = |flag: u64| bits & flag != 0;
+    Ok(OpenFlags {
+        read_only: has(QCOW2_OPEN_READ_ONLY),
+        no_repair: has(QCOW2_OPEN_NO_REPAIR),
+        force_share: has(QCOW2_OPEN_FORCE_SHARE),
+        allow_recorded: has(QCOW2_OPEN_ALLOW_RECORDED),
+        metadata_only: has(QCOW2_OPEN_METADATA_ONLY),
+        no_lock: has(QCOW2_OPEN_NO_LOCK),
+        raw: has(QCOW2_OPEN_RAW),
+        no_backing: has(QCOW2_OPEN_NO_BACKING),
+    })
+}
+
+unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
+    let given = [!params.path.is_null(), params.fd >= 0, !params.io.is_null()];
+    if given.iter().filter(|g| **g).count() != 1 {
+        return Err(Error::invalid("exactly one of path, fd and io must be given"));
+    }
+    // SAFETY: the caller's pointers, as the contract says.
+    unsafe {
+        if !params.io.is_null() {
+            return Ok(Origin::Custom(custom_io::wrap(params.io, params.io_opaque)?));
+        }
+        if params.fd >= 0 {
+            return Ok(Origin::Descriptor(params.fd));
+        }
+        Ok(Origin::Path(path(params.path)?))
+    }
+}
+
+unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Result<i64> {
+    if image.is_null() {
+        return Err(Error::invalid("image is NULL"));
+    }
+    // SAFETY: checked for NULL; the caller's pointer is writable.
+    unsafe { *image = std::ptr::null_mut() };
+    // The storage first: its `close` is owed from here on, whatever else is wrong.
+    let origin = unsafe { origin_of(params) }?;
+    let flags = open_flags(params.flags)?;
+    let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
+    let mut ask = params.resolve.map(|function| {
+        let opaque = params.resolve_opaque;
+        move |request: &ResolveRequest| ask_resolver(function, opaque, request)
+    });
+    let mut say =
+        |kind: MessageKind, text: &str| send_message(params.message, params.message_opaque, kind, text);
+    let mut opening =
+        Opening { flags, options, resolver: ask.as_mut().map(|a| a as _), messages: Some(&mut say) };
+    let handle = Handle::open(&mut opening, &origin)?;
+    // SAFETY: as above. The box is taken back by `qcow2_close`.
+    unsafe { *image = Box::into_raw(Box::new(Guarded::new(handle))).cast() };
+    Ok(0)
+}
+
+/// The version of the library, "0.1.0". Static.
+#[no_mangle]
+pub extern "C" fn qcow2_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// The text of the last failure on this thread: which call, structure, index, value and rule. "" if none.
+/// Valid until the next failure on this thread; never NULL.
+#[no_mangle]
+pub extern "C" fn qcow2_last_error() -> *const c_char {
+    last_error()
+}
+
+/// Opens an image file.
+///
+/// A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
+/// A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+/// must be given to qcow2_close; on failure it is NULL.
+///
+/// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
+/// named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
+/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file, not allowed),
+/// ELOOP, ENOENT and what else the host says.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_open(
+    path: *const c_char,
+    flags: u64,
+    options: *const *const c_char,
+    image: *mut *mut qcow2_image,
+) -> c_int {
+    let params = qcow2_open_params { path, flags, options, ..qcow2_open_params::empty() };
+    enter(|| unsafe { open(&params, image) }) as c_int
+}
+
+/// Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
+/// Relative backing file names need a resolver, for a descriptor has no directory. Otherwise as qcow2_open.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_open_fd(
+    fd: c_int,
+    flags: u64,
+    options: *const *const c_char,
+    image: *mut *mut qcow2_image,
+) -> c_int {
+    let params = qcow2_open_params { fd, flags, options, ..qcow2_open_params::empty() };
+    enter(|| unsafe { open(&params, image) }) as c_int
+}
+
+/// The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
+/// receiver of repair messages. Otherwise as qcow2_open.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_open_with(
+    params: *const qcow2_open_params,
+    image: *mut *mut qcow2_image,
+) -> c_int {
+    enter(|| unsafe { open(&take(params, qcow2_open_params::empty(), "params")?, image) }) as c_int
+}
+
+/// Flushes, leaves the image clean, and frees the handle, whatever it returns: the first error that kept
+/// something from the disk, or 0. NULL is fine. No other call on the handle may be under way. In a forked
+/// child it does nothing and returns -EOWNERDEAD.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_close(image: *mut qcow2_image) -> c_int {
+    if image.is_null() {
+        return 0;
+    }
+    let foreign =
+        with(image, |guarded| if guarded.is_foreign() { guarded.check().map(|()| 0) } else { Ok(0) });
+    if foreign == -i64::from(libc::EOWNERDEAD) {
+        return foreign as c_int;
+    }
+    let usable = foreign;
+    enter(|| {
+        // SAFETY: the pointer came from `Box::into_raw`; the caller gives it up.
+        let guarded = unsafe { Box::from_raw(image.cast::<Guarded>()) };
+        if usable != 0 {
+            return Err(guarded.check().err().unwrap_or_else(|| Error::invalid("unusable handle")));
+        }
+        guarded.handle.close().map(|()| 0)
+    }) as c_int
+}
+
+/// Changes read-only to read-write and back, and run-time options; what `options` does not name stays.
+/// `flags`: QCOW2_OPEN_READ_ONLY and QCOW2_OPEN_NO_REPAIR. Requests of other threads wait. Everything is
+/// flushed first. On failure the handle stays as it was. Errors as qcow2_open.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_reopen(
+    image: *mut qcow2_image,
+    flags: u64,
+    options: *const *const c_char,
+) -> c_int {
+    with(image, |guarded| {
+        if flags & !(QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_REPAIR) != 0 {
+            return Err(Error::invalid(format!("unknown reopen flags {flags:#x}")));
+        }
+        let flags = open_flags(flags)?;
+        let changes = unsafe { option_list(options) }?;
+        guarded.handle.reopen(flags.read_only, flags.no_repair, &changes, None).map(|()| 0)
+    }) as c_int
+}
+
+/// Drops cached tables that no request has used since the last call. Calls every `cache-clean-interval`
+/// seconds bound the memory of an idle image; the library has no thread of its own for it. 0 or -errno.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_clean_caches(image: *mut qcow2_image) -> c_int {
+    with(image, |guarded| {
+        if let crate::image::Disk::Qcow2(image) = guarded.handle.disk() {
+            image.clean_caches();
+        }
+        Ok(0)
+    }) as c_int
+}
+
+/// Whether an option string is one that qcow2_open would take; 0 or -EINVAL with the reason in
+/// qcow2_last_error. For programs that check a command line before they have a file.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_check_open_option(option: *const c_char) -> c_int {
+    enter(|| {
+        let text = unsafe { optional_text(option, "option") }?.unwrap_or_default();
+        OpenOptions::parse(&[text]).map(|_| 0)
+    }) as c_int
+}

@@ -1,0 +1,259 @@
+//! The state of an open image: everything that was loaded from the medium, and what may be done with it.
+
+use super::snapshots::index_snapshots;
+use super::Disk;
+use crate::alloc::{Allocator, Shared};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::extensions;
+use crate::format::features::*;
+use crate::format::{Geometry, Header};
+use crate::map::Map;
+use crate::meta::guard::Owner;
+use crate::meta::{HeaderPage, OverlapGuard};
+use crate::options::{cache_sizes, OpenOptions, Protected};
+use crate::storage::gate::Gate;
+use crate::storage::medium::Medium;
+use crate::storage::{read_exact, Purpose, Storage};
+use std::sync::Arc;
+
+/// How an image is opened, below paths and locks.
+#[derive(Clone)]
+pub struct CoreSettings {
+    /// Caches, cache mode, checks.
+    pub options: OpenOptions,
+    /// No write is made.
+    pub read_only: bool,
+    /// No guest I/O: for looks at the header and for checks.
+    pub metadata_only: bool,
+    /// What holes read from.
+    pub backing: Option<Arc<Disk>>,
+}
+
+/// The parts that serve guest I/O.
+pub struct Io {
+    /// Guest to host.
+    pub map: Map,
+    /// There for a writable image.
+    pub alloc: Option<Arc<Allocator>>,
+}
+
+/// See the module.
+pub struct Core {
+    pub(super) shared: Shared,
+    pub(super) geometry: Geometry,
+    pub(super) virtual_size: u64,
+    pub(super) settings: CoreSettings,
+    pub(super) io: Option<Io>,
+}
+
+/// Reads and parses the header cluster: the header, and the first sector as it is.
+pub(crate) fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
+    let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+    let mut start = vec![0; length.min(512) as usize];
+    read_exact(storage, Purpose::Header, 0, &mut start)?;
+    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
+    let mut cluster = vec![0; length.min(cluster_bytes) as usize];
+    read_exact(storage, Purpose::Header, 0, &mut cluster)?;
+    let header = Header::parse(&cluster)?;
+    cluster.resize(512.max(cluster.len()), 0);
+    cluster.truncate(512);
+    Ok((header, cluster))
+}
+
+/// What guest I/O needs and this library does not serve yet: a reason to refuse, by name.
+fn not_served(header: &Header) -> Option<String> {
+    if header.crypt_method == 1 {
+        return Some("encryption method 1 (AES) is not served yet".into());
+    }
+    if header.crypt_method == 2 {
+        return Some("encryption method 2 (LUKS) is not served yet".into());
+    }
+    if header.incompatible & INCOMPAT_DATA_FILE != 0 {
+        return Some("an external data file (incompatible feature bit 2) is not served yet".into());
+    }
+    None
+}
+
+/// Everything that can be said against an open from the header alone, before a byte is written.
+pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
+    header.check_tables(settings.metadata_only)?;
+    let geometry = header.geometry();
+    settings.options.check_geometry(&geometry)?;
+    if settings.metadata_only {
+        return Ok(());
+    }
+    if let Some(reason) = not_served(header) {
+        return Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {reason}")));
+    }
+    if !settings.read_only && header.incompatible & INCOMPAT_CORRUPT != 0 {
+        let text = "qcow2: Image is corrupt; cannot be opened read/write";
+        return Err(Error::new(ErrorKind::MarkedCorrupt, text));
+    }
+    lazy_in_force(header, &settings.options)?;
+    cache_sizes(&settings.options, &geometry, header.virtual_size).map(drop)
+}
+
+impl Core {
+    /// Loads an image whose header is `header`. For guest I/O the image must be clean or opened read-only.
+    pub(crate) fn load(
+        medium: Arc<Medium>,
+        gate: Arc<Gate>,
+        header: Header,
+        sector: Vec<u8>,
+        settings: CoreSettings,
+    ) -> Result<Core> {
+        validate(&header, &settings)?;
+        if !settings.metadata_only && !settings.read_only && header.incompatible & INCOMPAT_DIRTY != 0 {
+            let text = "the dirty bit is set: the image must be repaired before it is written";
+            return Err(Error::new(ErrorKind::Dirty, text));
+        }
+        let geometry = header.geometry();
+        let virtual_size = header.virtual_size;
+        let checked = if settings.read_only { 0 } else { checked_owners(&settings.options) };
+        let shared = Shared {
+            guard: Arc::new(OverlapGuard::new(&geometry, checked)),
+            header: Arc::new(HeaderPage::new(Arc::clone(&medium), header.clone(), sector)),
+            medium,
+            gate,
+        };
+        let io = match settings.metadata_only {
+            true => None,
+            false => Some(Self::load_io(&shared, &header, &settings)?),
+        };
+        Ok(Core { shared, geometry, virtual_size, settings, io })
+    }
+
+    fn load_io(shared: &Shared, header: &Header, settings: &CoreSettings) -> Result<Io> {
+        let geometry = header.geometry();
+        let sizes = cache_sizes(&settings.options, &geometry, header.virtual_size)?;
+        let alloc = if settings.read_only {
+            None
+        } else {
+            let lazy = lazy_in_force(header, &settings.options)?;
+            let blocks = (sizes.refcount_cache_bytes >> geometry.cluster_bits) as usize;
+            index_other_tables(shared, header)?;
+            let pass = settings.options.passes_discard_request();
+            Some(Arc::new(Allocator::open(shared.clone(), lazy, pass, blocks)?))
+        };
+        let map = Map::open(shared.clone(), alloc.clone(), sizes.l2_slice_bytes, sizes.l2_cache_bytes)?;
+        Ok(Io { map, alloc })
+    }
+
+    /// The parts for guest I/O, or why there are none.
+    #[inline]
+    pub(super) fn io(&self) -> Result<&Io> {
+        match &self.io {
+            Some(io) => Ok(io),
+            None => Err(Error::new(
+                ErrorKind::NotAllowed,
+                "guest I/O on a handle that was opened for metadata only",
+            )),
+        }
+    }
+
+    /// Fails unless guest data may be changed; clears autoclear bits before the first change.
+    pub(super) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
+        let io = self.io()?;
+        let Some(alloc) = &io.alloc else {
+            return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
+        };
+        self.shared.medium.latch().check()?;
+        if self.shared.header.autoclear_pending() {
+            // No autoclear feature is maintained yet: bitmaps would go stale, so their bit goes first.
+            self.shared.header.clear_autoclear(0)?;
+        }
+        Ok((io, alloc))
+    }
+
+    /// Everything that was stored is durable when it returns. One caller at a time.
+    pub(super) fn barrier(&self) -> Result<()> {
+        match &self.io {
+            Some(io) if io.alloc.is_some() => io.map.barrier(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings everything to the medium and leaves the image clean. The caller is alone.
+    pub(super) fn settle(&self) -> Result<()> {
+        let Some(Io { map, alloc: Some(alloc) }) = &self.io else { return Ok(()) };
+        if self.shared.medium.latch().is_closed() {
+            return self.shared.medium.latch().check();
+        }
+        map.barrier()?;
+        alloc.settle_all()?;
+        if self.shared.header.is_dirty() {
+            self.shared.medium.sync_step()?;
+            self.shared.header.mark_clean()?;
+        }
+        Ok(())
+    }
+
+    /// The header as it stands.
+    pub fn header(&self) -> Header {
+        self.shared.header.header()
+    }
+
+    /// The image file.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        self.shared.medium.storage()
+    }
+
+    /// What holes read from.
+    pub fn backing(&self) -> Option<&Arc<Disk>> {
+        self.settings.backing.as_ref()
+    }
+
+    /// How the image was opened.
+    pub fn settings(&self) -> &CoreSettings {
+        &self.settings
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.settings.read_only
+    }
+
+    /// Whether refcounts are lazy in this session.
+    pub fn is_lazy(&self) -> bool {
+        match &self.io {
+            Some(Io { alloc: Some(alloc), .. }) => alloc.is_lazy(),
+            _ => {
+                let header = self.header();
+                self.settings.options.lazy_refcounts.unwrap_or(header.compatible & COMPAT_LAZY_REFCOUNTS != 0)
+            }
+        }
+    }
+
+    /// Whether the corrupt bit is set.
+    pub fn is_corrupt(&self) -> bool {
+        self.shared.header.is_corrupt()
+    }
+}
+
+/// Whether refcounts are lazy: the option if given, else the image's compatible bit.
+fn lazy_in_force(header: &Header, options: &OpenOptions) -> Result<bool> {
+    let wanted = options.lazy_refcounts.unwrap_or(header.compatible & COMPAT_LAZY_REFCOUNTS != 0);
+    if wanted && header.version < 3 {
+        return Err(Error::invalid(
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+        ));
+    }
+    Ok(wanted)
+}
+
+fn checked_owners(options: &OpenOptions) -> u16 {
+    let checks = options.overlap_checks();
+    let bits = Protected::ALL.into_iter().filter(|p| checks.contains(*p)).map(|p| 1u16 << p as u8);
+    bits.fold(0, |mask, bit| mask | bit)
+}
+
+/// Adds snapshot tables and the bitmap directory to the overlap index.
+fn index_other_tables(shared: &Shared, header: &Header) -> Result<()> {
+    let guard = &shared.guard;
+    if let Some(data) = header.extension(extensions::BITMAPS) {
+        let pointer = extensions::bitmaps(data)?;
+        let bytes = pointer.directory_bytes.min(1 << 32);
+        guard.add(Owner::BITMAP_DIRECTORY, pointer.directory_offset, bytes);
+    }
+    index_snapshots(guard, &**shared.medium.storage(), header)
+}

@@ -1,0 +1,48 @@
+//! Flushes that coalesce: whoever comes while a barrier runs waits for the next one, which serves all of them.
+
+use super::Core;
+use crate::error::Result;
+use std::sync::{Condvar, Mutex};
+
+#[derive(Default)]
+struct State {
+    started: u64,
+    completed: u64,
+    running: bool,
+}
+
+/// The flushes of one image.
+#[derive(Default)]
+pub struct Flusher {
+    state: Mutex<State>,
+    done: Condvar,
+}
+
+impl Flusher {
+    /// Runs or joins a barrier that starts after this call.
+    pub(super) fn flush(&self, core: &Core) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
+        let mine = state.started + 1;
+        loop {
+            if state.completed >= mine {
+                return Ok(());
+            }
+            if !state.running {
+                break;
+            }
+            state = self.done.wait(state).unwrap_or_else(|e| e.into_inner());
+        }
+        state.running = true;
+        state.started += 1;
+        let number = state.started;
+        drop(state);
+        let answer = core.barrier();
+        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
+        state.running = false;
+        if answer.is_ok() {
+            state.completed = number;
+        }
+        self.done.notify_all();
+        answer
+    }
+}

@@ -1,0 +1,173 @@
+//! An open qcow2 image as its users see it.
+
+use super::core::{read_header, Core, CoreSettings};
+use super::flush::Flusher;
+use super::status::Status;
+use super::{check_range, ZeroFlags};
+use crate::error::Result;
+use crate::storage::gate::{Exclusive, Gate};
+use crate::storage::medium::Medium;
+use crate::storage::Storage;
+use arc_swap::ArcSwap;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// Most guest bytes under one pin: what a request lets go of cannot be reused while it is inside.
+const PINNED_BYTES: u64 = 1 << 30;
+
+/// See the module.
+pub struct Image {
+    gate: Arc<Gate>,
+    core: ArcSwap<Core>,
+    flusher: Flusher,
+    virtual_size: AtomicU64,
+}
+
+impl Image {
+    /// Opens the image on `storage`.
+    pub fn open(storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Image> {
+        let gate = Arc::new(Gate::default());
+        let core = Self::load(storage, &gate, settings)?;
+        Ok(Image {
+            gate,
+            virtual_size: AtomicU64::new(core.virtual_size),
+            core: ArcSwap::from_pointee(core),
+            flusher: Flusher::default(),
+        })
+    }
+
+    fn load(storage: Arc<dyn Storage>, gate: &Arc<Gate>, settings: CoreSettings) -> Result<Core> {
+        let (header, sector) = read_header(&*storage)?;
+        Core::load(Arc::new(Medium::new(storage)), Arc::clone(gate), header, sector, settings)
+    }
+
+    /// The state as of now. Structure changes replace it.
+    pub fn core(&self) -> Arc<Core> {
+        self.core.load_full()
+    }
+
+    /// Virtual size in bytes.
+    pub fn length(&self) -> u64 {
+        self.virtual_size.load(Ordering::Relaxed)
+    }
+
+    /// Fills `buffers` from `offset`.
+    #[inline]
+    pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let _pin = self.gate.enter();
+        self.core.load().read(offset, buffers)
+    }
+
+    /// Writes `buffers` at `offset`.
+    pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        core.write(offset, buffers, &self.flusher)?;
+        self.finish_write(&core, fua)
+    }
+
+    /// Makes a range read as zeroes.
+    pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
+        check_range(self.length(), offset, length)?;
+        for (at, bytes) in pinned_steps(offset, length) {
+            let _pin = self.gate.enter();
+            self.core.load().write_zeroes(at, bytes, flags, &self.flusher)?;
+        }
+        let _pin = self.gate.enter();
+        self.finish_write(&self.core.load(), fua)
+    }
+
+    /// Lets go of a range.
+    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        check_range(self.length(), offset, length)?;
+        for (at, bytes) in pinned_steps(offset, length) {
+            let _pin = self.gate.enter();
+            self.core.load().discard(at, bytes, &self.flusher)?;
+        }
+        let _pin = self.gate.enter();
+        self.finish_write(&self.core.load(), false)
+    }
+
+    /// Durable, in the file or in memory, as request and cache mode ask.
+    fn finish_write(&self, core: &Core, fua: bool) -> Result<()> {
+        let options = &core.settings.options;
+        if fua || options.cache.sync_each_write() {
+            return self.flusher.flush(core);
+        }
+        if options.metadata_writethrough {
+            return core.io()?.map.write_ripe(true);
+        }
+        Ok(())
+    }
+
+    /// Everything completed before the call is durable when it returns.
+    pub fn flush(&self) -> Result<()> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        if core.is_read_only() {
+            return Ok(());
+        }
+        core.io()?;
+        self.flusher.flush(&core)
+    }
+
+    /// The first extent of a range.
+    pub fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        check_range(core.virtual_size, offset, length)?;
+        core.status(offset, length, top_only)
+    }
+
+    /// Drops cached tables that were not used since the last call.
+    pub fn clean_caches(&self) {
+        let _pin = self.gate.enter();
+        if let Some(io) = &self.core.load().io {
+            io.map.forget_unused();
+        }
+    }
+
+    /// Keeps every request out.
+    pub fn alone(&self) -> Alone<'_> {
+        Alone { _exclusive: self.gate.enter_alone(), image: self }
+    }
+}
+
+/// A long range in steps of at most `PINNED_BYTES`, cut at multiples of it, at least one.
+fn pinned_steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    let end = offset + length;
+    let mut at = Some(offset);
+    std::iter::from_fn(move || {
+        let from = at?;
+        let to = end.min((from / PINNED_BYTES + 1) * PINNED_BYTES);
+        at = (to < end).then_some(to);
+        Some((from, to - from))
+    })
+}
+
+/// An image whose requests wait outside.
+pub struct Alone<'a> {
+    image: &'a Image,
+    _exclusive: Exclusive<'a>,
+}
+
+impl Alone<'_> {
+    /// The state as of now.
+    pub fn core(&self) -> Arc<Core> {
+        self.image.core()
+    }
+
+    /// Brings everything to the medium and leaves the image clean.
+    pub fn settle(&self) -> Result<()> {
+        self.image.core().settle()
+    }
+
+    /// Loads the image again from `storage`. On failure the state is as it was.
+    pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        let core = Image::load(storage, &self.image.gate, settings)?;
+        self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
+        self.image.core.store(Arc::new(core));
+        Ok(())
+    }
+}

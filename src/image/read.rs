@@ -1,0 +1,121 @@
+//! Reads. No lock is held while data is read; the caller's pin keeps the clusters from being reused.
+
+use super::buffers::{total, Scatter};
+use super::{check_range, Core};
+use crate::error::{Error, Result};
+use crate::map::{Extent, Source};
+use std::io::IoSliceMut;
+
+impl Core {
+    /// Fills `buffers` from `offset`.
+    #[inline]
+    pub(super) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        if let [one] = buffers {
+            check_range(self.virtual_size, offset, one.len() as u64)?;
+            return self.read_range(offset, one);
+        }
+        let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
+            return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
+        };
+        check_range(self.virtual_size, offset, bytes)?;
+        self.read_scattered(offset, bytes, buffers)
+    }
+
+    /// Fills `buffer` from `offset`; the range is inside the disk.
+    #[inline]
+    pub(super) fn read_range(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let map = &self.io()?.map;
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let extent = map.resolve(at, (buffer.len() - done) as u64)?;
+            let end = done + extent.length as usize;
+            self.read_extent(&extent, at, &mut buffer[done..end])?;
+            done = end;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn read_extent(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
+        match (extent.source, extent.host) {
+            (Source::Data, Some(host)) => self.shared.medium.read_data(host, &mut [IoSliceMut::new(part)]),
+            _ => self.fill(extent, guest_offset, part),
+        }
+    }
+
+    /// Bytes that are not in the data file.
+    fn fill(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
+        match extent.source {
+            Source::Hole => match &self.settings.backing {
+                Some(backing) => return backing.read_as_backing(guest_offset, part),
+                None => part.fill(0),
+            },
+            Source::Compressed(span) => {
+                return Err(Error::unsupported(format!(
+                    "compressed cluster at guest offset {guest_offset:#x} (host offset {:#x}): compressed clusters are not read yet",
+                    span.host_offset
+                )));
+            }
+            Source::Zero | Source::Data => part.fill(0),
+        }
+        Ok(())
+    }
+
+    fn read_scattered(&self, offset: u64, bytes: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let map = &self.io()?.map;
+        let mut scatter = Scatter::new(buffers);
+        let mut done = 0;
+        while done < bytes {
+            let at = offset + done;
+            let extent = map.resolve(at, bytes - done)?;
+            let mut parts = scatter.take(extent.length);
+            match (extent.source, extent.host) {
+                (Source::Data, Some(host)) => self.shared.medium.read_data(host, &mut parts)?,
+                _ => {
+                    let mut part_at = at;
+                    for part in &mut parts {
+                        self.fill(&extent, part_at, part)?;
+                        part_at += part.len() as u64;
+                    }
+                }
+            }
+            done += extent.length;
+        }
+        Ok(())
+    }
+
+    /// Whether `[offset, offset + length)`, inside the disk, certainly reads as zeroes without reading data.
+    pub(super) fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        let map = &self.io()?.map;
+        let mut done = 0;
+        while done < length {
+            let at = offset + done;
+            let extent = map.resolve(at, length - done)?;
+            let zero = match extent.source {
+                Source::Zero => true,
+                Source::Hole => self.backing_reads_zero(at, extent.length)?,
+                Source::Data | Source::Compressed(_) => false,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            done += extent.length;
+        }
+        Ok(true)
+    }
+
+    fn backing_reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        let Some(backing) = &self.settings.backing else { return Ok(true) };
+        let end = (offset + length).min(backing.length());
+        let mut at = offset;
+        while at < end {
+            let status = backing.status(at, end - at, false)?;
+            if !status.zero {
+                return Ok(false);
+            }
+            at += status.length;
+        }
+        Ok(true)
+    }
+}

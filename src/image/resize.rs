@@ -1,0 +1,186 @@
+//! The parts of a resize that change tables: a longer L1 table, dropped entries, preallocated clusters.
+
+use super::core::Io;
+use super::qcow2::Alone;
+use super::Core;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::Link;
+use crate::storage::medium::Ticket;
+use crate::storage::Purpose;
+use std::sync::Arc;
+
+/// Guest clusters that one step of a preallocation or a cut handles.
+const STEP_CLUSTERS: u64 = 4096;
+
+impl Alone<'_> {
+    /// Sets the virtual size and loads the image again.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        let core = self.core();
+        let geometry = core.geometry;
+        geometry.check_virtual_size(size).map_err(|e| {
+            Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large ({e})"))
+        })?;
+        let header = core.header();
+        if header.snapshot_count > 0 && header.version < 3 {
+            return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
+        }
+        core.begin_write()?;
+        if size < core.virtual_size {
+            core.cut(size)?;
+        }
+        core.barrier()?;
+        let needed = geometry.l1_entries_for(size).max(1);
+        if needed > u64::from(header.l1_size) {
+            core.grow_l1(needed, size)?;
+        } else {
+            core.shared.header.change(|h| h.virtual_size = size)?;
+        }
+        self.settle()?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())
+    }
+}
+
+impl Alone<'_> {
+    /// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes.
+    pub fn make_empty(&self) -> Result<()> {
+        let core = self.core();
+        let (io, alloc) = core.writer()?;
+        let releases = io.map.drop_tables()?;
+        core.barrier()?;
+        crate::meta::Settler::settle_after(alloc, Ticket::PAST, releases);
+        self.settle()?;
+        alloc.cut_file()?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())
+    }
+}
+
+impl Core {
+    fn writer(&self) -> Result<(&Io, &crate::alloc::Allocator)> {
+        let (io, alloc) = self.begin_write()?;
+        Ok((io, alloc))
+    }
+
+    /// Moves the L1 table to a longer place; the header names it with the new size in one sector.
+    fn grow_l1(&self, entries: u64, size: u64) -> Result<()> {
+        let (io, alloc) = self.writer()?;
+        let geometry = &self.geometry;
+        let clusters = geometry.clusters_ceil(entries * 8);
+        let reserved = alloc.reserve_contiguous(clusters)?;
+        let mut bytes = vec![0; (clusters << geometry.cluster_bits) as usize];
+        io.map.copy_l1(&mut bytes);
+        let offset = geometry.cluster_offset(reserved.first_cluster());
+        self.shared.medium.write_unlinked(Purpose::L1, offset, &bytes)?;
+        // Counts and contents are durable before the header points to the table (R1, R5).
+        crate::meta::Settler::advance(alloc)?;
+        let old = self.header();
+        self.shared.header.change(|h| {
+            h.l1_table_offset = offset;
+            h.l1_size = entries as u32;
+            h.virtual_size = size;
+        })?;
+        reserved.keep();
+        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
+        if old.l1_table_offset != 0 && old_clusters > 0 {
+            let release =
+                crate::meta::Release::new(geometry.cluster_index(old.l1_table_offset), old_clusters, false);
+            crate::meta::Settler::settle_after(alloc, Ticket::PAST, vec![release]);
+        }
+        Ok(())
+    }
+
+    /// Drops the entries of whole clusters past `size`.
+    fn cut(&self, size: u64) -> Result<()> {
+        let (io, _) = self.writer()?;
+        let geometry = &self.geometry;
+        let end = geometry.clusters_ceil(self.virtual_size);
+        let mut at = geometry.clusters_ceil(size);
+        while at < end {
+            let from = geometry.cluster_offset(at);
+            let extent = io.map.resolve(from, (self.virtual_size - from).max(1))?;
+            let hole = extent.source == crate::map::Source::Hole && extent.host.is_none();
+            let clusters = geometry.clusters_ceil(extent.length).max(1);
+            let step_end = (at + clusters.min(STEP_CLUSTERS)).min(end);
+            if hole {
+                at += clusters;
+                continue;
+            }
+            let claim = io.map.claim(at, step_end);
+            for cluster in at..step_end {
+                let old = io.map.entry(&claim, cluster)?;
+                if old == L2Entry::Plain(Mapping::default()) {
+                    continue;
+                }
+                io.map.own_table(&claim, cluster)?;
+                let dropped = self.dropped_by(&old, true);
+                let link = Link { cluster, mapping: Mapping::default(), after: Ticket::PAST, dropped };
+                io.map.link(&claim, link)?;
+            }
+            at = step_end;
+        }
+        Ok(())
+    }
+
+    /// Maps every unallocated cluster of `[from, to)`; with `host_space` the host reserves room too.
+    pub fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
+        let (io, alloc) = self.writer()?;
+        let geometry = &self.geometry;
+        let end = geometry.clusters_ceil(to);
+        let mut at = geometry.cluster_index(from);
+        while at < end {
+            let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
+            let step_end = end.min(table_end);
+            let claim = io.map.claim(at, step_end);
+            io.map.own_table(&claim, at)?;
+            while at < step_end {
+                let old = io.map.entry(&claim, at)?;
+                if old != L2Entry::Plain(Mapping::default()) {
+                    at += 1;
+                    continue;
+                }
+                at += self.preallocate_run(io, alloc, &claim, at, step_end, host_space)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn preallocate_run(
+        &self,
+        io: &Io,
+        alloc: &crate::alloc::Allocator,
+        claim: &crate::map::Claim<'_>,
+        at: u64,
+        end: u64,
+        host_space: bool,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let mut wanted = 1;
+        while at + wanted < end && io.map.entry(claim, at + wanted)? == L2Entry::Plain(Mapping::default()) {
+            wanted += 1;
+        }
+        let reserved = alloc.reserve(wanted)?;
+        let count = reserved.cluster_count();
+        let host = geometry.cluster_offset(reserved.first_cluster());
+        let bytes = count << geometry.cluster_bits;
+        let mut after = reserved.ticket();
+        if !reserved.is_fresh() {
+            self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
+            after = after.max(self.shared.medium.ticket());
+        }
+        if host_space {
+            let done = self.shared.medium.storage().preallocate(host, bytes);
+            done.map_err(|e| Error::host("preallocating host space", &e))?;
+        }
+        for index in 0..count {
+            let mapping = Mapping {
+                host: Some(host + (index << geometry.cluster_bits)),
+                copied: true,
+                alloc: geometry.all_subclusters(),
+                zero: 0,
+            };
+            io.map.link(claim, Link { cluster: at + index, mapping, after, dropped: None })?;
+        }
+        reserved.keep();
+        Ok(count)
+    }
+}

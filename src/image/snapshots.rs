@@ -1,0 +1,62 @@
+//! The snapshot table of an open image: read for listings and for the overlap index.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::snapshot::{parse_table, Snapshot, MAX_TABLE_BYTES};
+use crate::format::Header;
+use crate::meta::guard::Owner;
+use crate::meta::OverlapGuard;
+use crate::storage::{read_exact, Purpose, Storage};
+
+/// First guess at the length of a table, bytes.
+const FIRST_BYTES: u64 = 64 << 10;
+
+/// Reads all entries, with the length of the table in bytes.
+pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
+    if header.snapshot_count == 0 {
+        return Ok((Vec::new(), 0));
+    }
+    let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+    let room = length.saturating_sub(header.snapshots_offset).min(MAX_TABLE_BYTES);
+    let mut bytes = FIRST_BYTES.min(room);
+    loop {
+        let mut table = vec![0; bytes as usize];
+        read_exact(storage, Purpose::Snapshots, header.snapshots_offset, &mut table)?;
+        match parse_table(&table, header.snapshot_count) {
+            Err(_) if bytes < room => bytes = (bytes * 4).min(room),
+            Err(e) => return Err(Error::new(ErrorKind::Corrupt, format!("snapshot table: {e}"))),
+            done => return done,
+        }
+    }
+}
+
+/// Adds the snapshot table and the snapshots' tables to the overlap index.
+pub(super) fn index_snapshots(guard: &OverlapGuard, storage: &dyn Storage, header: &Header) -> Result<()> {
+    let wanted = [Owner::SNAPSHOT_TABLE, Owner::INACTIVE_L1, Owner::INACTIVE_L2];
+    if header.snapshot_count == 0 || !wanted.iter().any(|o| guard.checks(*o)) {
+        return Ok(());
+    }
+    let geometry = header.geometry();
+    let (snapshots, bytes) = load_snapshots(storage, header)?;
+    guard.add(Owner::SNAPSHOT_TABLE, header.snapshots_offset, bytes);
+    for snapshot in &snapshots {
+        let l1_bytes = u64::from(snapshot.l1_size) * 8;
+        let readable = l1_bytes <= crate::format::geometry::MAX_L1_BYTES
+            && geometry.in_cluster(snapshot.l1_table_offset) == 0
+            && snapshot.l1_table_offset < crate::format::geometry::MAX_HOST_OFFSET;
+        if !readable {
+            continue;
+        }
+        guard.add(Owner::INACTIVE_L1, snapshot.l1_table_offset, l1_bytes);
+        if guard.checks(Owner::INACTIVE_L2) {
+            let mut l1 = vec![0; l1_bytes as usize];
+            read_exact(storage, Purpose::L1, snapshot.l1_table_offset, &mut l1)?;
+            for entry in l1.chunks_exact(8) {
+                let table = crate::format::entries::L1Entry(crate::format::be64(entry, 0)).table_offset();
+                if table != 0 {
+                    guard.add(Owner::INACTIVE_L2, table, geometry.cluster_bytes());
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Writes: in place where nothing else refers to the clusters, otherwise into reserved clusters that are
+//! linked once their contents are written.
+//!
+//! Power cut after any line of an allocating write: the old entry is in force until the new one is written,
+//! and that waits for counts, file length and contents (tickets). What was reserved and not linked leaks.
+
+use super::buffers::{total, Gather};
+use super::flush::Flusher;
+use super::{check_range, Core, Io};
+use crate::alloc::{Allocator, Reserved};
+use crate::error::{Error, Result};
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::{Claim, Link, Source};
+use crate::meta::guard::Owner;
+use crate::meta::Release;
+use crate::storage::medium::Ticket;
+use std::io::IoSlice;
+
+/// Most guest bytes that one allocating step handles: bounds what a claim keeps others from.
+const STEP_BYTES: u64 = 64 << 20;
+/// Bytes that wait to be free before a write asks for a barrier: least and most.
+const PENDING_BYTES: (u64, u64) = (1 << 20, 64 << 20);
+
+/// Guest clusters that get the same treatment, with what they held.
+struct Run {
+    first_cluster: u64,
+    old: Vec<L2Entry>,
+    /// Preallocated host clusters that are used as they are.
+    reuse: Option<u64>,
+}
+
+/// Bytes `[from, to)` of the run, relative to its first cluster, that one write covers.
+struct Span {
+    from: u64,
+    to: u64,
+}
+
+impl Core {
+    /// Writes `buffers` at `offset`.
+    pub(super) fn write(&self, offset: u64, buffers: &[IoSlice<'_>], flusher: &Flusher) -> Result<()> {
+        let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
+            return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
+        };
+        check_range(self.virtual_size, offset, bytes)?;
+        let (io, alloc) = self.begin_write()?;
+        let mut source = Gather::new(buffers);
+        let mut done = 0;
+        while done < bytes {
+            let at = offset + done;
+            let extent = io.map.resolve(at, bytes - done)?;
+            let step = match (extent.in_place, extent.host) {
+                (true, Some(host)) => {
+                    self.write_in_place(host, extent.length, &source)?;
+                    extent.length
+                }
+                _ => {
+                    self.relieve(alloc, flusher)?;
+                    self.write_allocating(io, alloc, at, bytes - done, &source)?
+                }
+            };
+            source.advance(step);
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {
+        self.guard_data(host, length)?;
+        let mut parts = Vec::with_capacity(4);
+        source.peek_into(length, &mut parts);
+        self.shared.medium.write_data(host, &parts)
+    }
+
+    fn guard_data(&self, host: u64, length: u64) -> Result<()> {
+        let checked = self.shared.guard.check(Owner(0), host, length);
+        checked.map_err(|e| self.shared.header.mark_corrupt(e))
+    }
+
+    /// Freed clusters become free at barriers; a guest that never flushes must not grow the file for ever.
+    pub(super) fn relieve(&self, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
+        let waiting = alloc.pending_clusters() << self.geometry.cluster_bits;
+        let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
+        if waiting > limit {
+            flusher.flush(self)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the start of a range whose first byte cannot be written in place; returns how much.
+    fn write_allocating(
+        &self,
+        io: &Io,
+        alloc: &Allocator,
+        at: u64,
+        bytes: u64,
+        source: &Gather<'_>,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let table_bytes = geometry.l2_table_guest_bytes();
+        let table_end = (at & !(table_bytes - 1)).saturating_add(table_bytes);
+        let end = (at + bytes.min(STEP_BYTES)).min(table_end);
+        let first_cluster = geometry.cluster_index(at);
+        let claim = io.map.claim(first_cluster, geometry.clusters_ceil(end));
+        // The entry may have been linked while we waited for the claim.
+        let now = io.map.resolve(at, end - at)?;
+        if let (true, Some(host)) = (now.in_place, now.host) {
+            self.write_in_place(host, now.length, source)?;
+            return Ok(now.length);
+        }
+        io.map.own_table(&claim, first_cluster)?;
+        let mut run = self.find_run(io, &claim, at, end)?;
+        let reserved = match run.reuse {
+            Some(_) => None,
+            None => Some(alloc.reserve(run.old.len() as u64)?),
+        };
+        if let Some(reserved) = &reserved {
+            run.old.truncate(reserved.cluster_count() as usize);
+        }
+        let run_start = geometry.cluster_offset(first_cluster);
+        let run_bytes = (run.old.len() as u64) << geometry.cluster_bits;
+        let payload = Span { from: at - run_start, to: (end - run_start).min(run_bytes) };
+        self.fill_and_link(io, &claim, run, reserved, &payload, source)?;
+        Ok(payload.to - payload.from)
+    }
+
+    /// The longest run of claimed clusters from `at` that need the same treatment.
+    fn find_run(&self, io: &Io, claim: &Claim<'_>, at: u64, end: u64) -> Result<Run> {
+        let geometry = &self.geometry;
+        let first_cluster = geometry.cluster_index(at);
+        let mut run = Run { first_cluster, old: Vec::new(), reuse: None };
+        for cluster in first_cluster..geometry.clusters_ceil(end) {
+            let entry = io.map.entry(claim, cluster)?;
+            let start = geometry.cluster_offset(cluster);
+            let from = at.max(start) - start;
+            let to = (end - start).min(geometry.cluster_bytes());
+            let reuse = match &entry {
+                L2Entry::Plain(m) if m.copied => m.host,
+                _ => None,
+            };
+            let touched = geometry.subclusters_touched(from, to);
+            let in_place = matches!(&entry, L2Entry::Plain(m) if m.copied && m.alloc & touched == touched);
+            if run.old.is_empty() {
+                run.reuse = reuse;
+            } else {
+                let next = run.reuse.map(|h| h + ((run.old.len() as u64) << geometry.cluster_bits));
+                if in_place || reuse.is_some() != run.reuse.is_some() || (reuse.is_some() && reuse != next) {
+                    break;
+                }
+            }
+            run.old.push(entry);
+        }
+        Ok(run)
+    }
+
+    /// Writes head, payload and tail of a run in one request, then links its clusters.
+    fn fill_and_link(
+        &self,
+        io: &Io,
+        claim: &Claim<'_>,
+        run: Run,
+        reserved: Option<Reserved<'_>>,
+        payload: &Span,
+        source: &Gather<'_>,
+    ) -> Result<()> {
+        let geometry = &self.geometry;
+        let host_start = match (&reserved, run.reuse) {
+            (Some(r), _) => geometry.cluster_offset(r.first_cluster()),
+            (None, reuse) => reuse.unwrap_or_default(),
+        };
+        let full = self.span_to_fill(&run, payload);
+        let run_start = geometry.cluster_offset(run.first_cluster);
+        // Past the end of the disk, the last cluster's bytes are zero.
+        let disk_end = self.virtual_size - run_start;
+        let was_zero = self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?;
+        let fresh = reserved.as_ref().is_some_and(|r| r.is_fresh());
+        let padded = !(fresh && was_zero);
+        let written = if padded { Span { from: full.from, to: full.to } } else { Span { ..*payload } };
+        let head = self.copy_guest(run_start, written.from, payload.from, disk_end)?;
+        let tail = self.copy_guest(run_start, payload.to, written.to, disk_end)?;
+        let mut parts = Vec::with_capacity(6);
+        parts.extend((!head.is_empty()).then(|| IoSlice::new(&head)));
+        source.peek_into(payload.to - payload.from, &mut parts);
+        parts.extend((!tail.is_empty()).then(|| IoSlice::new(&tail)));
+        self.guard_data(host_start + written.from, written.to - written.from)?;
+        self.shared.medium.write_data(host_start + written.from, &parts)?;
+        let mut after = reserved.as_ref().map_or(Ticket::PAST, |r| r.ticket());
+        if padded {
+            // Until the contents are durable a reader after a power cut would see neither old nor new.
+            after = after.max(self.shared.medium.ticket());
+        }
+        self.link_run(io, claim, &run, reserved, host_start, &full, after)
+    }
+
+    /// The payload widened to what the new clusters must hold: whole subclusters, and all that moves.
+    fn span_to_fill(&self, run: &Run, payload: &Span) -> Span {
+        let geometry = &self.geometry;
+        let (sub, cluster) = (geometry.subcluster_bytes(), geometry.cluster_bytes());
+        let mut from = payload.from / sub * sub;
+        let mut to = payload.to.div_ceil(sub) * sub;
+        if run.reuse.is_none() {
+            let (first_moved, _) = moved_subclusters(&run.old[0], geometry.all_subclusters());
+            from = from.min(u64::from(first_moved) * sub);
+            let last = run.old.len() - 1;
+            let (_, end_moved) = moved_subclusters(&run.old[last], geometry.all_subclusters());
+            to = to.max(last as u64 * cluster + u64::from(end_moved) * sub);
+        }
+        Span { from, to }
+    }
+
+    /// Guest bytes `[from, to)` relative to `run_start`; zeroes past `disk_end`.
+    fn copy_guest(&self, run_start: u64, from: u64, to: u64, disk_end: u64) -> Result<Vec<u8>> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let mut bytes = vec![0; (to - from) as usize];
+        let inside = to.min(disk_end).saturating_sub(from) as usize;
+        if inside > 0 {
+            self.read_range(run_start + from, &mut bytes[..inside])?;
+        }
+        Ok(bytes)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the parts of one step, each with its own name
+    fn link_run(
+        &self,
+        io: &Io,
+        claim: &Claim<'_>,
+        run: &Run,
+        mut reserved: Option<Reserved<'_>>,
+        host_start: u64,
+        full: &Span,
+        after: Ticket,
+    ) -> Result<()> {
+        let geometry = &self.geometry;
+        for (index, old) in run.old.iter().enumerate() {
+            let start = (index as u64) << geometry.cluster_bits;
+            let from = full.from.max(start) - start;
+            let to = (full.to - start).min(geometry.cluster_bytes());
+            let filled = geometry.subclusters_touched(from, to);
+            let (old_alloc, old_zero) = match old {
+                L2Entry::Plain(m) => (if run.reuse.is_some() { m.alloc } else { 0 }, m.zero),
+                L2Entry::Compressed(_) => (0, 0),
+            };
+            let alloc = old_alloc | filled;
+            let mapping =
+                Mapping { host: Some(host_start + start), copied: true, alloc, zero: old_zero & !alloc };
+            let dropped = if run.reuse.is_some() { None } else { self.dropped_by(old, false) };
+            let link = Link { cluster: run.first_cluster + index as u64, mapping, after, dropped };
+            if let Err(e) = io.map.link(claim, link) {
+                // What has been linked stays; the rest goes back.
+                if let Some(mut part) = reserved.take() {
+                    part.shrink(index as u64);
+                    part.keep();
+                }
+                return Err(e);
+            }
+        }
+        if let Some(reserved) = reserved {
+            reserved.keep();
+        }
+        Ok(())
+    }
+
+    /// The host clusters that lose a reference when `old` is replaced.
+    pub(super) fn dropped_by(&self, old: &L2Entry, discard: bool) -> Option<Release> {
+        match old {
+            L2Entry::Plain(m) => m.host.map(|h| Release::new(self.geometry.cluster_index(h), 1, discard)),
+            L2Entry::Compressed(span) => {
+                let (first, end) = span.clusters(&self.geometry);
+                Some(Release::new(first, end - first, discard))
+            }
+        }
+    }
+
+    /// Whether a hole here would show a backing file.
+    pub(super) fn has_backing(&self) -> bool {
+        self.settings.backing.is_some()
+    }
+
+    /// Whether the extent at `offset` has its data in this image; for tests of reuse.
+    pub fn is_data_at(&self, offset: u64) -> Result<bool> {
+        Ok(matches!(self.io()?.map.resolve(offset, 1)?.source, Source::Data))
+    }
+}
+
+/// First and one past the last subcluster whose contents move with the cluster.
+fn moved_subclusters(old: &L2Entry, all: u32) -> (u32, u32) {
+    let moved = match old {
+        L2Entry::Plain(m) => m.alloc,
+        L2Entry::Compressed(_) => all,
+    };
+    // A standard entry has one subcluster, which is filled whole in any case.
+    if moved == 0 {
+        return (u32::MAX >> 1, 0);
+    }
+    (moved.trailing_zeros(), 32 - moved.leading_zeros())
+}

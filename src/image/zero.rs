@@ -1,0 +1,295 @@
+//! Write-zeroes and discard.
+//!
+//! Zeroing a whole cluster changes its entry only; what it referred to is let go of or kept for later
+//! writes. Part of a cluster is widened to the whole where the rest reads as zeroes anyway; otherwise zero
+//! bytes are written. Version 2 has no zero flag: there a cluster becomes a hole, which reads as zeroes only
+//! without a backing file; with one, zero bytes are written and a discard does nothing (story C7).
+
+use super::flush::Flusher;
+use super::{check_range, Core, Io, ZeroFlags};
+use crate::error::{Error, Result};
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::{Claim, Link};
+use crate::options::Discard;
+use crate::storage::medium::Ticket;
+use std::io::IoSlice;
+
+/// Guest clusters that one claim covers.
+const STEP_CLUSTERS: u64 = 4096;
+/// Largest buffer of zero bytes that is written at once.
+const ZERO_BYTES: usize = 1 << 20;
+
+/// What becomes of whole clusters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Reads as zeroes, host clusters kept.
+    Zero,
+    /// Reads as zeroes, host clusters let go of.
+    ZeroUnmap,
+    /// Let go of; reads as zeroes or as it did.
+    Discard,
+}
+
+impl Core {
+    /// Makes `[offset, offset + length)` read as zeroes.
+    pub(super) fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        flags: ZeroFlags,
+        flusher: &Flusher,
+    ) -> Result<()> {
+        check_range(self.virtual_size, offset, length)?;
+        let (io, _) = self.begin_write()?;
+        if length == 0 {
+            return Ok(());
+        }
+        let fate = if flags.unmap && self.settings.options.discard == Discard::Unmap {
+            Fate::ZeroUnmap
+        } else {
+            Fate::Zero
+        };
+        let end = offset + length;
+        let (first, last) = self.whole_clusters(offset, end);
+        if first >= last {
+            // Inside one cluster, or across one boundary.
+            let middle = self.geometry.cluster_floor(end - 1).max(offset);
+            if middle > offset {
+                self.zero_part(io, offset, middle, fate, flags, flusher)?;
+            }
+            return self.zero_part(io, middle, end, fate, flags, flusher);
+        }
+        let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(last));
+        if offset < from {
+            self.zero_part(io, offset, from, fate, flags, flusher)?;
+        }
+        if to < end {
+            self.zero_part(io, to, end, fate, flags, flusher)?;
+        }
+        self.change_clusters(io, first, last, fate, flags, flusher)
+    }
+
+    /// Clusters wholly inside `[offset, end)`; the disk's last cluster counts as whole when the range reaches
+    /// the end of the disk.
+    fn whole_clusters(&self, offset: u64, end: u64) -> (u64, u64) {
+        let first = self.geometry.clusters_ceil(offset);
+        let last = if end == self.virtual_size {
+            self.geometry.clusters_ceil(end)
+        } else {
+            self.geometry.cluster_index(end)
+        };
+        (first, last)
+    }
+
+    /// Zeroes a part of one cluster.
+    fn zero_part(
+        &self,
+        io: &Io,
+        from: u64,
+        to: u64,
+        fate: Fate,
+        flags: ZeroFlags,
+        flusher: &Flusher,
+    ) -> Result<()> {
+        let cluster = self.geometry.cluster_index(from);
+        let start = self.geometry.cluster_offset(cluster);
+        let cluster_end = (start + self.geometry.cluster_bytes()).min(self.virtual_size);
+        let rest_is_zero = self.reads_zero(start, from - start)? && self.reads_zero(to, cluster_end - to)?;
+        let has_data = !self.reads_zero(from, to - from)?;
+        if rest_is_zero && !has_data && self.is_unassigned(io, from)? {
+            return self.change_clusters(io, cluster, cluster + 1, fate, flags, flusher);
+        }
+        if self.geometry.extended_l2 {
+            return self.zero_subclusters(io, from, to, flags, flusher);
+        }
+        self.write_zero_bytes(from, to, flags, flusher)
+    }
+
+    /// Whether the cluster at `offset` has no data in this image.
+    fn is_unassigned(&self, io: &Io, offset: u64) -> Result<bool> {
+        let extent = io.map.resolve(offset, 1)?;
+        Ok(matches!(extent.source, crate::map::Source::Hole | crate::map::Source::Zero))
+    }
+
+    /// Zeroes whole subclusters of one cluster by their bits, and the edges by writing.
+    fn zero_subclusters(
+        &self,
+        io: &Io,
+        from: u64,
+        to: u64,
+        flags: ZeroFlags,
+        flusher: &Flusher,
+    ) -> Result<()> {
+        let sub = self.geometry.subcluster_bytes();
+        let (inner_from, inner_to) = (from.div_ceil(sub) * sub, to / sub * sub);
+        if inner_from >= inner_to {
+            return self.write_zero_bytes(from, to, flags, flusher);
+        }
+        if from < inner_from {
+            self.write_zero_bytes(from, inner_from, flags, flusher)?;
+        }
+        if inner_to < to {
+            self.write_zero_bytes(inner_to, to, flags, flusher)?;
+        }
+        let cluster = self.geometry.cluster_index(from);
+        let start = self.geometry.cluster_offset(cluster);
+        let claim = io.map.claim(cluster, cluster + 1);
+        let L2Entry::Plain(old) = io.map.entry(&claim, cluster)? else {
+            drop(claim);
+            return self.write_zero_bytes(inner_from, inner_to, flags, flusher);
+        };
+        let bits = self.geometry.subclusters_touched(inner_from - start, inner_to - start);
+        let mapping = Mapping { alloc: old.alloc & !bits, zero: old.zero | bits, ..old };
+        if mapping == old {
+            return Ok(());
+        }
+        io.map.own_table(&claim, cluster)?;
+        io.map.link(&claim, Link { cluster, mapping, after: Ticket::PAST, dropped: None })
+    }
+
+    fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags, flusher: &Flusher) -> Result<()> {
+        if flags.no_fallback {
+            return Err(Error::unsupported(format!(
+                "zeroing {} bytes at {from}: only by writing zeroes, which the caller did not want",
+                to - from
+            )));
+        }
+        let zeroes = vec![0; ((to - from) as usize).min(ZERO_BYTES)];
+        let mut at = from;
+        while at < to {
+            let bytes = (to - at).min(ZERO_BYTES as u64);
+            self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the whole clusters in `[offset, offset + length)`.
+    pub(super) fn discard(&self, offset: u64, length: u64, flusher: &Flusher) -> Result<()> {
+        check_range(self.virtual_size, offset, length)?;
+        let (io, _) = self.begin_write()?;
+        if self.settings.options.discard == Discard::Ignore {
+            return Ok(());
+        }
+        let (first, last) = self.whole_clusters(offset, offset + length);
+        if first >= last {
+            return Ok(());
+        }
+        self.change_clusters(io, first, last, Fate::Discard, ZeroFlags::default(), flusher)
+    }
+
+    fn change_clusters(
+        &self,
+        io: &Io,
+        first: u64,
+        last: u64,
+        fate: Fate,
+        flags: ZeroFlags,
+        flusher: &Flusher,
+    ) -> Result<()> {
+        let per_table = self.geometry.l2_entry_count();
+        let mut at = first;
+        while at < last {
+            let table_end = (at / per_table + 1) * per_table;
+            let end = last.min(table_end).min(at + STEP_CLUSTERS);
+            if fate == Fate::Discard && !self.has_backing() && self.skip_tableless(io, &mut at, last)? {
+                continue;
+            }
+            let by_hand = self.change_step(io, at, end, fate)?;
+            for cluster in by_hand {
+                let from = self.geometry.cluster_offset(cluster);
+                let to = (from + self.geometry.cluster_bytes()).min(self.virtual_size);
+                self.write_zero_bytes(from, to, flags, flusher)?;
+            }
+            if let Some(alloc) = &io.alloc {
+                self.relieve(alloc, flusher)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Passes over guest ranges without an L2 table in one step: a discard has nothing to do there.
+    fn skip_tableless(&self, io: &Io, at: &mut u64, last: u64) -> Result<bool> {
+        let from = self.geometry.cluster_offset(*at);
+        let to = self.geometry.cluster_offset(last).min(self.virtual_size);
+        let extent = io.map.resolve(from, to - from)?;
+        let clusters = extent.length >> self.geometry.cluster_bits;
+        if extent.source != crate::map::Source::Hole || extent.host.is_some() || clusters == 0 {
+            return Ok(false);
+        }
+        *at += clusters;
+        Ok(true)
+    }
+
+    /// Changes the entries of claimed clusters; returns those that must be zeroed by writing.
+    fn change_step(&self, io: &Io, first: u64, end: u64, fate: Fate) -> Result<Vec<u64>> {
+        let claim = io.map.claim(first, end);
+        let mut by_hand = Vec::new();
+        let mut owned = false;
+        for cluster in first..end {
+            let old = io.map.entry(&claim, cluster)?;
+            let new = match self.fate_of(&old, fate) {
+                Some(new) => new,
+                None => {
+                    by_hand.push(cluster);
+                    continue;
+                }
+            };
+            if L2Entry::Plain(new) == old {
+                continue;
+            }
+            if !owned {
+                io.map.own_table(&claim, cluster)?;
+                owned = true;
+            }
+            self.replace(io, &claim, cluster, &old, new)?;
+        }
+        if self.geometry.version < 3 && self.has_backing() && fate != Fate::Discard {
+            let mut needed = Vec::new();
+            for cluster in by_hand {
+                let from = self.geometry.cluster_offset(cluster);
+                let bytes = self.geometry.cluster_bytes().min(self.virtual_size - from);
+                if !self.reads_zero(from, bytes)? {
+                    needed.push(cluster);
+                }
+            }
+            return Ok(needed);
+        }
+        Ok(by_hand)
+    }
+
+    fn replace(&self, io: &Io, claim: &Claim<'_>, cluster: u64, old: &L2Entry, new: Mapping) -> Result<()> {
+        let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
+        let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
+        io.map.link(claim, Link { cluster, mapping: new, after: Ticket::PAST, dropped })
+    }
+
+    /// The new mapping of a whole cluster; `None` when only writing zeroes will do.
+    fn fate_of(&self, old: &L2Entry, fate: Fate) -> Option<Mapping> {
+        let all = self.geometry.all_subclusters();
+        let plain = match old {
+            L2Entry::Plain(m) => Some(*m),
+            L2Entry::Compressed(_) => None,
+        };
+        if self.geometry.version < 3 {
+            return match (self.has_backing(), fate) {
+                (false, _) => Some(Mapping::default()),
+                // A hole would show the backing file.
+                (true, Fate::Discard) => Some(plain.unwrap_or_default()).filter(|_| plain.is_some()),
+                (true, _) => None,
+            };
+        }
+        let zero = Mapping { zero: all, ..Mapping::default() };
+        let kept = plain.map_or(zero, |m| Mapping { alloc: 0, zero: all, ..m });
+        Some(match fate {
+            Fate::Zero => kept,
+            Fate::ZeroUnmap if self.settings.options.discard_no_unref => kept,
+            Fate::ZeroUnmap => zero,
+            Fate::Discard if self.settings.options.discard_no_unref => kept,
+            // Nothing there and nothing below: it stays as it is.
+            Fate::Discard if plain == Some(Mapping::default()) && !self.has_backing() => Mapping::default(),
+            Fate::Discard => zero,
+        })
+    }
+}

@@ -1,0 +1,54 @@
+//! Claims on guest clusters: whoever changes a mapping holds the claim from the look-up to the link, across
+//! I/O. A request holds one claim at a time, so claims cannot wait in a circle.
+
+use std::sync::{Condvar, Mutex};
+
+/// The claims of one image.
+#[derive(Default)]
+pub struct Claims {
+    held: Mutex<Vec<(u64, u64)>>,
+    dropped: Condvar,
+}
+
+/// Guest clusters `[first, end)` that nobody else changes.
+#[must_use]
+pub struct Claim<'a> {
+    claims: &'a Claims,
+    first: u64,
+    end: u64,
+}
+
+impl Claims {
+    /// Waits until nobody holds a part of `[first, end)`, then takes it.
+    pub fn take(&self, first: u64, end: u64) -> Claim<'_> {
+        debug_assert!(first < end);
+        let mut held = self.held.lock().unwrap_or_else(|e| e.into_inner());
+        while held.iter().any(|(f, e)| *f < end && first < *e) {
+            held = self.dropped.wait(held).unwrap_or_else(|e| e.into_inner());
+        }
+        held.push((first, end));
+        Claim { claims: self, first, end }
+    }
+}
+
+impl Claim<'_> {
+    /// First claimed cluster.
+    pub fn first_cluster(&self) -> u64 {
+        self.first
+    }
+
+    /// One past the last claimed cluster.
+    pub fn end_cluster(&self) -> u64 {
+        self.end
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut held = self.claims.held.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(at) = held.iter().position(|h| *h == (self.first, self.end)) {
+            held.swap_remove(at);
+        }
+        self.claims.dropped.notify_all();
+    }
+}

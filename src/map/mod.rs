@@ -1,0 +1,386 @@
+//! Guest to host: the L1 table, L2 slices, and the claims that make changes of one guest cluster take turns.
+//!
+//! `resolve` describes where guest bytes are and performs no data I/O; `image` does that. `link` is the only
+//! way to change an entry; it takes a claim. Knows no files and no backing chain.
+
+mod claims;
+mod resolve;
+
+pub use claims::{Claim, Claims};
+pub use resolve::{Extent, Source};
+
+use crate::alloc::{Allocator, Shared};
+use crate::error::{Error, Result};
+use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2, L1_RESERVED};
+use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
+use crate::format::Geometry;
+use crate::meta::cache::WriteOut;
+use crate::meta::guard::Owner;
+use crate::meta::page::{Change, Updated};
+use crate::meta::{DirtyList, Page, Release, Settler, SliceCache};
+use crate::storage::medium::Ticket;
+use crate::storage::Purpose;
+use std::sync::{Arc, Mutex};
+
+/// Held changes in one page from which on a barrier is worth its price.
+const HELD_LIMIT: usize = 4096;
+
+/// The mapping of one image.
+pub struct Map {
+    shared: Shared,
+    geometry: Geometry,
+    writer: Option<Arc<Allocator>>,
+    l1: Arc<Page>,
+    l1_entries: u64,
+    cache: SliceCache,
+    /// log2 of the L2 entries in a slice.
+    slice_entry_bits: u32,
+    list: DirtyList,
+    claims: Claims,
+    /// Held while an L2 table is made; across I/O. After claims, before the ledger.
+    birth: Mutex<()>,
+}
+
+/// For read-only images: pages are never dirty, so nothing is ever asked of it.
+struct NoSettler;
+
+impl Settler for NoSettler {
+    fn advance(&self) -> Result<()> {
+        Ok(())
+    }
+    fn settle_after(&self, _: Ticket, _: Vec<Release>) {}
+}
+
+/// A new entry for one guest cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Guest cluster index.
+    pub cluster: u64,
+    /// The new mapping.
+    pub mapping: Mapping,
+    /// What must be durable before the entry may be (R1, R2).
+    pub after: Ticket,
+    /// What the old entry referred to and the new one does not.
+    pub dropped: Option<Release>,
+}
+
+impl Map {
+    /// Reads the active L1 table. `writer` is there for a writable image; `slice_bytes` divides the cluster size.
+    pub fn open(
+        shared: Shared,
+        writer: Option<Arc<Allocator>>,
+        slice_bytes: u64,
+        cache_bytes: u64,
+    ) -> Result<Map> {
+        let header = shared.header.header();
+        let geometry = header.geometry();
+        let l1_bytes = u64::from(header.l1_size) * 8;
+        let padded = l1_bytes.div_ceil(SECTOR_BYTES).max(1) * SECTOR_BYTES;
+        let mut bytes = vec![0; padded as usize];
+        shared.medium.read_table(Purpose::L1, header.l1_table_offset, &mut bytes)?;
+        let l1 = Arc::new(Page::from_bytes(Purpose::L1, header.l1_table_offset, 1, &bytes));
+        let slices = (cache_bytes / slice_bytes).max(2);
+        let disk_slices =
+            header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
+        let map = Map {
+            geometry,
+            writer,
+            l1,
+            l1_entries: u64::from(header.l1_size),
+            cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize),
+            slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
+            list: DirtyList::default(),
+            claims: Claims::default(),
+            birth: Mutex::new(()),
+            shared,
+        };
+        map.index_tables(header.l1_table_offset, l1_bytes);
+        Ok(map)
+    }
+
+    fn index_tables(&self, l1_offset: u64, l1_bytes: u64) {
+        if self.writer.is_none() {
+            return;
+        }
+        let guard = &self.shared.guard;
+        guard.add(Owner::HEADER, 0, self.geometry.cluster_bytes());
+        guard.add(Owner::ACTIVE_L1, l1_offset, l1_bytes);
+        if !guard.checks(Owner::ACTIVE_L2) {
+            return;
+        }
+        for index in 0..self.l1_entries {
+            let table = L1Entry(self.l1.entry(index as usize).descriptor).table_offset();
+            if table != 0 {
+                guard.add(Owner::ACTIVE_L2, table, self.geometry.cluster_bytes());
+            }
+        }
+    }
+
+    /// The image's sizes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Takes the guest clusters `[first, end)` for a change; waits for whoever has some of them.
+    pub fn claim(&self, first_cluster: u64, end_cluster: u64) -> Claim<'_> {
+        self.claims.take(first_cluster, end_cluster)
+    }
+
+    fn settler(&self) -> &dyn Settler {
+        match &self.writer {
+            Some(allocator) => &**allocator,
+            None => &NoSettler,
+        }
+    }
+
+    fn write_out(&self) -> WriteOut<'_> {
+        WriteOut {
+            medium: &self.shared.medium,
+            guard: &self.shared.guard,
+            settler: self.settler(),
+            list: &self.list,
+        }
+    }
+
+    /// The L1 entry `index`, checked.
+    fn l1_entry(&self, index: u64) -> Result<L1Entry> {
+        if index >= self.l1_entries {
+            return Ok(L1Entry(0));
+        }
+        let entry = L1Entry(self.l1.entry(index as usize).descriptor);
+        let table = entry.table_offset();
+        if self.geometry.in_cluster(table) != 0 || entry.0 & L1_RESERVED != 0 {
+            return Err(Error::corrupt(
+                "L1 entry",
+                index,
+                entry.0,
+                "L2 table offset must be a multiple of the cluster size, reserved bits zero",
+            ));
+        }
+        Ok(entry)
+    }
+
+    fn slice_key(&self, cluster: u64) -> u64 {
+        cluster >> self.slice_entry_bits
+    }
+
+    fn index_in_slice(&self, cluster: u64) -> usize {
+        (cluster & ((1 << self.slice_entry_bits) - 1)) as usize
+    }
+
+    /// The slice that maps guest cluster `cluster` in the L2 table at `table_offset`.
+    fn slice(&self, cluster: u64, table_offset: u64) -> Result<Arc<Page>> {
+        let key = self.slice_key(cluster);
+        self.cache.get(key, &self.write_out(), || self.load_slice(cluster, table_offset))
+    }
+
+    fn load_slice(&self, cluster: u64, table_offset: u64) -> Result<Page> {
+        if table_offset >= MAX_HOST_OFFSET {
+            return Err(Error::corrupt(
+                "L2 table of guest cluster",
+                cluster,
+                table_offset,
+                "offset is past 2^56",
+            ));
+        }
+        let entry_bytes = self.geometry.l2_entry_bytes();
+        let slice_bytes = entry_bytes << self.slice_entry_bits;
+        let in_table = cluster & (self.geometry.l2_entry_count() - 1);
+        let home = table_offset + (in_table >> self.slice_entry_bits) * slice_bytes;
+        let mut bytes = vec![0; slice_bytes as usize];
+        self.shared.medium.read_table(Purpose::L2, home, &mut bytes)?;
+        Ok(Page::from_bytes(Purpose::L2, home, (entry_bytes / 8) as usize, &bytes))
+    }
+
+    fn decode(&self, cluster: u64, raw: RawL2) -> Result<L2Entry> {
+        raw.decode(&self.geometry).map_err(|rule| {
+            let index = format_args!("of guest cluster {cluster}").to_string();
+            Error::corrupt("L2 entry", index, raw.descriptor, rule)
+        })
+    }
+
+    /// The entry of a claimed cluster.
+    pub fn entry(&self, _claim: &Claim<'_>, cluster: u64) -> Result<L2Entry> {
+        let l1_index = cluster / self.geometry.l2_entry_count();
+        let table = self.l1_entry(l1_index)?.table_offset();
+        if table == 0 {
+            return Ok(L2Entry::Plain(Mapping::default()));
+        }
+        let page = self.slice(cluster, table)?;
+        self.decode(cluster, page.entry(self.index_in_slice(cluster)))
+    }
+
+    /// Makes sure that the L2 table of a claimed cluster exists and is this L1 table's alone.
+    pub fn own_table(&self, _claim: &Claim<'_>, cluster: u64) -> Result<()> {
+        let l1_index = cluster / self.geometry.l2_entry_count();
+        if self.owns_table(l1_index)? {
+            return Ok(());
+        }
+        let _birth = self.birth.lock().unwrap_or_else(|e| e.into_inner());
+        let old = self.l1_entry(l1_index)?;
+        if old.table_offset() != 0 && old.copied() {
+            return Ok(());
+        }
+        self.make_table(l1_index, old)
+    }
+
+    fn owns_table(&self, l1_index: u64) -> Result<bool> {
+        let entry = self.l1_entry(l1_index)?;
+        Ok(entry.table_offset() != 0 && entry.copied())
+    }
+
+    /// A new table, zero or a copy of the shared one, is whole before the L1 entry points to it (R5).
+    fn make_table(&self, l1_index: u64, old: L1Entry) -> Result<()> {
+        let Some(allocator) = &self.writer else {
+            return Err(Error::new(crate::error::ErrorKind::ReadOnly, "the image is open read-only"));
+        };
+        let geometry = &self.geometry;
+        let bytes = geometry.cluster_bytes();
+        let reserved = allocator.reserve(1)?;
+        let offset = geometry.cluster_offset(reserved.first_cluster());
+        self.shared.guard.check(Owner(0), offset, bytes).map_err(|e| self.shared.header.mark_corrupt(e))?;
+        let mut after = reserved.ticket();
+        if old.table_offset() != 0 {
+            let mut table = vec![0; bytes as usize];
+            self.shared.medium.read_table(Purpose::L2, old.table_offset(), &mut table)?;
+            self.shared.medium.write_unlinked(Purpose::L2, offset, &table)?;
+            after = after.max(self.shared.medium.ticket());
+        } else if !reserved.is_fresh() {
+            self.shared.medium.zero_unlinked(Purpose::L2, offset, bytes)?;
+            after = after.max(self.shared.medium.ticket());
+        }
+        allocator.write_counts()?;
+        self.shared.guard.add(Owner::ACTIVE_L2, offset, bytes);
+        let first_cluster = l1_index * geometry.l2_entry_count();
+        let dropped = (old.table_offset() != 0)
+            .then(|| Release::new(geometry.cluster_index(old.table_offset()), 1, false));
+        let value = RawL2 { descriptor: L1Entry::owned(offset).0, bitmap: 0 };
+        let change = Change { entry: l1_index as usize, value, after, dropped };
+        let done = self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+        debug_assert_eq!(done, Updated::Done, "the L1 page is never evicted");
+        reserved.keep();
+        if old.table_offset() != 0 {
+            self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
+            // Slices of the shared table are clean, for nobody may change them; the copy is read from now on.
+            for slice in 0..geometry.l2_entry_count() >> self.slice_entry_bits {
+                self.cache.forget(self.slice_key(first_cluster) + slice);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a new entry for a claimed cluster whose table is owned.
+    pub fn link(&self, _claim: &Claim<'_>, link: Link) -> Result<()> {
+        let l1_index = link.cluster / self.geometry.l2_entry_count();
+        let entry = self.index_in_slice(link.cluster);
+        let value = link.mapping.encode(&self.geometry);
+        let change = Change { entry, value, after: link.after, dropped: link.dropped };
+        loop {
+            let table = self.l1_entry(l1_index)?.table_offset();
+            debug_assert_ne!(table, 0, "link without own_table");
+            let page = self.slice(link.cluster, table)?;
+            // A slice of the table that has just been replaced may still be on its way out.
+            if self.geometry.cluster_floor(page.home()) != table {
+                self.cache.forget(self.slice_key(link.cluster));
+                continue;
+            }
+            if page.update(change, &self.shared.medium, &self.shared.gate, &self.list) == Updated::Done {
+                if page.held_count() >= HELD_LIMIT {
+                    self.write_ripe(true)?;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes dirty pages. `all`: syncs where changes wait, so that everything that was stored before the
+    /// call is in the file (not yet durable) when it returns.
+    pub fn write_ripe(&self, all: bool) -> Result<()> {
+        let waiting = self.write_list(self.list.take())?;
+        if all && !waiting.is_empty() {
+            self.settler().advance()?;
+            self.write_list(waiting)?;
+        }
+        self.list.wait_in_flight();
+        Ok(())
+    }
+
+    /// Writes pages and returns those with changes that still wait.
+    fn write_list(&self, pages: Vec<Arc<Page>>) -> Result<Vec<Arc<Page>>> {
+        let mut waiting = Vec::new();
+        for page in pages {
+            let out = self.write_out();
+            match page.write_out(out.medium, out.guard, out.settler, out.list) {
+                Ok(true) => {}
+                Ok(false) => waiting.push(page),
+                Err(e) if e.kind() == crate::error::ErrorKind::MarkedCorrupt => {
+                    return Err(self.shared.header.mark_corrupt(e))
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// Makes every change stored before the call durable. Called by one thread at a time.
+    pub fn barrier(&self) -> Result<()> {
+        let waiting = self.write_list(self.list.take())?;
+        self.list.wait_in_flight();
+        self.settler().advance()?;
+        if !waiting.is_empty() {
+            // Their tickets were for the sync that has just completed.
+            self.write_list(waiting)?;
+            self.list.wait_in_flight();
+            self.settler().advance()?;
+        }
+        Ok(())
+    }
+
+    /// The L1 table as it is in memory, into the start of `bytes`, in disk order.
+    pub fn copy_l1(&self, bytes: &mut [u8]) {
+        for (index, out) in bytes.chunks_exact_mut(8).take(self.l1_entries as usize).enumerate() {
+            out.copy_from_slice(&self.l1.entry(index).descriptor.to_be_bytes());
+        }
+    }
+
+    /// Clears every L1 entry and returns what the tables and their entries referred to; the caller is alone,
+    /// makes the L1 table durable first and loads the image again afterwards.
+    pub fn drop_tables(&self) -> Result<Vec<Release>> {
+        let geometry = self.geometry;
+        let mut releases = Vec::new();
+        for index in 0..self.l1_entries {
+            let table = self.l1_entry(index)?.table_offset();
+            if table == 0 {
+                continue;
+            }
+            let first = index * geometry.l2_entry_count();
+            for cluster in first..first + geometry.l2_entry_count() {
+                let page = self.slice(cluster, table)?;
+                match self.decode(cluster, page.entry(self.index_in_slice(cluster)))? {
+                    L2Entry::Plain(m) => {
+                        releases.extend(m.host.map(|h| Release::new(geometry.cluster_index(h), 1, true)))
+                    }
+                    L2Entry::Compressed(span) => {
+                        let (from, to) = span.clusters(&geometry);
+                        releases.push(Release::new(from, to - from, true));
+                    }
+                }
+            }
+            let dropped = Some(Release::new(geometry.cluster_index(table), 1, true));
+            let value = RawL2::default();
+            let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped };
+            self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+        }
+        Ok(releases)
+    }
+
+    /// Drops slices that no request used since the last call.
+    pub fn forget_unused(&self) {
+        self.cache.forget_unused();
+    }
+
+    /// Slices in memory, for tests and statistics.
+    pub fn loaded_slices(&self) -> usize {
+        self.cache.loaded_count()
+    }
+}

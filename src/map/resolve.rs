@@ -1,0 +1,161 @@
+//! Guest range to extents. Takes no lock; the caller holds a pin.
+
+use super::Map;
+use crate::error::Result;
+use crate::format::entries::{CompressedSpan, L2Entry, Mapping};
+
+/// Where the bytes of an extent are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the data file, at the extent's host offset.
+    Data,
+    /// Nowhere: they are zeroes. The host offset, if any, is a cluster kept for later.
+    Zero,
+    /// Not in this image: in the backing file, or zeroes.
+    Hole,
+    /// Inside a compressed cluster; the extent does not cross its end.
+    Compressed(CompressedSpan),
+}
+
+/// A run of guest bytes with one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where the bytes are.
+    pub source: Source,
+    /// Length in bytes, at least 1.
+    pub length: u64,
+    /// Host offset of the first byte, when a host cluster is assigned.
+    pub host: Option<u64>,
+    /// `Data` that may be overwritten where it is: nothing else refers to the clusters.
+    pub in_place: bool,
+}
+
+impl Map {
+    /// The extent at `guest_offset`, at most `max_bytes` long. `max_bytes` is at least 1 and the range is
+    /// inside the disk.
+    #[inline]
+    pub fn resolve(&self, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+        let geometry = &self.geometry;
+        let l1_index = geometry.l1_index(guest_offset);
+        let table = self.l1_entry(l1_index)?.table_offset();
+        if table == 0 {
+            return self.resolve_tableless(guest_offset, max_bytes);
+        }
+        let cluster = geometry.cluster_index(guest_offset);
+        let key = self.slice_key(cluster);
+        if let Some(found) = self.cache.find(key) {
+            if let Some(keyed) = found.as_ref() {
+                return self.resolve_in(&keyed.page, guest_offset, max_bytes);
+            }
+        }
+        let page = self.slice(cluster, table)?;
+        self.resolve_in(&page, guest_offset, max_bytes)
+    }
+
+    /// A hole as long as there are no L2 tables.
+    fn resolve_tableless(&self, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+        let table_bytes = self.geometry.l2_table_guest_bytes();
+        let mut length = table_bytes - (guest_offset & (table_bytes - 1));
+        let mut index = self.geometry.l1_index(guest_offset) + 1;
+        while length < max_bytes && index < self.l1_entries && self.l1_entry(index)?.table_offset() == 0 {
+            length = length.saturating_add(table_bytes);
+            index += 1;
+        }
+        Ok(Extent { source: Source::Hole, length: length.min(max_bytes), host: None, in_place: false })
+    }
+
+    #[inline]
+    fn resolve_in(&self, page: &crate::meta::Page, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+        let geometry = &self.geometry;
+        let cluster = geometry.cluster_index(guest_offset);
+        let index = self.index_in_slice(cluster);
+        let in_cluster = geometry.in_cluster(guest_offset);
+        let mut extent = self.extent_at(cluster, page.entry(index), in_cluster)?;
+        if extent.length >= max_bytes {
+            extent.length = max_bytes;
+            return Ok(extent);
+        }
+        if matches!(extent.source, Source::Compressed(_)) {
+            return Ok(extent);
+        }
+        self.extend(page, cluster, index, in_cluster, max_bytes, &mut extent)?;
+        Ok(extent)
+    }
+
+    /// Lengthens an extent over the following subclusters and entries of the slice while they continue it.
+    fn extend(
+        &self,
+        page: &crate::meta::Page,
+        mut cluster: u64,
+        mut index: usize,
+        mut in_cluster: u64,
+        max_bytes: u64,
+        extent: &mut Extent,
+    ) -> Result<()> {
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let mut last = extent.length;
+        while extent.length < max_bytes {
+            in_cluster += last;
+            if in_cluster == cluster_bytes {
+                in_cluster = 0;
+                cluster += 1;
+                index += 1;
+                if index == page.entry_count() {
+                    break;
+                }
+            }
+            // A broken entry is the next request's error, not this one's.
+            let Ok(next) = self.extent_at(cluster, page.entry(index), in_cluster) else { break };
+            let follows = next.source == extent.source
+                && next.in_place == extent.in_place
+                && next.host == extent.host.map(|h| h + extent.length)
+                && !matches!(next.source, Source::Compressed(_));
+            if !follows {
+                break;
+            }
+            last = next.length;
+            extent.length += last;
+        }
+        extent.length = extent.length.min(max_bytes);
+        Ok(())
+    }
+
+    /// The extent from `in_cluster` to the end of its run of like subclusters.
+    #[inline]
+    fn extent_at(&self, cluster: u64, raw: crate::format::entries::RawL2, in_cluster: u64) -> Result<Extent> {
+        let cluster_bytes = self.geometry.cluster_bytes();
+        match self.decode(cluster, raw)? {
+            L2Entry::Compressed(span) => Ok(Extent {
+                source: Source::Compressed(span),
+                length: cluster_bytes - in_cluster,
+                host: None,
+                in_place: false,
+            }),
+            L2Entry::Plain(mapping) => {
+                let bits = self.geometry.subcluster_bits();
+                let first = (in_cluster >> bits) as u32;
+                let source = source_of(&mapping, first);
+                let mut end = first + 1;
+                while end < self.geometry.subcluster_count() && source_of(&mapping, end) == source {
+                    end += 1;
+                }
+                Ok(Extent {
+                    source,
+                    length: (u64::from(end) << bits) - in_cluster,
+                    host: mapping.host.map(|h| h + in_cluster),
+                    in_place: source == Source::Data && mapping.copied,
+                })
+            }
+        }
+    }
+}
+
+fn source_of(mapping: &Mapping, subcluster: u32) -> Source {
+    if mapping.alloc >> subcluster & 1 != 0 {
+        Source::Data
+    } else if mapping.zero >> subcluster & 1 != 0 {
+        Source::Zero
+    } else {
+        Source::Hole
+    }
+}

@@ -1,0 +1,242 @@
+//! The L2 cache: slices of L2 tables, set-associative, found without a lock.
+//!
+//! A slice is keyed by its guest position (slice number of the disk), so that a cache as large as the disk's
+//! tables holds all of them: slice `k` lives in set `k mod sets`. Replacement within a set is a clock.
+//!
+//! Two loads of one slice, or a load and the write-out of its older copy, must not meet: a key under load is
+//! on `loading`, and others wait; a page is written while it is still findable and leaves only when clean.
+
+use super::page::{DirtyList, Page};
+use super::{OverlapGuard, Settler};
+use crate::error::Result;
+use crate::storage::medium::Medium;
+use arc_swap::{ArcSwapOption, Guard};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+/// Slices of one set.
+const WAYS: usize = 8;
+
+struct Slot {
+    /// Slice number + 1; 0 when empty. A hint: `page` decides.
+    key: AtomicU64,
+    page: ArcSwapOption<Keyed>,
+}
+
+/// A page with the slice that it holds.
+pub struct Keyed {
+    key: u64,
+    /// The page itself.
+    pub page: Arc<Page>,
+}
+
+/// What eviction needs to write a dirty page.
+pub struct WriteOut<'a> {
+    /// Where pages go.
+    pub medium: &'a Medium,
+    /// The overlap check.
+    pub guard: &'a OverlapGuard,
+    /// Who settles what they let go of.
+    pub settler: &'a dyn Settler,
+    /// The list that they are on.
+    pub list: &'a DirtyList,
+}
+
+/// See the module.
+pub struct SliceCache {
+    slots: Box<[Slot]>,
+    ways: usize,
+    hand: AtomicUsize,
+    loading: Mutex<Vec<u64>>,
+    loaded: Condvar,
+}
+
+impl SliceCache {
+    /// A cache of at least `slice_count` slices (2 at least). Memory is taken as slices are loaded.
+    pub fn new(slice_count: usize) -> SliceCache {
+        let ways = slice_count.clamp(2, WAYS);
+        let sets = slice_count.max(2).div_ceil(ways);
+        let slots = (0..sets * ways).map(|_| Slot { key: AtomicU64::new(0), page: ArcSwapOption::empty() });
+        SliceCache {
+            slots: slots.collect(),
+            ways,
+            hand: AtomicUsize::new(0),
+            loading: Mutex::new(Vec::new()),
+            loaded: Condvar::new(),
+        }
+    }
+
+    fn set_of(&self, key: u64) -> &[Slot] {
+        let sets = (self.slots.len() / self.ways) as u64;
+        let first = (key % sets) as usize * self.ways;
+        &self.slots[first..first + self.ways]
+    }
+
+    /// The page of slice `key`, if it is in memory.
+    #[inline]
+    pub fn find(&self, key: u64) -> Option<Guard<Option<Arc<Keyed>>>> {
+        for slot in self.set_of(key) {
+            if slot.key.load(Ordering::Acquire) != key + 1 {
+                continue;
+            }
+            let found = slot.page.load();
+            if let Some(keyed) = found.as_ref() {
+                if keyed.key == key {
+                    if !keyed.page.used.load(Ordering::Relaxed) {
+                        keyed.page.used.store(true, Ordering::Relaxed);
+                    }
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// The page of slice `key`, loaded by `load` when it is not in memory.
+    pub fn get(
+        &self,
+        key: u64,
+        out: &WriteOut<'_>,
+        load: impl FnOnce() -> Result<Page>,
+    ) -> Result<Arc<Page>> {
+        if let Some(found) = self.find_arc(key) {
+            return Ok(found);
+        }
+        if let Some(found) = self.begin_load(key) {
+            return Ok(found);
+        }
+        let answer = self.make_room(key, out).and_then(|()| load()).map(|page| {
+            let page = Arc::new(page);
+            self.install(key, Arc::clone(&page));
+            page
+        });
+        self.end_load(key);
+        answer
+    }
+
+    fn find_arc(&self, key: u64) -> Option<Arc<Page>> {
+        self.find(key).and_then(|g| g.as_ref().map(|k| Arc::clone(&k.page)))
+    }
+
+    /// Puts this set under load, waiting for others that load into it. Whoever waited may find the page there.
+    fn begin_load(&self, key: u64) -> Option<Arc<Page>> {
+        let sets = (self.slots.len() / self.ways) as u64;
+        let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
+        loop {
+            if let Some(found) = self.find_arc(key) {
+                return Some(found);
+            }
+            // One load per set at a time: two loads could otherwise pick one victim.
+            if !loading.iter().any(|k| k % sets == key % sets) {
+                loading.push(key);
+                return None;
+            }
+            loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    /// Keeps loads out of the set of `key` until `end_load`.
+    fn own_set(&self, key: u64) {
+        let sets = (self.slots.len() / self.ways) as u64;
+        let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
+        while loading.iter().any(|k| k % sets == key % sets) {
+            loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
+        }
+        loading.push(key);
+    }
+
+    fn end_load(&self, key: u64) {
+        let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
+        loading.retain(|k| *k != key);
+        self.loaded.notify_all();
+    }
+
+    /// Empties one slot of the set: a free one, else the first clean page that was not used since the hand
+    /// passed, else any clean page, else one that is written out first.
+    fn make_room(&self, key: u64, out: &WriteOut<'_>) -> Result<()> {
+        let set = self.set_of(key);
+        if set.iter().any(|s| s.page.load().is_none()) {
+            return Ok(());
+        }
+        let start = self.hand.fetch_add(1, Ordering::Relaxed);
+        for round in 0..2 {
+            for i in 0..set.len() {
+                let slot = &set[(start + i) % set.len()];
+                let Some(keyed) = slot.page.load_full() else { return Ok(()) };
+                let recent = keyed.page.used.swap(false, Ordering::Relaxed) && round == 0;
+                if !recent && keyed.page.try_evict() {
+                    return self.clear(slot);
+                }
+            }
+        }
+        self.evict_dirty(&set[start % set.len()], out)
+    }
+
+    fn evict_dirty(&self, slot: &Slot, out: &WriteOut<'_>) -> Result<()> {
+        let Some(keyed) = slot.page.load_full() else { return Ok(()) };
+        loop {
+            // Changes may arrive while it is being written; each round writes what arrived before it.
+            let clean = keyed.page.write_out(out.medium, out.guard, out.settler, out.list)?;
+            if clean && keyed.page.try_evict() {
+                out.list.remove(&keyed.page);
+                return self.clear(slot);
+            }
+            if !clean {
+                out.settler.advance()?;
+            }
+        }
+    }
+
+    fn clear(&self, slot: &Slot) -> Result<()> {
+        slot.key.store(0, Ordering::Release);
+        slot.page.store(None);
+        Ok(())
+    }
+
+    fn install(&self, key: u64, page: Arc<Page>) {
+        for slot in self.set_of(key) {
+            if slot.page.load().is_none() {
+                slot.page.store(Some(Arc::new(Keyed { key, page })));
+                slot.key.store(key + 1, Ordering::Release);
+                return;
+            }
+        }
+        debug_assert!(false, "make_room left no room");
+    }
+
+    /// Drops the page of slice `key`, which must be clean.
+    pub fn forget(&self, key: u64) {
+        self.own_set(key);
+        for slot in self.set_of(key) {
+            let keyed = slot.page.load_full();
+            if keyed.is_some_and(|k| k.key == key && k.page.try_evict()) {
+                let _ = self.clear(slot);
+            }
+        }
+        self.end_load(key);
+    }
+
+    /// Drops clean pages that no request has used since the last call (`cache-clean-interval`).
+    pub fn forget_unused(&self) {
+        for slot in self.slots.iter() {
+            let Some(keyed) = slot.page.load_full() else { continue };
+            if !keyed.page.used.swap(false, Ordering::Relaxed) {
+                self.forget(keyed.key);
+            }
+        }
+    }
+
+    /// Drops every clean page.
+    pub fn forget_all(&self) {
+        for slot in self.slots.iter() {
+            if let Some(keyed) = slot.page.load_full() {
+                self.forget(keyed.key);
+            }
+        }
+    }
+
+    /// Slices in memory.
+    pub fn loaded_count(&self) -> usize {
+        self.slots.iter().filter(|s| s.page.load().is_some()).count()
+    }
+}

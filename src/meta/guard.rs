@@ -1,0 +1,188 @@
+//! The overlap check: no write may hit a structure that it is not meant for.
+//!
+//! An index of metadata clusters, not a scan: a small filter answers "certainly no metadata" for almost every
+//! data write; a hash map names the owners of the rest. Built once at a writable open, kept up to date by
+//! whoever allocates or drops a table.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Geometry;
+use crate::storage::Purpose;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::RwLock;
+
+/// One kind of metadata; a set of them is the OR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner(pub u16);
+
+impl Owner {
+    /// The header cluster.
+    pub const HEADER: Owner = Owner(1 << 0);
+    /// The active L1 table.
+    pub const ACTIVE_L1: Owner = Owner(1 << 1);
+    /// Active L2 tables.
+    pub const ACTIVE_L2: Owner = Owner(1 << 2);
+    /// Refcount blocks.
+    pub const REFCOUNT_BLOCK: Owner = Owner(1 << 3);
+    /// The refcount table.
+    pub const REFCOUNT_TABLE: Owner = Owner(1 << 4);
+    /// The snapshot table.
+    pub const SNAPSHOT_TABLE: Owner = Owner(1 << 5);
+    /// L1 tables of snapshots.
+    pub const INACTIVE_L1: Owner = Owner(1 << 6);
+    /// L2 tables of snapshots.
+    pub const INACTIVE_L2: Owner = Owner(1 << 7);
+    /// The bitmap directory.
+    pub const BITMAP_DIRECTORY: Owner = Owner(1 << 8);
+
+    const NAMES: [&'static str; 9] = [
+        "qcow2_header",
+        "active L1 table",
+        "active L2 table",
+        "refcount block",
+        "refcount table",
+        "snapshot table",
+        "inactive L1 table",
+        "inactive L2 table",
+        "bitmap directory",
+    ];
+
+    fn first_name(self) -> &'static str {
+        Self::NAMES[(self.0.trailing_zeros() as usize).min(Self::NAMES.len() - 1)]
+    }
+}
+
+/// Words of the filter: 32 Ki bits.
+const FILTER_WORDS: usize = 512;
+
+/// See the module.
+pub struct OverlapGuard {
+    cluster_bits: u32,
+    checked: u16,
+    filter: Box<[AtomicU64]>,
+    owners: RwLock<HashMap<u64, u16>>,
+}
+
+fn filter_bit(cluster_index: u64) -> (usize, u64) {
+    let hash = cluster_index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
+    ((hash / 64) as usize, 1 << (hash % 64))
+}
+
+impl OverlapGuard {
+    /// A guard that checks against the kinds in `checked`.
+    pub fn new(geometry: &Geometry, checked: u16) -> Self {
+        OverlapGuard {
+            cluster_bits: geometry.cluster_bits,
+            checked,
+            filter: (0..FILTER_WORDS).map(|_| AtomicU64::new(0)).collect(),
+            owners: RwLock::default(),
+        }
+    }
+
+    /// A guard that accepts everything.
+    pub fn off() -> Self {
+        OverlapGuard { cluster_bits: 16, checked: 0, filter: Box::default(), owners: RwLock::default() }
+    }
+
+    /// Whether `owner` is checked at all; what is not need not be added.
+    pub fn checks(&self, owner: Owner) -> bool {
+        self.checked & owner.0 != 0
+    }
+
+    /// Records that `[host_offset, host_offset + length)` holds `owner`.
+    pub fn add(&self, owner: Owner, host_offset: u64, length: u64) {
+        if !self.checks(owner) || length == 0 {
+            return;
+        }
+        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        for cluster in host_offset >> self.cluster_bits..=(host_offset + length - 1) >> self.cluster_bits {
+            let (word, bit) = filter_bit(cluster);
+            self.filter[word].fetch_or(bit, Ordering::SeqCst);
+            *owners.entry(cluster).or_default() |= owner.0;
+        }
+    }
+
+    /// Records that the range holds `owner` no more. The filter keeps its bits: it may only err towards asking.
+    pub fn remove(&self, owner: Owner, host_offset: u64, length: u64) {
+        if !self.checks(owner) || length == 0 {
+            return;
+        }
+        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        for cluster in host_offset >> self.cluster_bits..=(host_offset + length - 1) >> self.cluster_bits {
+            if let Some(mask) = owners.get_mut(&cluster) {
+                *mask &= !owner.0;
+                if *mask == 0 {
+                    owners.remove(&cluster);
+                }
+            }
+        }
+    }
+
+    /// Fails when the range overlaps metadata other than `allowed`.
+    #[inline]
+    pub fn check(&self, allowed: Owner, host_offset: u64, length: u64) -> Result<()> {
+        if self.checked == 0 || length == 0 {
+            return Ok(());
+        }
+        for cluster in host_offset >> self.cluster_bits..=(host_offset + length - 1) >> self.cluster_bits {
+            let (word, bit) = filter_bit(cluster);
+            if self.filter[word].load(Ordering::Relaxed) & bit != 0 {
+                self.check_cluster(allowed, cluster)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn check_cluster(&self, allowed: Owner, cluster: u64) -> Result<()> {
+        let owners = self.owners.read().unwrap_or_else(|e| e.into_inner());
+        let hit = owners.get(&cluster).copied().unwrap_or(0) & !allowed.0;
+        if hit == 0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::MarkedCorrupt,
+            format!(
+                "Preventing invalid write on metadata (overlaps with {}) (host cluster {cluster})",
+                Owner(hit).first_name()
+            ),
+        ))
+    }
+
+    /// The check for a table page's own write.
+    pub fn check_table_write(&self, purpose: Purpose, host_offset: u64, length: u64) -> Result<()> {
+        let allowed = match purpose {
+            Purpose::L1 => Owner::ACTIVE_L1,
+            Purpose::L2 => Owner::ACTIVE_L2,
+            Purpose::RefcountBlock => Owner::REFCOUNT_BLOCK,
+            Purpose::RefcountTable => Owner::REFCOUNT_TABLE,
+            Purpose::Header => Owner::HEADER,
+            _ => Owner(0),
+        };
+        self.check(allowed, host_offset, length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_owner_may_write() {
+        let g = Geometry {
+            version: 3,
+            cluster_bits: 9,
+            refcount_order: 4,
+            extended_l2: false,
+            external_data: false,
+        };
+        let guard = OverlapGuard::new(&g, 0x1ff);
+        guard.add(Owner::ACTIVE_L2, 1024, 512);
+        assert!(guard.check(Owner::ACTIVE_L2, 1024, 512).is_ok());
+        assert!(guard.check(Owner(0), 1536, 4096).is_ok());
+        assert!(guard.check(Owner(0), 0, 1025).is_err());
+        guard.remove(Owner::ACTIVE_L2, 1024, 512);
+        assert!(guard.check(Owner(0), 0, 4096).is_ok());
+        assert!(OverlapGuard::off().check(Owner(0), 0, 4096).is_ok());
+    }
+}

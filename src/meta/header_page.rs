@@ -1,0 +1,138 @@
+//! The header of an open image: feature bits and table positions, changed in place.
+//!
+//! Every change rewrites sector 0 only, which the medium writes whole or not at all; extensions, names and
+//! unknown fields stay as they are, byte for byte.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::features::*;
+use crate::format::geometry::SECTOR_BYTES;
+use crate::format::Header;
+use crate::storage::medium::Medium;
+use crate::storage::Purpose;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// See the module.
+pub struct HeaderPage {
+    medium: Arc<Medium>,
+    header: Mutex<(Header, Vec<u8>)>,
+    dirty: AtomicBool,
+    corrupt: AtomicBool,
+    /// Autoclear bits are still as another program left them.
+    autoclear_pending: AtomicBool,
+}
+
+impl HeaderPage {
+    /// The page of a parsed header; `sector` holds the first 512 bytes of the image.
+    pub fn new(medium: Arc<Medium>, header: Header, sector: Vec<u8>) -> Self {
+        debug_assert_eq!(sector.len(), SECTOR_BYTES as usize);
+        HeaderPage {
+            medium,
+            dirty: AtomicBool::new(header.incompatible & INCOMPAT_DIRTY != 0),
+            corrupt: AtomicBool::new(header.incompatible & INCOMPAT_CORRUPT != 0),
+            autoclear_pending: AtomicBool::new(header.autoclear != 0),
+            header: Mutex::new((header, sector)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Header, Vec<u8>)> {
+        self.header.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A copy of the header as it stands.
+    pub fn header(&self) -> Header {
+        self.lock().0.clone()
+    }
+
+    /// Whether the dirty bit is set.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::SeqCst)
+    }
+
+    /// Whether the corrupt bit is set.
+    pub fn is_corrupt(&self) -> bool {
+        self.corrupt.load(Ordering::SeqCst)
+    }
+
+    /// Whether the next guest write has to clear autoclear bits first.
+    #[inline]
+    pub fn autoclear_pending(&self) -> bool {
+        self.autoclear_pending.load(Ordering::Relaxed)
+    }
+
+    /// Changes fixed fields on the medium; durable when it returns. Everything written before is synced
+    /// first, so the new header never points to something that is not there.
+    pub fn change(&self, edit: impl FnOnce(&mut Header)) -> Result<()> {
+        let mut guard = self.lock();
+        let (header, sector) = &mut *guard;
+        let mut next = header.clone();
+        edit(&mut next);
+        self.write(header, sector, next)
+    }
+
+    fn write(&self, header: &mut Header, sector: &mut Vec<u8>, next: Header) -> Result<()> {
+        let encoded = next.encode_fixed_fields();
+        let mut bytes = sector.clone();
+        let fixed = encoded.len().min(bytes.len());
+        bytes[..fixed].copy_from_slice(&encoded[..fixed]);
+        self.medium.sync_step()?;
+        self.medium.write_live(Purpose::Header, 0, &bytes)?;
+        self.medium.sync_step()?;
+        self.dirty.store(next.incompatible & INCOMPAT_DIRTY != 0, Ordering::SeqCst);
+        *sector = bytes;
+        *header = next;
+        Ok(())
+    }
+
+    /// Sets the dirty bit before the first reference that outruns its count; durable when it returns.
+    pub fn mark_dirty(&self) -> Result<()> {
+        if self.is_dirty() {
+            return Ok(());
+        }
+        let mut guard = self.lock();
+        let (header, sector) = &mut *guard;
+        if header.incompatible & INCOMPAT_DIRTY != 0 {
+            return Ok(());
+        }
+        let mut next = header.clone();
+        next.incompatible |= INCOMPAT_DIRTY;
+        self.write(header, sector, next)
+    }
+
+    /// Clears the dirty bit; the caller has made every refcount durable.
+    pub fn mark_clean(&self) -> Result<()> {
+        if !self.is_dirty() {
+            return Ok(());
+        }
+        self.change(|h| h.incompatible &= !INCOMPAT_DIRTY)
+    }
+
+    /// Clears the autoclear bits that this writer does not maintain, before the first change of the image.
+    pub fn clear_autoclear(&self, kept: u64) -> Result<()> {
+        if !self.autoclear_pending() {
+            return Ok(());
+        }
+        let mut guard = self.lock();
+        let (header, sector) = &mut *guard;
+        if header.autoclear & !kept != 0 {
+            let mut next = header.clone();
+            next.autoclear &= kept;
+            self.write(header, sector, next)?;
+        }
+        self.autoclear_pending.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sets the corrupt bit and closes the latch with `found`, which is handed back: nothing more is written.
+    pub fn mark_corrupt(&self, found: Error) -> Error {
+        if self.corrupt.swap(true, Ordering::SeqCst) {
+            return found;
+        }
+        let text = format!("Marking image as corrupt: {found}; further corruption events will be suppressed");
+        let version = self.lock().0.version;
+        if version >= 3 && !self.medium.storage().traits().read_only {
+            let _ = self.change(|h| h.incompatible |= INCOMPAT_CORRUPT);
+        }
+        self.medium.latch().close(Error::new(ErrorKind::MarkedCorrupt, text))
+    }
+}

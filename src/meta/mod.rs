@@ -1,0 +1,24 @@
+//! Table pages in memory, the one place that writes them, and the guard against writing over them.
+//!
+//! Called by `alloc` (header, refcount table) and `map` (L1, L2). Knows neither guests nor free clusters.
+
+pub mod cache;
+pub mod guard;
+pub mod header_page;
+pub mod page;
+
+pub use cache::SliceCache;
+pub use guard::OverlapGuard;
+pub use header_page::HeaderPage;
+pub use page::{DirtyList, Page, Release};
+
+use crate::error::Result;
+use crate::storage::medium::Ticket;
+
+/// What a page write-out needs from the layer that owns the clusters.
+pub trait Settler: Send + Sync {
+    /// Makes every ticket taken so far past: writes dirty refcount blocks (eager images) and syncs.
+    fn advance(&self) -> Result<()>;
+    /// Takes what written pages let go of; counts may fall once `ticket` is past (rule R3).
+    fn settle_after(&self, ticket: Ticket, releases: Vec<Release>);
+}

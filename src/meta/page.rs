@@ -1,0 +1,431 @@
+//! A table page: a run of table entries in memory, which of its sectors are dirty, and what each change waits for.
+//!
+//! Life of a change: `update` stores the new entry, so that every reader sees it at once, and records what
+//! must be durable first (`after`) and what the change let go of (`dropped`). `write_out` writes the dirty
+//! sectors; an entry whose ticket is not past yet is written with the value it had before (rules R1, R2),
+//! and its sector stays dirty. What a written change dropped goes to the ledger with the ticket of the next
+//! sync (rule R3).
+//!
+//! Readers take no lock. P1: an evicted page is clean and never changes again. P2: `held` is in the order of
+//! the changes; of one entry, the oldest held change that is not ripe decides what may be on disk.
+
+use super::guard::OverlapGuard;
+use super::Settler;
+use crate::error::Result;
+use crate::format::entries::RawL2;
+use crate::format::geometry::SECTOR_BYTES;
+use crate::storage::gate::Gate;
+use crate::storage::medium::{Medium, Ticket};
+use crate::storage::Purpose;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
+
+/// Host clusters that lost one reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// First cluster.
+    pub first_cluster: u64,
+    /// Clusters in the run; the count of each falls by one.
+    pub cluster_count: u64,
+    /// Readers that entered up to this epoch may still use them (rule R4).
+    pub epoch: u64,
+    /// Give the space back to the host when nobody refers to them any more.
+    pub discard: bool,
+}
+
+impl Release {
+    /// A release whose epoch the page fills in.
+    pub fn new(first_cluster: u64, cluster_count: u64, discard: bool) -> Self {
+        Release { first_cluster, cluster_count, epoch: 0, discard }
+    }
+}
+
+/// A change that is in memory and waits for `after`, or has let go of `dropped`.
+struct Held {
+    entry: usize,
+    before: RawL2,
+    after: Ticket,
+    dropped: Option<Release>,
+}
+
+#[derive(Default)]
+struct State {
+    dirty: Vec<u64>,
+    dirty_sectors: usize,
+    held: Vec<Held>,
+    listed: bool,
+    evicted: bool,
+}
+
+/// Pages that have something to write.
+#[derive(Default)]
+pub struct DirtyList {
+    pages: Mutex<Vec<Arc<Page>>>,
+    /// Shared during a write-out: between the copy of a page and its arrival in the file nobody may sync
+    /// and believe that the page is covered.
+    in_flight: RwLock<()>,
+}
+
+impl DirtyList {
+    /// Takes all pages off the list.
+    pub fn take(&self) -> Vec<Arc<Page>> {
+        std::mem::take(&mut *self.pages.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Waits until every write-out that has begun is in the file.
+    pub fn wait_in_flight(&self) {
+        drop(self.in_flight.write().unwrap_or_else(|e| e.into_inner()));
+    }
+
+    /// Forgets an evicted page.
+    pub(super) fn remove(&self, page: &Arc<Page>) {
+        self.pages.lock().unwrap_or_else(|e| e.into_inner()).retain(|p| !Arc::ptr_eq(p, page));
+    }
+
+    fn add(&self, page: &Arc<Page>) {
+        self.pages.lock().unwrap_or_else(|e| e.into_inner()).push(Arc::clone(page));
+    }
+}
+
+/// What an update met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Updated {
+    /// The change is in the page.
+    Done,
+    /// The page has been evicted: find it again.
+    Evicted,
+}
+
+/// What a write-out takes from a page.
+struct Ripe {
+    /// First sector and bytes of each dirty run.
+    runs: Vec<(usize, Vec<u8>)>,
+    /// What the changes in `runs` let go of.
+    releases: Vec<Release>,
+    /// Nothing waits any more.
+    clean: bool,
+}
+
+/// A table page.
+pub struct Page {
+    purpose: Purpose,
+    /// Host offset of the first entry.
+    home: u64,
+    /// Words of one entry: 1, or 2 for extended L2 entries.
+    entry_words: usize,
+    words: Box<[AtomicU64]>,
+    /// Odd while a two-word entry is being stored.
+    version: AtomicU64,
+    state: Mutex<State>,
+    /// Held across a write-out, so that two of them cannot overtake each other.
+    writing: Mutex<()>,
+    /// Set by readers, cleared by the cache's clock hand.
+    pub(super) used: AtomicBool,
+}
+
+impl Page {
+    /// A clean page with the bytes at `home`, whose length is a multiple of 8.
+    pub fn from_bytes(purpose: Purpose, home: u64, entry_words: usize, bytes: &[u8]) -> Page {
+        let mut word = [0; 8];
+        let words = bytes.chunks_exact(8).map(|chunk| {
+            word.copy_from_slice(chunk);
+            AtomicU64::new(u64::from_be_bytes(word))
+        });
+        let words: Box<[AtomicU64]> = words.collect();
+        let sectors = words.len().div_ceil(WORDS_PER_SECTOR);
+        let state = State { dirty: vec![0; sectors.div_ceil(64)], ..State::default() };
+        Page {
+            purpose,
+            home,
+            entry_words,
+            words,
+            version: AtomicU64::new(0),
+            state: Mutex::new(state),
+            writing: Mutex::new(()),
+            used: AtomicBool::new(true),
+        }
+    }
+
+    /// Host offset of the first entry.
+    pub fn home(&self) -> u64 {
+        self.home
+    }
+
+    /// Entries in the page.
+    pub fn entry_count(&self) -> usize {
+        self.words.len() / self.entry_words
+    }
+
+    /// Entry `index`, which must be inside the page.
+    #[inline]
+    pub fn entry(&self, index: usize) -> RawL2 {
+        if self.entry_words == 1 {
+            return RawL2 { descriptor: self.words[index].load(Ordering::SeqCst), bitmap: 0 };
+        }
+        loop {
+            let before = self.version.load(Ordering::SeqCst);
+            let descriptor = self.words[2 * index].load(Ordering::SeqCst);
+            let bitmap = self.words[2 * index + 1].load(Ordering::SeqCst);
+            if before & 1 == 0 && self.version.load(Ordering::SeqCst) == before {
+                return RawL2 { descriptor, bitmap };
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn store(&self, index: usize, entry: RawL2) {
+        if self.entry_words == 1 {
+            self.words[index].store(entry.descriptor, Ordering::SeqCst);
+            return;
+        }
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.words[2 * index].store(entry.descriptor, Ordering::SeqCst);
+        self.words[2 * index + 1].store(entry.bitmap, Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Changes entry `index`; on disk not before `after` is past. `dropped` is what the old value referred to.
+    pub fn update(
+        self: &Arc<Self>,
+        change: Change,
+        medium: &Medium,
+        gate: &Gate,
+        list: &DirtyList,
+    ) -> Updated {
+        let mut state = self.lock();
+        if state.evicted {
+            return Updated::Evicted;
+        }
+        let before = self.entry(change.entry);
+        self.store(change.entry, change.value);
+        // After the store: a reader that enters from now on cannot see the old value.
+        let dropped = change.dropped.map(|d| Release { epoch: gate.retire(), ..d });
+        if dropped.is_some() || !medium.is_past(change.after) {
+            state.held.push(Held { entry: change.entry, before, after: change.after, dropped });
+        }
+        self.mark_dirty(&mut state, change.entry);
+        if !state.listed {
+            state.listed = true;
+            list.add(self);
+        }
+        Updated::Done
+    }
+
+    fn sector_of(&self, entry: usize) -> usize {
+        entry * self.entry_words / WORDS_PER_SECTOR
+    }
+
+    fn mark_dirty(&self, state: &mut State, entry: usize) {
+        let sector = self.sector_of(entry);
+        let (word, bit) = (sector / 64, 1u64 << (sector % 64));
+        if state.dirty[word] & bit == 0 {
+            state.dirty[word] |= bit;
+            state.dirty_sectors += 1;
+        }
+    }
+
+    /// Changes that wait in this page; a caller that sees many asks for a barrier.
+    pub fn held_count(&self) -> usize {
+        self.lock().held.len()
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_clean(&self) -> bool {
+        self.lock().dirty_sectors == 0
+    }
+
+    /// Marks a clean page as evicted (P1). `false`: it is dirty.
+    pub(super) fn try_evict(&self) -> bool {
+        let mut state = self.lock();
+        if state.dirty_sectors != 0 || !state.held.is_empty() {
+            return false;
+        }
+        state.evicted = true;
+        true
+    }
+
+    /// Writes what may be written. `Ok(false)`: changes that wait for a later sync are left, and the page is
+    /// back on `list`.
+    pub fn write_out(
+        self: &Arc<Self>,
+        medium: &Medium,
+        guard: &OverlapGuard,
+        settler: &dyn Settler,
+        list: &DirtyList,
+    ) -> Result<bool> {
+        let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
+        let _in_flight = list.in_flight.read().unwrap_or_else(|e| e.into_inner());
+        let Ripe { runs, releases, clean } = self.take_ripe(medium, list);
+        for (first_sector, bytes) in &runs {
+            let at = self.home + *first_sector as u64 * SECTOR_BYTES;
+            guard.check_table_write(self.purpose, at, bytes.len() as u64)?;
+            medium.write_live(self.purpose, at, bytes)?;
+        }
+        if !releases.is_empty() {
+            settler.settle_after(medium.ticket(), releases);
+        }
+        Ok(clean)
+    }
+
+    /// Copies the dirty sectors with the values that may be on disk now, and what ripe changes let go of.
+    fn take_ripe(self: &Arc<Self>, medium: &Medium, list: &DirtyList) -> Ripe {
+        let mut state = self.lock();
+        state.listed = false;
+        let mut older = Vec::new();
+        let mut blocked = HashSet::new();
+        let mut releases = Vec::new();
+        let mut kept = Vec::new();
+        for held in std::mem::take(&mut state.held) {
+            if medium.is_past(held.after) && !blocked.contains(&held.entry) {
+                releases.extend(held.dropped);
+                continue;
+            }
+            if blocked.insert(held.entry) {
+                older.push((held.entry, held.before));
+            }
+            kept.push(held);
+        }
+        state.held = kept;
+        let unit = medium.storage().traits().alignment.max(SECTOR_BYTES) / SECTOR_BYTES;
+        let runs = self.copy_dirty(&mut state, unit as usize, &older);
+        for (entry, _) in &older {
+            self.mark_dirty(&mut state, *entry);
+        }
+        let clean = older.is_empty();
+        if !clean {
+            state.listed = true;
+            list.add(self);
+        }
+        Ripe { runs, releases, clean }
+    }
+
+    /// Copies runs of dirty sectors, widened to `unit` sectors where the page is large enough, and cleans them.
+    fn copy_dirty(&self, state: &mut State, unit: usize, older: &[(usize, RawL2)]) -> Vec<(usize, Vec<u8>)> {
+        let sectors = self.words.len().div_ceil(WORDS_PER_SECTOR);
+        let unit = if sectors % unit == 0 { unit } else { 1 };
+        let is_dirty = |s: usize| state.dirty[s / 64] & (1 << (s % 64)) != 0;
+        let mut runs: Vec<(usize, Vec<u8>)> = Vec::new();
+        let mut sector = 0;
+        while sector < sectors && state.dirty_sectors != 0 {
+            if state.dirty[sector / 64] == 0 && sector % 64 == 0 {
+                sector += 64;
+                continue;
+            }
+            if !(sector..sector + unit).any(|s| s < sectors && is_dirty(s)) {
+                sector += unit;
+                continue;
+            }
+            let end = (sector + unit).min(sectors);
+            let bytes = self.copy_sectors(sector, end);
+            match runs.last_mut() {
+                Some((first, run)) if *first + run.len() / SECTOR_BYTES as usize == sector => {
+                    run.extend(bytes)
+                }
+                _ => runs.push((sector, bytes)),
+            }
+            sector = end;
+        }
+        for (first, run) in &mut runs {
+            self.put_older(*first, run, older);
+        }
+        state.dirty.fill(0);
+        state.dirty_sectors = 0;
+        runs
+    }
+
+    fn copy_sectors(&self, from: usize, to: usize) -> Vec<u8> {
+        let words = &self.words[from * WORDS_PER_SECTOR..(to * WORDS_PER_SECTOR).min(self.words.len())];
+        words.iter().flat_map(|w| w.load(Ordering::SeqCst).to_be_bytes()).collect()
+    }
+
+    /// Replaces entries that may not be on disk yet by the values that may.
+    fn put_older(&self, first_sector: usize, run: &mut [u8], older: &[(usize, RawL2)]) {
+        let start = first_sector * SECTOR_BYTES as usize;
+        for (entry, before) in older {
+            let at = entry * self.entry_words * 8;
+            if at < start || at >= start + run.len() {
+                continue;
+            }
+            run[at - start..][..8].copy_from_slice(&before.descriptor.to_be_bytes());
+            if self.entry_words == 2 {
+                run[at - start + 8..][..8].copy_from_slice(&before.bitmap.to_be_bytes());
+            }
+        }
+    }
+}
+
+/// One change of one entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// Index in the page.
+    pub entry: usize,
+    /// The new value.
+    pub value: RawL2,
+    /// What must be durable before it may be on disk.
+    pub after: Ticket,
+    /// What the old value referred to and the new one does not.
+    pub dropped: Option<Release>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::Memory;
+    use crate::storage::Storage;
+
+    #[derive(Default)]
+    struct Log(Mutex<Vec<(Ticket, Release)>>);
+    impl Settler for Log {
+        fn advance(&self) -> Result<()> {
+            Ok(())
+        }
+        fn settle_after(&self, ticket: Ticket, releases: Vec<Release>) {
+            self.0.lock().unwrap().extend(releases.into_iter().map(|r| (ticket, r)));
+        }
+    }
+
+    fn raw(descriptor: u64) -> RawL2 {
+        RawL2 { descriptor, bitmap: 0 }
+    }
+
+    #[test]
+    fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
+        let storage = Arc::new(Memory::new(vec![0; 4096]));
+        let medium = Medium::new(storage.clone());
+        let (gate, list, log, guard) =
+            (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
+        let page = Arc::new(Page::from_bytes(Purpose::L2, 512, 1, &[0; 1024]));
+        let set = |entry, value, after, dropped| {
+            let change = Change { entry, value: raw(value), after, dropped };
+            assert_eq!(page.update(change, &medium, &gate, &list), Updated::Done);
+        };
+        let on_disk = |entry: usize| {
+            let bytes = storage.contents();
+            crate::format::be64(&bytes, 512 + entry * 8)
+        };
+        set(3, 7, Ticket::PAST, None);
+        set(4, 8, medium.ticket(), None);
+        set(4, 9, Ticket::PAST, Some(Release::new(5, 1, false)));
+        assert_eq!(list.take().len(), 1);
+        assert!(!page.write_out(&medium, &guard, &log, &list).unwrap());
+        assert_eq!((on_disk(3), on_disk(4)), (7, 0));
+        assert_eq!(page.entry(4), raw(9));
+        assert!(log.0.lock().unwrap().is_empty(), "a drop behind a waiting change must wait too");
+        assert!(!page.try_evict());
+        let sync = medium.begin_sync();
+        medium.finish_sync(sync).unwrap();
+        assert_eq!(list.take().len(), 1);
+        assert!(page.write_out(&medium, &guard, &log, &list).unwrap());
+        assert_eq!(on_disk(4), 9);
+        assert_eq!(log.0.lock().unwrap().len(), 1);
+        assert!(page.try_evict());
+        assert_eq!(storage.length().unwrap(), 4096);
+    }
+}

@@ -1,0 +1,226 @@
+//! References of everything but the guest's tables, and the one place that counts a region.
+
+use super::guard::{Region, BITMAPS, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
+use super::pass::Pass;
+use super::MessageKind;
+use crate::error::{Error, Result};
+use crate::format::bitmap::{self, Bitmap, BitmapCluster};
+use crate::format::entries::REFCOUNT_TABLE_RESERVED;
+use crate::format::features::AUTOCLEAR_BITMAPS;
+use crate::format::{be64, extensions};
+use crate::storage::{read_exact, Purpose};
+
+/// Bytes of a table read at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// How far past its end a repair lets the file grow for a refcount block that lies there.
+const MAX_GROWTH_BYTES: u64 = 1 << 30;
+
+impl Pass<'_> {
+    /// Adds `times` references to each cluster that `[offset, offset + bytes)` touches. A region that ends a
+    /// cluster or more past the end of the file is a finding and is not counted.
+    pub fn count_region(&mut self, offset: u64, bytes: u64, times: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        if !self.is_in_file(offset, bytes) {
+            self.corruption(&format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
+                 offset {offset:#x} size {bytes:#x}"
+            ));
+            return Ok(());
+        }
+        for cluster in self.clusters_of(offset, bytes)? {
+            for _ in 0..self.counts.add(cluster, times)?.min(1) {
+                let at = self.geometry.cluster_offset(cluster);
+                self.corruption(&format!("ERROR: overflow cluster offset={at:#x}"));
+                self.say(
+                    MessageKind::Info,
+                    "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a \
+                     clean copy if the image cannot be opened for writing",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a region whose findings have been told.
+    pub fn count_region_quietly(&mut self, offset: u64, bytes: u64, times: u64) -> Result<()> {
+        if self.is_in_file(offset, bytes) {
+            for cluster in self.clusters_of(offset, bytes)? {
+                self.counts.add(cluster, times)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_in_file(&self, offset: u64, bytes: u64) -> bool {
+        let end = offset.checked_add(bytes);
+        end.is_some_and(|end| end.saturating_sub(self.file_length) < self.geometry.cluster_bytes())
+    }
+
+    /// The clusters of a region that starts in the file; a last one past the end gets a count too.
+    fn clusters_of(&mut self, offset: u64, bytes: u64) -> Result<std::ops::Range<u64>> {
+        let end = self.geometry.cluster_index(offset + bytes - 1) + 1;
+        self.counts.grow(end)?;
+        Ok(self.geometry.cluster_index(offset)..end)
+    }
+
+    /// Remembers where a structure is.
+    pub fn note_region(&mut self, name: &'static str, offset: u64, bytes: u64) {
+        self.regions.push(Region { offset, bytes, name });
+    }
+
+    /// Counts the header cluster.
+    pub fn count_header(&mut self) -> Result<()> {
+        self.note_region(HEADER, 0, self.geometry.cluster_bytes());
+        self.count_region(0, self.geometry.cluster_bytes(), 1)
+    }
+
+    /// Counts the snapshot table.
+    pub fn count_snapshot_table(&mut self) -> Result<()> {
+        let (offset, bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
+        self.note_region(SNAPSHOT_TABLE, offset, bytes);
+        self.count_region(offset, bytes, 1)
+    }
+
+    /// Counts the encryption header.
+    pub fn count_encryption(&mut self) -> Result<()> {
+        let Some(data) = self.header.extension(extensions::ENCRYPTION) else { return Ok(()) };
+        let pointer = extensions::encryption(data)?;
+        if self.geometry.in_cluster(pointer.offset) != 0 {
+            return Err(Error::invalid(format!(
+                "Encryption header offset '{}' is not a multiple of cluster size '{}'",
+                pointer.offset,
+                self.geometry.cluster_bytes()
+            )));
+        }
+        self.note_region(ENCRYPTION, pointer.offset, pointer.bytes);
+        self.count_region(pointer.offset, pointer.bytes, 1)
+    }
+
+    /// Counts bitmap directory, tables and data, if the autoclear bit says that they are consistent.
+    pub fn count_bitmaps(&mut self) -> Result<()> {
+        let Some(data) = self.header.extension(extensions::BITMAPS) else { return Ok(()) };
+        if self.header.autoclear & AUTOCLEAR_BITMAPS == 0 {
+            return Ok(());
+        }
+        let pointer = extensions::bitmaps(data)?;
+        bitmap::check_pointer(&pointer, &self.geometry)?;
+        self.count_region(pointer.directory_offset, pointer.directory_bytes, 1)?;
+        self.note_region(BITMAPS, pointer.directory_offset, pointer.directory_bytes);
+        if !self.is_in_file(pointer.directory_offset, pointer.directory_bytes) {
+            return Ok(());
+        }
+        let mut directory = Vec::new();
+        directory
+            .try_reserve_exact(pointer.directory_bytes as usize)
+            .map_err(|_| super::counts::no_memory())?;
+        directory.resize(pointer.directory_bytes as usize, 0);
+        read_exact(self.storage, Purpose::Bitmaps, pointer.directory_offset, &mut directory)?;
+        for bitmap in bitmap::parse_directory(&directory, pointer.count, &self.geometry)? {
+            self.count_bitmap(&bitmap)?;
+        }
+        Ok(())
+    }
+
+    fn count_bitmap(&mut self, bitmap: &Bitmap) -> Result<()> {
+        let bytes = u64::from(bitmap.table_entries) * 8;
+        self.count_region(bitmap.table_offset, bytes, 1)?;
+        self.note_region(BITMAPS, bitmap.table_offset, bytes);
+        let inside = bytes.min(self.file_length.saturating_sub(bitmap.table_offset)).div_ceil(8) * 8;
+        let mut at = 0;
+        while at < inside {
+            let mut chunk = vec![0; (inside - at).min(CHUNK_BYTES) as usize];
+            read_exact(self.storage, Purpose::Bitmaps, bitmap.table_offset + at, &mut chunk)?;
+            for entry_at in (0..chunk.len()).step_by(8) {
+                let entry = be64(&chunk, entry_at);
+                match bitmap::decode_table_entry(entry, &self.geometry) {
+                    Ok(BitmapCluster::Host(offset)) => {
+                        self.count_region(offset, self.geometry.cluster_bytes(), 1)?;
+                    }
+                    Ok(_) => {}
+                    Err(rule) => return Err(broken_bitmap(bitmap, (at + entry_at as u64) / 8, entry, rule)),
+                }
+            }
+            at += chunk.len() as u64;
+            self.advance(0)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the refcount table and its blocks, and finds out whether they can be repaired in place.
+    pub fn count_refcount_structures(&mut self) -> Result<()> {
+        let offset = self.header.refcount_table_offset;
+        let bytes = u64::from(self.header.refcount_table_clusters) << self.header.cluster_bits;
+        self.count_region(offset, bytes, 1)?;
+        self.note_region(REFCOUNT_TABLE, offset, bytes);
+        for index in 0..self.stored.table.len() {
+            let entry = self.stored.table[index];
+            if entry != 0 {
+                self.count_refcount_block(index, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_refcount_block(&mut self, index: usize, entry: u64) -> Result<()> {
+        let offset = entry & !REFCOUNT_TABLE_RESERVED;
+        if entry & REFCOUNT_TABLE_RESERVED != 0 {
+            self.corruption(&format!("ERROR refcount table entry {index} has reserved bits set"));
+            self.needs_rebuild = true;
+            return Ok(());
+        }
+        if self.geometry.in_cluster(offset) != 0 {
+            self.corruption(&format!(
+                "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
+            ));
+            self.needs_rebuild = true;
+            return Ok(());
+        }
+        if offset >= self.geometry.cluster_offset(self.counts.clusters())
+            && !self.mend_block_outside(index, offset)?
+        {
+            return Ok(());
+        }
+        self.count_region(offset, self.geometry.cluster_bytes(), 1)?;
+        let references = self.counts.get(self.geometry.cluster_index(offset));
+        if references != 1 {
+            self.corruption(&format!("ERROR refcount block {index} refcount={references}"));
+            self.needs_rebuild = true;
+        }
+        Ok(())
+    }
+
+    /// A refcount block past the end of the file: a repair lets the file grow over it, within reason. Answers
+    /// whether the block is in the file now.
+    fn mend_block_outside(&mut self, index: usize, offset: u64) -> Result<bool> {
+        if !self.options.repair_errors {
+            self.corruption(&format!("ERROR refcount block {index} is outside image"));
+            return Ok(false);
+        }
+        self.repair(&format!("Repairing refcount block {index} is outside image"));
+        let end = offset.saturating_add(self.geometry.cluster_bytes());
+        let limit = self.file_length.saturating_add(MAX_GROWTH_BYTES);
+        let grown = if end >= 1 << 63 {
+            Err("Invalid argument".to_owned())
+        } else if end > limit {
+            Err("File too large".to_owned())
+        } else {
+            self.storage.set_length(end).map_err(|e| Error::host("resize", &e).to_string())
+        };
+        if let Err(why) = grown {
+            self.corruption(&format!("ERROR could not resize image: {why}"));
+            self.needs_rebuild = true;
+            return Ok(false);
+        }
+        self.report.corruptions_fixed += 1;
+        self.file_length = end;
+        self.counts.grow(self.geometry.clusters_ceil(end))?;
+        Ok(true)
+    }
+}
+
+fn broken_bitmap(bitmap: &Bitmap, index: u64, entry: u64, rule: &str) -> Error {
+    let name = bitmap.printable_name();
+    Error::invalid(format!("bitmap table of '{name}' entry {index}: value {entry:#x}: {rule}"))
+}

@@ -1,0 +1,164 @@
+//! The snapshot table: read with what a repair can mend, and written anew when it has been mended.
+
+use super::pass::Pass;
+use super::MessageKind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::MAX_SNAPSHOTS;
+use crate::format::snapshot::{EntrySizes, Snapshot, FIXED_BYTES, MAX_EXTRA_BYTES, MAX_TABLE_BYTES};
+use crate::storage::{read_exact, write_all, Purpose};
+
+/// Bytes of the table read at once; more than one entry of usual size.
+const WINDOW_BYTES: u64 = 64 << 10;
+/// Offset of `nb_snapshots` in the header; `snapshots_offset` follows it.
+const SNAPSHOT_FIELDS_AT: usize = 60;
+
+/// The table as read.
+#[derive(Default)]
+pub(super) struct SnapshotTable {
+    /// Its entries, as far as they could be read.
+    pub list: Vec<Snapshot>,
+    /// Bytes that it takes in the image, without the last entry's padding.
+    pub stored_bytes: u64,
+    /// A repair has changed entries: the table must be written anew.
+    pub changed: bool,
+}
+
+/// The table's bytes, read as needed.
+struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Pass<'_> {
+    /// Reads the snapshot table. An entry that is too short is told; what no reader accepts ends the check,
+    /// unless errors are being repaired.
+    pub fn read_snapshots(&mut self) -> Result<()> {
+        let mut count = self.header.snapshot_count;
+        if count == 0 {
+            return Ok(());
+        }
+        if count > MAX_SNAPSHOTS {
+            self.drop_overhanging(count - MAX_SNAPSHOTS)?;
+            count = MAX_SNAPSHOTS;
+        }
+        let mut window = Window { start: 0, bytes: Vec::new() };
+        let (mut at, mut end) = (0, 0);
+        for index in 0..count {
+            let (snapshot, entry_bytes) = self.read_entry(&mut window, at, index)?;
+            end = at + entry_bytes;
+            at = end.div_ceil(8) * 8;
+            if at > MAX_TABLE_BYTES {
+                return Err(too_large("snapshot table is larger than 64 MiB"));
+            }
+            let complete = snapshot.is_complete();
+            self.snapshots.list.push(snapshot);
+            if complete {
+                continue;
+            }
+            if self.options.repair_errors {
+                self.report.corruptions_fixed += 1;
+                self.snapshots.changed = true;
+                self.repair(&format!("Repairing snapshot table entry {index} is incomplete"));
+            } else {
+                self.corruption(&format!("ERROR snapshot table entry {index} is incomplete"));
+            }
+        }
+        self.snapshots.stored_bytes = end;
+        Ok(())
+    }
+
+    fn drop_overhanging(&mut self, overhang: u32) -> Result<()> {
+        if !self.options.repair_errors {
+            self.error("ERROR snapshot table too large");
+            self.say(
+                MessageKind::Info,
+                &format!(
+                    "You can force-remove all {overhang} overhanging snapshots with qemu-img check -r all"
+                ),
+            );
+            return Err(too_large("snapshot table too large"));
+        }
+        self.repair(&format!("Discarding {overhang} overhanging snapshots"));
+        self.report.corruptions_fixed += u64::from(overhang);
+        self.snapshots.changed = true;
+        Ok(())
+    }
+
+    /// Reads entry `index` at `at`; answers it and the bytes that it takes in the image without padding.
+    fn read_entry(&mut self, window: &mut Window, at: u64, index: u32) -> Result<(Snapshot, u64)> {
+        let sizes = EntrySizes::parse(self.table_bytes(window, at, FIXED_BYTES as u64)?);
+        if sizes.extra_bytes <= MAX_EXTRA_BYTES {
+            let entry = self.table_bytes(window, at, sizes.entry_bytes())?;
+            return Ok((Snapshot::parse(entry)?, sizes.entry_bytes()));
+        }
+        if !self.options.repair_errors {
+            self.error(&format!(
+                "ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry {index}"
+            ));
+            self.say(
+                MessageKind::Info,
+                "You can force-remove this extra metadata with qemu-img check -r all",
+            );
+            return Err(too_large("Too much extra metadata in snapshot table entry"));
+        }
+        self.repair(&format!(
+            "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA_BYTES})",
+            sizes.extra_bytes
+        ));
+        self.report.corruptions_fixed += 1;
+        self.snapshots.changed = true;
+        let kept = FIXED_BYTES as u64 + u64::from(MAX_EXTRA_BYTES);
+        let mut entry = self.table_bytes(window, at, kept)?.to_vec();
+        entry[36..40].copy_from_slice(&MAX_EXTRA_BYTES.to_be_bytes());
+        let names_at = at + FIXED_BYTES as u64 + u64::from(sizes.extra_bytes);
+        let names_bytes = u64::from(sizes.id_bytes) + u64::from(sizes.name_bytes);
+        entry.extend(self.table_bytes(window, names_at, names_bytes)?);
+        Ok((Snapshot::parse(&entry)?, sizes.entry_bytes()))
+    }
+
+    /// Bytes of the stored table, through the window. Past the end of the file they are zeroes.
+    fn table_bytes<'w>(&self, window: &'w mut Window, at: u64, bytes: u64) -> Result<&'w [u8]> {
+        let end = window.start + window.bytes.len() as u64;
+        if at < window.start || at + bytes > end {
+            window.start = at;
+            window.bytes.clear();
+            window.bytes.resize(bytes.max(WINDOW_BYTES) as usize, 0);
+            let from = self.header.snapshots_offset + at;
+            read_exact(self.storage, Purpose::Snapshots, from, &mut window.bytes)?;
+        }
+        let first = (at - window.start) as usize;
+        Ok(&window.bytes[first..first + bytes as usize])
+    }
+
+    /// Writes a mended table into free clusters, then points the header to it, then frees the old one.
+    pub fn write_snapshots(&mut self) -> Result<()> {
+        if !self.snapshots.changed || !self.repairs() {
+            return Ok(());
+        }
+        let mut table = Vec::new();
+        for snapshot in &self.snapshots.list {
+            snapshot.encode(self.header.virtual_size, &mut table);
+        }
+        if table.len() as u64 > MAX_TABLE_BYTES {
+            return Err(too_large("snapshot table is larger than 64 MiB"));
+        }
+        let offset = self.take_clusters(table.len() as u64)?;
+        write_all(self.storage, Purpose::Snapshots, offset, &table)?;
+        self.stored.write_back(self.storage)?;
+        self.sync()?;
+        let mut fields = (self.snapshots.list.len() as u32).to_be_bytes().to_vec();
+        fields.extend(offset.to_be_bytes());
+        self.write_header_bytes(SNAPSHOT_FIELDS_AT, &fields)?;
+        self.sync()?;
+        let (old, old_bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
+        self.header.snapshots_offset = offset;
+        self.release_clusters(old, old_bytes)?;
+        self.stored.write_back(self.storage)?;
+        self.unsynced = true;
+        Ok(())
+    }
+}
+
+fn too_large(text: &str) -> Error {
+    Error::new(ErrorKind::TooLarge, text)
+}

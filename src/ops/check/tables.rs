@@ -1,0 +1,344 @@
+//! References of the guest's tables: L1 tables, L2 tables, data and compressed clusters.
+//!
+//! An L2 table may be shared by many snapshots. It is read with the first L1 entry that names it; later
+//! entries only add up, and one more look at the end counts its references as often as it was named. A table
+//! with findings is looked at each time, because each time is a finding, up to a limit.
+
+use super::counts::no_memory;
+use super::guard::{ACTIVE_L1, ACTIVE_L2, INACTIVE_L1};
+use super::pass::Pass;
+use crate::error::Result;
+use crate::format::entries::{L1Entry, RawL2};
+use crate::format::entries::{COMPRESSED, COPIED, L1_RESERVED, OFFSET_MASK, ZERO};
+use crate::format::{be64, snapshot::Snapshot};
+use crate::storage::{read_exact, write_all, Purpose};
+
+/// Bits 1-8 and 56-61 of a standard L2 entry.
+const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
+/// How often a table with findings is looked at before its findings are only added up.
+const MAX_LOOKS: u64 = 64;
+/// Bytes of an L1 table read at once.
+const L1_CHUNK_BYTES: u64 = 1 << 20;
+
+/// What is known of an L2 table after the first look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Visits {
+    /// References to count once more, for L1 entries that named the table again.
+    pending: u64,
+    /// Full looks so far.
+    looks: u64,
+    /// What one look found.
+    stats: Stats,
+}
+
+/// What one look at an L2 table adds to the report.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stats {
+    corruptions: u64,
+    allocated: u64,
+    fragmented: u64,
+    compressed: u64,
+}
+
+/// One L2 table being looked at.
+struct Look {
+    /// Times that each reference counts.
+    times: u64,
+    /// Part of the active tables, whose statistics are told.
+    active: bool,
+    /// Only counts: findings have been told.
+    quiet: bool,
+    /// Where the next host cluster of a contiguous file would be; 0 before the first.
+    next_contiguous: u64,
+    stats: Stats,
+    /// Entries changed, first and one past the last.
+    changed: Option<(u64, u64)>,
+}
+
+impl Pass<'_> {
+    /// Counts header, active tables, snapshots' tables, snapshot table, encryption header and bitmaps.
+    pub fn count_guest_references(&mut self) -> Result<()> {
+        self.count_header()?;
+        let (offset, size) = (self.header.l1_table_offset, self.header.l1_size);
+        self.count_region(offset, u64::from(size) * 8, 1)?;
+        self.note_region(ACTIVE_L1, offset, u64::from(size) * 8);
+        self.count_l1(offset, size, true)?;
+        for index in 0..self.snapshots.list.len() {
+            self.count_snapshot(index)?;
+        }
+        self.count_pending()?;
+        self.count_snapshot_table()?;
+        self.count_encryption()?;
+        self.count_bitmaps()
+    }
+
+    fn count_snapshot(&mut self, index: usize) -> Result<()> {
+        let snapshot = &self.snapshots.list[index];
+        let (offset, size) = (snapshot.l1_table_offset, snapshot.l1_size);
+        if self.geometry.in_cluster(offset) != 0 {
+            let who = printable(snapshot);
+            self.corruption(&format!(
+                "ERROR {who} l1_offset={offset:#x}: L1 table is not cluster aligned; snapshot table entry corrupted"
+            ));
+            return Ok(());
+        }
+        if u64::from(size) * 8 > crate::format::geometry::MAX_L1_BYTES {
+            let who = printable(snapshot);
+            self.corruption(&format!(
+                "ERROR {who} l1_size={size:#x}: L1 table is too large; snapshot table entry corrupted"
+            ));
+            return Ok(());
+        }
+        self.count_region(offset, u64::from(size) * 8, 1)?;
+        self.note_region(INACTIVE_L1, offset, u64::from(size) * 8);
+        self.count_l1(offset, size, false)
+    }
+
+    /// Looks at the L2 tables of one L1 table; its own clusters have been counted.
+    fn count_l1(&mut self, offset: u64, size: u32, active: bool) -> Result<()> {
+        let bytes = u64::from(size) * 8;
+        // What is past the end of the file is zeroes, and zeroes are no entries.
+        let inside = bytes.min(self.file_length.saturating_sub(offset)).div_ceil(8) * 8;
+        let mut at = 0;
+        while at < inside {
+            let mut chunk = vec![0; (inside - at).min(L1_CHUNK_BYTES) as usize];
+            read_exact(self.storage, Purpose::L1, offset + at, &mut chunk)?;
+            for entry_at in (0..chunk.len()).step_by(8) {
+                self.count_l1_entry(be64(&chunk, entry_at), active)?;
+            }
+            at += chunk.len() as u64;
+        }
+        self.advance((bytes - inside) / 8)
+    }
+
+    fn count_l1_entry(&mut self, entry: u64, active: bool) -> Result<()> {
+        self.done += 1;
+        if entry == 0 {
+            return Ok(());
+        }
+        self.any_not_copied |= active && entry & COPIED == 0;
+        if entry & L1_RESERVED & !OFFSET_MASK != 0 {
+            self.corruption(&format!("ERROR found L1 entry with reserved bits set: {entry:x}"));
+        }
+        let l2_offset = L1Entry(entry).table_offset();
+        if l2_offset == 0 {
+            // COPIED alone is no table; the look at COPIED flags tells it.
+            self.any_not_copied = true;
+            return Ok(());
+        }
+        self.count_region(l2_offset, self.geometry.cluster_bytes(), 1)?;
+        if self.geometry.in_cluster(l2_offset) != 0 {
+            self.corruption(&format!(
+                "ERROR l2_offset={l2_offset:x}: Table is not cluster aligned; L1 entry corrupted"
+            ));
+        }
+        if l2_offset < self.file_length {
+            self.count_l2(l2_offset, active)?;
+        }
+        self.advance(0)
+    }
+
+    /// Counts what an L2 table refers to, or remembers to do so.
+    fn count_l2(&mut self, l2_offset: u64, active: bool) -> Result<()> {
+        let known = self.visits.get(&l2_offset).copied();
+        if let Some(mut visits) = known {
+            if visits.stats.corruptions == 0 || visits.looks >= MAX_LOOKS {
+                visits.pending += 1;
+                self.report.corruptions += visits.stats.corruptions;
+                if active {
+                    self.add_stats(&visits.stats);
+                }
+                self.visits.insert(l2_offset, visits);
+                return Ok(());
+            }
+        }
+        let look = self.look_at_l2(l2_offset, 1, active, false)?;
+        let mut visits = known.unwrap_or_default();
+        visits.looks += 1;
+        // A repair may have mended the table; then the next look finds less.
+        visits.stats = look.stats;
+        if active {
+            self.add_stats(&look.stats);
+        }
+        self.visits.try_reserve(1).map_err(|_| no_memory())?;
+        self.visits.insert(l2_offset, visits);
+        Ok(())
+    }
+
+    fn add_stats(&mut self, stats: &Stats) {
+        self.report.allocated_clusters += stats.allocated;
+        self.report.fragmented_clusters += stats.fragmented;
+        self.report.compressed_clusters += stats.compressed;
+    }
+
+    /// Counts the references of shared tables as often as they were named again.
+    fn count_pending(&mut self) -> Result<()> {
+        let mut pending: Vec<(u64, u64)> =
+            self.visits.iter().filter(|(_, v)| v.pending > 0).map(|(at, v)| (*at, v.pending)).collect();
+        pending.sort_unstable();
+        for (l2_offset, times) in pending {
+            let corruptions = self.report.corruptions;
+            self.look_at_l2(l2_offset, times, false, true)?;
+            self.report.corruptions = corruptions;
+            self.advance(0)?;
+        }
+        for visits in self.visits.values_mut() {
+            visits.pending = 0;
+        }
+        Ok(())
+    }
+
+    /// Reads an L2 table and counts each of its references `times`.
+    fn look_at_l2(&mut self, l2_offset: u64, times: u64, active: bool, quiet: bool) -> Result<Look> {
+        let mut table = vec![0; self.geometry.cluster_bytes() as usize];
+        read_exact(self.storage, Purpose::L2, l2_offset, &mut table)?;
+        let before = self.report.corruptions;
+        let mut look =
+            Look { times, active, quiet, next_contiguous: 0, stats: Stats::default(), changed: None };
+        let entry_bytes = self.geometry.l2_entry_bytes() as usize;
+        for (index, raw) in table.chunks_exact_mut(entry_bytes).enumerate() {
+            let descriptor = be64(raw, 0);
+            let bitmap = if entry_bytes == 16 { be64(raw, 8) } else { 0 };
+            if descriptor == 0 && bitmap == 0 {
+                continue;
+            }
+            let entry = RawL2 { descriptor, bitmap };
+            if let Some(new) = self.count_l2_entry(&mut look, index as u64, entry)? {
+                raw[..8].copy_from_slice(&new.to_be_bytes());
+                look.changed = Some((look.changed.map_or(index as u64, |c| c.0), index as u64 + 1));
+            }
+        }
+        look.stats.corruptions = self.report.corruptions - before;
+        if let Some((first, end)) = look.changed {
+            let range = first as usize * entry_bytes..end as usize * entry_bytes;
+            self.guard(ACTIVE_L2, l2_offset, self.geometry.cluster_bytes())?;
+            write_all(self.storage, Purpose::L2, l2_offset + range.start as u64, &table[range])?;
+            self.unsynced = true;
+        }
+        Ok(look)
+    }
+
+    /// Counts one entry; answers a new descriptor when it must be mended.
+    fn count_l2_entry(&mut self, look: &mut Look, index: u64, entry: RawL2) -> Result<Option<u64>> {
+        if entry.descriptor & COMPRESSED != 0 {
+            self.count_compressed(look, index, entry)?;
+            return Ok(None);
+        }
+        if entry.descriptor & L2_RESERVED != 0 {
+            self.finding(look, || {
+                format!("ERROR found l2 entry with reserved bits set: {:x}", entry.descriptor)
+            });
+        }
+        let offset = entry.descriptor & OFFSET_MASK;
+        let copied = entry.descriptor & COPIED != 0;
+        let assigned = offset != 0 || (self.geometry.external_data && copied);
+        let holds_data = self.check_bitmap(look, entry, assigned);
+        if !assigned {
+            return Ok(None);
+        }
+        if self.geometry.in_cluster(offset) != 0 {
+            if !holds_data && self.options.repair_errors && !look.quiet {
+                self.report.corruptions_fixed += 1;
+                self.repair(&format!(
+                    "Repairing offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+                ));
+                return Ok(Some(if self.geometry.extended_l2 { 0 } else { ZERO }));
+            }
+            let what = if holds_data { "Data" } else { "Preallocated" };
+            self.finding(look, || {
+                format!(
+                    "ERROR offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
+                )
+            });
+        }
+        self.any_not_copied |= look.active && !copied;
+        look.stats.allocated += 1;
+        if look.next_contiguous != 0 && offset != look.next_contiguous {
+            look.stats.fragmented += 1;
+        }
+        look.next_contiguous = offset + self.geometry.cluster_bytes();
+        if !self.geometry.external_data {
+            self.count_region_of(look, offset, self.geometry.cluster_bytes())?;
+        }
+        Ok(None)
+    }
+
+    /// Checks the subcluster bitmap of a plain entry; answers whether the host cluster holds data.
+    fn check_bitmap(&mut self, look: &Look, entry: RawL2, assigned: bool) -> bool {
+        if !self.geometry.extended_l2 {
+            return entry.descriptor & ZERO == 0;
+        }
+        let (alloc, zero) = (entry.bitmap as u32, (entry.bitmap >> 32) as u32);
+        if !assigned && alloc != 0 {
+            self.finding(look, || {
+                "ERROR: Unallocated cluster has non-zero subcluster allocation map".to_owned()
+            });
+        } else if alloc & zero != 0 {
+            let offset = entry.descriptor & OFFSET_MASK;
+            self.finding(look, || {
+                format!(
+                    "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
+                )
+            });
+        }
+        alloc != 0
+    }
+
+    fn count_compressed(&mut self, look: &mut Look, index: u64, entry: RawL2) -> Result<()> {
+        let descriptor = entry.descriptor;
+        if self.geometry.external_data {
+            self.finding(look, || {
+                format!("ERROR compressed cluster {index} with data file, entry={descriptor:#x}")
+            });
+            return Ok(());
+        }
+        if descriptor & COPIED != 0 {
+            let host = descriptor & ((1 << self.geometry.compressed_shift()) - 1);
+            self.finding(look, || {
+                format!("ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters")
+            });
+        }
+        if entry.bitmap != 0 {
+            self.finding(look, || {
+                format!(
+                    "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, \
+                     entry={descriptor:#x}"
+                )
+            });
+            // The stock tool does not count such a cluster and a repair frees it. The data can be read, so
+            // here it keeps its clusters.
+        }
+        let shift = self.geometry.compressed_shift();
+        let host = descriptor & ((1 << shift) - 1);
+        let sector_mask = (1u64 << (self.geometry.cluster_bits - 8)) - 1;
+        let sectors = ((descriptor >> shift) & sector_mask) + 1;
+        look.stats.allocated += 1;
+        look.stats.compressed += 1;
+        look.stats.fragmented += 1;
+        self.count_region_of(look, host, sectors * 512 - host % 512)
+    }
+
+    fn count_region_of(&mut self, look: &Look, offset: u64, bytes: u64) -> Result<()> {
+        if look.quiet {
+            return self.count_region_quietly(offset, bytes, look.times);
+        }
+        self.count_region(offset, bytes, look.times)
+    }
+
+    /// Tells a finding in an L2 table, unless it has been told.
+    fn finding(&mut self, look: &Look, text: impl FnOnce() -> String) {
+        if look.quiet {
+            return;
+        }
+        let text = text();
+        self.corruption(&text);
+    }
+}
+
+/// "snapshot ID (name)" without control characters, which must not reach a terminal.
+fn printable(snapshot: &Snapshot) -> String {
+    let clean = |bytes: &[u8]| -> String {
+        String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    };
+    format!("snapshot {} ({})", clean(&snapshot.id), clean(&snapshot.name))
+}

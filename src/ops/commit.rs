@@ -1,0 +1,78 @@
+//! Commit: what an image holds is written into its backing file, then the image is emptied.
+//!
+//! The backing file is durable before the first entry of the image goes; a power cut in between leaves both
+//! complete. The base is reopened writable for the time of the commit, and repaired first when it is dirty.
+
+use super::handle::Handle;
+use super::open::Messages;
+use super::resize::resize;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Disk, ZeroFlags};
+use crate::options::Preallocation;
+use std::io::{IoSlice, IoSliceMut};
+
+/// Bytes that are copied at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Commits `handle` into its backing file. `keep`: the image is not emptied. `progress(done, total)` in
+/// guest bytes; `false` cancels.
+pub fn commit(
+    handle: &Handle,
+    keep: bool,
+    messages: Option<Messages<'_>>,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<()> {
+    let Disk::Qcow2(image) = handle.disk() else {
+        return Err(Error::unsupported("a raw disk has no backing file to commit to"));
+    };
+    let Some(base) = handle.below() else {
+        return Err(Error::unsupported("Image does not have a backing file"));
+    };
+    if !keep && image.core().is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only and cannot be emptied"));
+    }
+    base.reopen(false, false, &[], messages)?;
+    let copied = grow_base(base, handle.disk().length())
+        .and_then(|()| copy_down(handle.disk(), base.disk(), progress));
+    let back = base.reopen(true, false, &[], None);
+    copied.and(back)?;
+    if !keep {
+        image.alone().make_empty()?;
+        handle.disk().flush()?;
+    }
+    progress(handle.disk().length(), handle.disk().length());
+    Ok(())
+}
+
+fn grow_base(base: &Handle, length: u64) -> Result<()> {
+    if base.disk().length() >= length {
+        return Ok(());
+    }
+    resize(base, length, Preallocation::Off)
+}
+
+/// Copies everything allocated in `top` into `base` and makes it durable there.
+fn copy_down(top: &Disk, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+    let length = top.length();
+    let mut buffer = vec![0; CHUNK_BYTES as usize];
+    let mut at = 0;
+    while at < length {
+        if !progress(at, length) {
+            return Err(Error::new(ErrorKind::Cancelled, "commit: the caller asked to stop"));
+        }
+        let status = top.status(at, length - at, true)?;
+        if !status.allocated {
+            at += status.length;
+        } else if status.zero {
+            base.write_zeroes(at, status.length, ZeroFlags::default(), false)?;
+            at += status.length;
+        } else {
+            let bytes = status.length.min(CHUNK_BYTES);
+            let part = &mut buffer[..bytes as usize];
+            top.read(at, &mut [IoSliceMut::new(part)])?;
+            base.write(at, &[IoSlice::new(part)], false)?;
+            at += bytes;
+        }
+    }
+    base.flush()
+}

@@ -1,0 +1,291 @@
+//! Creating an image.
+//!
+//! Everything but the first sector of the header is written and synced before that sector: a crash at any point
+//! leaves a file that is not a qcow2 image, or the finished one. What was there before is made unrecognisable
+//! first, with a sync of its own.
+
+mod plan;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::entries::{L1Entry, COPIED};
+use crate::format::extensions::{Extension, BACKING_FORMAT, FEATURE_NAMES};
+use crate::format::features::{encode_name_table, COMPAT_LAZY_REFCOUNTS};
+use crate::format::geometry::{round_up, SECTOR_BYTES};
+use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
+use crate::format::{refcount, Header};
+use crate::options::{CreateOptions, Preallocation};
+use crate::storage::{is_not_supported, write_all, zero_range, Purpose, Storage};
+use plan::Plan;
+
+/// Size argument that stands for "as the options say".
+pub const SIZE_FROM_OPTIONS: u64 = u64::MAX;
+/// Largest length that the reference implementation accepts for any file.
+const MAX_LENGTH_BYTES: u64 = 0x7fff_ffff_c000_0000;
+/// Smallest cluster with a feature name table; the reference implementation leaves it out below.
+const MIN_NAME_TABLE_CLUSTER_BYTES: u64 = 8192;
+/// Most bytes that are gathered for one write.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Creates an image of `virtual_size` bytes, rounded up to 512; `SIZE_FROM_OPTIONS` takes `options.size`.
+///
+/// What the storage held is lost, unless the options or the size are refused: then nothing has changed.
+/// A backing file is recorded and not opened. After an error in the middle the storage holds no image.
+pub fn create(storage: &dyn Storage, virtual_size: u64, options: &CreateOptions) -> Result<()> {
+    options.validate()?;
+    let virtual_size = match (virtual_size, options.size) {
+        (SIZE_FROM_OPTIONS, Some(size)) if size != SIZE_FROM_OPTIONS => size,
+        (SIZE_FROM_OPTIONS, _) => return Err(Error::invalid("Image creation needs a size parameter")),
+        (size, _) => size,
+    };
+    let virtual_size = checked_size(virtual_size, options)?;
+    let plan = Plan::new(options.geometry(), virtual_size, options.preallocation)?;
+    let header = encode_header(&plan, virtual_size, options)?;
+    let is_blank = clear(storage)?;
+    let file_bytes = plan.file_bytes();
+    storage.set_length(file_bytes).map_err(|e| Error::host("Could not resize image", &e))?;
+
+    let mut out = Writer { storage, is_blank, purpose: Purpose::Header, start: 0, buffer: Vec::new() };
+    write_refcounts(&mut out, &plan)?;
+    write_tables(&mut out, &plan)?;
+    out.flush()?;
+    prepare_data(&out, &plan, options.preallocation)?;
+    write_header(&out, &plan, header)
+}
+
+fn checked_size(virtual_size: u64, options: &CreateOptions) -> Result<u64> {
+    let rounded = round_up(virtual_size, SECTOR_BYTES);
+    if rounded > i64::MAX as u64 {
+        return Err(Error::invalid("Could not resize image: Image size cannot be negative"));
+    }
+    if rounded > MAX_LENGTH_BYTES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("Could not resize image: offset({rounded}) exceeds maximum({MAX_LENGTH_BYTES})"),
+        ));
+    }
+    if rounded > options.geometry().max_virtual_size() {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+        ));
+    }
+    Ok(rounded)
+}
+
+/// The used bytes of the header cluster.
+fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Result<Vec<u8>> {
+    let geometry = plan.geometry;
+    let is_v3 = options.version >= 3;
+    let mut extensions = Vec::new();
+    let mut extend = |kind, data| extensions.push(Extension { kind, data, offset: 0 });
+    if let Some(format) = &options.backing_format {
+        extend(BACKING_FORMAT, format.clone().into_bytes());
+    }
+    if is_v3 && geometry.cluster_bytes() >= MIN_NAME_TABLE_CLUSTER_BYTES {
+        extend(FEATURE_NAMES, encode_name_table());
+    }
+    let mut header = Header {
+        version: options.version,
+        backing_file_offset: 0,
+        backing_file_bytes: 0,
+        cluster_bits: options.cluster_bits,
+        virtual_size,
+        crypt_method: 0,
+        l1_size: plan.l1_entries as u32,
+        l1_table_offset: geometry.cluster_offset(plan.l1_at),
+        refcount_table_offset: geometry.cluster_offset(plan.table_at),
+        refcount_table_clusters: plan.table_clusters as u32,
+        snapshot_count: 0,
+        snapshots_offset: 0,
+        incompatible: 0,
+        compatible: if options.lazy_refcounts { COMPAT_LAZY_REFCOUNTS } else { 0 },
+        autoclear: 0,
+        refcount_order: options.refcount_order,
+        header_length: if is_v3 { V3_BYTES } else { V2_BYTES } as u32,
+        compression_type: 0,
+        extra: if is_v3 { vec![0; V3_BYTES - V3_MIN_BYTES - 1] } else { Vec::new() },
+        extensions,
+        backing_file: options.backing_file.clone().map(String::into_bytes),
+    };
+    let assign = |why: &str| {
+        let name = options.backing_file.as_deref().unwrap_or_default();
+        let format = options.backing_format.as_deref().unwrap_or_default();
+        format!("Could not assign backing file '{name}' with format '{format}': {why}")
+    };
+    if header.backing_file.as_ref().is_some_and(|n| n.len() > MAX_BACKING_NAME_BYTES as usize) {
+        return Err(Error::invalid(assign("Invalid argument")));
+    }
+    // The fixed fields and our extensions fit in any cluster; only a name can be too long.
+    header.encode().map_err(|e| Error::new(e.kind(), assign("No space left on device")))
+}
+
+/// Makes what the storage holds unrecognisable, durably. Answers whether all of it reads as zeroes now.
+fn clear(storage: &dyn Storage) -> Result<bool> {
+    let length = || storage.length().map_err(|e| Error::host("reading the length of the file", &e));
+    let zero_past_end = storage.traits().zero_past_end;
+    if length()? == 0 {
+        return Ok(zero_past_end);
+    }
+    match storage.set_length(0) {
+        Ok(()) => {}
+        Err(e) if is_not_supported(&e) => {}
+        Err(e) => return Err(Error::host("Could not truncate the file", &e)),
+    }
+    let is_blank = length()? == 0;
+    if !is_blank {
+        write_all(storage, Purpose::Header, 0, &[0; SECTOR_BYTES as usize])?;
+    }
+    sync(storage)?;
+    Ok(is_blank && zero_past_end)
+}
+
+fn sync(storage: &dyn Storage) -> Result<()> {
+    storage.sync().map_err(|e| Error::host("sync", &e))
+}
+
+/// Gathers neighbouring writes of one purpose.
+struct Writer<'a> {
+    storage: &'a dyn Storage,
+    /// What has not been written reads as zeroes.
+    is_blank: bool,
+    purpose: Purpose,
+    start: u64,
+    buffer: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, purpose: Purpose, offset: u64, bytes: &[u8]) -> Result<()> {
+        let end = self.start + self.buffer.len() as u64;
+        if purpose != self.purpose || offset != end || self.buffer.len() + bytes.len() > BATCH_BYTES {
+            self.flush()?;
+            (self.purpose, self.start) = (purpose, offset);
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let mut bytes = self.buffer.as_slice();
+        if self.is_blank {
+            // Zero sectors at the end need no space on the host.
+            let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+            bytes = &bytes[..round_up(used as u64, SECTOR_BYTES).min(bytes.len() as u64) as usize];
+        }
+        if !bytes.is_empty() {
+            write_all(self.storage, self.purpose, self.start, bytes)?;
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Makes a range read as zeroes that nothing has been written to.
+    fn zero(&self, purpose: Purpose, offset: u64, length: u64) -> Result<()> {
+        if self.is_blank || length == 0 {
+            return Ok(());
+        }
+        zero_range(self.storage, purpose, offset, length)
+    }
+}
+
+/// The refcount table and the blocks: every cluster of the plan is used once.
+fn write_refcounts(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
+    let geometry = plan.geometry;
+    let entries = geometry.refcount_block_entries();
+    let full = counted_block(plan, entries);
+    for (index, at) in plan.blocks.iter().enumerate() {
+        let counted = plan.end.saturating_sub(index as u64 * entries).min(entries);
+        let offset = geometry.cluster_offset(*at);
+        if counted == entries {
+            out.write(Purpose::RefcountBlock, offset, &full)?;
+        } else {
+            out.write(Purpose::RefcountBlock, offset, &counted_block(plan, counted))?;
+        }
+    }
+    let mut table = Vec::with_capacity(plan.blocks.len() * 8);
+    table.extend(plan.blocks.iter().flat_map(|at| geometry.cluster_offset(*at).to_be_bytes()));
+    table.resize((plan.table_clusters * geometry.cluster_bytes()) as usize, 0);
+    out.write(Purpose::RefcountTable, geometry.cluster_offset(plan.table_at), &table)
+}
+
+/// A block whose first `counted` clusters have the count 1.
+fn counted_block(plan: &Plan, counted: u64) -> Vec<u8> {
+    let mut block = vec![0; plan.geometry.cluster_bytes() as usize];
+    for index in 0..counted {
+        refcount::set(&mut block, plan.geometry.refcount_order, index, 1);
+    }
+    block
+}
+
+/// The L1 table and the L2 tables of a preallocation.
+fn write_tables(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
+    let geometry = plan.geometry;
+    let l1_offset = geometry.cluster_offset(plan.l1_at);
+    let l1_bytes = (plan.l1_entries * 8).min(plan.file_bytes() - l1_offset);
+    let l1_area = round_up(plan.l1_entries * 8, geometry.cluster_bytes()).min(plan.file_bytes() - l1_offset);
+    if plan.l2.is_empty() {
+        out.flush()?;
+        return out.zero(Purpose::L1, l1_offset, l1_area);
+    }
+    debug_assert_eq!(l1_bytes, plan.l1_entries * 8);
+    let mut table = Vec::with_capacity(geometry.cluster_bytes() as usize);
+    for l2 in &plan.l2 {
+        table.clear();
+        let first = geometry.cluster_offset(l2.data_at) | COPIED;
+        for index in 0..l2.data_clusters {
+            table.extend((first + geometry.cluster_offset(index)).to_be_bytes());
+        }
+        table.resize(geometry.cluster_bytes() as usize, 0);
+        out.write(Purpose::L2, geometry.cluster_offset(l2.at), &table)?;
+    }
+    let mut l1 = Vec::with_capacity(l1_area as usize);
+    l1.extend(plan.l2.iter().flat_map(|l2| L1Entry::owned(geometry.cluster_offset(l2.at)).0.to_be_bytes()));
+    l1.resize(l1_area as usize, 0);
+    out.write(Purpose::L1, l1_offset, &l1)
+}
+
+/// Makes preallocated data read as zeroes, with as much host space as was asked for.
+fn prepare_data(out: &Writer<'_>, plan: &Plan, preallocation: Preallocation) -> Result<()> {
+    let geometry = plan.geometry;
+    if preallocation == Preallocation::Metadata {
+        // Nothing to do on blank files, where it costs nothing; elsewhere old bytes would become guest data.
+        for l2 in plan.l2.iter().filter(|_| !out.is_blank) {
+            let length = geometry.cluster_offset(l2.data_clusters);
+            out.zero(Purpose::Data, geometry.cluster_offset(l2.data_at), length)?;
+        }
+        return Ok(());
+    }
+    // The data is one run.
+    let (Some(first), Some(last)) = (plan.l2.first(), plan.l2.last()) else { return Ok(()) };
+    let start = geometry.cluster_offset(first.data_at);
+    let length = geometry.cluster_offset(last.data_at + last.data_clusters) - start;
+    if preallocation == Preallocation::Falloc {
+        let reserved = out.storage.preallocate(start, length);
+        reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
+        return out.zero(Purpose::Data, start, length);
+    }
+    let zeroes = vec![0; length.min(BATCH_BYTES as u64) as usize];
+    let mut done = 0;
+    while done < length {
+        let bytes = (length - done).min(BATCH_BYTES as u64);
+        write_all(out.storage, Purpose::Data, start + done, &zeroes[..bytes as usize])
+            .map_err(|e| e.within("Could not preallocate data clusters"))?;
+        done += bytes;
+    }
+    Ok(())
+}
+
+/// The header, its first sector last.
+fn write_header(out: &Writer<'_>, plan: &Plan, mut header: Vec<u8>) -> Result<()> {
+    let used = if out.is_blank { SECTOR_BYTES } else { plan.geometry.cluster_bytes() };
+    header.resize(round_up(header.len() as u64, used) as usize, 0);
+    let (sector, rest) = header.split_at(SECTOR_BYTES as usize);
+    if !rest.is_empty() {
+        write_all(out.storage, Purpose::Header, SECTOR_BYTES, rest)?;
+    }
+    sync(out.storage)?;
+    write_all(out.storage, Purpose::Header, 0, sector)?;
+    sync(out.storage)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,319 @@
+//! Where everything of a new image goes. Pure arithmetic, no I/O.
+//!
+//! Clusters are handed out in order and none is left over, so every count of the new image is 1 up to the end of
+//! the file and 0 behind it. The order is the reference implementation's, as long as one cluster holds the
+//! refcount table:
+//!
+//! ```text
+//! off        header | refcount table | block 0 | L1 | blocks
+//! metadata   header | refcount table | block 0 | L1 | L2, its data | L2, its data | ...   blocks where they are needed
+//! falloc,    header | first L2       | block 0 | L1 | blocks | refcount table | data of the whole disk | other L2s
+//! full
+//! ```
+//!
+//! A larger refcount table gets its final size at once (the reference implementation moves it when it is full).
+//!
+//! A block that counts a cluster past the blocks so far is the next free cluster, and may count itself.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
+use crate::format::Geometry;
+use crate::options::Preallocation;
+
+/// An L2 table with the clusters that it points to, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct L2Table {
+    /// Cluster index of the table.
+    pub(super) at: u64,
+    /// Cluster index of its first data cluster.
+    pub(super) data_at: u64,
+    /// Data clusters.
+    pub(super) data_clusters: u64,
+}
+
+/// The places of all structures, as cluster indices.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) geometry: Geometry,
+    /// First cluster of the refcount table.
+    pub(super) table_at: u64,
+    /// Clusters of the refcount table.
+    pub(super) table_clusters: u64,
+    /// The refcount blocks, in the order of the table.
+    pub(super) blocks: Vec<u64>,
+    /// First cluster of the L1 table; 0 when there is none.
+    pub(super) l1_at: u64,
+    /// Entries of the L1 table.
+    pub(super) l1_entries: u64,
+    /// The L2 tables, in the order of the L1 table; empty without preallocation.
+    pub(super) l2: Vec<L2Table>,
+    /// One past the last cluster.
+    pub(super) end: u64,
+}
+
+/// Hands out clusters and keeps every one of them counted.
+struct Placer {
+    geometry: Geometry,
+    next: u64,
+    blocks: Vec<u64>,
+    /// Blocks below this index exist.
+    covered: usize,
+}
+
+impl Placer {
+    fn new(geometry: Geometry) -> Placer {
+        Placer { geometry, next: 1, blocks: Vec::new(), covered: 0 }
+    }
+
+    fn block(&mut self, index: u64) -> Result<&mut u64> {
+        if index >= MAX_REFCOUNT_TABLE_BYTES / 8 {
+            return Err(too_large("the refcount table would exceed its limit of 8 MiB"));
+        }
+        let index = index as usize;
+        if index >= self.blocks.len() {
+            self.blocks.resize(index + 1, 0);
+        }
+        Ok(&mut self.blocks[index])
+    }
+
+    /// The next `count` clusters, without a look at their counts.
+    fn take(&mut self, count: u64) -> u64 {
+        let at = self.next;
+        self.next = self.next.saturating_add(count);
+        at
+    }
+
+    /// Places block `index`, the block that counts it, and so on; ends because a block may count itself.
+    fn place_block(&mut self, mut index: u64) -> Result<()> {
+        while *self.block(index)? == 0 {
+            let at = self.take(1);
+            *self.block(index)? = at;
+            index = self.geometry.refcount_table_index(at);
+        }
+        Ok(())
+    }
+
+    /// Places the blocks that count what was handed out since the last call.
+    fn cover(&mut self) -> Result<()> {
+        while self.covered as u64 <= self.geometry.refcount_table_index(self.next - 1) {
+            self.place_block(self.covered as u64)?;
+            self.covered += 1;
+        }
+        Ok(())
+    }
+}
+
+fn too_large(rule: &str) -> Error {
+    Error::new(ErrorKind::TooLarge, format!("The image size is too large for preallocation: {rule}"))
+}
+
+impl Plan {
+    /// The plan for a disk of `virtual_size` bytes, which the L1 table can map.
+    pub(super) fn new(geometry: Geometry, virtual_size: u64, preallocation: Preallocation) -> Result<Plan> {
+        let plan = match preallocation {
+            _ if virtual_size == 0 => Plan::interleaved(geometry, 0, false)?,
+            Preallocation::Off => Plan::interleaved(geometry, virtual_size, false)?,
+            Preallocation::Metadata => Plan::interleaved(geometry, virtual_size, true)?,
+            Preallocation::Falloc | Preallocation::Full => Plan::contiguous(geometry, virtual_size)?,
+        };
+        if plan.end > geometry.cluster_index(MAX_HOST_OFFSET) {
+            return Err(too_large("the file would exceed 2^56 bytes"));
+        }
+        Ok(plan)
+    }
+
+    /// Tables with their data behind them, in guest order.
+    fn interleaved(geometry: Geometry, virtual_size: u64, with_data: bool) -> Result<Plan> {
+        let mut table_clusters = 1;
+        // A larger table never makes the file smaller: each round raises the size until it suffices.
+        loop {
+            let plan = Plan::interleaved_with(geometry, virtual_size, with_data, table_clusters)?;
+            let needed = geometry.clusters_ceil(plan.blocks.len() as u64 * 8);
+            if needed <= table_clusters {
+                return Ok(plan);
+            }
+            table_clusters = needed;
+        }
+    }
+
+    fn interleaved_with(
+        geometry: Geometry,
+        virtual_size: u64,
+        with_data: bool,
+        table_clusters: u64,
+    ) -> Result<Plan> {
+        let mut placer = Placer::new(geometry);
+        let table_at = placer.take(table_clusters);
+        placer.cover()?;
+        let (l1_at, l1_entries) = place_l1(&mut placer, virtual_size)?;
+        let mut l2 = Vec::new();
+        if with_data {
+            l2.reserve(l1_entries as usize);
+            for data_clusters in data_runs(&geometry, virtual_size) {
+                let at = placer.take(1);
+                placer.cover()?;
+                let data_at = placer.take(data_clusters);
+                placer.cover()?;
+                l2.push(L2Table { at, data_at, data_clusters });
+            }
+        }
+        let Placer { next: end, blocks, .. } = placer;
+        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end })
+    }
+
+    /// All counts first, then all data in one run, which takes one call to reserve.
+    fn contiguous(geometry: Geometry, virtual_size: u64) -> Result<Plan> {
+        let mut placer = Placer::new(geometry);
+        let first_l2_at = placer.take(1);
+        placer.cover()?;
+        let (l1_at, l1_entries) = place_l1(&mut placer, virtual_size)?;
+        let guest_clusters = geometry.clusters_ceil(virtual_size);
+        let have = placer.blocks.iter().filter(|at| **at != 0).count() as u64;
+        let others = placer.next + guest_clusters + (l1_entries - 1);
+        let (mut block_count, mut table_clusters) = (have, 1);
+        loop {
+            let end = others + (block_count - have) + table_clusters;
+            let blocks = end.div_ceil(geometry.refcount_block_entries()).max(block_count);
+            let clusters = geometry.clusters_ceil(blocks * 8);
+            if (blocks, clusters) == (block_count, table_clusters) {
+                break;
+            }
+            (block_count, table_clusters) = (blocks, clusters);
+        }
+        for index in 0..block_count {
+            if *placer.block(index)? == 0 {
+                *placer.block(index)? = placer.take(1);
+            }
+        }
+        let table_at = placer.take(table_clusters);
+        let data_start = placer.take(guest_clusters);
+        let mut data_at = data_start;
+        let mut l2 = Vec::with_capacity(l1_entries as usize);
+        for data_clusters in data_runs(&geometry, virtual_size) {
+            let at = if l2.is_empty() { first_l2_at } else { placer.take(1) };
+            l2.push(L2Table { at, data_at, data_clusters });
+            data_at += data_clusters;
+        }
+        let Placer { next: end, blocks, .. } = placer;
+        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end })
+    }
+
+    /// Length of the file in bytes. A last L1 table ends with its last entry, as in the reference implementation.
+    pub(super) fn file_bytes(&self) -> u64 {
+        let l1_end = self.l1_at + self.geometry.clusters_ceil(self.l1_entries * 8);
+        if self.l1_entries > 0 && l1_end == self.end {
+            return self.geometry.cluster_offset(self.l1_at) + self.l1_entries * 8;
+        }
+        self.geometry.cluster_offset(self.end)
+    }
+}
+
+fn place_l1(placer: &mut Placer, virtual_size: u64) -> Result<(u64, u64)> {
+    let entries = placer.geometry.l1_entries_for(virtual_size);
+    if entries == 0 {
+        return Ok((0, 0));
+    }
+    let at = placer.take(placer.geometry.clusters_ceil(entries * 8));
+    placer.cover()?;
+    Ok((at, entries))
+}
+
+/// Guest clusters of each L2 table.
+fn data_runs(geometry: &Geometry, virtual_size: u64) -> impl Iterator<Item = u64> {
+    let per_table = geometry.l2_entry_count();
+    let clusters = geometry.clusters_ceil(virtual_size);
+    (0..clusters.div_ceil(per_table)).map(move |table| per_table.min(clusters - table * per_table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODES: [Preallocation; 3] = [Preallocation::Off, Preallocation::Metadata, Preallocation::Full];
+
+    fn geometry(cluster_bits: u32, refcount_order: u32) -> Geometry {
+        Geometry { version: 3, cluster_bits, refcount_order, extended_l2: false, external_data: false }
+    }
+
+    /// Every cluster has one owner, every cluster is counted, and the table holds every block.
+    fn check(plan: &Plan) {
+        let g = plan.geometry;
+        let mut owners = vec![0u8; plan.end as usize];
+        let mut own = |at: u64, count: u64| {
+            for owner in &mut owners[at as usize..(at + count) as usize] {
+                *owner += 1;
+            }
+        };
+        own(0, 1);
+        own(plan.table_at, plan.table_clusters);
+        plan.blocks.iter().for_each(|at| own(*at, 1));
+        own(plan.l1_at, g.clusters_ceil(plan.l1_entries * 8));
+        for table in &plan.l2 {
+            own(table.at, 1);
+            own(table.data_at, table.data_clusters);
+        }
+        assert!(owners.iter().all(|o| *o == 1), "{g:?} {:?}", owners.iter().position(|o| *o != 1));
+        assert_eq!(plan.blocks.len() as u64, plan.end.div_ceil(g.refcount_block_entries()));
+        assert!(plan.blocks.len() as u64 * 8 <= plan.table_clusters * g.cluster_bytes());
+    }
+
+    #[test]
+    fn every_cluster_has_one_owner_and_one_count() {
+        for cluster_bits in 9..=21 {
+            for order in 0..=6 {
+                let g = geometry(cluster_bits, order);
+                for clusters in [0, 1, 2, 63, 64, 65, 500, 4096, 100_000] {
+                    for mode in MODES {
+                        check(&Plan::new(g, clusters << cluster_bits, mode).unwrap());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tables_grow_where_clusters_are_small() {
+        let g = geometry(9, 6);
+        for mode in MODES {
+            let plan = Plan::new(g, 64 << 20, mode).unwrap();
+            check(&plan);
+            assert_eq!(plan.table_clusters > 1, mode != Preallocation::Off);
+        }
+        let plan = Plan::new(g, g.max_virtual_size(), Preallocation::Off).unwrap();
+        check(&plan);
+        assert!(plan.table_clusters > 1);
+    }
+
+    #[test]
+    fn largest_disks_fit_or_are_refused() {
+        for cluster_bits in 9..=21 {
+            for order in [0, 4, 6] {
+                let g = geometry(cluster_bits, order);
+                let plan = Plan::new(g, g.max_virtual_size(), Preallocation::Off).unwrap();
+                assert_eq!(plan.l1_entries, 1 << 22);
+            }
+        }
+        for mode in [Preallocation::Metadata, Preallocation::Falloc] {
+            let g = geometry(16, 4);
+            assert_eq!(Plan::new(g, 2 << 50, mode).unwrap_err().kind(), ErrorKind::TooLarge);
+            let g = geometry(21, 4);
+            assert_eq!(Plan::new(g, 1 << 56, mode).unwrap_err().kind(), ErrorKind::TooLarge);
+        }
+    }
+
+    #[test]
+    fn layouts_seen_in_the_reference_implementation() {
+        let plan = Plan::new(geometry(16, 4), 1 << 40, Preallocation::Metadata).unwrap();
+        assert_eq!((plan.table_at, plan.l1_at, plan.end), (1, 3, 16_779_780));
+        assert_eq!(plan.blocks[..4], [2, 32776, 65549, 98322]);
+        assert_eq!(plan.l2[0], L2Table { at: 4, data_at: 5, data_clusters: 8192 });
+        assert_eq!(plan.l2[2047].at, 16_771_586);
+        let plan = Plan::new(geometry(9, 6), 1 << 30, Preallocation::Off).unwrap();
+        assert_eq!(plan.blocks, [2, 515, 517, 518, 519, 520, 521, 522, 516]);
+        let plan = Plan::new(geometry(9, 4), 20 << 20, Preallocation::Full).unwrap();
+        assert_eq!((plan.table_at, plan.table_clusters, plan.end), (176, 3, 41778));
+        assert_eq!(plan.blocks[..3], [2, 13, 14]);
+        assert_eq!(plan.l2[0], L2Table { at: 1, data_at: 179, data_clusters: 64 });
+        assert_eq!(plan.l2[1].at, 41139);
+    }
+}

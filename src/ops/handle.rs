@@ -1,0 +1,213 @@
+//! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
+
+use super::check::{check, CheckOptions, CheckReport, MessageKind};
+use super::open::{OpenFlags, Opening, Origin, StorageAndFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{CoreSettings, Disk, Image};
+use crate::options::OpenOptions;
+use crate::storage::file::FileStorage;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What changes when a handle is reopened.
+pub(super) struct Manner {
+    flags: OpenFlags,
+    options: OpenOptions,
+    file: Option<Arc<FileStorage>>,
+    repaired: Option<CheckReport>,
+}
+
+impl Manner {
+    pub(super) fn new(flags: OpenFlags, options: OpenOptions, file: Option<Arc<FileStorage>>) -> Self {
+        Manner { flags, options, file, repaired: None }
+    }
+
+    pub(super) fn after_repair(self, repaired: Option<CheckReport>) -> Self {
+        Manner { repaired, ..self }
+    }
+}
+
+/// An open disk.
+pub struct Handle {
+    disk: Arc<Disk>,
+    origin: Origin,
+    manner: Mutex<Manner>,
+    /// The backing file's handle; its disk is the one that holes of this disk read from.
+    below: Option<Box<Handle>>,
+}
+
+impl Handle {
+    pub(super) fn new(disk: Disk, origin: Origin, manner: Manner, below: Option<Handle>) -> Handle {
+        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below: below.map(Box::new) }
+    }
+
+    /// Opens `origin`.
+    pub fn open(opening: &mut Opening<'_>, origin: &Origin) -> Result<Handle> {
+        opening.open(origin)
+    }
+
+    fn manner(&self) -> MutexGuard<'_, Manner> {
+        self.manner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The disk.
+    #[inline]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub(super) fn shared_disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.disk)
+    }
+
+    /// The backing file's handle.
+    pub fn below(&self) -> Option<&Handle> {
+        self.below.as_deref()
+    }
+
+    /// Where it was opened.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The flags in force.
+    pub fn flags(&self) -> OpenFlags {
+        self.manner().flags
+    }
+
+    /// The options in force.
+    pub fn options(&self) -> OpenOptions {
+        self.manner().options.clone()
+    }
+
+    /// What the repair at the last writable open did.
+    pub fn repaired(&self) -> Option<CheckReport> {
+        self.manner().repaired
+    }
+
+    /// The host's descriptor of the file, where there is one.
+    pub fn descriptor(&self) -> Option<i32> {
+        self.manner().file.as_ref().map(|f| f.descriptor())
+    }
+
+    /// Changes flags and run-time options. Everything is on the medium before the change; on failure the
+    /// handle goes on as it was, or, when even that fails, refuses everything.
+    pub fn reopen(
+        &self,
+        read_only: bool,
+        no_repair: bool,
+        changes: &[&str],
+        messages: Option<super::open::Messages<'_>>,
+    ) -> Result<()> {
+        let mut manner = self.manner();
+        let mut options = manner.options.clone();
+        options.update(changes)?;
+        let flags = OpenFlags { read_only, no_repair, ..manner.flags };
+        let image = match self.disk() {
+            Disk::Raw(raw) => {
+                raw.flush()?;
+                let opening = Opening { flags, options, resolver: None, messages };
+                let (storage, file) = self.exchange_file(&mut manner, &opening)?;
+                raw.replace(storage, read_only, opening.options.cache.sync_each_write());
+                return finish(&mut manner, opening, file, None);
+            }
+            Disk::Qcow2(image) => image,
+        };
+        let alone = image.alone();
+        alone.settle()?;
+        let core = alone.core();
+        let settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
+        crate::image::validate(&core.header(), &settings)?;
+        let mut opening = Opening { flags, options, resolver: None, messages };
+        let (storage, file) = self.exchange_file(&mut manner, &opening)?;
+        let done = opening
+            .repair_if_dirty(&core.header(), &*storage)
+            .and_then(|repaired| alone.reload(Arc::clone(&storage), settings).map(|()| repaired));
+        match done {
+            Ok(repaired) => finish(&mut manner, opening, file, repaired),
+            Err(e) => {
+                let back = Opening {
+                    flags: manner.flags,
+                    options: manner.options.clone(),
+                    resolver: None,
+                    messages: None,
+                };
+                drop((storage, file));
+                let (storage, file) = self.exchange_file(&mut manner, &back)?;
+                alone.reload(storage, core.settings().clone())?;
+                manner.file = file;
+                Err(e)
+            }
+        }
+    }
+
+    /// The file anew with the access that `opening` asks for. The old lock is given back first, for it would
+    /// be in the way of the new one.
+    fn exchange_file(&self, manner: &mut Manner, opening: &Opening<'_>) -> Result<StorageAndFile> {
+        let Some(old) = manner.file.clone() else {
+            return opening.open_storage(&self.origin, opening.flags.read_only);
+        };
+        old.unlock();
+        let answer = opening.reopen_storage(&old, &self.origin);
+        if answer.is_err() && !manner.flags.no_lock {
+            opening.lock_again(&old, manner.flags)?;
+        }
+        answer
+    }
+
+    /// Checks the image, and repairs it when asked. Requests wait; caches are dropped.
+    pub fn check(
+        &self,
+        options: CheckOptions,
+        messages: &mut dyn FnMut(MessageKind, &str),
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<CheckReport> {
+        let Disk::Qcow2(image) = self.disk() else {
+            return Err(Error::unsupported("This image format does not support checks"));
+        };
+        let repairs = options.repair_leaks || options.repair_errors;
+        let alone = image.alone();
+        let core = alone.core();
+        if repairs && core.is_read_only() {
+            return Err(Error::new(ErrorKind::ReadOnly, "repairing needs a writable open"));
+        }
+        alone.settle()?;
+        let storage = Arc::clone(core.storage());
+        let report = check(&*storage, options, messages, progress);
+        if repairs {
+            alone.reload(storage, core.settings().clone())?;
+        }
+        report
+    }
+
+    /// Brings everything to the medium, reports the first failure, and lets go of the file.
+    pub fn close(self) -> Result<()> {
+        match self.disk() {
+            Disk::Qcow2(image) => close_image(image),
+            Disk::Raw(raw) => raw.flush(),
+        }
+    }
+}
+
+fn finish(
+    manner: &mut Manner,
+    opening: Opening<'_>,
+    file: Option<Arc<FileStorage>>,
+    repaired: Option<CheckReport>,
+) -> Result<()> {
+    manner.flags = opening.flags;
+    manner.options = opening.options;
+    manner.file = file;
+    if repaired.is_some() {
+        manner.repaired = repaired;
+    }
+    Ok(())
+}
+
+/// Settles an image that nobody will use any more.
+pub fn close_image(image: &Image) -> Result<()> {
+    let alone = image.alone();
+    if alone.core().is_read_only() {
+        return Ok(());
+    }
+    alone.settle()
+}

@@ -1,0 +1,382 @@
+//! Opening: file, lock, header, chain, repair of a dirty image, in the order in which a refusal changes nothing.
+//!
+//! No file is opened because an image names it unless the caller allowed it: by flag for all recorded
+//! files, or by a resolver for each. A missing backing format is never probed.
+
+use super::check::{check, CheckOptions, CheckReport, MessageKind};
+use super::create::create;
+use super::handle::{Handle, Manner};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::extensions;
+use crate::format::features::INCOMPAT_DIRTY;
+use crate::format::Header;
+use crate::image::{read_header, validate, CoreSettings, Disk, Image, RawDisk};
+use crate::options::{CreateOptions, OpenOptions};
+use crate::storage::file::{FileOptions, FileStorage};
+use crate::storage::lock::Access;
+use crate::storage::Storage;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Longest chain of backing files.
+pub const MAX_CHAIN: usize = 200;
+
+/// What an open is allowed and asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// Change nothing.
+    pub read_only: bool,
+    /// A dirty image is an error rather than repaired.
+    pub no_repair: bool,
+    /// Read although somebody else writes.
+    pub force_share: bool,
+    /// Open the files that the image names.
+    pub allow_recorded: bool,
+    /// No guest I/O; no other file is opened.
+    pub metadata_only: bool,
+    /// Take no lock.
+    pub no_lock: bool,
+    /// The file is a raw disk.
+    pub raw: bool,
+    /// Ignore a recorded backing file.
+    pub no_backing: bool,
+}
+
+/// Where the bytes of a node are.
+#[derive(Clone)]
+pub enum Origin {
+    /// A file by name.
+    Path(PathBuf),
+    /// A descriptor, which is duplicated.
+    Descriptor(i32),
+    /// A caller's storage.
+    Custom(Arc<dyn Storage>),
+}
+
+/// An image asks for its backing file.
+#[derive(Debug)]
+pub struct ResolveRequest {
+    /// 1 for the top image's backing file.
+    pub depth: usize,
+    /// As stored.
+    pub recorded_name: String,
+    /// Joined to the image's directory, when that is known.
+    pub resolved_path: Option<PathBuf>,
+    /// Recorded format.
+    pub format: Option<String>,
+}
+
+/// What the caller gives for it.
+pub struct ResolveAnswer {
+    /// Where it is.
+    pub origin: Origin,
+    /// Its format; `None`: the recorded one.
+    pub format: Option<String>,
+}
+
+/// A storage, and the file behind it where there is one.
+pub(super) type StorageAndFile = (Arc<dyn Storage>, Option<Arc<FileStorage>>);
+/// Decides about each file that an image names.
+pub type Resolver<'a> = &'a mut dyn FnMut(&ResolveRequest) -> Result<ResolveAnswer>;
+/// Takes the messages of a repair.
+pub type Messages<'a> = &'a mut dyn FnMut(MessageKind, &str);
+
+/// Parameters that hold for the whole chain.
+pub struct Opening<'a> {
+    /// Flags of the top node.
+    pub flags: OpenFlags,
+    /// Options of the top node.
+    pub options: OpenOptions,
+    /// Decides about recorded names; wins over `allow_recorded`.
+    pub resolver: Option<Resolver<'a>>,
+    /// Takes the messages of a repair.
+    pub messages: Option<Messages<'a>>,
+}
+
+impl Opening<'_> {
+    /// Opens the node at `origin` with its chain.
+    pub fn open(&mut self, origin: &Origin) -> Result<Handle> {
+        if self.flags.force_share && !self.flags.read_only {
+            return Err(Error::invalid("force-share needs a read-only open"));
+        }
+        let mut seen = Vec::new();
+        let (storage, file) = self.open_storage(origin, self.flags.read_only)?;
+        self.open_node(origin, storage, file, &mut seen)
+    }
+
+    fn access(&self, read_only: bool) -> Access {
+        match (read_only, self.flags.force_share) {
+            (true, true) => Access::ReadShared,
+            (true, false) => Access::Read,
+            (false, _) => Access::Write,
+        }
+    }
+
+    /// Opens and locks the file of a node.
+    pub fn open_storage(&self, origin: &Origin, read_only: bool) -> Result<StorageAndFile> {
+        let cache = self.options.cache;
+        let options = FileOptions {
+            writable: !read_only,
+            create: false,
+            direct: cache.direct(),
+            no_sync: cache.no_sync(),
+        };
+        let (file, shown) = match origin {
+            Origin::Custom(storage) => {
+                if !read_only && storage.traits().read_only {
+                    return Err(Error::new(ErrorKind::ReadOnly, "the caller's storage takes no writes"));
+                }
+                return Ok((Arc::clone(storage), None));
+            }
+            Origin::Path(path) => {
+                let shown = path.display().to_string();
+                let file = FileStorage::open(path, options);
+                (file.map_err(|e| Error::host(format_args!("Could not open '{shown}'"), &e))?, shown)
+            }
+            Origin::Descriptor(fd) => {
+                let file = FileStorage::from_fd(*fd, options);
+                (file.map_err(|e| Error::host(format_args!("file descriptor {fd}"), &e))?, format!("fd {fd}"))
+            }
+        };
+        let file = Arc::new(file);
+        if !self.flags.no_lock {
+            file.lock(self.access(read_only), &shown)?;
+        }
+        Ok((Arc::clone(&file) as Arc<dyn Storage>, Some(file)))
+    }
+
+    /// The file of `old` once more, with the access that the flags ask for.
+    pub(super) fn reopen_storage(&self, old: &FileStorage, origin: &Origin) -> Result<StorageAndFile> {
+        let cache = self.options.cache;
+        let options = FileOptions {
+            writable: !self.flags.read_only,
+            create: false,
+            direct: cache.direct(),
+            no_sync: cache.no_sync(),
+        };
+        let shown = shown_name(origin);
+        let file = old.reopen(options);
+        let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
+        if !self.flags.no_lock {
+            file.lock(self.access(self.flags.read_only), &shown)?;
+        }
+        Ok((Arc::clone(&file) as Arc<dyn Storage>, Some(file)))
+    }
+
+    /// Takes the lock of `flags` on `old` again, after a reopen failed.
+    pub(super) fn lock_again(&self, old: &FileStorage, flags: OpenFlags) -> Result<()> {
+        let before = Opening { flags, options: self.options.clone(), resolver: None, messages: None };
+        old.lock(before.access(flags.read_only), "image")
+    }
+
+    fn open_node(
+        &mut self,
+        origin: &Origin,
+        storage: Arc<dyn Storage>,
+        file: Option<Arc<FileStorage>>,
+        seen: &mut Vec<(u64, u64)>,
+    ) -> Result<Handle> {
+        let manner = Manner::new(self.flags, self.options.clone(), file);
+        if self.flags.raw {
+            let sync = self.options.cache.sync_each_write();
+            let disk = Disk::Raw(RawDisk::open(storage, self.flags.read_only, sync)?);
+            return Ok(Handle::new(disk, origin.clone(), manner, None));
+        }
+        let (header, _) = read_header(&*storage)?;
+        let mut settings = CoreSettings {
+            options: self.options.clone(),
+            read_only: self.flags.read_only,
+            metadata_only: self.flags.metadata_only,
+            backing: None,
+        };
+        validate(&header, &settings)?;
+        seen.extend(storage.identity());
+        let below = self.open_backing(&header, origin, seen)?;
+        settings.backing = below.as_ref().map(Handle::shared_disk);
+        let repaired = self.repair_if_dirty(&header, &*storage)?;
+        let disk = Disk::Qcow2(Box::new(Image::open(storage, settings)?));
+        Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below))
+    }
+
+    /// Repairs a dirty image before its first request. The dirty bit goes last, after the counts.
+    pub(super) fn repair_if_dirty(
+        &mut self,
+        header: &Header,
+        storage: &dyn Storage,
+    ) -> Result<Option<CheckReport>> {
+        let flags = self.flags;
+        if header.incompatible & INCOMPAT_DIRTY == 0 || flags.read_only || flags.metadata_only {
+            return Ok(None);
+        }
+        if flags.no_repair {
+            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and the caller asked for no repair";
+            return Err(Error::new(ErrorKind::Dirty, text));
+        }
+        let options = CheckOptions { repair_leaks: true, repair_errors: true };
+        let mut quiet = |_: MessageKind, _: &str| {};
+        let messages: Messages<'_> = match &mut self.messages {
+            Some(messages) => *messages,
+            None => &mut quiet,
+        };
+        let report = check(storage, options, messages, &mut |_, _| true)?;
+        let (now, _) = read_header(storage)?;
+        if now.incompatible & INCOMPAT_DIRTY != 0 {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "Could not repair dirty image ({} corruptions, {} check errors left)",
+                    report.corruptions, report.check_errors
+                ),
+            ));
+        }
+        Ok(Some(report))
+    }
+
+    fn open_backing(
+        &mut self,
+        header: &Header,
+        origin: &Origin,
+        seen: &mut Vec<(u64, u64)>,
+    ) -> Result<Option<Handle>> {
+        let Some(recorded_name) = header.backing_file_text() else { return Ok(None) };
+        if self.flags.metadata_only || self.flags.no_backing {
+            return Ok(None);
+        }
+        let depth = seen.len().max(1);
+        if depth > MAX_CHAIN {
+            return Err(Error::new(
+                ErrorKind::Loop,
+                format!("backing file '{recorded_name}': the chain is longer than {MAX_CHAIN} files"),
+            ));
+        }
+        let request = ResolveRequest {
+            depth,
+            resolved_path: resolve_path(&recorded_name, origin),
+            format: header.extension_text(extensions::BACKING_FORMAT),
+            recorded_name,
+        };
+        let answer = self.resolve(&request)?;
+        let opened = self.open_below(&request, answer, seen);
+        opened.map(Some).map_err(|e| e.within("Could not open backing file"))
+    }
+
+    fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
+        if let Some(resolver) = &mut self.resolver {
+            return resolver(request);
+        }
+        if !self.flags.allow_recorded {
+            return Err(Error::new(
+                ErrorKind::NotAllowed,
+                format!(
+                    "the image records backing file '{}': opening it needs the flag that allows recorded files, or a resolver",
+                    request.recorded_name
+                ),
+            ));
+        }
+        let Some(path) = &request.resolved_path else {
+            return Err(Error::unsupported(format!(
+                "backing file name '{}' is not a file name, or is relative to an image without a path",
+                request.recorded_name
+            )));
+        };
+        Ok(ResolveAnswer { origin: Origin::Path(path.clone()), format: None })
+    }
+
+    fn open_below(
+        &mut self,
+        request: &ResolveRequest,
+        answer: ResolveAnswer,
+        seen: &mut Vec<(u64, u64)>,
+    ) -> Result<Handle> {
+        let format = answer.format.as_deref().or(request.format.as_deref());
+        let raw = match format {
+            Some("raw") => true,
+            Some("qcow2") => false,
+            Some(other) => return Err(Error::unsupported(format!("Unknown driver '{other}'"))),
+            None => {
+                return Err(Error::invalid(format!(
+                    "backing file '{}': no format is recorded, and formats are not probed",
+                    request.recorded_name
+                )))
+            }
+        };
+        let below = OpenFlags { read_only: true, raw, no_repair: false, ..self.flags };
+        let below_options = OpenOptions { cache: self.options.cache, ..OpenOptions::default() };
+        let top = std::mem::replace(&mut self.flags, below);
+        let top_options = std::mem::replace(&mut self.options, below_options);
+        let opened = self.open_storage(&answer.origin, true).and_then(|(storage, file)| {
+            if storage.identity().is_some_and(|id| seen.contains(&id)) {
+                return Err(Error::new(
+                    ErrorKind::Loop,
+                    format!("'{}' is already in the chain", request.recorded_name),
+                ));
+            }
+            self.open_node(&answer.origin, storage, file, seen)
+        });
+        self.flags = top;
+        self.options = top_options;
+        opened
+    }
+}
+
+/// Creates an image at `origin`, in place of whatever is there. The file is locked meanwhile.
+pub fn create_at(origin: &Origin, virtual_size: u64, options: &CreateOptions) -> Result<()> {
+    options.validate()?;
+    let shown = shown_name(origin);
+    let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
+    let file = match origin {
+        Origin::Custom(storage) => return create(&**storage, virtual_size, options),
+        Origin::Path(path) => FileStorage::open(path, how),
+        Origin::Descriptor(fd) => FileStorage::from_fd(*fd, how),
+    };
+    let file = file.map_err(|e| Error::host(format_args!("Could not create '{shown}'"), &e))?;
+    file.lock(Access::Write, &shown)?;
+    create(&file, virtual_size, options)
+}
+
+/// A node's name for messages.
+fn shown_name(origin: &Origin) -> String {
+    match origin {
+        Origin::Path(path) => path.display().to_string(),
+        Origin::Descriptor(fd) => format!("fd {fd}"),
+        Origin::Custom(_) => "custom storage".into(),
+    }
+}
+
+/// The path that a recorded name stands for: relative to the directory of the image that records it.
+pub fn resolve_path(name: &str, origin: &Origin) -> Option<PathBuf> {
+    let name = name.strip_prefix("file:").unwrap_or(name);
+    if has_protocol(name) {
+        return None;
+    }
+    let path = Path::new(name);
+    if path.is_absolute() {
+        return Some(path.to_owned());
+    }
+    match origin {
+        Origin::Path(image) => Some(image.parent().unwrap_or(Path::new("")).join(path)),
+        _ => None,
+    }
+}
+
+/// "nbd:...", "json:{...}": a colon before any slash.
+fn has_protocol(name: &str) -> bool {
+    name.find(':').is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_relative_to_the_image() {
+        let image = Origin::Path("/a/b/top.qcow2".into());
+        assert_eq!(resolve_path("base", &image), Some("/a/b/base".into()));
+        assert_eq!(resolve_path("/c/base", &image), Some("/c/base".into()));
+        assert_eq!(resolve_path("file:x/base", &image), Some("/a/b/x/base".into()));
+        assert_eq!(resolve_path("nbd://host/x", &image), None);
+        assert_eq!(resolve_path("json:{\"a\": 1}", &image), None);
+        assert_eq!(resolve_path("./a:b", &image), Some("/a/b/./a:b".into()));
+        assert_eq!(resolve_path("base", &Origin::Descriptor(3)), None);
+    }
+}

@@ -1,0 +1,346 @@
+//! Options of a new image.
+
+use super::parse::Value;
+use super::{parse_one, Scope};
+use crate::error::{Error, Result};
+use crate::format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
+use crate::format::Geometry;
+
+/// How much of a new image is allocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Tables for the whole disk, which point to clusters that the host has not allocated.
+    Metadata,
+    /// Tables, and host space reserved for the clusters.
+    Falloc,
+    /// Tables, and zeroes written to every cluster.
+    Full,
+}
+
+impl Preallocation {
+    /// The mode called `word`.
+    pub fn parse(word: &str) -> Result<Preallocation> {
+        match word {
+            "off" => Ok(Preallocation::Off),
+            "metadata" => Ok(Preallocation::Metadata),
+            "falloc" => Ok(Preallocation::Falloc),
+            "full" => Ok(Preallocation::Full),
+            _ => Err(not_accepted("preallocation", word)),
+        }
+    }
+}
+
+/// What a new image looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Virtual size in bytes, when it is given as an option.
+    pub size: Option<u64>,
+    /// Header version, 2 or 3.
+    pub version: u32,
+    /// log2 of the cluster size.
+    pub cluster_bits: u32,
+    /// log2 of the refcount width in bits.
+    pub refcount_order: u32,
+    /// Sets the compatible feature bit.
+    pub lazy_refcounts: bool,
+    /// How much is allocated at once.
+    pub preallocation: Preallocation,
+    /// Name to record; never opened here.
+    pub backing_file: Option<String>,
+    /// Format to record for it; required with a backing file, because nobody probes it.
+    pub backing_format: Option<String>,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        CreateOptions {
+            size: None,
+            version: 3,
+            cluster_bits: 16,
+            refcount_order: 4,
+            lazy_refcounts: false,
+            preallocation: Preallocation::Off,
+            backing_file: None,
+            backing_format: None,
+        }
+    }
+}
+
+/// Drivers of the reference implementation that can stand below a qcow2 image. A misspelt one would make an image
+/// that nobody can open.
+const BACKING_FORMATS: [&str; 29] = [
+    "raw",
+    "qcow2",
+    "qcow",
+    "qed",
+    "vmdk",
+    "vdi",
+    "vpc",
+    "vhdx",
+    "parallels",
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "vvfat",
+    "file",
+    "host_device",
+    "host_cdrom",
+    "nbd",
+    "http",
+    "https",
+    "ftp",
+    "ftps",
+    "iscsi",
+    "nfs",
+    "rbd",
+    "ssh",
+    "gluster",
+    "null-co",
+    "null-aio",
+];
+
+fn not_accepted(name: &str, value: &str) -> Error {
+    Error::invalid(format!("Parameter '{name}' does not accept value '{value}'"))
+}
+
+fn not_yet(name: &str) -> Error {
+    Error::unsupported(format!("Option '{name}' is not supported yet"))
+}
+
+/// log2 of a valid cluster size.
+fn cluster_bits(bytes: u64) -> Result<u32> {
+    let bits = bytes.checked_ilog2().unwrap_or(0);
+    if !bytes.is_power_of_two() || !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&bits) {
+        return Err(Error::invalid("Cluster size must be a power of two between 512 and 2048k"));
+    }
+    Ok(bits)
+}
+
+/// log2 of a valid refcount width.
+fn refcount_order(bits: u64) -> Result<u32> {
+    if !bits.is_power_of_two() || bits > 64 {
+        return Err(Error::invalid("Refcount width must be a power of two and may not exceed 64 bits"));
+    }
+    Ok(bits.trailing_zeros())
+}
+
+/// Values whose rules are checked after all have been read, in the order of the stock tool.
+#[derive(Default)]
+struct Words<'a> {
+    compat: Option<&'a str>,
+    preallocation: Option<&'a str>,
+    backing_format: Option<&'a str>,
+    compression_type: Option<&'a str>,
+    cluster_bytes: Option<u64>,
+    refcount_bits: Option<u64>,
+    not_yet: Option<&'static str>,
+}
+
+impl CreateOptions {
+    /// Options from `key=value` strings, checked one by one and together.
+    pub fn parse(options: &[&str]) -> Result<CreateOptions> {
+        let mut parsed = CreateOptions::default();
+        let mut words = Words::default();
+        for option in options {
+            let unknown = |key: &str| Error::invalid(format!("Invalid parameter '{key}'"));
+            let (info, value) = parse_one(Scope::Create, option, unknown)?;
+            parsed.assign(&mut words, info.name, value);
+        }
+        parsed.apply(&words)?;
+        parsed.validate()?;
+        match words.not_yet {
+            Some(name) => Err(not_yet(name)),
+            None => Ok(parsed),
+        }
+    }
+
+    fn assign<'a>(&mut self, words: &mut Words<'a>, name: &'static str, value: Value<'a>) {
+        match (name, value) {
+            ("size", Value::Size(bytes)) => self.size = Some(bytes),
+            ("compat", Value::Text(word)) => words.compat = Some(word),
+            ("cluster_size", Value::Size(bytes)) => words.cluster_bytes = Some(bytes),
+            ("refcount_bits", Value::Number(bits)) => words.refcount_bits = Some(bits),
+            ("lazy_refcounts", Value::Bool(on)) => self.lazy_refcounts = on,
+            ("preallocation", Value::Text(word)) => words.preallocation = Some(word),
+            ("backing_file", Value::Text(file)) => self.backing_file = Some(file.into()),
+            ("backing_fmt", Value::Text(word)) => words.backing_format = Some(word),
+            ("compression_type", Value::Text(word)) => words.compression_type = Some(word),
+            ("extended_l2" | "data_file_raw" | "encryption", Value::Bool(false)) => {}
+            (later, _) => words.not_yet = Some(later),
+        }
+    }
+
+    fn apply(&mut self, words: &Words<'_>) -> Result<()> {
+        match words.compat {
+            Some("0.10" | "v2") => self.version = 2,
+            Some("1.1" | "v3") | None => self.version = 3,
+            Some(word) => return Err(not_accepted("version", word)),
+        }
+        if let Some(word) = words.backing_format {
+            if !BACKING_FORMATS.contains(&word) {
+                return Err(not_accepted("backing-fmt", word));
+            }
+            self.backing_format = Some(word.into());
+        }
+        self.preallocation = words.preallocation.map_or(Ok(Preallocation::Off), Preallocation::parse)?;
+        if let Some(bytes) = words.cluster_bytes {
+            self.cluster_bits = cluster_bits(bytes)?;
+        }
+        match words.compression_type {
+            Some("zlib") | None => {}
+            Some("zstd") => return Err(not_yet("compression_type=zstd")),
+            Some(word) => return Err(not_accepted("compression-type", word)),
+        }
+        // The rules on combinations come before the width, as in the stock tool.
+        if let Some(bits) = words.refcount_bits {
+            self.check_combinations()?;
+            self.refcount_order = refcount_order(bits)?;
+        }
+        Ok(())
+    }
+
+    fn check_combinations(&self) -> Result<()> {
+        if self.backing_file.as_deref() == Some("") {
+            return Err(Error::invalid("Expected backing file name, got empty string"));
+        }
+        if self.backing_file.is_some() && self.backing_format.is_none() {
+            return Err(Error::invalid("Backing file specified without backing format"));
+        }
+        if self.backing_file.is_none() && self.backing_format.is_some() {
+            return Err(Error::invalid("Backing format cannot be used without backing file"));
+        }
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off {
+            return Err(Error::invalid(
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+            ));
+        }
+        if self.version < 3 && self.lazy_refcounts {
+            return Err(Error::invalid(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks every field, for options that were not parsed but filled in.
+    pub fn validate(&self) -> Result<()> {
+        if !(2..=3).contains(&self.version) {
+            return Err(not_accepted("version", &self.version.to_string()));
+        }
+        cluster_bits(1u64.checked_shl(self.cluster_bits).unwrap_or(0))?;
+        self.check_combinations()?;
+        refcount_order(1u64.checked_shl(self.refcount_order).unwrap_or(0))?;
+        if self.version < 3 && self.refcount_order != 4 {
+            return Err(Error::invalid(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The geometry of the image to be.
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            version: self.version,
+            cluster_bits: self.cluster_bits,
+            refcount_order: self.refcount_order,
+            extended_l2: false,
+            external_data: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(options: &[&str]) -> String {
+        CreateOptions::parse(options).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn options_arrive_in_their_fields() {
+        let parsed = CreateOptions::parse(&[
+            "size=1G",
+            "compat=v3",
+            "cluster_size=4k",
+            "refcount_bits=1",
+            "lazy_refcounts",
+            "backing_file=a,b=c.img",
+            "backing_fmt=qcow2",
+            "extended_l2=off",
+            "compression_type=zlib",
+        ])
+        .unwrap();
+        assert_eq!(
+            parsed,
+            CreateOptions {
+                size: Some(1 << 30),
+                cluster_bits: 12,
+                refcount_order: 0,
+                lazy_refcounts: true,
+                backing_file: Some("a,b=c.img".into()),
+                backing_format: Some("qcow2".into()),
+                ..CreateOptions::default()
+            }
+        );
+        assert_eq!(CreateOptions::parse(&["compat=0.10"]).unwrap().version, 2);
+        assert!(!CreateOptions::parse(&["lazy_refcounts=on", "nolazy_refcounts"]).unwrap().lazy_refcounts);
+        let twice = CreateOptions::parse(&["cluster_size=4k", "cluster_size=8k"]).unwrap();
+        assert_eq!(twice.cluster_bits, 13);
+    }
+
+    #[test]
+    fn refusals_in_the_words_of_the_stock_tool() {
+        let size = "Cluster size must be a power of two between 512 and 2048k";
+        let width = "Refcount width must be a power of two and may not exceed 64 bits";
+        let cases: &[(&[&str], &str)] = &[
+            (&["foo=1"], "Invalid parameter 'foo'"),
+            (&["=4"], "Invalid parameter ''"),
+            (&["cluster-size=64k"], "Invalid parameter 'cluster-size'"),
+            (&["lazy_refcounts=maybe"], "Parameter 'lazy_refcounts' expects 'on' or 'off'"),
+            (&["cluster_size=3000"], size),
+            (&["cluster_size=0"], size),
+            (&["cluster_size=256"], size),
+            (&["cluster_size=4M"], size),
+            (&["cluster_size=1E"], size),
+            (&["refcount_bits=3"], width),
+            (&["refcount_bits=0"], width),
+            (&["refcount_bits=128"], width),
+            (&["refcount_bits=-1"], width),
+            (&["compat=0.9"], "Parameter 'version' does not accept value '0.9'"),
+            (&["preallocation=foo"], "Parameter 'preallocation' does not accept value 'foo'"),
+            (&["backing_file=x"], "Backing file specified without backing format"),
+            (&["backing_file="], "Expected backing file name, got empty string"),
+            (&["backing_fmt=raw"], "Backing format cannot be used without backing file"),
+            (&["backing_fmt="], "Parameter 'backing-fmt' does not accept value ''"),
+            (&["backing_file=x", "backing_fmt=foo"], "Parameter 'backing-fmt' does not accept value 'foo'"),
+            (
+                &["backing_file=x", "backing_fmt=raw", "preallocation=full", "compat=v2", "lazy_refcounts=on"],
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+            ),
+            (
+                &["refcount_bits=3", "compat=0.10", "lazy_refcounts=on"],
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            ),
+            (&["refcount_bits=3", "compat=0.10", "lazy_refcounts=on", "cluster_size=3000"], size),
+            (
+                &["refcount_bits=8", "compat=0.10"],
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            ),
+            (&["compression_type=foo"], "Parameter 'compression-type' does not accept value 'foo'"),
+            (&["extended_l2=on"], "Option 'extended_l2' is not supported yet"),
+            (&["encrypt.format=luks"], "Option 'encrypt.format' is not supported yet"),
+            (&["data_file=x"], "Option 'data_file' is not supported yet"),
+        ];
+        for (options, text) in cases {
+            assert_eq!(refused(options), *text, "{options:?}");
+        }
+    }
+}

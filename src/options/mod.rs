@@ -1,0 +1,234 @@
+//! String-keyed options: one table says every name, type, default and help text, and drives parsing,
+//! `-o help`, the manual and `qcow2_option_list()`.
+//!
+//! Keys, values and messages are those of the stock tools, so that a user's script and habits carry over.
+//! An option is one string, `key=value`; values may hold commas. A bare `key` is `key=on` and a bare `nokey`
+//! is `key=off`, as in the stock tools' short form. Of a key given twice, the last value counts.
+
+mod cache;
+mod create;
+mod open;
+mod parse;
+mod words;
+
+pub use cache::{cache_sizes, l2_bytes_for, CacheSizes};
+pub use create::{CreateOptions, Preallocation};
+pub use open::OpenOptions;
+pub use parse::parse_size;
+pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected};
+
+use crate::error::{Error, Result};
+use parse::Value;
+
+/// Where an option is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Creating an image.
+    Create,
+    /// Opening one; with `runtime` also while it is open.
+    Open,
+}
+
+/// What a value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes, with suffixes.
+    Size,
+    /// on or off.
+    Bool,
+    /// Text, or one word of a list.
+    Text,
+    /// A whole number.
+    Number,
+}
+
+impl Kind {
+    /// The name that `-o help` prints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Size => "size",
+            Kind::Bool => "bool (on/off)",
+            Kind::Text => "str",
+            Kind::Number => "num",
+        }
+    }
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionInfo {
+    /// The key.
+    pub name: &'static str,
+    /// What its value looks like.
+    pub kind: Kind,
+    /// The value in force when it is not given; `None` when that depends on the image or on other options.
+    pub default: Option<&'static str>,
+    /// One line for a user.
+    pub help: &'static str,
+    /// Where it is valid.
+    pub scope: Scope,
+    /// It may change while the image is open.
+    pub runtime: bool,
+}
+
+const fn create(
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> OptionInfo {
+    OptionInfo { name, kind, default, help, scope: Scope::Create, runtime: false }
+}
+
+const fn open(
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> OptionInfo {
+    OptionInfo { name, kind, default, help, scope: Scope::Open, runtime: true }
+}
+
+/// Every option, per scope in the order of `-o help`.
+#[rustfmt::skip]
+pub const TABLE: &[OptionInfo] = &[
+    create("backing_file", Kind::Text, None, "File name of a base image"),
+    create("backing_fmt", Kind::Text, None, "Image format of the base image"),
+    create("cluster_size", Kind::Size, Some("65536"), "qcow2 cluster size"),
+    create("compat", Kind::Text, Some("1.1"), "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    create("compression_type", Kind::Text, Some("zlib"), "Compression method used for image cluster compression"),
+    create("data_file", Kind::Text, None, "File name of an external data file"),
+    create("data_file_raw", Kind::Bool, Some("off"), "The external data file must stay valid as a raw image"),
+    create("encrypt.cipher-alg", Kind::Text, None, "Name of encryption cipher algorithm"),
+    create("encrypt.cipher-mode", Kind::Text, None, "Name of encryption cipher mode"),
+    create("encrypt.format", Kind::Text, None, "Encrypt the image, format choices: 'aes', 'luks'"),
+    create("encrypt.hash-alg", Kind::Text, None, "Name of encryption hash algorithm"),
+    create("encrypt.iter-time", Kind::Number, None, "Time to spend in PBKDF in milliseconds"),
+    create("encrypt.ivgen-alg", Kind::Text, None, "Name of IV generator algorithm"),
+    create("encrypt.ivgen-hash-alg", Kind::Text, None, "Name of IV generator hash algorithm"),
+    create("encrypt.key-secret", Kind::Text, None, "ID of secret providing qcow AES key or LUKS passphrase"),
+    create("encryption", Kind::Bool, Some("off"), "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"),
+    create("extended_l2", Kind::Bool, Some("off"), "Extended L2 tables"),
+    create("lazy_refcounts", Kind::Bool, Some("off"), "Postpone refcount updates"),
+    create("preallocation", Kind::Text, Some("off"), "Preallocation mode (allowed values: off, metadata, falloc, full)"),
+    create("refcount_bits", Kind::Number, Some("16"), "Width of a reference count entry in bits"),
+    create("size", Kind::Size, None, "Virtual disk size"),
+
+    open("cache", Kind::Text, Some("writeback"), "Host cache mode (allowed values: writeback, writethrough, none, directsync, unsafe)"),
+    open("cache-clean-interval", Kind::Number, Some("600"), "Seconds after which unused cache entries are dropped; 0 never"),
+    open("cache-size", Kind::Size, None, "Most memory for L2 and refcount cache together"),
+    open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
+    open("discard", Kind::Text, Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
+    open("discard-no-unref", Kind::Bool, Some("off"), "Keep the host clusters of discarded guest clusters"),
+    open("l2-cache-entry-size", Kind::Size, None, "Size of one entry of the L2 cache"),
+    open("l2-cache-size", Kind::Size, None, "Most memory for the L2 cache"),
+    open("lazy-refcounts", Kind::Bool, None, "Postpone refcount updates; default: as the image says"),
+    open("metadata-writethrough", Kind::Bool, Some("off"), "A write returns once its metadata is in the file too, so that no flush is needed to survive the end of the process"),
+    open("overlap-check", Kind::Text, Some("cached"), "Structures that writes are checked against (allowed values: none, constant, cached, all)"),
+    open("overlap-check.active-l1", Kind::Bool, None, "Check writes against the active L1 table"),
+    open("overlap-check.active-l2", Kind::Bool, None, "Check writes against the active L2 tables"),
+    open("overlap-check.bitmap-directory", Kind::Bool, None, "Check writes against the bitmap directory"),
+    open("overlap-check.inactive-l1", Kind::Bool, None, "Check writes against the L1 tables of snapshots"),
+    open("overlap-check.inactive-l2", Kind::Bool, None, "Check writes against the L2 tables of snapshots"),
+    open("overlap-check.main-header", Kind::Bool, None, "Check writes against the header"),
+    open("overlap-check.refcount-block", Kind::Bool, None, "Check writes against the refcount blocks"),
+    open("overlap-check.refcount-table", Kind::Bool, None, "Check writes against the refcount table"),
+    open("overlap-check.snapshot-table", Kind::Bool, None, "Check writes against the snapshot table"),
+    open("overlap-check.template", Kind::Text, Some("cached"), "The same as overlap-check, which the single checks adjust"),
+    open("pass-discard-other", Kind::Bool, Some("off"), "Give clusters back to the host when anything else frees them"),
+    open("pass-discard-request", Kind::Bool, None, "Give clusters back to the host when the guest discards them; default: with discard=unmap"),
+    open("pass-discard-snapshot", Kind::Bool, Some("on"), "Give clusters back to the host when a snapshot operation frees them"),
+    open("refcount-cache-size", Kind::Size, None, "Most memory for the refcount cache"),
+];
+
+/// The options of one scope, in the order of `-o help`.
+pub fn list(scope: Scope) -> impl Iterator<Item = &'static OptionInfo> {
+    TABLE.iter().filter(move |o| o.scope == scope)
+}
+
+/// The option called `name`.
+pub fn find(scope: Scope, name: &str) -> Option<&'static OptionInfo> {
+    list(scope).find(|o| o.name == name)
+}
+
+/// The lines of `-o help`, one option each.
+pub fn help_text(scope: Scope) -> String {
+    list(scope)
+        .map(|o| format!("  {:<22} - {}\n", format!("{}=<{}>", o.name, o.kind.name()), o.help))
+        .collect()
+}
+
+/// Splits one option string and checks its value's type. An unknown key is answered with `unknown(key)`.
+fn parse_one<'a>(
+    scope: Scope,
+    option: &'a str,
+    unknown: impl Fn(&str) -> Error,
+) -> Result<(&'static OptionInfo, Value<'a>)> {
+    let (key, text) = match option.split_once('=') {
+        Some(parts) => parts,
+        None => match option.strip_prefix("no") {
+            Some(rest) if find(scope, option).is_none() && find(scope, rest).is_some() => (rest, "off"),
+            _ => (option, "on"),
+        },
+    };
+    let info = find(scope, key).ok_or_else(|| unknown(key))?;
+    Ok((info, Value::parse(info, text)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_is_the_stock_tools_help() {
+        let text = help_text(Scope::Create);
+        assert!(text.starts_with("  backing_file=<str>     - File name of a base image\n"));
+        assert!(text.contains("  data_file_raw=<bool (on/off)> - The external data file must stay valid"));
+        assert!(text.ends_with("  size=<size>            - Virtual disk size\n"));
+    }
+
+    #[test]
+    fn names_are_unique_and_sorted() {
+        for scope in [Scope::Create, Scope::Open] {
+            let names: Vec<_> = list(scope).map(|o| o.name).collect();
+            assert!(names.windows(2).all(|w| w[0] < w[1]), "{names:?}");
+        }
+    }
+
+    /// The value a table entry says is the default must be what an empty list of options gives.
+    #[test]
+    fn defaults_in_the_table_are_the_defaults() {
+        for option in list(Scope::Create).filter(|o| o.default.is_some()) {
+            let text = format!("{}={}", option.name, option.default.unwrap());
+            assert_eq!(CreateOptions::parse(&[&text]).unwrap(), CreateOptions::default(), "{text}");
+        }
+        for option in list(Scope::Open).filter(|o| o.default.is_some()) {
+            let text = format!("{}={}", option.name, option.default.unwrap());
+            let parsed = OpenOptions::parse(&[&text]).unwrap();
+            // An explicit template is remembered, to find conflicts.
+            let plain = OpenOptions {
+                overlap_check: parsed.overlap_check,
+                overlap_check_template: parsed.overlap_check_template,
+                ..OpenOptions::default()
+            };
+            assert_eq!(parsed, plain, "{text}");
+            assert_eq!(parsed.overlap_checks(), OpenOptions::default().overlap_checks(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_option_is_known_to_the_parser() {
+        for option in TABLE {
+            let value = match option.kind {
+                Kind::Size | Kind::Number => "64",
+                Kind::Bool => "on",
+                Kind::Text => "none",
+            };
+            let text = format!("{}={value}", option.name);
+            let _ = match option.scope {
+                Scope::Create => CreateOptions::parse(&[&text]).map(drop),
+                Scope::Open => OpenOptions::parse(&[&text]).map(drop),
+            };
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Options of an open image.
+
+use super::parse::Value;
+use super::words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected};
+use super::{parse_one, Scope};
+use crate::error::{Error, Result};
+use crate::format::Geometry;
+
+/// How an image is used while it is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Host cache and durability of writes.
+    pub cache: CacheMode,
+    /// Postpone refcount updates; `None`: as the image says.
+    pub lazy_refcounts: Option<bool>,
+    /// Bytes for both caches together. How the four sizes work together: `cache_sizes`.
+    pub cache_size: Option<u64>,
+    /// Bytes for the L2 cache.
+    pub l2_cache_size: Option<u64>,
+    /// Bytes of one entry (slice) of the L2 cache.
+    pub l2_cache_entry_size: Option<u64>,
+    /// Bytes for the refcount cache.
+    pub refcount_cache_size: Option<u64>,
+    /// Entries not used for this many seconds are dropped; 0 never.
+    pub cache_clean_interval_seconds: u32,
+    /// `overlap-check`, if given.
+    pub overlap_check: Option<OverlapTemplate>,
+    /// `overlap-check.template`, if given.
+    pub overlap_check_template: Option<OverlapTemplate>,
+    /// `overlap-check.<structure>`, if given, in the order of `Protected::ALL`.
+    pub overlap_structures: [Option<bool>; Protected::ALL.len()],
+    /// A write returns once its metadata has been written to the file.
+    pub metadata_writethrough: bool,
+    /// What a guest's discard does.
+    pub discard: Discard,
+    /// Pass freed clusters on to the host after a guest's discard; `None`: with `discard=unmap`.
+    pub pass_discard_request: Option<bool>,
+    /// Pass freed clusters on to the host after a snapshot operation.
+    pub pass_discard_snapshot: bool,
+    /// Pass freed clusters on to the host after anything else.
+    pub pass_discard_other: bool,
+    /// A discarded guest cluster keeps its host cluster.
+    pub discard_no_unref: bool,
+    /// What a write of zero bytes becomes.
+    pub detect_zeroes: DetectZeroes,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            cache: CacheMode::Writeback,
+            lazy_refcounts: None,
+            cache_size: None,
+            l2_cache_size: None,
+            l2_cache_entry_size: None,
+            refcount_cache_size: None,
+            cache_clean_interval_seconds: 600,
+            overlap_check: None,
+            overlap_check_template: None,
+            overlap_structures: [None; Protected::ALL.len()],
+            metadata_writethrough: false,
+            discard: Discard::Unmap,
+            pass_discard_request: None,
+            pass_discard_snapshot: true,
+            pass_discard_other: false,
+            discard_no_unref: false,
+            detect_zeroes: DetectZeroes::Off,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Options from `key=value` strings.
+    pub fn parse(options: &[&str]) -> Result<OpenOptions> {
+        let mut parsed = OpenOptions::default();
+        for option in options {
+            let unknown = |key: &str| {
+                Error::invalid(format!("Block format 'qcow2' does not support the option '{key}'"))
+            };
+            let (info, value) = parse_one(Scope::Open, option, unknown)?;
+            parsed.assign(info.name, value)?;
+        }
+        parsed.check_combinations()?;
+        Ok(parsed)
+    }
+
+    /// Changes options of an open image. Those not named keep their values; after an error all do.
+    /// An option that cannot change may be named with the value it has.
+    pub fn update(&mut self, options: &[&str]) -> Result<()> {
+        let mut changed = self.clone();
+        for option in options {
+            let fixed = |key: &str| Error::invalid(format!("Cannot change the option '{key}'"));
+            let (info, value) = parse_one(Scope::Open, option, fixed)?;
+            let before = changed.clone();
+            changed.assign(info.name, value)?;
+            if !info.runtime && changed != before {
+                return Err(fixed(info.name));
+            }
+        }
+        changed.check_combinations()?;
+        *self = changed;
+        Ok(())
+    }
+
+    fn assign(&mut self, name: &'static str, value: Value<'_>) -> Result<()> {
+        match value {
+            Value::Size(bytes) => self.assign_size(name, bytes),
+            Value::Bool(on) => self.assign_bool(name, on),
+            Value::Number(seconds) => {
+                self.cache_clean_interval_seconds =
+                    u32::try_from(seconds).map_err(|_| Error::invalid("Cache clean interval too big"))?;
+            }
+            Value::Text(word) => self.assign_word(name, word)?,
+        }
+        Ok(())
+    }
+
+    fn assign_size(&mut self, name: &str, bytes: u64) {
+        let field = match name {
+            "cache-size" => &mut self.cache_size,
+            "l2-cache-size" => &mut self.l2_cache_size,
+            "l2-cache-entry-size" => &mut self.l2_cache_entry_size,
+            _ => &mut self.refcount_cache_size,
+        };
+        *field = Some(bytes);
+    }
+
+    fn assign_bool(&mut self, name: &str, on: bool) {
+        match name {
+            "lazy-refcounts" => self.lazy_refcounts = Some(on),
+            "metadata-writethrough" => self.metadata_writethrough = on,
+            "pass-discard-request" => self.pass_discard_request = Some(on),
+            "pass-discard-snapshot" => self.pass_discard_snapshot = on,
+            "pass-discard-other" => self.pass_discard_other = on,
+            "discard-no-unref" => self.discard_no_unref = on,
+            other => {
+                let structure = other.strip_prefix("overlap-check.").unwrap_or(other);
+                let place = Protected::ALL.iter().position(|p| p.name() == structure);
+                debug_assert!(place.is_some(), "an option of the table without a field: {other}");
+                if let Some(place) = place {
+                    self.overlap_structures[place] = Some(on);
+                }
+            }
+        }
+    }
+
+    fn assign_word(&mut self, name: &str, word: &str) -> Result<()> {
+        match name {
+            "cache" => self.cache = CacheMode::parse(word)?,
+            "discard" => self.discard = Discard::parse(word)?,
+            "detect-zeroes" => self.detect_zeroes = DetectZeroes::parse(word)?,
+            "overlap-check" => self.overlap_check = Some(OverlapTemplate::parse(word)?),
+            _ => self.overlap_check_template = Some(OverlapTemplate::parse(word)?),
+        }
+        Ok(())
+    }
+
+    fn check_combinations(&self) -> Result<()> {
+        if self.detect_zeroes == DetectZeroes::Unmap && self.discard != Discard::Unmap {
+            return Err(Error::invalid(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
+        match (self.overlap_check, self.overlap_check_template) {
+            (Some(a), Some(b)) if a != b => Err(Error::invalid(format!(
+                "Conflicting values for qcow2 options 'overlap-check' ('{}') and 'overlap-check.template' ('{}')",
+                a.name(),
+                b.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what an image of this geometry cannot do.
+    pub fn check_geometry(&self, geometry: &Geometry) -> Result<()> {
+        if geometry.version < 3 && self.lazy_refcounts == Some(true) {
+            return Err(Error::invalid(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+            ));
+        }
+        if geometry.version < 3 && self.discard_no_unref {
+            return Err(Error::invalid("discard-no-unref is only supported since qcow2 version 3"));
+        }
+        Ok(())
+    }
+
+    /// The overlap checks in force: the template with the single checks on top.
+    pub fn overlap_checks(&self) -> OverlapSet {
+        let template = self.overlap_check.or(self.overlap_check_template).unwrap_or_default();
+        OverlapSet::of(|structure| {
+            self.overlap_structures[structure as usize].unwrap_or(template >= structure.template())
+        })
+    }
+
+    /// Whether clusters freed by a guest's discard are given back to the host.
+    pub fn passes_discard_request(&self) -> bool {
+        self.pass_discard_request.unwrap_or(self.discard == Discard::Unmap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(options: &[&str]) -> String {
+        OpenOptions::parse(options).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn options_arrive_in_their_fields() {
+        let parsed = OpenOptions::parse(&[
+            "cache=none",
+            "lazy-refcounts=on",
+            "cache-size=1M",
+            "l2-cache-size=512k",
+            "l2-cache-entry-size=512",
+            "refcount-cache-size=0x40000",
+            "cache-clean-interval=0",
+            "metadata-writethrough",
+            "discard=ignore",
+            "pass-discard-request=on",
+            "pass-discard-snapshot=off",
+            "pass-discard-other=on",
+            "discard-no-unref=on",
+            "detect-zeroes=on",
+        ])
+        .unwrap();
+        let expected = OpenOptions {
+            cache: CacheMode::None,
+            lazy_refcounts: Some(true),
+            cache_size: Some(1 << 20),
+            l2_cache_size: Some(512 << 10),
+            l2_cache_entry_size: Some(512),
+            refcount_cache_size: Some(256 << 10),
+            cache_clean_interval_seconds: 0,
+            metadata_writethrough: true,
+            discard: Discard::Ignore,
+            pass_discard_request: Some(true),
+            pass_discard_snapshot: false,
+            pass_discard_other: true,
+            discard_no_unref: true,
+            detect_zeroes: DetectZeroes::On,
+            ..OpenOptions::default()
+        };
+        assert_eq!(parsed, expected);
+        assert!(parsed.cache.direct() && !parsed.cache.sync_each_write());
+        assert!(parsed.passes_discard_request());
+    }
+
+    #[test]
+    fn refusals_in_the_words_of_the_stock_tool() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["foo=1"], "Block format 'qcow2' does not support the option 'foo'"),
+            (
+                &["overlap-check.foo=on"],
+                "Block format 'qcow2' does not support the option 'overlap-check.foo'",
+            ),
+            (&["lazy-refcounts=maybe"], "Parameter 'lazy-refcounts' expects 'on' or 'off'"),
+            (&["cache-clean-interval=foo"], "Parameter 'cache-clean-interval' expects a number"),
+            (&["cache-clean-interval=-1"], "Cache clean interval too big"),
+            (&["cache-clean-interval=4294967296"], "Cache clean interval too big"),
+            (&["discard=foo"], "Invalid discard option"),
+            (&["detect-zeroes=foo"], "invalid parameter value: foo"),
+            (&["cache=foo"], "Invalid cache option: foo"),
+            (
+                &["detect-zeroes=unmap", "discard=ignore"],
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ),
+            (
+                &["overlap-check=all", "overlap-check.template=none"],
+                "Conflicting values for qcow2 options 'overlap-check' ('all') and \
+                 'overlap-check.template' ('none')",
+            ),
+            (
+                &["overlap-check.template=foo"],
+                "Unsupported value 'foo' for qcow2 option 'overlap-check'. \
+                 Allowed are any of the following: none, constant, cached, all",
+            ),
+        ];
+        for (options, text) in cases {
+            assert_eq!(refused(options), *text, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn overlap_checks_follow_template_and_single_options() {
+        let count = |options: &[&str]| {
+            let set = OpenOptions::parse(options).unwrap().overlap_checks();
+            Protected::ALL.into_iter().filter(|p| set.contains(*p)).count()
+        };
+        assert_eq!(count(&["overlap-check=none"]), 0);
+        assert_eq!(count(&["overlap-check=constant"]), 5);
+        assert_eq!(count(&[]), 8);
+        assert_eq!(count(&["overlap-check.template=all"]), 9);
+        assert_eq!(count(&["overlap-check=none", "overlap-check.active-l2=on"]), 1);
+        let set = OpenOptions::parse(&["overlap-check.main-header=off"]).unwrap().overlap_checks();
+        assert!(!set.contains(Protected::MainHeader) && set.contains(Protected::ActiveL2));
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names_or_nothing() {
+        let mut options = OpenOptions::parse(&["l2-cache-size=1M", "discard=ignore"]).unwrap();
+        options.update(&["lazy-refcounts=on"]).unwrap();
+        assert_eq!(options.l2_cache_size, Some(1 << 20));
+        assert_eq!(options.lazy_refcounts, Some(true));
+        let before = options.clone();
+        let error = options.update(&["lazy-refcounts=off", "foo=1"]).unwrap_err();
+        assert_eq!(error.to_string(), "Cannot change the option 'foo'");
+        assert!(options.update(&["lazy-refcounts=off", "detect-zeroes=unmap"]).is_err());
+        assert_eq!(options, before);
+    }
+
+    #[test]
+    fn version_2_has_no_lazy_refcounts() {
+        let v2 = Geometry {
+            version: 2,
+            cluster_bits: 16,
+            refcount_order: 4,
+            extended_l2: false,
+            external_data: false,
+        };
+        for option in ["lazy-refcounts=on", "discard-no-unref=on"] {
+            let options = OpenOptions::parse(&[option]).unwrap();
+            assert!(options.check_geometry(&v2).is_err());
+            assert!(options.check_geometry(&Geometry { version: 3, ..v2 }).is_ok());
+        }
+        assert!(OpenOptions::parse(&["lazy-refcounts=off"]).unwrap().check_geometry(&v2).is_ok());
+    }
+}

@@ -1,0 +1,222 @@
+//! The words that are values of open options, and what they mean.
+
+use crate::error::{Error, Result};
+
+/// What stands between a write and the disk, in the stock tools' words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Host page cache; durable after a flush.
+    #[default]
+    Writeback,
+    /// Host page cache; every write is durable when it returns.
+    Writethrough,
+    /// No host page cache (O_DIRECT); durable after a flush.
+    None,
+    /// No host page cache; every write is durable when it returns.
+    DirectSync,
+    /// Host page cache; flushes do nothing.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// The mode called `word`.
+    pub fn parse(word: &str) -> Result<CacheMode> {
+        match word {
+            "writeback" => Ok(CacheMode::Writeback),
+            "writethrough" => Ok(CacheMode::Writethrough),
+            "none" | "off" => Ok(CacheMode::None),
+            "directsync" => Ok(CacheMode::DirectSync),
+            "unsafe" => Ok(CacheMode::Unsafe),
+            _ => Err(Error::invalid(format!("Invalid cache option: {word}"))),
+        }
+    }
+
+    /// Files are opened with O_DIRECT.
+    pub fn direct(self) -> bool {
+        matches!(self, CacheMode::None | CacheMode::DirectSync)
+    }
+
+    /// Every write carries a flush.
+    pub fn sync_each_write(self) -> bool {
+        matches!(self, CacheMode::Writethrough | CacheMode::DirectSync)
+    }
+
+    /// Syncs are left out.
+    pub fn no_sync(self) -> bool {
+        self == CacheMode::Unsafe
+    }
+}
+
+/// What a guest's discard does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// Nothing.
+    Ignore,
+    /// Unmaps guest clusters.
+    #[default]
+    Unmap,
+}
+
+impl Discard {
+    /// The mode called `word`.
+    pub fn parse(word: &str) -> Result<Discard> {
+        match word {
+            "unmap" | "on" => Ok(Discard::Unmap),
+            "ignore" | "off" => Ok(Discard::Ignore),
+            _ => Err(Error::invalid("Invalid discard option")),
+        }
+    }
+}
+
+/// What a write of zero bytes becomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// A write.
+    #[default]
+    Off,
+    /// A write-zeroes request.
+    On,
+    /// A write-zeroes request that may give the host clusters back.
+    Unmap,
+}
+
+impl DetectZeroes {
+    /// The mode called `word`.
+    pub fn parse(word: &str) -> Result<DetectZeroes> {
+        match word {
+            "off" => Ok(DetectZeroes::Off),
+            "on" => Ok(DetectZeroes::On),
+            "unmap" => Ok(DetectZeroes::Unmap),
+            _ => Err(Error::invalid(format!("invalid parameter value: {word}"))),
+        }
+    }
+}
+
+/// A structure that a write may be checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Protected {
+    /// The header cluster.
+    MainHeader,
+    /// The active L1 table.
+    ActiveL1,
+    /// The active L2 tables.
+    ActiveL2,
+    /// The refcount blocks.
+    RefcountBlock,
+    /// The refcount table.
+    RefcountTable,
+    /// The snapshot table.
+    SnapshotTable,
+    /// The L1 tables of snapshots.
+    InactiveL1,
+    /// The L2 tables of snapshots.
+    InactiveL2,
+    /// The bitmap directory.
+    BitmapDirectory,
+}
+
+impl Protected {
+    /// Every structure, in the order of their bits.
+    pub const ALL: [Protected; 9] = [
+        Protected::MainHeader,
+        Protected::ActiveL1,
+        Protected::ActiveL2,
+        Protected::RefcountBlock,
+        Protected::RefcountTable,
+        Protected::SnapshotTable,
+        Protected::InactiveL1,
+        Protected::InactiveL2,
+        Protected::BitmapDirectory,
+    ];
+
+    /// The word in `overlap-check.<word>`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protected::MainHeader => "main-header",
+            Protected::ActiveL1 => "active-l1",
+            Protected::ActiveL2 => "active-l2",
+            Protected::RefcountBlock => "refcount-block",
+            Protected::RefcountTable => "refcount-table",
+            Protected::SnapshotTable => "snapshot-table",
+            Protected::InactiveL1 => "inactive-l1",
+            Protected::InactiveL2 => "inactive-l2",
+            Protected::BitmapDirectory => "bitmap-directory",
+        }
+    }
+
+    /// The cheapest template that has this check.
+    pub(super) fn template(self) -> OverlapTemplate {
+        match self {
+            Protected::MainHeader
+            | Protected::ActiveL1
+            | Protected::RefcountTable
+            | Protected::SnapshotTable
+            | Protected::BitmapDirectory => OverlapTemplate::Constant,
+            Protected::ActiveL2 | Protected::RefcountBlock | Protected::InactiveL1 => OverlapTemplate::Cached,
+            Protected::InactiveL2 => OverlapTemplate::All,
+        }
+    }
+}
+
+/// A named set of overlap checks; each has the checks of those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OverlapTemplate {
+    /// No check.
+    None,
+    /// Checks in constant time.
+    Constant,
+    /// Checks that read nothing from the disk.
+    #[default]
+    Cached,
+    /// Every check.
+    All,
+}
+
+impl OverlapTemplate {
+    /// The template called `word`.
+    pub fn parse(word: &str) -> Result<OverlapTemplate> {
+        match word {
+            "none" => Ok(OverlapTemplate::None),
+            "constant" => Ok(OverlapTemplate::Constant),
+            "cached" => Ok(OverlapTemplate::Cached),
+            "all" => Ok(OverlapTemplate::All),
+            _ => Err(Error::invalid(format!(
+                "Unsupported value '{word}' for qcow2 option 'overlap-check'. \
+                 Allowed are any of the following: none, constant, cached, all"
+            ))),
+        }
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            OverlapTemplate::None => "none",
+            OverlapTemplate::Constant => "constant",
+            OverlapTemplate::Cached => "cached",
+            OverlapTemplate::All => "all",
+        }
+    }
+}
+
+/// The structures that are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverlapSet(u16);
+
+impl OverlapSet {
+    /// The structures for which `checked` says yes.
+    pub(super) fn of(checked: impl Fn(Protected) -> bool) -> OverlapSet {
+        let bits = Protected::ALL.into_iter().filter(|p| checked(*p)).map(|p| 1 << p as u8);
+        OverlapSet(bits.fold(0, |set, bit| set | bit))
+    }
+
+    /// Whether writes are checked against `structure`.
+    pub fn contains(self, structure: Protected) -> bool {
+        self.0 & (1 << structure as u8) != 0
+    }
+
+    /// Whether nothing is checked.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}

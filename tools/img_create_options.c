@@ -1,0 +1,215 @@
+/* Options of a new image: the library's table, and what a host file has.
+   SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+/* In which order the "Formatting" line shows options, and which it shows with a default. */
+static const struct {
+    const char *key, *default_text;
+} line_order[] = {
+    { "encryption", NULL },         { "encrypt.format", NULL },      { "encrypt.key-secret", NULL },
+    { "encrypt.cipher-alg", NULL }, { "encrypt.cipher-mode", NULL }, { "encrypt.ivgen-alg", NULL },
+    { "encrypt.ivgen-hash-alg", NULL }, { "encrypt.hash-alg", NULL }, { "encrypt.iter-time", NULL },
+    { "cluster_size", "65536" },    { "extended_l2", "off" },        { "preallocation", NULL },
+    { "compression_type", "zlib" }, { "size", NULL },                { "compat", NULL },
+    { "backing_file", NULL },       { "backing_fmt", NULL },         { "data_file", NULL },
+    { "data_file_raw", NULL },      { "lazy_refcounts", "off" },     { "refcount_bits", "16" },
+    { "nocow", NULL },              { "extent_size_hint", NULL },
+};
+static const char *const raw_line_order[] = { "size", "nocow", "preallocation", "extent_size_hint" };
+
+static const struct create_option raw_options[] = {
+    { .key = "size", .type = "size", .help = "Virtual disk size", .recorded = true },
+};
+static const struct create_option file_options[] = {
+    { .key = "extent_size_hint", .type = "size", .help = "Extent size hint for the image file, 0 to disable" },
+    { .key = "nocow", .type = "bool (on/off)", .help = "Turn off copy-on-write (valid only on btrfs)" },
+    { .key = "preallocation", .type = "str", .help = "Preallocation mode (allowed values: off, falloc, full)" },
+};
+
+/* A key that is there already keeps its place: the format's options hide those of the file. */
+static void add_option(struct create_options *options, const struct create_option *option)
+{
+    if (create_option_find(options, option->key))
+        return;
+    options->items = memory_or_exit(realloc(options->items, (options->count + 1) * sizeof(*option)));
+    options->items[options->count++] = *option;
+}
+
+bool create_options_init(struct create_options *options, const char *format, bool file_level)
+{
+    qcow2_option_info info = { .struct_size = sizeof(info) };
+
+    memset(options, 0, sizeof(*options));
+    options->qcow2 = strcmp(format, "qcow2") == 0;
+    if (!options->qcow2 && strcmp(format, "raw") != 0)
+        return false;
+    for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++)
+        add_option(options, &(struct create_option){
+                                .key = info.name, .type = info.type, .help = info.help, .recorded = true });
+    if (!options->qcow2)
+        add_option(options, &raw_options[0]);
+    for (size_t i = 0; file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++)
+        add_option(options, &file_options[i]);
+    return true;
+}
+
+void create_options_free(struct create_options *options)
+{
+    for (size_t i = 0; i < options->count; i++) {
+        free(options->items[i].value);
+        free(options->items[i].text);
+    }
+    free(options->items);
+    memset(options, 0, sizeof(*options));
+}
+
+struct create_option *create_option_find(struct create_options *options, const char *key)
+{
+    for (size_t i = 0; i < options->count; i++)
+        if (strcmp(options->items[i].key, key) == 0)
+            return &options->items[i];
+    return NULL;
+}
+
+void create_option_set(struct create_option *option, const char *value)
+{
+    free(option->value);
+    free(option->text);
+    option->value = text_copy(value);
+    option->text = text_copy(value);
+}
+
+static int set_size(struct create_option *option, const char *name, const char *value)
+{
+    uint64_t bytes;
+    int result = parse_size(value, &bytes);
+
+    if (result == -ERANGE) {
+        error_report("%s: Value '%s' is out of range for parameter '%s'", name, value, option->key);
+        return EXIT_FAILURE;
+    }
+    if (result < 0) {
+        error_report("%s: Parameter '%s' expects a non-negative number below 2^64\n"
+                     "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+                     "and exabytes, respectively.", name, option->key);
+        return EXIT_FAILURE;
+    }
+    create_option_set(option, value);
+    free(option->text);
+    option->text = text_format("%lld", (long long)bytes);
+    return EXIT_SUCCESS;
+}
+
+static int set_number(struct create_option *option, const char *name, const char *value)
+{
+    char *end;
+    unsigned long long number;
+
+    errno = 0;
+    number = strtoull(value, &end, 0);
+    if (end == value || *end) {
+        error_report("%s: Parameter '%s' expects a number", name, option->key);
+        return EXIT_FAILURE;
+    }
+    if (errno == ERANGE) {
+        error_report("%s: Value '%s' is too large for parameter '%s'", name, value, option->key);
+        return EXIT_FAILURE;
+    }
+    create_option_set(option, value);
+    free(option->text);
+    option->text = text_format("%lld", (long long)number);
+    return EXIT_SUCCESS;
+}
+
+static int set_typed(struct create_option *option, const char *name, const char *value)
+{
+    bool on;
+
+    if (strcmp(option->type, "size") == 0)
+        return set_size(option, name, value);
+    if (strcmp(option->type, "num") == 0)
+        return set_number(option, name, value);
+    if (strncmp(option->type, "bool", 4) == 0 && parse_bool(value, &on) < 0) {
+        error_report("%s: Parameter '%s' expects 'on' or 'off'", name, option->key);
+        return EXIT_FAILURE;
+    }
+    create_option_set(option, value);
+    return EXIT_SUCCESS;
+}
+
+int create_options_parse(struct create_options *options, const char *name, const char *text)
+{
+    struct string_list items = { 0 };
+    int result = EXIT_SUCCESS;
+
+    split_options(&items, text, false);
+    for (size_t i = 0; i < items.count && result == EXIT_SUCCESS; i++) {
+        size_t length = strcspn(items.items[i], "=");
+        char *key = text_format("%.*s", (int)length, items.items[i]);
+        struct create_option *option = create_option_find(options, key);
+
+        if (option) {
+            result = set_typed(option, name, items.items[i] + length + 1);
+        } else {
+            error_report("%s: Invalid parameter '%s'", name, key);
+            result = EXIT_FAILURE;
+        }
+        free(key);
+    }
+    list_free(&items);
+    return result;
+}
+
+/* Commas are doubled, so that the text could be given to -o again. */
+static void print_value(const char *value, FILE *out)
+{
+    for (; *value; value++) {
+        putc(*value, out);
+        if (*value == ',')
+            putc(',', out);
+    }
+}
+
+static void print_option(const struct create_options *options, const char *key, const char *default_text, FILE *out)
+{
+    const char *text = default_text;
+
+    for (size_t i = 0; i < options->count; i++)
+        if (strcmp(options->items[i].key, key) == 0 && options->items[i].text)
+            text = options->items[i].text;
+    if (!text)
+        return;
+    fprintf(out, " %s=", key);
+    print_value(text, out);
+}
+
+void create_options_print(const struct create_options *options, FILE *out)
+{
+    if (options->qcow2) {
+        for (size_t i = 0; i < sizeof(line_order) / sizeof(line_order[0]); i++)
+            print_option(options, line_order[i].key, line_order[i].default_text, out);
+        return;
+    }
+    for (size_t i = 0; i < sizeof(raw_line_order) / sizeof(raw_line_order[0]); i++)
+        print_option(options, raw_line_order[i], NULL, out);
+}
+
+static int by_key(const void *left, const void *right)
+{
+    return strcmp(((const struct create_option *)left)->key, ((const struct create_option *)right)->key);
+}
+
+void create_options_help(const struct create_options *options)
+{
+    qsort(options->items, options->count, sizeof(options->items[0]), by_key);
+    for (size_t i = 0; i < options->count; i++) {
+        const struct create_option *option = &options->items[i];
+        int width = printf("  %s=<%s>", option->key, option->type);
+
+        printf("%*s - %s\n", width < 24 ? 24 - width : 0, "", option->help);
+    }
+}

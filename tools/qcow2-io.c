@@ -1,0 +1,176 @@
+/* qcow2-io: reads and writes images by command, as qemu-io does.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include "io.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct io_state io;
+
+FILE *io_pending(void)
+{
+    if (io.pending == NULL) {
+        io.pending = memory_or_exit(open_memstream(&io.pending_text, &io.pending_bytes));
+    }
+    return io.pending;
+}
+
+void io_finish_pending(void)
+{
+    if (io.pending != NULL) {
+        fclose(io.pending);
+        fwrite(io.pending_text, 1, io.pending_bytes, stdout);
+        free(io.pending_text);
+        io.pending = NULL;
+        io.pending_text = NULL;
+    }
+}
+
+static void print_help(void)
+{
+    printf("Usage: %s [OPTIONS]... [-c STRING]... [file]\n"
+           "Reads and writes qcow2 and raw images by command\n"
+           "\n"
+           "  --object OBJECTDEF   accepted and ignored: there are no objects\n"
+           "  --image-opts         FILE is an option string (driver=qcow2,file.filename=...)\n"
+           "  -c, --cmd STRING     run this command; may be repeated\n"
+           "  -f, --format FMT     qcow2 or raw instead of a guess\n"
+           "  -r, --read-only      open read-only\n"
+           "  -s, --snapshot       write to a temporary overlay\n"
+           "  -n, --nocache        same as -t none\n"
+           "  -C, --copy-on-read   refused: not supported\n"
+           "  -m, --misalign       accepted and ignored\n"
+           "  -k, --native-aio     same as -i native\n"
+           "  -i, --aio=MODE       threads, native or io_uring: checked, then ignored\n"
+           "  -t, --cache=MODE     none, writeback, writethrough, directsync or unsafe\n"
+           "  -d, --discard=MODE   unmap or ignore\n"
+           "  -T, --trace SPEC     accepted and ignored\n"
+           "  -U, --force-share    open although somebody else writes (with -r)\n"
+           "  -h, --help           show this and exit\n"
+           "  -V, --version        show the version and exit\n"
+           "\n"
+           "See '%s -c help' for information on available commands.\n",
+           program_name, program_name);
+}
+
+enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS };
+
+static const struct option long_options[] = {
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },
+    { "cmd", required_argument, NULL, 'c' },
+    { "format", required_argument, NULL, 'f' },
+    { "read-only", no_argument, NULL, 'r' },
+    { "snapshot", no_argument, NULL, 's' },
+    { "nocache", no_argument, NULL, 'n' },
+    { "copy-on-read", no_argument, NULL, 'C' },
+    { "misalign", no_argument, NULL, 'm' },
+    { "native-aio", no_argument, NULL, 'k' },
+    { "aio", required_argument, NULL, 'i' },
+    { "cache", required_argument, NULL, 't' },
+    { "discard", required_argument, NULL, 'd' },
+    { "trace", required_argument, NULL, 'T' },
+    { "force-share", no_argument, NULL, 'U' },
+    { "object", required_argument, NULL, OPTION_OBJECT },
+    { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
+    { NULL, 0, NULL, 0 },
+};
+
+/* -1: go on; otherwise the exit status. */
+static int parse_program_options(int argc, char **argv, struct io_open_request *request, struct string_list *lines)
+{
+    int code;
+
+    while ((code = getopt_long(argc, argv, "hVc:d:f:rsnCmki:t:T:U", long_options, NULL)) != -1) {
+        switch (code) {
+        case 'c': list_add(lines, optarg); break;
+        case 'f': request->format = optarg; break;
+        case 'm': case 'T': case OPTION_OBJECT: break;
+        case OPTION_IMAGE_OPTS: request->image_opts = true; break;
+        case 'h':
+            print_help();
+            return 0;
+        case 'V':
+            printf("%s version %s\n", program_name, qcow2_version());
+            return 0;
+        case '?':
+            print_help();
+            return 1;
+        default:
+            if (!io_open_option(request, code, optarg)) {
+                return 1;
+            }
+        }
+    }
+    if (argc - optind > 1) {
+        print_help();
+        return 1;
+    }
+    if (request->format != NULL && request->image_opts) {
+        error_report("--image-opts and -f are mutually exclusive");
+        return 1;
+    }
+    request->name = argv[optind]; /* NULL at the end */
+    return -1;
+}
+
+static int run_stdin(void)
+{
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t length;
+    int status = 0;
+
+    while (!io.quit) {
+        printf("%s> ", program_name);
+        fflush(stdout);
+        length = getline(&line, &room, stdin);
+        if (length < 0) {
+            break;
+        }
+        if (length > 0 && line[length - 1] == '\n') {
+            line[length - 1] = '\0';
+        }
+        if (io_run_line(line) < 0) {
+            status = 1;
+        }
+    }
+    free(line);
+    return status;
+}
+
+static int run_lines(const struct string_list *lines)
+{
+    int status = 0;
+
+    for (size_t i = 0; i < lines->count && !io.quit; i++) {
+        if (io_run_line(lines->items[i]) < 0) {
+            status = 1;
+        }
+    }
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct io_open_request request = { .name = NULL };
+    struct string_list lines = { NULL, 0 };
+    int status;
+
+    program_init(argv[0]);
+    status = parse_program_options(argc, argv, &request, &lines);
+    if (status < 0) {
+        status = request.name != NULL && io_open(&request) < 0;
+        if (status == 0) {
+            status = lines.count > 0 ? run_lines(&lines) : run_stdin();
+            if (io_close() < 0) {
+                status = 1;
+            }
+        }
+    }
+    list_free(&lines);
+    if (fflush(stdout) != 0) {
+        status = 1;
+    }
+    return status;
+}
