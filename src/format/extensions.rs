@@ -60,7 +60,7 @@ pub fn parse(header: &[u8], from: usize, limit: usize) -> Result<Vec<Extension>>
         let start = at + 8;
         if bytes > limit - start {
             return Err(Error::invalid(format!(
-                "Header extension too large (extension {kind:#010x} at {at}: {bytes} bytes, {} left)",
+                "Header extension too large [extension {kind:#010x} at {at}: {bytes} bytes, {} left]",
                 limit - start
             )));
         }

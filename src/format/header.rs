@@ -87,7 +87,9 @@ impl Header {
         }
         let cluster_bits = be32(start, 20);
         if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
-            return Err(bad(format!("Unsupported cluster size: 2^{cluster_bits} (must be 2^9 to 2^21)")));
+            return Err(bad(format!(
+                "Unsupported cluster size: 2^{cluster_bits} [cluster_bits {cluster_bits}, must be 9 to 21]"
+            )));
         }
         Ok(1 << cluster_bits)
     }
@@ -101,7 +103,7 @@ impl Header {
             return Err(Error::new(
                 ErrorKind::NotQcow2,
                 format!(
-                    "qcow2 header too short (file has {} bytes, version {version} needs {needed})",
+                    "qcow2 header too short [the file has {} bytes, version {version} needs {needed}]",
                     cluster.len()
                 ),
             ));
@@ -146,11 +148,11 @@ impl Header {
         let length = self.header_length as usize;
         if length < V3_MIN_BYTES {
             return Err(bad(format!(
-                "qcow2 header too short (header_length {length}, at least {V3_MIN_BYTES})"
+                "qcow2 header too short [header_length {length}, at least {V3_MIN_BYTES}]"
             )));
         }
         if length > cluster_bytes || length > cluster.len() {
-            return Err(bad(format!("qcow2 header exceeds cluster size (header_length {length})")));
+            return Err(bad(format!("qcow2 header exceeds cluster size [header_length {length}]")));
         }
         if length > V3_MIN_BYTES {
             self.compression_type = cluster[V3_MIN_BYTES];
@@ -165,7 +167,7 @@ impl Header {
         if offset != 0 {
             if offset > cluster_bytes as u64 {
                 return Err(bad(format!(
-                    "Invalid backing file offset ({offset:#x}, past the first cluster)"
+                    "Invalid backing file offset [backing_file_offset {offset:#x}, past the first cluster]"
                 )));
             }
             limit = limit.min(offset as usize);
@@ -180,7 +182,7 @@ impl Header {
         let room = cluster_bytes as u64 - offset;
         if bytes > MAX_BACKING_NAME_BYTES || u64::from(bytes) > room {
             return Err(bad(format!(
-                "Backing file name too long (backing_file_size {bytes} at {offset:#x}; the limit is {MAX_BACKING_NAME_BYTES} bytes inside the first cluster)"
+                "Backing file name too long [backing_file_size {bytes} at {offset:#x}; the limit is {MAX_BACKING_NAME_BYTES} bytes inside the first cluster]"
             )));
         }
         let end = offset as usize + bytes as usize;
@@ -204,7 +206,7 @@ impl Header {
         }
         if self.refcount_order > 6 {
             return Err(bad(format!(
-                "Reference count entry width too large; may not exceed 64 bits (refcount_order {})",
+                "Reference count entry width too large; may not exceed 64 bits [refcount_order {}, at most 6]",
                 self.refcount_order
             )));
         }
@@ -218,13 +220,13 @@ impl Header {
         if typed != (self.compression_type != 0) {
             let must = if typed { "must not be set" } else { "must be set" };
             return Err(bad(format!(
-                "qcow2: Compression type incompatible feature bit {must} (compression type {})",
+                "qcow2: Compression type incompatible feature bit {must} [compression type {}]",
                 self.compression_type
             )));
         }
         if self.incompatible & INCOMPAT_EXTENDED_L2 != 0 && self.cluster_bits < 14 {
             return Err(bad(format!(
-                "extended L2 entries need clusters of at least 16 KiB (cluster_bits {})",
+                "extended L2 entries need clusters of at least 16 KiB [cluster_bits {}]",
                 self.cluster_bits
             )));
         }
@@ -242,7 +244,7 @@ impl Header {
             return Err(Error::new(
                 ErrorKind::TooLarge,
                 format!(
-                    "Image is too big (size {}, the limit is {})",
+                    "Image is too big [size {}, the limit is {}]",
                     self.virtual_size,
                     geometry.max_virtual_size()
                 ),
@@ -250,23 +252,23 @@ impl Header {
         }
         if u64::from(self.l1_size) * 8 > MAX_L1_BYTES {
             let text = format!(
-                "Active L1 table too large (l1_size {}, the limit is {})",
+                "Active L1 table too large [l1_size {}, the limit is {}]",
                 self.l1_size,
                 MAX_L1_BYTES / 8
             );
             return Err(Error::new(ErrorKind::TooLarge, text));
         }
         if unaligned(self.l1_table_offset) || self.l1_table_offset >= MAX_HOST_OFFSET {
-            return Err(bad(format!("Active L1 table offset invalid ({:#x})", self.l1_table_offset)));
+            return Err(bad(format!("Active L1 table offset invalid [l1_table_offset {:#x}, must be a multiple of the cluster size below 2^56]", self.l1_table_offset)));
         }
         let needed = geometry.l1_entries_for(self.virtual_size);
         if needed > u64::from(self.l1_size) {
-            return Err(bad(format!("L1 table is too small (l1_size {}, {needed} needed)", self.l1_size)));
+            return Err(bad(format!("L1 table is too small [l1_size {}, {needed} needed]", self.l1_size)));
         }
         self.check_refcount_table(&geometry, for_check)?;
         if self.snapshot_count > MAX_SNAPSHOTS {
             let text = format!(
-                "Snapshot table too large (nb_snapshots {}, the limit is {MAX_SNAPSHOTS})",
+                "Snapshot table too large [nb_snapshots {}, the limit is {MAX_SNAPSHOTS}]",
                 self.snapshot_count
             );
             return Err(Error::new(ErrorKind::TooLarge, text));
@@ -274,7 +276,7 @@ impl Header {
         if self.snapshot_count > 0
             && (unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET)
         {
-            return Err(bad(format!("Snapshot table offset invalid ({:#x})", self.snapshots_offset)));
+            return Err(bad(format!("Snapshot table offset invalid [snapshots_offset {:#x}, must be a multiple of the cluster size below 2^56]", self.snapshots_offset)));
         }
         Ok(())
     }
@@ -283,19 +285,19 @@ impl Header {
         let bytes = u64::from(self.refcount_table_clusters) << self.cluster_bits;
         if bytes > MAX_REFCOUNT_TABLE_BYTES {
             let text = format!(
-                "Reference count table too large (refcount_table_clusters {}, the limit is {MAX_REFCOUNT_TABLE_BYTES} bytes)",
+                "Reference count table too large [refcount_table_clusters {}, the limit is {MAX_REFCOUNT_TABLE_BYTES} bytes]",
                 self.refcount_table_clusters
             );
             return Err(Error::new(ErrorKind::TooLarge, text));
         }
         if self.refcount_table_clusters == 0 && !for_check {
             return Err(bad(
-                "Image does not contain a reference count table (refcount_table_clusters 0)".into()
+                "Image does not contain a reference count table [refcount_table_clusters 0]".into()
             ));
         }
         let offset = self.refcount_table_offset;
         if geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
-            return Err(bad(format!("Reference count table offset invalid ({offset:#x})")));
+            return Err(bad(format!("Reference count table offset invalid [refcount_table_offset {offset:#x}, must be a multiple of the cluster size below 2^56]")));
         }
         Ok(())
     }

@@ -143,7 +143,7 @@ impl OverlapGuard {
         Err(Error::new(
             ErrorKind::MarkedCorrupt,
             format!(
-                "Preventing invalid write on metadata (overlaps with {}) (host cluster {cluster})",
+                "Preventing invalid write on metadata (overlaps with {}) [host cluster {cluster}]",
                 Owner(hit).first_name()
             ),
         ))

@@ -209,10 +209,16 @@ fn write_refcounts(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
 
 /// A block whose first `counted` clusters have the count 1.
 fn counted_block(plan: &Plan, counted: u64) -> Vec<u8> {
+    let order = plan.geometry.refcount_order;
     let mut block = vec![0; plan.geometry.cluster_bytes() as usize];
-    for index in 0..counted {
-        refcount::set(&mut block, plan.geometry.refcount_order, index, 1);
-    }
+    // Eight bytes hold whole counts of every width; a block may hold 16 million.
+    let mut pattern = [0; 8];
+    let per_pattern = 64 >> order;
+    (0..per_pattern).for_each(|index| refcount::set(&mut pattern, order, index, 1));
+    let patterns = (counted / per_pattern) as usize;
+    block.chunks_exact_mut(8).take(patterns).for_each(|part| part.copy_from_slice(&pattern));
+    (counted / per_pattern * per_pattern..counted)
+        .for_each(|index| refcount::set(&mut block, order, index, 1));
     block
 }
 

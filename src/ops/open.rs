@@ -323,6 +323,7 @@ impl Opening<'_> {
 pub fn create_at(origin: &Origin, virtual_size: u64, options: &CreateOptions) -> Result<()> {
     options.validate()?;
     let shown = shown_name(origin);
+    let is_new = matches!(origin, Origin::Path(path) if !path.exists());
     let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
     let file = match origin {
         Origin::Custom(storage) => return create(&**storage, virtual_size, options),
@@ -331,7 +332,11 @@ pub fn create_at(origin: &Origin, virtual_size: u64, options: &CreateOptions) ->
     };
     let file = file.map_err(|e| Error::host(format_args!("Could not create '{shown}'"), &e))?;
     file.lock(Access::Write, &shown)?;
-    create(&file, virtual_size, options)
+    let created = create(&file, virtual_size, options);
+    if let (Err(_), Origin::Path(path), true) = (&created, origin, is_new) {
+        let _ = std::fs::remove_file(path);
+    }
+    created
 }
 
 /// A node's name for messages.

