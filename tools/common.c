@@ -10,7 +10,6 @@
 #include <time.h>
 
 const char *program_name = "qcow2";
-bool report_after_stdout = true;
 
 void program_init(const char *argv0)
 {
@@ -25,9 +24,6 @@ void program_init(const char *argv0)
 
 static void report(const char *prefix, const char *format, va_list arguments)
 {
-    if (report_after_stdout) {
-        fflush(stdout);
-    }
     fprintf(stderr, "%s: %s", program_name, prefix);
     vfprintf(stderr, format, arguments);
     fputc('\n', stderr);
@@ -83,6 +79,35 @@ char *text_format(const char *format, ...)
     va_start(arguments, format);
     text = text_vformat(format, arguments);
     va_end(arguments);
+    return text;
+}
+
+/* Where the details start that the library puts behind its text: " [l1_size 0, 1 needed]". At the end if there are none. */
+static size_t details_start(const char *text)
+{
+    size_t length = strlen(text), at = length;
+    int depth = 0;
+
+    if (length == 0 || text[length - 1] != ']') {
+        return length;
+    }
+    do {
+        at--;
+        depth += text[at] == ']' ? 1 : text[at] == '[' ? -1 : 0;
+    } while (at > 0 && depth > 0);
+    return depth == 0 && at > 0 && text[at - 1] == ' ' ? at - 1 : length;
+}
+
+const char *failure_text(void)
+{
+    static char *text;
+    const char *wanted = getenv("QCOW2_TOOL_DETAIL");
+
+    free(text);
+    text = text_copy(qcow2_last_error());
+    if (wanted == NULL || strcmp(wanted, "1") != 0) {
+        text[details_start(text)] = '\0';
+    }
     return text;
 }
 
@@ -348,13 +373,15 @@ char *list_take(struct string_list *list, const char *key)
     return last;
 }
 
-/* Copies up to a single comma, ",," standing for one; returns the text after it, or NULL at the end. */
+/* Copies up to a single comma, ",," standing for one in values; returns the text after it, or NULL at the end. */
 static const char *next_item(const char *text, char **item)
 {
     char *out = *item = memory_or_exit(malloc(strlen(text) + 1));
+    bool in_value = false;
 
     for (; *text != '\0'; text++) {
-        if (*text == ',' && *++text != ',') {
+        in_value = in_value || *text == '=';
+        if (*text == ',' && (*++text != ',' || !in_value)) {
             *out = '\0';
             return *text != '\0' ? text : NULL;
         }

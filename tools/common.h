@@ -4,11 +4,10 @@
 
 #include <qcow2.h>
 
-/* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0] --- */
+/* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0]. They do not wait for what
+   stdout still holds, as in the stock tools --- */
 
 extern const char *program_name;
-/* Whether a message waits for what stdout holds (the two are often one pipe). The stock image tool does not. */
-extern bool report_after_stdout;
 void program_init(const char *argv0);
 void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -16,6 +15,9 @@ void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 char *text_copy(const char *text);
 void *memory_or_exit(void *pointer);
+/* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
+   environment also the details that the library adds. Valid until the next call. */
+const char *failure_text(void);
 
 /* --- numbers --- */
 

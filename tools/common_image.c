@@ -379,9 +379,6 @@ void print_message(void *opaque, int kind, const char *text)
 {
     (void)opaque;
     (void)kind;
-    if (report_after_stdout) {
-        fflush(stdout);
-    }
     fprintf(stderr, "%s\n", text);
 }
 
@@ -434,7 +431,6 @@ static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_res
 
 static void warn_guessed(const struct image_spec *spec)
 {
-    fflush(stdout);
     fprintf(stderr,
             "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
             "         Automatically detecting the format is dangerous for raw images, write operations on block 0"
@@ -465,7 +461,7 @@ static int open_spec(struct image_spec *spec, uint64_t flags, qcow2_image **imag
     params.message = print_message;
     ret = qcow2_open_with(&params, image);
     if (ret < 0) {
-        *error = text_copy(qcow2_last_error());
+        *error = text_copy(failure_text());
     }
     list_free(&options);
     list_free(&state.paths);

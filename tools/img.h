@@ -118,13 +118,36 @@ struct create_options {
 /* "qcow2" or "raw"; false for any other format. `file_level`: with the options of the host file. */
 bool create_options_init(struct create_options *options, const char *format, bool file_level);
 void create_options_free(struct create_options *options);
-/* "key=value,...": 0, or 1 after a message that starts with `name`. */
-int create_options_parse(struct create_options *options, const char *name, const char *text);
+/* Adds one -o to the joined ones, NULL at first: 0, or 1 after a message. */
+int create_options_join(char **option_text, const char *text);
+/* "key=value,...": 0, or 1 after a message that starts with `prefix` ("NAME: " or nothing). */
+int create_options_parse(struct create_options *options, const char *prefix, const char *text);
 struct create_option *create_option_find(struct create_options *options, const char *key);
+/* The value as it is handed on, NULL: not given. */
+const char *create_option_text(const struct create_options *options, const char *key);
 void create_option_set(struct create_option *option, const char *value);
 /* " key=value key=value", in the order and with the defaults of the stock tool. */
 void create_options_print(const struct create_options *options, FILE *out);
 void create_options_help(const struct create_options *options);
+/* What -o help prints; 0 or 1. */
+int create_options_print_help(const char *format, bool file_level);
+/* Makes or empties the file, with what the options say: 0, or 1 after a message with that prefix. */
+int create_image_file(const struct create_options *options, const char *prefix, const char *path, int64_t size);
+
+/* --- copying what an image shows --- */
+
+struct copy_job {
+    qcow2_image *source, *target;
+    uint64_t size;       /* of the source */
+    uint64_t sparse;     /* aligned parts of so many bytes that are zero become holes; 0: nobody looks */
+    bool fill;           /* zeroes are written as data */
+    bool target_zero;    /* what is not written reads as zeroes already */
+    bool top_only;       /* what the source does not hold itself is left to the target's backing file */
+    qcow2_progress_fn progress; /* or NULL */
+    void *progress_opaque;
+};
+/* 0, or 1 after a message. */
+int copy_image(const struct copy_job *job);
 
 /* --- snapshots, also part of info --- */
 
@@ -133,7 +156,7 @@ void json_snapshots(struct json *json, qcow2_image *image);
 
 /* --- the commands --- */
 
-extern const struct img_command img_check, img_checksum, img_commit, img_create, img_dump_header, img_info, img_map,
-    img_resize, img_snapshot;
+extern const struct img_command img_check, img_checksum, img_commit, img_compare, img_convert, img_create,
+    img_dump_header, img_info, img_map, img_resize, img_snapshot;
 
 #endif

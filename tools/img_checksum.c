@@ -20,7 +20,7 @@ static int run_checksum(const struct img_command *command, int argc, char **argv
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = EXIT_SUCCESS;
         if (qcow2_checksum(image, &crc, args.progress ? print_progress : NULL, &last) < 0) {
-            error_report("%s", qcow2_last_error());
+            error_report("%s", failure_text());
             result = EXIT_FAILURE;
         }
         if (args.progress)

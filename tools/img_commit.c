@@ -52,7 +52,7 @@ static int commit_image(qcow2_image *image, const struct image_args *args, bool 
         print_progress(&last, 0, 1);
     status = qcow2_commit(image, keep ? QCOW2_COMMIT_KEEP : 0, progress ? print_progress : NULL, &last);
     if (status < 0) {
-        error_report("%s", qcow2_last_error());
+        error_report("%s", failure_text());
         return EXIT_FAILURE;
     }
     if (progress) {

@@ -75,6 +75,14 @@ struct create_option *create_option_find(struct create_options *options, const c
     return NULL;
 }
 
+const char *create_option_text(const struct create_options *options, const char *key)
+{
+    for (size_t i = 0; i < options->count; i++)
+        if (strcmp(options->items[i].key, key) == 0)
+            return options->items[i].text;
+    return NULL;
+}
+
 void create_option_set(struct create_option *option, const char *value)
 {
     free(option->value);
@@ -83,19 +91,19 @@ void create_option_set(struct create_option *option, const char *value)
     option->text = text_copy(value);
 }
 
-static int set_size(struct create_option *option, const char *name, const char *value)
+static int set_size(struct create_option *option, const char *prefix, const char *value)
 {
     uint64_t bytes;
     int result = parse_size(value, &bytes);
 
     if (result == -ERANGE) {
-        error_report("%s: Value '%s' is out of range for parameter '%s'", name, value, option->key);
+        error_report("%sValue '%s' is out of range for parameter '%s'", prefix, value, option->key);
         return EXIT_FAILURE;
     }
     if (result < 0) {
-        error_report("%s: Parameter '%s' expects a non-negative number below 2^64\n"
+        error_report("%sParameter '%s' expects a non-negative number below 2^64\n"
                      "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                     "and exabytes, respectively.", name, option->key);
+                     "and exabytes, respectively.", prefix, option->key);
         return EXIT_FAILURE;
     }
     create_option_set(option, value);
@@ -104,7 +112,7 @@ static int set_size(struct create_option *option, const char *name, const char *
     return EXIT_SUCCESS;
 }
 
-static int set_number(struct create_option *option, const char *name, const char *value)
+static int set_number(struct create_option *option, const char *prefix, const char *value)
 {
     char *end;
     unsigned long long number;
@@ -112,11 +120,11 @@ static int set_number(struct create_option *option, const char *name, const char
     errno = 0;
     number = strtoull(value, &end, 0);
     if (end == value || *end) {
-        error_report("%s: Parameter '%s' expects a number", name, option->key);
+        error_report("%sParameter '%s' expects a number", prefix, option->key);
         return EXIT_FAILURE;
     }
     if (errno == ERANGE) {
-        error_report("%s: Value '%s' is too large for parameter '%s'", name, value, option->key);
+        error_report("%sValue '%s' is too large for parameter '%s'", prefix, value, option->key);
         return EXIT_FAILURE;
     }
     create_option_set(option, value);
@@ -125,23 +133,23 @@ static int set_number(struct create_option *option, const char *name, const char
     return EXIT_SUCCESS;
 }
 
-static int set_typed(struct create_option *option, const char *name, const char *value)
+static int set_typed(struct create_option *option, const char *prefix, const char *value)
 {
     bool on;
 
     if (strcmp(option->type, "size") == 0)
-        return set_size(option, name, value);
+        return set_size(option, prefix, value);
     if (strcmp(option->type, "num") == 0)
-        return set_number(option, name, value);
+        return set_number(option, prefix, value);
     if (strncmp(option->type, "bool", 4) == 0 && parse_bool(value, &on) < 0) {
-        error_report("%s: Parameter '%s' expects 'on' or 'off'", name, option->key);
+        error_report("%sParameter '%s' expects 'on' or 'off'", prefix, option->key);
         return EXIT_FAILURE;
     }
     create_option_set(option, value);
     return EXIT_SUCCESS;
 }
 
-int create_options_parse(struct create_options *options, const char *name, const char *text)
+int create_options_parse(struct create_options *options, const char *prefix, const char *text)
 {
     struct string_list items = { 0 };
     int result = EXIT_SUCCESS;
@@ -153,9 +161,9 @@ int create_options_parse(struct create_options *options, const char *name, const
         struct create_option *option = create_option_find(options, key);
 
         if (option) {
-            result = set_typed(option, name, items.items[i] + length + 1);
+            result = set_typed(option, prefix, items.items[i] + length + 1);
         } else {
-            error_report("%s: Invalid parameter '%s'", name, key);
+            error_report("%sInvalid parameter '%s'", prefix, key);
             result = EXIT_FAILURE;
         }
         free(key);
@@ -176,11 +184,10 @@ static void print_value(const char *value, FILE *out)
 
 static void print_option(const struct create_options *options, const char *key, const char *default_text, FILE *out)
 {
-    const char *text = default_text;
+    const char *text = create_option_text(options, key);
 
-    for (size_t i = 0; i < options->count; i++)
-        if (strcmp(options->items[i].key, key) == 0 && options->items[i].text)
-            text = options->items[i].text;
+    if (!text)
+        text = default_text;
     if (!text)
         return;
     fprintf(out, " %s=", key);
@@ -212,4 +219,42 @@ void create_options_help(const struct create_options *options)
 
         printf("%*s - %s\n", width < 24 ? 24 - width : 0, "", option->help);
     }
+}
+
+int create_options_join(char **option_text, const char *text)
+{
+    char *joined;
+    size_t length = strlen(text), commas = 0;
+
+    while (commas < length && text[length - 1 - commas] == ',')
+        commas++;
+    /* A doubled comma is part of a value, an odd one at the end is followed by nothing. */
+    if (length == 0 || text[0] == ',' || commas % 2) {
+        error_report("Invalid option list: %s", text);
+        return EXIT_FAILURE;
+    }
+    joined = text_format("%s%s%s", *option_text ? *option_text : "", *option_text ? "," : "", text);
+    free(*option_text);
+    *option_text = joined;
+    return EXIT_SUCCESS;
+}
+
+int create_options_print_help(const char *format, bool file_level)
+{
+    struct create_options options;
+
+    if (!create_options_init(&options, format, file_level)) {
+        error_report("Unknown file format '%s'", format);
+        return EXIT_FAILURE;
+    }
+    if (file_level)
+        puts("Supported options:");
+    else
+        printf("Supported %s options:\n", format);
+    create_options_help(&options);
+    if (!file_level)
+        puts("\nThe protocol level may support further options.\n"
+             "Specify the target filename to include those options.");
+    create_options_free(&options);
+    return EXIT_SUCCESS;
 }

@@ -86,7 +86,7 @@ static int print_map(qcow2_image *image, struct map_output *output, uint64_t sta
         qcow2_extent extent = { .struct_size = sizeof(extent) };
 
         if (qcow2_block_status(image, at, end - at, 0, &extent) < 0 || extent.length == 0) {
-            error_report("Failed to read image metadata: %s", qcow2_last_error());
+            error_report("Failed to read image metadata: %s", failure_text());
             return EXIT_FAILURE;
         }
         if (!merge(&current, &extent)) {

@@ -7,9 +7,12 @@
 bool open_image(const struct image_args *args, const char *name, uint64_t flags, struct image_spec *spec,
                 qcow2_image **image)
 {
-    char *error = NULL;
-    int result = image_from_name(spec, name, args->format, args->image_opts, &error);
+    /* A list that starts with a word means a node of that name, of which there are none. */
+    bool is_node = args->image_opts && *name && name[strcspn(name, ",=")] != '=';
+    char *full = text_format("%s%s", is_node ? "file=" : "", name), *error = NULL;
+    int result = image_from_name(spec, full, args->format, args->image_opts, &error);
 
+    free(full);
     if (result == 0)
         result = image_open(spec, flags | (args->force_share ? QCOW2_OPEN_FORCE_SHARE : 0), image, &error);
     if (result < 0)
@@ -24,7 +27,7 @@ int close_image(qcow2_image *image)
 
     if (result == 0)
         return EXIT_SUCCESS;
-    error_report("%s", qcow2_last_error());
+    error_report("%s", failure_text());
     return EXIT_FAILURE;
 }
 
@@ -34,7 +37,7 @@ bool image_info(qcow2_image *image, qcow2_info *info)
     info->struct_size = sizeof(*info);
     if (qcow2_get_info(image, info) == 0)
         return true;
-    error_report("%s", qcow2_last_error());
+    error_report("%s", failure_text());
     return false;
 }
 
@@ -57,8 +60,8 @@ int print_progress(void *opaque, uint64_t done, uint64_t total)
     double percent = total ? (double)done / (double)total * 100.0 : 100.0;
     double *last = opaque;
 
-    /* A terminal need not hear of every cluster. */
-    if (percent < 100.0 && *last >= 0.0 && percent - *last < 1.0)
+    /* Steps of two percent, as in the stock tool. */
+    if (percent < 100.0 && *last >= 0.0 && percent - *last < 2.0)
         return 0;
     if (percent <= *last)
         return 0;

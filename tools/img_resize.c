@@ -102,7 +102,7 @@ static int resize_image(const struct resize_job *job, qcow2_image *image)
 
     wanted = (int64_t)total;
     if (current < 0) {
-        error_report("Could not get the image size: %s", qcow2_last_error());
+        error_report("Could not get the image size: %s", failure_text());
         return EXIT_FAILURE;
     }
     if (wanted <= 0) {
@@ -120,7 +120,7 @@ static int resize_image(const struct resize_job *job, qcow2_image *image)
         return EXIT_FAILURE;
     }
     if (qcow2_truncate(image, total, job->preallocation) < 0) {
-        error_report("%s", qcow2_last_error());
+        error_report("%s", failure_text());
         return EXIT_FAILURE;
     }
     return EXIT_SUCCESS;

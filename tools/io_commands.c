@@ -145,7 +145,6 @@ static bool count_fits(const struct io_command *command, const char *typed, int 
     if (count >= command->min_arguments && (command->max_arguments < 0 || count <= command->max_arguments)) {
         return true;
     }
-    fflush(stdout);
     fprintf(stderr, "bad argument count %d to %s, expected ", count, typed);
     if (command->max_arguments < 0) {
         fprintf(stderr, "at least %d arguments\n", command->min_arguments);
@@ -160,7 +159,6 @@ static bool count_fits(const struct io_command *command, const char *typed, int 
 static int run_command(const struct io_command *command, int argc, char **argv)
 {
     if ((command->flags & NEEDS_FILE) != 0 && io.image == NULL) {
-        fflush(stdout);
         fprintf(stderr, "no file open, try 'help open'\n");
         return -EINVAL;
     }
@@ -174,7 +172,6 @@ static int run_command(const struct io_command *command, int argc, char **argv)
     if ((command->flags & WAITS) != 0) {
         io_finish_pending();
     }
-    fflush(stdout); /* getopt complains on stderr */
     optind = 0;
     return command->run(command, argc, argv);
 }
@@ -196,12 +193,10 @@ int io_run_line(const char *line)
         if (command != NULL) {
             ret = run_command(command, argc, argv);
         } else {
-            fflush(stdout);
             fprintf(stderr, "command \"%s\" not found\n", argv[0]);
             ret = -EINVAL;
         }
     }
-    fflush(stdout);
     free(argv);
     free(copy);
     return ret;
@@ -302,8 +297,7 @@ int cmd_sigraise(const struct io_command *command, int argc, char **argv)
 int cmd_abort(const struct io_command *command, int argc, char **argv)
 {
     (void)command, (void)argc, (void)argv;
-    fflush(stdout);
-    abort();
+    abort(); /* what stdout still holds is lost, as with any crash */
 }
 
 /* The library has no points to stop at; the stock tool answers so for drivers without them. */

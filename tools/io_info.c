@@ -58,7 +58,7 @@ int cmd_truncate(const struct io_command *command, int argc, char **argv)
     }
     ret = qcow2_truncate(io.image, (uint64_t)size, mode);
     if (ret < 0) {
-        error_report("%s", qcow2_last_error());
+        error_report("%s", failure_text());
     }
     return ret;
 }

@@ -101,7 +101,7 @@ int io_close(void)
     }
     ret = qcow2_close(io.image);
     if (ret < 0) {
-        error_report("%s", qcow2_last_error());
+        error_report("%s", failure_text());
     }
     io.image = NULL;
     image_spec_free(&io.spec);
@@ -313,7 +313,7 @@ static int reopen(struct reopen_request *request, char **error)
         list_add(&spec.options, cache_option(spec.cache));
         ret = qcow2_reopen(io.image, read_only ? QCOW2_OPEN_READ_ONLY : 0, list_options(&spec.options));
         if (ret < 0) {
-            *error = text_copy(qcow2_last_error());
+            *error = text_copy(failure_text());
         }
     }
     if (ret == 0) {

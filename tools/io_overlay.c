@@ -29,7 +29,7 @@ static int create_overlay(const char *base, const char *format, int64_t bytes, c
     list_addf(&options, "backing_fmt=%s", format);
     ret = qcow2_create_fd(fd, (uint64_t)bytes, list_options(&options));
     if (ret < 0) {
-        *error = text_copy(qcow2_last_error());
+        *error = text_copy(failure_text());
         unlink(*path);
     }
     close(fd);

@@ -93,12 +93,24 @@ static void report(FILE *out, const struct write_options *options, uint64_t star
     }
 }
 
+/* No raw disk will ever hold compressed data. */
+static bool is_qcow2(void)
+{
+    qcow2_info info = { .struct_size = sizeof(info) };
+
+    return qcow2_get_info(io.image, &info) == 0 && info.version != 0;
+}
+
 static int write_buffer(const struct write_options *options, int64_t offset, int64_t bytes)
 {
     struct iovec part = { NULL, (size_t)bytes };
     uint64_t start;
     int ret;
 
+    if (options->compressed && !options->zero && !options->vm_state && is_qcow2()) {
+        error_report("write -c is not supported yet");
+        return -ENOTSUP;
+    }
     if (options->vm_state || (options->compressed && !options->zero)) {
         return io_failed(stdout, "write", -ENOTSUP, 0, 0);
     }

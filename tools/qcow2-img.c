@@ -22,17 +22,15 @@ static const struct img_command unsupported[] = {
     UNSUPPORTED("amend", "Change format options of an image"),
     UNSUPPORTED("bench", "Measure the speed of requests"),
     UNSUPPORTED("bitmap", "Change the bitmaps in an image"),
-    UNSUPPORTED("compare", "Compare the disks in two images"),
-    UNSUPPORTED("convert", "Copy an image into another"),
     UNSUPPORTED("dd", "Copy blocks of an image into another"),
     UNSUPPORTED("measure", "Compute how large a new image file gets"),
     UNSUPPORTED("rebase", "Change the backing file of an image"),
 };
 
 static const struct img_command *const commands[] = {
-    &unsupported[0], &unsupported[1], &unsupported[2], &img_check,      &img_checksum, &img_commit,
-    &unsupported[3], &unsupported[4], &img_create,     &unsupported[5], &img_dump_header, &img_info,
-    &img_map,        &unsupported[6], &unsupported[7], &img_resize,     &img_snapshot,
+    &unsupported[0], &unsupported[1],  &unsupported[2], &img_check, &img_checksum,    &img_commit,      &img_compare,
+    &img_convert,    &img_create,      &unsupported[3], &img_dump_header, &img_info,  &img_map, &unsupported[4],
+    &unsupported[5], &img_resize,      &img_snapshot,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -91,7 +89,6 @@ int main(int argc, char **argv)
 {
     program_init(argv[0]);
     program_path = argv[0];
-    report_after_stdout = false;
     parse_standard_options(argc, argv);
     if (optind >= argc)
         return usage_error(NULL, "Not enough arguments");

@@ -33,12 +33,16 @@
 #     writer was killed it is open: use `map_guest` and `no_corruption`.
 #   * After a kill only what was flushed (`flush`, or -t writethrough) is certain.
 #   * A missing tool or feature is `notrun REASON`: a skip, not a failure.
+#   * A feature that our tools do not have yet: where it is the subject of the test, ask with
+#     `need_feature`; where it only prepares the image, let the stock tools prepare it in every run
+#     (`stock_img`, `stock_io`), so that our engine meets it nevertheless.
 #   * End with `done_testing`; a script that ends without it has failed.
 #   * Where we mean to differ from the stock tools (they lose data there, say) the head of the script
 #     tells why, and NAME.ours.out holds what our tools must print. Such tests are few.
 #   * Well under 5 seconds. No network, no root, nothing outside $TEST_DIR.
 #
-# Environment: QCOW2_IMG, QCOW2_IO name the tools (default: the stock ones).
+# Environment: QCOW2_IMG, QCOW2_IO name the tools (default: the stock ones), STOCK_IMG and STOCK_IO
+# the stock ones.
 
 set -u
 LC_ALL=C
@@ -47,6 +51,8 @@ unset CDPATH
 
 QCOW2_IMG=${QCOW2_IMG:-qemu-img}
 QCOW2_IO=${QCOW2_IO:-qemu-io}
+STOCK_IMG=${STOCK_IMG:-qemu-img}
+STOCK_IO=${STOCK_IO:-qemu-io}
 
 TEST_DIR=$(mktemp -d "${TMPDIR:-/tmp}/iotest.XXXXXX") || exit 99
 TEST_DIR=$(cd "$TEST_DIR" && pwd -P) || exit 99
@@ -108,12 +114,35 @@ need_create_option() {
     rm -f probe.qcow2
 }
 
+# Ends the test unless the tools under test have a feature. They are asked: what is to come says
+# "not supported yet". Any other answer (a missing file, say) means that the feature is there.
+need_feature() {
+    local probe
+    case $1 in
+        amend) probe=$("$QCOW2_IMG" amend -o lazy_refcounts=on missing 2>&1) ;;
+        rebase) probe=$("$QCOW2_IMG" rebase -u -b '' missing 2>&1) ;;
+        snapshot) probe=$("$QCOW2_IMG" snapshot -c probe missing 2>&1) ;;
+        convert-compressed)
+            : >probe.raw
+            probe=$("$QCOW2_IMG" convert -c -f raw -O qcow2 probe.raw probe.qcow2 2>&1)
+            rm -f probe.raw probe.qcow2
+            ;;
+        write-compressed)
+            "$QCOW2_IMG" create -q -f qcow2 probe.qcow2 64k
+            probe=$("$QCOW2_IO" -f qcow2 -c "write -c 0 64k" probe.qcow2 2>&1)
+            rm -f probe.qcow2
+            ;;
+        *) echo "lib.sh: need_feature does not know '$1'"; exit 97 ;;
+    esac
+    case $probe in *"not supported yet"*) notrun "no $1 yet" ;; esac
+}
+
 # ---------------------------------------------------------------------------------------------
 # Filters: from standard input to standard output
 
 filter_names() {
     sed -E -e "s#$TEST_DIR#TEST_DIR#g" \
-        -e 's#\b(qemu|qcow2)-img\b#IMG#g' -e 's#\b(qemu|qcow2)-io\b#IO#g'
+        -e "s#(/[^ ']*/)?\\b(qemu|qcow2)-img\\b#IMG#g" -e "s#(/[^ ']*/)?\\b(qemu|qcow2)-io\\b#IO#g"
 }
 
 # Speed of qemu-io, sizes and dates that the host decides, process numbers. The inner virtual size
@@ -179,6 +208,18 @@ killed_io() {
     run_tool "$QCOW2_IO" "$@"
     [ "$rc" -eq "$want" ] || { show_tool IO "$@"; echo "lib.sh: expected rc=$want"; exit 97; }
     echo "+ IO ... rc=$rc"
+}
+
+# The same with the stock tools, in every run: what our tools cannot make yet.
+stock_img() {
+    need_command "$STOCK_IMG"
+    run_tool "$STOCK_IMG" "$@"
+    [ "$rc" -eq 0 ] || { show_tool IMG "$@"; echo "lib.sh: preparing failed"; exit 97; }
+}
+stock_io() {
+    need_command "$STOCK_IO"
+    run_tool "$STOCK_IO" "$@"
+    [ "$rc" -eq 0 ] || { show_tool IO "$@"; echo "lib.sh: preparing failed"; exit 97; }
 }
 
 # check IMAGE [OPTIONS]: a whole `check`, everything printed.

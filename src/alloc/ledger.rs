@@ -206,7 +206,8 @@ impl Ledger {
                 return Err(e);
             }
         }
-        let fresh = self.zero_past_end && first >= self.frontier;
+        let inside = geometry.cluster_offset(first + count) <= self.length;
+        let fresh = self.zero_past_end && inside && first >= self.frontier;
         self.note_used(first, count);
         if first == self.hint {
             self.hint = first + count;
@@ -251,7 +252,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Lowers the counts of a run by one. Clusters that nobody refers to any more become free.
+    /// Lowers the counts of a run by one. Clusters that nobody refers to any more become free, and with
+    /// `discard` are given back to the host.
     pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<()> {
         for cluster in release.first_cluster..release.first_cluster + release.cluster_count {
             let count = self.table.get(shared, cluster)?;
@@ -264,7 +266,7 @@ impl Ledger {
                 continue;
             }
             self.hint = self.hint.min(cluster);
-            if discard && release.discard {
+            if discard {
                 self.add_hole(cluster);
             }
         }

@@ -22,7 +22,7 @@ use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use table::RefcountTable;
 
@@ -53,14 +53,22 @@ pub struct Allocator {
     /// Clusters in `pending`.
     pending_clusters: AtomicU64,
     /// Counts are not written at barriers.
-    lazy: AtomicBool,
-    /// Releases may be given back to the host.
-    pass_discard: AtomicBool,
+    lazy: bool,
+    pass: Pass,
+}
+
+/// Which freed clusters are given back to the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// Those that the guest discarded or zeroed (`pass-discard-request`).
+    pub requests: bool,
+    /// All others (`pass-discard-other`).
+    pub others: bool,
 }
 
 impl Allocator {
     /// The allocator of an open writable image. `cache_blocks`: refcount blocks kept in memory.
-    pub fn open(shared: Shared, lazy: bool, pass_discard: bool, cache_blocks: usize) -> Result<Self> {
+    pub fn open(shared: Shared, lazy: bool, pass: Pass, cache_blocks: usize) -> Result<Self> {
         let table = RefcountTable::load(&shared, cache_blocks)?;
         let ledger = Ledger::new(table, &shared)?;
         Ok(Allocator {
@@ -68,24 +76,14 @@ impl Allocator {
             ledger: Mutex::new(ledger),
             pending: Mutex::default(),
             pending_clusters: AtomicU64::new(0),
-            lazy: AtomicBool::new(lazy),
-            pass_discard: AtomicBool::new(pass_discard),
+            lazy,
+            pass,
         })
     }
 
     /// Whether counts may lag behind.
     pub fn is_lazy(&self) -> bool {
-        self.lazy.load(Ordering::SeqCst)
-    }
-
-    /// Switches lazy refcounts; the caller is alone and has made counts durable when it switches off.
-    pub fn set_lazy(&self, lazy: bool) {
-        self.lazy.store(lazy, Ordering::SeqCst);
-    }
-
-    /// Switches whether freed clusters are given back to the host.
-    pub fn set_pass_discard(&self, pass: bool) {
-        self.pass_discard.store(pass, Ordering::SeqCst);
+        self.lazy
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
@@ -161,8 +159,8 @@ impl Allocator {
                 pending.pop_front();
             }
         }
-        let pass = self.pass_discard.load(Ordering::SeqCst);
         for release in due {
+            let pass = if release.discard { self.pass.requests } else { self.pass.others };
             ledger.lower(&self.shared, release, pass)?;
         }
         ledger.punch(&self.shared)

@@ -75,6 +75,8 @@ pub(super) struct Guarded {
     forks: u64,
     /// A panic was caught in a call on this handle.
     broken: AtomicBool,
+    /// Reads go through functions of the caller, which may hold cancellation points.
+    may_be_cancelled: bool,
     /// Strings handed out by info calls.
     pub(super) strings: std::sync::Mutex<super::info::Strings>,
 }
@@ -82,8 +84,10 @@ pub(super) struct Guarded {
 impl Guarded {
     pub(super) fn new(handle: Handle) -> Self {
         Lazy::force(&FORK_HANDLER);
+        let may_be_cancelled = handle.uses_callbacks();
         Guarded {
             handle,
+            may_be_cancelled,
             forks: FORKS.load(Ordering::Relaxed),
             broken: AtomicBool::new(false),
             strings: std::sync::Mutex::default(),
@@ -128,6 +132,33 @@ pub(super) fn enter(call: impl FnOnce() -> Result<i64>) -> i64 {
     }
 }
 
+/// Runs a read on a handle: as `with`, but for calls that meet no cancellation point (the file storage reads
+/// by bare system calls, and locks wait on futexes), so that there is nothing to keep out.
+#[inline]
+pub(super) fn with_read(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> Result<i64>) -> i64 {
+    if image.is_null() {
+        return fail(&Error::invalid("image is NULL"));
+    }
+    // SAFETY: the caller passes a pointer from an open that has not been closed.
+    let guarded = unsafe { &*image.cast::<Guarded>() };
+    if guarded.may_be_cancelled {
+        return with(image, call);
+    }
+    run(guarded, call)
+}
+
+#[inline]
+fn run(guarded: &Guarded, call: impl FnOnce(&Guarded) -> Result<i64>) -> i64 {
+    match catch_unwind(AssertUnwindSafe(|| guarded.check().and_then(|()| call(guarded)))) {
+        Ok(Ok(value)) => value,
+        Ok(Err(e)) => fail(&e),
+        Err(_) => {
+            guarded.broken.store(true, Ordering::Relaxed);
+            fail(&caught())
+        }
+    }
+}
+
 /// Runs a call on a handle. A panic breaks the handle: whatever it left half done is never written.
 #[inline]
 pub(super) fn with(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> Result<i64>) -> i64 {
@@ -137,14 +168,7 @@ pub(super) fn with(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> Resul
     }
     // SAFETY: the caller passes a pointer from an open that has not been closed.
     let guarded = unsafe { &*image.cast::<Guarded>() };
-    match catch_unwind(AssertUnwindSafe(|| guarded.check().and_then(|()| call(guarded)))) {
-        Ok(Ok(value)) => value,
-        Ok(Err(e)) => fail(&e),
-        Err(_) => {
-            guarded.broken.store(true, Ordering::Relaxed);
-            fail(&caught())
-        }
-    }
+    run(guarded, call)
 }
 
 /// A C string as text, or `None` for NULL.

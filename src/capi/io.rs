@@ -1,6 +1,6 @@
 //! Guest I/O.
 
-use super::edge::{give, with};
+use super::edge::{give, with, with_read};
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::image::ZeroFlags;
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn qcow2_pread(
     count: usize,
     offset: u64,
 ) -> ssize_t {
-    with(image, |guarded| {
+    with_read(image, |guarded| {
         check_count(count)?;
         if buffer.is_null() && count > 0 {
             return Err(Error::invalid("buffer is NULL"));

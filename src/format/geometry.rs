@@ -78,14 +78,19 @@ impl Geometry {
         }
     }
 
+    /// log2 of the entries of one L2 table.
+    pub fn l2_entry_bits(&self) -> u32 {
+        self.cluster_bits - if self.extended_l2 { 4 } else { 3 }
+    }
+
     /// Entries of one L2 table.
     pub fn l2_entry_count(&self) -> u64 {
-        self.cluster_bytes() / self.l2_entry_bytes()
+        1 << self.l2_entry_bits()
     }
 
     /// log2 of the guest bytes that one L2 table maps.
     pub fn l1_shift(&self) -> u32 {
-        self.cluster_bits + self.l2_entry_count().trailing_zeros()
+        self.cluster_bits + self.l2_entry_bits()
     }
 
     /// Guest bytes that one L2 table maps.
@@ -119,7 +124,7 @@ impl Geometry {
 
     /// log2 of the subcluster size in bytes.
     pub fn subcluster_bits(&self) -> u32 {
-        self.cluster_bits - self.subcluster_count().trailing_zeros()
+        self.cluster_bits - if self.extended_l2 { 5 } else { 0 }
     }
 
     /// Subcluster size in bytes; the cluster size without extended entries.

@@ -64,6 +64,12 @@ impl<'a> Gather<'a> {
         Gather { buffers, index: 0, skip: 0 }
     }
 
+    /// The next `bytes`, when they are in one buffer.
+    pub(super) fn peek_one(&self, bytes: u64) -> Option<&'a [u8]> {
+        let rest = self.buffers.get(self.index)?.get(self.skip..)?;
+        rest.get(..usize::try_from(bytes).ok()?)
+    }
+
     /// Appends the next `bytes` to `parts` without passing over them.
     pub(super) fn peek_into(&self, mut bytes: u64, parts: &mut Vec<IoSlice<'a>>) {
         let mut skip = self.skip;

@@ -2,7 +2,7 @@
 
 use super::snapshots::index_snapshots;
 use super::Disk;
-use crate::alloc::{Allocator, Shared};
+use crate::alloc::{Allocator, Pass, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
@@ -15,6 +15,7 @@ use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How an image is opened, below paths and locks.
 #[derive(Clone)]
@@ -129,13 +130,20 @@ impl Core {
         let alloc = if settings.read_only {
             None
         } else {
+            // What a killed writer left may be in the host's cache only: durable before anything relies on it.
+            shared.medium.sync_step()?;
             let lazy = lazy_in_force(header, &settings.options)?;
             let blocks = (sizes.refcount_cache_bytes >> geometry.cluster_bits) as usize;
             index_other_tables(shared, header)?;
-            let pass = settings.options.passes_discard_request();
+            let pass = Pass {
+                requests: settings.options.passes_discard_request(),
+                others: settings.options.pass_discard_other,
+            };
             Some(Arc::new(Allocator::open(shared.clone(), lazy, pass, blocks)?))
         };
-        let map = Map::open(shared.clone(), alloc.clone(), sizes.l2_slice_bytes, sizes.l2_cache_bytes)?;
+        let seconds = u64::from(settings.options.cache_clean_interval_seconds);
+        let interval = (seconds > 0).then(|| Duration::from_secs(seconds));
+        let map = Map::open(shared.clone(), alloc.clone(), &sizes, interval)?;
         Ok(Io { map, alloc })
     }
 

@@ -5,6 +5,7 @@ use super::flush::Flusher;
 use super::status::Status;
 use super::{check_range, ZeroFlags};
 use crate::error::Result;
+use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate};
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
@@ -63,7 +64,14 @@ impl Image {
     pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let _pin = self.gate.enter();
         let core = self.core.load();
-        core.write(offset, buffers, &self.flusher)?;
+        match core.settings.options.detect_zeroes {
+            detect if detect != DetectZeroes::Off && all_zero(buffers) => {
+                let flags = ZeroFlags { unmap: detect == DetectZeroes::Unmap, no_fallback: false };
+                let bytes = buffers.iter().map(|b| b.len() as u64).sum();
+                core.write_zeroes(offset, bytes, flags, &self.flusher)?;
+            }
+            _ => core.write(offset, buffers, &self.flusher)?,
+        }
         self.finish_write(&core, fua)
     }
 
@@ -134,6 +142,12 @@ impl Image {
     }
 }
 
+fn all_zero(buffers: &[IoSlice<'_>]) -> bool {
+    // Compares with itself, shifted by one: as fast as the host's memcmp.
+    let zero = |b: &IoSlice<'_>| b.first().is_none_or(|f| *f == 0 && b[1..] == b[..b.len() - 1]);
+    buffers.iter().all(zero)
+}
+
 /// A long range in steps of at most `PINNED_BYTES`, cut at multiples of it, at least one.
 fn pinned_steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = offset + length;
@@ -163,9 +177,28 @@ impl Alone<'_> {
         self.image.core().settle()
     }
 
-    /// Loads the image again from `storage`. On failure the state is as it was.
+    /// The image's flushes.
+    pub(super) fn flusher(&self) -> &Flusher {
+        &self.image.flusher
+    }
+
+    /// Loads the image from `storage` as if it had `virtual_size` bytes, without putting it in force.
+    pub(super) fn load_sized(
+        &self,
+        storage: Arc<dyn Storage>,
+        settings: CoreSettings,
+        virtual_size: u64,
+    ) -> Result<Core> {
+        let mut core = Image::load(storage, &self.image.gate, settings)?;
+        core.virtual_size = virtual_size;
+        Ok(core)
+    }
+
+    /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold:
+    /// it takes no more writes.
     pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
-        let core = Image::load(storage, &self.image.gate, settings)?;
+        let loaded = Image::load(storage, &self.image.gate, settings);
+        let core = loaded.map_err(|e| self.image.core().shared.medium.latch().close(e))?;
         self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
         self.image.core.store(Arc::new(core));
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::core::Io;
 use super::qcow2::Alone;
-use super::Core;
+use super::{Core, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::Link;
@@ -26,17 +26,33 @@ impl Alone<'_> {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         core.begin_write()?;
-        if size < core.virtual_size {
+        let old = core.virtual_size;
+        if size < old {
             core.cut(size)?;
         }
         core.barrier()?;
         let needed = geometry.l1_entries_for(size).max(1);
         if needed > u64::from(header.l1_size) {
-            core.grow_l1(needed, size)?;
-        } else {
-            core.shared.header.change(|h| h.virtual_size = size)?;
+            core.grow_l1(needed)?;
+            self.settle()?;
+            self.reload(Arc::clone(core.storage()), core.settings.clone())?;
         }
+        let core = self.core();
+        let shown = core.backing().map_or(0, |b| b.length()).min(size);
+        if shown > old {
+            self.hide_backing(&core, old, shown)?;
+        }
+        core.shared.header.change(|h| h.virtual_size = size)?;
         self.settle()?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())
+    }
+
+    /// Zeroes what a longer backing file would show in `[old, end)`, durably, before the disk says that it has
+    /// this range: a power cut must not leave the new size with the backing file's bytes.
+    fn hide_backing(&self, core: &Arc<Core>, old: u64, end: u64) -> Result<()> {
+        let wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), end)?;
+        wide.write_zeroes(old, end - old, ZeroFlags::default(), self.flusher())?;
+        wide.settle()?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
     }
 }
@@ -61,8 +77,8 @@ impl Core {
         Ok((io, alloc))
     }
 
-    /// Moves the L1 table to a longer place; the header names it with the new size in one sector.
-    fn grow_l1(&self, entries: u64, size: u64) -> Result<()> {
+    /// Moves the L1 table to a longer place.
+    fn grow_l1(&self, entries: u64) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let clusters = geometry.clusters_ceil(entries * 8);
@@ -77,7 +93,6 @@ impl Core {
         self.shared.header.change(|h| {
             h.l1_table_offset = offset;
             h.l1_size = entries as u32;
-            h.virtual_size = size;
         })?;
         reserved.keep();
         let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);

@@ -66,6 +66,9 @@ impl Core {
 
     fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {
         self.guard_data(host, length)?;
+        if let Some(part) = source.peek_one(length) {
+            return self.shared.medium.write_data(host, &[IoSlice::new(part)]);
+        }
         let mut parts = Vec::with_capacity(4);
         source.peek_into(length, &mut parts);
         self.shared.medium.write_data(host, &parts)

@@ -18,9 +18,11 @@ use crate::meta::cache::WriteOut;
 use crate::meta::guard::Owner;
 use crate::meta::page::{Change, Updated};
 use crate::meta::{DirtyList, Page, Release, Settler, SliceCache};
+use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Held changes in one page from which on a barrier is worth its price.
 const HELD_LIMIT: usize = 4096;
@@ -39,6 +41,8 @@ pub struct Map {
     claims: Claims,
     /// Held while an L2 table is made; across I/O. After claims, before the ledger.
     birth: Mutex<()>,
+    clean_interval: Option<Duration>,
+    last_clean: Mutex<Instant>,
 }
 
 /// For read-only images: pages are never dirty, so nothing is ever asked of it.
@@ -65,13 +69,15 @@ pub struct Link {
 }
 
 impl Map {
-    /// Reads the active L1 table. `writer` is there for a writable image; `slice_bytes` divides the cluster size.
+    /// Reads the active L1 table. `writer` is there for a writable image. Slices that no request used for
+    /// `clean_interval` are dropped.
     pub fn open(
         shared: Shared,
         writer: Option<Arc<Allocator>>,
-        slice_bytes: u64,
-        cache_bytes: u64,
+        caches: &CacheSizes,
+        clean_interval: Option<Duration>,
     ) -> Result<Map> {
+        let (slice_bytes, cache_bytes) = (caches.l2_slice_bytes, caches.l2_cache_bytes);
         let header = shared.header.header();
         let geometry = header.geometry();
         let l1_bytes = u64::from(header.l1_size) * 8;
@@ -87,11 +93,13 @@ impl Map {
             writer,
             l1,
             l1_entries: u64::from(header.l1_size),
-            cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize),
+            cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize, slices >= disk_slices),
             slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
             list: DirtyList::default(),
             claims: Claims::default(),
             birth: Mutex::new(()),
+            clean_interval,
+            last_clean: Mutex::new(Instant::now()),
             shared,
         };
         map.index_tables(header.l1_table_offset, l1_bytes);
@@ -171,7 +179,26 @@ impl Map {
     /// The slice that maps guest cluster `cluster` in the L2 table at `table_offset`.
     fn slice(&self, cluster: u64, table_offset: u64) -> Result<Arc<Page>> {
         let key = self.slice_key(cluster);
-        self.cache.get(key, &self.write_out(), || self.load_slice(cluster, table_offset))
+        let mut loaded = false;
+        let page = self.cache.get(key, &self.write_out(), || {
+            loaded = true;
+            self.load_slice(cluster, table_offset)
+        });
+        if loaded {
+            self.clean_if_due();
+        }
+        page
+    }
+
+    /// Runs the clean interval from the calls that load slices: memory only grows there.
+    fn clean_if_due(&self) {
+        let Some(interval) = self.clean_interval else { return };
+        let Ok(mut last) = self.last_clean.try_lock() else { return };
+        if last.elapsed() >= interval {
+            *last = Instant::now();
+            drop(last);
+            self.forget_unused();
+        }
     }
 
     fn load_slice(&self, cluster: u64, table_offset: u64) -> Result<Page> {

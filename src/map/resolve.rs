@@ -2,7 +2,9 @@
 
 use super::Map;
 use crate::error::Result;
-use crate::format::entries::{CompressedSpan, L2Entry, Mapping};
+use crate::format::entries::{
+    CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
+};
 
 /// Where the bytes of an extent are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +72,19 @@ impl Map {
         let cluster = geometry.cluster_index(guest_offset);
         let index = self.index_in_slice(cluster);
         let in_cluster = geometry.in_cluster(guest_offset);
-        let mut extent = self.extent_at(cluster, page.entry(index), in_cluster)?;
+        let raw = page.entry(index);
+        if let Some(host) = self.plain_data(raw) {
+            // The common case: a request inside one cluster with data.
+            if geometry.cluster_bytes() - in_cluster >= max_bytes {
+                return Ok(Extent {
+                    source: Source::Data,
+                    length: max_bytes,
+                    host: Some(host + in_cluster),
+                    in_place: raw.descriptor & COPIED != 0,
+                });
+            }
+        }
+        let mut extent = self.extent_at(cluster, raw, in_cluster)?;
         if extent.length >= max_bytes {
             extent.length = max_bytes;
             return Ok(extent);
@@ -80,6 +94,15 @@ impl Map {
         }
         self.extend(page, cluster, index, in_cluster, max_bytes, &mut extent)?;
         Ok(extent)
+    }
+
+    /// The host cluster of a standard entry that holds data and nothing else; `None`: decode it in full.
+    #[inline]
+    fn plain_data(&self, raw: RawL2) -> Option<u64> {
+        let host = raw.descriptor & OFFSET_MASK;
+        let other = COMPRESSED | ZERO;
+        let simple = !self.geometry.extended_l2 && raw.descriptor & other == 0 && host != 0;
+        (simple && self.geometry.in_cluster(host) == 0).then_some(host)
     }
 
     /// Lengthens an extent over the following subclusters and entries of the slice while they continue it.
@@ -122,7 +145,7 @@ impl Map {
 
     /// The extent from `in_cluster` to the end of its run of like subclusters.
     #[inline]
-    fn extent_at(&self, cluster: u64, raw: crate::format::entries::RawL2, in_cluster: u64) -> Result<Extent> {
+    fn extent_at(&self, cluster: u64, raw: RawL2, in_cluster: u64) -> Result<Extent> {
         let cluster_bytes = self.geometry.cluster_bytes();
         match self.decode(cluster, raw)? {
             L2Entry::Compressed(span) => Ok(Extent {

@@ -14,14 +14,10 @@ use arc_swap::{ArcSwapOption, Guard};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// Slices of one set.
-const WAYS: usize = 8;
+/// Least slices of one set in a cache with several sets; there are fewer than twice as many.
+const MIN_WAYS: usize = 8;
 
-struct Slot {
-    /// Slice number + 1; 0 when empty. A hint: `page` decides.
-    key: AtomicU64,
-    page: ArcSwapOption<Keyed>,
-}
+type Slot = ArcSwapOption<Keyed>;
 
 /// A page with the slice that it holds.
 pub struct Keyed {
@@ -45,41 +41,52 @@ pub struct WriteOut<'a> {
 /// See the module.
 pub struct SliceCache {
     slots: Box<[Slot]>,
+    /// Slice number + 1 of each slot; 0 when empty. A hint that keeps a search in few cache lines: the page
+    /// in the slot decides.
+    keys: Box<[AtomicU64]>,
     ways: usize,
+    /// Sets - 1; their number is a power of two.
+    set_mask: u64,
     hand: AtomicUsize,
     loading: Mutex<Vec<u64>>,
     loaded: Condvar,
 }
 
 impl SliceCache {
-    /// A cache of at least `slice_count` slices (2 at least). Memory is taken as slices are loaded.
-    pub fn new(slice_count: usize) -> SliceCache {
-        let ways = slice_count.clamp(2, WAYS);
-        let sets = slice_count.max(2).div_ceil(ways);
-        let slots = (0..sets * ways).map(|_| Slot { key: AtomicU64::new(0), page: ArcSwapOption::empty() });
+    /// A cache of `slice_count` slices (2 at least). With `whole`, room for all of them at once is made even
+    /// if that takes a few more. Memory is taken as slices are loaded.
+    pub fn new(slice_count: usize, whole: bool) -> SliceCache {
+        let wanted = slice_count.max(2);
+        let sets = match wanted / MIN_WAYS {
+            0 => 1,
+            n => 1 << n.ilog2(),
+        };
+        let ways = if whole { wanted.div_ceil(sets) } else { wanted / sets };
         SliceCache {
-            slots: slots.collect(),
+            slots: (0..sets * ways).map(|_| ArcSwapOption::empty()).collect(),
+            keys: (0..sets * ways).map(|_| AtomicU64::new(0)).collect(),
             ways,
+            set_mask: sets as u64 - 1,
             hand: AtomicUsize::new(0),
             loading: Mutex::new(Vec::new()),
             loaded: Condvar::new(),
         }
     }
 
-    fn set_of(&self, key: u64) -> &[Slot] {
-        let sets = (self.slots.len() / self.ways) as u64;
-        let first = (key % sets) as usize * self.ways;
-        &self.slots[first..first + self.ways]
+    fn set_of(&self, key: u64) -> std::ops::Range<usize> {
+        let first = (key & self.set_mask) as usize * self.ways;
+        first..first + self.ways
     }
 
     /// The page of slice `key`, if it is in memory.
     #[inline]
     pub fn find(&self, key: u64) -> Option<Guard<Option<Arc<Keyed>>>> {
-        for slot in self.set_of(key) {
-            if slot.key.load(Ordering::Acquire) != key + 1 {
+        let set = self.set_of(key);
+        for (index, hint) in self.keys[set.clone()].iter().enumerate() {
+            if hint.load(Ordering::Acquire) != key + 1 {
                 continue;
             }
-            let found = slot.page.load();
+            let found = self.slots[set.start + index].load();
             if let Some(keyed) = found.as_ref() {
                 if keyed.key == key {
                     if !keyed.page.used.load(Ordering::Relaxed) {
@@ -120,14 +127,13 @@ impl SliceCache {
 
     /// Puts this set under load, waiting for others that load into it. Whoever waited may find the page there.
     fn begin_load(&self, key: u64) -> Option<Arc<Page>> {
-        let sets = (self.slots.len() / self.ways) as u64;
         let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
         loop {
             if let Some(found) = self.find_arc(key) {
                 return Some(found);
             }
             // One load per set at a time: two loads could otherwise pick one victim.
-            if !loading.iter().any(|k| k % sets == key % sets) {
+            if !loading.iter().any(|k| (k ^ key) & self.set_mask == 0) {
                 loading.push(key);
                 return None;
             }
@@ -137,9 +143,8 @@ impl SliceCache {
 
     /// Keeps loads out of the set of `key` until `end_load`.
     fn own_set(&self, key: u64) {
-        let sets = (self.slots.len() / self.ways) as u64;
         let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
-        while loading.iter().any(|k| k % sets == key % sets) {
+        while loading.iter().any(|k| (k ^ key) & self.set_mask == 0) {
             loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
         }
         loading.push(key);
@@ -155,25 +160,25 @@ impl SliceCache {
     /// passed, else any clean page, else one that is written out first.
     fn make_room(&self, key: u64, out: &WriteOut<'_>) -> Result<()> {
         let set = self.set_of(key);
-        if set.iter().any(|s| s.page.load().is_none()) {
+        if self.slots[set.clone()].iter().any(|s| s.load().is_none()) {
             return Ok(());
         }
         let start = self.hand.fetch_add(1, Ordering::Relaxed);
         for round in 0..2 {
             for i in 0..set.len() {
-                let slot = &set[(start + i) % set.len()];
-                let Some(keyed) = slot.page.load_full() else { return Ok(()) };
+                let slot = set.start + (start + i) % set.len();
+                let Some(keyed) = self.slots[slot].load_full() else { return Ok(()) };
                 let recent = keyed.page.used.swap(false, Ordering::Relaxed) && round == 0;
                 if !recent && keyed.page.try_evict() {
                     return self.clear(slot);
                 }
             }
         }
-        self.evict_dirty(&set[start % set.len()], out)
+        self.evict_dirty(set.start + start % set.len(), out)
     }
 
-    fn evict_dirty(&self, slot: &Slot, out: &WriteOut<'_>) -> Result<()> {
-        let Some(keyed) = slot.page.load_full() else { return Ok(()) };
+    fn evict_dirty(&self, slot: usize, out: &WriteOut<'_>) -> Result<()> {
+        let Some(keyed) = self.slots[slot].load_full() else { return Ok(()) };
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
             let clean = keyed.page.write_out(out.medium, out.guard, out.settler, out.list)?;
@@ -187,17 +192,17 @@ impl SliceCache {
         }
     }
 
-    fn clear(&self, slot: &Slot) -> Result<()> {
-        slot.key.store(0, Ordering::Release);
-        slot.page.store(None);
+    fn clear(&self, slot: usize) -> Result<()> {
+        self.keys[slot].store(0, Ordering::Release);
+        self.slots[slot].store(None);
         Ok(())
     }
 
     fn install(&self, key: u64, page: Arc<Page>) {
         for slot in self.set_of(key) {
-            if slot.page.load().is_none() {
-                slot.page.store(Some(Arc::new(Keyed { key, page })));
-                slot.key.store(key + 1, Ordering::Release);
+            if self.slots[slot].load().is_none() {
+                self.slots[slot].store(Some(Arc::new(Keyed { key, page })));
+                self.keys[slot].store(key + 1, Ordering::Release);
                 return;
             }
         }
@@ -208,7 +213,7 @@ impl SliceCache {
     pub fn forget(&self, key: u64) {
         self.own_set(key);
         for slot in self.set_of(key) {
-            let keyed = slot.page.load_full();
+            let keyed = self.slots[slot].load_full();
             if keyed.is_some_and(|k| k.key == key && k.page.try_evict()) {
                 let _ = self.clear(slot);
             }
@@ -219,7 +224,7 @@ impl SliceCache {
     /// Drops clean pages that no request has used since the last call (`cache-clean-interval`).
     pub fn forget_unused(&self) {
         for slot in self.slots.iter() {
-            let Some(keyed) = slot.page.load_full() else { continue };
+            let Some(keyed) = slot.load_full() else { continue };
             if !keyed.page.used.swap(false, Ordering::Relaxed) {
                 self.forget(keyed.key);
             }
@@ -229,7 +234,7 @@ impl SliceCache {
     /// Drops every clean page.
     pub fn forget_all(&self) {
         for slot in self.slots.iter() {
-            if let Some(keyed) = slot.page.load_full() {
+            if let Some(keyed) = slot.load_full() {
                 self.forget(keyed.key);
             }
         }
@@ -237,6 +242,6 @@ impl SliceCache {
 
     /// Slices in memory.
     pub fn loaded_count(&self) -> usize {
-        self.slots.iter().filter(|s| s.page.load().is_some()).count()
+        self.slots.iter().filter(|s| s.load().is_some()).count()
     }
 }

@@ -1,7 +1,7 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
 use super::check::{check, CheckOptions, CheckReport, MessageKind};
-use super::open::{OpenFlags, Opening, Origin, StorageAndFile};
+use super::open::{sync_before_repair, OpenFlags, Opening, Origin, StorageAndFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
@@ -62,6 +62,11 @@ impl Handle {
     /// The backing file's handle.
     pub fn below(&self) -> Option<&Handle> {
         self.below.as_deref()
+    }
+
+    /// Whether this disk or one below it is on a caller's storage.
+    pub fn uses_callbacks(&self) -> bool {
+        matches!(self.origin, Origin::Custom(_)) || self.below().is_some_and(Handle::uses_callbacks)
     }
 
     /// Where it was opened.
@@ -172,6 +177,9 @@ impl Handle {
         }
         alone.settle()?;
         let storage = Arc::clone(core.storage());
+        if repairs {
+            sync_before_repair(&*storage)?;
+        }
         let report = check(&*storage, options, messages, progress);
         if repairs {
             alone.reload(storage, core.settings().clone())?;

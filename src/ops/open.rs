@@ -218,6 +218,7 @@ impl Opening<'_> {
             Some(messages) => *messages,
             None => &mut quiet,
         };
+        sync_before_repair(storage)?;
         let report = check(storage, options, messages, &mut |_, _| true)?;
         let (now, _) = read_header(storage)?;
         if now.incompatible & INCOMPAT_DIRTY != 0 {
@@ -317,6 +318,12 @@ impl Opening<'_> {
         self.options = top_options;
         opened
     }
+}
+
+/// What a killed writer left may be in the host's cache only: a repair that reuses clusters because of it must
+/// not become durable before it.
+pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
+    storage.sync().map_err(|e| Error::host("sync before a repair", &e))
 }
 
 /// Creates an image at `origin`, in place of whatever is there. The file is locked meanwhile.

@@ -1,11 +1,12 @@
 //! Changing the virtual size.
 //!
-//! Growing: the new L1 table, if one is needed, is whole and durable before the header names it together
-//! with the new size; the old table's clusters go afterwards (R5, R3). Shrinking: entries past the new end
-//! go first, then the size. A power cut leaves the old size, or the new one with leaks.
+//! Growing: the new L1 table, if one is needed, is whole and durable before the header names it; the old
+//! table's clusters go afterwards (R5, R3); what a longer backing file would show is zeroed durably; then
+//! the size changes. Shrinking: entries past the new end go first, then the size. A power cut leaves the
+//! old size, or the new one, with leaks at most.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Disk, ZeroFlags};
+use crate::image::Disk;
 use crate::ops::handle::Handle;
 use crate::options::Preallocation;
 
@@ -39,19 +40,8 @@ pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Resul
     if size <= old {
         return Ok(());
     }
-    hide_backing(handle.disk(), old, size)?;
     preallocate(handle.disk(), old, size, preallocation)?;
     handle.disk().flush()
-}
-
-/// A backing file longer than the old size must not show through.
-fn hide_backing(disk: &Disk, old: u64, size: u64) -> Result<()> {
-    let Disk::Qcow2(image) = disk else { return Ok(()) };
-    let end = image.core().backing().map_or(0, |b| b.length()).min(size);
-    if end <= old {
-        return Ok(());
-    }
-    disk.write_zeroes(old, end - old, ZeroFlags::default(), false)
 }
 
 fn preallocate(disk: &Disk, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {

@@ -261,24 +261,51 @@ fn to_off(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
+/// pread as a bare system call. The C library's is a cancellation point, and a thread that is cancelled
+/// inside the engine would leave a request half done; this one is not, and costs nothing to keep out.
+fn pread(file: &File, buffer: &mut [u8], offset: i64) -> isize {
+    // SAFETY: the buffer is borrowed mutably for the call, and its length is passed with it.
+    unsafe {
+        libc::syscall(libc::SYS_pread64, file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len(), offset) as isize
+    }
+}
+
 /// Reads all of `buffer`; zeroes past the end of the file.
-pub(super) fn read_one(file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
-    while !buffer.is_empty() {
-        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
-        match file.read_at(&mut buffer[..bytes], offset) {
-            Ok(0) => {
+#[inline]
+pub(super) fn read_one(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let n = pread(file, buffer, offset as i64);
+    if n == buffer.len() as isize {
+        return Ok(());
+    }
+    read_rest(file, offset, buffer, n)
+}
+
+/// Goes on after a first call that answered `n`.
+#[cold]
+fn read_rest(file: &File, mut offset: u64, mut buffer: &mut [u8], mut n: isize) -> io::Result<()> {
+    loop {
+        match n {
+            0 => {
                 buffer.fill(0);
                 return Ok(());
             }
-            Ok(n) => {
+            1.. => {
                 offset += n as u64;
-                buffer = &mut buffer[n..];
+                buffer = &mut buffer[n as usize..];
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
         }
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
+        n = pread(file, &mut buffer[..bytes], to_off(offset)?);
     }
-    Ok(())
 }
 
 /// Writes all of `buffer`.
@@ -305,9 +332,11 @@ pub(super) fn read_many(file: &File, mut offset: u64, buffers: &mut [IoSliceMut<
         let mut done = 0;
         if wanted <= MAX_TRANSFER_BYTES {
             let at = to_off(offset)?;
-            // SAFETY: IoSliceMut has the layout of iovec; the buffers are borrowed mutably for the call.
+            // SAFETY: IoSliceMut has the layout of iovec; the buffers are borrowed mutably for the call. A bare
+            // system call, as in `pread`; the kernel takes the offset in two halves.
             done = once(|| unsafe {
-                libc::preadv(file.as_raw_fd(), group.as_ptr().cast(), group.len() as i32, at)
+                let (fd, count) = (file.as_raw_fd(), group.len());
+                libc::syscall(libc::SYS_preadv, fd, group.as_ptr(), count, at, at >> 32) as isize
             })?;
         }
         let mut start = 0;

@@ -69,6 +69,10 @@ impl Pass<'_> {
     /// a leaked cluster may be what it once pointed to, and somebody may want to look at it.
     fn discard_freed(&mut self) {
         for (first, count) in std::mem::take(&mut self.freed) {
+            // A cluster may have found a new use since it was freed: a mended snapshot table.
+            if (first..first + count).any(|cluster| self.counts.get(cluster) != 0) {
+                continue;
+            }
             let offset = self.geometry.cluster_offset(first);
             let bytes = self.geometry.cluster_offset(count).min(self.file_length.saturating_sub(offset));
             // Not every host can; nothing depends on it.

@@ -53,6 +53,7 @@ impl Pass<'_> {
                 }
                 match differences.last() {
                     Some(last) if differences.len() == MAX_BATCH => {
+                        self.advance(0)?;
                         from = self.geometry.refcount_block_index(last.cluster) + 1;
                     }
                     _ => break,
@@ -170,8 +171,7 @@ impl Pass<'_> {
 
     fn tell_unreadable(&mut self, cluster: u64) {
         let block_index = self.geometry.refcount_table_index(cluster);
-        if self.report.check_errors == 0 {
-            let offset = self.stored.misaligned(block_index).unwrap_or(0);
+        if let (0, Some(offset)) = (self.report.check_errors, self.stored.misaligned(block_index)) {
             self.say(
                 MessageKind::Info,
                 &format!(

@@ -21,14 +21,14 @@ impl Pass<'_> {
         let mends = self.options.repair_errors || (self.options.repair_leaks && self.report.corruptions == 0);
         let bytes = u64::from(self.header.l1_size) * 8;
         let offset = self.header.l1_table_offset;
+        let mut may_write = None;
         let inside = bytes.min(self.file_length.saturating_sub(offset)).div_ceil(8) * 8;
         let mut at = 0;
         while at < inside {
             let mut chunk = vec![0; (inside - at).min(L1_CHUNK_BYTES) as usize];
             read_exact(self.storage, Purpose::L1, offset + at, &mut chunk)?;
-            let changed = self.check_l1_chunk(&mut chunk, at / 8, mends)?;
+            let changed = self.check_l1_chunk(&mut chunk, at / 8, mends, &mut may_write)?;
             if let Some((first, end)) = changed {
-                self.guard(ACTIVE_L1, offset, bytes)?;
                 write_all(self.storage, Purpose::L1, offset + at + first as u64, &chunk[first..end])?;
                 self.unsynced = true;
             }
@@ -43,7 +43,9 @@ impl Pass<'_> {
         chunk: &mut [u8],
         first_index: u64,
         mends: bool,
+        may_write: &mut Option<bool>,
     ) -> Result<Option<(usize, usize)>> {
+        let (l1_offset, l1_bytes) = (self.header.l1_table_offset, u64::from(self.header.l1_size) * 8);
         let mut changed = None;
         for at in (0..chunk.len()).step_by(8) {
             let entry = be64(chunk, at);
@@ -54,6 +56,8 @@ impl Pass<'_> {
             let count = if l2_offset == 0 { Some(0) } else { self.stored_count(l2_offset)? };
             let index = first_index + (at / 8) as u64;
             if let Some(count) = count.filter(|c| (*c == 1) != (entry & COPIED != 0)) {
+                let mends = mends
+                    && *may_write.get_or_insert_with(|| self.guard(ACTIVE_L1, l1_offset, l1_bytes).is_ok());
                 let word = self.tell_copied(mends);
                 self.say_copied(
                     mends,
@@ -74,9 +78,11 @@ impl Pass<'_> {
     }
 
     fn check_l2_copied(&mut self, l2_offset: u64, mends: bool) -> Result<()> {
-        let mut table = vec![0; self.geometry.cluster_bytes() as usize];
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let mut table = vec![0; cluster_bytes as usize];
         read_exact(self.storage, Purpose::L2, l2_offset, &mut table)?;
         let mut changed = None;
+        let mut may_write = None;
         for at in (0..table.len()).step_by(self.geometry.l2_entry_bytes() as usize) {
             let entry = be64(&table, at);
             let offset = entry & OFFSET_MASK;
@@ -90,6 +96,9 @@ impl Pass<'_> {
                 _ => self.stored_count(offset)?,
             };
             if let Some(count) = count.filter(|c| (*c == 1) != (entry & COPIED != 0)) {
+                let mends = mends
+                    && *may_write
+                        .get_or_insert_with(|| self.guard(ACTIVE_L2, l2_offset, cluster_bytes).is_ok());
                 let word = self.tell_copied(mends);
                 self.say_copied(
                     mends,
@@ -102,7 +111,6 @@ impl Pass<'_> {
             }
         }
         if let Some((first, end)) = changed {
-            self.guard(ACTIVE_L2, l2_offset, self.geometry.cluster_bytes())?;
             write_all(self.storage, Purpose::L2, l2_offset + first as u64, &table[first..end])?;
             self.unsynced = true;
         }

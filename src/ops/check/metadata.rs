@@ -3,7 +3,7 @@
 use super::guard::{Region, BITMAPS, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
 use super::pass::Pass;
 use super::MessageKind;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, Bitmap, BitmapCluster};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::features::AUTOCLEAR_BITMAPS;
@@ -12,8 +12,13 @@ use crate::storage::{read_exact, Purpose};
 
 /// Bytes of a table read at once.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// How far past its end a repair lets the file grow for a refcount block that lies there.
-const MAX_GROWTH_BYTES: u64 = 1 << 30;
+/// How far a repair lets the file grow for a refcount block past its end: this much and its own length.
+const MAX_GROWTH_BYTES: u64 = 64 << 20;
+
+/// How far past the end of the file references to clusters are remembered.
+const OUTSIDE_WINDOW_CLUSTERS: u64 = 1 << 20;
+/// Most clusters past the end of the file that are remembered.
+pub(super) const MAX_OUTSIDE: usize = 1 << 16;
 
 impl Pass<'_> {
     /// Adds `times` references to each cluster that `[offset, offset + bytes)` touches. A region that ends a
@@ -27,10 +32,11 @@ impl Pass<'_> {
                 "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
                  offset {offset:#x} size {bytes:#x}"
             ));
+            self.note_outside(offset, bytes, times);
             return Ok(());
         }
         for cluster in self.clusters_of(offset, bytes)? {
-            for _ in 0..self.counts.add(cluster, times)?.min(1) {
+            if self.counts.add(cluster, times)? > 0 {
                 let at = self.geometry.cluster_offset(cluster);
                 self.corruption(&format!("ERROR: overflow cluster offset={at:#x}"));
                 self.say(
@@ -51,6 +57,20 @@ impl Pass<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Remembers what refers to the clusters just past the end of the file. A rebuild that lets the file grow
+    /// must not put its structures where somebody already points to.
+    fn note_outside(&mut self, offset: u64, bytes: u64, times: u64) {
+        let end_of_file = self.counts.clusters();
+        let first = self.geometry.cluster_index(offset).max(end_of_file);
+        let last = self.geometry.cluster_index(offset.saturating_add(bytes - 1));
+        for cluster in first..=last.min(end_of_file + OUTSIDE_WINDOW_CLUSTERS) {
+            if self.outside.len() < MAX_OUTSIDE || self.outside.contains_key(&cluster) {
+                let count = self.outside.entry(cluster).or_default();
+                *count = count.saturating_add(times);
+            }
+        }
     }
 
     fn is_in_file(&self, offset: u64, bytes: u64) -> bool {
@@ -80,6 +100,7 @@ impl Pass<'_> {
     pub fn count_snapshot_table(&mut self) -> Result<()> {
         let (offset, bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
         self.note_region(SNAPSHOT_TABLE, offset, bytes);
+        self.snapshots.counted = self.is_in_file(offset, bytes.max(1));
         self.count_region(offset, bytes, 1)
     }
 
@@ -93,6 +114,16 @@ impl Pass<'_> {
                 pointer.offset,
                 self.geometry.cluster_bytes()
             )));
+        }
+        if pointer.bytes == 0 || !self.is_in_file(pointer.offset, pointer.bytes) {
+            // The keys are somewhere that nobody can tell; a repair that called them a leak would end them.
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "encryption header at {:#x}, {:#x} bytes: not in the file",
+                    pointer.offset, pointer.bytes
+                ),
+            ));
         }
         self.note_region(ENCRYPTION, pointer.offset, pointer.bytes);
         self.count_region(pointer.offset, pointer.bytes, 1)
@@ -182,8 +213,11 @@ impl Pass<'_> {
         {
             return Ok(());
         }
+        let cluster = self.geometry.cluster_index(offset);
+        // One-bit counts cannot say two.
+        self.needs_rebuild |= self.counts.get(cluster) != 0;
         self.count_region(offset, self.geometry.cluster_bytes(), 1)?;
-        let references = self.counts.get(self.geometry.cluster_index(offset));
+        let references = self.counts.get(cluster);
         if references != 1 {
             self.corruption(&format!("ERROR refcount block {index} refcount={references}"));
             self.needs_rebuild = true;
@@ -200,7 +234,7 @@ impl Pass<'_> {
         }
         self.repair(&format!("Repairing refcount block {index} is outside image"));
         let end = offset.saturating_add(self.geometry.cluster_bytes());
-        let limit = self.file_length.saturating_add(MAX_GROWTH_BYTES);
+        let limit = self.file_length.saturating_mul(2).saturating_add(MAX_GROWTH_BYTES);
         let grown = if end >= 1 << 63 {
             Err("Invalid argument".to_owned())
         } else if end > limit {

@@ -8,9 +8,10 @@ use super::tables::Visits;
 use super::{CheckOptions, CheckReport, MessageKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::AUTOCLEAR_KNOWN;
+use crate::format::geometry::SECTOR_BYTES;
 use crate::format::{Geometry, Header};
 use crate::storage::{read_exact, Purpose, Storage};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Everything that the steps of a pass share.
 pub(super) struct Pass<'a> {
@@ -27,6 +28,8 @@ pub(super) struct Pass<'a> {
     pub visits: HashMap<u64, Visits>,
     /// Where metadata other than L2 tables and refcount blocks is.
     pub regions: Vec<Region>,
+    /// References to clusters just past the end of the file.
+    pub outside: BTreeMap<u64, u64>,
     /// The refcount structures themselves are broken.
     pub needs_rebuild: bool,
     /// Some entry that refers to a cluster does not have COPIED set.
@@ -55,7 +58,9 @@ impl<'a> Pass<'a> {
     ) -> Result<Pass<'a>> {
         let file_length = storage.length().map_err(|e| Error::host("length of the image", &e))?;
         let header = read_header(storage, file_length)?;
-        header.check_tables(true)?;
+        // A count of snapshots over the limit is this module's own finding.
+        let snapshot_count = header.snapshot_count.min(crate::format::header::MAX_SNAPSHOTS);
+        Header { snapshot_count, ..header.clone() }.check_tables(true)?;
         if (options.repair_leaks || options.repair_errors) && storage.traits().read_only {
             return Err(Error::new(ErrorKind::ReadOnly, "an image opened read-only cannot be repaired"));
         }
@@ -63,7 +68,8 @@ impl<'a> Pass<'a> {
         let counts = Counts::new(&geometry, geometry.clusters_ceil(file_length))?;
         let stored = Stored::load(storage, &header, file_length)?;
         let report = CheckReport {
-            total_clusters: geometry.clusters_ceil(header.virtual_size),
+            // Whole sectors only, as the stock tool counts.
+            total_clusters: geometry.clusters_ceil(header.virtual_size & !(SECTOR_BYTES - 1)),
             ..CheckReport::default()
         };
         Ok(Pass {
@@ -78,6 +84,7 @@ impl<'a> Pass<'a> {
             snapshots: SnapshotTable::default(),
             visits: HashMap::new(),
             regions: Vec::new(),
+            outside: BTreeMap::new(),
             needs_rebuild: false,
             any_not_copied: false,
             unsynced: false,
@@ -123,6 +130,8 @@ impl<'a> Pass<'a> {
         if self.repairs() {
             self.seal()?;
         }
+        // All is done; there is nothing left to cancel.
+        let _ = (self.progress)(self.total, self.total);
         Ok(self.report)
     }
 
@@ -177,6 +186,7 @@ impl<'a> Pass<'a> {
             ..CheckReport::default()
         };
         self.visits.clear();
+        self.outside.clear();
         self.regions.clear();
         self.needs_rebuild = false;
         self.any_not_copied = false;

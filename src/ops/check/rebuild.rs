@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
 use crate::format::Geometry;
 use crate::storage::{write_all, Purpose};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Offset of `refcount_table_offset` in the header; `refcount_table_clusters` follows it.
 const TABLE_FIELDS_AT: usize = 48;
@@ -34,7 +34,7 @@ struct Plan {
     /// Clusters of the table.
     table_clusters: u64,
     /// Blocks that have no cluster yet.
-    missing: Vec<u64>,
+    missing: BTreeSet<u64>,
     /// No cluster before this one is free.
     cursor: u64,
 }
@@ -49,8 +49,17 @@ impl Pass<'_> {
         if only_at_end {
             plan.cursor = self.counts.clusters();
         }
+        if self.outside.len() >= super::metadata::MAX_OUTSIDE {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "too many references past the end of the file to build refcount structures there",
+            ));
+        }
         self.plan_blocks(&mut plan)?;
         self.plan_table(&mut plan)?;
+        while self.adopt_outside(&mut plan)? {
+            self.plan_table(&mut plan)?;
+        }
         let table_bytes = (plan.table_clusters << self.geometry.cluster_bits) as usize;
         let mut table = Vec::new();
         table.try_reserve_exact(table_bytes).map_err(|_| no_memory())?;
@@ -73,6 +82,26 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Counts the references to clusters that the file grows over. Answers whether there were any.
+    fn adopt_outside(&mut self, plan: &mut Plan) -> Result<bool> {
+        let end = self.counts.clusters();
+        let beyond = self.outside.split_off(&end);
+        let adopted = std::mem::replace(&mut self.outside, beyond);
+        for (cluster, count) in &adopted {
+            self.counts.add(*cluster, *count)?;
+            let block_index = self.geometry.refcount_table_index(*cluster);
+            if !plan.blocks.contains_key(&block_index) {
+                plan.missing.insert(block_index);
+            }
+        }
+        self.place_missing(plan)?;
+        Ok(!adopted.is_empty())
+    }
+
+    fn is_free(&self, cluster: u64) -> bool {
+        self.counts.get(cluster) == 0 && !self.outside.contains_key(&cluster)
+    }
+
     /// Gives every block that has anything to count a cluster.
     fn plan_blocks(&mut self, plan: &mut Plan) -> Result<()> {
         let mut next = 0;
@@ -80,14 +109,14 @@ impl Pass<'_> {
             next = block_index + 1;
             let used = self.counts.block(&self.geometry, block_index);
             if used.is_some_and(|bytes| bytes.iter().any(|b| *b != 0)) {
-                plan.missing.push(block_index);
+                plan.missing.insert(block_index);
             }
         }
         self.place_missing(plan)
     }
 
     fn place_missing(&mut self, plan: &mut Plan) -> Result<()> {
-        while let Some(block_index) = plan.missing.pop() {
+        while let Some(block_index) = plan.missing.pop_first() {
             if plan.blocks.contains_key(&block_index) {
                 continue;
             }
@@ -122,13 +151,13 @@ impl Pass<'_> {
 
     /// Counts `clusters` free clusters in a row, the first that there are, and asks for the blocks they need.
     fn take_run(&mut self, plan: &mut Plan, clusters: u64) -> Result<u64> {
-        while self.counts.get(plan.cursor) != 0 {
+        while !self.is_free(plan.cursor) {
             plan.cursor += 1;
         }
         let mut first = plan.cursor;
         let mut end = first;
         while end - first < clusters {
-            if self.counts.get(end) != 0 {
+            if !self.is_free(end) {
                 first = end + 1;
             }
             end += 1;
@@ -138,7 +167,7 @@ impl Pass<'_> {
             self.counts.set(cluster, 1)?;
             let block_index = self.geometry.refcount_table_index(cluster);
             if !plan.blocks.contains_key(&block_index) {
-                plan.missing.push(block_index);
+                plan.missing.insert(block_index);
             }
         }
         Ok(first)

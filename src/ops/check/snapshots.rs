@@ -21,6 +21,8 @@ pub(super) struct SnapshotTable {
     pub stored_bytes: u64,
     /// A repair has changed entries: the table must be written anew.
     pub changed: bool,
+    /// The stored table is in the file, so its clusters have been counted.
+    pub counted: bool,
 }
 
 /// The table's bytes, read as needed.
@@ -50,9 +52,20 @@ impl Pass<'_> {
             if at > MAX_TABLE_BYTES {
                 return Err(too_large("snapshot table is larger than 64 MiB"));
             }
-            let complete = snapshot.is_complete();
             self.snapshots.list.push(snapshot);
-            if complete {
+        }
+        self.snapshots.stored_bytes = end;
+        self.complete_entries();
+        Ok(())
+    }
+
+    /// Entries without the data that version 3 asks for.
+    fn complete_entries(&mut self) {
+        if self.header.version < 3 {
+            return;
+        }
+        for index in 0..self.snapshots.list.len() {
+            if self.snapshots.list[index].is_complete() {
                 continue;
             }
             if self.options.repair_errors {
@@ -63,8 +76,6 @@ impl Pass<'_> {
                 self.corruption(&format!("ERROR snapshot table entry {index} is incomplete"));
             }
         }
-        self.snapshots.stored_bytes = end;
-        Ok(())
     }
 
     fn drop_overhanging(&mut self, overhang: u32) -> Result<()> {
@@ -152,8 +163,10 @@ impl Pass<'_> {
         self.sync()?;
         let (old, old_bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
         self.header.snapshots_offset = offset;
-        self.release_clusters(old, old_bytes)?;
-        self.stored.write_back(self.storage)?;
+        if self.snapshots.counted {
+            self.release_clusters(old, old_bytes)?;
+            self.stored.write_back(self.storage)?;
+        }
         self.unsynced = true;
         Ok(())
     }

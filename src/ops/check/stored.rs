@@ -70,8 +70,6 @@ impl Stored {
     pub fn block(&mut self, storage: &dyn Storage, block_index: u64) -> Result<Block<'_>> {
         let offset = match self.offset(block_index) {
             Ok(0) => return Ok(Block::Absent),
-            // Nothing is stored so far out; the entry itself has been reported.
-            Err(offset) if self.geometry.in_cluster(offset) == 0 => return Ok(Block::Absent),
             Err(_) => return Ok(Block::Unreadable),
             Ok(offset) => offset,
         };

@@ -48,6 +48,8 @@ struct Look {
     active: bool,
     /// Only counts: findings have been told.
     quiet: bool,
+    /// Entries of this table may be mended.
+    mends: bool,
     /// Where the next host cluster of a contiguous file would be; 0 before the first.
     next_contiguous: u64,
     stats: Stats,
@@ -193,8 +195,15 @@ impl Pass<'_> {
         let mut table = vec![0; self.geometry.cluster_bytes() as usize];
         read_exact(self.storage, Purpose::L2, l2_offset, &mut table)?;
         let before = self.report.corruptions;
-        let mut look =
-            Look { times, active, quiet, next_contiguous: 0, stats: Stats::default(), changed: None };
+        let mut look = Look {
+            times,
+            active,
+            quiet,
+            mends: !quiet && self.may_mend(l2_offset, &table),
+            next_contiguous: 0,
+            stats: Stats::default(),
+            changed: None,
+        };
         let entry_bytes = self.geometry.l2_entry_bytes() as usize;
         for (index, raw) in table.chunks_exact_mut(entry_bytes).enumerate() {
             let descriptor = be64(raw, 0);
@@ -211,11 +220,24 @@ impl Pass<'_> {
         look.stats.corruptions = self.report.corruptions - before;
         if let Some((first, end)) = look.changed {
             let range = first as usize * entry_bytes..end as usize * entry_bytes;
-            self.guard(ACTIVE_L2, l2_offset, self.geometry.cluster_bytes())?;
             write_all(self.storage, Purpose::L2, l2_offset + range.start as u64, &table[range])?;
             self.unsynced = true;
         }
         Ok(look)
+    }
+
+    /// Whether a repair may write to an L2 table: it looks like one, and nothing else is known to be there.
+    /// A broken L1 table can name any cluster of the guest's as an L2 table.
+    fn may_mend(&self, l2_offset: u64, table: &[u8]) -> bool {
+        let entry_bytes = self.geometry.l2_entry_bytes() as usize;
+        let reserved = |raw: &[u8]| {
+            let descriptor = be64(raw, 0);
+            descriptor & COMPRESSED == 0 && descriptor & L2_RESERVED != 0
+        };
+        self.options.repair_errors
+            && self.counts.get(self.geometry.cluster_index(l2_offset)) == 1
+            && !table.chunks_exact(entry_bytes).any(reserved)
+            && self.guard(ACTIVE_L2, l2_offset, self.geometry.cluster_bytes()).is_ok()
     }
 
     /// Counts one entry; answers a new descriptor when it must be mended.
@@ -237,7 +259,7 @@ impl Pass<'_> {
             return Ok(None);
         }
         if self.geometry.in_cluster(offset) != 0 {
-            if !holds_data && self.options.repair_errors && !look.quiet {
+            if !holds_data && look.mends {
                 self.report.corruptions_fixed += 1;
                 self.repair(&format!(
                     "Repairing offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
@@ -285,18 +307,19 @@ impl Pass<'_> {
     }
 
     fn count_compressed(&mut self, look: &mut Look, index: u64, entry: RawL2) -> Result<()> {
-        let descriptor = entry.descriptor;
+        let descriptor = entry.descriptor & !COPIED;
+        let shift = self.geometry.compressed_shift();
+        let host = descriptor & ((1 << shift) - 1);
+        if entry.descriptor & COPIED != 0 {
+            self.finding(look, || {
+                format!("ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters")
+            });
+        }
         if self.geometry.external_data {
             self.finding(look, || {
                 format!("ERROR compressed cluster {index} with data file, entry={descriptor:#x}")
             });
             return Ok(());
-        }
-        if descriptor & COPIED != 0 {
-            let host = descriptor & ((1 << self.geometry.compressed_shift()) - 1);
-            self.finding(look, || {
-                format!("ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters")
-            });
         }
         if entry.bitmap != 0 {
             self.finding(look, || {
@@ -305,17 +328,19 @@ impl Pass<'_> {
                      entry={descriptor:#x}"
                 )
             });
-            // The stock tool does not count such a cluster and a repair frees it. The data can be read, so
-            // here it keeps its clusters.
         }
-        let shift = self.geometry.compressed_shift();
-        let host = descriptor & ((1 << shift) - 1);
         let sector_mask = (1u64 << (self.geometry.cluster_bits - 8)) - 1;
         let sectors = ((descriptor >> shift) & sector_mask) + 1;
+        let bytes = sectors * 512 - host % 512;
+        if entry.bitmap != 0 {
+            // The stock tool does not count such a cluster, and a repair frees it. The data can be read, so
+            // here it keeps its clusters.
+            return self.count_region_quietly(host, bytes, look.times);
+        }
         look.stats.allocated += 1;
         look.stats.compressed += 1;
         look.stats.fragmented += 1;
-        self.count_region_of(look, host, sectors * 512 - host % 512)
+        self.count_region_of(look, host, bytes)
     }
 
     fn count_region_of(&mut self, look: &Look, offset: u64, bytes: u64) -> Result<()> {
