@@ -1,233 +1,660 @@
-/* libqcow2: qcow2 disk images behind a C ABI.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * libqcow2: qcow2 disk images: create, read, write, check, repair.
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * A qcow2 file holds a virtual disk and takes only the room that the disk's contents need. This library
+ * serves such files to emulators and hypervisors: open, pread, pwrite, flush, close. Files are exchangeable
+ * with QEMU's, and a running QEMU and this library refuse to write one file at once. Link with -lqcow2
+ * (pkg-config qcow2). This file is generated: change src/capi and see cbindgen.toml.
+ *
+ * Results. A call returns 0 or a count when it has done what it says, and -errno otherwise; it does not set
+ * errno. Reads and writes are all or error, never short. qcow2_last_error() then has a sentence for the
+ * user; it belongs to the thread, and what a call that succeeds does to it is left open. Errors that every
+ * call on a handle can return: EINVAL (NULL, an unknown flag, an argument out of range), EOWNERDEAD (see
+ * fork), ENOTRECOVERABLE (an earlier write of metadata or an earlier sync failed, and nothing more will be
+ * written: close the handle and open the image again).
+ *
+ * Threads. Any number of threads may call on one handle at once and need no lock of their own; reads do not
+ * wait for each other. Only qcow2_close must be the last call. Requests of one moment that overlap are not
+ * ordered. The library starts no threads, installs no signal handlers, prints nothing, and never ends the
+ * process. Callbacks run on the thread that called, must not call on the same handle, and must return.
+ *
+ * Buffers and strings that a caller passes are touched only during the call; the caller owns and frees them.
+ * Strings that the library returns belong to it, and the functions say for how long. A handle is freed by
+ * qcow2_close and by nothing else. Paths are bytes; options and image names are UTF-8.
+ *
+ * fork. The child's copy of a handle is dead: every call answers EOWNERDEAD and touches nothing, and closing
+ * it does not disturb the parent. pthread_cancel: a call is never interrupted half-way; a thread that is
+ * cancelled meanwhile ends after it, at the caller's next cancellation point. Exit or death without
+ * qcow2_close leaves an image that opens again: everything flushed is in it.
+ *
+ * Sized structs. The first field, struct_size, is set by the caller to sizeof of the struct. Fields are only
+ * ever added at the end: a program built for an older library passes a smaller struct and gets what fits;
+ * what a smaller input struct lacks counts as not given. An input struct with non-zero fields that this
+ * library does not know is ENOTSUP; an output struct's unknown fields are left as they are. The structs
+ * that carry functions are copied. Unknown bits in flags are EINVAL.
+ *
+ * Nothing is opened because an image names it (a backing file, a data file) unless the caller says so: by
+ * QCOW2_OPEN_ALLOW_RECORDED for all of them, or by a resolver for each one.
+ */
+
 #ifndef QCOW2_H
 #define QCOW2_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
-/* open flags (64 bits; unknown ones are -EINVAL) */
-#define QCOW2_OPEN_READ_ONLY      0x1   /* change nothing on disk */
-#define QCOW2_OPEN_NO_REPAIR      0x2   /* writable open of a dirty image: -EUCLEAN instead of a repair */
-#define QCOW2_OPEN_FORCE_SHARE    0x4   /* read-only open although somebody writes (qemu -U); needs READ_ONLY */
-#define QCOW2_OPEN_ALLOW_RECORDED 0x8   /* open the backing and data files that the image names */
-#define QCOW2_OPEN_METADATA_ONLY  0x10  /* for check, info, header dumps: guest I/O is -EPERM; no other file is opened;
-                                           images whose features have no guest I/O yet can be opened too. A dirty image is
-                                           NOT repaired at open with this flag (qcow2_check does it) */
-#define QCOW2_OPEN_NO_LOCK        0x20  /* take no locks */
-#define QCOW2_OPEN_RAW            0x40  /* the file is a raw disk; every guest call works on it the same way */
-#define QCOW2_OPEN_NO_BACKING     0x80  /* ignore a recorded backing file: holes read as zeroes */
+/* For a variable of type qcow2_open_params: struct_size set, everything else "not given". */
+#define QCOW2_OPEN_PARAMS_INIT \
+    { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
 
-/* request flags */
-#define QCOW2_REQ_FUA             0x1   /* durable when the call returns */
-#define QCOW2_REQ_UNMAP           0x2   /* write_zeroes: may give the host clusters back */
-#define QCOW2_REQ_NO_FALLBACK     0x4   /* write_zeroes: -ENOTSUP rather than writing zero bytes */
+/* Change nothing on disk. */
+#define QCOW2_OPEN_READ_ONLY 1
 
-/* extent flags */
-#define QCOW2_EXTENT_DATA         0x1   /* holds data */
-#define QCOW2_EXTENT_ZERO         0x2   /* reads as zeroes */
-#define QCOW2_EXTENT_ALLOCATED    0x4   /* this layer (depth 0) or one of its backing files decides, see depth */
-#define QCOW2_EXTENT_COMPRESSED   0x8
-#define QCOW2_EXTENT_HOST_OFFSET  0x10  /* host_offset is valid */
+/* A writable open of a dirty image fails with -EUCLEAN instead of repairing it. */
+#define QCOW2_OPEN_NO_REPAIR 2
 
-/* repair flags of qcow2_check */
-#define QCOW2_CHECK_REPAIR_LEAKS  0x1
-#define QCOW2_CHECK_REPAIR_ERRORS 0x2   /* "-r all" is both bits */
+/* Read although another program writes. Needs QCOW2_OPEN_READ_ONLY; what is read may be torn. */
+#define QCOW2_OPEN_FORCE_SHARE 4
 
+/*
+ * Open the backing files that the image names. Without it, and without a resolver, an image that
+ * names a backing file is not opened (-EPERM).
+ */
+#define QCOW2_OPEN_ALLOW_RECORDED 8
+
+/*
+ * For info, header dumps and checks: guest I/O is -EPERM, no other file is opened, a dirty image is
+ * not repaired by the open, and images with features that guest I/O does not serve can be opened.
+ */
+#define QCOW2_OPEN_METADATA_ONLY 16
+
+/* Take no lock. */
+#define QCOW2_OPEN_NO_LOCK 32
+
+/* The file is a raw disk; every guest call works on it the same way. */
+#define QCOW2_OPEN_RAW 64
+
+/* Ignore a recorded backing file: holes read as zeroes. */
+#define QCOW2_OPEN_NO_BACKING 128
+
+/* The request is durable when the call returns. */
+#define QCOW2_REQ_FUA 1
+
+/* qcow2_write_zeroes: host clusters may be given back. */
+#define QCOW2_REQ_UNMAP 2
+
+/* qcow2_write_zeroes: -ENOTSUP rather than writing zero bytes. */
+#define QCOW2_REQ_NO_FALLBACK 4
+
+/* The extent holds data. */
+#define QCOW2_EXTENT_DATA 1
+
+/* The extent reads as zeroes. */
+#define QCOW2_EXTENT_ZERO 2
+
+/* The layer at `depth` has the extent; without it no layer has. */
+#define QCOW2_EXTENT_ALLOCATED 4
+
+/* The extent is in compressed clusters. */
+#define QCOW2_EXTENT_COMPRESSED 8
+
+/* `host_offset` is valid. */
+#define QCOW2_EXTENT_HOST_OFFSET 16
+
+/* qcow2_block_status: do not look into backing files. */
+#define QCOW2_STATUS_TOP_ONLY 1
+
+/* qcow2_check: free clusters that are counted and not referred to. */
+#define QCOW2_CHECK_REPAIR_LEAKS 1
+
+/* qcow2_check: mend everything that can be mended. */
+#define QCOW2_CHECK_REPAIR_ERRORS 2
+
+/* qcow2_commit: do not empty the image afterwards. */
+#define QCOW2_COMMIT_KEEP 1
+
+/* Only metadata that is needed now. */
+#define QCOW2_PREALLOC_OFF 0
+
+/* All tables. */
+#define QCOW2_PREALLOC_METADATA 1
+
+/* All tables, and host space reserved. */
+#define QCOW2_PREALLOC_FALLOC 2
+
+/* All tables, and zeroes written. */
+#define QCOW2_PREALLOC_FULL 3
+
+/* A message about the state of a check. */
+#define QCOW2_MSG_INFO 0
+
+/* A cluster that is counted and not referred to. */
+#define QCOW2_MSG_LEAK 1
+
+/* Something that is wrong. */
+#define QCOW2_MSG_ERROR 2
+
+/* Something that has been mended. */
+#define QCOW2_MSG_REPAIR 3
+
+/* qcow2_resolve_request: a backing file. */
+#define QCOW2_NODE_BACKING 1
+
+/* qcow2_resolve_request: an external data file. */
+#define QCOW2_NODE_DATA_FILE 2
+
+/* Options of qcow2_create. */
+#define QCOW2_SCOPE_CREATE 1
+
+/* Options of qcow2_open. */
+#define QCOW2_SCOPE_OPEN 2
+
+/* An open disk. Opaque. Any number of threads may use one handle at once. */
 typedef struct qcow2_image qcow2_image;
 
-/* how a message came to be: what qemu prints to stderr on its own */
-#define QCOW2_MSG_INFO    0
-#define QCOW2_MSG_LEAK    1
-#define QCOW2_MSG_ERROR   2
-#define QCOW2_MSG_REPAIR  3
-typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
-/* non-zero return cancels: the call then fails with -ECANCELED */
-typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
-
-/* A caller's storage. All return 0 or -errno, read/write whole ranges; read past the end fills zeroes.
-   Optional ones may be NULL. Calls come from any thread that calls the library, several at once. */
+/*
+ * A caller's storage. The functions return 0 or -errno and move whole ranges; a read past the end fills
+ * zeroes. They are called from every thread that calls the library, several at once. Optional ones may be
+ * NULL. The table is copied by the call that takes it.
+ */
 typedef struct qcow2_io_ops {
+    /* sizeof(qcow2_io_ops), set by the caller. */
     size_t struct_size;
+    /* Fills the buffers from `offset`. */
     int (*preadv)(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset);
-    int (*pwritev)(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset); /* NULL: read-only */
-    int (*sync)(void *opaque);                        /* NULL: nothing to do */
+    /* Writes the buffers at `offset`. NULL: the storage is read-only. */
+    int (*pwritev)(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset);
+    /* Makes every completed write durable. NULL: they are at once. */
+    int (*sync)(void *opaque);
+    /* Length in bytes, or -errno. */
     int64_t (*length)(void *opaque);
-    int (*truncate)(void *opaque, uint64_t length);   /* optional */
-    int (*discard)(void *opaque, uint64_t offset, uint64_t length); /* optional */
-    int (*write_zeroes)(void *opaque, uint64_t offset, uint64_t length); /* optional */
-    void (*close)(void *opaque);                      /* optional; called once, also when open fails */
+    /* Cuts, or extends with zeroes. Optional. */
+    int (*truncate)(void *opaque, uint64_t length);
+    /* The range is not needed any more. Optional. */
+    int (*discard)(void *opaque, uint64_t offset, uint64_t length);
+    /* Makes the range read as zeroes. Optional. */
+    int (*write_zeroes)(void *opaque, uint64_t offset, uint64_t length);
+    /* Called once, when the library is done with the storage, also when an open fails. Optional. */
+    void (*close)(void *opaque);
 } qcow2_io_ops;
 
 /* What an image asks for when it names another file. */
-#define QCOW2_NODE_BACKING   1
-#define QCOW2_NODE_DATA_FILE 2
 typedef struct qcow2_resolve_request {
+    /* Set by the library. */
     size_t struct_size;
-    int kind;                   /* QCOW2_NODE_* */
-    int depth;                  /* 1 for the top image's backing file */
-    const char *recorded_name;  /* as stored in the image */
-    const char *resolved_path;  /* relative names joined to the image's directory */
-    const char *format;         /* recorded format or NULL */
+    /* QCOW2_NODE_*. */
+    int kind;
+    /* 1 for the top image's backing file. */
+    int depth;
+    /* As stored in the image. */
+    const char *recorded_name;
+    /* Relative names joined to the image's directory; NULL when that is not known or not a file name. */
+    const char *resolved_path;
+    /* Recorded format, or NULL. */
+    const char *format;
 } qcow2_resolve_request;
-typedef struct qcow2_resolve_answer {
-    size_t struct_size;
-    const char *path;           /* open this path (must stay valid until the open call returns), or */
-    int fd;                     /* duplicate this descriptor (-1: none), or */
-    const qcow2_io_ops *io;     /* use this storage */
-    void *io_opaque;
-    const char *format;         /* "qcow2" or "raw"; NULL: the recorded one */
-} qcow2_resolve_answer;
-/* 0: answer filled; -errno: refuse with that error */
-typedef int (*qcow2_resolve_fn)(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer);
 
-typedef struct qcow2_open_params {
-    size_t struct_size;             /* sizeof(qcow2_open_params) */
-    const char *path;               /* one of path, fd, io */
-    int fd;                         /* duplicated; -1: none */
+/* What a resolver gives: one of path, fd, io. The library presets all of them to "none". */
+typedef struct qcow2_resolve_answer {
+    /* Set by the library. */
+    size_t struct_size;
+    /* Open this path; must stay valid until the open call returns. */
+    const char *path;
+    /* Duplicate this descriptor; -1: none. */
+    int fd;
+    /* Use this storage. */
     const qcow2_io_ops *io;
+    /* Handed to its functions. */
     void *io_opaque;
-    uint64_t flags;                 /* QCOW2_OPEN_* */
-    const char *const *options;     /* "key=value" strings, NULL at the end; may be NULL.
-                                       keys: cache (writeback, writethrough, none, directsync, unsafe), lazy-refcounts,
-                                       l2-cache-size, l2-cache-entry-size, refcount-cache-size, cache-size,
-                                       cache-clean-interval, overlap-check, overlap-check.template, overlap-check.<structure>,
-                                       metadata-writethrough, discard (unmap|ignore), detect-zeroes,
-                                       pass-discard-request/-snapshot/-other, discard-no-unref */
+    /* "qcow2" or "raw"; NULL: the recorded one. */
+    const char *format;
+} qcow2_resolve_answer;
+
+/* Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. */
+typedef int (*qcow2_resolve_fn)(void *opaque,
+                                const qcow2_resolve_request *request,
+                                qcow2_resolve_answer *answer);
+
+/* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
+typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
+
+/* Everything that an open can be given. Set `struct_size`, zero the rest, `fd` to -1. */
+typedef struct qcow2_open_params {
+    /* sizeof(qcow2_open_params). */
+    size_t struct_size;
+    /* One of path, fd, io. */
+    const char *path;
+    /* Duplicated; the caller keeps its own. -1: none. */
+    int fd;
+    /* Copied. */
+    const qcow2_io_ops *io;
+    /* Handed to the functions of `io`. */
+    void *io_opaque;
+    /* QCOW2_OPEN_*; unknown bits are -EINVAL. */
+    uint64_t flags;
+    /* "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list. */
+    const char *const *options;
+    /* Decides about files that images name; wins over QCOW2_OPEN_ALLOW_RECORDED. May be NULL. */
     qcow2_resolve_fn resolve;
+    /* Handed to `resolve`. */
     void *resolve_opaque;
-    qcow2_message_fn message;       /* what a repair at open says */
+    /* Takes what a repair at open says. May be NULL. */
+    qcow2_message_fn message;
+    /* Handed to `message`. */
     void *message_opaque;
 } qcow2_open_params;
 
+/* Where the bytes of a guest range come from. See qcow2_block_status. */
+typedef struct qcow2_extent {
+    /* sizeof(qcow2_extent), set by the caller. */
+    size_t struct_size;
+    /* Bytes from the offset asked for that are alike. */
+    uint64_t length;
+    /* Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET. */
+    uint64_t host_offset;
+    /* QCOW2_EXTENT_*. */
+    uint32_t flags;
+    /* 0: this image; 1: its backing file; and so on. */
+    int32_t depth;
+} qcow2_extent;
+
+/*
+ * What an image is. Strings belong to the handle and are valid until the next qcow2_get_info, qcow2_reopen
+ * or qcow2_close on it; NULL where there is none.
+ */
+typedef struct qcow2_info {
+    /* sizeof(qcow2_info), set by the caller. */
+    size_t struct_size;
+    /* Bytes. */
+    uint64_t virtual_size;
+    /* Bytes of the image file. */
+    uint64_t file_length;
+    /* Bytes that the host has allocated for it; 0 if unknown. */
+    uint64_t allocated_bytes;
+    /* 2 or 3; 0 for a raw disk, whose other format fields are 0 too. */
+    uint32_t version;
+    /* log2 of the cluster size in bytes. */
+    uint32_t cluster_bits;
+    /* Width of a refcount in bits. */
+    uint32_t refcount_bits;
+    /* 0 none, 1 AES, 2 LUKS. */
+    uint32_t crypt_method;
+    /* Bytes of the fixed header. */
+    uint32_t header_length;
+    /* 0 zlib, 1 zstd. */
+    uint32_t compression_type;
+    /* Where the backing file's name is stored. */
+    uint64_t backing_file_offset;
+    /* Its length in bytes. */
+    uint32_t backing_file_size;
+    /* Entries of the active L1 table. */
+    uint32_t l1_size;
+    /* Its host offset. */
+    uint64_t l1_table_offset;
+    /* Host offset of the refcount table. */
+    uint64_t refcount_table_offset;
+    /* Its clusters. */
+    uint32_t refcount_table_clusters;
+    /* Internal snapshots. */
+    uint32_t snapshot_count;
+    /* Host offset of the snapshot table. */
+    uint64_t snapshot_table_offset;
+    /* Feature bits. */
+    uint64_t incompatible_features;
+    /* Feature bits. */
+    uint64_t compatible_features;
+    /* Feature bits. */
+    uint64_t autoclear_features;
+    /* As opened; NULL for a descriptor or callbacks. */
+    const char *path;
+    /* As recorded in the image. */
+    const char *backing_file;
+    /* As recorded in the image. */
+    const char *backing_format;
+    /* As recorded in the image. */
+    const char *data_file;
+    /* 1: refcounts are lazy in this session. */
+    uint32_t lazy_refcounts;
+    /* 1: the dirty bit is set. */
+    uint32_t dirty;
+    /* 1: the corrupt bit is set. */
+    uint32_t corrupt;
+    /* 1: L2 entries are extended. */
+    uint32_t extended_l2;
+    /* 1: the external data file is a valid raw image. */
+    uint32_t data_file_raw;
+    /* 1: opened read-only. */
+    uint32_t read_only;
+    /* 1: the image was dirty at the last writable open, which repaired it. */
+    uint32_t open_repaired;
+    /* Bitmaps in the image. */
+    uint32_t bitmap_count;
+    /* Corruptions that this repair mended. */
+    uint64_t open_corruptions_fixed;
+    /* Leaks that this repair mended. */
+    uint64_t open_leaks_fixed;
+    /* Opened files below this one. */
+    uint32_t backing_depth;
+    /*
+     * The host's descriptor of the image file, for polling or placement; -1 where there is none. Do not
+     * read, write or close it.
+     */
+    int32_t descriptor;
+} qcow2_info;
+
+/* A header extension as it is stored. `data` belongs to the handle, like the strings of qcow2_info. */
+typedef struct qcow2_header_extension {
+    /* sizeof(qcow2_header_extension), set by the caller. */
+    size_t struct_size;
+    /* The magic number. */
+    uint32_t type;
+    /* Bytes of `data`. */
+    uint32_t length;
+    /* Where `data` is stored in the file. */
+    uint64_t offset;
+    /* The payload. */
+    const void *data;
+} qcow2_header_extension;
+
+/* An internal snapshot. Strings belong to the handle, like those of qcow2_info. */
+typedef struct qcow2_snapshot_info {
+    /* sizeof(qcow2_snapshot_info), set by the caller. */
+    size_t struct_size;
+    /* Unique. */
+    const char *id;
+    /* Not necessarily unique. */
+    const char *name;
+    /* Bytes of VM state. */
+    uint64_t vm_state_size;
+    /* Seconds since 1970. */
+    uint64_t date_seconds;
+    /* And nanoseconds. */
+    uint32_t date_nanoseconds;
+    /* Entries of its L1 table. */
+    uint32_t l1_size;
+    /* Time of the VM's clock. */
+    uint64_t vm_clock_nanoseconds;
+    /* Instruction count; UINT64_MAX: none. */
+    uint64_t icount;
+    /* Virtual size when it was taken, bytes. */
+    uint64_t disk_size;
+    /* Host offset of its L1 table. */
+    uint64_t l1_table_offset;
+} qcow2_snapshot_info;
+
+/* What a check found and did. */
+typedef struct qcow2_check_result {
+    /* sizeof(qcow2_check_result), set by the caller. */
+    size_t struct_size;
+    /* Errors that can cost data. */
+    uint64_t corruptions;
+    /* Clusters that are counted more often than referred to. */
+    uint64_t leaks;
+    /* Things that could not be checked. */
+    uint64_t check_errors;
+    /* Corruptions that have been mended. */
+    uint64_t corruptions_fixed;
+    /* Leaks that have been mended. */
+    uint64_t leaks_fixed;
+    /* Guest clusters of the disk. */
+    uint64_t total_clusters;
+    /* Guest clusters with data in this image. */
+    uint64_t allocated_clusters;
+    /* Allocated clusters that do not follow their predecessor in the file. */
+    uint64_t fragmented_clusters;
+    /* Compressed clusters. */
+    uint64_t compressed_clusters;
+    /* Bytes of the file up to the end of the last cluster in use. */
+    uint64_t image_end_offset;
+} qcow2_check_result;
+
+/* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
+typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
+/* One option of the table that drives parsing, help texts and the manual. */
+typedef struct qcow2_option_info {
+    /* sizeof(qcow2_option_info), set by the caller. */
+    size_t struct_size;
+    /* The key. Static, like every string of this struct. */
+    const char *name;
+    /* "size", "bool (on/off)", "str" or "num". */
+    const char *type;
+    /* NULL where there is none. */
+    const char *default_value;
+    /* One line. */
+    const char *help;
+    /* QCOW2_SCOPE_CREATE or QCOW2_SCOPE_OPEN. */
+    uint32_t scope;
+    /* 1: qcow2_reopen may change it. */
+    uint32_t runtime;
+} qcow2_option_info;
+
+#ifdef __cplusplus
+extern "C" {
+#endif /* __cplusplus */
+
+/* The version of the library, "0.1.0". Static. */
 const char *qcow2_version(void);
-/* Text of the last failure on this thread; "" if none. Valid until the next call on this thread. */
+
+/*
+ * The text of the last failure on this thread: which call, structure, index, value and rule. "" if none.
+ * Valid until the next failure on this thread; never NULL.
+ */
 const char *qcow2_last_error(void);
 
+/*
+ * Opens an image file.
+ *
+ * A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
+ * A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+ * must be given to qcow2_close; on failure it is NULL.
+ *
+ * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
+ * named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
+ * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file, not allowed),
+ * ELOOP, ENOENT and what else the host says.
+ */
 int qcow2_open(const char *path, uint64_t flags, const char *const *options, qcow2_image **image);
+
+/*
+ * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
+ * Relative backing file names need a resolver, for a descriptor has no directory. Otherwise as qcow2_open.
+ */
 int qcow2_open_fd(int fd, uint64_t flags, const char *const *options, qcow2_image **image);
+
+/*
+ * The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
+ * receiver of repair messages. Otherwise as qcow2_open.
+ */
 int qcow2_open_with(const qcow2_open_params *params, qcow2_image **image);
-/* Flushes, reports, always frees. NULL is fine. */
+
+/*
+ * Flushes, leaves the image clean, and frees the handle, whatever it returns: the first error that kept
+ * something from the disk, or 0. NULL is fine. No other call on the handle may be under way. In a forked
+ * child it does nothing and returns -EOWNERDEAD.
+ */
 int qcow2_close(qcow2_image *image);
-/* Read-only <-> read-write and options at run time; flags: READ_ONLY, NO_REPAIR. Other options keep their values. */
+
+/*
+ * Changes read-only to read-write and back, and run-time options; what `options` does not name stays.
+ * `flags`: QCOW2_OPEN_READ_ONLY and QCOW2_OPEN_NO_REPAIR. Requests of other threads wait. Everything is
+ * flushed first. On failure the handle stays as it was. Errors as qcow2_open.
+ */
 int qcow2_reopen(qcow2_image *image, uint64_t flags, const char *const *options);
 
-/* count on success, all or error */
+/*
+ * Drops cached tables that no request has used since the last call. Calls every `cache-clean-interval`
+ * seconds bound the memory of an idle image; the library has no thread of its own for it. 0 or -errno.
+ */
+int qcow2_clean_caches(qcow2_image *image);
+
+/*
+ * Whether an option string is one that qcow2_open would take; 0 or -EINVAL with the reason in
+ * qcow2_last_error. For programs that check a command line before they have a file.
+ */
+int qcow2_check_open_option(const char *option);
+
+/*
+ * Reads `count` bytes at `offset`: all of them or an error. Any length and alignment. Buffers are touched
+ * only during the call. Concurrent calls on one handle do not wait for each other.
+ *
+ * Returns `count`, or -errno: EIO (past the end of the disk, corrupt entry, host error), EINVAL, EPERM
+ * (metadata-only handle), EOWNERDEAD (forked child), ENOTRECOVERABLE.
+ */
 ssize_t qcow2_pread(qcow2_image *image, void *buffer, size_t count, uint64_t offset);
+
+/*
+ * Writes `count` bytes at `offset`: all of them or an error. After an error the range may hold old and new
+ * bytes; nothing else has changed. Durable after the next qcow2_flush, or at once as the cache mode says.
+ *
+ * Returns `count`, or -errno: EIO (past the end of the disk, corrupt entry, metadata would be overwritten,
+ * host error), EROFS, ENOSPC, EINVAL, EPERM, EOWNERDEAD, ENOTRECOVERABLE (an earlier write of metadata or
+ * sync failed: reopen).
+ */
 ssize_t qcow2_pwrite(qcow2_image *image, const void *buffer, size_t count, uint64_t offset);
+
+/* qcow2_pread into several buffers, at most 1024. */
 ssize_t qcow2_preadv(qcow2_image *image, const struct iovec *iov, int iovcnt, uint64_t offset);
+
+/* qcow2_pwrite from several buffers, at most 1024. */
 ssize_t qcow2_pwritev(qcow2_image *image, const struct iovec *iov, int iovcnt, uint64_t offset);
-ssize_t qcow2_pwritev2(qcow2_image *image, const struct iovec *iov, int iovcnt, uint64_t offset, uint64_t flags);
+
+/* qcow2_pwritev with flags: QCOW2_REQ_FUA. */
+ssize_t qcow2_pwritev2(qcow2_image *image,
+                       const struct iovec *iov,
+                       int iovcnt,
+                       uint64_t offset,
+                       uint64_t flags);
+
+/*
+ * Makes a range read as zeroes, without writing them where the format allows. `flags`: QCOW2_REQ_UNMAP
+ * (host clusters may be given back), QCOW2_REQ_NO_FALLBACK, QCOW2_REQ_FUA. Returns 0 or -errno as
+ * qcow2_pwrite, and ENOTSUP with QCOW2_REQ_NO_FALLBACK.
+ */
 int qcow2_write_zeroes(qcow2_image *image, uint64_t offset, uint64_t length, uint64_t flags);
+
+/*
+ * Says that the guest does not need a range any more. Whole clusters inside it read as zeroes afterwards;
+ * where the format cannot say so (version 2 with a backing file) and at the unaligned ends nothing changes.
+ * A backing file never shows through. Returns 0 or -errno as qcow2_pwrite.
+ */
 int qcow2_discard(qcow2_image *image, uint64_t offset, uint64_t length);
+
+/*
+ * Makes everything durable that completed before the call. Flushes of several threads share their work.
+ * Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
+ * (ENOTRECOVERABLE), for what the host has dropped cannot be written again.
+ */
 int qcow2_flush(qcow2_image *image);
 
-typedef struct qcow2_extent {
-    size_t struct_size;
-    uint64_t length;        /* bytes from the offset asked for; merged as far as flags, depth and host run go on */
-    uint64_t host_offset;
-    uint32_t flags;         /* QCOW2_EXTENT_* */
-    int32_t depth;          /* 0: this image; 1: its backing file; ... ; 
-                               an extent no layer has: depth = the deepest layer asked, no ALLOCATED flag */
-} qcow2_extent;
-#define QCOW2_STATUS_TOP_ONLY 0x1  /* do not look into backing files */
-int qcow2_block_status(qcow2_image *image, uint64_t offset, uint64_t length, uint64_t flags, qcow2_extent *extent);
+/*
+ * Tells where the bytes of a range come from: the first extent of `[offset, offset + length)`, through the
+ * chain of backing files unless `flags` has QCOW2_STATUS_TOP_ONLY. A caller walks a disk by adding
+ * `extent->length`. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
+ */
+int qcow2_block_status(qcow2_image *image,
+                       uint64_t offset,
+                       uint64_t length,
+                       uint64_t flags,
+                       qcow2_extent *extent);
 
 /* Virtual size in bytes, or -errno. */
 int64_t qcow2_length(qcow2_image *image);
-#define QCOW2_PREALLOC_OFF      0
-#define QCOW2_PREALLOC_METADATA 1
-#define QCOW2_PREALLOC_FALLOC   2
-#define QCOW2_PREALLOC_FULL     3
+
+/*
+ * Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
+ * Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG (no L1 table within the limit maps
+ * it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+ */
 int qcow2_truncate(qcow2_image *image, uint64_t size, int preallocation);
 
-typedef struct qcow2_check_result {
-    size_t struct_size;
-    uint64_t corruptions, leaks, check_errors;
-    uint64_t corruptions_fixed, leaks_fixed;
-    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
-    uint64_t image_end_offset;
-} qcow2_check_result;
-/* One pass, as one run of qemu-img's check: the counters of this pass; a caller that wants "double checking" calls again. */
-int qcow2_check(qcow2_image *image, uint64_t flags, qcow2_check_result *result,
-                qcow2_message_fn message, void *message_opaque, qcow2_progress_fn progress, void *progress_opaque);
-
-/* options: size (if size argument is UINT64_MAX), compat, cluster_size, refcount_bits, lazy_refcounts, preallocation,
-   backing_file, backing_fmt, (later: compression_type, extended_l2, data_file, data_file_raw).
-   The file is created or truncated, as qemu-img does. backing files are recorded, never opened. */
-int qcow2_create(const char *path, uint64_t size, const char *const *options);
-int qcow2_create_fd(int fd, uint64_t size, const char *const *options);
-int qcow2_create_io(const qcow2_io_ops *io, void *io_opaque, uint64_t size, const char *const *options);
-
-/* Writes what the image holds into its backing file, as qemu-img commit does (also empties the image, flag KEEP: not). */
-#define QCOW2_COMMIT_KEEP 0x1
-int qcow2_commit(qcow2_image *image, uint64_t flags, qcow2_progress_fn progress, void *progress_opaque);
-
-/* crc32 (IEEE) of the guest-visible contents; time by allocated data */
-int qcow2_checksum(qcow2_image *image, uint32_t *crc, qcow2_progress_fn progress, void *progress_opaque);
-
-/* One option of the table that drives parsing, "-o help" and the manual. */
-#define QCOW2_SCOPE_CREATE 1
-#define QCOW2_SCOPE_OPEN   2
-typedef struct qcow2_option_info {
-    size_t struct_size;
-    const char *name;           /* static */
-    const char *type;           /* "size", "bool (on/off)", "str", "num": as qemu-img -o help prints it */
-    const char *default_value;  /* static or NULL */
-    const char *help;
-    uint32_t scope;             /* QCOW2_SCOPE_* it is valid in */
-    uint32_t runtime;           /* 1: may change in qcow2_reopen */
-} qcow2_option_info;
-/* 0, or -ENOENT past the last one */
-int qcow2_option_list(int scope, size_t index, qcow2_option_info *info);
-
-/* What info and dump-header show. Strings belong to the handle, valid until close or reopen; NULL where absent. */
-typedef struct qcow2_info {
-    size_t struct_size;
-    uint64_t virtual_size;
-    uint64_t file_length;            /* of the container */
-    uint64_t allocated_bytes;        /* of the container on the host (st_blocks * 512), 0 if unknown */
-    uint32_t version;                /* 2 or 3; 0 for raw */
-    uint32_t cluster_bits;
-    uint32_t refcount_bits;
-    uint32_t crypt_method;           /* 0 none, 1 AES, 2 LUKS */
-    uint32_t header_length;
-    uint32_t compression_type;       /* 0 zlib, 1 zstd */
-    uint64_t backing_file_offset;
-    uint32_t backing_file_size;
-    uint32_t l1_size;
-    uint64_t l1_table_offset;
-    uint64_t refcount_table_offset;
-    uint32_t refcount_table_clusters;
-    uint32_t snapshot_count;
-    uint64_t snapshot_table_offset;
-    uint64_t incompatible_features, compatible_features, autoclear_features;
-    const char *path;                /* as opened, NULL for fd and io */
-    const char *backing_file;
-    const char *backing_format;
-    const char *data_file;
-    uint32_t lazy_refcounts;         /* in force at run time */
-    uint32_t dirty, corrupt, extended_l2, data_file_raw;
-    uint32_t read_only;
-    /* what a repair at the last writable open did */
-    uint32_t open_repaired;          /* 1: the image was dirty and has been repaired */
-    uint64_t open_corruptions_fixed, open_leaks_fixed;
-    uint32_t bitmap_count;
-    uint32_t backing_depth;          /* opened files below this one */
-} qcow2_info;
+/* Fills `info`. Returns 0 or -errno. */
 int qcow2_get_info(qcow2_image *image, qcow2_info *info);
-/* index: 0 the first extension; -ENOENT past the last. data belongs to the handle. */
-typedef struct qcow2_header_extension { size_t struct_size; uint32_t type; uint32_t length; uint64_t offset; const void *data; } qcow2_header_extension;
-int qcow2_get_header_extension(qcow2_image *image, size_t index, qcow2_header_extension *extension);
-typedef struct qcow2_snapshot_info {
-    size_t struct_size;
-    const char *id; const char *name;
-    uint64_t vm_state_size; uint64_t date_seconds; uint32_t date_nanoseconds;
-    uint64_t vm_clock_nanoseconds; uint64_t icount; /* UINT64_MAX: none */
-    uint64_t disk_size; uint64_t l1_table_offset; uint32_t l1_size;
-} qcow2_snapshot_info;
+
+/*
+ * Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
+ * another -errno.
+ */
+int qcow2_get_header_extension(qcow2_image *image,
+                               size_t index,
+                               qcow2_header_extension *extension);
+
+/*
+ * Internal snapshot number `index`, counted from 0, in table order. Returns 0, -ENOENT past the last one, or
+ * another -errno (EIO: the table is damaged). The strings are valid until the next call of this function.
+ */
 int qcow2_get_snapshot(qcow2_image *image, size_t index, qcow2_snapshot_info *snapshot);
 
-#endif
+/*
+ * Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,
+ * QCOW2_CHECK_REPAIR_ERRORS (needs a writable handle). Each finding goes to `message`. One call is one pass;
+ * after a repair a second call without flags shows that nothing is left. Requests of other threads wait.
+ *
+ * Returns 0 when the check ran, whatever it found, or -errno: ECANCELED, EROFS, ENOTSUP (a raw disk), EIO
+ * and what the host says. `result` is filled on success.
+ */
+int qcow2_check(qcow2_image *image,
+                uint64_t flags,
+                qcow2_check_result *result,
+                qcow2_message_fn message,
+                void *message_opaque,
+                qcow2_progress_fn progress,
+                void *progress_opaque);
+
+/*
+ * Writes what the image holds into its backing file, then empties the image unless `flags` has
+ * QCOW2_COMMIT_KEEP. The backing file is opened writable for the time of the call, repaired when it is
+ * dirty, grown when it is shorter, and durable before the image changes.
+ *
+ * Returns 0 or -errno: ENOTSUP (no backing file), EROFS, EAGAIN (the backing file is in use), ECANCELED and
+ * as qcow2_pwrite.
+ */
+int qcow2_commit(qcow2_image *image,
+                 uint64_t flags,
+                 qcow2_progress_fn progress,
+                 void *progress_opaque);
+
+/*
+ * The CRC-32 (IEEE) of all guest bytes, in time proportional to what is allocated. Equal before and after a
+ * copy, a repair or a crash recovery that changed nothing. Returns 0 or -errno as qcow2_pread, ECANCELED.
+ */
+int qcow2_checksum(qcow2_image *image,
+                   uint32_t *crc,
+                   qcow2_progress_fn progress,
+                   void *progress_opaque);
+
+/*
+ * Creates an image file, or replaces what is in it, with a disk of `size` bytes (UINT64_MAX: the option
+ * "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
+ * recorded, never opened. `options`: "key=value" strings, NULL at the end; may be NULL; see
+ * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
+ * nothing that opens.
+ *
+ * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
+ * file is in use), ENOSPC, EEXIST and what else the host says.
+ */
+int qcow2_create(const char *name, uint64_t size, const char *const *options);
+
+/* qcow2_create in an open file; the descriptor stays the caller's. */
+int qcow2_create_fd(int fd, uint64_t size, const char *const *options);
+
+/* qcow2_create over a caller's storage; `close` of `io` is called before it returns. */
+int qcow2_create_io(const qcow2_io_ops *io,
+                    void *io_opaque,
+                    uint64_t size,
+                    const char *const *options);
+
+/*
+ * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. Returns 0, -ENOENT past the last one, or
+ * -EINVAL.
+ */
+int qcow2_option_list(int scope, size_t index, qcow2_option_info *info);
+
+#ifdef __cplusplus
+}  /* extern "C" */
+#endif  /* __cplusplus */
+
+#endif  /* QCOW2_H */

@@ -4,6 +4,8 @@
 
 #include <qcow2.h>
 
+#include <stdbool.h>
+
 /* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0]. They do not wait for what
    stdout still holds, as in the stock tools --- */
 

@@ -138,8 +138,8 @@ impl RawDisk {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "the raw file is open read-only"));
         }
-        self.file.load().storage.set_length(length).map_err(|e| Error::host("resizing the raw file", &e))?;
-        self.length.store(length, Ordering::Relaxed);
+        self.file.load().storage.set_length(length).map_err(|e| Error::host("Could not resize file", &e))?;
+        self.length.store(round_up(length, 512), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ impl Alone<'_> {
         let core = self.core();
         let geometry = core.geometry;
         geometry.check_virtual_size(size).map_err(|e| {
-            Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large ({e})"))
+            Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large [{e}]"))
         })?;
         let header = core.header();
         if header.snapshot_count > 0 && header.version < 3 {

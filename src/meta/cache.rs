@@ -186,6 +186,8 @@ impl SliceCache {
                 out.list.remove(&keyed.page);
                 return self.clear(slot);
             }
+            // A page that a failed write-out left stuck stays; the closed latch says why there is no room.
+            out.medium.latch().check()?;
             if !clean {
                 out.settler.advance()?;
             }

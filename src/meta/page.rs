@@ -58,6 +58,8 @@ struct State {
     held: Vec<Held>,
     listed: bool,
     evicted: bool,
+    /// A write-out failed: memory holds what the file does not, and must stay what readers see.
+    stuck: bool,
 }
 
 /// Pages that have something to write.
@@ -244,7 +246,7 @@ impl Page {
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
     pub(super) fn try_evict(&self) -> bool {
         let mut state = self.lock();
-        if state.dirty_sectors != 0 || !state.held.is_empty() {
+        if state.stuck || state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;
         }
         state.evicted = true;
@@ -263,15 +265,23 @@ impl Page {
         let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
         let _in_flight = list.in_flight.read().unwrap_or_else(|e| e.into_inner());
         let Ripe { runs, releases, clean } = self.take_ripe(medium, list);
-        for (first_sector, bytes) in &runs {
-            let at = self.home + *first_sector as u64 * SECTOR_BYTES;
-            guard.check_table_write(self.purpose, at, bytes.len() as u64)?;
-            medium.write_live(self.purpose, at, bytes)?;
+        if let Err(e) = self.write_runs(&runs, medium, guard) {
+            self.lock().stuck = true;
+            return Err(e);
         }
         if !releases.is_empty() {
             settler.settle_after(medium.ticket(), releases);
         }
         Ok(clean)
+    }
+
+    fn write_runs(&self, runs: &[(usize, Vec<u8>)], medium: &Medium, guard: &OverlapGuard) -> Result<()> {
+        for (first_sector, bytes) in runs {
+            let at = self.home + *first_sector as u64 * SECTOR_BYTES;
+            guard.check_table_write(self.purpose, at, bytes.len() as u64)?;
+            medium.write_live(self.purpose, at, bytes)?;
+        }
+        Ok(())
     }
 
     /// Copies the dirty sectors with the values that may be on disk now, and what ripe changes let go of.

@@ -15,9 +15,6 @@ const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Sets the virtual size of an open disk.
 pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Result<()> {
-    if size % 512 != 0 {
-        return Err(Error::invalid("The new size must be a multiple of 512"));
-    }
     let old = handle.disk().length();
     match handle.disk() {
         Disk::Raw(raw) => {
@@ -27,6 +24,9 @@ pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Resul
             raw.resize(size)?;
         }
         Disk::Qcow2(image) => {
+            if size % 512 != 0 {
+                return Err(Error::invalid("The new size must be a multiple of 512"));
+            }
             if image.core().is_read_only() {
                 return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
             }

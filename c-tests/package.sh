@@ -1,0 +1,56 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# usage: package.sh BUILD-DIR PROGRAM-SOURCE CC VERSION
+#
+# Installs into an empty directory and builds a program from nothing but what is there.
+set -eu
+build=$1 source=$2 cc=$3 version=$4
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+meson install -C "$build" --no-rebuild --quiet --destdir "$scratch/root"
+pc=$(find "$scratch/root" -name qcow2.pc)
+[ -n "$pc" ] || { echo "no qcow2.pc"; exit 1; }
+libdir=$(dirname "$(dirname "$pc")")
+
+for file in libqcow2.so libqcow2.so.0 "libqcow2.so.$version" libqcow2.a; do
+    [ -e "$libdir/$file" ] || { echo "$file is not installed"; exit 1; }
+done
+[ "$(readlink "$libdir/libqcow2.so")" = libqcow2.so.0 ] || { echo "libqcow2.so points elsewhere"; exit 1; }
+[ "$(readlink "$libdir/libqcow2.so.0")" = "libqcow2.so.$version" ] || { echo "libqcow2.so.0 points elsewhere"; exit 1; }
+
+# Only the new package can be found.
+PKG_CONFIG_LIBDIR=$(dirname "$pc")
+PKG_CONFIG_SYSROOT_DIR=$scratch/root
+PKG_CONFIG_PATH=
+export PKG_CONFIG_LIBDIR PKG_CONFIG_SYSROOT_DIR PKG_CONFIG_PATH
+[ "$(pkg-config --modversion qcow2)" = "$version" ] || { echo "qcow2.pc has another version"; exit 1; }
+
+cp "$source" "$scratch/program.c"
+cd "$scratch"
+# shellcheck disable=SC2046 # words of a command line
+{
+    "$cc" -Wall -Werror program.c -o shared $(pkg-config --cflags --libs qcow2)
+    readelf -d shared | grep -q 'NEEDED.*\[libqcow2\.so\.0\]' || { echo "not linked with libqcow2.so.0"; exit 1; }
+    LD_LIBRARY_PATH=$libdir ./shared "$scratch/shared.qcow2"
+
+    "$cc" -Wall -Werror program.c -o archive $(pkg-config --cflags qcow2) "$libdir/libqcow2.a" \
+        $(pkg-config --static --libs-only-l qcow2 | sed 's/-lqcow2//')
+    if readelf -d archive | grep -q libqcow2; then echo "still linked with the shared library"; exit 1; fi
+    ./archive "$scratch/archive.qcow2"
+
+    "$cc" -Wall -Werror -static program.c -o static $(pkg-config --cflags --static --libs qcow2)
+    ./static "$scratch/static.qcow2"
+}
+
+# Debian names the tools' directory bin under the prefix; the tools start with the installed library.
+img=$(find "$scratch/root" -name qcow2-img -type f)
+if [ -n "$img" ]; then
+    LD_LIBRARY_PATH=$libdir "$img" check -q shared.qcow2
+    LD_LIBRARY_PATH=$libdir "$img" check -q static.qcow2
+fi
+if command -v qemu-img >/dev/null; then
+    for image in shared archive static; do qemu-img check -q $image.qcow2; done
+fi
+echo "shared, archive and static programs run"
