@@ -1,4 +1,109 @@
-//! libqcow2 (documentation follows).
+//! libqcow2: qcow2 disk images for programs that are not QEMU, and no worse than QEMU.
+//!
+//! A Rust engine behind a C ABI (`include/qcow2.h`). A C emulator links `libqcow2.so`, opens an image, and
+//! reads and writes it from any thread; images are byte-compatible with QEMU 10. Rust programs may use the
+//! modules below, but the C ABI is the interface that is kept stable.
+//!
+//! # Layers
+//!
+//! Directories are layers; a file uses its own and lower ones only (a test reads the `use` lines).
+//!
+//! ```text
+//! error, options   what every layer may use: one error type, one table of options
+//! format, codec    bytes <-> values. No I/O, no policy
+//! storage          bytes at offsets: file, memory, callbacks; locks; the gate; the clock of syncs
+//! meta             table pages in memory, the one place that writes them; header page; overlap guard
+//! alloc            who owns which host cluster: refcount table and blocks, the ledger
+//! map              guest -> host: L1, L2 slices, resolve, link, claims
+//! image            a disk: read, write, copy-on-write, zero, discard, flush, backing
+//! ops              whole-image work: open with its chain and repair, create, check, resize, commit, checksum
+//! capi             conversion to C, nothing else
+//! ```
+//!
+//! `alloc` knows no guests, `map` no files, `image` no on-disk bytes, `capi` no logic.
+//! [`map::Map::resolve`] *describes* where guest bytes are and performs no data I/O: [`image`] does. That is
+//! the seam for other I/O engines.
+//!
+//! # One read, one allocating write
+//!
+//! ```text
+//! pread    capi -> Image::read -> enter the gate (a pin) -> resolve -> for each extent:
+//!            Data: read the file    Zero: fill    Hole: backing disk or fill
+//!          no lock is held while data is read
+//!
+//! pwrite   Image::write -> enter the gate -> resolve
+//!            Data that nothing else refers to: overlap check, write, done
+//!            otherwise: claim the guest clusters, look again, own the L2 table,
+//!              reserve host clusters (counts rise) -> head, payload and tail in one write
+//!              -> link: the L2 page has the new entry, the ticket it waits for, and what it let go of
+//!            an error before the link gives the reservation back; nothing was visible
+//! ```
+//!
+//! # Media assumptions
+//!
+//! A 512-byte sector is written whole or not at all. Writes not yet synced may survive in any subset and
+//! order. After `fdatasync` returned 0 they are durable. Bytes outside a write do not change. A process may
+//! be killed at any instruction.
+//!
+//! # Ordering is a value
+//!
+//! Every sync has a number. A **ticket** ([`storage::medium::Ticket`]) names the next sync not yet started;
+//! it is past once that sync has completed. A table page holds, for each changed entry, the ticket that the
+//! change waits for, and writes the entry with its *previous* value until then. So a page can be written at
+//! any time, and what may not be on disk yet simply is not in the bytes that are written.
+//!
+//! A **barrier** writes what is ripe, writes dirty refcount blocks (eager images), syncs, writes what the
+//! sync has made ripe, and syncs again if there was any of that: one sync when nothing had to wait.
+//!
+//! | Rule | In words | Carried by |
+//! | ---- | -------- | ---------- |
+//! | R1 | a pointer is written after the count of its target is durable | the ticket of `Reserved`, `Held::after` in a page |
+//! | R2 | a pointer is written after its target's contents are durable | the ticket taken after the data write, `Held::after` |
+//! | R3 | a count falls after the page that dropped the pointer is durable | `Held::dropped`, then `Settler::settle_after` with a ticket |
+//! | R4 | a cluster is reused after R3 and after every older reader is gone | `Release::epoch` against the gate's oldest pin |
+//! | R5 | a new table is written whole before anything points to it | `Map::make_table`, `alloc::grow` |
+//! | R6 | a multi-step operation is bracketed by the dirty bit, or leaves only leaks | each file in `ops` |
+//!
+//! Between barriers the count of anything pointed to only rises, so refcount blocks may be written at any
+//! time, pointers wait, and a crash can leak clusters but never share or lose them.
+//!
+//! R2 does not wait where waiting would buy nothing: a cluster past everything that was ever written, inside
+//! the durable length of the file, reads as zeroes; if the guest range read as zeroes too, then with any
+//! subset of the new data surviving, each sector is old or new. The file therefore grows ahead of the clusters
+//! handed out, and the first pointers into the new length wait for the sync that makes it durable.
+//!
+//! **Lazy refcounts** (version 3) are the same code with two differences: a barrier skips refcount blocks, and
+//! tickets do not wait for counts. The dirty bit is durable before the first count is outrun, and is cleared
+//! (close, or a switch to eager) only after all counts are durable. A writable open of a dirty image starts
+//! with a sync, for what a killed writer left may be in the host's cache only, and repairs before the first
+//! request.
+//!
+//! # Order of waiting
+//!
+//! Always in this order; each has one owner.
+//!
+//! 1. Gate ([`storage::gate`]): shared for requests, exclusive for structure changes (resize, reopen, check,
+//!    commit, close).
+//! 2. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
+//! 3. Birth of an L2 table (`Map::birth`): across I/O.
+//! 4. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.
+//! 5. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
+//!    others wait on; across I/O.
+//! 6. A page's write-out turn, then the list's in-flight mark (`meta::page`): across the write.
+//! 7. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
+//! 8. Page lock: copying or changing entries; never across I/O.
+//!
+//! A pin is not a lock: it publishes the epoch in which a reader started. Readers of table pages take no lock
+//! at all. A function that needs a claim takes `&Claim`, used or not: the signature is the rule.
+//!
+//! # Failure
+//!
+//! A failed write of guest data is the request's error: its clusters go back and nothing was visible. The
+//! first failed write of a live table, and the first failed sync, close the **latch** of the image: nothing
+//! more is written, and only reopening helps, for the host may have dropped what was not synced. Everything
+//! read from an image is untrusted until [`mod@format`] has accepted it; an error names structure, index, value
+//! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch.
+
 pub mod alloc;
 pub mod capi;
 pub mod error;

@@ -38,19 +38,24 @@ impl Alone<'_> {
             self.reload(Arc::clone(core.storage()), core.settings.clone())?;
         }
         let core = self.core();
-        let shown = core.backing().map_or(0, |b| b.length()).min(size);
+        let below = core.backing().map_or(0, |b| b.length());
+        let cluster_end = geometry.cluster_ceil(old).unwrap_or(old);
+        let shown = below.max(cluster_end).min(size);
         if shown > old {
-            self.hide_backing(&core, old, shown)?;
+            self.hide(&core, old, shown)?;
         }
         core.shared.header.change(|h| h.virtual_size = size)?;
         self.settle()?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
     }
 
-    /// Zeroes what a longer backing file would show in `[old, end)`, durably, before the disk says that it has
-    /// this range: a power cut must not leave the new size with the backing file's bytes.
-    fn hide_backing(&self, core: &Arc<Core>, old: u64, end: u64) -> Result<()> {
+    /// Zeroes what a longer backing file, or the rest of the last cluster, would show in `[old, end)`, durably,
+    /// before the disk says that it has this range: a power cut must not leave the new size with old bytes.
+    fn hide(&self, core: &Arc<Core>, old: u64, end: u64) -> Result<()> {
         let wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), end)?;
+        if wide.reads_zero(old, end - old)? {
+            return Ok(());
+        }
         wide.write_zeroes(old, end - old, ZeroFlags::default(), self.flusher())?;
         wide.settle()?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
