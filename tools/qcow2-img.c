@@ -28,9 +28,9 @@ static const struct img_command unsupported[] = {
 };
 
 static const struct img_command *const commands[] = {
-    &unsupported[0], &unsupported[1],  &unsupported[2], &img_check, &img_checksum,    &img_commit,      &img_compare,
-    &img_convert,    &img_create,      &unsupported[3], &img_dump_header, &img_info,  &img_map, &unsupported[4],
-    &unsupported[5], &img_resize,      &img_snapshot,
+    &unsupported[0], &unsupported[1], &unsupported[2], &img_check,       &img_checksum, &img_commit,
+    &img_compare,    &img_convert,    &img_create,     &unsupported[3],  &img_dump_header, &img_info,
+    &img_map,        &unsupported[4], &unsupported[5], &img_resize,      &img_snapshot,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

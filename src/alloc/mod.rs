@@ -131,6 +131,16 @@ impl Allocator {
         ledger.trim(&self.shared)
     }
 
+    /// Lowers the counts that a barrier has made due and writes them, without a sync of its own.
+    pub fn settle_due(&self) -> Result<()> {
+        if self.pending_clusters() == 0 {
+            return Ok(());
+        }
+        let mut ledger = self.lock();
+        self.settle(&mut ledger)?;
+        ledger.write_dirty(&self.shared)
+    }
+
     /// Cuts the file after the last cluster in use. The caller is alone and has settled everything.
     pub fn cut_file(&self) -> Result<()> {
         self.lock().cut_file(&self.shared)

@@ -176,7 +176,10 @@ impl Core {
     /// Everything that was stored is durable when it returns. One caller at a time.
     pub(super) fn barrier(&self) -> Result<()> {
         match &self.io {
-            Some(io) if io.alloc.is_some() => io.map.barrier(),
+            Some(Io { map, alloc: Some(alloc) }) => {
+                map.barrier()?;
+                alloc.settle_due()
+            }
             _ => Ok(()),
         }
     }

@@ -14,10 +14,10 @@ use std::sync::Arc;
 const STEP_CLUSTERS: u64 = 4096;
 
 impl Alone<'_> {
-    /// Sets the virtual size and loads the image again.
-    pub fn resize(&self, size: u64) -> Result<()> {
+    /// Sets the virtual size, loads the image again, and returns the old size.
+    pub fn resize(&self, size: u64, may_shrink: bool) -> Result<u64> {
         let core = self.core();
-        let geometry = core.geometry;
+        let (geometry, old) = (core.geometry, core.virtual_size);
         geometry.check_virtual_size(size).map_err(|e| {
             Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large [{e}]"))
         })?;
@@ -26,32 +26,36 @@ impl Alone<'_> {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         core.begin_write()?;
-        let old = core.virtual_size;
         if size < old {
+            if !may_shrink {
+                return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
+            }
             core.cut(size)?;
         }
-        core.barrier()?;
+        // Loading anew is sound only from a medium that has everything, counts of a lazy image too.
+        self.settle()?;
         let needed = geometry.l1_entries_for(size).max(1);
         if needed > u64::from(header.l1_size) {
             core.grow_l1(needed)?;
             self.settle()?;
             self.reload(Arc::clone(core.storage()), core.settings.clone())?;
         }
-        let core = self.core();
-        let below = core.backing().map_or(0, |b| b.length());
-        let cluster_end = geometry.cluster_ceil(old).unwrap_or(old);
-        let shown = below.max(cluster_end).min(size);
-        if shown > old {
-            self.hide(&core, old, shown)?;
-        }
-        core.shared.header.change(|h| h.virtual_size = size)?;
-        self.settle()?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.hide(old, size)?;
+        self.core().shared.header.change(|h| h.virtual_size = size)?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
+        Ok(old)
     }
 
-    /// Zeroes what a longer backing file, or the rest of the last cluster, would show in `[old, end)`, durably,
-    /// before the disk says that it has this range: a power cut must not leave the new size with old bytes.
-    fn hide(&self, core: &Arc<Core>, old: u64, end: u64) -> Result<()> {
+    /// Zeroes what a longer backing file, or the rest of the last cluster, would show past `old`, durably, before
+    /// the disk says that it has this range: a power cut must not leave the new size with old bytes.
+    fn hide(&self, old: u64, size: u64) -> Result<()> {
+        let core = self.core();
+        let below = core.backing().map_or(0, |b| b.length());
+        let cluster_end = core.geometry.cluster_ceil(old).unwrap_or(old);
+        let end = below.max(cluster_end).min(size);
+        if end <= old {
+            return Ok(());
+        }
         let wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), end)?;
         if wide.reads_zero(old, end - old)? {
             return Ok(());

@@ -15,28 +15,26 @@ const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Sets the virtual size of an open disk.
 pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Result<()> {
-    let old = handle.disk().length();
-    match handle.disk() {
+    let old = match handle.disk() {
         Disk::Raw(raw) => {
             if preallocation == Preallocation::Metadata {
                 return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
             }
+            let old = raw.length();
             raw.resize(size)?;
+            old
         }
         Disk::Qcow2(image) => {
             if size % 512 != 0 {
                 return Err(Error::invalid("The new size must be a multiple of 512"));
             }
-            if image.core().is_read_only() {
+            let alone = image.alone();
+            if alone.core().is_read_only() {
                 return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
             }
-            if size < old && preallocation != Preallocation::Off {
-                return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
-            }
-            let alone = image.alone();
-            alone.resize(size)?;
+            alone.resize(size, preallocation == Preallocation::Off)?
         }
-    }
+    };
     if size <= old {
         return Ok(());
     }

@@ -1,0 +1,60 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Everything that tests, with one closing summary. Installs what is missing first (Debian, as root).
+set -u
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+cd "$top" || exit 1
+sh c-tests/deps.sh test || exit 1
+build=${QCOW2_BUILD:-$top/build-test}
+passed=0 failed=0 skipped=0 bad=()
+
+# step NAME COMMAND...: one line when it begins, its output when it fails.
+step() {
+    local name=$1 log start
+    shift
+    start=$SECONDS
+    log=$(mktemp)
+    printf '%-58s' "$name"
+    if "$@" >"$log" 2>&1; then
+        printf 'ok    %4d s\n' $((SECONDS - start))
+        passed=$((passed + 1))
+    else
+        printf 'FAIL  %4d s\n' $((SECONDS - start))
+        failed=$((failed + 1))
+        bad+=("$name")
+        tail -n 80 "$log" | sed 's/^/    /'
+    fi
+    grep -E '^(states|seed|[0-9]+ (passed|of))|^test result|power-cut states|^Ok:|^Fail:|^Skipped:' "$log" |
+        sort | uniq -c | sed 's/^ *1 //; s/^/    /' | head -n 12
+    rm -f "$log"
+}
+
+skip() {
+    printf '%-58sskip  %s\n' "$1" "$2"
+    skipped=$((skipped + 1))
+}
+
+step "rustfmt" cargo fmt --all --check
+step "clippy, warnings denied" cargo clippy --all-targets --quiet -- -D warnings
+step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+step "engine: unit and integration tests" cargo test --release
+step "meson setup" meson setup "$build" --reconfigure
+[ -f "$build/build.ninja" ] || step "meson setup, fresh" meson setup "$build"
+step "meson compile" meson compile -C "$build"
+step "C tests, shell tests, differential" meson test -C "$build" --print-errorlogs
+if command -v valgrind >/dev/null 2>&1; then
+    step "C tests under valgrind" meson test -C "$build" --setup valgrind --suite c --print-errorlogs
+else
+    skip "C tests under valgrind" "valgrind is missing"
+fi
+asan=$build-asan
+[ -f "$asan/build.ninja" ] || step "meson setup, sanitizers" \
+    meson setup "$asan" -Db_sanitize=address,undefined -Db_lundef=false
+step "meson compile, sanitizers" meson compile -C "$asan"
+step "C tests under ASan and UBSan" meson test -C "$asan" --suite c --print-errorlogs
+
+echo
+[ "$failed" -eq 0 ] || printf 'failed: %s\n' "${bad[@]}"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
