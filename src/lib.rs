@@ -106,6 +106,7 @@
 
 pub mod alloc;
 pub mod capi;
+pub mod codec;
 pub mod error;
 pub mod format;
 pub mod image;

@@ -3,6 +3,7 @@
 use super::snapshots::index_snapshots;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
+use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
@@ -43,6 +44,7 @@ pub struct Core {
     pub(super) shared: Shared,
     pub(super) geometry: Geometry,
     pub(super) virtual_size: u64,
+    pub(super) codec: Codec,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
 }
@@ -110,6 +112,7 @@ impl Core {
         }
         let geometry = header.geometry();
         let virtual_size = header.virtual_size;
+        let codec = Codec::from_type(header.compression_type);
         let checked = if settings.read_only { 0 } else { checked_owners(&settings.options) };
         let shared = Shared {
             guard: Arc::new(OverlapGuard::new(&geometry, checked)),
@@ -121,7 +124,7 @@ impl Core {
             true => None,
             false => Some(Self::load_io(&shared, &header, &settings)?),
         };
-        Ok(Core { shared, geometry, virtual_size, settings, io })
+        Ok(Core { shared, geometry, virtual_size, codec, settings, io })
     }
 
     fn load_io(shared: &Shared, header: &Header, settings: &CoreSettings) -> Result<Io> {

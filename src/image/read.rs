@@ -3,6 +3,7 @@
 use super::buffers::{total, Scatter};
 use super::{check_range, Core};
 use crate::error::{Error, Result};
+use crate::format::entries::CompressedSpan;
 use crate::map::{Extent, Source};
 use std::io::IoSliceMut;
 
@@ -51,14 +52,23 @@ impl Core {
                 Some(backing) => return backing.read_as_backing(guest_offset, part),
                 None => part.fill(0),
             },
-            Source::Compressed(span) => {
-                return Err(Error::unsupported(format!(
-                    "compressed cluster at guest offset {guest_offset:#x} (host offset {:#x}): compressed clusters are not read yet",
-                    span.host_offset
-                )));
-            }
+            Source::Compressed(span) => return self.inflate(span, guest_offset, part),
             Source::Zero | Source::Data => part.fill(0),
         }
+        Ok(())
+    }
+
+    /// Bytes of a compressed cluster from `guest_offset` on.
+    fn inflate(&self, span: CompressedSpan, guest_offset: u64, part: &mut [u8]) -> Result<()> {
+        let mut stored = vec![0; span.bytes as usize];
+        self.shared.medium.read_data(span.host_offset, &mut [IoSliceMut::new(&mut stored)])?;
+        let mut cluster = vec![0; self.geometry.cluster_bytes() as usize];
+        self.codec.inflate(&stored, &mut cluster).map_err(|rule| {
+            let index = self.geometry.cluster_index(guest_offset);
+            Error::corrupt("compressed data of guest cluster", index, span.host_offset, rule)
+        })?;
+        let from = self.geometry.in_cluster(guest_offset) as usize;
+        part.copy_from_slice(&cluster[from..from + part.len()]);
         Ok(())
     }
 
