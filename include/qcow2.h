@@ -171,7 +171,7 @@ typedef struct qcow2_io_ops {
     int (*sync)(void *opaque);
     /* Length in bytes, or -errno. */
     int64_t (*length)(void *opaque);
-    /* Cuts, or extends with zeroes. Optional. */
+    /* Cuts, or extends with zeroes. Optional: without it storage grows by writes, and never shrinks. */
     int (*truncate)(void *opaque, uint64_t length);
     /* The range is not needed any more. Optional. */
     int (*discard)(void *opaque, uint64_t offset, uint64_t length);

@@ -37,7 +37,7 @@ pub struct qcow2_io_ops {
     pub sync: Option<unsafe extern "C" fn(opaque: *mut c_void) -> c_int>,
     /// Length in bytes, or -errno.
     pub length: Option<unsafe extern "C" fn(opaque: *mut c_void) -> i64>,
-    /// Cuts, or extends with zeroes. Optional.
+    /// Cuts, or extends with zeroes. Optional: without it storage grows by writes, and never shrinks.
     pub truncate: Option<unsafe extern "C" fn(opaque: *mut c_void, length: u64) -> c_int>,
     /// The range is not needed any more. Optional.
     pub discard: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
@@ -56,6 +56,24 @@ struct CustomIo {
 unsafe impl Send for CustomIo {}
 // SAFETY: as above.
 unsafe impl Sync for CustomIo {}
+
+impl CustomIo {
+    /// Grows storage that has no `truncate`: by writing, for a write past the end extends. Zeroes all the way,
+    /// for nobody says what the gap before such a write holds.
+    fn extend(&self, length: u64) -> io::Result<()> {
+        static ZEROES: [u8; 65536] = [0; 65536];
+        let mut at = self.length()?;
+        if length < at {
+            return Err(not_supported());
+        }
+        while at < length {
+            let count = (length - at).min(ZEROES.len() as u64);
+            self.write(Purpose::Data, at, &[IoSlice::new(&ZEROES[..count as usize])])?;
+            at += count;
+        }
+        Ok(())
+    }
+}
 
 impl Drop for CustomIo {
     fn drop(&mut self) {
@@ -136,7 +154,7 @@ impl Storage for CustomIo {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        let Some(truncate) = self.ops.truncate else { return Err(not_supported()) };
+        let Some(truncate) = self.ops.truncate else { return self.extend(length) };
         // SAFETY: the caller's function and opaque pointer.
         answer(unsafe { truncate(self.opaque, length) })
     }

@@ -171,7 +171,13 @@ pub unsafe extern "C" fn qcow2_open_with(
     params: *const qcow2_open_params,
     image: *mut *mut qcow2_image,
 ) -> c_int {
-    enter(|| unsafe { open(&take(params, qcow2_open_params::empty(), "params")?, image) }) as c_int
+    enter(|| unsafe {
+        if !image.is_null() {
+            // Also when the parameters are not even looked at.
+            *image = std::ptr::null_mut();
+        }
+        open(&take(params, qcow2_open_params::empty(), "params")?, image)
+    }) as c_int
 }
 
 /// Flushes, leaves the image clean, and frees the handle, whatever it returns: the first error that kept

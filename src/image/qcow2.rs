@@ -104,7 +104,7 @@ impl Image {
             return self.flusher.flush(core);
         }
         if options.metadata_writethrough {
-            return core.io()?.map.write_ripe(true);
+            return core.io()?.map.write_through();
         }
         Ok(())
     }

@@ -60,8 +60,9 @@ impl Alone<'_> {
         if wide.reads_zero(old, end - old)? {
             return Ok(());
         }
-        wide.write_zeroes(old, end - old, ZeroFlags::default(), self.flusher())?;
-        wide.settle()?;
+        let zeroed = wide.write_zeroes(old, end - old, ZeroFlags::default(), self.flusher());
+        // From the first write on the core in force knows less than the medium.
+        zeroed.and_then(|()| wide.settle()).map_err(|e| core.shared.medium.latch().close(e))?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
     }
 }

@@ -200,7 +200,19 @@ impl Core {
         let (sub, cluster) = (geometry.subcluster_bytes(), geometry.cluster_bytes());
         let mut from = payload.from / sub * sub;
         let mut to = payload.to.div_ceil(sub) * sub;
-        if run.reuse.is_none() {
+        if run.reuse.is_some() {
+            // Bytes beside the payload that are in the host cluster already stay as they are: others may be
+            // writing them in place.
+            let has_data = |at: u64| {
+                let alloc = match &run.old[(at / cluster) as usize] {
+                    L2Entry::Plain(m) => m.alloc,
+                    L2Entry::Compressed(_) => 0,
+                };
+                alloc >> (at % cluster / sub) & 1 != 0
+            };
+            from = if has_data(payload.from) { payload.from } else { from };
+            to = if has_data(payload.to - 1) { payload.to } else { to };
+        } else {
             let (first_moved, _) = moved_subclusters(&run.old[0], geometry.all_subclusters());
             from = from.min(u64::from(first_moved) * sub);
             let last = run.old.len() - 1;

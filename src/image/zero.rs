@@ -96,13 +96,31 @@ impl Core {
         let cluster_end = (start + self.geometry.cluster_bytes()).min(self.virtual_size);
         let rest_is_zero = self.reads_zero(start, from - start)? && self.reads_zero(to, cluster_end - to)?;
         let has_data = !self.reads_zero(from, to - from)?;
-        if rest_is_zero && !has_data && self.is_unassigned(io, from)? {
-            return self.change_clusters(io, cluster, cluster + 1, fate, flags, flusher);
+        let may_widen = rest_is_zero && !has_data && self.is_unassigned(io, from)?;
+        if may_widen && self.change_widened(io, cluster, fate, cluster_end)? {
+            return Ok(());
         }
         if self.geometry.extended_l2 {
             return self.zero_subclusters(io, from, to, flags, flusher);
         }
         self.write_zero_bytes(from, to, flags, flusher)
+    }
+
+    /// Zeroes a whole cluster for a request on a part of it; `false` when somebody has written it meanwhile.
+    fn change_widened(&self, io: &Io, cluster: u64, fate: Fate, cluster_end: u64) -> Result<bool> {
+        let start = self.geometry.cluster_offset(cluster);
+        let claim = io.map.claim(cluster, cluster + 1);
+        // Who writes the cluster for the first time holds its claim: from here on this does not change.
+        if !self.is_unassigned(io, start)? || !self.reads_zero(start, cluster_end - start)? {
+            return Ok(false);
+        }
+        let old = io.map.entry(&claim, cluster)?;
+        let Some(new) = self.fate_of(&old, fate) else { return Ok(false) };
+        if L2Entry::Plain(new) != old {
+            io.map.own_table(&claim, cluster)?;
+            self.replace(io, &claim, cluster, &old, new)?;
+        }
+        Ok(true)
     }
 
     /// Whether the cluster at `offset` has no data in this image.

@@ -10,7 +10,7 @@ pub use claims::{Claim, Claims};
 pub use resolve::{Extent, Source};
 
 use crate::alloc::{Allocator, Shared};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2, L1_RESERVED};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
@@ -259,7 +259,7 @@ impl Map {
     /// A new table, zero or a copy of the shared one, is whole before the L1 entry points to it (R5).
     fn make_table(&self, l1_index: u64, old: L1Entry) -> Result<()> {
         let Some(allocator) = &self.writer else {
-            return Err(Error::new(crate::error::ErrorKind::ReadOnly, "the image is open read-only"));
+            return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
         };
         let geometry = &self.geometry;
         let bytes = geometry.cluster_bytes();
@@ -313,54 +313,53 @@ impl Map {
             }
             if page.update(change, &self.shared.medium, &self.shared.gate, &self.list) == Updated::Done {
                 if page.held_count() >= HELD_LIMIT {
-                    self.write_ripe(true)?;
+                    self.write_through()?;
                 }
                 return Ok(());
             }
         }
     }
 
-    /// Writes dirty pages. `all`: syncs where changes wait, so that everything that was stored before the
-    /// call is in the file (not yet durable) when it returns.
-    pub fn write_ripe(&self, all: bool) -> Result<()> {
-        let waiting = self.write_list(self.list.take())?;
-        if all && !waiting.is_empty() {
+    /// Brings everything that was stored before the call into the file (not yet durable); syncs where changes
+    /// wait for one.
+    pub fn write_through(&self) -> Result<()> {
+        self.write_listed()?;
+        if self.list.has_waiting() {
             self.settler().advance()?;
-            self.write_list(waiting)?;
+            self.write_listed()?;
         }
-        self.list.wait_in_flight();
         Ok(())
     }
 
-    /// Writes pages and returns those with changes that still wait.
-    fn write_list(&self, pages: Vec<Arc<Page>>) -> Result<Vec<Arc<Page>>> {
-        let mut waiting = Vec::new();
-        for page in pages {
+    /// Makes everything that was stored before the call durable.
+    pub fn barrier(&self) -> Result<()> {
+        self.write_listed()?;
+        let waiting = self.list.has_waiting();
+        self.settler().advance()?;
+        if waiting {
+            // Their tickets were for the sync that has just completed.
+            self.write_listed()?;
+            self.settler().advance()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is ripe of every dirty page. When it returns, every page that was dirty before is in the
+    /// file, or on the list with changes that wait, whoever wrote it.
+    fn write_listed(&self) -> Result<()> {
+        let announced = self.list.begin();
+        for page in self.list.take(&announced) {
             let out = self.write_out();
-            match page.write_out(out.medium, out.guard, out.settler, out.list) {
-                Ok(true) => {}
-                Ok(false) => waiting.push(page),
-                Err(e) if e.kind() == crate::error::ErrorKind::MarkedCorrupt => {
-                    return Err(self.shared.header.mark_corrupt(e))
-                }
-                Err(e) => return Err(e),
+            let done = page.write_out(out.medium, out.guard, out.settler, out.list, &announced);
+            if let Err(e) = done {
+                let overlap = e.kind() == ErrorKind::MarkedCorrupt;
+                return Err(if overlap { self.shared.header.mark_corrupt(e) } else { e });
             }
         }
-        Ok(waiting)
-    }
-
-    /// Makes every change stored before the call durable. Called by one thread at a time.
-    pub fn barrier(&self) -> Result<()> {
-        let waiting = self.write_list(self.list.take())?;
+        drop(announced);
         self.list.wait_in_flight();
-        self.settler().advance()?;
-        if !waiting.is_empty() {
-            // Their tickets were for the sync that has just completed.
-            self.write_list(waiting)?;
-            self.list.wait_in_flight();
-            self.settler().advance()?;
-        }
-        Ok(())
+        // Somebody else's page may have failed while we waited for it.
+        self.shared.medium.latch().check()
     }
 
     /// The L1 table as it is in memory, into the start of `bytes`, in disk order.

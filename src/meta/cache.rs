@@ -181,7 +181,9 @@ impl SliceCache {
         let Some(keyed) = self.slots[slot].load_full() else { return Ok(()) };
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
-            let clean = keyed.page.write_out(out.medium, out.guard, out.settler, out.list)?;
+            let announced = out.list.begin();
+            let clean = keyed.page.write_out(out.medium, out.guard, out.settler, out.list, &announced)?;
+            drop(announced);
             if clean && keyed.page.try_evict() {
                 out.list.remove(&keyed.page);
                 return self.clear(slot);

@@ -19,7 +19,7 @@ use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
 
@@ -66,20 +66,37 @@ struct State {
 #[derive(Default)]
 pub struct DirtyList {
     pages: Mutex<Vec<Arc<Page>>>,
-    /// Shared during a write-out: between the copy of a page and its arrival in the file nobody may sync
-    /// and believe that the page is covered.
+    /// Shared by `InFlight`: between the list and the file nobody may sync and believe that a page is covered.
     in_flight: RwLock<()>,
 }
 
+/// Says that pages may be between memory and the file: held from before they leave the list until what was
+/// copied from them is written.
+pub struct InFlight<'a> {
+    _shared: RwLockReadGuard<'a, ()>,
+}
+
 impl DirtyList {
-    /// Takes all pages off the list.
-    pub fn take(&self) -> Vec<Arc<Page>> {
+    /// Announces write-outs.
+    pub fn begin(&self) -> InFlight<'_> {
+        InFlight { _shared: self.in_flight.read().unwrap_or_else(|e| e.into_inner()) }
+    }
+
+    /// Takes all pages off the list, to be written while the announcement lasts.
+    pub fn take(&self, _announced: &InFlight<'_>) -> Vec<Arc<Page>> {
         std::mem::take(&mut *self.pages.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// Waits until every write-out that has begun is in the file.
+    /// Waits until whatever others have taken off the list is in the file, or back on the list because it
+    /// waits for a sync. The caller has no announcement of its own.
     pub fn wait_in_flight(&self) {
         drop(self.in_flight.write().unwrap_or_else(|e| e.into_inner()));
+    }
+
+    /// Whether a page on the list has changes that wait for a sync.
+    pub fn has_waiting(&self) -> bool {
+        let pages = self.pages.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        pages.iter().any(|p| p.held_count() > 0)
     }
 
     /// Forgets an evicted page.
@@ -245,6 +262,8 @@ impl Page {
 
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
     pub(super) fn try_evict(&self) -> bool {
+        // A write-out in flight has cleaned the page before its bytes are in the file.
+        let Ok(_idle) = self.writing.try_lock() else { return false };
         let mut state = self.lock();
         if state.stuck || state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;
@@ -261,9 +280,9 @@ impl Page {
         guard: &OverlapGuard,
         settler: &dyn Settler,
         list: &DirtyList,
+        _announced: &InFlight<'_>,
     ) -> Result<bool> {
         let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
-        let _in_flight = list.in_flight.read().unwrap_or_else(|e| e.into_inner());
         let Ripe { runs, releases, clean } = self.take_ripe(medium, list);
         if let Err(e) = self.write_runs(&runs, medium, guard) {
             self.lock().stuck = true;
@@ -423,16 +442,16 @@ mod tests {
         set(3, 7, Ticket::PAST, None);
         set(4, 8, medium.ticket(), None);
         set(4, 9, Ticket::PAST, Some(Release::new(5, 1, false)));
-        assert_eq!(list.take().len(), 1);
-        assert!(!page.write_out(&medium, &guard, &log, &list).unwrap());
+        assert_eq!(list.take(&list.begin()).len(), 1);
+        assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
         assert_eq!((on_disk(3), on_disk(4)), (7, 0));
         assert_eq!(page.entry(4), raw(9));
         assert!(log.0.lock().unwrap().is_empty(), "a drop behind a waiting change must wait too");
         assert!(!page.try_evict());
         let sync = medium.begin_sync();
         medium.finish_sync(sync).unwrap();
-        assert_eq!(list.take().len(), 1);
-        assert!(page.write_out(&medium, &guard, &log, &list).unwrap());
+        assert_eq!(list.take(&list.begin()).len(), 1);
+        assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
         assert_eq!(on_disk(4), 9);
         assert_eq!(log.0.lock().unwrap().len(), 1);
         assert!(page.try_evict());
