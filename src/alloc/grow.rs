@@ -31,10 +31,7 @@ impl Ledger {
 
     fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {
         let geometry = self.geometry();
-        shared
-            .guard
-            .check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)
-            .map_err(|e| shared.header.mark_corrupt(e))?;
+        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
         self.note_used(first, count);
         Ok(())

@@ -190,10 +190,7 @@ impl Ledger {
     fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
         let geometry = self.geometry();
         // Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
-        shared
-            .guard
-            .check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)
-            .map_err(|e| shared.header.mark_corrupt(e))?;
+        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
         if first == 0 {
             let found =
                 Error::corrupt("refcount of cluster", 0, 0, "the header's cluster is counted as free");

@@ -1,7 +1,7 @@
 //! The refcount table and the blocks that are in memory. Every function is called with the ledger held.
 
 use super::Shared;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64, refcount, Geometry};
@@ -33,9 +33,16 @@ impl RefcountTable {
         let header = shared.header.header();
         let geometry = header.geometry();
         let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let mut buffer = vec![0; bytes as usize];
-        shared.medium.read_table(Purpose::RefcountTable, header.refcount_table_offset, &mut buffer)?;
-        let entries: Vec<u64> = buffer.chunks_exact(8).map(|c| be64(c, 0)).collect();
+        let mut entries = Vec::new();
+        entries.try_reserve_exact((bytes / 8) as usize).map_err(|_| {
+            Error::new(ErrorKind::NoMemory, format!("refcount table of {bytes} bytes: no memory"))
+        })?;
+        let mut piece = [0; 16 << 10];
+        for at in (0..bytes).step_by(piece.len()) {
+            let part = &mut piece[..(bytes - at).min(16 << 10) as usize];
+            shared.medium.read_table(Purpose::RefcountTable, header.refcount_table_offset + at, part)?;
+            entries.extend(part.chunks_exact(8).map(|c| be64(c, 0)));
+        }
         shared.guard.add(Owner::REFCOUNT_TABLE, header.refcount_table_offset, bytes);
         for entry in entries.iter().filter(|e| **e & !REFCOUNT_TABLE_RESERVED != 0) {
             shared.guard.add(

@@ -114,9 +114,10 @@ impl Core {
         let virtual_size = header.virtual_size;
         let codec = Codec::from_type(header.compression_type);
         let checked = if settings.read_only { 0 } else { checked_owners(&settings.options) };
+        let header_page = Arc::new(HeaderPage::new(Arc::clone(&medium), header.clone(), sector));
         let shared = Shared {
-            guard: Arc::new(OverlapGuard::new(&geometry, checked)),
-            header: Arc::new(HeaderPage::new(Arc::clone(&medium), header.clone(), sector)),
+            guard: Arc::new(OverlapGuard::new(&geometry, checked, Some(Arc::clone(&header_page)))),
+            header: header_page,
             medium,
             gate,
         };
@@ -200,6 +201,11 @@ impl Core {
             self.shared.header.mark_clean()?;
         }
         Ok(())
+    }
+
+    /// Virtual size in bytes.
+    pub fn length(&self) -> u64 {
+        self.virtual_size
     }
 
     /// The header as it stands.

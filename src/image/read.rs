@@ -10,7 +10,7 @@ use std::io::IoSliceMut;
 impl Core {
     /// Fills `buffers` from `offset`.
     #[inline]
-    pub(super) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+    pub(crate) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         if let [one] = buffers {
             check_range(self.virtual_size, offset, one.len() as u64)?;
             return self.read_range(offset, one);

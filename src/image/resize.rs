@@ -6,16 +6,21 @@ use super::{Core, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::Link;
+use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
+use std::io::IoSlice;
 use std::sync::Arc;
 
 /// Guest clusters that one step of a preallocation or a cut handles.
 const STEP_CLUSTERS: u64 = 4096;
+/// Bytes of zeroes written at once by full preallocation.
+const CHUNK_BYTES: u64 = 1 << 20;
 
 impl Alone<'_> {
-    /// Sets the virtual size, loads the image again, and returns the old size.
-    pub fn resize(&self, size: u64, may_shrink: bool) -> Result<u64> {
+    /// Sets the virtual size, preallocates what is added, and leaves everything durable. The image is loaded
+    /// again.
+    pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let core = self.core();
         let (geometry, old) = (core.geometry, core.virtual_size);
         geometry.check_virtual_size(size).map_err(|e| {
@@ -27,7 +32,7 @@ impl Alone<'_> {
         }
         core.begin_write()?;
         if size < old {
-            if !may_shrink {
+            if preallocation != Preallocation::Off {
                 return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
             }
             core.cut(size)?;
@@ -43,7 +48,25 @@ impl Alone<'_> {
         self.hide(old, size)?;
         self.core().shared.header.change(|h| h.virtual_size = size)?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        Ok(old)
+        if size > old && preallocation != Preallocation::Off {
+            self.preallocate(old, size, preallocation)?;
+        }
+        Ok(())
+    }
+
+    fn preallocate(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
+        let core = self.core();
+        core.preallocate(from, to, preallocation == Preallocation::Falloc)?;
+        if preallocation == Preallocation::Full {
+            let zeroes = vec![0; CHUNK_BYTES as usize];
+            let mut at = from;
+            while at < to {
+                let bytes = (to - at).min(CHUNK_BYTES);
+                core.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], self.flusher())?;
+                at += bytes;
+            }
+        }
+        core.barrier()
     }
 
     /// Zeroes what a longer backing file, or the rest of the last cluster, would show past `old`, durably, before
@@ -147,7 +170,7 @@ impl Core {
     }
 
     /// Maps every unallocated cluster of `[from, to)`; with `host_space` the host reserves room too.
-    pub fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
+    fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(to);

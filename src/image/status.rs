@@ -35,7 +35,7 @@ impl Status {
 
 impl Core {
     /// The first extent of a range inside the disk.
-    pub(super) fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
+    pub(crate) fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
         if length == 0 {
             return Err(Error::invalid("block status of an empty range"));
         }

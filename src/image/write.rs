@@ -54,7 +54,7 @@ impl Core {
                     extent.length
                 }
                 _ => {
-                    self.relieve(alloc, flusher)?;
+                    self.relieve(io, alloc, flusher)?;
                     self.write_allocating(io, alloc, at, bytes - done, &source)?
                 }
             };
@@ -65,7 +65,7 @@ impl Core {
     }
 
     fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {
-        self.guard_data(host, length)?;
+        self.shared.guard.check(Owner(0), host, length)?;
         if let Some(part) = source.peek_one(length) {
             return self.shared.medium.write_data(host, &[IoSlice::new(part)]);
         }
@@ -74,14 +74,9 @@ impl Core {
         self.shared.medium.write_data(host, &parts)
     }
 
-    fn guard_data(&self, host: u64, length: u64) -> Result<()> {
-        let checked = self.shared.guard.check(Owner(0), host, length);
-        checked.map_err(|e| self.shared.header.mark_corrupt(e))
-    }
-
     /// Freed clusters become free at barriers; a guest that never flushes must not grow the file for ever.
-    pub(super) fn relieve(&self, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
-        let waiting = alloc.pending_clusters() << self.geometry.cluster_bits;
+    pub(super) fn relieve(&self, io: &Io, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
+        let waiting = (alloc.pending_clusters() + io.map.held_clusters()) << self.geometry.cluster_bits;
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
         if waiting > limit {
             flusher.flush(self)?;
@@ -184,7 +179,7 @@ impl Core {
         parts.extend((!head.is_empty()).then(|| IoSlice::new(&head)));
         source.peek_into(payload.to - payload.from, &mut parts);
         parts.extend((!tail.is_empty()).then(|| IoSlice::new(&tail)));
-        self.guard_data(host_start + written.from, written.to - written.from)?;
+        self.shared.guard.check(Owner(0), host_start + written.from, written.to - written.from)?;
         self.shared.medium.write_data(host_start + written.from, &parts)?;
         let mut after = reserved.as_ref().map_or(Ticket::PAST, |r| r.ticket());
         if padded {

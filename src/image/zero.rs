@@ -220,7 +220,7 @@ impl Core {
                 self.write_zero_bytes(from, to, flags, flusher)?;
             }
             if let Some(alloc) = &io.alloc {
-                self.relieve(alloc, flusher)?;
+                self.relieve(io, alloc, flusher)?;
             }
             at = end;
         }

@@ -82,9 +82,7 @@ impl Map {
         let geometry = header.geometry();
         let l1_bytes = u64::from(header.l1_size) * 8;
         let padded = l1_bytes.div_ceil(SECTOR_BYTES).max(1) * SECTOR_BYTES;
-        let mut bytes = vec![0; padded as usize];
-        shared.medium.read_table(Purpose::L1, header.l1_table_offset, &mut bytes)?;
-        let l1 = Arc::new(Page::from_bytes(Purpose::L1, header.l1_table_offset, 1, &bytes));
+        let l1 = Arc::new(Page::read(&shared.medium, Purpose::L1, header.l1_table_offset, 1, padded)?);
         let slices = (cache_bytes / slice_bytes).max(2);
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
@@ -214,9 +212,7 @@ impl Map {
         let slice_bytes = entry_bytes << self.slice_entry_bits;
         let in_table = cluster & (self.geometry.l2_entry_count() - 1);
         let home = table_offset + (in_table >> self.slice_entry_bits) * slice_bytes;
-        let mut bytes = vec![0; slice_bytes as usize];
-        self.shared.medium.read_table(Purpose::L2, home, &mut bytes)?;
-        Ok(Page::from_bytes(Purpose::L2, home, (entry_bytes / 8) as usize, &bytes))
+        Page::read(&self.shared.medium, Purpose::L2, home, (entry_bytes / 8) as usize, slice_bytes)
     }
 
     fn decode(&self, cluster: u64, raw: RawL2) -> Result<L2Entry> {
@@ -265,7 +261,7 @@ impl Map {
         let bytes = geometry.cluster_bytes();
         let reserved = allocator.reserve(1)?;
         let offset = geometry.cluster_offset(reserved.first_cluster());
-        self.shared.guard.check(Owner(0), offset, bytes).map_err(|e| self.shared.header.mark_corrupt(e))?;
+        self.shared.guard.check(Owner(0), offset, bytes)?;
         let mut after = reserved.ticket();
         if old.table_offset() != 0 {
             let mut table = vec![0; bytes as usize];
@@ -331,6 +327,11 @@ impl Map {
         Ok(())
     }
 
+    /// Host clusters that changes in memory have let go of, and that no write-out has passed on yet.
+    pub fn held_clusters(&self) -> u64 {
+        self.list.held_clusters()
+    }
+
     /// Makes everything that was stored before the call durable.
     pub fn barrier(&self) -> Result<()> {
         self.write_listed()?;
@@ -350,11 +351,7 @@ impl Map {
         let announced = self.list.begin();
         for page in self.list.take(&announced) {
             let out = self.write_out();
-            let done = page.write_out(out.medium, out.guard, out.settler, out.list, &announced);
-            if let Err(e) = done {
-                let overlap = e.kind() == ErrorKind::MarkedCorrupt;
-                return Err(if overlap { self.shared.header.mark_corrupt(e) } else { e });
-            }
+            page.write_out(out.medium, out.guard, out.settler, out.list, &announced)?;
         }
         drop(announced);
         self.list.wait_in_flight();

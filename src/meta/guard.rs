@@ -4,12 +4,13 @@
 //! data write; a hash map names the owners of the rest. Built once at a writable open, kept up to date by
 //! whoever allocates or drops a table.
 
+use super::HeaderPage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Geometry;
 use crate::storage::Purpose;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
 /// One kind of metadata; a set of them is the OR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct OverlapGuard {
     checked: u16,
     filter: Box<[AtomicU64]>,
     owners: RwLock<HashMap<u64, u16>>,
+    /// Takes note of a hit: sets the corrupt bit and closes the latch.
+    header: Option<Arc<HeaderPage>>,
 }
 
 fn filter_bit(cluster_index: u64) -> (usize, u64) {
@@ -69,19 +72,26 @@ fn filter_bit(cluster_index: u64) -> (usize, u64) {
 }
 
 impl OverlapGuard {
-    /// A guard that checks against the kinds in `checked`.
-    pub fn new(geometry: &Geometry, checked: u16) -> Self {
+    /// A guard that checks against the kinds in `checked` and marks the image corrupt when something hits.
+    pub fn new(geometry: &Geometry, checked: u16, header: Option<Arc<HeaderPage>>) -> Self {
         OverlapGuard {
             cluster_bits: geometry.cluster_bits,
             checked,
             filter: (0..FILTER_WORDS).map(|_| AtomicU64::new(0)).collect(),
             owners: RwLock::default(),
+            header,
         }
     }
 
     /// A guard that accepts everything.
     pub fn off() -> Self {
-        OverlapGuard { cluster_bits: 16, checked: 0, filter: Box::default(), owners: RwLock::default() }
+        OverlapGuard {
+            cluster_bits: 16,
+            checked: 0,
+            filter: Box::default(),
+            owners: RwLock::default(),
+            header: None,
+        }
     }
 
     /// Whether `owner` is checked at all; what is not need not be added.
@@ -118,7 +128,7 @@ impl OverlapGuard {
         }
     }
 
-    /// Fails when the range overlaps metadata other than `allowed`.
+    /// Fails when the range overlaps metadata other than `allowed`; the image is marked corrupt then.
     #[inline]
     pub fn check(&self, allowed: Owner, host_offset: u64, length: u64) -> Result<()> {
         if self.checked == 0 || length == 0 {
@@ -140,13 +150,15 @@ impl OverlapGuard {
         if hit == 0 {
             return Ok(());
         }
-        Err(Error::new(
+        drop(owners);
+        let found = Error::new(
             ErrorKind::MarkedCorrupt,
             format!(
                 "Preventing invalid write on metadata (overlaps with {}) [host cluster {cluster}]",
                 Owner(hit).first_name()
             ),
-        ))
+        );
+        Err(self.header.as_ref().map_or(found.clone(), |h| h.mark_corrupt(found)))
     }
 
     /// The check for a table page's own write.
@@ -176,7 +188,7 @@ mod tests {
             extended_l2: false,
             external_data: false,
         };
-        let guard = OverlapGuard::new(&g, 0x1ff);
+        let guard = OverlapGuard::new(&g, 0x1ff, None);
         guard.add(Owner::ACTIVE_L2, 1024, 512);
         assert!(guard.check(Owner::ACTIVE_L2, 1024, 512).is_ok());
         assert!(guard.check(Owner(0), 1536, 4096).is_ok());

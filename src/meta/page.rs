@@ -11,7 +11,8 @@
 
 use super::guard::OverlapGuard;
 use super::Settler;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::be64;
 use crate::format::entries::RawL2;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::storage::gate::Gate;
@@ -22,6 +23,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
+
+/// Bytes of a table that are read at once.
+const READ_BYTES: usize = 16 << 10;
+
+fn no_memory(purpose: Purpose, bytes: u64) -> Error {
+    Error::new(ErrorKind::NoMemory, format!("{purpose:?} table of {bytes} bytes: no memory"))
+}
 
 /// Host clusters that lost one reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +76,8 @@ pub struct DirtyList {
     pages: Mutex<Vec<Arc<Page>>>,
     /// Shared by `InFlight`: between the list and the file nobody may sync and believe that a page is covered.
     in_flight: RwLock<()>,
+    /// Clusters in the `dropped` of held changes.
+    held_clusters: AtomicU64,
 }
 
 /// Says that pages may be between memory and the file: held from before they leave the list until what was
@@ -91,6 +101,11 @@ impl DirtyList {
     /// waits for a sync. The caller has no announcement of its own.
     pub fn wait_in_flight(&self) {
         drop(self.in_flight.write().unwrap_or_else(|e| e.into_inner()));
+    }
+
+    /// Host clusters that held changes have let go of.
+    pub fn held_clusters(&self) -> u64 {
+        self.held_clusters.load(Ordering::Relaxed)
     }
 
     /// Whether a page on the list has changes that wait for a sync.
@@ -146,14 +161,29 @@ pub struct Page {
 }
 
 impl Page {
-    /// A clean page with the bytes at `home`, whose length is a multiple of 8.
-    pub fn from_bytes(purpose: Purpose, home: u64, entry_words: usize, bytes: &[u8]) -> Page {
-        let mut word = [0; 8];
-        let words = bytes.chunks_exact(8).map(|chunk| {
-            word.copy_from_slice(chunk);
-            AtomicU64::new(u64::from_be_bytes(word))
-        });
-        let words: Box<[AtomicU64]> = words.collect();
+    /// Reads `bytes` bytes at `home`, a multiple of 8, as a clean page.
+    pub fn read(
+        medium: &Medium,
+        purpose: Purpose,
+        home: u64,
+        entry_words: usize,
+        bytes: u64,
+    ) -> Result<Page> {
+        let mut words = Vec::new();
+        words.try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
+        // In pieces: a table of the largest size must not be in memory twice.
+        let mut piece = [0; READ_BYTES];
+        let mut at = 0;
+        while at < bytes {
+            let part = &mut piece[..(bytes - at).min(READ_BYTES as u64) as usize];
+            medium.read_table(purpose, home + at, part)?;
+            words.extend(part.chunks_exact(8).map(|c| AtomicU64::new(be64(c, 0))));
+            at += part.len() as u64;
+        }
+        Ok(Self::from_words(purpose, home, entry_words, words.into_boxed_slice()))
+    }
+
+    fn from_words(purpose: Purpose, home: u64, entry_words: usize, words: Box<[AtomicU64]>) -> Page {
         let sectors = words.len().div_ceil(WORDS_PER_SECTOR);
         let state = State { dirty: vec![0; sectors.div_ceil(64)], ..State::default() };
         Page {
@@ -226,6 +256,9 @@ impl Page {
         self.store(change.entry, change.value);
         // After the store: a reader that enters from now on cannot see the old value.
         let dropped = change.dropped.map(|d| Release { epoch: gate.retire(), ..d });
+        if let Some(release) = dropped {
+            list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
+        }
         if dropped.is_some() || !medium.is_past(change.after) {
             state.held.push(Held { entry: change.entry, before, after: change.after, dropped });
         }
@@ -322,6 +355,8 @@ impl Page {
             kept.push(held);
         }
         state.held = kept;
+        let passed_on: u64 = releases.iter().map(|r: &Release| r.cluster_count).sum();
+        list.held_clusters.fetch_sub(passed_on, Ordering::Relaxed);
         let unit = medium.storage().traits().alignment.max(SECTOR_BYTES) / SECTOR_BYTES;
         let runs = self.copy_dirty(&mut state, unit as usize, &older);
         for (entry, _) in &older {
@@ -430,7 +465,7 @@ mod tests {
         let medium = Medium::new(storage.clone());
         let (gate, list, log, guard) =
             (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
-        let page = Arc::new(Page::from_bytes(Purpose::L2, 512, 1, &[0; 1024]));
+        let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
         let set = |entry, value, after, dropped| {
             let change = Change { entry, value: raw(value), after, dropped };
             assert_eq!(page.update(change, &medium, &gate, &list), Updated::Done);

@@ -7,7 +7,7 @@ use super::handle::Handle;
 use super::open::Messages;
 use super::resize::resize;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Disk, ZeroFlags};
+use crate::image::{Core, Disk, ZeroFlags};
 use crate::options::Preallocation;
 use std::io::{IoSlice, IoSliceMut};
 
@@ -31,15 +31,19 @@ pub fn commit(
     if !keep && image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only and cannot be emptied"));
     }
+    // Alone from the first byte copied to the last entry dropped: a write in between would be dropped with
+    // what has been copied.
+    let alone = image.alone();
     base.reopen(false, false, &[], messages)?;
     let copied = grow_base(base, handle.disk().length())
-        .and_then(|()| copy_down(handle.disk(), base.disk(), progress));
+        .and_then(|()| copy_down(&alone.core(), base.disk(), progress));
     let back = base.reopen(true, false, &[], None);
     copied.and(back)?;
     if !keep {
-        image.alone().make_empty()?;
-        handle.disk().flush()?;
+        alone.make_empty()?;
     }
+    drop(alone);
+    handle.disk().flush()?;
     progress(handle.disk().length(), handle.disk().length());
     Ok(())
 }
@@ -52,7 +56,7 @@ fn grow_base(base: &Handle, length: u64) -> Result<()> {
 }
 
 /// Copies everything allocated in `top` into `base` and makes it durable there.
-fn copy_down(top: &Disk, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
     let length = top.length();
     let mut buffer = vec![0; CHUNK_BYTES as usize];
     let mut at = 0;

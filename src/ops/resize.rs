@@ -1,9 +1,9 @@
 //! Changing the virtual size.
 //!
 //! Growing: the new L1 table, if one is needed, is whole and durable before the header names it; the old
-//! table's clusters go afterwards (R5, R3); what a longer backing file would show is zeroed durably; then
-//! the size changes. Shrinking: entries past the new end go first, then the size. A power cut leaves the
-//! old size, or the new one, with leaks at most.
+//! table's clusters go afterwards (R5, R3); what a longer backing file or the last cluster would show is zeroed
+//! durably; then the size changes, and what is added is preallocated. Shrinking: entries past the new end go
+//! first, then the size. A power cut leaves the old size, or the new one, with leaks at most. Requests wait.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Disk;
@@ -15,50 +15,34 @@ const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Sets the virtual size of an open disk.
 pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Result<()> {
-    let old = match handle.disk() {
-        Disk::Raw(raw) => {
-            if preallocation == Preallocation::Metadata {
-                return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
-            }
-            let old = raw.length();
-            raw.resize(size)?;
-            old
-        }
-        Disk::Qcow2(image) => {
-            if size % 512 != 0 {
-                return Err(Error::invalid("The new size must be a multiple of 512"));
-            }
-            let alone = image.alone();
-            if alone.core().is_read_only() {
-                return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
-            }
-            alone.resize(size, preallocation == Preallocation::Off)?
-        }
-    };
-    if size <= old {
-        return Ok(());
+    let disk = handle.disk();
+    if disk.is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly, "the disk is open read-only"));
     }
-    preallocate(handle.disk(), old, size, preallocation)?;
-    handle.disk().flush()
+    match disk {
+        Disk::Raw(_) => resize_raw(disk, size, preallocation),
+        Disk::Qcow2(_) if size % 512 != 0 => Err(Error::invalid("The new size must be a multiple of 512")),
+        Disk::Qcow2(image) => image.alone().resize(size, preallocation),
+    }
 }
 
-fn preallocate(disk: &Disk, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
-    match (disk, preallocation) {
-        (_, Preallocation::Off) => Ok(()),
-        (Disk::Qcow2(image), mode) => {
-            let image_core = image.core();
-            image_core.preallocate(old, size, mode == Preallocation::Falloc)?;
-            if mode == Preallocation::Full {
-                write_zero_bytes(disk, old, size)?;
-            }
-            Ok(())
-        }
-        (Disk::Raw(raw), Preallocation::Falloc) => raw
-            .storage()
-            .preallocate(old, size - old)
-            .map_err(|e| Error::host("preallocating the raw file", &e)),
-        (Disk::Raw(_), _) => write_zero_bytes(disk, old, size),
+fn resize_raw(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()> {
+    let Disk::Raw(raw) = disk else { return Ok(()) };
+    if preallocation == Preallocation::Metadata {
+        return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
     }
+    let old = raw.length();
+    raw.resize(size)?;
+    match preallocation {
+        _ if size <= old => {}
+        Preallocation::Falloc => {
+            let done = raw.storage().preallocate(old, size - old);
+            done.map_err(|e| Error::host("preallocating the raw file", &e))?;
+        }
+        Preallocation::Full => write_zero_bytes(disk, old, size)?,
+        Preallocation::Off | Preallocation::Metadata => {}
+    }
+    disk.flush()
 }
 
 fn write_zero_bytes(disk: &Disk, from: u64, to: u64) -> Result<()> {
