@@ -182,6 +182,12 @@ impl Alone<'_> {
         &self.image.flusher
     }
 
+    /// Loads the image from `storage`. A failure, a failed sync among them, is final for the state in force.
+    fn load(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Core> {
+        let loaded = Image::load(storage, &self.image.gate, settings);
+        loaded.map_err(|e| self.image.core().shared.medium.latch().close(e))
+    }
+
     /// Loads the image from `storage` as if it had `virtual_size` bytes, without putting it in force.
     pub(super) fn load_sized(
         &self,
@@ -189,7 +195,7 @@ impl Alone<'_> {
         settings: CoreSettings,
         virtual_size: u64,
     ) -> Result<Core> {
-        let mut core = Image::load(storage, &self.image.gate, settings)?;
+        let mut core = self.load(storage, settings)?;
         core.virtual_size = virtual_size;
         Ok(core)
     }
@@ -197,8 +203,7 @@ impl Alone<'_> {
     /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold:
     /// it takes no more writes.
     pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
-        let loaded = Image::load(storage, &self.image.gate, settings);
-        let core = loaded.map_err(|e| self.image.core().shared.medium.latch().close(e))?;
+        let core = self.load(storage, settings)?;
         self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
         self.image.core.store(Arc::new(core));
         Ok(())

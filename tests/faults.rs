@@ -1,0 +1,208 @@
+//! Each call of an operation list fails once, or from then on. Afterwards: a clear error, old data in place,
+//! no corruption after a reopen (leaks are allowed), and no second chance for a failed sync.
+
+mod testkit;
+
+use qcow2::error::ErrorKind;
+use testkit::ops::{random_list, random_setup, Op, Op::*};
+use testkit::oracle;
+use testkit::overlay::Overlay;
+use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
+use testkit::rng::{base_seed, effort, replay_line, Rng};
+use testkit::rules;
+use testkit::runner::Runner;
+use testkit::setup::{self, Setup};
+use testkit::sweep::{check_clean, recover, run_cases, Count};
+
+/// Most calls of one list that are failed one by one.
+const MAX_CALLS: u64 = 160;
+
+fn run_with(
+    setup: &Setup,
+    ops: &[Op],
+    fault: Option<Fault>,
+    refusals: Refusals,
+) -> Result<(Runner, bool), String> {
+    let recorder = setup.recorder();
+    recorder.refuse(refusals);
+    let mut runner = Runner::on(setup, recorder.clone())?;
+    recorder.inject(fault);
+    let mut sync_failed = false;
+    for op in ops {
+        // A kill or reopen would be a new handle, for which an earlier failure does not count.
+        if matches!(op, Kill | Reopen) && recorder.failed() > 0 {
+            continue;
+        }
+        if runner.handle.is_none() {
+            break;
+        }
+        let failed_before = recorder.failed();
+        let answer = runner.run(*op)?;
+        if sync_failed && answer.is_none() && matches!(op, Flush) {
+            return Err(format!("{op:?} succeeds after a failed sync"));
+        }
+        let Some(error) = answer else { continue };
+        if recorder.failed() == 0 {
+            return Err(format!("{op:?} fails without a fault: {error}"));
+        }
+        if error.to_string().is_empty() {
+            return Err(format!("{op:?} fails without a text"));
+        }
+        let told = fault.map_or(0, |f| f.errno);
+        let first = recorder.failed() == 1 && failed_before == 0;
+        if first && !sync_failed && error.kind() != ErrorKind::Host(told) {
+            return Err(format!("{op:?} fails with {:?}, the host said {told}: {error}", error.kind()));
+        }
+        sync_failed |= fault.is_some_and(|f| f.kind == Some(Kind::Sync));
+    }
+    Ok((runner, sync_failed))
+}
+
+/// What is left on the medium is an image that holds what it must.
+fn judge(runner: &mut Runner, setup: &Setup) -> Result<(), String> {
+    let recorder = runner.recorder.clone();
+    recorder.inject(None);
+    rules::check_trace(&recorder)?;
+    // The process dies here: everything that was written is in the file.
+    let bytes = recorder.contents();
+    let dirty = oracle::is_dirty(&bytes);
+    let length = bytes.len() as u64;
+    let medium = Overlay::new(bytes.into(), Default::default(), length);
+    let tags = recover(setup, &medium, dirty).map_err(|e| format!("after the fault: {e}"))?;
+    runner.expect.check(&tags, false).map_err(|e| format!("after the fault: {e}"))?;
+    let Some(handle) = runner.handle.take() else { return Ok(()) };
+    // A handle that still serves reads serves the right bytes.
+    if let Ok(tags) = setup::read_all(&handle) {
+        runner.expect.check_live(&tags)?;
+    }
+    let closed = handle.close();
+    let bytes = recorder.contents();
+    let dirty = oracle::is_dirty(&bytes);
+    let length = bytes.len() as u64;
+    let medium = Overlay::new(bytes.into(), Default::default(), length);
+    let tags = recover(setup, &medium, dirty).map_err(|e| format!("after closing ({closed:?}): {e}"))?;
+    match closed {
+        Ok(()) => runner.expect.check_live(&tags).map_err(|e| format!("after a good close: {e}")),
+        Err(_) => runner.expect.check(&tags, false).map_err(|e| format!("after a failed close: {e}")),
+    }
+}
+
+fn calls_of(setup: &Setup, ops: &[Op], kind: Option<Kind>) -> Result<u64, String> {
+    // Never reached: counts the calls.
+    let never = Fault { kind, call: u64::MAX, errno: libc_errno::EIO, forever: false, torn: false };
+    let (runner, _) = run_with(setup, ops, Some(never), Refusals::default())?;
+    Ok(runner.recorder.counted())
+}
+
+/// Fails every call of a list in every way.
+fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
+    let mut count = Count::default();
+    let ways = [
+        (None, libc_errno::EIO, false, false),
+        (None, libc_errno::ENOSPC, true, false),
+        (Some(Kind::Write), libc_errno::ENOSPC, false, true),
+        (Some(Kind::Sync), libc_errno::EIO, false, false),
+        (Some(Kind::SetLength), libc_errno::ENOSPC, true, false),
+    ];
+    for (kind, errno, forever, torn) in ways {
+        let calls = calls_of(setup, ops, kind)?;
+        let step = calls.div_ceil(MAX_CALLS).max(1);
+        let first = if step > 1 { rng.below(step) } else { 0 };
+        for call in (first..calls).step_by(step as usize) {
+            let fault = Fault { kind, call, errno, forever, torn };
+            let told = |e: String| format!("{fault:?}: {e}");
+            let (mut runner, _) = run_with(setup, ops, Some(fault), Refusals::default()).map_err(told)?;
+            if runner.recorder.failed() == 0 {
+                return Err(told("the fault was not reached".into()));
+            }
+            judge(&mut runner, setup).map_err(told)?;
+            count.enumerated += 1;
+            count.opened += 2;
+        }
+    }
+    Ok(count)
+}
+
+fn report(test: &str, cases: usize, count: Count) {
+    println!("{test}: {cases} lists, {} faults injected", count.enumerated);
+}
+
+#[test]
+fn each_call_fails() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let cases: Vec<_> = (0..60 * effort())
+        .map(|_| {
+            let setup = random_setup(&mut rng);
+            let length = 3 + rng.below(8) as usize;
+            let mut list = random_list(&mut rng, &setup, length);
+            list.push(Flush);
+            (setup, list, rng.next())
+        })
+        .collect();
+    let count = run_cases(&replay_line("faults", "each_call_fails", seed), &cases, &sweep);
+    report("each_call_fails", cases.len(), count);
+    assert!(count.enumerated > 100);
+}
+
+/// A host that cannot change lengths, zero ranges or punch holes is slower, not wrong.
+#[test]
+fn a_poor_host_is_enough() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let cases: Vec<_> = (0..200 * effort())
+        .map(|_| {
+            let setup = random_setup(&mut rng);
+            (setup, random_list(&mut rng, &setup, 12), rng.next())
+        })
+        .collect();
+    let poor = |setup: &Setup, ops: &[Op], _: &mut Rng| {
+        for number in 1..8 {
+            let refusals = Refusals {
+                // F4: a storage of fixed length gets pointers past its end.
+                set_length: false,
+                write_zeroes: number & 2 != 0,
+                discard: number & 4 != 0,
+                discard_keeps: number & 4 == 0,
+            };
+            let told = |e: String| format!("{refusals:?}: {e}");
+            let (mut runner, _) = run_with(setup, ops, None, refusals).map_err(told)?;
+            runner.check_live().map_err(told)?;
+            judge(&mut runner, setup).map_err(told)?;
+            check_clean(&*runner.recorder).map_err(told)?;
+        }
+        Ok(Count { enumerated: 7, ..Count::default() })
+    };
+    let count = run_cases(&replay_line("faults", "a_poor_host_is_enough", seed), &cases, &poor);
+    report("a_poor_host_is_enough", cases.len(), count);
+}
+
+/// The kernel may have dropped the pages: only a new open helps.
+#[test]
+fn a_failed_sync_is_final() {
+    let setup = Setup::default();
+    let recorder = setup.recorder();
+    let mut runner = Runner::on(&setup, recorder.clone()).unwrap();
+    assert!(runner.run(Write { sector: 3, count: 2, fua: false }).unwrap().is_none());
+    recorder.inject(Some(Fault {
+        kind: Some(Kind::Sync),
+        call: 0,
+        errno: libc_errno::EIO,
+        forever: false,
+        torn: false,
+    }));
+    let first = runner.run(Flush).unwrap().expect("the flush fails");
+    assert_eq!(first.kind(), ErrorKind::Host(libc_errno::EIO));
+    let later = [Flush, Write { sector: 3, count: 1, fua: false }, Write { sector: 9, count: 1, fua: true }];
+    let later = later.into_iter().chain([Discard { sector: 3, count: 1 }, Flush, Resize { sectors: 400 }]);
+    let written = recorder.log_length();
+    for op in later {
+        let error = runner.run(op).unwrap().unwrap_or_else(|| panic!("{op:?} succeeds after a failed sync"));
+        assert_eq!(error.kind(), ErrorKind::Latched, "{op:?}: {error}");
+        assert!(error.to_string().contains("sync"), "{op:?}: {error}");
+    }
+    assert_eq!(recorder.log_length(), written, "nothing is written after a failed sync");
+    assert!(runner.handle.take().unwrap().close().is_err());
+    let fresh = Recorder::new(recorder.contents());
+    assert!(setup.open(fresh).is_ok(), "a new open works");
+}

@@ -1,0 +1,318 @@
+//! Random requests of any alignment against an array of bytes, over every geometry; and many threads whose
+//! history is judged sector by sector. In the end the image is clean, for our check and for the stock tool.
+
+mod testkit;
+
+use qcow2::image::ZeroFlags;
+use qcow2::ops::check::CheckOptions;
+use qcow2::ops::handle::Handle;
+use qcow2::ops::resize::resize;
+use qcow2::options::Preallocation;
+use std::io::{IoSlice, IoSliceMut};
+use std::process::Command;
+use testkit::history::{Did, History};
+use testkit::ops::Op;
+use testkit::recorder::Recorder;
+use testkit::rng::{base_seed, effort, replay_line, Rng};
+use testkit::rules;
+use testkit::runner::{apply_plain, touched_bytes};
+use testkit::setup::{self, Mode, Setup};
+use testkit::sweep::check_clean;
+use testkit::SECTOR;
+
+fn any_setup(rng: &mut Rng) -> Setup {
+    let version = if rng.one_in(5) { 2 } else { 3 };
+    let cluster_bits = *rng.pick(&[9, 9, 10, 11, 12, 14, 16, 18, 21]);
+    let sectors = 40 + rng.below(if cluster_bits < 12 { 3000 } else { 20000 });
+    Setup {
+        version,
+        cluster_bits,
+        refcount_order: if version == 2 { 4 } else { rng.below(7) as u32 },
+        lazy: version == 3 && rng.one_in(2),
+        mode: *rng.pick(&[Mode::Writeback, Mode::Writethrough, Mode::MetadataWritethrough]),
+        sectors,
+        backing: rng.one_in(2).then(|| rng.below(sectors) + 1),
+        tiny_cache: rng.one_in(2),
+        prefill: 0,
+    }
+}
+
+/// The disk as an array.
+struct Model {
+    bytes: Vec<u8>,
+    step: u64,
+}
+
+fn fill_random(rng: &mut Rng, bytes: &mut [u8]) {
+    let zero = rng.one_in(12);
+    bytes.chunks_mut(8).for_each(|c| {
+        let word = if zero { 0 } else { rng.next() };
+        c.copy_from_slice(&word.to_le_bytes()[..c.len()]);
+    });
+}
+
+/// The buffer in up to four parts.
+fn parts(rng: &mut Rng, length: usize) -> Vec<usize> {
+    let mut ends: Vec<usize> = (0..rng.below(4)).map(|_| rng.below(length as u64 + 1) as usize).collect();
+    ends.extend([0, length]);
+    ends.sort_unstable();
+    ends
+}
+
+impl Model {
+    fn range(&self, rng: &mut Rng, setup: &Setup) -> (usize, usize) {
+        let size = self.bytes.len() as u64;
+        let cluster = 1 << setup.cluster_bits;
+        let unit = *rng.pick(&[1, 1, 512, 512, cluster]);
+        let at = (rng.below(size) / unit * unit).min(size - 1);
+        let most = if rng.one_in(10) { size } else { 3 * cluster.min(1 << 17) };
+        let length = (1 + rng.below(most)).div_ceil(unit) * unit;
+        (at as usize, length.min(size - at) as usize)
+    }
+
+    fn step(&mut self, handle: &Handle, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+        self.step += 1;
+        let (at, length) = self.range(rng, setup);
+        let disk = handle.disk();
+        let told = |e: qcow2::error::Error| e.to_string();
+        match rng.below(20) {
+            0..=7 => {
+                let mut data = vec![0; length];
+                fill_random(rng, &mut data);
+                let ends = parts(rng, length);
+                let list: Vec<_> = ends.windows(2).map(|w| IoSlice::new(&data[w[0]..w[1]])).collect();
+                disk.write(at as u64, &list, rng.one_in(8)).map_err(told)?;
+                self.bytes[at..at + length].copy_from_slice(&data);
+            }
+            8..=9 => {
+                let flags = ZeroFlags { unmap: rng.one_in(2), no_fallback: false };
+                disk.write_zeroes(at as u64, length as u64, flags, rng.one_in(8)).map_err(told)?;
+                self.bytes[at..at + length].fill(0);
+            }
+            10..=11 => {
+                disk.discard(at as u64, length as u64).map_err(told)?;
+                self.adopt_discarded(handle, at, length)?;
+            }
+            12 => disk.flush().map_err(told)?,
+            13 => self.resize(handle, setup, rng)?,
+            _ => self.compare(handle, at, length, rng)?,
+        }
+        Ok(())
+    }
+
+    fn adopt_discarded(&mut self, handle: &Handle, at: usize, length: usize) -> Result<(), String> {
+        let mut now = vec![0; length];
+        let list = &mut [IoSliceMut::new(&mut now)];
+        handle.disk().read(at as u64, list).map_err(|e| e.to_string())?;
+        for (i, byte) in now.iter().enumerate() {
+            if *byte != 0 && *byte != self.bytes[at + i] {
+                return Err(format!("discarded byte {} is {byte:#x}, was {:#x}", at + i, self.bytes[at + i]));
+            }
+        }
+        self.bytes[at..at + length].copy_from_slice(&now);
+        Ok(())
+    }
+
+    fn resize(&mut self, handle: &Handle, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+        let size = ((rng.below(2 * setup.sectors) + 1) * SECTOR) as usize;
+        let old = self.bytes.len();
+        resize(handle, size as u64, Preallocation::Off).map_err(|e| e.to_string())?;
+        self.bytes.resize(size, 0);
+        self.compare(handle, old.min(size) / 2, size - old.min(size) / 2, rng)
+            .map_err(|e| format!("resized from {old} to {size}: {e}"))
+    }
+
+    fn compare(&self, handle: &Handle, at: usize, length: usize, rng: &mut Rng) -> Result<(), String> {
+        let mut data = vec![0xee; length];
+        let ends = parts(rng, length);
+        let mut list = Vec::new();
+        let mut rest = &mut data[..];
+        for window in ends.windows(2) {
+            let (part, after) = rest.split_at_mut(window[1] - window[0]);
+            list.push(IoSliceMut::new(part));
+            rest = after;
+        }
+        handle.disk().read(at as u64, &mut list).map_err(|e| e.to_string())?;
+        match data.iter().zip(&self.bytes[at..]).position(|(a, b)| a != b) {
+            None => Ok(()),
+            Some(i) => Err(format!("byte {} is {:#x}, must be {:#x}", at + i, data[i], self.bytes[at + i])),
+        }
+    }
+}
+
+fn initial_bytes(setup: &Setup) -> Vec<u8> {
+    let mut bytes = vec![0; (setup.sectors * SECTOR) as usize];
+    for (sector, tag) in setup.initial().into_iter().enumerate() {
+        let at = sector * SECTOR as usize;
+        setup::fill(&mut bytes[at..at + SECTOR as usize], sector as u64, tag);
+    }
+    bytes
+}
+
+fn run_model(setup: &Setup, seed: u64, steps: u64) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let mut rng = Rng::new(seed);
+    let recorder = setup.recorder();
+    let mut handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
+    let mut model = Model { bytes: initial_bytes(setup), step: 0 };
+    for _ in 0..steps {
+        let number = model.step;
+        model.step(&handle, setup, &mut rng).map_err(|e| format!("step {number}: {e}"))?;
+        if rng.one_in(25) {
+            handle.close().map_err(|e| format!("close: {e}"))?;
+            let leaks = check_clean(&*recorder).map_err(|e| format!("closed after step {number}: {e}"))?;
+            if leaks > 0 {
+                return Err(format!("closed after step {number}: {leaks} leaks"));
+            }
+            handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
+            model.compare(&handle, 0, model.bytes.len(), &mut rng)?;
+        }
+    }
+    handle.close().map_err(|e| format!("close: {e}"))?;
+    match check_clean(&*recorder)? {
+        0 => Ok((recorder.contents(), model.bytes)),
+        leaks => Err(format!("{leaks} leaks after the last close")),
+    }
+}
+
+/// `qemu-img check` of an image and `qemu-img compare` with what it must hold; `None` without the tool.
+fn stock_check(setup: &Setup, image: &[u8], disk: &[u8]) -> Option<String> {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let at = |name: &str| place.path().join(name);
+    std::fs::write(at("image"), image).expect("write");
+    std::fs::write(at("disk"), disk).expect("write");
+    std::fs::write(at("base"), setup::backing_bytes(setup.backing.unwrap_or(0))).expect("write");
+    let run = |words: &[&str]| {
+        let out = Command::new("qemu-img").args(words).current_dir(place.path()).output().ok()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        Some(if out.status.success() { String::new() } else { text })
+    };
+    let checked = run(&["check", "-f", "qcow2", "image"])?;
+    Some(checked + &run(&["compare", "-f", "qcow2", "-F", "raw", "image", "disk"])?)
+}
+
+#[test]
+fn random_requests_behave_like_an_array() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let replay = replay_line("model", "random_requests_behave_like_an_array", seed);
+    let mut stock = 0;
+    for case in 0..150 * effort() {
+        let (setup, case_seed) = (any_setup(&mut rng), rng.next());
+        let (image, disk) = match run_model(&setup, case_seed, 120) {
+            Ok(both) => both,
+            Err(e) => {
+                // The fewest steps that still fail.
+                let fails = |steps: &u64| run_model(&setup, case_seed, *steps).is_err();
+                let steps = (1..=120).find(fails).unwrap_or(120);
+                let e = run_model(&setup, case_seed, steps).err().unwrap_or(e);
+                panic!("case {case}: {e}\n{setup:?}\nrun_model(&setup, {case_seed}, {steps})\n{replay}");
+            }
+        };
+        if case % 5 == 0 {
+            if let Some(text) = stock_check(&setup, &image, &disk) {
+                let told = format!("{setup:?}\nrun_model(&setup, {case_seed}, 120)\n{replay}");
+                assert_eq!(text, "", "case {case}: {told}");
+                stock += 1;
+            }
+        }
+    }
+    println!("{} lists of 120 requests, {stock} of the images checked by the stock tool", 150 * effort());
+}
+
+fn one_request(recorder: &Recorder, handle: &Handle, history: &History, rng: &mut Rng, tag: u32, size: u64) {
+    let sector = if rng.one_in(2) { rng.below(size) } else { rng.below(16) };
+    let count = (1 + rng.below(6)).min(size - sector);
+    let start = history.now();
+    let all = |did: Did| (0..count).map(move |_| did);
+    let (unmap, fua) = (rng.one_in(2), rng.one_in(16));
+    let (op, did) = match rng.below(16) {
+        0..=5 => (Op::Write { sector, count, fua }, Did::Gave(tag)),
+        6..=7 => (Op::Zero { sector, count, unmap, fua }, Did::Gave(0)),
+        8..=9 => (Op::Discard { sector, count }, Did::MayZero),
+        _ => return other_request(handle, history, rng, sector, count),
+    };
+    let (range, zeroes) = touched_bytes(&op);
+    recorder.request(range, zeroes, || apply_plain(handle, &op, tag)).unwrap();
+    history.note(start, sector, all(did));
+}
+
+fn other_request(handle: &Handle, history: &History, rng: &mut Rng, sector: u64, count: u64) {
+    let start = history.now();
+    match 10 + rng.below(6) {
+        10 if rng.one_in(3) => handle.disk().flush().unwrap(),
+        11 if rng.one_in(40) => handle.reopen(false, false, &[], None).unwrap(),
+        12 if rng.one_in(40) => {
+            let report = handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true).unwrap();
+            assert_eq!(report.corruptions + report.check_errors, 0, "{report:?}");
+        }
+        _ => {
+            let tags = setup::read(handle, sector, count).unwrap();
+            history.note(start, sector, tags.into_iter().map(Did::Saw));
+        }
+    }
+}
+
+#[test]
+fn many_threads_see_a_possible_history() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed ^ 0x7472);
+    let mut reads = 0;
+    for case in 0..24 * effort() {
+        let backing = rng.one_in(2).then_some(90);
+        let setup = Setup {
+            cluster_bits: *rng.pick(&[9, 9, 10, 12]),
+            refcount_order: rng.below(7) as u32,
+            lazy: rng.one_in(2),
+            tiny_cache: !rng.one_in(3),
+            sectors: 200,
+            backing,
+            mode: *rng.pick(&[Mode::Writeback, Mode::Writeback, Mode::MetadataWritethrough]),
+            ..Setup::default()
+        };
+        let recorder = setup.recorder();
+        let handle = setup.open(recorder.clone()).unwrap();
+        let history = History::new(&setup.initial());
+        let case_seed = rng.next();
+        std::thread::scope(|scope| {
+            for thread in 0..4u32 {
+                let (recorder, handle, history) = (&*recorder, &handle, &history);
+                let mut rng = Rng::new(case_seed ^ u64::from(thread));
+                scope.spawn(move || {
+                    for step in 0..400 {
+                        let tag = (thread + 1) << 16 | (step + 1);
+                        one_request(recorder, handle, history, &mut rng, tag, 200);
+                    }
+                });
+            }
+        });
+        finish(&setup, &recorder, handle, &history, &mut reads).unwrap_or_else(|e| {
+            panic!("case {case}: {e}\n{setup:?}\n{}", replay_line("model", "many_threads", seed))
+        });
+    }
+    println!("{reads} sector reads judged");
+}
+
+fn finish(
+    setup: &Setup,
+    recorder: &std::sync::Arc<Recorder>,
+    handle: Handle,
+    history: &History,
+    reads: &mut u64,
+) -> Result<(), String> {
+    let start = history.now();
+    let tags = setup::read_all(&handle).map_err(|e| e.to_string())?;
+    history.note(start, 0, tags.iter().copied().map(Did::Saw));
+    *reads += history.judge()?;
+    handle.close().map_err(|e| format!("close: {e}"))?;
+    let leaks = check_clean(&**recorder)?;
+    if leaks > 0 {
+        return Err(format!("{leaks} leaks"));
+    }
+    rules::check_trace_of_threads(recorder)?;
+    let handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
+    let again = setup::read_all(&handle).map_err(|e| e.to_string())?;
+    if again != tags {
+        return Err("closing has changed what is read".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Power cuts after every event of many operation lists, with every choice of surviving writes.
+
+mod testkit;
+
+use testkit::ops::{random_list, random_setup, Op, Op::*};
+use testkit::rng::{base_seed, effort, replay_line, Rng};
+use testkit::setup::{Mode, Setup};
+use testkit::sweep::{run_cases, sweep};
+
+fn run(test: &str, seed: u64, cases: &[(Setup, Vec<Op>, u64)]) {
+    let started = std::time::Instant::now();
+    let count = run_cases(&replay_line("power_cut", test, seed), cases, &sweep);
+    println!(
+        "{test}: {} lists, {} states enumerated, {} different ones opened, {} of them repaired, {:.1} s",
+        cases.len(),
+        count.enumerated,
+        count.opened,
+        count.repaired,
+        started.elapsed().as_secs_f32()
+    );
+    assert!(count.enumerated > 0 && count.opened > 0);
+}
+
+#[test]
+fn random_lists_on_random_images() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let cases: Vec<_> = (0..1000 * effort())
+        .map(|_| {
+            let setup = random_setup(&mut rng);
+            let length = 2 + rng.below(9) as usize;
+            (setup, random_list(&mut rng, &setup, length), rng.next())
+        })
+        .collect();
+    run("random_lists_on_random_images", seed, &cases);
+}
+
+/// Every list of three operations on one cluster and its neighbour.
+#[test]
+fn all_short_lists() {
+    let alphabet = [
+        Write { sector: 3, count: 1, fua: false },
+        Write { sector: 3, count: 2, fua: false },
+        Write { sector: 4, count: 1, fua: true },
+        Zero { sector: 3, count: 1, unmap: false, fua: false },
+        Zero { sector: 3, count: 2, unmap: true, fua: false },
+        Discard { sector: 3, count: 2 },
+        Flush,
+        Kill,
+    ];
+    let mut cases = Vec::new();
+    for (lazy, backing, mode) in [
+        (false, None, Mode::Writeback),
+        (true, None, Mode::Writeback),
+        (false, Some(10), Mode::Writeback),
+        (true, Some(10), Mode::MetadataWritethrough),
+    ] {
+        let setup = Setup { lazy, backing, mode, sectors: 70, prefill: 0, ..Setup::default() };
+        for number in 0..alphabet.len().pow(3) {
+            let ops = (0..3).map(|digit| alphabet[number / alphabet.len().pow(digit) % alphabet.len()]);
+            cases.push((setup, ops.collect(), number as u64));
+        }
+    }
+    run("all_short_lists", 0, &cases);
+}
+
+/// The refcount table of 64 entries for 64 clusters each is full at 4096 clusters: the list crosses that.
+#[test]
+fn the_refcount_table_grows() {
+    let mut cases = Vec::new();
+    for lazy in [false, true] {
+        let setup = Setup {
+            lazy,
+            refcount_order: 6,
+            sectors: 4200,
+            prefill: 3890,
+            tiny_cache: true,
+            ..Setup::default()
+        };
+        let ops = vec![
+            Write { sector: 3890, count: 100, fua: false },
+            Discard { sector: 10, count: 3 },
+            Write { sector: 4000, count: 2, fua: false },
+            Flush,
+        ];
+        let mut runner = testkit::runner::Runner::new(&setup).unwrap();
+        let table = |r: &testkit::runner::Runner| testkit::oracle::Head::parse(&r.recorder.contents());
+        let before = table(&runner).unwrap().table_clusters;
+        ops.iter().for_each(|op| assert!(runner.run(*op).unwrap().is_none()));
+        assert!(table(&runner).unwrap().table_clusters > before, "the table has not grown");
+        cases.push((setup, ops, 1));
+    }
+    run("the_refcount_table_grows", 0, &cases);
+}

@@ -1,0 +1,107 @@
+//! Operation lists. `{:?}` of a list is code: paste it into a test after `use Op::*`.
+
+use super::rng::Rng;
+use super::setup::{Mode, Setup};
+
+/// One operation; places and sizes in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Write {
+        sector: u64,
+        count: u64,
+        fua: bool,
+    },
+    Zero {
+        sector: u64,
+        count: u64,
+        unmap: bool,
+        fua: bool,
+    },
+    Discard {
+        sector: u64,
+        count: u64,
+    },
+    Flush,
+    /// Close and open again.
+    Reopen,
+    /// The process dies and another one opens the image (and repairs it if it is dirty).
+    Kill,
+    Resize {
+        sectors: u64,
+    },
+}
+
+use Op::*;
+
+impl Op {
+    /// Sectors that it touches, `(first, count)`.
+    pub fn range(&self) -> Option<(u64, u64)> {
+        match *self {
+            Write { sector, count, .. } | Zero { sector, count, .. } | Discard { sector, count } => {
+                Some((sector, count))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same on a disk of `size` sectors; `None` if nothing is left of it.
+    pub fn clipped(self, size: u64) -> Option<Op> {
+        let Some((sector, count)) = self.range() else { return Some(self) };
+        if sector >= size {
+            return None;
+        }
+        let count = count.min(size - sector);
+        Some(match self {
+            Write { fua, .. } => Write { sector, count, fua },
+            Zero { unmap, fua, .. } => Zero { sector, count, unmap, fua },
+            _ => Discard { sector, count },
+        })
+    }
+}
+
+/// A random operation for a disk of about `size` sectors. Places come from few spots, so that operations meet.
+pub fn random_op(rng: &mut Rng, size: u64, cluster_sectors: u64) -> Op {
+    let spot = rng.below(4) * (size / 4) / cluster_sectors * cluster_sectors;
+    let sector = (spot + rng.below(4 * cluster_sectors)).min(size - 1);
+    let most = if rng.one_in(8) { 70 * cluster_sectors } else { 3 * cluster_sectors };
+    let count = (1 + rng.below(most)).min(size - sector);
+    match rng.below(20) {
+        0..=8 => Write { sector, count, fua: rng.one_in(6) },
+        9..=11 => Zero { sector, count, unmap: rng.one_in(2), fua: rng.one_in(6) },
+        12..=14 => Discard { sector, count },
+        15..=16 => Flush,
+        17 => Reopen,
+        18 => Kill,
+        _ => Resize { sectors: (size / 2 + rng.below(size)).max(8) },
+    }
+}
+
+/// A random list of `length` operations.
+pub fn random_list(rng: &mut Rng, setup: &Setup, length: usize) -> Vec<Op> {
+    let cluster_sectors = 1 << (setup.cluster_bits - 9);
+    (0..length).map(|_| random_op(rng, setup.sectors, cluster_sectors)).collect()
+}
+
+/// A random image. Small enough that thousands are made in a second.
+pub fn random_setup(rng: &mut Rng) -> Setup {
+    let version = if rng.one_in(6) { 2 } else { 3 };
+    let cluster_bits = *rng.pick(&[9, 9, 9, 9, 10, 12]);
+    let sectors = (rng.below(300) + 20) << (cluster_bits - 9).min(2);
+    Setup {
+        version,
+        cluster_bits,
+        refcount_order: if version == 2 { 4 } else { rng.below(7) as u32 },
+        lazy: version == 3 && rng.one_in(2),
+        mode: *rng.pick(&[
+            Mode::Writeback,
+            Mode::Writeback,
+            Mode::Writeback,
+            Mode::Writethrough,
+            Mode::MetadataWritethrough,
+        ]),
+        sectors,
+        backing: rng.one_in(3).then(|| rng.below(sectors * 3 / 2) + 1),
+        tiny_cache: rng.one_in(3),
+        prefill: if rng.one_in(3) { rng.below(sectors / 2) } else { 0 },
+    }
+}

@@ -1,0 +1,148 @@
+//! A second, independent parser of an image: fields read straight from bytes, nothing of the library used.
+
+use std::collections::HashMap;
+
+/// Bits 9 to 55 of an entry.
+pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+pub fn be32(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 4).map_or(0, |b| b.iter().fold(0, |v, b| v << 8 | u64::from(*b)))
+}
+
+pub fn be64(bytes: &[u8], at: usize) -> u64 {
+    be32(bytes, at) << 32 | be32(bytes, at + 4)
+}
+
+/// Incompatible feature bit 0 of a version 3 image.
+pub fn is_dirty(bytes: &[u8]) -> bool {
+    be32(bytes, 4) >= 3 && be64(bytes, 72) & 1 != 0
+}
+
+/// The header's fields that place tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub version: u64,
+    pub cluster_bits: u32,
+    pub size: u64,
+    pub l1_size: u64,
+    pub l1_offset: u64,
+    pub table_offset: u64,
+    pub table_clusters: u64,
+    pub dirty: bool,
+    pub refcount_order: u32,
+}
+
+impl Head {
+    pub fn parse(bytes: &[u8]) -> Option<Head> {
+        if be32(bytes, 0) != 0x5146_49fb {
+            return None;
+        }
+        let version = be32(bytes, 4);
+        Some(Head {
+            version,
+            cluster_bits: be32(bytes, 20) as u32,
+            size: be64(bytes, 24),
+            l1_size: be32(bytes, 36),
+            l1_offset: be64(bytes, 40),
+            table_offset: be64(bytes, 48),
+            table_clusters: be32(bytes, 56),
+            dirty: is_dirty(bytes),
+            refcount_order: if version >= 3 { be32(bytes, 96) as u32 } else { 4 },
+        })
+    }
+
+    pub fn cluster_bytes(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Counts in a refcount block.
+    pub fn block_entries(&self) -> u64 {
+        (self.cluster_bytes() * 8) >> self.refcount_order
+    }
+
+    /// The stored count of a host cluster.
+    pub fn count(&self, bytes: &[u8], cluster: u64) -> u64 {
+        let (index, inside) = (cluster / self.block_entries(), cluster % self.block_entries());
+        if index * 8 >= self.table_clusters * self.cluster_bytes() {
+            return 0;
+        }
+        let block = be64(bytes, (self.table_offset + index * 8) as usize) & OFFSET;
+        if block == 0 {
+            return 0;
+        }
+        count_in(&bytes[(block as usize).min(bytes.len())..], self.refcount_order, inside)
+    }
+}
+
+/// Count `index` of a block that starts at `block[0]`, the slow way.
+pub fn count_in(block: &[u8], order: u32, index: u64) -> u64 {
+    let width = 1u64 << order;
+    if width >= 8 {
+        let at = (index * width / 8) as usize;
+        return (0..width as usize / 8)
+            .fold(0, |v, i| v << 8 | u64::from(block.get(at + i).copied().unwrap_or(0)));
+    }
+    let byte = block.get((index * width / 8) as usize).copied().unwrap_or(0);
+    u64::from(byte) >> (index * width % 8) & ((1 << width) - 1)
+}
+
+/// What a cluster is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Use {
+    Header,
+    L1,
+    L2 { l1_index: u64 },
+    RefcountTable,
+    RefcountBlock { index: u64 },
+    Data { guest_cluster: u64 },
+}
+
+/// Every reference of an image.
+#[derive(Default)]
+pub struct Owners(pub HashMap<u64, Vec<Use>>);
+
+impl Owners {
+    fn add(&mut self, head: &Head, offset: u64, length: u64, owner: Use) {
+        if length == 0 {
+            return;
+        }
+        for cluster in offset >> head.cluster_bits..=(offset + length - 1) >> head.cluster_bits {
+            self.0.entry(cluster).or_default().push(owner);
+        }
+    }
+
+    /// Walks over header, tables and blocks. Never fails: what lies outside reads as zeroes.
+    pub fn of(bytes: &[u8]) -> Owners {
+        let mut owners = Owners::default();
+        let Some(head) = Head::parse(bytes) else { return owners };
+        let cluster = head.cluster_bytes();
+        owners.add(&head, 0, cluster, Use::Header);
+        owners.add(&head, head.l1_offset, head.l1_size * 8, Use::L1);
+        owners.add(&head, head.table_offset, head.table_clusters * cluster, Use::RefcountTable);
+        for index in 0..head.table_clusters * cluster / 8 {
+            let block = be64(bytes, (head.table_offset + index * 8) as usize) & OFFSET;
+            if block != 0 {
+                owners.add(&head, block, cluster, Use::RefcountBlock { index });
+            }
+        }
+        for l1_index in 0..head.l1_size {
+            let table = be64(bytes, (head.l1_offset + l1_index * 8) as usize) & OFFSET;
+            if table == 0 {
+                continue;
+            }
+            owners.add(&head, table, cluster, Use::L2 { l1_index });
+            for index in 0..cluster / 8 {
+                let entry = be64(bytes, (table + index * 8) as usize);
+                if entry & OFFSET != 0 {
+                    let guest_cluster = l1_index * (cluster / 8) + index;
+                    owners.add(&head, entry & OFFSET, cluster, Use::Data { guest_cluster });
+                }
+            }
+        }
+        owners
+    }
+
+    pub fn uses(&self, cluster: u64) -> &[Use] {
+        self.0.get(&cluster).map_or(&[], |u| u)
+    }
+}

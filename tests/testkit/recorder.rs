@@ -1,0 +1,370 @@
+//! The storage double: bytes in memory, a log of every change and sync, injected faults, parked calls.
+
+use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use std::cell::Cell;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// The calls that can be counted, failed and parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+    Sync,
+    SetLength,
+    Zeroes,
+    Discard,
+    Preallocate,
+}
+
+/// What an event did to the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Write,
+    Zeroes,
+    Discard,
+    SetLength,
+    /// Everything before event number `covers` is durable.
+    Sync {
+        covers: usize,
+    },
+}
+
+/// One completed call that changed something.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub what: What,
+    pub purpose: Purpose,
+    /// Byte offset; the new length for `SetLength`.
+    pub offset: u64,
+    /// Bytes; 0 for `SetLength` and `Sync`.
+    pub length: u64,
+    /// What was written.
+    pub bytes: Arc<[u8]>,
+    /// Guest bytes of the request that the thread was running.
+    pub guest: Option<(u64, u64)>,
+}
+
+/// Fails calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Calls of this kind are counted; `None` counts all.
+    pub kind: Option<Kind>,
+    /// The call that fails, from 0.
+    pub call: u64,
+    pub errno: i32,
+    /// All later ones fail too.
+    pub forever: bool,
+    /// A failing write leaves its first half behind.
+    pub torn: bool,
+}
+
+/// What the storage cannot do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Refusals {
+    pub set_length: bool,
+    pub write_zeroes: bool,
+    pub discard: bool,
+    /// Discarded bytes stay.
+    pub discard_keeps: bool,
+}
+
+struct Hold {
+    id: usize,
+    kind: Kind,
+    purpose: Option<Purpose>,
+    taken: bool,
+    released: bool,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: Vec<u8>,
+    log: Vec<Event>,
+    calls: u64,
+    seen: u64,
+    fault: Option<Fault>,
+    failed: u64,
+    refusals: Refusals,
+    holds: Vec<Hold>,
+    zeroed: Vec<Zeroed>,
+}
+
+/// Guest bytes that a request has zeroed, discarded or cut off.
+#[derive(Clone, Copy, Debug)]
+pub struct Zeroed {
+    /// Events before the request.
+    pub at: usize,
+    pub from: u64,
+    pub to: u64,
+    /// Events before its end; `usize::MAX` while it runs.
+    pub end: usize,
+}
+
+thread_local! {
+    /// Guest bytes of the request that this thread runs.
+    static GUEST: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+}
+
+/// See the module.
+pub struct Recorder {
+    state: Mutex<State>,
+    moved: Condvar,
+    base: Vec<u8>,
+}
+
+impl Recorder {
+    pub fn new(bytes: Vec<u8>) -> Arc<Recorder> {
+        let state = State { bytes: bytes.clone(), ..State::default() };
+        Arc::new(Recorder { state: Mutex::new(state), moved: Condvar::new(), base: bytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// What the storage held at first.
+    pub fn base(&self) -> &[u8] {
+        &self.base
+    }
+
+    pub fn contents(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
+    pub fn log(&self) -> Vec<Event> {
+        self.lock().log.clone()
+    }
+
+    pub fn log_length(&self) -> usize {
+        self.lock().log.len()
+    }
+
+    /// Calls of every kind so far.
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
+    /// Calls that the injected fault has counted.
+    pub fn counted(&self) -> u64 {
+        self.lock().seen
+    }
+
+    /// Calls that an injected fault has failed.
+    pub fn failed(&self) -> u64 {
+        self.lock().failed
+    }
+
+    /// Counts from now on for `fault`.
+    pub fn inject(&self, fault: Option<Fault>) {
+        let mut state = self.lock();
+        state.fault = fault;
+        state.seen = 0;
+        state.failed = 0;
+    }
+
+    pub fn refuse(&self, refusals: Refusals) {
+        self.lock().refusals = refusals;
+    }
+
+    /// Runs a request of this thread; `range` are its guest bytes, `zeroes` what it zeroes or drops.
+    pub fn request<T>(
+        &self,
+        range: Option<(u64, u64)>,
+        zeroes: Option<(u64, u64)>,
+        run: impl FnOnce() -> T,
+    ) -> T {
+        GUEST.set(range);
+        let number = zeroes.map(|(from, to)| {
+            let mut state = self.lock();
+            let at = state.log.len();
+            state.zeroed.push(Zeroed { at, from, to, end: usize::MAX });
+            state.zeroed.len() - 1
+        });
+        let answer = run();
+        GUEST.set(None);
+        if let Some(number) = number {
+            let mut state = self.lock();
+            state.zeroed[number].end = state.log.len();
+        }
+        answer
+    }
+
+    pub fn zeroed(&self) -> Vec<Zeroed> {
+        self.lock().zeroed.clone()
+    }
+
+    /// Parks the next call of `kind` (with `purpose`, if given).
+    pub fn hold(&self, kind: Kind, purpose: Option<Purpose>) -> usize {
+        let mut state = self.lock();
+        let id = state.holds.len();
+        state.holds.push(Hold { id, kind, purpose, taken: false, released: false });
+        id
+    }
+
+    /// Waits until the call of hold `id` is parked; false after `patience`.
+    pub fn wait_parked(&self, id: usize, patience: Duration) -> bool {
+        let state = self.lock();
+        let (state, _) = self.moved.wait_timeout_while(state, patience, |s| !s.holds[id].taken).unwrap();
+        state.holds[id].taken
+    }
+
+    pub fn release(&self, id: usize) {
+        self.lock().holds[id].released = true;
+        self.moved.notify_all();
+    }
+
+    /// Counts a call, parks it if asked, and fails it if its time has come.
+    fn enter(&self, kind: Kind, purpose: Option<Purpose>) -> Result<MutexGuard<'_, State>, (i32, bool)> {
+        let mut state = self.lock();
+        state.calls += 1;
+        let wanted =
+            |h: &&mut Hold| !h.taken && h.kind == kind && h.purpose.is_none_or(|p| Some(p) == purpose);
+        if let Some(hold) = state.holds.iter_mut().find(wanted) {
+            hold.taken = true;
+            let id = hold.id;
+            self.moved.notify_all();
+            state = self.moved.wait_while(state, |s| !s.holds[id].released).unwrap();
+        }
+        let Some(fault) = state.fault else { return Ok(state) };
+        if fault.kind.is_some_and(|k| k != kind) {
+            return Ok(state);
+        }
+        let number = state.seen;
+        state.seen += 1;
+        if number == fault.call || (fault.forever && number > fault.call) {
+            state.failed += 1;
+            return Err((fault.errno, fault.torn));
+        }
+        Ok(state)
+    }
+
+    fn refused(errno: i32) -> io::Error {
+        io::Error::from_raw_os_error(errno)
+    }
+}
+
+impl State {
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let (at, end) = (offset as usize, offset as usize + bytes.len());
+        if end > self.bytes.len() {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+    }
+
+    fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
+        let guest = GUEST.get();
+        self.log.push(Event { what, purpose, offset, length, bytes, guest });
+    }
+
+    fn write(&mut self, purpose: Purpose, offset: u64, bytes: Vec<u8>) {
+        self.put(offset, &bytes);
+        let length = bytes.len() as u64;
+        self.note(What::Write, purpose, offset, length, bytes.into());
+    }
+}
+
+impl Storage for Recorder {
+    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        let state = self.enter(Kind::Read, Some(purpose)).map_err(|(e, _)| Self::refused(e))?;
+        let mut at = offset as usize;
+        for buffer in buffers {
+            let have = state.bytes.len().saturating_sub(at).min(buffer.len());
+            buffer[..have].copy_from_slice(&state.bytes[at.min(state.bytes.len())..][..have]);
+            buffer[have..].fill(0);
+            at += buffer.len();
+        }
+        Ok(())
+    }
+
+    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let bytes: Vec<u8> = buffers.iter().flat_map(|b| b.iter().copied()).collect();
+        match self.enter(Kind::Write, Some(purpose)) {
+            Ok(mut state) => state.write(purpose, offset, bytes),
+            Err((errno, torn)) => {
+                let half = bytes.len() / 1024 * 512;
+                if torn && half > 0 {
+                    self.lock().write(purpose, offset, bytes[..half].to_vec());
+                }
+                return Err(Self::refused(errno));
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let covers = self.lock().log.len();
+        let mut state = self.enter(Kind::Sync, None).map_err(|(e, _)| Self::refused(e))?;
+        state.note(What::Sync { covers }, Purpose::Data, 0, 0, Arc::new([]));
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.lock().bytes.len() as u64)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let mut state = self.enter(Kind::SetLength, None).map_err(|(e, _)| Self::refused(e))?;
+        if state.refusals.set_length {
+            return Err(Self::refused(libc_errno::ENOTSUP));
+        }
+        state.bytes.resize(length as usize, 0);
+        state.note(What::SetLength, Purpose::Data, length, 0, Arc::new([]));
+        Ok(())
+    }
+
+    fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.enter(Kind::Zeroes, Some(purpose)).map_err(|(e, _)| Self::refused(e))?;
+        if state.refusals.write_zeroes {
+            return Err(Self::refused(libc_errno::ENOTSUP));
+        }
+        let zeroes = vec![0; length as usize];
+        state.put(offset, &zeroes);
+        state.note(What::Zeroes, purpose, offset, length, zeroes.into());
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.enter(Kind::Discard, None).map_err(|(e, _)| Self::refused(e))?;
+        if state.refusals.discard {
+            return Err(Self::refused(libc_errno::ENOTSUP));
+        }
+        if state.refusals.discard_keeps {
+            return Ok(());
+        }
+        let end = (state.bytes.len() as u64).min(offset + length);
+        if offset < end {
+            let zeroes = vec![0; (end - offset) as usize];
+            state.put(offset, &zeroes);
+            state.note(What::Discard, Purpose::Data, offset, end - offset, zeroes.into());
+        }
+        Ok(())
+    }
+
+    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.enter(Kind::Preallocate, None).map_err(|(e, _)| Self::refused(e))?;
+        let end = (offset + length) as usize;
+        if end > state.bytes.len() {
+            state.bytes.resize(end, 0);
+            state.note(What::SetLength, Purpose::Data, end as u64, 0, Arc::new([]));
+        }
+        Ok(())
+    }
+
+    fn host_run(&self, _: u64) -> io::Result<HostRun> {
+        Ok(HostRun { data: true, end: self.lock().bytes.len() as u64 })
+    }
+
+    fn traits(&self) -> Traits {
+        Traits { alignment: 1, zero_past_end: true, read_only: false }
+    }
+}
+
+/// The few errno values of the kit.
+pub mod libc_errno {
+    pub const EIO: i32 = libc::EIO;
+    pub const ENOSPC: i32 = libc::ENOSPC;
+    pub const ENOTSUP: i32 = libc::ENOTSUP;
+}

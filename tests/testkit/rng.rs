@@ -1,0 +1,73 @@
+//! Random numbers that one seed replays.
+
+/// SplitMix64.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// A number in `[0, bound)`; `bound` is at least 1.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// A good mix of 64 bits.
+pub fn mix(value: u64) -> u64 {
+    let mut z = value;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A hash of bytes, the same in every run.
+pub fn hash_bytes(bytes: &[u8]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ bytes.len() as u64;
+    let mut word = [0; 8];
+    for chunk in bytes.chunks(8) {
+        word[..chunk.len()].copy_from_slice(chunk);
+        word[chunk.len()..].fill(0);
+        hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+    mix(hash)
+}
+
+/// `QCOW2_TEST_SEED`, or a number made from the commit.
+pub fn base_seed() -> u64 {
+    if let Some(seed) = std::env::var("QCOW2_TEST_SEED").ok().and_then(|s| s.parse().ok()) {
+        return seed;
+    }
+    let answer = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    // Short enough to type.
+    answer.map_or(1, |out| hash_bytes(&out.stdout) % 1_000_000)
+}
+
+/// `QCOW2_TEST_EFFORT`, 1 by default: how many times the ordinary number of cases.
+pub fn effort() -> u64 {
+    std::env::var("QCOW2_TEST_EFFORT").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
+}
+
+/// The line that replays a failure of `test` in `file`.
+pub fn replay_line(file: &str, test: &str, seed: u64) -> String {
+    format!("replay: QCOW2_TEST_SEED={seed} cargo test --test {file} {test}")
+}

@@ -1,0 +1,412 @@
+//! The ordering rules R1 to R6 and ownership (C13) on a trace, by the independent parser.
+//!
+//! At every event three views exist: `durable` (what a completed sync covers), `issued` (everything), and the
+//! events between them, of which any may survive. While the durable header is dirty, stored counts mean
+//! nothing, and only ownership and contents are judged.
+
+use super::cut::apply;
+use super::oracle::{be64, count_in, Head, Owners, Use, OFFSET};
+use super::recorder::{Event, Recorder, What, Zeroed};
+use super::SECTOR;
+use qcow2::storage::Purpose;
+use std::collections::HashSet;
+use std::rc::Rc;
+
+/// The guest bytes of an L2 entry.
+struct Place {
+    from: u64,
+    to: u64,
+    /// The event since which the entry stands.
+    since: usize,
+    /// Host offset of the entry.
+    at: usize,
+}
+
+/// What a new pointer points to.
+struct Target {
+    /// 1 in the L1 table, 2 in an L2 table, 3 in the refcount table.
+    level: u32,
+    /// Zeroes are a value that the target may have.
+    zeroes_do: bool,
+    place: Option<Place>,
+    cluster_bits: u32,
+}
+
+/// The views at one point of a trace.
+struct Trace<'a> {
+    log: &'a [Event],
+    zeroed: &'a [Zeroed],
+    durable: Vec<u8>,
+    issued: Vec<u8>,
+    /// Events that a sync covers.
+    covered: usize,
+    /// The event that is judged.
+    at: usize,
+    /// Owners in `durable`, until the next sync.
+    owners: Option<Owners>,
+    /// Owners in `issued`, until the next write of a table.
+    live: Option<Rc<Owners>>,
+    /// Requests ran at the same time.
+    threads: bool,
+}
+
+/// Judges every event of a trace.
+pub fn check_trace(recorder: &Recorder) -> Result<(), String> {
+    check(recorder, false)
+}
+
+/// As `check_trace`, for requests of many threads. What was in memory when a request wrote its data is not
+/// in the trace then, so a durable older version of a cluster's data may be taken for a newer one.
+pub fn check_trace_of_threads(recorder: &Recorder) -> Result<(), String> {
+    check(recorder, true)
+}
+
+fn check(recorder: &Recorder, threads: bool) -> Result<(), String> {
+    let (log, zeroed) = (&recorder.log()[..], &recorder.zeroed()[..]);
+    let (durable, issued) = (recorder.base().to_vec(), recorder.base().to_vec());
+    let mut trace =
+        Trace { log, zeroed, durable, issued, covered: 0, at: 0, owners: None, live: None, threads };
+    for (at, event) in log.iter().enumerate() {
+        trace.at = at;
+        trace.judge(event).map_err(|e| {
+            let Event { what, purpose, offset, length, guest, .. } = event;
+            format!("event {at} ({what:?} {purpose:?} at {offset:#x}, {length} bytes, guest {guest:?}): {e}")
+        })?;
+        trace.advance(event);
+    }
+    Ok(())
+}
+
+impl Trace<'_> {
+    fn advance(&mut self, event: &Event) {
+        if let What::Sync { covers } = event.what {
+            for old in &self.log[self.covered.min(covers)..covers] {
+                apply(&mut self.durable, old);
+            }
+            self.covered = self.covered.max(covers);
+            self.owners = None;
+        }
+        apply(&mut self.issued, event);
+        if !matches!(event.purpose, Purpose::Data | Purpose::RefcountBlock) {
+            self.live = None;
+        }
+    }
+
+    fn live(&mut self) -> Rc<Owners> {
+        Rc::clone(self.live.get_or_insert_with(|| Rc::new(Owners::of(&self.issued))))
+    }
+
+    fn pending(&self) -> &[Event] {
+        &self.log[self.covered..self.at]
+    }
+
+    fn owners(&mut self) -> &Owners {
+        self.owners.get_or_insert_with(|| Owners::of(&self.durable))
+    }
+
+    fn judge(&mut self, event: &Event) -> Result<(), String> {
+        let Some(head) = Head::parse(&self.issued) else { return Ok(()) };
+        match (event.what, event.purpose) {
+            (What::Write | What::Zeroes, Purpose::Data) => self.data(&head, event),
+            (What::Discard, _) => self.unowned(&head, event.offset, event.length, "R4: discard of"),
+            (What::Write, Purpose::Header) => self.header(&head, event),
+            (What::Write, Purpose::L1) => self.table(&head, event, 1),
+            (What::Write, Purpose::L2) => self.table(&head, event, 2),
+            (What::Write, Purpose::RefcountTable) => self.table(&head, event, 3),
+            (What::Write, Purpose::RefcountBlock) => self.block(&head, event),
+            (What::SetLength, _) => self.length(&head, event.offset),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who refers to `cluster` in the durable view, or in a replaced version that may still become durable.
+    fn possible_uses(&mut self, head: &Head, cluster: u64) -> Vec<Use> {
+        let mut uses = self.owners().uses(cluster).to_vec();
+        let wanted = cluster << head.cluster_bits;
+        for event in self.pending() {
+            let owner = match (event.what, event.purpose) {
+                (What::Write, Purpose::L2) => Use::Data { guest_cluster: u64::MAX },
+                (What::Write, Purpose::L1) => Use::L2 { l1_index: u64::MAX },
+                (What::Write, Purpose::RefcountTable) => Use::RefcountBlock { index: u64::MAX },
+                _ => continue,
+            };
+            // What is still in force shows in the issued view; here are the versions before.
+            let replaced = |i: usize| be64(&self.issued, event.offset as usize + i * 8) & OFFSET != wanted;
+            let mut entries = event.bytes.chunks_exact(8).enumerate();
+            if wanted != 0 && entries.any(|(i, e)| be64(e, 0) & OFFSET == wanted && replaced(i)) {
+                uses.push(owner);
+            }
+        }
+        uses
+    }
+
+    /// C13, R4: guest data goes to a cluster of the same guest range, or to one that nothing refers to.
+    fn data(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        let bits = head.cluster_bits;
+        let Some((from, to)) = event.guest else {
+            return self.no_metadata(head, event);
+        };
+        let live = self.live();
+        for cluster in event.offset >> bits..=(event.offset + event.length - 1) >> bits {
+            let guest = |u: &Use| matches!(u, Use::Data { guest_cluster: g } if g << bits < to && from < (g + 1) << bits);
+            let durable = self.owners().uses(cluster).to_vec();
+            if let Some(other) = durable.iter().chain(live.uses(cluster)).find(|u| !guest(u)) {
+                return Err(format!(
+                    "C13: data for another guest range over host cluster {cluster}: {other:?}"
+                ));
+            }
+            // A late write of a request that was inside when its cluster was dropped harms nobody.
+            if !self.threads
+                && durable.is_empty()
+                && live.uses(cluster).is_empty()
+                && !self.possible_uses(head, cluster).is_empty()
+            {
+                return Err(format!("R4: host cluster {cluster} may still be referred to"));
+            }
+        }
+        Ok(())
+    }
+
+    fn no_metadata(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        for cluster in
+            event.offset >> head.cluster_bits..=(event.offset + event.length - 1) >> head.cluster_bits
+        {
+            let uses = self.owners().uses(cluster);
+            if let Some(hit) = uses.iter().find(|u| !matches!(u, Use::Data { .. })) {
+                return Err(format!("C13: data over host cluster {cluster}: {hit:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// R4: nothing may refer to the range, now or after a power cut.
+    fn unowned(&mut self, head: &Head, offset: u64, length: u64, what: &str) -> Result<(), String> {
+        let live = self.live();
+        for cluster in offset >> head.cluster_bits..=(offset + length - 1) >> head.cluster_bits {
+            let mut uses = self.possible_uses(head, cluster);
+            uses.extend(live.uses(cluster));
+            if let Some(hit) = uses.first() {
+                return Err(format!("{what} host cluster {cluster}: {hit:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing that is referred to is cut off.
+    fn length(&mut self, head: &Head, length: u64) -> Result<(), String> {
+        let end = (self.issued.len() as u64).div_ceil(head.cluster_bytes());
+        let first = length.div_ceil(head.cluster_bytes());
+        if first >= end {
+            return Ok(());
+        }
+        self.unowned(
+            head,
+            first << head.cluster_bits,
+            (end - first) << head.cluster_bits,
+            "the file is cut before",
+        )
+    }
+
+    /// R1, R2, R5 for each new pointer of a table sector.
+    fn table(&mut self, head: &Head, event: &Event, level: u32) -> Result<(), String> {
+        if level == 2 && !self.live().uses(event.offset >> head.cluster_bits).iter().any(is_l2) {
+            // A table that nothing points to yet: R5 lets it be written in any order.
+            return self.unlinked(head, event);
+        }
+        if level != 2 && !self.is_live_table(head, event.offset, level) {
+            return self.unlinked(head, event);
+        }
+        let cluster_bits = head.cluster_bits;
+        for (index, entry) in event.bytes.chunks_exact(8).enumerate() {
+            let at = event.offset as usize + index * 8;
+            let (old, new) = (be64(&self.issued, at), be64(entry, 0));
+            if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
+                // A hole may become a cluster whose durable bytes are zeroes still.
+                let place = if level == 2 { self.place(head, at) } else { None };
+                let zeroed = place.as_ref().is_some_and(|p| old & 1 != 0 || self.was_zeroed(p));
+                let kind = Target {
+                    level,
+                    zeroes_do: level != 3 && (old & OFFSET == 0 || zeroed),
+                    place,
+                    cluster_bits,
+                };
+                self.pointer(head, new, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
+            } else if level == 2 && new & OFFSET != 0 && old & 1 != 0 && new & 1 == 0 {
+                let kind = Target { level, zeroes_do: true, place: self.place(head, at), cluster_bits };
+                self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_live_table(&self, head: &Head, offset: u64, level: u32) -> bool {
+        let (start, bytes) = match level {
+            1 => (head.l1_offset, (head.l1_size * 8).div_ceil(SECTOR) * SECTOR),
+            _ => (head.table_offset, head.table_clusters << head.cluster_bits),
+        };
+        (start..start + bytes).contains(&offset)
+    }
+
+    fn unlinked(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        self.unowned(head, event.offset, event.length, "C13: new table over")
+    }
+
+    /// The guest cluster of the L2 entry at `at`, and the event since which that entry stands.
+    fn place(&mut self, head: &Head, at: usize) -> Option<Place> {
+        let uses = self.live();
+        let table = uses.uses(at as u64 >> head.cluster_bits).iter().find(|u| is_l2(u));
+        let Some(Use::L2 { l1_index }) = table else { return None };
+        let in_table = (at as u64 & (head.cluster_bytes() - 1)) / 8;
+        let from = (l1_index * (head.cluster_bytes() / 8) + in_table) << head.cluster_bits;
+        // Back over the versions of the table that hold the same entry, or to the data that it refers to:
+        // of two threads, one may have copied the table before the other's request and write it after.
+        let now = be64(&self.issued, at);
+        let versions = self.versions(at, 0);
+        let since = versions.iter().take_while(|(_, v)| *v == now).last().map_or(0, |(i, _)| *i);
+        let target = now & OFFSET;
+        let touches = |e: &Event| e.offset < target + head.cluster_bytes() && target < e.offset + e.length;
+        let data = self.log[..self.at].iter().rposition(|e| e.purpose == Purpose::Data && touches(e));
+        let since = if target == 0 { since } else { since.min(data.unwrap_or(since)) };
+        Some(Place { from, to: (from + head.cluster_bytes()).min(head.size), since, at })
+    }
+
+    /// The values of the entry at `at`, newest first, back to the one in force at event `from`, with the
+    /// event that wrote each.
+    fn versions(&self, at: usize, from: usize) -> Vec<(usize, u64)> {
+        let mut versions = Vec::new();
+        for (i, event) in self.log[..self.at].iter().enumerate().rev() {
+            let inside = (at as u64).checked_sub(event.offset).filter(|o| *o < event.length);
+            if let Some(inside) = inside {
+                versions.push((i, be64(&event.bytes, inside as usize)));
+                if i <= from {
+                    return versions;
+                }
+            }
+        }
+        versions
+    }
+
+    /// The guest has zeroed all of `place` since its entry was written.
+    fn was_zeroed(&self, place: &Place) -> bool {
+        let mut since = self.zeroed.iter().filter(|z| z.end >= place.since && z.at <= self.at);
+        since.any(|z| z.from <= place.from && place.to <= z.to)
+    }
+
+    fn pointer(&mut self, head: &Head, new: u64, kind: &Target) -> Result<(), String> {
+        let target = new & OFFSET;
+        let end = target + head.cluster_bytes();
+        // A host that cannot be resized may end inside its last cluster, the rest of which reads as zeroes.
+        if end > (self.durable.len() as u64).next_multiple_of(head.cluster_bytes()) {
+            return Err(format!(
+                "the target ends at {end:#x}, the durable file at {:#x}",
+                self.durable.len()
+            ));
+        }
+        let durable = Head::parse(&self.durable).ok_or("no durable header")?;
+        // Blocks count themselves, inside what R2 wants to be durable.
+        if !durable.dirty && kind.level != 3 && durable.count(&self.durable, target >> head.cluster_bits) == 0
+        {
+            return Err(format!("R1: host cluster {} has no durable count", target >> head.cluster_bits));
+        }
+        self.contents(head, target, kind)
+    }
+
+    /// R2, R5: no sector of the target waits for a sync, unless its durable bytes are zeroes and may be read so.
+    fn contents(&self, head: &Head, target: u64, kind: &Target) -> Result<(), String> {
+        let end = target + head.cluster_bytes();
+        for event in self.pending() {
+            let (from, to) = (event.offset.max(target), (event.offset + event.length).min(end));
+            if from >= to || event.what == What::Discard {
+                continue;
+            }
+            if self.is_newer_version(from, to, kind) {
+                continue;
+            }
+            let bytes = &self.durable[from as usize..(to as usize).min(self.durable.len())];
+            if !kind.zeroes_do || bytes.iter().any(|b| *b != 0) {
+                return Err(format!("R2: bytes {from:#x}..{to:#x} of the target are not durable"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is under way is newer than a durable version of the same contents: an L2 table whose birth is
+    /// durable, or data of the same guest cluster written since its entry stands.
+    fn is_newer_version(&self, from: u64, to: u64, kind: &Target) -> bool {
+        let touches = |e: &Event| e.offset < to && from < e.offset + e.length;
+        let Some(last) = self.log[..self.covered].iter().rposition(touches) else { return false };
+        let event = &self.log[last];
+        match (kind.level, &kind.place, event.guest) {
+            (1, ..) => event.purpose == Purpose::L2,
+            (2, Some(place), Some((first, end))) => {
+                // The cluster has not been dropped and taken again in between.
+                let cluster = from & !((1 << kind.cluster_bits) - 1);
+                let data = |(_, v): &(usize, u64)| v & OFFSET == cluster && v & 1 == 0;
+                let dropped = !self.threads && self.versions(place.at, last).iter().any(data);
+                event.purpose == Purpose::Data && !dropped && first < place.to && place.from < end
+            }
+            _ => false,
+        }
+    }
+
+    /// R3: a count is not below the references that may survive.
+    fn block(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        let durable = Head::parse(&self.durable).ok_or("no durable header")?;
+        let home = event.offset >> head.cluster_bits;
+        let uses = self.live();
+        let Some(Use::RefcountBlock { index }) =
+            uses.uses(home).iter().find(|u| matches!(u, Use::RefcountBlock { .. })).copied()
+        else {
+            return self.unlinked(head, event);
+        };
+        if durable.dirty || head.dirty {
+            return Ok(());
+        }
+        let order = head.refcount_order;
+        let inside = ((event.offset - (home << head.cluster_bits)) * 8) >> order;
+        for i in 0..(event.length * 8) >> order {
+            let at = event.offset as usize;
+            let (old, new) = (count_in(&self.issued[at..], order, i), count_in(&event.bytes, order, i));
+            if new >= old {
+                continue;
+            }
+            let cluster = index * head.block_entries() + inside + i;
+            let uses: HashSet<Use> = self.possible_uses(head, cluster).into_iter().collect();
+            if uses.len() as u64 > new {
+                return Err(format!("R3: count of host cluster {cluster} falls to {new}: {uses:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// R5, R6: what a new header names is durable, and so is everything when the dirty bit goes.
+    fn header(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        if event.offset != 0 {
+            return Ok(());
+        }
+        let Some(next) = Head::parse(&event.bytes) else { return Ok(()) };
+        let moved = (next.l1_offset, next.table_offset) != (head.l1_offset, head.table_offset);
+        let cleaned = head.dirty && !next.dirty;
+        let open = self.pending().iter().filter(|e| !matches!(e.what, What::Sync { .. } | What::Discard));
+        if (moved || cleaned) && open.count() > 0 {
+            return Err(format!("R5/R6: {} events are not durable", self.pending().len()));
+        }
+        if !(moved || cleaned) {
+            return Ok(());
+        }
+        let mut after = self.durable.clone();
+        apply(&mut after, event);
+        let owners = Owners::of(&after);
+        for (cluster, uses) in &owners.0 {
+            let count = next.count(&after, *cluster);
+            if !next.dirty && count < uses.len() as u64 {
+                return Err(format!("R6: host cluster {cluster} has count {count}: {uses:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_l2(owner: &Use) -> bool {
+    matches!(owner, Use::L2 { .. })
+}

@@ -1,0 +1,154 @@
+//! Runs an operation list on a recorder and keeps, for every point of the log, what each sector may hold.
+
+use super::expect::Expect;
+use super::ops::Op;
+use super::recorder::Recorder;
+use super::setup::{self, Setup};
+use super::SECTOR;
+use qcow2::error::Error;
+use qcow2::image::ZeroFlags;
+use qcow2::ops::handle::Handle;
+use qcow2::ops::resize::resize;
+use qcow2::options::Preallocation;
+use std::sync::Arc;
+
+/// From event count `first` on the medium may hold `expect`.
+pub struct Stage {
+    pub first: usize,
+    pub expect: Expect,
+}
+
+/// See the module.
+pub struct Runner {
+    pub setup: Setup,
+    pub recorder: Arc<Recorder>,
+    pub handle: Option<Handle>,
+    pub expect: Expect,
+    pub stages: Vec<Stage>,
+    next_tag: u32,
+    /// An eager image leaks after this.
+    pub killed: bool,
+}
+
+impl Runner {
+    pub fn new(setup: &Setup) -> Result<Runner, String> {
+        Self::on(setup, setup.recorder())
+    }
+
+    pub fn on(setup: &Setup, recorder: Arc<Recorder>) -> Result<Runner, String> {
+        let handle = setup.open(recorder.clone()).map_err(|e| format!("open: {e}"))?;
+        let expect = Expect::new(setup);
+        let stages = vec![Stage { first: 0, expect: expect.clone() }];
+        let handle = Some(handle);
+        Ok(Runner { setup: *setup, recorder, handle, expect, stages, next_tag: 1, killed: false })
+    }
+
+    /// Runs `op` as far as it fits the disk. `Ok(Some(e))`: it failed, and the expectations know.
+    pub fn run(&mut self, op: Op) -> Result<Option<Error>, String> {
+        let Some(op) = op.clipped(self.expect.size()) else { return Ok(None) };
+        let Some(handle) = self.handle.take() else { return Ok(None) };
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let before = self.recorder.log_length();
+        let (range, zeroes) = touched_bytes(&op);
+        self.expect.begin(&op, tag);
+        let running = self.expect.clone();
+        let recorder = self.recorder.clone();
+        let answer = recorder.request(range, zeroes, || self.apply(handle, &op, tag));
+        let after = self.recorder.log_length();
+        if after > before {
+            self.stages.push(Stage { first: before + 1, expect: running });
+        }
+        match answer {
+            Ok(()) => self.note_success(&op, tag, after)?,
+            Err(e) => {
+                let size = self.handle.as_ref().map(|h| h.disk().length() / SECTOR);
+                self.expect.failed(&op, size);
+                return Ok(Some(e));
+            }
+        }
+        Ok(None)
+    }
+
+    fn note_success(&mut self, op: &Op, tag: u32, after: usize) -> Result<(), String> {
+        let range = match *op {
+            Op::Discard { sector, count } => Some((sector, count)),
+            Op::Kill => Some((0, self.expect.size())),
+            _ => None,
+        };
+        let (first, tags) = match (range, &self.handle) {
+            (Some((sector, count)), Some(handle)) => {
+                match setup::read(handle, sector, count) {
+                    Ok(tags) => (sector, tags),
+                    // An injected fault: old and new value stay possible.
+                    Err(_) if self.recorder.failed() > 0 => {
+                        self.expect.forget_current();
+                        return Ok(());
+                    }
+                    Err(e) => return Err(format!("reading back after {op:?}: {e}")),
+                }
+            }
+            _ => (0, Vec::new()),
+        };
+        let done = self.expect.complete(op, tag, &|s| tags[(s - first) as usize]);
+        done.map_err(|e| format!("after {op:?}: {e}"))?;
+        self.stages.push(Stage { first: after, expect: self.expect.clone() });
+        Ok(())
+    }
+
+    fn apply(&mut self, handle: Handle, op: &Op, tag: u32) -> Result<(), Error> {
+        match *op {
+            Op::Reopen => {
+                handle.close()?;
+                self.handle = Some(self.setup.open(self.recorder.clone())?);
+                return Ok(());
+            }
+            Op::Kill => {
+                drop(handle);
+                self.killed = true;
+                self.handle = Some(self.setup.open(self.recorder.clone())?);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let answer = apply_plain(&handle, op, tag);
+        self.handle = Some(handle);
+        answer
+    }
+
+    /// The disk reads as it must.
+    pub fn check_live(&self) -> Result<(), String> {
+        let Some(handle) = &self.handle else { return Ok(()) };
+        let tags = setup::read_all(handle).map_err(|e| format!("reading all: {e}"))?;
+        self.expect.check_live(&tags)
+    }
+}
+
+/// First and one past the last guest byte of something.
+pub type Bytes = Option<(u64, u64)>;
+
+/// Guest bytes that an operation touches, and those that it zeroes or drops.
+pub fn touched_bytes(op: &Op) -> (Bytes, Bytes) {
+    let range = op.range().map(|(s, n)| (s * SECTOR, (s + n) * SECTOR));
+    let zeroes = match *op {
+        Op::Zero { .. } | Op::Discard { .. } => range,
+        Op::Resize { sectors } => Some((sectors * SECTOR, u64::MAX)),
+        _ => None,
+    };
+    (range, zeroes)
+}
+
+/// An operation that needs no new handle.
+pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
+    match *op {
+        Op::Write { sector, count, fua } => setup::write(handle, sector, count, tag, fua),
+        Op::Zero { sector, count, unmap, fua } => {
+            let flags = ZeroFlags { unmap, no_fallback: false };
+            handle.disk().write_zeroes(sector * SECTOR, count * SECTOR, flags, fua)
+        }
+        Op::Discard { sector, count } => handle.disk().discard(sector * SECTOR, count * SECTOR),
+        Op::Flush => handle.disk().flush(),
+        Op::Resize { sectors } => resize(handle, sectors * SECTOR, Preallocation::Off),
+        Op::Reopen | Op::Kill => Ok(()),
+    }
+}

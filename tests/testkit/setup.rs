@@ -1,0 +1,187 @@
+//! An image to test on: its geometry, how it is opened, what is below it; and sectors that name themselves.
+
+use super::recorder::Recorder;
+use super::SECTOR;
+use qcow2::error::Result;
+use qcow2::ops::create::create;
+use qcow2::ops::handle::Handle;
+use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::options::{CreateOptions, OpenOptions};
+use qcow2::storage::memory::Memory;
+use qcow2::storage::Storage;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+
+/// The tag of every sector of a backing disk.
+pub const BACKING_TAG: u32 = 0x00ba_c000;
+/// A sector that no write and no backing disk has produced.
+pub const BAD_TAG: u32 = u32::MAX;
+/// The tag of what was there before the recording.
+pub const PREFILL_TAG: u32 = 0x00f1_1000;
+
+/// Cache modes that differ in what is durable when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Writeback,
+    Writethrough,
+    MetadataWritethrough,
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub version: u32,
+    pub cluster_bits: u32,
+    pub refcount_order: u32,
+    pub lazy: bool,
+    pub mode: Mode,
+    /// Virtual size in sectors.
+    pub sectors: u64,
+    /// Size of a raw backing disk in sectors.
+    pub backing: Option<u64>,
+    /// L2 and refcount caches as small as they can be.
+    pub tiny_cache: bool,
+    /// Sectors written (with `PREFILL_TAG`) before the recording starts.
+    pub prefill: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            version: 3,
+            cluster_bits: 9,
+            refcount_order: 4,
+            lazy: false,
+            mode: Mode::Writeback,
+            sectors: 200,
+            backing: None,
+            tiny_cache: false,
+            prefill: 0,
+        }
+    }
+}
+
+impl Setup {
+    /// The bytes of a new image, with its prefill.
+    pub fn create(&self) -> Vec<u8> {
+        let options = CreateOptions {
+            version: self.version,
+            cluster_bits: self.cluster_bits,
+            refcount_order: self.refcount_order,
+            lazy_refcounts: self.lazy,
+            backing_file: self.backing.map(|_| "base".into()),
+            backing_format: self.backing.map(|_| "raw".into()),
+            ..CreateOptions::default()
+        };
+        let storage = Arc::new(Memory::default());
+        create(&*storage, self.sectors * SECTOR, &options).expect("create");
+        if self.prefill > 0 {
+            let handle = self.open(storage.clone()).expect("open for the prefill");
+            write(&handle, 0, self.prefill, PREFILL_TAG, false).expect("prefill");
+            handle.close().expect("close after the prefill");
+        }
+        storage.contents()
+    }
+
+    /// A recorder that holds a new image.
+    pub fn recorder(&self) -> Arc<Recorder> {
+        Recorder::new(self.create())
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        let mut list = match self.mode {
+            Mode::Writeback => vec![],
+            Mode::Writethrough => vec!["cache=writethrough"],
+            Mode::MetadataWritethrough => vec!["metadata-writethrough=on"],
+        };
+        if self.tiny_cache {
+            list.extend(["l2-cache-size=0", "refcount-cache-size=0", "l2-cache-entry-size=512"]);
+        }
+        OpenOptions::parse(&list).expect("options")
+    }
+
+    /// Opens the image on `storage`, repairing it if it is dirty.
+    pub fn open(&self, storage: Arc<dyn Storage>) -> Result<Handle> {
+        let backing = self.backing.map(backing_bytes);
+        let mut resolver = |_: &_| {
+            let bytes = backing.clone().unwrap_or_default();
+            Ok(ResolveAnswer { origin: Origin::Custom(Arc::new(Memory::new(bytes))), format: None })
+        };
+        let mut opening = Opening {
+            flags: OpenFlags::default(),
+            options: self.options(),
+            resolver: Some(&mut resolver),
+            messages: None,
+        };
+        opening.open(&Origin::Custom(storage))
+    }
+
+    /// The tag that a hole at `sector` shows.
+    pub fn below(&self, sector: u64) -> u32 {
+        match self.backing {
+            Some(length) if sector < length => BACKING_TAG,
+            _ => 0,
+        }
+    }
+
+    /// What every sector holds when the recording starts.
+    pub fn initial(&self) -> Vec<u32> {
+        (0..self.sectors).map(|s| if s < self.prefill { PREFILL_TAG } else { self.below(s) }).collect()
+    }
+}
+
+/// A raw backing disk.
+pub fn backing_bytes(sectors: u64) -> Vec<u8> {
+    let mut bytes = vec![0; (sectors * SECTOR) as usize];
+    fill(&mut bytes, 0, BACKING_TAG);
+    bytes
+}
+
+/// Fills sectors from guest sector `first` on with bytes that name tag and place. Tag 0 is zeroes.
+pub fn fill(bytes: &mut [u8], first: u64, tag: u32) {
+    for (index, sector) in bytes.chunks_exact_mut(SECTOR as usize).enumerate() {
+        let word = word_of(first + index as u64, tag);
+        sector.chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&word.to_le_bytes()));
+    }
+}
+
+fn word_of(sector: u64, tag: u32) -> u64 {
+    match tag {
+        0 => 0,
+        _ => u64::from(tag) << 32 | sector,
+    }
+}
+
+/// The tag of guest sector `sector`.
+pub fn tag_of(bytes: &[u8], sector: u64) -> u32 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[..8]);
+    let first = u64::from_le_bytes(word);
+    let tag = (first >> 32) as u32;
+    let whole = bytes.chunks_exact(8).all(|w| w == word);
+    if whole && first == word_of(sector, tag) {
+        tag
+    } else {
+        BAD_TAG
+    }
+}
+
+/// Writes `count` sectors with `tag`.
+pub fn write(handle: &Handle, sector: u64, count: u64, tag: u32, fua: bool) -> Result<()> {
+    let mut bytes = vec![0; (count * SECTOR) as usize];
+    fill(&mut bytes, sector, tag);
+    handle.disk().write(sector * SECTOR, &[IoSlice::new(&bytes)], fua)
+}
+
+/// The tags of `count` sectors.
+pub fn read(handle: &Handle, sector: u64, count: u64) -> Result<Vec<u32>> {
+    let mut bytes = vec![0; (count * SECTOR) as usize];
+    handle.disk().read(sector * SECTOR, &mut [IoSliceMut::new(&mut bytes)])?;
+    let tags = bytes.chunks_exact(SECTOR as usize).enumerate();
+    Ok(tags.map(|(i, b)| tag_of(b, sector + i as u64)).collect())
+}
+
+/// The tags of all sectors.
+pub fn read_all(handle: &Handle) -> Result<Vec<u32>> {
+    read(handle, 0, handle.disk().length() / SECTOR)
+}

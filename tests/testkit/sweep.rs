@@ -1,0 +1,225 @@
+//! The power-cut sweep of one operation list, the shrinking of lists that fail, and the sweep over many lists
+//! on all processors.
+
+use super::cut::{CrashState, Cutter, Keep};
+use super::ops::Op;
+use super::overlay::Overlay;
+use super::rng::Rng;
+use super::runner::Runner;
+use super::setup::{self, Setup, BAD_TAG};
+use super::{oracle, rules};
+use qcow2::ops::check::{check, CheckOptions};
+use qcow2::storage::Storage;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// States that were looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    /// Choices of survivors.
+    pub enumerated: u64,
+    /// Different media among them, each opened, checked and read.
+    pub opened: u64,
+    /// Of those, the ones that were repaired.
+    pub repaired: u64,
+}
+
+/// One in so many states is also written to after its recovery.
+const WRITTEN_STATES: u64 = 16;
+
+/// Runs a list and looks at every state that a power cut may leave behind.
+pub fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
+    let mut runner = Runner::new(setup)?;
+    for op in ops {
+        if let Some(e) = runner.run(*op)? {
+            return Err(format!("{op:?} failed: {e}"));
+        }
+    }
+    runner.check_live()?;
+    let log = runner.recorder.log();
+    rules::check_trace(&runner.recorder)?;
+    let mut count = Count::default();
+    let mut cutter = Cutter::new(runner.recorder.base(), &log);
+    let mut known: HashMap<u64, Arc<Vec<u32>>> = HashMap::new();
+    let mut seen: HashSet<(u64, usize, bool)> = HashSet::new();
+    let mut tears = rng.clone();
+    loop {
+        let stage_at = runner.stages.iter().rposition(|s| s.first <= cutter.cut).unwrap_or(0);
+        let expect = &runner.stages[stage_at].expect;
+        cutter.survivors(&mut tears, |cutter, keep| {
+            count.enumerated += 1;
+            let state = cutter.state(keep);
+            if !seen.insert((state.hash, stage_at, state.killed)) {
+                return Ok(());
+            }
+            let tags = match known.get(&state.hash) {
+                Some(tags) => Arc::clone(tags),
+                None => {
+                    let tags = open_state(setup, cutter, &state, &mut count);
+                    let tags = tags.map_err(|e| describe(cutter, keep, e))?;
+                    known.insert(state.hash, Arc::clone(&tags));
+                    tags
+                }
+            };
+            expect.check(&tags, state.killed).map_err(|e| describe(cutter, keep, e))
+        })?;
+        if !cutter.step() {
+            return Ok(count);
+        }
+    }
+}
+
+fn describe(cutter: &Cutter<'_>, keep: &[Keep], what: String) -> String {
+    format!("cut after {} events, of the unsynced ones survive {keep:?}: {what}", cutter.cut)
+}
+
+fn open_state(
+    setup: &Setup,
+    cutter: &Cutter<'_>,
+    state: &CrashState,
+    count: &mut Count,
+) -> Result<Arc<Vec<u32>>, String> {
+    count.opened += 1;
+    let medium = cutter.medium(state);
+    let was_dirty = oracle::is_dirty(&medium.contents());
+    count.repaired += u64::from(was_dirty);
+    let tags = recover(setup, &medium, was_dirty)?;
+    if state.hash % WRITTEN_STATES == 0 {
+        write_on(setup, &medium, tags.len() as u64)?;
+    }
+    Ok(Arc::new(tags))
+}
+
+/// Opens a state, checks it and reads everything.
+pub fn recover(setup: &Setup, medium: &Arc<Overlay>, was_dirty: bool) -> Result<Vec<u32>, String> {
+    let handle = setup.open(medium.clone()).map_err(|e| format!("open: {e}"))?;
+    let leaks = check_clean(&**medium)?;
+    if was_dirty && leaks != 0 {
+        return Err(format!("{leaks} leaks after a repair"));
+    }
+    let tags = setup::read_all(&handle).map_err(|e| format!("reading: {e}"))?;
+    match tags.iter().position(|t| *t == BAD_TAG) {
+        Some(sector) => Err(format!("sector {sector} holds what nobody wrote")),
+        None => Ok(tags),
+    }
+}
+
+/// No corruption; returns the leaks.
+pub fn check_clean(storage: &dyn Storage) -> Result<u64, String> {
+    let mut texts = Vec::new();
+    let mut message = |_, text: &str| texts.push(text.to_string());
+    let report = check(storage, CheckOptions::default(), &mut message, &mut |_, _| true)
+        .map_err(|e| format!("check: {e}"))?;
+    if report.corruptions + report.check_errors > 0 {
+        return Err(format!("check: {report:?}: {texts:?}"));
+    }
+    Ok(report.leaks)
+}
+
+/// A recovered image goes on as any other.
+fn write_on(setup: &Setup, medium: &Arc<Overlay>, sectors: u64) -> Result<(), String> {
+    let told = |e| format!("after recovery: {e}");
+    let handle = setup.open(medium.clone()).map_err(told)?;
+    setup::write(&handle, 0, sectors, 0x777, false).map_err(told)?;
+    handle.close().map_err(told)?;
+    check_clean(&**medium).map_err(|e| format!("written after recovery: {e}"))?;
+    let handle = setup.open(medium.clone()).map_err(told)?;
+    let tags = setup::read_all(&handle).map_err(told)?;
+    if tags.iter().any(|t| *t != 0x777) {
+        return Err("after recovery: a write is lost".into());
+    }
+    Ok(())
+}
+
+/// Shrinks a list that `fails`: drops operations while it still fails. Returns the list and its message.
+pub fn shrink(mut ops: Vec<Op>, fails: &dyn Fn(&[Op]) -> Option<String>) -> (Vec<Op>, String) {
+    let mut message = fails(&ops).unwrap_or_else(|| "does not fail again".into());
+    let mut length = ops.len() / 2;
+    while length > 0 {
+        let mut at = 0;
+        while at < ops.len() {
+            let mut less = ops.clone();
+            less.drain(at..(at + length).min(ops.len()));
+            match fails(&less) {
+                Some(text) => (ops, message) = (less, text),
+                None => at += length,
+            }
+        }
+        length /= 2;
+    }
+    for at in 0..ops.len() {
+        while let Some(smaller) = halved(&ops[at]) {
+            let mut less = ops.clone();
+            less[at] = smaller;
+            match fails(&less) {
+                Some(text) => (ops, message) = (less, text),
+                None => break,
+            }
+        }
+    }
+    (ops, message)
+}
+
+fn halved(op: &Op) -> Option<Op> {
+    let half = |count: u64| (count > 1).then_some(count / 2);
+    Some(match *op {
+        Op::Write { sector, count, fua } => Op::Write { sector, count: half(count)?, fua },
+        Op::Zero { sector, count, unmap, fua } => Op::Zero { sector, count: half(count)?, unmap, fua },
+        Op::Discard { sector, count } => Op::Discard { sector, count: half(count)? },
+        _ => return None,
+    })
+}
+
+/// A look at one list; the error is what is wrong.
+pub type Work = dyn Fn(&Setup, &[Op], &mut Rng) -> Result<Count, String> + Sync;
+
+/// Runs `work` for each case on all processors. Panics with the first failing list, shrunk, as code.
+pub fn run_cases(replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) -> Count {
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let totals = [const { AtomicU64::new(0) }; 3];
+    let failure = Mutex::new(None);
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).min(8);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| loop {
+                let index = next.fetch_add(1, Ordering::SeqCst);
+                let Some((setup, ops, seed)) = cases.get(index) else { return };
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                match guarded(work, setup, ops, *seed) {
+                    Ok(count) => {
+                        let parts = [count.enumerated, count.opened, count.repaired];
+                        for (total, part) in totals.iter().zip(parts) {
+                            total.fetch_add(part, Ordering::SeqCst);
+                        }
+                    }
+                    Err(_) => {
+                        stop.store(true, Ordering::SeqCst);
+                        failure.lock().unwrap().get_or_insert(index);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    if let Some(index) = *failure.lock().unwrap() {
+        let (setup, ops, seed) = &cases[index];
+        let (ops, message) = shrink(ops.clone(), &|ops| guarded(work, setup, ops, *seed).err());
+        panic!("case {index}: {message}\nlet setup = {setup:?};\nlet ops = vec!{ops:?};\n{replay}");
+    }
+    let get = |i: usize| totals[i].load(Ordering::SeqCst);
+    Count { enumerated: get(0), opened: get(1), repaired: get(2) }
+}
+
+/// `work` with a panic turned into a failure.
+fn guarded(work: &Work, setup: &Setup, ops: &[Op], seed: u64) -> Result<Count, String> {
+    let run = std::panic::AssertUnwindSafe(|| work(setup, ops, &mut Rng::new(seed)));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    })
+}
