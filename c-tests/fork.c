@@ -60,9 +60,25 @@ static void open_elsewhere(void *opaque)
     CHECK_ERROR(qcow2_open(path, 0, NULL, &image), EAGAIN);
 }
 
+static int closed_by_parent[2];
+
+/* What the error text promises: a new handle, once the parent has closed its own. */
+static void open_after_the_parent(void)
+{
+    char byte;
+
+    CHECK_EQ(read(closed_by_parent[0], &byte, 1), 1);
+    qcow2_image *image = test_open(path, 0, NULL);
+    test_expect(image, 0, 65536, 1);
+    test_fill(image, 131072, 65536, 3);
+    test_close(image);
+    _exit(0);
+}
+
 int main(void)
 {
     qcow2_image *image;
+    pid_t child;
 
     path = test_create("disk.qcow2", MIB, "lazy_refcounts=on", NULL);
     image = test_open(path, 0, NULL);
@@ -76,13 +92,21 @@ int main(void)
     test_expect(image, 0, 65536, 1);
     test_fill(image, 65536, 65536, 2);
     CHECK_OK(qcow2_flush(image));
+    CHECK_EQ(pipe(closed_by_parent), 0);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        open_after_the_parent();
     test_close(image);
+    CHECK_EQ(write(closed_by_parent[1], "c", 1), 1);
+    CHECK_EQ(test_wait(child), 0);
     test_expect_sound(path, false);
 
     image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
     CHECK_EQ(test_info(image).dirty, 0);
     test_expect(image, 0, 65536, 1);
     test_expect(image, 65536, 65536, 2);
+    test_expect(image, 131072, 65536, 3);
     test_close(image);
     return 0;
 }

@@ -15,11 +15,12 @@ enum { THREADS = 8, SECTOR = 512, MAX_RUN = 64 };
 #define SECTORS_EACH 2048u
 #define DISK_BYTES ((uint64_t)THREADS * SECTORS_EACH * SECTOR)
 
-/* What the child has done, in memory that survives it. A sector holds a number that only grows: the round of the
-   last write to it, 0 for zeroes. */
+/* What the child has done, in memory that survives it. A sector holds the round of the last write to it; rounds only
+   grow. Zeroes are as old as the last round that made zeroes there. */
 struct ledger {
     struct {
         _Atomic uint32_t begun;    /* set before a write */
+        _Atomic uint32_t zeroed;   /* set before a write of zeroes */
         _Atomic uint32_t complete; /* set after it */
         _Atomic uint32_t flushed;  /* value of `complete` before a flush that then succeeded */
     } sector[THREADS][SECTORS_EACH];
@@ -74,11 +75,20 @@ static void *run(void *opaque)
         unsigned count = 1 + (unsigned)(test_random(&job->seed) % MAX_RUN);
         unsigned at = (unsigned)(test_random(&job->seed) % (SECTORS_EACH - count + 1));
 
+        bool zero = test_random(&job->seed) % 8 == 0;
+        int64_t done;
+
         for (unsigned i = 0; i < count; i++) {
+            if (zero)
+                atomic_store(&job->ledger->sector[job->number][at + i].zeroed, round);
             atomic_store(&job->ledger->sector[job->number][at + i].begun, round);
             stamp(buffer + i * SECTOR, round, first + at + i);
         }
-        if (qcow2_pwrite(job->image, buffer, count * SECTOR, (first + at) * SECTOR) < 0)
+        if (zero)
+            done = qcow2_write_zeroes(job->image, (first + at) * SECTOR, count * SECTOR, round % 2 ? QCOW2_REQ_UNMAP : 0);
+        else
+            done = qcow2_pwrite(job->image, buffer, count * SECTOR, (first + at) * SECTOR);
+        if (done < 0)
             atomic_fetch_add(&job->ledger->failures, 1);
         for (unsigned i = 0; i < count; i++)
             atomic_store(&job->ledger->sector[job->number][at + i].complete, round);
@@ -119,6 +129,8 @@ static void verify(qcow2_image *image, struct ledger *ledger, bool writes_count,
             if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0)
                 test_fail(__FILE__, __LINE__, "seed %" PRIu64 ": thread %u's sector %u is torn or misplaced", seed, t,
                           i);
+            if (value == 0)
+                value = atomic_load(&ledger->sector[t][i].zeroed);
             if (value < least)
                 test_fail(__FILE__, __LINE__,
                           "seed %" PRIu64 ": thread %u's sector %u holds write %" PRIu64 ", but write %u had been %s",

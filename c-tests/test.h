@@ -84,7 +84,7 @@ uint64_t test_random(uint64_t *state);
 uint64_t test_setting(const char *name, uint64_t otherwise);
 /* Waits for a child; the status of waitpid. */
 int test_wait(pid_t child);
-/* Runs `body` in a forked child that ends with _exit(0), and fails unless it gets there. */
+/* Runs `body` in a forked child, and fails unless it returns there. */
 void test_in_child(void (*body)(void *), void *opaque);
 /* Runs a program; its exit status, or -1 when it cannot be started. */
 int test_run(const char *const *words);

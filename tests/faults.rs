@@ -159,8 +159,7 @@ fn a_poor_host_is_enough() {
     let poor = |setup: &Setup, ops: &[Op], _: &mut Rng| {
         for number in 1..8 {
             let refusals = Refusals {
-                // F4: a storage of fixed length gets pointers past its end.
-                set_length: false,
+                set_length: number & 1 != 0,
                 write_zeroes: number & 2 != 0,
                 discard: number & 4 != 0,
                 discard_keeps: number & 4 == 0,

@@ -360,7 +360,7 @@ int image_from_name(struct image_spec *spec, const char *name, const char *forma
 const char *image_probe(const char *path)
 {
     static const unsigned char magic[4] = { 'Q', 'F', 'I', 0xfb };
-    unsigned char start[4];
+    unsigned char start[8];
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     ssize_t count;
 
@@ -372,7 +372,12 @@ const char *image_probe(const char *path)
     if (count < 0) {
         return NULL;
     }
-    return count == 4 && memcmp(start, magic, 4) == 0 ? "qcow2" : "raw";
+    /* Versions 0 and 1 are another format. */
+    if (count == (ssize_t)sizeof(start) && memcmp(start, magic, 4) == 0 &&
+        (start[4] != 0 || start[5] != 0 || start[6] != 0 || start[7] > 1)) {
+        return "qcow2";
+    }
+    return "raw";
 }
 
 void print_message(void *opaque, int kind, const char *text)

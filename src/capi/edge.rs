@@ -3,11 +3,11 @@
 use super::types::qcow2_image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
-use once_cell::sync::Lazy;
+use crate::storage::file::forks;
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 extern "C" {
     fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
@@ -34,18 +34,6 @@ impl Drop for NoCancel {
         unsafe { pthread_setcancelstate(self.0, &mut unused) };
     }
 }
-
-/// Counts forks between the process that loaded the library and this one.
-static FORKS: AtomicU64 = AtomicU64::new(0);
-
-extern "C" fn in_child() {
-    FORKS.fetch_add(1, Ordering::Relaxed);
-}
-
-static FORK_HANDLER: Lazy<()> = Lazy::new(|| {
-    // SAFETY: the handler only touches an atomic, which is allowed after fork.
-    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-});
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
@@ -83,12 +71,11 @@ pub(super) struct Guarded {
 
 impl Guarded {
     pub(super) fn new(handle: Handle) -> Self {
-        Lazy::force(&FORK_HANDLER);
         let may_be_cancelled = handle.uses_callbacks();
         Guarded {
             handle,
             may_be_cancelled,
-            forks: FORKS.load(Ordering::Relaxed),
+            forks: forks(),
             broken: AtomicBool::new(false),
             strings: std::sync::Mutex::default(),
         }
@@ -96,7 +83,7 @@ impl Guarded {
 
     /// Fails in a forked child and after a panic.
     pub(super) fn check(&self) -> Result<()> {
-        if self.forks != FORKS.load(Ordering::Relaxed) {
+        if self.forks != forks() {
             return Err(Error::new(
                 ErrorKind::Forked,
                 "the handle belongs to the parent process; open the image anew after the parent has closed it",
@@ -114,7 +101,7 @@ impl Guarded {
     /// In a forked child nothing of the handle may be touched, not even to free it: locks and descriptors
     /// belong to the parent.
     pub(super) fn is_foreign(&self) -> bool {
-        self.forks != FORKS.load(Ordering::Relaxed)
+        self.forks != forks()
     }
 }
 

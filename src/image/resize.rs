@@ -42,7 +42,8 @@ impl Alone<'_> {
         let needed = geometry.l1_entries_for(size).max(1);
         if needed > u64::from(header.l1_size) {
             core.grow_l1(needed)?;
-            self.settle()?;
+            // The header names the new table: the core in force writes to the old one and must not go on.
+            self.settle().map_err(|e| core.shared.medium.latch().close(e))?;
             self.reload(Arc::clone(core.storage()), core.settings.clone())?;
         }
         self.hide(old, size)?;
@@ -95,11 +96,12 @@ impl Alone<'_> {
     pub fn make_empty(&self) -> Result<()> {
         let core = self.core();
         let (io, alloc) = core.writer()?;
-        let releases = io.map.drop_tables()?;
-        core.barrier()?;
+        let latch = core.shared.medium.latch();
+        // Slices of dropped tables are still cached: once the first entry is gone only a reload may go on.
+        let releases = io.map.drop_tables().map_err(|e| latch.close(e))?;
+        core.barrier().map_err(|e| latch.close(e))?;
         crate::meta::Settler::settle_after(alloc, Ticket::PAST, releases);
-        self.settle()?;
-        alloc.cut_file()?;
+        self.settle().and_then(|()| alloc.cut_file()).map_err(|e| latch.close(e))?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
     }
 }

@@ -8,11 +8,13 @@ use super::direct::Direct;
 use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
 use crate::error::Result;
+use once_cell::sync::Lazy;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Most buffers of one system call (Linux's UIO_MAXIOV).
@@ -259,6 +261,25 @@ impl Storage for FileStorage {
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+static FORK_HANDLER: Lazy<()> = Lazy::new(|| {
+    // SAFETY: the handler only touches an atomic, which is allowed after fork.
+    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+});
+
+/// Forks between the process that first asked and this one: what was made under another number belongs to
+/// a parent.
+#[inline]
+pub fn forks() -> u64 {
+    Lazy::force(&FORK_HANDLER);
+    FORKS.load(Ordering::Relaxed)
 }
 
 /// pread as a bare system call. The C library's is a cancellation point, and a thread that is cancelled

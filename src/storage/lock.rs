@@ -4,12 +4,13 @@
 //! Permission `p` in use is a shared lock on byte 100+p; a permission that others may not have is a shared
 //! lock on byte 200+p. A conflict is somebody else's lock on the opposite byte.
 
-use super::file::{lock_byte_held, lock_byte_release, lock_byte_shared};
+use super::file::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
+use arc_swap::ArcSwap;
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 const IN_USE: u64 = 100;
 const NOT_SHARED: u64 = 200;
@@ -52,21 +53,67 @@ struct Users {
     writers: usize,
 }
 
-static OPEN_FILES: Lazy<Mutex<HashMap<(u64, u64), Users>>> = Lazy::new(Default::default);
+/// The opens of one process. A forked child starts with an empty one: it holds none of its parent's handles,
+/// and the parent's mutex may have been locked at the fork.
+struct Registry {
+    forks: u64,
+    files: Mutex<HashMap<(u64, u64), Users>>,
+}
+
+impl Registry {
+    fn new(forks: u64) -> Self {
+        Registry { forks, files: Mutex::default() }
+    }
+
+    /// The registry of this process.
+    fn current() -> Arc<Registry> {
+        static CURRENT: Lazy<ArcSwap<Registry>> = Lazy::new(|| ArcSwap::from_pointee(Registry::new(forks())));
+        let mut known = CURRENT.load_full();
+        while known.forks != forks() {
+            CURRENT.compare_and_swap(&known, Arc::new(Registry::new(forks())));
+            known = CURRENT.load_full();
+        }
+        known
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Users>> {
+        self.files.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn register(&self, identity: (u64, u64), access: Access, shown: &str) -> Result<()> {
+        let mut files = self.lock();
+        let users = files.entry(identity).or_default();
+        match access {
+            Access::Write if users.writers + users.readers > 0 => Err(refused("\"write\"", shown)),
+            Access::Read if users.writers > 0 => Err(refused("shared \"write\"", shown)),
+            Access::Write => {
+                users.writers += 1;
+                Ok(())
+            }
+            Access::Read => {
+                users.readers += 1;
+                Ok(())
+            }
+            Access::ReadShared => Ok(()),
+        }
+    }
+}
 
 /// A held lock; released when dropped.
 pub struct FileLock {
     file: Arc<File>,
     access: Access,
     identity: (u64, u64),
+    registry: Arc<Registry>,
 }
 
 impl FileLock {
     /// Locks `file` or names the permission that somebody else withholds. `shown` is the name for messages.
     pub fn take(file: &Arc<File>, identity: (u64, u64), access: Access, shown: &str) -> Result<FileLock> {
-        register(identity, access, shown)?;
+        let registry = Registry::current();
+        registry.register(identity, access, shown)?;
         // From here on dropping the lock undoes what was done.
-        let lock = FileLock { file: Arc::clone(file), access, identity };
+        let lock = FileLock { file: Arc::clone(file), access, identity, registry };
         for p in access.in_use() {
             lock.place(IN_USE + p, shown)?;
         }
@@ -107,7 +154,7 @@ impl Drop for FileLock {
         for p in self.access.not_shared() {
             let _ = lock_byte_release(&self.file, NOT_SHARED + p);
         }
-        let mut files = OPEN_FILES.lock().unwrap_or_else(|e| e.into_inner());
+        let mut files = self.registry.lock();
         if let Some(users) = files.get_mut(&self.identity) {
             match self.access {
                 Access::Write => users.writers -= 1,
@@ -126,23 +173,4 @@ fn refused(which: &str, shown: &str) -> Error {
         ErrorKind::Locked,
         format!("Failed to get {which} lock\nIs another process using the image [{shown}]?"),
     )
-}
-
-fn register(identity: (u64, u64), access: Access, shown: &str) -> Result<()> {
-    let mut files = OPEN_FILES.lock().unwrap_or_else(|e| e.into_inner());
-    let users = files.entry(identity).or_default();
-    match access {
-        Access::Write if users.writers > 0 => Err(refused("\"write\"", shown)),
-        Access::Write if users.readers > 0 => Err(refused("\"write\"", shown)),
-        Access::Read if users.writers > 0 => Err(refused("shared \"write\"", shown)),
-        Access::Write => {
-            users.writers += 1;
-            Ok(())
-        }
-        Access::Read => {
-            users.readers += 1;
-            Ok(())
-        }
-        Access::ReadShared => Ok(()),
-    }
 }
