@@ -12,26 +12,46 @@ want ninja ninja-build
 want pkg-config pkg-config
 want cc gcc
 want python3 python3
-want qemu-img qemu-utils
 if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
-    # For the C tests under the sanitizers: libasan and libubsan come with gcc.
 fi
 if ! have cargo; then
-    echo "cargo is missing: install Rust 1.85 or later (rustup, or a distribution's package)" >&2
+    echo "cargo is missing: install Rust 1.85 or later" >&2
     exit 1
 fi
-[ -n "$need" ] || exit 0
+
+# QEMU 10 is what the tests compare with. Debian 12 itself has 7.2; its backports have 10.
+qemu_major=0
+if have qemu-img; then
+    qemu_major=$(qemu-img --version | sed -n '1s/^qemu-img version \([0-9]*\).*/\1/p')
+fi
+[ -n "$need" ] || [ "$qemu_major" -lt 10 ] || exit 0
 if ! have apt-get || [ "$(id -u)" != 0 ]; then
+    [ "$qemu_major" -ge 10 ] || need="$need qemu-utils"
     echo "missing:$need (install them, or run this as root on Debian)" >&2
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# QEMU 10 is what the tests compare with; Debian 12 has it among its backports.
-if ! have qemu-img && apt-cache policy qemu-utils | grep -q bpo12; then
-    apt-get install -y -qq -t bookworm-backports qemu-utils >/dev/null || true
+if [ -n "$need" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    apt-get install -y -qq --no-install-recommends $need >/dev/null
 fi
-# shellcheck disable=SC2086 # a list of words
-apt-get install -y -qq --no-install-recommends $need >/dev/null
+[ "$qemu_major" -lt 10 ] || exit 0
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+backports=
+if [ "$codename" = bookworm ]; then
+    # The mirror that the machine uses already.
+    # shellcheck disable=SC2016 # apt-get's own variables
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Identifier: Packages' |
+        awk '$2 == "bookworm" && $3 == "main" { print $1; exit }')
+    if [ -n "$mirror" ] && ! apt-cache policy | grep -q bookworm-backports; then
+        echo "deb $mirror bookworm-backports main" >/etc/apt/sources.list.d/libqcow2-backports.list
+        apt-get update -qq || true
+    fi
+    backports="-t bookworm-backports"
+fi
+# shellcheck disable=SC2086 # two words or none
+apt-get install -y -qq --no-install-recommends $backports qemu-utils >/dev/null ||
+    apt-get install -y -qq --no-install-recommends qemu-utils >/dev/null
