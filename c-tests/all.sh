@@ -39,8 +39,7 @@ step "rustfmt" cargo fmt --all --check
 step "clippy, warnings denied" cargo clippy --all-targets --quiet -- -D warnings
 step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
 step "engine: unit and integration tests" cargo test
-step "meson setup" meson setup "$build" --reconfigure
-[ -f "$build/build.ninja" ] || step "meson setup, fresh" meson setup "$build"
+[ -f "$build/build.ninja" ] || step "meson setup" meson setup "$build"
 step "meson compile" meson compile -C "$build"
 step "C tests, shell tests, differential" meson test -C "$build" --print-errorlogs
 if command -v valgrind >/dev/null 2>&1; then

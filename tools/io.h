@@ -9,6 +9,7 @@
 /* One program, one open image: what the commands share. */
 struct io_state {
     qcow2_image *image; /* NULL: none open */
+    bool told_corrupt;  /* that the open image has been marked corrupt */
     bool read_only;
     bool quit;
     struct image_spec spec;  /* of the open image; reopen adds to it */

@@ -128,6 +128,11 @@ int io_failed(FILE *out, const char *what, int code, int64_t offset, int64_t byt
     if (code == -EINVAL && length >= 0 && (bytes > length || offset > length - bytes)) {
         code = -EIO;
     }
+    if (strncmp(qcow2_last_error(), "Marking image as corrupt", 24) == 0) {
+        /* The stock engine says this by itself, once. */
+        fprintf(stderr, "qcow2: %s\n", failure_text());
+        io.told_corrupt = true;
+    }
     fprintf(out, "%s failed: %s\n", what, strerror(-code));
     return code;
 }

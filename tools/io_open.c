@@ -100,10 +100,11 @@ int io_close(void)
         return 0;
     }
     ret = qcow2_close(io.image);
-    if (ret < 0) {
+    if (ret < 0 && !io.told_corrupt) {
         error_report("%s", failure_text());
     }
     io.image = NULL;
+    io.told_corrupt = false;
     image_spec_free(&io.spec);
     return ret;
 }

@@ -228,6 +228,14 @@ impl Ledger {
         }
         let spare = (end / 8).clamp(AHEAD_BYTES.0, AHEAD_BYTES.1);
         let storage = shared.medium.storage();
+        // A damaged image may have data past its end, written in place behind the ledger's back: the file must
+        // never get shorter here.
+        let now = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+        if now >= end {
+            self.length = now;
+            self.length_ticket = shared.medium.ticket();
+            return Ok(());
+        }
         let wanted = self.geometry().cluster_ceil(end + spare).unwrap_or(end);
         let grown = match storage.set_length(wanted) {
             Ok(()) => wanted,
@@ -306,11 +314,22 @@ impl Ledger {
 
     /// Gives back what the file was grown ahead.
     pub(super) fn trim(&mut self, shared: &Shared) -> Result<()> {
-        let wanted = self.geometry().cluster_offset(self.high_water).max(self.first_length);
-        if !self.zero_past_end || wanted >= self.length {
+        let least = self.geometry().cluster_offset(self.high_water).max(self.first_length);
+        if !self.zero_past_end || least >= self.length {
             return Ok(());
         }
         shared.medium.latch().check()?;
+        // A damaged image may refer to clusters that its file did not reach when it was opened.
+        let mut end = self.geometry().clusters_ceil(self.length);
+        while self.geometry().cluster_offset(end) > least && self.table.get(shared, end - 1)? == 0 {
+            end -= 1;
+        }
+        let wanted = self.geometry().cluster_offset(end).max(least);
+        let now =
+            shared.medium.storage().length().map_err(|e| Error::host("length of the image file", &e))?;
+        if wanted >= self.length || now > self.length {
+            return Ok(());
+        }
         if shared.medium.storage().set_length(wanted).is_ok() {
             self.length = wanted;
         }

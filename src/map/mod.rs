@@ -11,7 +11,7 @@ pub use resolve::{Extent, Source};
 
 use crate::alloc::{Allocator, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2, L1_RESERVED};
+use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
 use crate::meta::cache::WriteOut;
@@ -155,15 +155,22 @@ impl Map {
         }
         let entry = L1Entry(self.l1.entry(index as usize).descriptor);
         let table = entry.table_offset();
-        if self.geometry.in_cluster(table) != 0 || entry.0 & L1_RESERVED != 0 {
-            return Err(Error::corrupt(
-                "L1 entry",
-                index,
-                entry.0,
-                "L2 table offset must be a multiple of the cluster size, reserved bits zero",
-            ));
+        // Reserved bits are ignored, as the stock driver does, so that such an image can be read; a check
+        // reports them.
+        if self.geometry.in_cluster(table) != 0 {
+            let rule = "L2 table offset must be a multiple of the cluster size";
+            return Err(self.broken(Error::corrupt("L1 entry", index, entry.0, rule)));
         }
         Ok(entry)
+    }
+
+    /// A table that breaks a rule must not be written on: a writable image is marked corrupt.
+    #[cold]
+    fn broken(&self, found: Error) -> Error {
+        match &self.writer {
+            Some(_) => self.shared.header.mark_corrupt(found),
+            None => found,
+        }
     }
 
     fn slice_key(&self, cluster: u64) -> u64 {
@@ -218,7 +225,7 @@ impl Map {
     fn decode(&self, cluster: u64, raw: RawL2) -> Result<L2Entry> {
         raw.decode(&self.geometry).map_err(|rule| {
             let index = format_args!("of guest cluster {cluster}").to_string();
-            Error::corrupt("L2 entry", index, raw.descriptor, rule)
+            self.broken(Error::corrupt("L2 entry", index, raw.descriptor, rule))
         })
     }
 

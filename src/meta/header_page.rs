@@ -128,7 +128,10 @@ impl HeaderPage {
         if self.corrupt.swap(true, Ordering::SeqCst) {
             return found;
         }
-        let text = format!("Marking image as corrupt: {found}; further corruption events will be suppressed");
+        let found = found.to_string();
+        let (what, detail) = found.split_at(found.rfind(" [").unwrap_or(found.len()));
+        let text =
+            format!("Marking image as corrupt: {what}; further corruption events will be suppressed{detail}");
         let version = self.lock().0.version;
         if version >= 3 && !self.medium.storage().traits().read_only {
             let _ = self.change(|h| h.incompatible |= INCOMPAT_CORRUPT);

@@ -15,6 +15,7 @@ use crate::options::{CreateOptions, OpenOptions};
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
 use crate::storage::Storage;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -258,7 +259,9 @@ impl Opening<'_> {
         };
         let answer = self.resolve(&request)?;
         let opened = self.open_below(&request, answer, seen);
-        opened.map(Some).map_err(|e| e.within("Could not open backing file"))
+        // Said once, however deep in the chain it happened.
+        const PREFIX: &str = "Could not open backing file";
+        opened.map(Some).map_err(|e| if e.to_string().starts_with(PREFIX) { e } else { e.within(PREFIX) })
     }
 
     fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
@@ -301,16 +304,21 @@ impl Opening<'_> {
                 )))
             }
         };
+        // Before the lock, which a file that is open further up would refuse for another reason.
+        let file = match &answer.origin {
+            Origin::Path(path) => std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino())),
+            _ => None,
+        };
+        if file.is_some_and(|id| seen.contains(&id)) {
+            return Err(in_chain_already(request));
+        }
         let below = OpenFlags { read_only: true, raw, no_repair: false, ..self.flags };
         let below_options = OpenOptions { cache: self.options.cache, ..OpenOptions::default() };
         let top = std::mem::replace(&mut self.flags, below);
         let top_options = std::mem::replace(&mut self.options, below_options);
         let opened = self.open_storage(&answer.origin, true).and_then(|(storage, file)| {
             if storage.identity().is_some_and(|id| seen.contains(&id)) {
-                return Err(Error::new(
-                    ErrorKind::Loop,
-                    format!("'{}' is already in the chain", request.recorded_name),
-                ));
+                return Err(in_chain_already(request));
             }
             self.open_node(&answer.origin, storage, file, seen)
         });
@@ -344,6 +352,10 @@ pub fn create_at(origin: &Origin, virtual_size: u64, options: &CreateOptions) ->
         let _ = std::fs::remove_file(path);
     }
     created
+}
+
+fn in_chain_already(request: &ResolveRequest) -> Error {
+    Error::new(ErrorKind::Loop, format!("'{}' is already in the chain", request.recorded_name))
 }
 
 /// A node's name for messages.
