@@ -187,7 +187,10 @@ impl Map {
         let mut loaded = false;
         let page = self.cache.get(key, &self.write_out(), || {
             loaded = true;
-            self.load_slice(cluster, table_offset)
+            // The table may have been replaced while we waited for the set; whoever replaces it stores the L1
+            // entry before it asks for the set, so now it is the right one.
+            let now = self.l1_entry(cluster / self.geometry.l2_entry_count())?.table_offset();
+            self.load_slice(cluster, if now == 0 { table_offset } else { now })
         });
         if loaded {
             self.clean_if_due();

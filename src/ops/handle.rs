@@ -1,11 +1,12 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
 use super::check::{check, CheckOptions, CheckReport, MessageKind};
-use super::open::{sync_before_repair, OpenFlags, Opening, Origin, StorageAndFile};
+use super::open::{sync_before_repair, OpenFlags, Opening, Origin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
+use crate::storage::Storage;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What changes when a handle is reopened.
@@ -19,6 +20,22 @@ pub(super) struct Manner {
 impl Manner {
     pub(super) fn new(flags: OpenFlags, options: OpenOptions, file: Option<Arc<FileStorage>>) -> Self {
         Manner { flags, options, file, repaired: None }
+    }
+
+    fn settle(
+        &mut self,
+        opening: Opening<'_>,
+        file: Option<Arc<FileStorage>>,
+        repaired: Option<CheckReport>,
+    ) {
+        self.flags = opening.flags;
+        self.options = opening.options;
+        if file.is_some() {
+            self.file = file;
+        }
+        if repaired.is_some() {
+            self.repaired = repaired;
+        }
     }
 
     pub(super) fn after_repair(self, repaired: Option<CheckReport>) -> Self {
@@ -111,9 +128,11 @@ impl Handle {
             Disk::Raw(raw) => {
                 raw.flush()?;
                 let opening = Opening { flags, options, resolver: None, messages };
-                let (storage, file) = self.exchange_file(&mut manner, &opening)?;
+                let file = reopen_file(&manner, &opening, &self.origin)?;
+                let storage = file.as_ref().map_or(raw.storage(), |f| Arc::clone(f) as Arc<dyn Storage>);
                 raw.replace(storage, read_only, opening.options.cache.sync_each_write());
-                return finish(&mut manner, opening, file, None);
+                manner.settle(opening, file, None);
+                return Ok(());
             }
             Disk::Qcow2(image) => image,
         };
@@ -123,40 +142,26 @@ impl Handle {
         let settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
         crate::image::validate(&core.header(), &settings)?;
         let mut opening = Opening { flags, options, resolver: None, messages };
-        let (storage, file) = self.exchange_file(&mut manner, &opening)?;
+        let file = reopen_file(&manner, &opening, &self.origin)?;
+        let storage = file.as_ref().map_or(Arc::clone(core.storage()), |f| Arc::clone(f) as Arc<dyn Storage>);
         let done = opening
             .repair_if_dirty(&core.header(), &*storage)
-            .and_then(|repaired| alone.reload(Arc::clone(&storage), settings).map(|()| repaired));
+            .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
         match done {
-            Ok(repaired) => finish(&mut manner, opening, file, repaired),
+            Ok(repaired) => {
+                manner.settle(opening, file, repaired);
+                Ok(())
+            }
             Err(e) => {
-                let back = Opening {
-                    flags: manner.flags,
-                    options: manner.options.clone(),
-                    resolver: None,
-                    messages: None,
-                };
-                drop((storage, file));
-                let (storage, file) = self.exchange_file(&mut manner, &back)?;
-                alone.reload(storage, core.settings().clone())?;
-                manner.file = file;
+                if let (Some(new), Some(old)) = (&file, &manner.file) {
+                    let (flags, options) = (manner.flags, manner.options.clone());
+                    let back = Opening { flags, options, resolver: None, messages: None };
+                    back.take_back(new, old, &self.origin)?;
+                }
+                alone.reload(Arc::clone(core.storage()), core.settings().clone())?;
                 Err(e)
             }
         }
-    }
-
-    /// The file anew with the access that `opening` asks for. The old lock is given back first, for it would
-    /// be in the way of the new one.
-    fn exchange_file(&self, manner: &mut Manner, opening: &Opening<'_>) -> Result<StorageAndFile> {
-        let Some(old) = manner.file.clone() else {
-            return opening.open_storage(&self.origin, opening.flags.read_only);
-        };
-        old.unlock();
-        let answer = opening.reopen_storage(&old, &self.origin);
-        if answer.is_err() && !manner.flags.no_lock {
-            opening.lock_again(&old, manner.flags)?;
-        }
-        answer
     }
 
     /// Checks the image, and repairs it when asked. Requests wait; caches are dropped.
@@ -196,19 +201,15 @@ impl Handle {
     }
 }
 
-fn finish(
-    manner: &mut Manner,
-    opening: Opening<'_>,
-    file: Option<Arc<FileStorage>>,
-    repaired: Option<CheckReport>,
-) -> Result<()> {
-    manner.flags = opening.flags;
-    manner.options = opening.options;
-    manner.file = file;
-    if repaired.is_some() {
-        manner.repaired = repaired;
+/// The handle's file with another access; `None` when it stays as it is, or is not a file.
+fn reopen_file(manner: &Manner, opening: &Opening<'_>, origin: &Origin) -> Result<Option<Arc<FileStorage>>> {
+    match (&manner.file, origin) {
+        (Some(old), _) => opening.reopen_file(old, origin),
+        (None, Origin::Custom(storage)) if !opening.flags.read_only && storage.traits().read_only => {
+            Err(Error::new(ErrorKind::ReadOnly, "the caller's storage takes no writes"))
+        }
+        (None, _) => Ok(None),
     }
-    Ok(())
 }
 
 /// Settles an image that nobody will use any more.

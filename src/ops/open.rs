@@ -115,13 +115,7 @@ impl Opening<'_> {
 
     /// Opens and locks the file of a node.
     pub fn open_storage(&self, origin: &Origin, read_only: bool) -> Result<StorageAndFile> {
-        let cache = self.options.cache;
-        let options = FileOptions {
-            writable: !read_only,
-            create: false,
-            direct: cache.direct(),
-            no_sync: cache.no_sync(),
-        };
+        let options = self.file_options(read_only);
         let (file, shown) = match origin {
             Origin::Custom(storage) => {
                 if !read_only && storage.traits().read_only {
@@ -146,28 +140,29 @@ impl Opening<'_> {
         Ok((Arc::clone(&file) as Arc<dyn Storage>, Some(file)))
     }
 
-    /// The file of `old` once more, with the access that the flags ask for.
-    pub(super) fn reopen_storage(&self, old: &FileStorage, origin: &Origin) -> Result<StorageAndFile> {
+    /// How the flags and the cache mode want a file opened.
+    fn file_options(&self, read_only: bool) -> FileOptions {
         let cache = self.options.cache;
-        let options = FileOptions {
-            writable: !self.flags.read_only,
-            create: false,
-            direct: cache.direct(),
-            no_sync: cache.no_sync(),
-        };
+        FileOptions { writable: !read_only, create: false, direct: cache.direct(), no_sync: cache.no_sync() }
+    }
+
+    /// The file of `old` with the access that the flags ask for; `None` when it is open that way already. The
+    /// lock goes over to the new one.
+    pub(super) fn reopen_file(&self, old: &FileStorage, origin: &Origin) -> Result<Option<Arc<FileStorage>>> {
+        let options = self.file_options(self.flags.read_only);
+        if (FileOptions { create: false, ..old.options() }) == options {
+            return Ok(None);
+        }
         let shown = shown_name(origin);
         let file = old.reopen(options);
         let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
-        if !self.flags.no_lock {
-            file.lock(self.access(self.flags.read_only), &shown)?;
-        }
-        Ok((Arc::clone(&file) as Arc<dyn Storage>, Some(file)))
+        file.take_lock_from(old, self.access(self.flags.read_only), &shown)?;
+        Ok(Some(file))
     }
 
-    /// Takes the lock of `flags` on `old` again, after a reopen failed.
-    pub(super) fn lock_again(&self, old: &FileStorage, flags: OpenFlags) -> Result<()> {
-        let before = Opening { flags, options: self.options.clone(), resolver: None, messages: None };
-        old.lock(before.access(flags.read_only), "image")
+    /// Undoes `reopen_file`: `old` is in use again, with the access of these flags.
+    pub(super) fn take_back(&self, new: &FileStorage, old: &FileStorage, origin: &Origin) -> Result<()> {
+        old.take_lock_from(new, self.access(self.flags.read_only), &shown_name(origin))
     }
 
     fn open_node(

@@ -23,7 +23,7 @@ const MAX_IOV: usize = 1024;
 const MAX_TRANSFER_BYTES: usize = 1 << 30;
 
 /// How a file is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileOptions {
     /// Opened for writing too.
     pub writable: bool,
@@ -118,9 +118,26 @@ impl FileStorage {
         Ok(())
     }
 
-    /// Gives the lock back before the storage goes.
-    pub fn unlock(&self) {
-        self.lock.lock().unwrap_or_else(|e| e.into_inner()).take();
+    /// Takes the lock over from another descriptor of the same file, with another access. On failure `old`
+    /// keeps it as it was.
+    pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
+        let mut held = old.lock.lock().unwrap_or_else(|e| e.into_inner());
+        let Some(lock) = held.take() else { return Ok(()) };
+        match lock.exchange(&self.file, access, shown) {
+            Ok(lock) => {
+                *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = Some(lock);
+                Ok(())
+            }
+            Err((lock, e)) => {
+                *held = Some(lock);
+                Err(e)
+            }
+        }
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> FileOptions {
+        self.options
     }
 
     /// The host's descriptor of the file.

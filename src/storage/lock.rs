@@ -80,6 +80,33 @@ impl Registry {
         self.files.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn forget(&self, identity: (u64, u64), access: Access) {
+        let mut files = self.lock();
+        let Some(users) = files.get_mut(&identity) else { return };
+        match access {
+            Access::Write => users.writers -= 1,
+            Access::Read => users.readers -= 1,
+            Access::ReadShared => {}
+        }
+        if users.readers == 0 && users.writers == 0 {
+            files.remove(&identity);
+        }
+    }
+
+    /// One user changes its access; the others decide whether it may.
+    fn change(&self, identity: (u64, u64), from: Access, to: Access, shown: &str) -> Result<()> {
+        self.forget(identity, from);
+        self.register(identity, to, shown).inspect_err(|_| {
+            let mut files = self.lock();
+            let users = files.entry(identity).or_default();
+            match from {
+                Access::Write => users.writers += 1,
+                Access::Read => users.readers += 1,
+                Access::ReadShared => {}
+            }
+        })
+    }
+
     fn register(&self, identity: (u64, u64), access: Access, shown: &str) -> Result<()> {
         let mut files = self.lock();
         let users = files.entry(identity).or_default();
@@ -105,6 +132,8 @@ pub struct FileLock {
     access: Access,
     identity: (u64, u64),
     registry: Arc<Registry>,
+    /// Another lock has taken over: there is nothing to release.
+    replaced: bool,
 }
 
 impl FileLock {
@@ -113,20 +142,76 @@ impl FileLock {
         let registry = Registry::current();
         registry.register(identity, access, shown)?;
         // From here on dropping the lock undoes what was done.
-        let lock = FileLock { file: Arc::clone(file), access, identity, registry };
-        for p in access.in_use() {
-            lock.place(IN_USE + p, shown)?;
-        }
-        for p in access.not_shared() {
-            lock.place(NOT_SHARED + p, shown)?;
-        }
-        for p in access.in_use() {
-            lock.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), shown))?;
-        }
-        for p in access.not_shared() {
-            lock.test(IN_USE + p, || refused(&format!("shared \"{}\"", NAMES[*p as usize]), shown))?;
-        }
+        let lock = FileLock { file: Arc::clone(file), access, identity, registry, replaced: false };
+        lock.place_all(shown)?;
+        lock.test_all(shown)?;
         Ok(lock)
+    }
+
+    /// Goes over to another descriptor of the same file and another access, without a moment in which the
+    /// file is not locked. On failure the old lock is handed back as it was.
+    pub fn exchange(
+        mut self,
+        file: &Arc<File>,
+        access: Access,
+        shown: &str,
+    ) -> std::result::Result<FileLock, (FileLock, Error)> {
+        if let Err(e) = self.registry.change(self.identity, self.access, access, shown) {
+            return Err((self, e));
+        }
+        // The registry has been told: dropping `next` takes the new access off it, as it should.
+        let mut next = FileLock {
+            file: Arc::clone(file),
+            access,
+            identity: self.identity,
+            registry: Arc::clone(&self.registry),
+            replaced: false,
+        };
+        // All our locks are shared ones, so placing them cannot fail for somebody else's.
+        let placed = next.place_all(shown);
+        self.release_all();
+        match placed.and_then(|()| next.test_all(shown)) {
+            Ok(()) => {
+                self.replaced = true;
+                Ok(next)
+            }
+            Err(e) => {
+                let _ = self.place_all(shown);
+                next.release_all();
+                let _ = self.registry.change(self.identity, access, self.access, shown);
+                next.replaced = true;
+                Err((self, e))
+            }
+        }
+    }
+
+    fn place_all(&self, shown: &str) -> Result<()> {
+        for p in self.access.in_use() {
+            self.place(IN_USE + p, shown)?;
+        }
+        for p in self.access.not_shared() {
+            self.place(NOT_SHARED + p, shown)?;
+        }
+        Ok(())
+    }
+
+    fn test_all(&self, shown: &str) -> Result<()> {
+        for p in self.access.in_use() {
+            self.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), shown))?;
+        }
+        for p in self.access.not_shared() {
+            self.test(IN_USE + p, || refused(&format!("shared \"{}\"", NAMES[*p as usize]), shown))?;
+        }
+        Ok(())
+    }
+
+    fn release_all(&self) {
+        for p in self.access.in_use() {
+            let _ = lock_byte_release(&self.file, IN_USE + p);
+        }
+        for p in self.access.not_shared() {
+            let _ = lock_byte_release(&self.file, NOT_SHARED + p);
+        }
     }
 
     fn place(&self, byte: u64, shown: &str) -> Result<()> {
@@ -148,22 +233,9 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        for p in self.access.in_use() {
-            let _ = lock_byte_release(&self.file, IN_USE + p);
-        }
-        for p in self.access.not_shared() {
-            let _ = lock_byte_release(&self.file, NOT_SHARED + p);
-        }
-        let mut files = self.registry.lock();
-        if let Some(users) = files.get_mut(&self.identity) {
-            match self.access {
-                Access::Write => users.writers -= 1,
-                Access::Read => users.readers -= 1,
-                Access::ReadShared => {}
-            }
-            if users.readers == 0 && users.writers == 0 {
-                files.remove(&self.identity);
-            }
+        if !self.replaced {
+            self.release_all();
+            self.registry.forget(self.identity, self.access);
         }
     }
 }
