@@ -229,7 +229,7 @@ pub unsafe extern "C" fn qcow2_reopen(
 pub unsafe extern "C" fn qcow2_clean_caches(image: *mut qcow2_image) -> c_int {
     with(image, |guarded| {
         if let crate::image::Disk::Qcow2(image) = guarded.handle.disk() {
-            image.clean_caches();
+            image.clean_caches()?;
         }
         Ok(0)
     }) as c_int

@@ -128,12 +128,19 @@ impl Image {
         core.status(offset, length, top_only)
     }
 
-    /// Drops cached tables that were not used since the last call.
-    pub fn clean_caches(&self) {
-        let _pin = self.gate.enter();
-        if let Some(io) = &self.core.load().io {
-            io.map.forget_unused();
+    /// Drops cached tables that were not used since the last call. An image whose whole mapping is cached and
+    /// idle is brought to the medium and loaded anew.
+    pub fn clean_caches(&self) -> Result<()> {
+        let pin = self.gate.enter();
+        let idle = self.core.load().io.as_ref().is_some_and(|io| io.map.forget_unused());
+        drop(pin);
+        if !idle {
+            return Ok(());
         }
+        let alone = self.alone();
+        alone.settle()?;
+        let core = alone.core();
+        alone.reload(Arc::clone(core.storage()), core.settings.clone())
     }
 
     /// Keeps every request out.

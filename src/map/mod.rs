@@ -21,7 +21,7 @@ use crate::meta::{DirtyList, Page, Release, Settler, SliceCache};
 use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Held changes in one page from which on a barrier is worth its price.
@@ -35,6 +35,9 @@ pub struct Map {
     l1: Arc<Page>,
     l1_entries: u64,
     cache: SliceCache,
+    /// For a cache that holds the whole disk, the page of each slice that has been loaded: found with two plain
+    /// loads. A page that the cache has let go of (`Page::is_live`) is looked up there again. Empty otherwise.
+    front: Box<[OnceLock<Arc<Page>>]>,
     /// log2 of the L2 entries in a slice.
     slice_entry_bits: u32,
     list: DirtyList,
@@ -92,6 +95,11 @@ impl Map {
             l1,
             l1_entries: u64::from(header.l1_size),
             cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize, slices >= disk_slices),
+            front: if slices >= disk_slices {
+                (0..disk_slices).map(|_| OnceLock::new()).collect()
+            } else {
+                Box::default()
+            },
             slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
             list: DirtyList::default(),
             claims: Claims::default(),
@@ -192,6 +200,9 @@ impl Map {
             let now = self.l1_entry(cluster / self.geometry.l2_entry_count())?.table_offset();
             self.load_slice(cluster, if now == 0 { table_offset } else { now })
         });
+        if let (Ok(page), Some(place)) = (&page, self.front.get(key as usize)) {
+            let _ = place.set(Arc::clone(page));
+        }
         if loaded {
             self.clean_if_due();
         }
@@ -200,12 +211,12 @@ impl Map {
 
     /// Runs the clean interval from the calls that load slices: memory only grows there.
     fn clean_if_due(&self) {
-        let Some(interval) = self.clean_interval else { return };
+        let Some(interval) = self.clean_interval.filter(|_| self.front.is_empty()) else { return };
         let Ok(mut last) = self.last_clean.try_lock() else { return };
         if last.elapsed() >= interval {
             *last = Instant::now();
             drop(last);
-            self.forget_unused();
+            self.cache.forget_unused();
         }
     }
 
@@ -407,9 +418,16 @@ impl Map {
         Ok(releases)
     }
 
-    /// Drops slices that no request used since the last call.
-    pub fn forget_unused(&self) {
-        self.cache.forget_unused();
+    /// Drops slices that no request used since the last call. `true`: the cache holds the whole disk and no
+    /// request has used it, so that loading the image anew would free all of it.
+    pub fn forget_unused(&self) -> bool {
+        if self.front.is_empty() {
+            self.cache.forget_unused();
+            return false;
+        }
+        let pages: Vec<_> = self.front.iter().filter_map(|p| p.get()).collect();
+        let used = pages.iter().filter(|p| p.take_used()).count();
+        !pages.is_empty() && used == 0
     }
 
     /// Slices in memory, for tests and statistics.

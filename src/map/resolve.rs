@@ -45,6 +45,12 @@ impl Map {
         }
         let cluster = geometry.cluster_index(guest_offset);
         let key = self.slice_key(cluster);
+        if let Some(page) = self.front.get(key as usize).and_then(|p| p.get()) {
+            if page.is_live() {
+                page.touch();
+                return self.resolve_in(page, guest_offset, max_bytes);
+            }
+        }
         if let Some(found) = self.cache.find(key) {
             if let Some(keyed) = found.as_ref() {
                 return self.resolve_in(&keyed.page, guest_offset, max_bytes);

@@ -89,9 +89,7 @@ impl SliceCache {
             let found = self.slots[set.start + index].load();
             if let Some(keyed) = found.as_ref() {
                 if keyed.key == key {
-                    if !keyed.page.used.load(Ordering::Relaxed) {
-                        keyed.page.used.store(true, Ordering::Relaxed);
-                    }
+                    keyed.page.touch();
                     return Some(found);
                 }
             }
@@ -168,7 +166,7 @@ impl SliceCache {
             for i in 0..set.len() {
                 let slot = set.start + (start + i) % set.len();
                 let Some(keyed) = self.slots[slot].load_full() else { return Ok(()) };
-                let recent = keyed.page.used.swap(false, Ordering::Relaxed) && round == 0;
+                let recent = keyed.page.take_used() && round == 0;
                 if !recent && keyed.page.try_evict() {
                     return self.clear(slot);
                 }
@@ -229,7 +227,7 @@ impl SliceCache {
     pub fn forget_unused(&self) {
         for slot in self.slots.iter() {
             let Some(keyed) = slot.load_full() else { continue };
-            if !keyed.page.used.swap(false, Ordering::Relaxed) {
+            if !keyed.page.take_used() {
                 self.forget(keyed.key);
             }
         }

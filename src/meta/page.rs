@@ -65,7 +65,6 @@ struct State {
     dirty_sectors: usize,
     held: Vec<Held>,
     listed: bool,
-    evicted: bool,
     /// A write-out failed: memory holds what the file does not, and must stay what readers see.
     stuck: bool,
 }
@@ -156,6 +155,8 @@ pub struct Page {
     state: Mutex<State>,
     /// Held across a write-out, so that two of them cannot overtake each other.
     writing: Mutex<()>,
+    /// Set once, with `state` held.
+    evicted: AtomicBool,
     /// Set by readers, cleared by the cache's clock hand.
     pub(super) used: AtomicBool,
 }
@@ -194,6 +195,7 @@ impl Page {
             version: AtomicU64::new(0),
             state: Mutex::new(state),
             writing: Mutex::new(()),
+            evicted: AtomicBool::new(false),
             used: AtomicBool::new(true),
         }
     }
@@ -201,6 +203,25 @@ impl Page {
     /// Host offset of the first entry.
     pub fn home(&self) -> u64 {
         self.home
+    }
+
+    /// Whether the page is still the one that changes go to.
+    #[inline]
+    pub fn is_live(&self) -> bool {
+        !self.evicted.load(Ordering::SeqCst)
+    }
+
+    /// Notes that a request has used the page.
+    #[inline]
+    pub fn touch(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request has used the page since the last call.
+    pub fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
 
     /// Entries in the page.
@@ -249,7 +270,7 @@ impl Page {
         list: &DirtyList,
     ) -> Updated {
         let mut state = self.lock();
-        if state.evicted {
+        if !self.is_live() {
             return Updated::Evicted;
         }
         let before = self.entry(change.entry);
@@ -297,11 +318,11 @@ impl Page {
     pub(super) fn try_evict(&self) -> bool {
         // A write-out in flight has cleaned the page before its bytes are in the file.
         let Ok(_idle) = self.writing.try_lock() else { return false };
-        let mut state = self.lock();
+        let state = self.lock();
         if state.stuck || state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;
         }
-        state.evicted = true;
+        self.evicted.store(true, Ordering::SeqCst);
         true
     }
 
