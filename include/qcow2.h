@@ -440,8 +440,9 @@ extern "C" {
 const char *qcow2_version(void);
 
 /*
- * The text of the last failure on this thread: which call, structure, index, value and rule. "" if none.
- * Valid until the next failure on this thread; never NULL.
+ * The text of the last failure on this thread: structure, index, value and rule, or what the host said. ""
+ * if none. The words are those of the stock tools where they have some; details follow in brackets. A text
+ * may have two lines (a refused lock). Valid until the next failure on this thread; never NULL.
  */
 const char *qcow2_last_error(void);
 
@@ -634,7 +635,7 @@ int qcow2_checksum(qcow2_image *image,
  * nothing that opens.
  *
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
- * file is in use), ENOSPC, EEXIST and what else the host says.
+ * file is in use), ENOSPC and what else the host says.
  */
 int qcow2_create(const char *name, uint64_t size, const char *const *options);
 
@@ -648,10 +649,13 @@ int qcow2_create_io(const qcow2_io_ops *io,
                     const char *const *options);
 
 /*
- * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. Returns 0, -ENOENT past the last one, or
+ * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are
+ * joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past the last one, or
  * -EINVAL.
  */
-int qcow2_option_list(int scope, size_t index, qcow2_option_info *info);
+int qcow2_option_list(int scope,
+                      size_t index,
+                      qcow2_option_info *info);
 
 #ifdef __cplusplus
 }  /* extern "C" */

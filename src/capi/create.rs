@@ -24,7 +24,7 @@ unsafe fn make(origin: &Origin, size: u64, options: *const *const c_char) -> Res
 /// nothing that opens.
 ///
 /// Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
-/// file is in use), ENOSPC, EEXIST and what else the host says.
+/// file is in use), ENOSPC and what else the host says.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create(
     name: *const c_char,

@@ -123,8 +123,9 @@ pub extern "C" fn qcow2_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// The text of the last failure on this thread: which call, structure, index, value and rule. "" if none.
-/// Valid until the next failure on this thread; never NULL.
+/// The text of the last failure on this thread: structure, index, value and rule, or what the host said. ""
+/// if none. The words are those of the stock tools where they have some; details follow in brackets. A text
+/// may have two lines (a refused lock). Valid until the next failure on this thread; never NULL.
 #[no_mangle]
 pub extern "C" fn qcow2_last_error() -> *const c_char {
     last_error()
