@@ -3,7 +3,7 @@
 //! Aligned writes hold `blocks` shared, a read-modify-write holds it alone: without that, a neighbour's
 //! write between the read and the write of a block would be lost.
 
-use super::file::{read_many, read_one, write_many, write_one};
+use super::file::{pread, read_many, read_one, write_many, write_one};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
@@ -149,20 +149,23 @@ fn aligned_up(offset: u64, unit: u64) -> u64 {
 /// A read of whole blocks that tolerates the end of the file inside one.
 fn read_block_range(file: &File, offset: u64, area: &mut [u8]) -> io::Result<()> {
     loop {
-        match file.read_at(area, offset) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-            Ok(n) if n == area.len() => return Ok(()),
-            Ok(n) => {
-                // Short only at the end of the file: going on from an unaligned offset would be EINVAL.
-                area[n..].fill(0);
-                return if offset + n as u64 >= file.metadata()?.len() || n == 0 {
-                    Ok(())
-                } else {
-                    read_one(file, offset, area)
-                };
+        // Not `read_at`: reads meet no cancellation point.
+        let n = pread(file, area, offset as i64);
+        if n < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
             }
+            return Err(error);
         }
+        let n = n as usize;
+        if n == area.len() {
+            return Ok(());
+        }
+        // Short only at the end of the file: going on from an unaligned offset would be EINVAL.
+        area[n..].fill(0);
+        let at_end = n == 0 || offset + n as u64 >= file.metadata()?.len();
+        return if at_end { Ok(()) } else { read_one(file, offset, area) };
     }
 }
 

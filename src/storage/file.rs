@@ -301,7 +301,7 @@ pub fn forks() -> u64 {
 
 /// pread as a bare system call. The C library's is a cancellation point, and a thread that is cancelled
 /// inside the engine would leave a request half done; this one is not, and costs nothing to keep out.
-fn pread(file: &File, buffer: &mut [u8], offset: i64) -> isize {
+pub(super) fn pread(file: &File, buffer: &mut [u8], offset: i64) -> isize {
     // SAFETY: the buffer is borrowed mutably for the call, and its length is passed with it.
     unsafe {
         libc::syscall(libc::SYS_pread64, file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len(), offset) as isize
