@@ -16,8 +16,9 @@ if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
 fi
-if ! have cargo; then
-    echo "cargo is missing: install Rust 1.85 or later" >&2
+rust=$(cargo --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\).*/\1/p')
+if [ "${rust:-0}" -lt 85 ]; then
+    echo "Rust 1.85 or later is needed, by rustup (Debian 12's own is older); found: $(cargo --version 2>&1)" >&2
     exit 1
 fi
 
