@@ -25,8 +25,8 @@ step() {
         bad+=("$name")
         tail -n 80 "$log" | sed 's/^/    /'
     fi
-    grep -E '^(states|seed|[0-9]+ (passed|of))|^test result|power-cut states|^Ok:|^Fail:|^Skipped:' "$log" |
-        sort | uniq -c | sed 's/^ *1 //; s/^/    /' | head -n 12
+    grep -E '^[0-9]+ passed|^test result|states enumerated|faults injected|reads judged|was parked|^(Ok|Fail|Skipped):' \
+        "$log" | sed 's/^/    /' | head -n 30
     rm -f "$log"
 }
 

@@ -124,7 +124,7 @@ fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
 }
 
 fn report(test: &str, cases: usize, count: Count) {
-    println!("{test}: {cases} lists, {} faults injected", count.enumerated);
+    testkit::tell!("{test}: {cases} lists, {} faults injected", count.enumerated);
 }
 
 #[test]

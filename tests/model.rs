@@ -216,7 +216,10 @@ fn random_requests_behave_like_an_array() {
             }
         }
     }
-    println!("{} lists of 120 requests, {stock} of the images checked by the stock tool", 150 * effort());
+    testkit::tell!(
+        "{} lists of 120 requests, {stock} of the images checked by the stock tool",
+        150 * effort()
+    );
 }
 
 fn one_request(recorder: &Recorder, handle: &Handle, history: &History, rng: &mut Rng, tag: u32, size: u64) {
@@ -289,7 +292,7 @@ fn many_threads_see_a_possible_history() {
             panic!("case {case}: {e}\n{setup:?}\n{}", replay_line("model", "many_threads", seed))
         });
     }
-    println!("{reads} sector reads judged");
+    testkit::tell!("{reads} sector reads judged");
 }
 
 fn finish(

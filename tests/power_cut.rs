@@ -10,7 +10,7 @@ use testkit::sweep::{run_cases, sweep};
 fn run(test: &str, seed: u64, cases: &[(Setup, Vec<Op>, u64)]) {
     let started = std::time::Instant::now();
     let count = run_cases(&replay_line("power_cut", test, seed), cases, &sweep);
-    println!(
+    testkit::tell!(
         "{test}: {} lists, {} states enumerated, {} different ones opened, {} of them repaired, {:.1} s",
         cases.len(),
         count.enumerated,

@@ -217,7 +217,7 @@ fn every_pair_with_the_first_one_parked() {
         }
     });
     let parked = parked.into_inner();
-    println!("{} pairs, in {parked} of them the first request was parked", jobs.len());
+    testkit::tell!("{} pairs, in {parked} of them the first request was parked", jobs.len());
     assert!(parked > jobs.len() / 6, "the requests were not caught in the middle");
 }
 

@@ -10,7 +10,7 @@ use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Source};
+use crate::map::{Claim, Link};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::storage::medium::Ticket;
@@ -285,11 +285,6 @@ impl Core {
     /// Whether a hole here would show a backing file.
     pub(super) fn has_backing(&self) -> bool {
         self.settings.backing.is_some()
-    }
-
-    /// Whether the extent at `offset` has its data in this image; for tests of reuse.
-    pub fn is_data_at(&self, offset: u64) -> Result<bool> {
-        Ok(matches!(self.io()?.map.resolve(offset, 1)?.source, Source::Data))
     }
 }
 

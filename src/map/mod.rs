@@ -429,9 +429,4 @@ impl Map {
         let used = pages.iter().filter(|p| p.take_used()).count();
         !pages.is_empty() && used == 0
     }
-
-    /// Slices in memory, for tests and statistics.
-    pub fn loaded_slices(&self) -> usize {
-        self.cache.loaded_count()
-    }
 }

@@ -232,18 +232,4 @@ impl SliceCache {
             }
         }
     }
-
-    /// Drops every clean page.
-    pub fn forget_all(&self) {
-        for slot in self.slots.iter() {
-            if let Some(keyed) = slot.load_full() {
-                self.forget(keyed.key);
-            }
-        }
-    }
-
-    /// Slices in memory.
-    pub fn loaded_count(&self) -> usize {
-        self.slots.iter().filter(|s| s.load().is_some()).count()
-    }
 }

@@ -309,11 +309,6 @@ impl Page {
         self.lock().held.len()
     }
 
-    /// Whether there is nothing to write.
-    pub fn is_clean(&self) -> bool {
-        self.lock().dirty_sectors == 0
-    }
-
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
     pub(super) fn try_evict(&self) -> bool {
         // A write-out in flight has cleaned the page before its bytes are in the file.

@@ -5,6 +5,15 @@
 //! replays a failure. `QCOW2_TEST_EFFORT` multiplies the number of cases (default 1).
 #![allow(dead_code)] // each test file uses its own part of the kit
 
+/// Prints a line that the test runner does not swallow: what a run has covered is part of its result.
+macro_rules! tell {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+pub(crate) use tell;
+
 pub mod cut;
 pub mod expect;
 pub mod history;
