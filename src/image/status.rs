@@ -76,42 +76,41 @@ impl Core {
         }
     }
 
-    /// A preallocated cluster of which the host has nothing reads as zeroes although it is mapped.
+    /// A mapped cluster of which the host has nothing reads as zeroes (preallocation). Only whole clusters
+    /// count: a part of a cluster that was never written is no preallocation.
     fn status_of_data(&self, extent: &Extent, own: Status) -> Result<Status> {
         let data = Status { data: true, zero: false, ..own };
         let Some(host) = extent.host else { return Ok(data) };
-        let storage = self.shared.medium.storage();
-        let Ok(run) = storage.host_run(host) else { return Ok(data) };
-        let start = self.geometry.cluster_floor(host);
         let end = host + extent.length;
-        if !run.data && (host == start || storage.host_run(start).is_ok_and(|r| !r.data && r.end > host)) {
-            // Whole clusters only: parts of a cluster that were never written are not preallocation.
-            let stop = if run.end >= end { end } else { self.geometry.cluster_floor(run.end).min(end) };
-            let whole = self.geometry.in_cluster(end) == 0
-                || run.end >= self.geometry.cluster_ceil(end).unwrap_or(end);
-            if stop > host && (stop < end || whole) {
-                return Ok(Status { length: stop - host, zero: true, ..data });
-            }
+        if let Some(hole_end) = self.host_hole(host, end) {
+            return Ok(Status { length: hole_end - host, zero: true, ..data });
         }
-        let mut length = extent.length;
-        // Up to the next cluster boundary from which on the host may have nothing.
-        let next = self.geometry.cluster_ceil(host + 1).unwrap_or(end);
-        if next < end {
-            let mut at = next;
-            while at < end {
-                match storage.host_run(at) {
-                    Ok(r) if r.data && r.end > at => {
-                        let hole_cluster = self.geometry.cluster_ceil(r.end).unwrap_or(end);
-                        at = hole_cluster;
-                    }
-                    Ok(r) if !r.data && r.end >= (at + self.geometry.cluster_bytes()).min(end) => break,
-                    Ok(r) if !r.data => at = self.geometry.cluster_ceil(r.end.max(at + 1)).unwrap_or(end),
-                    _ => at = end,
-                }
-            }
-            length = at.min(end) - host;
+        let mut at = self.next_cluster(host);
+        while at < end && self.host_hole(at, end).is_none() {
+            at = match self.shared.medium.storage().host_run(at) {
+                Ok(run) if run.data && run.end > at => self.next_cluster(run.end - 1),
+                _ => self.next_cluster(at),
+            };
         }
-        Ok(Status { length, ..data })
+        Ok(Status { length: at.min(end) - host, ..data })
+    }
+
+    /// Where the whole clusters without host data end that begin with the cluster of `at`, at most `end`;
+    /// `None` when that cluster has some, or the host cannot tell.
+    fn host_hole(&self, at: u64, end: u64) -> Option<u64> {
+        let storage = self.shared.medium.storage();
+        let start = self.geometry.cluster_floor(at);
+        let run = storage.host_run(start).ok()?;
+        if run.data || run.end <= start {
+            return None;
+        }
+        let to_file_end = storage.length().is_ok_and(|length| run.end >= length);
+        let hole_end = if to_file_end { end } else { self.geometry.cluster_floor(run.end).min(end) };
+        (hole_end > at).then_some(hole_end)
+    }
+
+    fn next_cluster(&self, offset: u64) -> u64 {
+        self.geometry.cluster_floor(offset) + self.geometry.cluster_bytes()
     }
 }
 
