@@ -538,7 +538,8 @@ ssize_t qcow2_pwritev2(qcow2_image *image,
 int qcow2_write_zeroes(qcow2_image *image, uint64_t offset, uint64_t length, uint64_t flags);
 
 /*
- * Says that the guest does not need a range any more. Whole clusters inside it read as zeroes afterwards;
+ * Says that the guest does not need a range any more. With the open option discard=ignore nothing happens.
+ * Otherwise whole clusters inside it read as zeroes afterwards;
  * where the format cannot say so (version 2 with a backing file) and at the unaligned ends nothing changes.
  * A backing file never shows through. Returns 0 or -errno as qcow2_pwrite.
  */
@@ -628,8 +629,8 @@ int qcow2_checksum(qcow2_image *image,
                    void *progress_opaque);
 
 /*
- * Creates an image file, or replaces what is in it, with a disk of `size` bytes (UINT64_MAX: the option
- * "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
+ * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
+ * (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
  * recorded, never opened. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
  * nothing that opens.
@@ -637,7 +638,9 @@ int qcow2_checksum(qcow2_image *image,
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
  * file is in use), ENOSPC and what else the host says.
  */
-int qcow2_create(const char *name, uint64_t size, const char *const *options);
+int qcow2_create(const char *name,
+                 uint64_t size,
+                 const char *const *options);
 
 /* qcow2_create in an open file; the descriptor stays the caller's. */
 int qcow2_create_fd(int fd, uint64_t size, const char *const *options);
@@ -650,12 +653,10 @@ int qcow2_create_io(const qcow2_io_ops *io,
 
 /*
  * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are
- * joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past the last one, or
- * -EINVAL.
+ * joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past
+ * the last one, or -EINVAL.
  */
-int qcow2_option_list(int scope,
-                      size_t index,
-                      qcow2_option_info *info);
+int qcow2_option_list(int scope, size_t index, qcow2_option_info *info);
 
 #ifdef __cplusplus
 }  /* extern "C" */

@@ -17,8 +17,8 @@ unsafe fn make(origin: &Origin, size: u64, options: *const *const c_char) -> Res
     create_at(origin, size, &options).map(|()| 0)
 }
 
-/// Creates an image file, or replaces what is in it, with a disk of `size` bytes (UINT64_MAX: the option
-/// "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
+/// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
+/// (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
 /// recorded, never opened. `options`: "key=value" strings, NULL at the end; may be NULL; see
 /// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
 /// nothing that opens.

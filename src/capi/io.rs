@@ -191,7 +191,8 @@ pub unsafe extern "C" fn qcow2_write_zeroes(
     }) as c_int
 }
 
-/// Says that the guest does not need a range any more. Whole clusters inside it read as zeroes afterwards;
+/// Says that the guest does not need a range any more. With the open option discard=ignore nothing happens.
+/// Otherwise whole clusters inside it read as zeroes afterwards;
 /// where the format cannot say so (version 2 with a backing file) and at the unaligned ends nothing changes.
 /// A backing file never shows through. Returns 0 or -errno as qcow2_pwrite.
 #[no_mangle]

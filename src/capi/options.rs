@@ -40,8 +40,8 @@ fn describe(option: &OptionInfo, scope: c_int) -> qcow2_option_info {
 }
 
 /// Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are
-/// joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past the last one, or
-/// -EINVAL.
+/// joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past
+/// the last one, or -EINVAL.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_option_list(
     scope: c_int,

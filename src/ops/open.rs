@@ -130,7 +130,9 @@ impl Opening<'_> {
             }
             Origin::Descriptor(fd) => {
                 let file = FileStorage::from_fd(*fd, options);
-                (file.map_err(|e| Error::host(format_args!("file descriptor {fd}"), &e))?, format!("fd {fd}"))
+                let asked = if read_only { "reading" } else { "reading and writing" };
+                let what = format!("file descriptor {fd} for {asked}");
+                (file.map_err(|e| Error::host(what, &e))?, format!("fd {fd}"))
             }
         };
         let file = Arc::new(file);
