@@ -340,12 +340,28 @@ impl Map {
     /// Brings everything that was stored before the call into the file (not yet durable); syncs where changes
     /// wait for one.
     pub fn write_through(&self) -> Result<()> {
+        let target = self.shared.medium.ticket();
         self.write_listed()?;
-        if self.list.has_waiting() {
-            self.settler().advance()?;
+        self.write_waiting(target).map(drop)
+    }
+
+    /// Writes the changes that wait for `target` or less, in whatever hands their pages are: a page that
+    /// somebody else took before a sync comes back to the list and is taken again. `true`: there were some.
+    fn write_waiting(&self, target: Ticket) -> Result<bool> {
+        let mut any = false;
+        while self.list.oldest_waiting().is_some_and(|oldest| oldest <= target) {
+            any = true;
+            if !self.shared.medium.is_past(target) {
+                self.settler().advance()?;
+            }
             self.write_listed()?;
         }
-        Ok(())
+        if any {
+            // The last of them may have been taken by somebody who is still writing.
+            self.list.wait_in_flight();
+            self.shared.medium.latch().check()?;
+        }
+        Ok(any)
     }
 
     /// Host clusters that changes in memory have let go of, and that no write-out has passed on yet.
@@ -355,12 +371,11 @@ impl Map {
 
     /// Makes everything that was stored before the call durable.
     pub fn barrier(&self) -> Result<()> {
+        let target = self.shared.medium.ticket();
         self.write_listed()?;
-        let waiting = self.list.has_waiting();
         self.settler().advance()?;
-        if waiting {
-            // Their tickets were for the sync that has just completed.
-            self.write_listed()?;
+        // What waited for the sync that has just completed needs another one.
+        if self.write_waiting(target)? {
             self.settler().advance()?;
         }
         Ok(())

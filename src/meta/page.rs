@@ -18,7 +18,7 @@ use crate::format::geometry::SECTOR_BYTES;
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
@@ -56,6 +56,8 @@ struct Held {
     entry: usize,
     before: RawL2,
     after: Ticket,
+    /// It is counted in `DirtyList::waiting`.
+    waits: bool,
     dropped: Option<Release>,
 }
 
@@ -77,6 +79,8 @@ pub struct DirtyList {
     in_flight: RwLock<()>,
     /// Clusters in the `dropped` of held changes.
     held_clusters: AtomicU64,
+    /// How many changes wait for each ticket, in whatever hands their pages are.
+    waiting: Mutex<BTreeMap<Ticket, u64>>,
 }
 
 /// Says that pages may be between memory and the file: held from before they leave the list until what was
@@ -107,10 +111,23 @@ impl DirtyList {
         self.held_clusters.load(Ordering::Relaxed)
     }
 
-    /// Whether a page on the list has changes that wait for a sync.
-    pub fn has_waiting(&self) -> bool {
-        let pages = self.pages.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        pages.iter().any(|p| p.held_count() > 0)
+    /// The oldest ticket that a change waits for which no write-out has taken yet.
+    pub fn oldest_waiting(&self) -> Option<Ticket> {
+        self.waiting.lock().unwrap_or_else(|e| e.into_inner()).keys().next().copied()
+    }
+
+    fn add_waiting(&self, ticket: Ticket) {
+        *self.waiting.lock().unwrap_or_else(|e| e.into_inner()).entry(ticket).or_default() += 1;
+    }
+
+    fn remove_waiting(&self, ticket: Ticket) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(count) = waiting.get_mut(&ticket) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&ticket);
+            }
+        }
     }
 
     /// Forgets an evicted page.
@@ -280,8 +297,12 @@ impl Page {
         if let Some(release) = dropped {
             list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
         }
-        if dropped.is_some() || !medium.is_past(change.after) {
-            state.held.push(Held { entry: change.entry, before, after: change.after, dropped });
+        let waits = !medium.is_past(change.after);
+        if waits {
+            list.add_waiting(change.after);
+        }
+        if dropped.is_some() || waits {
+            state.held.push(Held { entry: change.entry, before, after: change.after, waits, dropped });
         }
         self.mark_dirty(&mut state, change.entry);
         if !state.listed {
@@ -363,6 +384,9 @@ impl Page {
         for held in std::mem::take(&mut state.held) {
             if medium.is_past(held.after) && !blocked.contains(&held.entry) {
                 releases.extend(held.dropped);
+                if held.waits {
+                    list.remove_waiting(held.after);
+                }
                 continue;
             }
             if blocked.insert(held.entry) {
