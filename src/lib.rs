@@ -89,7 +89,7 @@
 //! 4. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.
 //! 5. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
 //!    others wait on; across I/O.
-//! 6. A page's write-out turn, then the list's in-flight mark (`meta::page`): across the write.
+//! 6. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
 //! 7. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
 //! 8. Page lock: copying or changing entries; never across I/O.
 //!
