@@ -42,8 +42,9 @@
 //! # Media assumptions
 //!
 //! A 512-byte sector is written whole or not at all. Writes not yet synced may survive in any subset and
-//! order. After `fdatasync` returned 0 they are durable. Bytes outside a write do not change. A process may
-//! be killed at any instruction.
+//! order. So may changes of the file's length: each is lost or kept whatever becomes of the writes around it, and
+//! what survives of a write past the end brings the length that it needs. After `fdatasync` returned 0 all of
+//! this is durable. Bytes outside a write do not change. A process may be killed at any instruction.
 //!
 //! # Ordering is a value
 //!

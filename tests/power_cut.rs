@@ -3,16 +3,23 @@
 mod testkit;
 
 use testkit::ops::{random_list, random_setup, Op, Op::*};
+use testkit::pair::{sweep_commit, Pair};
 use testkit::rng::{base_seed, effort, replay_line, Rng};
 use testkit::setup::{Mode, Setup};
-use testkit::sweep::{run_cases, sweep};
+use testkit::sweep::{run_cases, sweep, Work};
 
 fn run(test: &str, seed: u64, cases: &[(Setup, Vec<Op>, u64)]) {
+    report(test, &replay_line("power_cut", test, seed), cases, &sweep);
+}
+
+fn report(test: &str, replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) {
     let started = std::time::Instant::now();
-    let count = run_cases(&replay_line("power_cut", test, seed), cases, &sweep);
+    let count = run_cases(replay, cases, work);
     testkit::tell!(
-        "{test}: {} lists, {} states enumerated, {} different ones opened, {} of them repaired, {:.1} s",
+        "{test}: {} lists, {} cuts ({} with every subset), {} states enumerated, {} different ones opened, {} of them repaired, {:.1} s",
         cases.len(),
+        count.cuts,
+        count.exhausted,
         count.enumerated,
         count.opened,
         count.repaired,
@@ -62,6 +69,68 @@ fn all_short_lists() {
         }
     }
     run("all_short_lists", 0, &cases);
+}
+
+/// Every list of up to six operations from small alphabets in which each operation meets the others.
+#[test]
+fn all_lists_of_up_to_six() {
+    let write = Write { sector: 3, count: 2, fua: false };
+    let alphabets: [[Op; 3]; 4] = [
+        [write, Discard { sector: 3, count: 2 }, Flush],
+        [
+            Write { sector: 4, count: 1, fua: true },
+            Zero { sector: 3, count: 2, unmap: true, fua: false },
+            Kill,
+        ],
+        [write, Resize { sectors: 4 }, Resize { sectors: 140 }],
+        [Write { sector: 62, count: 4, fua: false }, Discard { sector: 62, count: 4 }, Reopen],
+    ];
+    let mut cases = Vec::new();
+    for (number, alphabet) in alphabets.iter().enumerate() {
+        for lazy in [false, true] {
+            let (backing, mode) = [
+                (None, Mode::Writeback),
+                (Some(90), Mode::Writethrough),
+                (None, Mode::MetadataWritethrough),
+                (Some(10), Mode::Writeback),
+            ][number];
+            // Each width of a refcount comes up in turn.
+            let order = |list: usize| ((list + number) % 7) as u32;
+            let base = Setup { lazy, backing, mode, sectors: 70, ..Setup::default() };
+            for length in 1..=6 {
+                for list in 0..3usize.pow(length) {
+                    let op = |digit: u32| alphabet[list / 3usize.pow(digit) % 3];
+                    let setup = Setup { refcount_order: order(list), ..base };
+                    cases.push((setup, (0..length).map(op).collect(), list as u64));
+                }
+            }
+        }
+    }
+    run("all_lists_of_up_to_six", 0, &cases);
+}
+
+/// A commit into a raw and a qcow2 base: overlay and base lose what they have not synced, each on its own.
+#[test]
+fn commits() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let cases: Vec<_> = (0..400 * effort())
+        .map(|_| {
+            let mut top = random_setup(&mut rng);
+            top.sectors = 16 + rng.below(120);
+            top.backing = Some(1 + rng.below(top.sectors * 5 / 4));
+            top.prefill = 0;
+            let length = 1 + rng.below(6) as usize;
+            let list = random_list(&mut rng, &top, length);
+            (top, list.into_iter().filter(|op| op.range().is_some()).collect(), rng.next())
+        })
+        .collect();
+    let work = |top: &Setup, ops: &[Op], rng: &mut Rng| {
+        let base = (!rng.one_in(4)).then(|| Setup { backing: None, prefill: 0, ..random_setup(rng) });
+        let pair = Pair { top: *top, base };
+        sweep_commit(&pair, ops, rng.one_in(4), rng).map_err(|e| format!("{pair:?}: {e}"))
+    };
+    report("commits", &replay_line("power_cut", "commits", seed), &cases, &work);
 }
 
 /// The refcount table of 64 entries for 64 clusters each is full at 4096 clusters: the list crosses that.

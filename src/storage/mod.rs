@@ -4,8 +4,9 @@
 //! Implementations retry `EINTR` and short transfers themselves and know nothing of the format.
 //!
 //! Media assumptions of everything above: a 512-byte sector is written whole or not at all; writes not yet
-//! synced may survive in any subset and order; after `sync` returns `Ok` they are durable; bytes outside a
-//! write do not change; a file that grows by `set_length` reads as zeroes there.
+//! synced may survive in any subset and order, and so may changes of the length, each on its own; after `sync`
+//! returns `Ok` they are durable; bytes outside a write do not change; a file that grows by `set_length` reads as
+//! zeroes there.
 
 mod direct;
 pub mod file;

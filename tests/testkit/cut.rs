@@ -1,7 +1,9 @@
 //! Power cuts: after every event of a log, the states that the medium may be in, and what a reopen makes of them.
 //!
 //! Durable is what a completed sync covers. Of the later events any may survive, each 512-byte sector of a
-//! write on its own. Changes of the file's length survive in order.
+//! write on its own, and each change of the file's length on its own: a lost one leaves the length before it,
+//! and what survives of a write past the end brings the length that it needs. What survives takes effect in the
+//! order in which it was issued; a cut that survives drops everything past it, whatever was there before.
 
 use super::overlay::{Overlay, Sector};
 use super::recorder::{Event, What};
@@ -10,8 +12,6 @@ use super::SECTOR;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Unsynced events up to which all subsets are tried.
-const EXHAUSTIVE_EVENTS: usize = 12;
 /// Random subsets otherwise.
 const RANDOM_SUBSETS: usize = 150;
 /// Random tears of all unsynced events.
@@ -81,6 +81,8 @@ pub struct Cutter<'a> {
     contents: Contents,
     /// Everything that was issued.
     issued: Vec<u8>,
+    /// The longest that the file may have been since the last sync, bytes.
+    longest: u64,
     durable: Arc<Vec<u8>>,
     durable_hash: u64,
     /// Events that a sync covers.
@@ -110,6 +112,7 @@ impl<'a> Cutter<'a> {
             log,
             contents: Contents::default(),
             issued: base.to_vec(),
+            longest: base.len() as u64,
             durable: Arc::new(base.to_vec()),
             durable_hash: 0,
             covered: 0,
@@ -158,6 +161,7 @@ impl<'a> Cutter<'a> {
         self.slots.clear();
         self.slot_of.clear();
         self.issued = (*self.durable).clone();
+        self.longest = self.durable.len() as u64;
         for event in &self.log[self.covered..self.cut - 1] {
             match event.what {
                 What::Sync { .. } => {}
@@ -178,6 +182,7 @@ impl<'a> Cutter<'a> {
 
     fn write(&mut self, event: &Event) {
         apply(&mut self.issued, event);
+        self.longest = self.longest.max(self.issued.len() as u64);
         let (first, end) = (
             event.offset / SECTOR,
             (event.offset + event.length).div_ceil(SECTOR).max(event.offset / SECTOR),
@@ -196,13 +201,18 @@ impl<'a> Cutter<'a> {
     }
 
     fn set_length(&mut self, length: u64) {
-        let old = self.issued.len().max(self.durable.len()) as u64;
         self.issued.resize(length as usize, 0);
         let mut pieces = Vec::new();
-        for sector in length.div_ceil(SECTOR)..old.div_ceil(SECTOR) {
+        for sector in length.div_ceil(SECTOR)..self.longest.div_ceil(SECTOR) {
             pieces.push(self.piece(sector));
         }
+        self.longest = self.longest.max(length);
         self.pending.push(Pending { pieces, set_length: Some(length), offset: length });
+    }
+
+    /// Events that are not durable at the present cut.
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
     }
 
     /// The state in which of each pending event what `keep` says has survived.
@@ -210,27 +220,22 @@ impl<'a> Cutter<'a> {
         self.winners.clear();
         self.winners.resize(self.slots.len(), NO_WINNER);
         let mut length = self.durable.len() as u64;
-        // A later length implies the earlier ones.
-        let kept_length = |p: &Pending, k: &Keep| p.set_length.is_some() && *k != Keep::Nothing;
-        let last_length = self.pending.iter().zip(keep).rposition(|(p, k)| kept_length(p, k));
         let mut killed = true;
-        for (index, (pending, keep)) in self.pending.iter().zip(keep).enumerate() {
-            let keep = match (pending.set_length, last_length) {
-                (Some(_), Some(last)) if index <= last => Keep::All,
-                (Some(_), _) => Keep::Nothing,
-                _ => *keep,
-            };
-            killed &= keep == Keep::All;
-            if let (Some(new), Keep::All) = (pending.set_length, keep) {
-                length = new;
-            }
+        for (pending, keep) in self.pending.iter().zip(keep) {
+            killed &= *keep == Keep::All;
             let count = pending.pieces.len();
+            if let Some(new) = pending.set_length {
+                if !keep.has(0, 1) {
+                    continue;
+                }
+                length = new;
+                pending.pieces.iter().for_each(|(slot, content)| self.winners[*slot] = *content);
+                continue;
+            }
             for (i, (slot, content)) in pending.pieces.iter().enumerate() {
                 if keep.has(i, count) {
                     self.winners[*slot] = *content;
-                    if pending.set_length.is_none() {
-                        length = length.max(pending.offset / SECTOR * SECTOR + (i as u64 + 1) * SECTOR);
-                    }
+                    length = length.max(pending.offset / SECTOR * SECTOR + (i as u64 + 1) * SECTOR);
                 }
             }
         }
@@ -261,15 +266,17 @@ impl<'a> Cutter<'a> {
         Overlay::new(Arc::clone(&self.durable), sectors, state.length)
     }
 
-    /// Calls `look` with every choice of survivors for the present cut.
+    /// Calls `look` with choices of survivors for the present cut: with every subset of the unsynced events when
+    /// there are at most `exhaustive`, which is answered, and with torn writes.
     pub fn survivors<E>(
         &mut self,
+        exhaustive: usize,
         rng: &mut Rng,
         mut look: impl FnMut(&mut Self, &[Keep]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<bool, E> {
         let count = self.pending.len();
         let mut keep = vec![Keep::Nothing; count];
-        if count <= EXHAUSTIVE_EVENTS {
+        if count <= exhaustive {
             for mask in 0..1u32 << count {
                 (0..count).for_each(|i| keep[i] = whole(mask >> i & 1 != 0));
                 look(self, &keep)?;
@@ -291,7 +298,8 @@ impl<'a> Cutter<'a> {
                 look(self, &keep)?;
             }
         }
-        self.tears(rng, &mut look)
+        self.tears(rng, &mut look)?;
+        Ok(count <= exhaustive)
     }
 
     fn tears<E>(

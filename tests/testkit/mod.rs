@@ -20,6 +20,7 @@ pub mod history;
 pub mod ops;
 pub mod oracle;
 pub mod overlay;
+pub mod pair;
 pub mod recorder;
 pub mod rng;
 pub mod rules;

@@ -3,6 +3,7 @@
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -44,7 +45,11 @@ pub struct Event {
     pub bytes: Arc<[u8]>,
     /// Guest bytes of the request that the thread was running.
     pub guest: Option<(u64, u64)>,
+    /// Rises over all recorders: which of two events on two files was first.
+    pub stamp: u64,
 }
+
+static STAMPS: AtomicU64 = AtomicU64::new(0);
 
 /// Fails calls.
 #[derive(Clone, Copy, Debug)]
@@ -256,7 +261,8 @@ impl State {
 
     fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
         let guest = GUEST.get();
-        self.log.push(Event { what, purpose, offset, length, bytes, guest });
+        let stamp = STAMPS.fetch_add(1, Ordering::SeqCst);
+        self.log.push(Event { what, purpose, offset, length, bytes, guest, stamp });
     }
 
     fn write(&mut self, purpose: Purpose, offset: u64, bytes: Vec<u8>) {

@@ -23,7 +23,15 @@ pub struct Count {
     pub opened: u64,
     /// Of those, the ones that were repaired.
     pub repaired: u64,
+    /// Points at which the power failed.
+    pub cuts: u64,
+    /// Of those, the ones where every subset of the unsynced events was tried.
+    pub exhausted: u64,
 }
+
+/// Operations of a short list, and the unsynced events of which all subsets are tried for such a list, and else.
+const SHORT: usize = 6;
+const EXHAUSTIVE_EVENTS: [usize; 2] = [16, 12];
 
 /// One in so many states is also written to after its recovery.
 const WRITTEN_STATES: u64 = 16;
@@ -44,10 +52,11 @@ pub fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> 
     let mut known: HashMap<u64, Arc<Vec<u32>>> = HashMap::new();
     let mut seen: HashSet<(u64, usize, bool)> = HashSet::new();
     let mut tears = rng.clone();
+    let exhaustive = EXHAUSTIVE_EVENTS[usize::from(ops.len() > SHORT)];
     loop {
         let stage_at = runner.stages.iter().rposition(|s| s.first <= cutter.cut).unwrap_or(0);
         let expect = &runner.stages[stage_at].expect;
-        cutter.survivors(&mut tears, |cutter, keep| {
+        let all = cutter.survivors(exhaustive, &mut tears, |cutter, keep| {
             count.enumerated += 1;
             let state = cutter.state(keep);
             if !seen.insert((state.hash, stage_at, state.killed)) {
@@ -64,6 +73,8 @@ pub fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> 
             };
             expect.check(&tags, state.killed).map_err(|e| describe(cutter, keep, e))
         })?;
+        count.cuts += 1;
+        count.exhausted += u64::from(all);
         if !cutter.step() {
             return Ok(count);
         }
@@ -178,7 +189,7 @@ pub type Work = dyn Fn(&Setup, &[Op], &mut Rng) -> Result<Count, String> + Sync;
 pub fn run_cases(replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) -> Count {
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
-    let totals = [const { AtomicU64::new(0) }; 3];
+    let totals = [const { AtomicU64::new(0) }; 5];
     let failure = Mutex::new(None);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).min(8);
     std::thread::scope(|scope| {
@@ -191,7 +202,8 @@ pub fn run_cases(replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) -> 
                 }
                 match guarded(work, setup, ops, *seed) {
                     Ok(count) => {
-                        let parts = [count.enumerated, count.opened, count.repaired];
+                        let parts =
+                            [count.enumerated, count.opened, count.repaired, count.cuts, count.exhausted];
                         for (total, part) in totals.iter().zip(parts) {
                             total.fetch_add(part, Ordering::SeqCst);
                         }
@@ -211,7 +223,7 @@ pub fn run_cases(replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) -> 
         panic!("case {index}: {message}\nlet setup = {setup:?};\nlet ops = vec!{ops:?};\n{replay}");
     }
     let get = |i: usize| totals[i].load(Ordering::SeqCst);
-    Count { enumerated: get(0), opened: get(1), repaired: get(2) }
+    Count { enumerated: get(0), opened: get(1), repaired: get(2), cuts: get(3), exhausted: get(4) }
 }
 
 /// `work` with a panic turned into a failure.
