@@ -61,6 +61,12 @@ static int64_t check_image(void)
     return qcow2_check(NULL, 0, &r, NULL, NULL, NULL, NULL);
 }
 static int64_t check_result(void) { return qcow2_check(image, 0, NULL, NULL, NULL, NULL, NULL); }
+static int64_t snapshot_create_image(void) { return qcow2_snapshot_create(NULL, "name", NULL); }
+static int64_t snapshot_create_name(void) { return qcow2_snapshot_create(image, NULL, NULL); }
+static int64_t snapshot_apply_image(void) { return qcow2_snapshot_apply(NULL, "1", NULL); }
+static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, NULL, NULL); }
+static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
+static int64_t snapshot_delete_which(void) { return qcow2_snapshot_delete(image, NULL, NULL); }
 static int64_t commit(void) { return qcow2_commit(NULL, 0, NULL, NULL); }
 static int64_t checksum_image(void) { uint32_t crc; return qcow2_checksum(NULL, &crc, NULL, NULL); }
 static int64_t checksum_out(void) { return qcow2_checksum(image, NULL, NULL, NULL); }
@@ -114,6 +120,12 @@ static const struct {
     {"check: image", check_image},
     {"check: result", check_result},
     {"commit: image", commit},
+    {"snapshot create: image", snapshot_create_image},
+    {"snapshot create: name", snapshot_create_name},
+    {"snapshot apply: image", snapshot_apply_image},
+    {"snapshot apply: which", snapshot_apply_which},
+    {"snapshot delete: image", snapshot_delete_image},
+    {"snapshot delete: which", snapshot_delete_which},
     {"checksum: image", checksum_image},
     {"checksum: crc", checksum_out},
     {"create: path", create},

@@ -414,6 +414,24 @@ typedef struct qcow2_check_result {
 /* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
 typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 
+/* What qcow2_snapshot_create is told beside the name. Set all of it to 0, then `struct_size`, then what is wanted. */
+typedef struct qcow2_snapshot_options {
+    /* sizeof(qcow2_snapshot_options), set by the caller. */
+    size_t struct_size;
+    /* The ID, unique in the image; NULL: the next free number. */
+    const char *id;
+    /* When it was taken: seconds since 1970, 32 bits at most. */
+    uint64_t date_seconds;
+    /* And nanoseconds. */
+    uint32_t date_nanoseconds;
+    /* 0. */
+    uint32_t reserved;
+    /* Time of the VM's clock. */
+    uint64_t vm_clock_nanoseconds;
+    /* Instruction count of record and replay; UINT64_MAX: none. */
+    uint64_t icount;
+} qcow2_snapshot_options;
+
 /* One option of the table that drives parsing, help texts and the manual. */
 typedef struct qcow2_option_info {
     /* sizeof(qcow2_option_info), set by the caller. */
@@ -627,6 +645,39 @@ int qcow2_checksum(qcow2_image *image,
                    uint32_t *crc,
                    qcow2_progress_fn progress,
                    void *progress_opaque);
+
+/*
+ * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
+ * unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
+ * crash before leaves the image without it.
+ *
+ * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use), EFBIG (65,536
+ * snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk), ENOSPC, EIO.
+ * Specification: "Snapshots".
+ */
+int qcow2_snapshot_create(qcow2_image *image,
+                          const char *name,
+                          const qcow2_snapshot_options *options);
+
+/*
+ * Makes the disk what it was when the snapshot was taken, its size too; what was written since is lost. The
+ * snapshot stays. The first one with this `id` and this `name` is meant; either may be NULL, then only the
+ * other counts. Requests of other threads wait meanwhile. A crash leaves the old disk or the new one.
+ *
+ * Returns 0 or -errno: ENOENT (no such snapshot), EINVAL (neither given, or a count would not fit), EROFS,
+ * ENOTSUP (a raw disk), ENOSPC, EIO. Specification: "Snapshots".
+ */
+int qcow2_snapshot_apply(qcow2_image *image, const char *id, const char *name);
+
+/*
+ * Deletes an internal snapshot; which one, as for qcow2_snapshot_apply. Clusters that only it referred to become
+ * free. Requests of other threads wait meanwhile. A crash leaves the image with the snapshot or without it.
+ *
+ * Returns 0 or -errno as qcow2_snapshot_apply. Specification: "Snapshots".
+ */
+int qcow2_snapshot_delete(qcow2_image *image,
+                          const char *id,
+                          const char *name);
 
 /*
  * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512

@@ -16,7 +16,7 @@
 //! alloc            who owns which host cluster: refcount table and blocks, the ledger
 //! map              guest -> host: L1, L2 slices, resolve, link, claims
 //! image            a disk: read, write, copy-on-write, zero, discard, flush, backing
-//! ops              whole-image work: open with its chain and repair, create, check, resize, commit, checksum
+//! ops              whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, checksum
 //! capi             conversion to C, nothing else
 //! ```
 //!
@@ -84,7 +84,7 @@
 //! Always in this order; each has one owner.
 //!
 //! 1. Gate ([`storage::gate`]): shared for requests, exclusive for structure changes (resize, reopen, check,
-//!    commit, close).
+//!    snapshots, commit, close).
 //! 2. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
 //! 3. Birth of an L2 table (`Map::birth`): across I/O.
 //! 4. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.

@@ -83,10 +83,67 @@ static int list_snapshots(const struct image_args *args, const char *name)
     return result;
 }
 
+/* The longest name that the stock tool takes; the rest is cut off. */
+#define NAME_BYTES 255
+
+static int create_snapshot(qcow2_image *image, const char *name)
+{
+    qcow2_snapshot_options options = { .struct_size = sizeof(options) };
+    struct timespec now = { 0 };
+    char cut[NAME_BYTES + 1];
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    options.date_seconds = (uint64_t)now.tv_sec;
+    options.date_nanoseconds = (uint32_t)now.tv_nsec;
+    snprintf(cut, sizeof(cut), "%s", name);
+    return qcow2_snapshot_create(image, cut, &options);
+}
+
+static bool change_snapshot(qcow2_image *image, int action, const char *name)
+{
+    int result;
+
+    if (action == 'c') {
+        result = create_snapshot(image, name);
+        if (result < 0)
+            error_report("Could not create snapshot '%s': %s", name, strerror(-result));
+    } else if (action == 'a') {
+        result = qcow2_snapshot_apply(image, name, NULL);
+        if (result == -ENOENT)
+            result = qcow2_snapshot_apply(image, NULL, name);
+        if (result < 0)
+            error_report("Could not apply snapshot '%s': Failed to load snapshot: %s", name, strerror(-result));
+    } else {
+        result = qcow2_snapshot_delete(image, NULL, name);
+        if (result == -ENOENT)
+            error_report("Could not delete snapshot '%s': snapshot not found", name);
+        else if (result < 0)
+            error_report("Could not delete snapshot '%s': %s", name, strerror(-result));
+    }
+    return result == 0;
+}
+
+static int change_snapshots(const struct image_args *args, const char *name, int action, const char *snapshot)
+{
+    struct image_spec spec = { 0 };
+    qcow2_image *image = NULL;
+    int result = EXIT_FAILURE;
+
+    if (open_image(args, name, QCOW2_OPEN_NO_BACKING, &spec, &image)) {
+        bool done = change_snapshot(image, action, snapshot);
+
+        result = close_image(image);
+        if (!done)
+            result = EXIT_FAILURE;
+    }
+    image_spec_free(&spec);
+    return result;
+}
+
 static int run_snapshot(const struct img_command *command, int argc, char **argv)
 {
     struct image_args args = { 0 };
-    const char *name;
+    const char *name, *snapshot = NULL;
     int code, action = 0;
 
     while ((code = next_option(command, argc, argv)) != -1) {
@@ -95,26 +152,26 @@ static int run_snapshot(const struct img_command *command, int argc, char **argv
         if (action)
             return usage_error(command, "Cannot mix '-l', '-a', '-c', '-d'");
         action = code;
+        snapshot = optarg;
     }
     name = one_file_name(&args, command, argc, argv);
     if (!name)
         return EXIT_FAILURE;
     if (action == 0 || action == 'l')
         return list_snapshots(&args, name);
-    error_report("snapshot -%c is not supported yet", action);
-    return EXIT_FAILURE;
+    return change_snapshots(&args, name, action, snapshot);
 }
 
 const struct img_command img_snapshot = {
     .name = "snapshot",
-    .summary = "List the snapshots of an image",
+    .summary = "List, create, apply or delete snapshots of an image",
     .operands = "FILENAME",
     .options = (const struct img_option[]){
         IMG_HELP, IMG_QUIET, IMG_FORMAT, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OBJECT,
         { 'l', "list", NULL, "list snapshots (the default)" },
-        { 'a', "apply", "SNAPSHOT", "go back to a snapshot (not supported yet)" },
-        { 'c', "create", "SNAPSHOT", "create a snapshot (not supported yet)" },
-        { 'd', "delete", "SNAPSHOT", "delete a snapshot (not supported yet)" },
+        { 'a', "apply", "SNAPSHOT", "go back to a snapshot" },
+        { 'c', "create", "SNAPSHOT", "create a snapshot" },
+        { 'd', "delete", "SNAPSHOT", "delete a snapshot" },
         IMG_END },
     .run = run_snapshot,
 };

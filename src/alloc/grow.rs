@@ -118,6 +118,6 @@ impl Ledger {
         }
         // The header is durable: nothing refers to the old table any more.
         let freed = Release::new(geometry.cluster_index(old.0), geometry.clusters_ceil(old.1), false);
-        self.lower(shared, freed, false)
+        self.lower(shared, freed, false).map(drop)
     }
 }

@@ -197,11 +197,9 @@ impl Ledger {
             return Err(shared.header.mark_corrupt(found));
         }
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
-        for done in 0..count {
-            if let Err(e) = self.table.set(shared, first + done, 1) {
-                let _ = self.lower(shared, Release::new(first, done, false), false);
-                return Err(e);
-            }
+        if let Err((done, e)) = self.table.change_run(shared, first, count, &mut |_, _| Ok(1)) {
+            let _ = self.lower(shared, Release::new(first, done, false), false);
+            return Err(e);
         }
         let inside = geometry.cluster_offset(first + count) <= self.length;
         let fresh = self.zero_past_end && inside && first >= self.frontier;
@@ -258,29 +256,33 @@ impl Ledger {
     }
 
     /// Lowers the counts of a run by one. Clusters that nobody refers to any more become free, and with
-    /// `discard` are given back to the host.
-    pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<()> {
-        for cluster in release.first_cluster..release.first_cluster + release.cluster_count {
-            let count = self.table.get(shared, cluster)?;
+    /// `discard` are given back to the host. `true`: a count has become one.
+    pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<bool> {
+        let (mut freed, mut single) = (Vec::new(), false);
+        let (first, count) = (release.first_cluster, release.cluster_count);
+        let done = self.table.change_run(shared, first, count, &mut |cluster, old| {
+            if old == 1 {
+                match freed.last_mut() {
+                    Some((_, end)) if *end == cluster => *end += 1,
+                    _ => freed.push((cluster, cluster + 1)),
+                }
+            }
+            single |= old == 2;
             // Already free: the image is damaged, and there is nothing to give back.
-            if count == 0 {
-                continue;
-            }
-            self.table.set(shared, cluster, count - 1)?;
-            if count > 1 {
-                continue;
-            }
-            self.hint = self.hint.min(cluster);
+            Ok(old.saturating_sub(1))
+        });
+        for (from, to) in freed {
+            self.hint = self.hint.min(from);
             if discard {
-                self.add_hole(cluster);
+                self.add_hole(from, to);
             }
         }
-        Ok(())
+        done.map_err(|(_, e)| e)?;
+        Ok(single)
     }
 
-    fn add_hole(&mut self, cluster: u64) {
-        let (from, to) =
-            (self.geometry().cluster_offset(cluster), self.geometry().cluster_offset(cluster + 1));
+    fn add_hole(&mut self, from: u64, to: u64) {
+        let (from, to) = (self.geometry().cluster_offset(from), self.geometry().cluster_offset(to));
         match self.holes.last_mut() {
             Some(last) if last.1 == from => last.1 = to,
             _ => self.holes.push((from, to)),

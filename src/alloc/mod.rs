@@ -11,10 +11,12 @@
 //! * The file grows ahead of the clusters handed out, and their ticket waits for the new length, so that a
 //!   power cut never leaves a pointer past the end of the file.
 
+mod bulk;
 mod grow;
 mod ledger;
 mod table;
 
+pub use bulk::ClusterRun;
 pub use ledger::{Ledger, Reserved};
 
 use crate::error::Result;
@@ -62,6 +64,8 @@ pub struct Allocator {
 pub struct Pass {
     /// Those that the guest discarded or zeroed (`pass-discard-request`).
     pub requests: bool,
+    /// Those that a snapshot operation frees (`pass-discard-snapshot`).
+    pub snapshots: bool,
     /// All others (`pass-discard-other`).
     pub others: bool,
 }

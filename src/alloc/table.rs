@@ -17,6 +17,17 @@ pub(super) struct Block {
     used: u64,
 }
 
+impl Block {
+    fn mark_dirty(&mut self, byte: u64) {
+        let sector = byte as usize / SECTOR_BYTES as usize * SECTOR_BYTES as usize;
+        let end = sector + SECTOR_BYTES as usize;
+        self.dirty = match self.dirty {
+            (from, to) if from == to => (sector, end),
+            (from, to) => (from.min(sector), to.max(end)),
+        };
+    }
+}
+
 /// The table with its cache of blocks.
 pub(super) struct RefcountTable {
     pub(super) geometry: Geometry,
@@ -88,28 +99,57 @@ impl RefcountTable {
         Ok(refcount::get(&block.bytes, geometry.refcount_order, geometry.refcount_block_index(cluster_index)))
     }
 
-    /// Sets the count of a cluster whose block exists.
-    pub(super) fn set(&mut self, shared: &Shared, cluster_index: u64, count: u64) -> Result<()> {
-        let geometry = self.geometry;
-        let Some(offset) = self.block_offset(cluster_index)? else {
-            return Err(Error::corrupt(
-                "refcount table entry",
-                geometry.refcount_table_index(cluster_index),
-                0,
-                "no refcount block for a cluster in use",
-            ));
+    /// Gives each cluster of a run the count that `change` makes of its index and its old count. A failure
+    /// says how many were changed before it.
+    pub(super) fn change_run(
+        &mut self,
+        shared: &Shared,
+        first: u64,
+        cluster_count: u64,
+        change: &mut dyn FnMut(u64, u64) -> Result<u64>,
+    ) -> std::result::Result<(), (u64, Error)> {
+        let per_block = self.geometry.refcount_block_entries();
+        let (mut at, end) = (first, first + cluster_count);
+        while at < end {
+            let step_end = end.min((at / per_block + 1) * per_block);
+            let done = self.change_in_block(shared, at, step_end, change);
+            done.map_err(|(more, e)| (at - first + more, e))?;
+            at = step_end;
+        }
+        Ok(())
+    }
+
+    /// As `change_run`, for clusters `[from, to)` of one block.
+    fn change_in_block(
+        &mut self,
+        shared: &Shared,
+        from: u64,
+        to: u64,
+        change: &mut dyn FnMut(u64, u64) -> Result<u64>,
+    ) -> std::result::Result<(), (u64, Error)> {
+        let (geometry, order) = (self.geometry, self.geometry.refcount_order);
+        let table_index = geometry.refcount_table_index(from);
+        let Some(offset) = self.block_offset(from).map_err(|e| (0, e))? else {
+            for cluster in from..to {
+                if change(cluster, 0).map_err(|e| (cluster - from, e))? != 0 {
+                    let rule = "no refcount block for a cluster in use";
+                    let e = Error::corrupt("refcount table entry", table_index, 0, rule);
+                    return Err((cluster - from, e));
+                }
+            }
+            return Ok(());
         };
-        let order = geometry.refcount_order;
-        let index = geometry.refcount_block_index(cluster_index);
-        let block = self.block(shared, geometry.refcount_table_index(cluster_index), offset)?;
-        refcount::set(&mut block.bytes, order, index, count);
-        let sector = refcount::byte_of(order, index) as usize / SECTOR_BYTES as usize * SECTOR_BYTES as usize;
-        let end = sector + SECTOR_BYTES as usize;
-        block.dirty = if block.dirty.0 == block.dirty.1 {
-            (sector, end)
-        } else {
-            (block.dirty.0.min(sector), block.dirty.1.max(end))
-        };
+        let block = self.block(shared, table_index, offset).map_err(|e| (0, e))?;
+        let start = geometry.refcount_block_index(from);
+        for cluster in from..to {
+            let index = start + (cluster - from);
+            let old = refcount::get(&block.bytes, order, index);
+            let new = change(cluster, old).map_err(|e| (cluster - from, e))?;
+            if new != old {
+                refcount::set(&mut block.bytes, order, index, new);
+                block.mark_dirty(refcount::byte_of(order, index));
+            }
+        }
         Ok(())
     }
 

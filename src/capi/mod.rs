@@ -17,6 +17,7 @@ mod info;
 mod io;
 mod open;
 mod options;
+mod snapshot;
 mod types;
 
 pub use callbacks::*;
@@ -26,4 +27,5 @@ pub use info::*;
 pub use io::*;
 pub use open::*;
 pub use options::*;
+pub use snapshot::*;
 pub use types::*;

@@ -272,3 +272,23 @@ pub struct qcow2_snapshot_info {
     /// Host offset of its L1 table.
     pub l1_table_offset: u64,
 }
+
+/// What qcow2_snapshot_create is told beside the name. Set all of it to 0, then `struct_size`, then what is wanted.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_snapshot_options {
+    /// sizeof(qcow2_snapshot_options), set by the caller.
+    pub struct_size: usize,
+    /// The ID, unique in the image; NULL: the next free number.
+    pub id: *const c_char,
+    /// When it was taken: seconds since 1970, 32 bits at most.
+    pub date_seconds: u64,
+    /// And nanoseconds.
+    pub date_nanoseconds: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Time of the VM's clock.
+    pub vm_clock_nanoseconds: u64,
+    /// Instruction count of record and replay; UINT64_MAX: none.
+    pub icount: u64,
+}

@@ -141,6 +141,7 @@ impl Core {
             index_other_tables(shared, header)?;
             let pass = Pass {
                 requests: settings.options.passes_discard_request(),
+                snapshots: settings.options.pass_discard_snapshot,
                 others: settings.options.pass_discard_other,
             };
             Some(Arc::new(Allocator::open(shared.clone(), lazy, pass, blocks)?))

@@ -21,6 +21,7 @@ pub use core::{Core, CoreSettings, Io};
 pub use qcow2::{Alone, Image};
 pub use raw::RawDisk;
 pub(crate) use snapshots::load_snapshots;
+pub use snapshots::NewSnapshot;
 pub use status::Status;
 
 use crate::error::{Error, ErrorKind, Result};

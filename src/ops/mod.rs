@@ -1,4 +1,4 @@
-//! Whole-image work: open with its chain and repair, create, check, resize, commit, checksum. Called by `capi`.
+//! Whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, checksum. Called by `capi`.
 
 pub mod check;
 pub mod checksum;
@@ -7,3 +7,4 @@ pub mod create;
 pub mod handle;
 pub mod open;
 pub mod resize;
+pub mod snapshot;

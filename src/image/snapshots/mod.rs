@@ -1,4 +1,10 @@
-//! The snapshot table of an open image: read for listings and for the overlap index.
+//! Internal snapshots of an open image: the snapshot table, read for listings and for the overlap index, and
+//! what creates, applies and deletes them ([`change`]).
+
+mod change;
+mod walk;
+
+pub use change::NewSnapshot;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::{parse_table, Snapshot, MAX_TABLE_BYTES};
@@ -30,7 +36,11 @@ pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(
 }
 
 /// Adds the snapshot table and the snapshots' tables to the overlap index.
-pub(super) fn index_snapshots(guard: &OverlapGuard, storage: &dyn Storage, header: &Header) -> Result<()> {
+pub(in crate::image) fn index_snapshots(
+    guard: &OverlapGuard,
+    storage: &dyn Storage,
+    header: &Header,
+) -> Result<()> {
     let wanted = [Owner::SNAPSHOT_TABLE, Owner::INACTIVE_L1, Owner::INACTIVE_L2];
     if header.snapshot_count == 0 || !wanted.iter().any(|o| guard.checks(*o)) {
         return Ok(());

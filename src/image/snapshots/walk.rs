@@ -1,0 +1,206 @@
+//! A table tree as the medium has it: what an L1 table refers to, and the COPIED flags of the active tree. The
+//! caller is alone and has brought everything to the medium; caches are not used and not filled.
+
+use super::super::Core;
+use crate::alloc::{Allocator, ClusterRun};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::be64;
+use crate::format::entries::{L1Entry, L2Entry, RawL2, COMPRESSED, COPIED, OFFSET_MASK};
+use crate::format::geometry::{MAX_HOST_OFFSET, MAX_L1_BYTES, SECTOR_BYTES};
+use crate::meta::guard::Owner;
+use crate::storage::Purpose;
+
+/// Runs that are collected before they are given on: 4 MiB of memory.
+const BATCH_RUNS: usize = 256 << 10;
+
+/// An L1 table as it is on the medium.
+pub(super) struct L1Table {
+    pub(super) offset: u64,
+    pub(super) entries: Vec<u64>,
+}
+
+impl L1Table {
+    /// The table as it is stored.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        self.entries.iter().flat_map(|e| e.to_be_bytes()).collect()
+    }
+}
+
+/// What a COPIED flag becomes.
+#[derive(Clone, Copy)]
+pub(super) enum Flags<'a> {
+    /// Cleared everywhere.
+    Clear,
+    /// Cleared where the L1 entry has the flag: below a shared table no entry has it.
+    ClearOwned,
+    /// Set exactly where the count is one.
+    Match(&'a Allocator),
+}
+
+impl Flags<'_> {
+    fn of(&self, cluster: u64) -> Result<u64> {
+        Ok(match self {
+            Flags::Clear | Flags::ClearOwned => 0,
+            Flags::Match(alloc) if alloc.count(cluster)? == 1 => COPIED,
+            Flags::Match(_) => 0,
+        })
+    }
+}
+
+/// Runs of clusters on their way to `each`, in batches.
+struct Batch<'a> {
+    runs: Vec<ClusterRun>,
+    each: &'a mut dyn FnMut(&mut [ClusterRun]) -> Result<()>,
+}
+
+impl Batch<'_> {
+    fn add(&mut self, first: u64, count: u64) -> Result<()> {
+        match self.runs.last_mut() {
+            Some(last) if last.first + last.count == first => last.count += count,
+            _ => self.runs.push(ClusterRun { first, count }),
+        }
+        if self.runs.len() == BATCH_RUNS {
+            self.give()?;
+        }
+        Ok(())
+    }
+
+    fn give(&mut self) -> Result<()> {
+        (self.each)(&mut self.runs)?;
+        self.runs.clear();
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Reads the L1 table of `entries` entries at `offset`; `whose` names it in errors.
+    pub(super) fn read_l1(&self, whose: &str, offset: u64, entries: u32) -> Result<L1Table> {
+        let bytes = u64::from(entries) * 8;
+        if bytes > MAX_L1_BYTES {
+            let rule = "the table may have 32 MiB at most";
+            return Err(Error::corrupt("L1 entries", whose, u64::from(entries), rule));
+        }
+        if bytes != 0 && (self.geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET) {
+            let rule = "offset must be a multiple of the cluster size below 2^56";
+            return Err(Error::corrupt("L1 table", whose, offset, rule));
+        }
+        let mut stored = Vec::new();
+        let room = stored.try_reserve_exact(bytes as usize);
+        room.map_err(|_| Error::new(ErrorKind::NoMemory, format!("L1 table of {bytes} bytes: no memory")))?;
+        stored.resize(bytes as usize, 0);
+        self.shared.medium.read_table(Purpose::L1, offset, &mut stored)?;
+        Ok(L1Table { offset, entries: stored.chunks_exact(8).map(|c| be64(c, 0)).collect() })
+    }
+
+    /// The host offset of the L2 table of an L1 entry, checked; 0 for none.
+    fn table_of(&self, index: usize, entry: u64) -> Result<u64> {
+        let table = L1Entry(entry).table_offset();
+        if self.geometry.in_cluster(table) != 0 || table >= MAX_HOST_OFFSET {
+            let rule = "L2 table offset must be a multiple of the cluster size below 2^56";
+            return Err(Error::corrupt("L1 entry", index, entry, rule));
+        }
+        Ok(table)
+    }
+
+    /// Gives every host cluster that the tree of `l1` refers to to `each`, in runs: L2 tables once for each L1
+    /// entry, data once for each L2 entry of each of them. The L1 table itself is not among them.
+    pub(super) fn walk(
+        &self,
+        l1: &L1Table,
+        each: &mut dyn FnMut(&mut [ClusterRun]) -> Result<()>,
+    ) -> Result<()> {
+        let geometry = &self.geometry;
+        let mut batch = Batch { runs: Vec::new(), each };
+        let mut bytes = vec![0; geometry.cluster_bytes() as usize];
+        let entry_bytes = geometry.l2_entry_bytes() as usize;
+        for (index, entry) in l1.entries.iter().enumerate() {
+            let table = self.table_of(index, *entry)?;
+            if table == 0 {
+                continue;
+            }
+            batch.add(geometry.cluster_index(table), 1)?;
+            self.shared.medium.read_table(Purpose::L2, table, &mut bytes)?;
+            for (slot, stored) in bytes.chunks_exact(entry_bytes).enumerate() {
+                let descriptor = be64(stored, 0);
+                if descriptor & (COMPRESSED | OFFSET_MASK) == 0 {
+                    continue;
+                }
+                let bitmap = if geometry.extended_l2 { be64(stored, 8) } else { 0 };
+                let decoded = RawL2 { descriptor, bitmap }.decode(geometry).map_err(|rule| {
+                    let guest = index as u64 * geometry.l2_entry_count() + slot as u64;
+                    Error::corrupt("L2 entry of guest cluster", guest, descriptor, rule)
+                })?;
+                match decoded {
+                    L2Entry::Plain(m) => {
+                        if let Some(host) = m.host {
+                            batch.add(geometry.cluster_index(host), 1)?;
+                        }
+                    }
+                    L2Entry::Compressed(span) => {
+                        let (first, end) = span.clusters(geometry);
+                        batch.add(first, end - first)?;
+                    }
+                }
+            }
+        }
+        batch.give()
+    }
+
+    /// Brings the COPIED flags of the tree of `l1`, entries on the medium and in `l1`, to what `flags` says.
+    /// Only flags change, so any part of it may survive a power cut. `stored`: the L1 entries are on the medium.
+    pub(super) fn set_flags(&self, l1: &mut L1Table, stored: bool, flags: Flags<'_>) -> Result<()> {
+        let geometry = &self.geometry;
+        let mut bytes = vec![0; geometry.cluster_bytes() as usize];
+        let mut changed = Vec::new();
+        for index in 0..l1.entries.len() {
+            let table = self.table_of(index, l1.entries[index])?;
+            let shared = matches!(flags, Flags::ClearOwned) && l1.entries[index] & COPIED == 0;
+            if table == 0 || shared {
+                continue;
+            }
+            self.shared.medium.read_table(Purpose::L2, table, &mut bytes)?;
+            self.set_table_flags(table, &mut bytes, flags)?;
+            let entry = table | flags.of(geometry.cluster_index(table))?;
+            if entry != l1.entries[index] {
+                l1.entries[index] = entry;
+                changed.push(index as u64 * 8 / SECTOR_BYTES);
+            }
+        }
+        changed.dedup();
+        for sector in changed.into_iter().filter(|_| stored) {
+            let from = (sector * SECTOR_BYTES / 8) as usize;
+            let to = (from + SECTOR_BYTES as usize / 8).min(l1.entries.len());
+            let part: Vec<u8> = l1.entries[from..to].iter().flat_map(|e| e.to_be_bytes()).collect();
+            let at = l1.offset + sector * SECTOR_BYTES;
+            self.shared.guard.check_table_write(Purpose::L1, at, part.len() as u64)?;
+            self.shared.medium.write_live(Purpose::L1, at, &part)?;
+        }
+        Ok(())
+    }
+
+    fn set_table_flags(&self, table: u64, bytes: &mut [u8], flags: Flags<'_>) -> Result<()> {
+        let sector_bytes = SECTOR_BYTES as usize;
+        // Sectors `[first, end)` that have changed.
+        let mut dirty: Option<(usize, usize)> = None;
+        for at in (0..bytes.len()).step_by(self.geometry.l2_entry_bytes() as usize) {
+            let entry = be64(bytes, at);
+            let host = entry & OFFSET_MASK;
+            if entry & COMPRESSED != 0 || host == 0 {
+                continue;
+            }
+            let wanted = entry & !COPIED | flags.of(self.geometry.cluster_index(host))?;
+            if wanted != entry {
+                bytes[at..at + 8].copy_from_slice(&wanted.to_be_bytes());
+                let sector = at / sector_bytes;
+                dirty = Some((dirty.map_or(sector, |d| d.0), sector + 1));
+            }
+        }
+        let Some((first, end)) = dirty else { return Ok(()) };
+        let part = &bytes[first * sector_bytes..end * sector_bytes];
+        let at = table + (first * sector_bytes) as u64;
+        // A table that a snapshot shares with the active tree is in the index as both.
+        let allowed = Owner(Owner::ACTIVE_L2.0 | Owner::INACTIVE_L2.0);
+        self.shared.guard.check(allowed, at, part.len() as u64)?;
+        self.shared.medium.write_live(Purpose::L2, at, part)
+    }
+}
