@@ -1,229 +1,161 @@
 //! Races made exact: one request is parked in the middle of its I/O, another one runs on the same clusters,
 //! then the first goes on. The result is that of one order or the other, and the image is clean (story C1).
+//! The operations are the rows of `testkit/rows.rs`.
 
 mod testkit;
 
-use qcow2::error::ErrorKind;
-use qcow2::image::ZeroFlags;
-use qcow2::ops::check::CheckOptions;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::resize::resize;
-use qcow2::options::Preallocation;
 use qcow2::storage::Purpose;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::time::Duration;
-use testkit::overlay::Overlay;
+use testkit::race::{at_each_call, describe, Part, Played, Point, Scene};
 use testkit::recorder::Kind;
-use testkit::setup::{self, Setup};
-use testkit::sweep::{check_clean, recover};
+use testkit::rows::{named, Row, ROWS};
+use testkit::setup::{self, Mode, Setup};
+use testkit::sweep::check_clean;
 use testkit::{oracle, SECTOR};
 
-/// How long a request is given to reach the point at which it is parked, or to finish beside a parked one.
-const PATIENCE: Duration = Duration::from_millis(40);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
-    /// Writes clusters that have data.
-    InPlace,
-    /// Writes clusters that have none.
-    Allocate,
-    Zero,
-    ZeroUnmap,
-    Discard,
-    Flush,
-    Grow,
-    Shrink,
-    Check,
-    Reopen,
-    Read,
-}
-
-use Act::*;
-
-const ACTS: [Act; 11] =
-    [InPlace, Allocate, Zero, ZeroUnmap, Discard, Flush, Grow, Shrink, Check, Reopen, Read];
-
-/// Sectors of the disk at first, and after a shrink: the contested ones are past it.
-const SIZE: u64 = 96;
-const SHRUNK: u64 = 32;
-
-/// Contested sectors: some with data, some without.
-fn range(act: Act) -> Option<(u64, u64)> {
-    match act {
-        InPlace => Some((40, 12)),
-        Allocate => Some((50, 12)),
-        Zero | ZeroUnmap | Discard => Some((40, 24)),
-        _ => None,
-    }
-}
-
-fn run(handle: &Handle, act: Act, tag: u32) -> Result<(), String> {
-    let disk = handle.disk();
-    let (sector, count) = range(act).unwrap_or((0, 0));
-    let done = match act {
-        InPlace | Allocate => setup::write(handle, sector, count, tag, false),
-        Zero | ZeroUnmap => {
-            let flags = ZeroFlags { unmap: act == ZeroUnmap, no_fallback: false };
-            disk.write_zeroes(sector * SECTOR, count * SECTOR, flags, false)
-        }
-        Discard => disk.discard(sector * SECTOR, count * SECTOR),
-        Flush => disk.flush(),
-        Grow => resize(handle, 4 * SIZE * SECTOR, Preallocation::Off),
-        Shrink => resize(handle, SHRUNK * SECTOR, Preallocation::Off),
-        Reopen => handle.reopen(false, false, &[], None),
-        Read => setup::read(handle, 36, 30).map(drop),
-        Check => {
-            let report = handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true);
-            match report {
-                Ok(r) if r.corruptions + r.check_errors > 0 => return Err(format!("{r:?}")),
-                other => other.map(drop),
-            }
-        }
-    };
-    match done {
-        Err(e) if e.kind() == ErrorKind::PastEnd => Ok(()),
-        other => other.map_err(|e| e.to_string()),
-    }
-}
-
-/// What sector `s` may hold after both, given what it held.
-fn allowed(s: u64, before: u32, acts: [(Act, u32); 2]) -> Vec<u32> {
-    let mut orders = Vec::new();
-    for order in [[0, 1], [1, 0]] {
-        let mut values = vec![before];
-        for i in order {
-            let (act, tag) = acts[i];
-            if !range(act).is_some_and(|(first, count)| (first..first + count).contains(&s)) {
-                continue;
-            }
-            match act {
-                InPlace | Allocate => values = vec![tag],
-                Zero | ZeroUnmap => values = vec![0],
-                _ => values.push(0),
-            }
-        }
-        orders.extend(values);
-    }
-    orders
-}
-
-/// Runs `first` parked at `kind`, `second` beside it. True if `first` was parked.
-fn race(
-    setup: &Setup,
-    first: Act,
-    second: Act,
-    kind: Kind,
-    purpose: Option<Purpose>,
-) -> Result<bool, String> {
-    let recorder = setup.recorder();
-    let handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
-    // Something is on its way to the medium, so that a flush has work.
-    setup::write(&handle, 41, 2, 9, false).map_err(|e| e.to_string())?;
-    let before = setup::read_all(&handle).map_err(|e| e.to_string())?;
-    let hold = recorder.hold(kind, purpose);
-    let mut parked = false;
-    let mut results = [Ok(()), Ok(())];
+/// Runs `work` for every job on threads that mostly wait.
+fn on_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<(), String> + Sync) {
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        let one = scope.spawn(|| run(&handle, first, 1));
-        let started = std::time::Instant::now();
-        while !parked && !one.is_finished() && started.elapsed() < PATIENCE {
-            parked = recorder.wait_parked(hold, Duration::from_millis(1));
-        }
-        if !parked {
-            recorder.release(hold);
-        }
-        let two = scope.spawn(|| run(&handle, second, 2));
-        let started = std::time::Instant::now();
-        while parked && !two.is_finished() && started.elapsed() < PATIENCE / 8 {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        recorder.release(hold);
-        results = [one.join().expect("no panic"), two.join().expect("no panic")];
-    });
-    for result in results {
-        result?;
-    }
-    judge(setup, &recorder, handle, &before, [(first, 1), (second, 2)])?;
-    Ok(parked)
-}
-
-fn judge(
-    setup: &Setup,
-    recorder: &std::sync::Arc<testkit::recorder::Recorder>,
-    handle: Handle,
-    before: &[u32],
-    acts: [(Act, u32); 2],
-) -> Result<(), String> {
-    let tags = setup::read_all(&handle).map_err(|e| e.to_string())?;
-    for (s, tag) in tags.iter().enumerate() {
-        let old = before.get(s).copied().unwrap_or(0);
-        let may = allowed(s as u64, old, acts);
-        let cut = acts.iter().any(|(a, _)| *a == Shrink);
-        if !(may.contains(tag) || cut && *tag == 0 && s as u64 >= SHRUNK) {
-            return Err(format!("sector {s} reads {tag:#x}, may be {may:x?}"));
-        }
-    }
-    // The process dies: what is in the file must be whole, with whatever values were on their way.
-    let bytes = recorder.contents();
-    let (dirty, length) = (oracle::is_dirty(&bytes), bytes.len() as u64);
-    recover(setup, &Overlay::new(bytes.into(), Default::default(), length), dirty)?;
-    handle.close().map_err(|e| format!("close: {e}"))?;
-    let leaks = check_clean(&**recorder)?;
-    let handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
-    let again = setup::read_all(&handle).map_err(|e| e.to_string())?;
-    match (again == tags, leaks) {
-        (true, 0) => Ok(()),
-        (false, _) => Err("closing has changed what is read".into()),
-        (_, leaks) => Err(format!("{leaks} leaks")),
-    }
-}
-
-#[test]
-fn every_pair_with_the_first_one_parked() {
-    let points = [
-        (Kind::Write, Some(Purpose::Data)),
-        (Kind::Write, Some(Purpose::L2)),
-        (Kind::Write, Some(Purpose::L1)),
-        (Kind::Write, Some(Purpose::Header)),
-        (Kind::Write, Some(Purpose::RefcountBlock)),
-        (Kind::Read, Some(Purpose::Data)),
-        (Kind::Sync, None),
-        (Kind::SetLength, None),
-    ];
-    let jobs: Vec<_> = [(9, false, None), (9, true, None), (10, false, Some(80)), (12, true, Some(80))]
-        .into_iter()
-        .flat_map(|(cluster_bits, lazy, backing)| {
-            let setup = Setup { cluster_bits, lazy, backing, sectors: SIZE, prefill: 52, ..Setup::default() };
-            points.into_iter().flat_map(move |point| {
-                ACTS.into_iter().flat_map(move |a| ACTS.into_iter().map(move |b| (setup, point, a, b)))
-            })
-        })
-        .collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let parked = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        // Mostly they wait.
         for _ in 0..8 {
-            scope.spawn(|| loop {
-                let number = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                let Some((setup, (kind, purpose), a, b)) = jobs.get(number) else { return };
-                match race(setup, *a, *b, *kind, *purpose) {
-                    Ok(true) => {
-                        parked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    if let Err(e) = work(job) {
+                        failures.lock().unwrap().push(e);
                     }
-                    Ok(false) => {}
-                    Err(e) => panic!("{a:?} parked at {kind:?} {purpose:?}, beside it {b:?}: {e}\n{setup:?}"),
                 }
             });
         }
     });
-    let parked = parked.into_inner();
-    testkit::tell!("{} pairs, in {parked} of them the first request was parked", jobs.len());
-    assert!(parked > jobs.len() / 6, "the requests were not caught in the middle");
+    let failures = failures.into_inner().unwrap();
+    let first = failures.iter().take(8).map(String::as_str).collect::<Vec<_>>().join("\n\n");
+    assert!(failures.is_empty(), "{} jobs have failed\n{first}", failures.len());
+}
+
+/// What races have covered.
+#[derive(Default)]
+struct Covered {
+    races: AtomicU64,
+    parked: AtomicU64,
+    beside: AtomicU64,
+}
+
+impl Covered {
+    fn play(&self, scene: &Scene, parts: &[Part], release: &[usize]) -> Result<Played, String> {
+        let played = scene.play(parts, release);
+        let played = played.map_err(|e| format!("{}: {e}\n{:?}", describe(parts), scene.setup))?;
+        self.races.fetch_add(1, Ordering::SeqCst);
+        self.parked.fetch_add(u64::from(played.parked != 0), Ordering::SeqCst);
+        self.beside.fetch_add(u64::from(played.beside != 0), Ordering::SeqCst);
+        Ok(played)
+    }
+}
+
+/// Cache modes, eager and lazy, with and without a backing disk, large and small caches and clusters.
+fn scenes() -> Vec<Scene> {
+    let mut scenes = Vec::new();
+    for mode in [Mode::Writeback, Mode::MetadataWritethrough] {
+        for lazy in [false, true] {
+            for backing in [None, Some(80)] {
+                let tiny_cache = lazy == backing.is_some();
+                let cluster_bits = if backing.is_some() && mode == Mode::Writeback { 10 } else { 9 };
+                scenes.push(Scene::new(Setup {
+                    cluster_bits,
+                    lazy,
+                    mode,
+                    backing,
+                    tiny_cache,
+                    ..Setup::default()
+                }));
+            }
+        }
+    }
+    scenes
+}
+
+#[test]
+fn every_pair_with_the_first_one_parked() {
+    let scenes = scenes();
+    let mut jobs: Vec<(&Scene, &'static Row, &'static Row)> = Vec::new();
+    for scene in &scenes {
+        let fitting = || ROWS.iter().filter(|r| (r.fits)(&scene.setup));
+        jobs.extend(fitting().flat_map(|a| fitting().map(move |b| (scene, a, b))));
+    }
+    let covered = Covered::default();
+    on_threads(&jobs, |(scene, first, second)| {
+        for base in [false, true] {
+            at_each_call(base, None, |point| {
+                let parts = [Part { row: first, point: Some(point) }, Part { row: second, point: None }];
+                let played = covered.play(scene, &parts, &[0])?;
+                let (parked, passed) = (played.parked & 1 != 0, played.beside & 2 != 0);
+                // The contested table is in memory; those afar may be under load.
+                let must_pass = parked && second.name == "read" && !first.alone && !first.loads;
+                match must_pass && !passed {
+                    true => Err(format!("a reader waits: {}", describe(&parts))),
+                    false => Ok(parked),
+                }
+            })?;
+        }
+        Ok(())
+    });
+    let (parked, beside) = (covered.parked.into_inner(), covered.beside.into_inner());
+    testkit::tell!(
+        "{} pairs; in {parked} races the first request was parked, in {beside} the second one passed it",
+        jobs.len()
+    );
+    assert!(parked > 10 * jobs.len() as u64 && beside > parked / 10, "the requests were not caught");
+}
+
+/// Three threads and one table page: the first has it between memory and the file, the second changes it or
+/// wants it durable and is parked at each of its own calls, the third makes the cache let go of it or flushes.
+/// Nobody may return before what it promised is in the file or durable, read an old page, or lose an entry.
+#[test]
+fn a_page_in_hand_is_waited_for() {
+    let in_hand = ["flush", "allocating write", "FUA zero", "write afar", "read afar"].map(named);
+    let changing = ["allocating write", "FUA write", "zero and unmap", "discard", "flush"].map(named);
+    let third = ["read afar", "write afar", "flush", "FUA zero", "read"].map(named);
+    let mut jobs = Vec::new();
+    let scene = |mode, lazy| Scene::new(Setup { mode, lazy, tiny_cache: true, ..Setup::default() });
+    let scenes = [Mode::Writeback, Mode::MetadataWritethrough].map(|m| [false, true].map(|l| scene(m, l)));
+    for scene in scenes.iter().flatten() {
+        for first in in_hand {
+            jobs.extend(changing.iter().flat_map(|b| third.iter().map(move |c| (scene, first, *b, *c))));
+        }
+    }
+    let covered = Covered::default();
+    let both = AtomicU64::new(0);
+    on_threads(&jobs, |(scene, first, second, third)| {
+        at_each_call(false, Some(Purpose::L2), |one| {
+            let mut parked = true;
+            at_each_call(false, None, |two| {
+                let part = |row, point: Option<Point>| Part { row, point };
+                let parts = [part(first, Some(one)), part(second, Some(two)), part(third, None)];
+                for release in [[0, 1], [1, 0]] {
+                    let played = covered.play(scene, &parts, &release)?;
+                    parked = played.parked & 1 != 0;
+                    both.fetch_add(u64::from(played.parked == 3), Ordering::SeqCst);
+                    if played.parked != 3 {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            })?;
+            Ok(parked)
+        })
+        .map(drop)
+    });
+    let (races, both) = (covered.races.into_inner(), both.into_inner());
+    testkit::tell!(
+        "{races} races of three; in {both} the page was in hand and the second request was parked"
+    );
+    assert!(both > races / 2, "the page was not caught in hand");
 }
 
 /// A request that is inside keeps the clusters that it has looked up, whoever lets go of them (R4).
 fn a_parked_request_keeps_its_clusters(kind: Kind) {
-    let setup = Setup { sectors: SIZE, prefill: 52, ..Setup::default() };
+    let setup = Setup { sectors: 96, prefill: 52, ..Setup::default() };
     let recorder = setup.recorder();
     let handle = setup.open(recorder.clone()).unwrap();
     let owners = oracle::Owners::of(&recorder.contents());

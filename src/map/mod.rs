@@ -341,27 +341,33 @@ impl Map {
     /// wait for one.
     pub fn write_through(&self) -> Result<()> {
         let target = self.shared.medium.ticket();
+        let waits = self.waits_for(target);
         self.write_listed()?;
-        self.write_waiting(target).map(drop)
+        if waits {
+            self.write_waiting(target)?;
+        }
+        Ok(())
     }
 
-    /// Writes the changes that wait for `target` or less, in whatever hands their pages are: a page that
-    /// somebody else took before a sync comes back to the list and is taken again. `true`: there were some.
-    fn write_waiting(&self, target: Ticket) -> Result<bool> {
-        let mut any = false;
-        while self.list.oldest_waiting().is_some_and(|oldest| oldest <= target) {
-            any = true;
+    /// Whether changes wait for `target` or less, in whatever hands their pages are. Asked before the list is
+    /// written: what others take from then on they may still be writing when the list is done, and what they
+    /// took before is waited for with the list.
+    fn waits_for(&self, target: Ticket) -> bool {
+        self.list.oldest_waiting().is_some_and(|oldest| oldest <= target)
+    }
+
+    /// Writes the changes that wait for `target` or less: a page that somebody else took before a sync comes
+    /// back to the list and is taken again.
+    fn write_waiting(&self, target: Ticket) -> Result<()> {
+        while self.waits_for(target) {
             if !self.shared.medium.is_past(target) {
                 self.settler().advance()?;
             }
             self.write_listed()?;
         }
-        if any {
-            // The last of them may have been taken by somebody who is still writing.
-            self.list.wait_in_flight();
-            self.shared.medium.latch().check()?;
-        }
-        Ok(any)
+        // The last of them may have been taken by somebody who is still writing.
+        self.list.wait_in_flight();
+        self.shared.medium.latch().check()
     }
 
     /// Host clusters that changes in memory have let go of, and that no write-out has passed on yet.
@@ -372,10 +378,12 @@ impl Map {
     /// Makes everything that was stored before the call durable.
     pub fn barrier(&self) -> Result<()> {
         let target = self.shared.medium.ticket();
+        let waits = self.waits_for(target);
         self.write_listed()?;
         self.settler().advance()?;
-        // What waited for the sync that has just completed needs another one.
-        if self.write_waiting(target)? {
+        // What waited for the sync that has just completed needs another one, whoever has written it.
+        if waits {
+            self.write_waiting(target)?;
             self.settler().advance()?;
         }
         Ok(())

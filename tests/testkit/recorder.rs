@@ -77,10 +77,33 @@ pub struct Refusals {
 
 struct Hold {
     id: usize,
-    kind: Kind,
-    purpose: Option<Purpose>,
+    wanted: Wanted,
+    /// Wanted calls that pass before one is parked.
+    skip: u64,
+    /// Parked when the call is done, not before.
+    after: bool,
     taken: bool,
     released: bool,
+}
+
+/// Which calls a hold is for.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Calls(Kind, Option<Purpose>),
+    /// Of one actor; writes of one purpose, if given.
+    Actor(u32, Option<Purpose>),
+}
+
+impl Hold {
+    fn wants(&self, kind: Kind, purpose: Option<Purpose>, after: bool) -> bool {
+        let wanted = match self.wanted {
+            Wanted::Calls(k, p) => k == kind && p.is_none_or(|p| Some(p) == purpose),
+            Wanted::Actor(actor, p) => {
+                ACTOR.get() == actor && p.is_none_or(|p| kind == Kind::Write && Some(p) == purpose)
+            }
+        };
+        !self.taken && self.after == after && wanted
+    }
 }
 
 #[derive(Default)]
@@ -110,6 +133,13 @@ pub struct Zeroed {
 thread_local! {
     /// Guest bytes of the request that this thread runs.
     static GUEST: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+    /// The number under which this thread's calls are parked.
+    static ACTOR: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Calls of this thread are those of `actor` (not 0) from now on.
+pub fn act_as(actor: u32) {
+    ACTOR.set(actor);
 }
 
 /// See the module.
@@ -136,6 +166,19 @@ impl Recorder {
 
     pub fn contents(&self) -> Vec<u8> {
         self.lock().bytes.clone()
+    }
+
+    /// What completed syncs have made durable.
+    pub fn durable_contents(&self) -> Vec<u8> {
+        let state = self.lock();
+        let covers = |e: &Event| match e.what {
+            What::Sync { covers } => covers,
+            _ => 0,
+        };
+        let covered = state.log.iter().map(covers).max().unwrap_or(0);
+        let mut bytes = self.base.clone();
+        state.log[..covered].iter().for_each(|e| super::cut::apply(&mut bytes, e));
+        bytes
     }
 
     pub fn log(&self) -> Vec<Event> {
@@ -202,10 +245,25 @@ impl Recorder {
 
     /// Parks the next call of `kind` (with `purpose`, if given).
     pub fn hold(&self, kind: Kind, purpose: Option<Purpose>) -> usize {
+        self.add_hold(Wanted::Calls(kind, purpose), 0, false)
+    }
+
+    /// Parks call number `call` (from 0) that `actor` makes, whatever it is, or its write number `call` with
+    /// this purpose: before it takes effect, or after.
+    pub fn hold_call(&self, actor: u32, purpose: Option<Purpose>, call: u64, after: bool) -> usize {
+        self.add_hold(Wanted::Actor(actor, purpose), call, after)
+    }
+
+    fn add_hold(&self, wanted: Wanted, skip: u64, after: bool) -> usize {
         let mut state = self.lock();
         let id = state.holds.len();
-        state.holds.push(Hold { id, kind, purpose, taken: false, released: false });
+        state.holds.push(Hold { id, wanted, skip, after, taken: false, released: false });
         id
+    }
+
+    /// Whether the call of hold `id` is or was parked.
+    pub fn is_parked(&self, id: usize) -> bool {
+        self.lock().holds[id].taken
     }
 
     /// Waits until the call of hold `id` is parked; false after `patience`.
@@ -224,14 +282,7 @@ impl Recorder {
     fn enter(&self, kind: Kind, purpose: Option<Purpose>) -> Result<MutexGuard<'_, State>, (i32, bool)> {
         let mut state = self.lock();
         state.calls += 1;
-        let wanted =
-            |h: &&mut Hold| !h.taken && h.kind == kind && h.purpose.is_none_or(|p| Some(p) == purpose);
-        if let Some(hold) = state.holds.iter_mut().find(wanted) {
-            hold.taken = true;
-            let id = hold.id;
-            self.moved.notify_all();
-            state = self.moved.wait_while(state, |s| !s.holds[id].released).unwrap();
-        }
+        state = self.park(state, kind, purpose, false);
         let Some(fault) = state.fault else { return Ok(state) };
         if fault.kind.is_some_and(|k| k != kind) {
             return Ok(state);
@@ -243,6 +294,33 @@ impl Recorder {
             return Err((fault.errno, fault.torn));
         }
         Ok(state)
+    }
+
+    fn park<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        kind: Kind,
+        purpose: Option<Purpose>,
+        after: bool,
+    ) -> MutexGuard<'a, State> {
+        let mut parked = None;
+        for hold in state.holds.iter_mut().filter(|h| h.wants(kind, purpose, after)) {
+            if hold.skip > 0 {
+                hold.skip -= 1;
+                continue;
+            }
+            hold.taken = true;
+            parked = Some(hold.id);
+            break;
+        }
+        let Some(id) = parked else { return state };
+        self.moved.notify_all();
+        self.moved.wait_while(state, |s| !s.holds[id].released).unwrap()
+    }
+
+    /// A call is done.
+    fn leave(&self, state: MutexGuard<'_, State>, kind: Kind, purpose: Option<Purpose>) {
+        drop(self.park(state, kind, purpose, true));
     }
 
     fn refused(errno: i32) -> io::Error {
@@ -282,13 +360,17 @@ impl Storage for Recorder {
             buffer[have..].fill(0);
             at += buffer.len();
         }
+        self.leave(state, Kind::Read, Some(purpose));
         Ok(())
     }
 
     fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
         let bytes: Vec<u8> = buffers.iter().flat_map(|b| b.iter().copied()).collect();
         match self.enter(Kind::Write, Some(purpose)) {
-            Ok(mut state) => state.write(purpose, offset, bytes),
+            Ok(mut state) => {
+                state.write(purpose, offset, bytes);
+                self.leave(state, Kind::Write, Some(purpose));
+            }
             Err((errno, torn)) => {
                 let half = bytes.len() / 1024 * 512;
                 if torn && half > 0 {
@@ -304,6 +386,7 @@ impl Storage for Recorder {
         let covers = self.lock().log.len();
         let mut state = self.enter(Kind::Sync, None).map_err(|(e, _)| Self::refused(e))?;
         state.note(What::Sync { covers }, Purpose::Data, 0, 0, Arc::new([]));
+        self.leave(state, Kind::Sync, None);
         Ok(())
     }
 
@@ -318,6 +401,7 @@ impl Storage for Recorder {
         }
         state.bytes.resize(length as usize, 0);
         state.note(What::SetLength, Purpose::Data, length, 0, Arc::new([]));
+        self.leave(state, Kind::SetLength, None);
         Ok(())
     }
 
@@ -329,6 +413,7 @@ impl Storage for Recorder {
         let zeroes = vec![0; length as usize];
         state.put(offset, &zeroes);
         state.note(What::Zeroes, purpose, offset, length, zeroes.into());
+        self.leave(state, Kind::Zeroes, Some(purpose));
         Ok(())
     }
 
@@ -346,6 +431,7 @@ impl Storage for Recorder {
             state.put(offset, &zeroes);
             state.note(What::Discard, Purpose::Data, offset, end - offset, zeroes.into());
         }
+        self.leave(state, Kind::Discard, None);
         Ok(())
     }
 
@@ -356,6 +442,7 @@ impl Storage for Recorder {
             state.bytes.resize(end, 0);
             state.note(What::SetLength, Purpose::Data, end as u64, 0, Arc::new([]));
         }
+        self.leave(state, Kind::Preallocate, None);
         Ok(())
     }
 

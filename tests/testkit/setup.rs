@@ -102,11 +102,14 @@ impl Setup {
 
     /// Opens the image on `storage`, repairing it if it is dirty.
     pub fn open(&self, storage: Arc<dyn Storage>) -> Result<Handle> {
-        let backing = self.backing.map(backing_bytes);
-        let mut resolver = |_: &_| {
-            let bytes = backing.clone().unwrap_or_default();
-            Ok(ResolveAnswer { origin: Origin::Custom(Arc::new(Memory::new(bytes))), format: None })
-        };
+        let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
+        self.open_over(storage, backing)
+    }
+
+    /// The same over a backing disk of the caller's.
+    pub fn open_over(&self, storage: Arc<dyn Storage>, backing: Arc<dyn Storage>) -> Result<Handle> {
+        let mut resolver =
+            |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&backing)), format: None });
         let mut opening = Opening {
             flags: OpenFlags::default(),
             options: self.options(),
