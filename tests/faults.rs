@@ -9,7 +9,6 @@ use testkit::oracle;
 use testkit::overlay::Overlay;
 use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
 use testkit::rng::{base_seed, effort, replay_line, Rng};
-use testkit::rules;
 use testkit::runner::Runner;
 use testkit::setup::{self, Setup};
 use testkit::sweep::{check_clean, recover, run_cases, Count};
@@ -62,7 +61,7 @@ fn run_with(
 fn judge(runner: &mut Runner, setup: &Setup) -> Result<(), String> {
     let recorder = runner.recorder.clone();
     recorder.inject(None);
-    rules::check_trace(&recorder)?;
+    recorder.judge()?;
     // The process dies here: everything that was written is in the file.
     let bytes = recorder.contents();
     let dirty = oracle::is_dirty(&bytes);

@@ -14,8 +14,7 @@ use testkit::history::{Did, History};
 use testkit::ops::Op;
 use testkit::recorder::Recorder;
 use testkit::rng::{base_seed, effort, replay_line, Rng};
-use testkit::rules;
-use testkit::runner::{apply_plain, touched_bytes};
+use testkit::runner::{apply_recorded, resized_bytes};
 use testkit::setup::{self, Mode, Setup};
 use testkit::sweep::check_clean;
 use testkit::SECTOR;
@@ -70,31 +69,41 @@ impl Model {
         (at as usize, length.min(size - at) as usize)
     }
 
-    fn step(&mut self, handle: &Handle, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+    fn step(
+        &mut self,
+        recorder: &Recorder,
+        handle: &Handle,
+        setup: &Setup,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
         self.step += 1;
         let (at, length) = self.range(rng, setup);
         let disk = handle.disk();
         let told = |e: qcow2::error::Error| e.to_string();
+        let bytes = Some((at as u64, (at + length) as u64));
         match rng.below(20) {
             0..=7 => {
                 let mut data = vec![0; length];
                 fill_random(rng, &mut data);
                 let ends = parts(rng, length);
                 let list: Vec<_> = ends.windows(2).map(|w| IoSlice::new(&data[w[0]..w[1]])).collect();
-                disk.write(at as u64, &list, rng.one_in(8)).map_err(told)?;
+                let fua = rng.one_in(8);
+                recorder.request(bytes, None, || disk.write(at as u64, &list, fua)).map_err(told)?;
                 self.bytes[at..at + length].copy_from_slice(&data);
             }
             8..=9 => {
                 let flags = ZeroFlags { unmap: rng.one_in(2), no_fallback: false };
-                disk.write_zeroes(at as u64, length as u64, flags, rng.one_in(8)).map_err(told)?;
+                let fua = rng.one_in(8);
+                let zero = || disk.write_zeroes(at as u64, length as u64, flags, fua);
+                recorder.request(bytes, bytes, zero).map_err(told)?;
                 self.bytes[at..at + length].fill(0);
             }
             10..=11 => {
-                disk.discard(at as u64, length as u64).map_err(told)?;
+                recorder.request(bytes, bytes, || disk.discard(at as u64, length as u64)).map_err(told)?;
                 self.adopt_discarded(handle, at, length)?;
             }
             12 => disk.flush().map_err(told)?,
-            13 => self.resize(handle, setup, rng)?,
+            13 => self.resize(recorder, handle, setup, rng)?,
             _ => self.compare(handle, at, length, rng)?,
         }
         Ok(())
@@ -113,10 +122,18 @@ impl Model {
         Ok(())
     }
 
-    fn resize(&mut self, handle: &Handle, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+    fn resize(
+        &mut self,
+        recorder: &Recorder,
+        handle: &Handle,
+        setup: &Setup,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
         let size = ((rng.below(2 * setup.sectors) + 1) * SECTOR) as usize;
         let old = self.bytes.len();
-        resize(handle, size as u64, Preallocation::Off).map_err(|e| e.to_string())?;
+        let (bytes, zeroes) = resized_bytes(old as u64, size as u64);
+        let grow_or_cut = || resize(handle, size as u64, Preallocation::Off);
+        recorder.request(bytes, zeroes, grow_or_cut).map_err(|e| e.to_string())?;
         self.bytes.resize(size, 0);
         self.compare(handle, old.min(size) / 2, size - old.min(size) / 2, rng)
             .map_err(|e| format!("resized from {old} to {size}: {e}"))
@@ -156,7 +173,7 @@ fn run_model(setup: &Setup, seed: u64, steps: u64) -> Result<(Vec<u8>, Vec<u8>),
     let mut model = Model { bytes: initial_bytes(setup), step: 0 };
     for _ in 0..steps {
         let number = model.step;
-        model.step(&handle, setup, &mut rng).map_err(|e| format!("step {number}: {e}"))?;
+        model.step(&recorder, &handle, setup, &mut rng).map_err(|e| format!("step {number}: {e}"))?;
         if rng.one_in(25) {
             handle.close().map_err(|e| format!("close: {e}"))?;
             let leaks = check_clean(&*recorder).map_err(|e| format!("closed after step {number}: {e}"))?;
@@ -234,8 +251,7 @@ fn one_request(recorder: &Recorder, handle: &Handle, history: &History, rng: &mu
         8..=9 => (Op::Discard { sector, count }, Did::MayZero),
         _ => return other_request(handle, history, rng, sector, count),
     };
-    let (range, zeroes) = touched_bytes(&op);
-    recorder.request(range, zeroes, || apply_plain(handle, &op, tag)).unwrap();
+    apply_recorded(recorder, handle, &op, tag).unwrap();
     history.note(start, sector, all(did));
 }
 
@@ -311,7 +327,7 @@ fn finish(
     if leaks > 0 {
         return Err(format!("{leaks} leaks"));
     }
-    rules::check_trace_of_threads(recorder)?;
+    recorder.judge()?;
     let handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
     let again = setup::read_all(&handle).map_err(|e| e.to_string())?;
     if again != tags {

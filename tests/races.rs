@@ -167,7 +167,7 @@ fn a_parked_request_keeps_its_clusters(kind: Kind) {
         let hits = |e: &&testkit::recorder::Event| {
             e.purpose == Purpose::Data
                 && e.what == testkit::recorder::What::Write
-                && e.guest.is_some()
+                && e.request.is_some()
                 && ours.iter().any(|c| c * SECTOR < e.offset + e.length && e.offset < (c + 1) * SECTOR)
         };
         log[from..].iter().filter(hits).count()

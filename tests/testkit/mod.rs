@@ -6,12 +6,14 @@
 #![allow(dead_code)] // each test file uses its own part of the kit
 
 /// Prints a line that the test runner does not swallow: what a run has covered is part of its result.
+#[allow(unused_macros)] // as above
 macro_rules! tell {
     ($($part:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), $($part)*);
     }};
 }
+#[allow(unused_imports)] // as above
 pub(crate) use tell;
 
 pub mod cut;
@@ -20,6 +22,7 @@ pub mod history;
 pub mod ops;
 pub mod oracle;
 pub mod overlay;
+mod ownership;
 pub mod pair;
 pub mod race;
 pub mod recorder;

@@ -1,6 +1,6 @@
 //! A second, independent parser of an image: fields read straight from bytes, nothing of the library used.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Bits 9 to 55 of an entry.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -86,6 +86,11 @@ pub fn count_in(block: &[u8], order: u32, index: u64) -> u64 {
     u64::from(byte) >> (index * width % 8) & ((1 << width) - 1)
 }
 
+/// Bit 63: nothing else refers to the target.
+const COPIED: u64 = 1 << 63;
+/// Bit 62 of an L2 entry.
+const COMPRESSED: u64 = 1 << 62;
+
 /// What a cluster is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Use {
@@ -95,11 +100,26 @@ pub enum Use {
     RefcountTable,
     RefcountBlock { index: u64 },
     Data { guest_cluster: u64 },
+    Snapshots,
+    SnapshotL1 { number: u64 },
+    SnapshotL2 { number: u64, l1_index: u64 },
+    SnapshotData { number: u64, guest_cluster: u64 },
 }
 
-/// Every reference of an image.
+impl Use {
+    /// A reference of the disk itself, as opposed to a snapshot's.
+    fn is_active(self) -> bool {
+        matches!(self, Use::L2 { .. } | Use::Data { .. })
+    }
+
+    fn may_share(self) -> bool {
+        self.is_active() || matches!(self, Use::SnapshotL2 { .. } | Use::SnapshotData { .. })
+    }
+}
+
+/// Every reference of an image, by host cluster; then the clusters that an entry of the disk calls its own.
 #[derive(Default)]
-pub struct Owners(pub HashMap<u64, Vec<Use>>);
+pub struct Owners(pub HashMap<u64, Vec<Use>>, HashSet<u64>);
 
 impl Owners {
     fn add(&mut self, head: &Head, offset: u64, length: u64, owner: Use) {
@@ -125,24 +145,77 @@ impl Owners {
                 owners.add(&head, block, cluster, Use::RefcountBlock { index });
             }
         }
-        for l1_index in 0..head.l1_size {
-            let table = be64(bytes, (head.l1_offset + l1_index * 8) as usize) & OFFSET;
+        owners.add_tables(&head, bytes, (head.l1_offset, head.l1_size), None);
+        let (snapshots, length) = snapshots(bytes);
+        owners.add(&head, be64(bytes, 64), length, Use::Snapshots);
+        for (number, (l1_offset, l1_size)) in snapshots.into_iter().enumerate() {
+            let number = number as u64;
+            owners.add(&head, l1_offset, l1_size * 8, Use::SnapshotL1 { number });
+            owners.add_tables(&head, bytes, (l1_offset, l1_size), Some(number));
+        }
+        owners
+    }
+
+    /// What an L1 table (offset, entries) and its L2 tables refer to.
+    fn add_tables(&mut self, head: &Head, bytes: &[u8], l1: (u64, u64), snapshot: Option<u64>) {
+        let cluster = head.cluster_bytes();
+        for l1_index in 0..l1.1 {
+            let entry = be64(bytes, (l1.0 + l1_index * 8) as usize);
+            let table = entry & OFFSET;
             if table == 0 {
                 continue;
             }
-            owners.add(&head, table, cluster, Use::L2 { l1_index });
+            let owner = snapshot.map_or(Use::L2 { l1_index }, |number| Use::SnapshotL2 { number, l1_index });
+            self.add_entry(head, entry, (table, cluster), owner);
             for index in 0..cluster / 8 {
                 let entry = be64(bytes, (table + index * 8) as usize);
-                if entry & OFFSET != 0 {
-                    let guest_cluster = l1_index * (cluster / 8) + index;
-                    owners.add(&head, entry & OFFSET, cluster, Use::Data { guest_cluster });
+                let guest_cluster = l1_index * (cluster / 8) + index;
+                let data = Use::Data { guest_cluster };
+                let owner = snapshot.map_or(data, |number| Use::SnapshotData { number, guest_cluster });
+                if entry & COMPRESSED != 0 {
+                    self.add_entry(head, entry & !COPIED, compressed(head, entry), owner);
+                } else if entry & OFFSET != 0 {
+                    self.add_entry(head, entry, (entry & OFFSET, cluster), owner);
                 }
             }
         }
-        owners
+    }
+
+    fn add_entry(&mut self, head: &Head, entry: u64, (offset, length): (u64, u64), owner: Use) {
+        self.add(head, offset, length, owner);
+        if owner.is_active() && entry & COPIED != 0 {
+            self.1.insert(offset >> head.cluster_bits);
+        }
     }
 
     pub fn uses(&self, cluster: u64) -> &[Use] {
         self.0.get(&cluster).map_or(&[], |u| u)
     }
+
+    /// A cluster that two references share though one of them is metadata's, or calls it its own.
+    pub fn conflict(&self) -> Option<String> {
+        let shared = self.0.iter().filter(|(_, uses)| uses.len() > 1);
+        let mut wrong = shared.filter(|(c, uses)| self.1.contains(c) || !uses.iter().all(|u| u.may_share()));
+        wrong.next().map(|(c, uses)| format!("host cluster {c} has more than one owner: {uses:?}"))
+    }
+}
+
+/// First byte and length of a compressed cluster's stream, in whole 512-byte sectors.
+fn compressed(head: &Head, entry: u64) -> (u64, u64) {
+    let offset_bits = 62 - (head.cluster_bits - 8);
+    let offset = entry & ((1 << offset_bits) - 1);
+    let more = (entry & (COMPRESSED - 1)) >> offset_bits;
+    (offset, (offset / 512 + more + 1) * 512 - offset)
+}
+
+/// L1 offset and entries of each snapshot, and the length of their table.
+pub fn snapshots(bytes: &[u8]) -> (Vec<(u64, u64)>, u64) {
+    let start = be64(bytes, 64);
+    let (mut found, mut at) = (Vec::new(), start as usize);
+    for _ in 0..be32(bytes, 60) {
+        found.push((be64(bytes, at), be32(bytes, at + 8)));
+        let names = (be32(bytes, at + 12) >> 16) + (be32(bytes, at + 12) & 0xffff);
+        at = (at + 40 + (be32(bytes, at + 36) + names) as usize).next_multiple_of(8);
+    }
+    (found, at as u64 - start)
 }

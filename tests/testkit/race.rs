@@ -6,7 +6,7 @@ use super::recorder::{act_as, Recorder};
 use super::rows::{self, Gives, Promise, Row, Seen, GROWN, SHRUNK, SIZE};
 use super::setup::{self, Mode, Setup, BAD_TAG};
 use super::sweep::check_clean;
-use super::{oracle, rules, SECTOR};
+use super::{oracle, SECTOR};
 use qcow2::error::ErrorKind;
 use qcow2::image::Disk;
 use qcow2::ops::handle::Handle;
@@ -249,7 +249,7 @@ impl Scene {
         if again != tags || leaks != 0 {
             return Err(format!("after closing: {leaks} leaks, the same contents: {}", again == tags));
         }
-        rules::check_trace_of_threads(&recorder)
+        recorder.judge()
     }
 
     /// What a part has seen, and what it left on the medium when it returned.

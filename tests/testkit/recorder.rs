@@ -1,10 +1,15 @@
 //! The storage double: bytes in memory, a log of every change and sync, injected faults, parked calls.
+//!
+//! A recording that ends is judged: whoever drops a recorder without a look at its trace has its rules and
+//! ownership checked there, and panics if it breaks one. `leave_unjudged` is the only way out.
 
+use super::rules;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 /// The calls that can be counted, failed and parked.
@@ -43,10 +48,16 @@ pub struct Event {
     pub length: u64,
     /// What was written.
     pub bytes: Arc<[u8]>,
-    /// Guest bytes of the request that the thread was running.
-    pub guest: Option<(u64, u64)>,
+    /// The request that the thread was running.
+    pub request: Option<Request>,
     /// Rises over all recorders: which of two events on two files was first.
     pub stamp: u64,
+}
+
+/// A request that a thread runs: the guest bytes that it touches, if any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub guest: Option<(u64, u64)>,
 }
 
 static STAMPS: AtomicU64 = AtomicU64::new(0);
@@ -117,6 +128,12 @@ struct State {
     refusals: Refusals,
     holds: Vec<Hold>,
     zeroed: Vec<Zeroed>,
+    /// The only thread that has changed anything, until there is a second one.
+    writer: Option<ThreadId>,
+    threads: bool,
+    /// Events that have been judged.
+    judged: Option<usize>,
+    unjudged: Option<&'static str>,
 }
 
 /// Guest bytes that a request has zeroed, discarded or cut off.
@@ -131,8 +148,8 @@ pub struct Zeroed {
 }
 
 thread_local! {
-    /// Guest bytes of the request that this thread runs.
-    static GUEST: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
+    /// The request that this thread runs.
+    static REQUEST: Cell<Option<Request>> = const { Cell::new(None) };
     /// The number under which this thread's calls are parked.
     static ACTOR: Cell<u32> = const { Cell::new(0) };
 }
@@ -140,6 +157,15 @@ thread_local! {
 /// Calls of this thread are those of `actor` (not 0) from now on.
 pub fn act_as(actor: u32) {
     ACTOR.set(actor);
+}
+
+/// Runs a request of this thread on `guest`, as part of the one that it runs already if there is one.
+pub fn as_request<T>(guest: Option<(u64, u64)>, run: impl FnOnce() -> T) -> T {
+    let outer = REQUEST.get();
+    REQUEST.set(outer.or(Some(Request { guest })));
+    let answer = run();
+    REQUEST.set(outer);
+    answer
 }
 
 /// See the module.
@@ -223,15 +249,13 @@ impl Recorder {
         zeroes: Option<(u64, u64)>,
         run: impl FnOnce() -> T,
     ) -> T {
-        GUEST.set(range);
         let number = zeroes.map(|(from, to)| {
             let mut state = self.lock();
             let at = state.log.len();
             state.zeroed.push(Zeroed { at, from, to, end: usize::MAX });
             state.zeroed.len() - 1
         });
-        let answer = run();
-        GUEST.set(None);
+        let answer = as_request(range, run);
         if let Some(number) = number {
             let mut state = self.lock();
             state.zeroed[number].end = state.log.len();
@@ -241,6 +265,31 @@ impl Recorder {
 
     pub fn zeroed(&self) -> Vec<Zeroed> {
         self.lock().zeroed.clone()
+    }
+
+    /// More than one thread has changed something.
+    pub fn has_threads(&self) -> bool {
+        self.lock().threads
+    }
+
+    /// Checks the rules and the ownership of every event so far.
+    pub fn judge(&self) -> Result<(), String> {
+        let length = {
+            let state = self.lock();
+            if state.unjudged.is_some() || state.judged == Some(state.log.len()) {
+                return Ok(());
+            }
+            state.log.len()
+        };
+        let verdict = rules::check_trace(self);
+        self.lock().judged = Some(length);
+        verdict
+    }
+
+    /// The trace is not judged, and `reason` says why the rules do not hold for it.
+    pub fn leave_unjudged(&self, reason: &'static str) {
+        assert!(reason.len() > 20, "a reason is a sentence");
+        self.lock().unjudged = Some(reason);
     }
 
     /// Parks the next call of `kind` (with `purpose`, if given).
@@ -328,6 +377,18 @@ impl Recorder {
     }
 }
 
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // A test that fails already says why.
+        if std::thread::panicking() {
+            return;
+        }
+        if let Err(e) = self.judge() {
+            panic!("the trace of this test breaks a rule: {e}");
+        }
+    }
+}
+
 impl State {
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         let (at, end) = (offset as usize, offset as usize + bytes.len());
@@ -338,9 +399,10 @@ impl State {
     }
 
     fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
-        let guest = GUEST.get();
-        let stamp = STAMPS.fetch_add(1, Ordering::SeqCst);
-        self.log.push(Event { what, purpose, offset, length, bytes, guest, stamp });
+        let me = std::thread::current().id();
+        self.threads |= *self.writer.get_or_insert(me) != me;
+        let (request, stamp) = (REQUEST.get(), STAMPS.fetch_add(1, Ordering::SeqCst));
+        self.log.push(Event { what, purpose, offset, length, bytes, request, stamp });
     }
 
     fn write(&mut self, purpose: Purpose, offset: u64, bytes: Vec<u8>) {

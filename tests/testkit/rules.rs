@@ -1,4 +1,4 @@
-//! The ordering rules R1 to R6 and ownership (C13) on a trace, by the independent parser.
+//! The ordering rules R1 to R6 on a trace, by the independent parser; `ownership` has what may be written where.
 //!
 //! At every event three views exist: `durable` (what a completed sync covers), `issued` (everything), and the
 //! events between them, of which any may survive. While the durable header is dirty, stored counts mean
@@ -33,11 +33,11 @@ struct Target {
 }
 
 /// The views at one point of a trace.
-struct Trace<'a> {
-    log: &'a [Event],
+pub(super) struct Trace<'a> {
+    pub(super) log: &'a [Event],
     zeroed: &'a [Zeroed],
-    durable: Vec<u8>,
-    issued: Vec<u8>,
+    pub(super) durable: Vec<u8>,
+    pub(super) issued: Vec<u8>,
     /// Events that a sync covers.
     covered: usize,
     /// The event that is judged.
@@ -46,35 +46,30 @@ struct Trace<'a> {
     owners: Option<Owners>,
     /// Owners in `issued`, until the next write of a table.
     live: Option<Rc<Owners>>,
-    /// Requests ran at the same time.
-    threads: bool,
+    /// Requests ran at the same time. What was in memory when a request wrote its data is not in the trace
+    /// then, so a durable older version of a cluster's data may be taken for a newer one.
+    pub(super) threads: bool,
 }
 
 /// Judges every event of a trace.
 pub fn check_trace(recorder: &Recorder) -> Result<(), String> {
-    check(recorder, false)
-}
-
-/// As `check_trace`, for requests of many threads. What was in memory when a request wrote its data is not
-/// in the trace then, so a durable older version of a cluster's data may be taken for a newer one.
-pub fn check_trace_of_threads(recorder: &Recorder) -> Result<(), String> {
-    check(recorder, true)
-}
-
-fn check(recorder: &Recorder, threads: bool) -> Result<(), String> {
     let (log, zeroed) = (&recorder.log()[..], &recorder.zeroed()[..]);
+    if log.is_empty() {
+        return Ok(());
+    }
     let (durable, issued) = (recorder.base().to_vec(), recorder.base().to_vec());
+    let threads = recorder.has_threads();
     let mut trace =
         Trace { log, zeroed, durable, issued, covered: 0, at: 0, owners: None, live: None, threads };
     for (at, event) in log.iter().enumerate() {
         trace.at = at;
         trace.judge(event).map_err(|e| {
-            let Event { what, purpose, offset, length, guest, .. } = event;
-            format!("event {at} ({what:?} {purpose:?} at {offset:#x}, {length} bytes, guest {guest:?}): {e}")
+            let Event { what, purpose, offset, length, request, .. } = event;
+            format!("event {at} ({what:?} {purpose:?} at {offset:#x}, {length} bytes, {request:?}): {e}")
         })?;
         trace.advance(event);
     }
-    Ok(())
+    trace.live().map(drop).map_err(|e| format!("in the end: {e}"))
 }
 
 impl Trace<'_> {
@@ -92,128 +87,51 @@ impl Trace<'_> {
         }
     }
 
-    fn live(&mut self) -> Rc<Owners> {
-        Rc::clone(self.live.get_or_insert_with(|| Rc::new(Owners::of(&self.issued))))
+    /// The owners of everything as it was issued, each cluster with one of them or shared as it may be.
+    pub(super) fn live(&mut self) -> Result<Rc<Owners>, String> {
+        if let Some(live) = &self.live {
+            return Ok(Rc::clone(live));
+        }
+        let live = Rc::new(Owners::of(&self.issued));
+        if let Some(conflict) = live.conflict() {
+            return Err(format!("C13: {conflict}"));
+        }
+        self.live = Some(Rc::clone(&live));
+        Ok(live)
     }
 
-    fn pending(&self) -> &[Event] {
+    pub(super) fn pending(&self) -> &[Event] {
         &self.log[self.covered..self.at]
     }
 
-    fn owners(&mut self) -> &Owners {
+    pub(super) fn owners(&mut self) -> &Owners {
         self.owners.get_or_insert_with(|| Owners::of(&self.durable))
     }
 
     fn judge(&mut self, event: &Event) -> Result<(), String> {
         let Some(head) = Head::parse(&self.issued) else { return Ok(()) };
         match (event.what, event.purpose) {
-            (What::Write | What::Zeroes, Purpose::Data) => self.data(&head, event),
-            (What::Discard, _) => self.unowned(&head, event.offset, event.length, "R4: discard of"),
-            (What::Write, Purpose::Header) => self.header(&head, event),
-            (What::Write, Purpose::L1) => self.table(&head, event, 1),
-            (What::Write, Purpose::L2) => self.table(&head, event, 2),
-            (What::Write, Purpose::RefcountTable) => self.table(&head, event, 3),
-            (What::Write, Purpose::RefcountBlock) => self.block(&head, event),
+            (What::Sync { .. }, _) => Ok(()),
             (What::SetLength, _) => self.length(&head, event.offset),
-            _ => Ok(()),
+            (What::Discard, _) => self.unowned(&head, event.offset, event.length, "R4: discard of"),
+            (What::Write | What::Zeroes, Purpose::Data) => self.data(&head, event),
+            (What::Zeroes, _) => self.unlinked(&head, event),
+            (_, Purpose::Header) => self.header(&head, event),
+            (_, Purpose::L1) => self.table(&head, event, 1),
+            (_, Purpose::L2) => self.table(&head, event, 2),
+            (_, Purpose::RefcountTable) => self.table(&head, event, 3),
+            (_, Purpose::RefcountBlock) => self.block(&head, event),
+            (_, Purpose::Snapshots | Purpose::Bitmaps | Purpose::Encryption) => self.aside(&head, event),
         }
-    }
-
-    /// Who refers to `cluster` in the durable view, or in a replaced version that may still become durable.
-    fn possible_uses(&mut self, head: &Head, cluster: u64) -> Vec<Use> {
-        let mut uses = self.owners().uses(cluster).to_vec();
-        let wanted = cluster << head.cluster_bits;
-        for event in self.pending() {
-            let owner = match (event.what, event.purpose) {
-                (What::Write, Purpose::L2) => Use::Data { guest_cluster: u64::MAX },
-                (What::Write, Purpose::L1) => Use::L2 { l1_index: u64::MAX },
-                (What::Write, Purpose::RefcountTable) => Use::RefcountBlock { index: u64::MAX },
-                _ => continue,
-            };
-            // What is still in force shows in the issued view; here are the versions before.
-            let replaced = |i: usize| be64(&self.issued, event.offset as usize + i * 8) & OFFSET != wanted;
-            let mut entries = event.bytes.chunks_exact(8).enumerate();
-            if wanted != 0 && entries.any(|(i, e)| be64(e, 0) & OFFSET == wanted && replaced(i)) {
-                uses.push(owner);
-            }
-        }
-        uses
-    }
-
-    /// C13, R4: guest data goes to a cluster of the same guest range, or to one that nothing refers to.
-    fn data(&mut self, head: &Head, event: &Event) -> Result<(), String> {
-        let bits = head.cluster_bits;
-        let Some((from, to)) = event.guest else {
-            return self.no_metadata(head, event);
-        };
-        let live = self.live();
-        for cluster in event.offset >> bits..=(event.offset + event.length - 1) >> bits {
-            let guest = |u: &Use| matches!(u, Use::Data { guest_cluster: g } if g << bits < to && from < (g + 1) << bits);
-            let durable = self.owners().uses(cluster).to_vec();
-            if let Some(other) = durable.iter().chain(live.uses(cluster)).find(|u| !guest(u)) {
-                return Err(format!(
-                    "C13: data for another guest range over host cluster {cluster}: {other:?}"
-                ));
-            }
-            // A late write of a request that was inside when its cluster was dropped harms nobody.
-            if !self.threads
-                && durable.is_empty()
-                && live.uses(cluster).is_empty()
-                && !self.possible_uses(head, cluster).is_empty()
-            {
-                return Err(format!("R4: host cluster {cluster} may still be referred to"));
-            }
-        }
-        Ok(())
-    }
-
-    fn no_metadata(&mut self, head: &Head, event: &Event) -> Result<(), String> {
-        for cluster in
-            event.offset >> head.cluster_bits..=(event.offset + event.length - 1) >> head.cluster_bits
-        {
-            let uses = self.owners().uses(cluster);
-            if let Some(hit) = uses.iter().find(|u| !matches!(u, Use::Data { .. })) {
-                return Err(format!("C13: data over host cluster {cluster}: {hit:?}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// R4: nothing may refer to the range, now or after a power cut.
-    fn unowned(&mut self, head: &Head, offset: u64, length: u64, what: &str) -> Result<(), String> {
-        let live = self.live();
-        for cluster in offset >> head.cluster_bits..=(offset + length - 1) >> head.cluster_bits {
-            let mut uses = self.possible_uses(head, cluster);
-            uses.extend(live.uses(cluster));
-            if let Some(hit) = uses.first() {
-                return Err(format!("{what} host cluster {cluster}: {hit:?}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Nothing that is referred to is cut off.
-    fn length(&mut self, head: &Head, length: u64) -> Result<(), String> {
-        let end = (self.issued.len() as u64).div_ceil(head.cluster_bytes());
-        let first = length.div_ceil(head.cluster_bytes());
-        if first >= end {
-            return Ok(());
-        }
-        self.unowned(
-            head,
-            first << head.cluster_bits,
-            (end - first) << head.cluster_bits,
-            "the file is cut before",
-        )
     }
 
     /// R1, R2, R5 for each new pointer of a table sector.
     fn table(&mut self, head: &Head, event: &Event, level: u32) -> Result<(), String> {
-        if level == 2 && !self.live().uses(event.offset >> head.cluster_bits).iter().any(is_l2) {
+        if level == 2 && !self.owns_l2(head, event)? {
             // A table that nothing points to yet: R5 lets it be written in any order.
             return self.unlinked(head, event);
         }
-        if level != 2 && !self.is_live_table(head, event.offset, level) {
+        if level != 2 && !self.is_live_table(head, event.offset, event.length, level) {
             return self.unlinked(head, event);
         }
         let cluster_bits = head.cluster_bits;
@@ -222,7 +140,7 @@ impl Trace<'_> {
             let (old, new) = (be64(&self.issued, at), be64(entry, 0));
             if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
                 // A hole may become a cluster whose durable bytes are zeroes still.
-                let place = if level == 2 { self.place(head, at) } else { None };
+                let place = if level == 2 { self.place(head, at)? } else { None };
                 let zeroed = place.as_ref().is_some_and(|p| old & 1 != 0 || self.was_zeroed(p));
                 let kind = Target {
                     level,
@@ -232,30 +150,26 @@ impl Trace<'_> {
                 };
                 self.pointer(head, new, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             } else if level == 2 && new & OFFSET != 0 && old & 1 != 0 && new & 1 == 0 {
-                let kind = Target { level, zeroes_do: true, place: self.place(head, at), cluster_bits };
+                let kind = Target { level, zeroes_do: true, place: self.place(head, at)?, cluster_bits };
                 self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             }
         }
         Ok(())
     }
 
-    fn is_live_table(&self, head: &Head, offset: u64, level: u32) -> bool {
+    fn is_live_table(&self, head: &Head, offset: u64, length: u64, level: u32) -> bool {
         let (start, bytes) = match level {
             1 => (head.l1_offset, (head.l1_size * 8).div_ceil(SECTOR) * SECTOR),
             _ => (head.table_offset, head.table_clusters << head.cluster_bits),
         };
-        (start..start + bytes).contains(&offset)
-    }
-
-    fn unlinked(&mut self, head: &Head, event: &Event) -> Result<(), String> {
-        self.unowned(head, event.offset, event.length, "C13: new table over")
+        (start..start + bytes).contains(&offset) && offset + length <= start + bytes
     }
 
     /// The guest cluster of the L2 entry at `at`, and the event since which that entry stands.
-    fn place(&mut self, head: &Head, at: usize) -> Option<Place> {
-        let uses = self.live();
+    fn place(&mut self, head: &Head, at: usize) -> Result<Option<Place>, String> {
+        let uses = self.live()?;
         let table = uses.uses(at as u64 >> head.cluster_bits).iter().find(|u| is_l2(u));
-        let Some(Use::L2 { l1_index }) = table else { return None };
+        let Some(Use::L2 { l1_index }) = table else { return Ok(None) };
         let in_table = (at as u64 & (head.cluster_bytes() - 1)) / 8;
         let from = (l1_index * (head.cluster_bytes() / 8) + in_table) << head.cluster_bits;
         // Back over the versions of the table that hold the same entry, or to the data that it refers to:
@@ -267,7 +181,7 @@ impl Trace<'_> {
         let touches = |e: &Event| e.offset < target + head.cluster_bytes() && target < e.offset + e.length;
         let data = self.log[..self.at].iter().rposition(|e| e.purpose == Purpose::Data && touches(e));
         let since = if target == 0 { since } else { since.min(data.unwrap_or(since)) };
-        Some(Place { from, to: (from + head.cluster_bytes()).min(head.size), since, at })
+        Ok(Some(Place { from, to: (from + head.cluster_bytes()).min(head.size), since, at }))
     }
 
     /// The values of the entry at `at`, newest first, back to the one in force at event `from`, with the
@@ -336,7 +250,7 @@ impl Trace<'_> {
         let touches = |e: &Event| e.offset < to && from < e.offset + e.length;
         let Some(last) = self.log[..self.covered].iter().rposition(touches) else { return false };
         let event = &self.log[last];
-        match (kind.level, &kind.place, event.guest) {
+        match (kind.level, &kind.place, event.request.and_then(|r| r.guest)) {
             (1, ..) => event.purpose == Purpose::L2,
             (2, Some(place), Some((first, end))) => {
                 // The cluster has not been dropped and taken again in between.
@@ -353,12 +267,15 @@ impl Trace<'_> {
     fn block(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         let durable = Head::parse(&self.durable).ok_or("no durable header")?;
         let home = event.offset >> head.cluster_bits;
-        let uses = self.live();
+        let uses = self.live()?;
         let Some(Use::RefcountBlock { index }) =
             uses.uses(home).iter().find(|u| matches!(u, Use::RefcountBlock { .. })).copied()
         else {
             return self.unlinked(head, event);
         };
+        if (event.offset + event.length - 1) >> head.cluster_bits != home {
+            return Err("C13: a refcount block is written past its end".into());
+        }
         if durable.dirty || head.dirty {
             return Ok(());
         }
@@ -381,6 +298,7 @@ impl Trace<'_> {
 
     /// R5, R6: what a new header names is durable, and so is everything when the dirty bit goes.
     fn header(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        self.header_place(head, event)?;
         if event.offset != 0 {
             return Ok(());
         }
@@ -407,6 +325,6 @@ impl Trace<'_> {
     }
 }
 
-fn is_l2(owner: &Use) -> bool {
+pub(super) fn is_l2(owner: &Use) -> bool {
     matches!(owner, Use::L2 { .. })
 }

@@ -50,7 +50,7 @@ impl Runner {
         let tag = self.next_tag;
         self.next_tag += 1;
         let before = self.recorder.log_length();
-        let (range, zeroes) = touched_bytes(&op);
+        let (range, zeroes) = touched_bytes(&op, self.expect.size());
         self.expect.begin(&op, tag);
         let running = self.expect.clone();
         let recorder = self.recorder.clone();
@@ -127,15 +127,25 @@ impl Runner {
 /// First and one past the last guest byte of something.
 pub type Bytes = Option<(u64, u64)>;
 
-/// Guest bytes that an operation touches, and those that it zeroes or drops.
-pub fn touched_bytes(op: &Op) -> (Bytes, Bytes) {
+/// Guest bytes that an operation touches on a disk of `size` sectors, and those that it zeroes or drops.
+pub fn touched_bytes(op: &Op, size: u64) -> (Bytes, Bytes) {
     let range = op.range().map(|(s, n)| (s * SECTOR, (s + n) * SECTOR));
-    let zeroes = match *op {
-        Op::Zero { .. } | Op::Discard { .. } => range,
-        Op::Resize { sectors } => Some((sectors * SECTOR, u64::MAX)),
-        _ => None,
-    };
-    (range, zeroes)
+    match *op {
+        Op::Zero { .. } | Op::Discard { .. } => (range, range),
+        Op::Resize { sectors } => resized_bytes(size * SECTOR, sectors * SECTOR),
+        _ => (range, None),
+    }
+}
+
+/// As `touched_bytes`, for a change of the size: a disk that grows over its backing file writes zeroes.
+pub fn resized_bytes(old: u64, new: u64) -> (Bytes, Bytes) {
+    (Some((old.min(new), u64::MAX)), Some((new, u64::MAX)))
+}
+
+/// As `apply_plain`, as a request on `recorder`.
+pub fn apply_recorded(recorder: &Recorder, handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
+    let (range, zeroes) = touched_bytes(op, handle.disk().length() / SECTOR);
+    recorder.request(range, zeroes, || apply_plain(handle, op, tag))
 }
 
 /// An operation that needs no new handle.

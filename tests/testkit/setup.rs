@@ -1,6 +1,6 @@
 //! An image to test on: its geometry, how it is opened, what is below it; and sectors that name themselves.
 
-use super::recorder::Recorder;
+use super::recorder::{as_request, Recorder};
 use super::SECTOR;
 use qcow2::error::Result;
 use qcow2::ops::create::create;
@@ -173,7 +173,9 @@ pub fn tag_of(bytes: &[u8], sector: u64) -> u32 {
 pub fn write(handle: &Handle, sector: u64, count: u64, tag: u32, fua: bool) -> Result<()> {
     let mut bytes = vec![0; (count * SECTOR) as usize];
     fill(&mut bytes, sector, tag);
-    handle.disk().write(sector * SECTOR, &[IoSlice::new(&bytes)], fua)
+    as_request(Some((sector * SECTOR, (sector + count) * SECTOR)), || {
+        handle.disk().write(sector * SECTOR, &[IoSlice::new(&bytes)], fua)
+    })
 }
 
 /// The tags of `count` sectors.

@@ -3,11 +3,11 @@
 
 use super::cut::{CrashState, Cutter, Keep};
 use super::ops::Op;
+use super::oracle;
 use super::overlay::Overlay;
 use super::rng::Rng;
 use super::runner::Runner;
 use super::setup::{self, Setup, BAD_TAG};
-use super::{oracle, rules};
 use qcow2::ops::check::{check, CheckOptions};
 use qcow2::storage::Storage;
 use std::collections::{HashMap, HashSet};
@@ -46,7 +46,7 @@ pub fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> 
     }
     runner.check_live()?;
     let log = runner.recorder.log();
-    rules::check_trace(&runner.recorder)?;
+    runner.recorder.judge()?;
     let mut count = Count::default();
     let mut cutter = Cutter::new(runner.recorder.base(), &log);
     let mut known: HashMap<u64, Arc<Vec<u32>>> = HashMap::new();

@@ -1,0 +1,114 @@
+//! The kit's own checks fail where they should: a recording that ends is judged, whatever the test looked at.
+
+mod testkit;
+
+use qcow2::storage::{Purpose, Storage};
+use std::io::IoSlice;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+use testkit::oracle::{Head, Owners, Use};
+use testkit::recorder::{as_request, Recorder};
+use testkit::setup::{self, Setup};
+use testkit::SECTOR;
+
+/// A clean image with two clusters of data, guest clusters 0 and 1.
+fn recorder() -> Arc<Recorder> {
+    Setup { prefill: 2, ..Setup::default() }.recorder()
+}
+
+/// What the end of a recording says after `act` on it.
+fn verdict(act: impl FnOnce(&Recorder)) -> Result<(), String> {
+    let recorder = recorder();
+    act(&recorder);
+    let end = catch_unwind(AssertUnwindSafe(|| drop(recorder)));
+    end.map_err(|panic| panic.downcast_ref::<String>().cloned().expect("a text"))
+}
+
+fn host_of(recorder: &Recorder, wanted: Use) -> u64 {
+    let owners = Owners::of(recorder.base());
+    let mut hosts = owners.0.iter().filter(|(_, uses)| uses.contains(&wanted)).map(|(c, _)| *c);
+    hosts.next().expect("the image has it") * SECTOR
+}
+
+fn write(recorder: &Recorder, purpose: Purpose, offset: u64, bytes: &[u8]) {
+    recorder.write(purpose, offset, &[IoSlice::new(bytes)]).unwrap();
+}
+
+#[track_caller]
+fn breaks(rule: &str, act: impl FnOnce(&Recorder)) {
+    let e = verdict(act).expect_err("a broken rule goes unnoticed");
+    assert!(e.contains(rule), "{e}");
+}
+
+#[test]
+fn a_recording_without_a_fault_passes() {
+    verdict(|_| {}).unwrap();
+    let recorder = recorder();
+    let handle = Setup::default().open(recorder.clone()).unwrap();
+    setup::write(&handle, 0, 4, 1, false).unwrap();
+    handle.close().unwrap();
+    assert!(recorder.log_length() > 0);
+    drop(recorder);
+    let ordinary = |recorder: &Recorder| {
+        let host = host_of(recorder, Use::Data { guest_cluster: 1 });
+        as_request(Some((SECTOR, 2 * SECTOR)), || write(recorder, Purpose::Data, host, &[1; 512]));
+    };
+    verdict(ordinary).unwrap();
+}
+
+#[test]
+fn guest_data_is_held_against_its_owner() {
+    for table in [Use::Header, Use::L1, Use::L2 { l1_index: 0 }, Use::RefcountTable] {
+        breaks("C13", |recorder| {
+            let host = host_of(recorder, table);
+            as_request(Some((0, SECTOR)), || write(recorder, Purpose::Data, host, &[1; 512]));
+        });
+    }
+    breaks("C13: data of another guest range", |recorder| {
+        let host = host_of(recorder, Use::Data { guest_cluster: 1 });
+        as_request(Some((0, SECTOR)), || write(recorder, Purpose::Data, host, &[1; 512]));
+    });
+    breaks("outside a request", |recorder| {
+        let host = host_of(recorder, Use::Data { guest_cluster: 1 });
+        write(recorder, Purpose::Data, host, &[1; 512]);
+    });
+}
+
+#[test]
+fn metadata_is_held_against_its_owner() {
+    for purpose in
+        [Purpose::L1, Purpose::L2, Purpose::RefcountBlock, Purpose::RefcountTable, Purpose::Snapshots]
+    {
+        breaks("C13", |recorder| {
+            let host = host_of(recorder, Use::Data { guest_cluster: 1 });
+            write(recorder, purpose, host, &[0; 512]);
+        });
+    }
+    breaks("C8", |recorder| {
+        let mut sector = recorder.base()[..512].to_vec();
+        sector[120] ^= 1;
+        write(recorder, Purpose::Header, 0, &sector);
+    });
+}
+
+#[test]
+fn a_cluster_with_two_owners_is_found_at_the_end() {
+    breaks("more than one owner", |recorder| {
+        let table = host_of(recorder, Use::L2 { l1_index: 0 });
+        let mut bytes = recorder.base()[table as usize..][..512].to_vec();
+        bytes.copy_within(0..8, 8);
+        write(recorder, Purpose::L2, table, &bytes);
+    });
+}
+
+#[test]
+fn only_an_explicit_word_leaves_a_recording_unjudged() {
+    let hit = |recorder: &Recorder| write(recorder, Purpose::L2, 0, &[0; 512]);
+    assert!(verdict(hit).is_err());
+    let excused = |recorder: &Recorder| {
+        recorder.leave_unjudged("this test breaks the rules on purpose");
+        hit(recorder);
+    };
+    verdict(excused).unwrap();
+    assert!(Head::parse(recorder().base()).is_some());
+}

@@ -1,0 +1,147 @@
+//! Who may write where (story C13): every write of a trace, guest data too, against the owner of its clusters.
+
+use super::oracle::{be32, be64, Head, Use, OFFSET};
+use super::recorder::{Event, What};
+use super::rules::{is_l2, Trace};
+use qcow2::storage::Purpose;
+
+/// Fixed fields of the header that the library knows: what follows stays as it is, byte for byte.
+const KNOWN_BYTES: [usize; 2] = [72, 104];
+
+impl Trace<'_> {
+    /// Who refers to `cluster` in the durable view, or in a replaced version that may still become durable.
+    pub(super) fn possible_uses(&mut self, head: &Head, cluster: u64) -> Vec<Use> {
+        let mut uses = self.owners().uses(cluster).to_vec();
+        let wanted = cluster << head.cluster_bits;
+        for event in self.pending() {
+            let owner = match (event.what, event.purpose) {
+                (What::Write, Purpose::L2) => Use::Data { guest_cluster: u64::MAX },
+                (What::Write, Purpose::L1) => Use::L2 { l1_index: u64::MAX },
+                (What::Write, Purpose::RefcountTable) => Use::RefcountBlock { index: u64::MAX },
+                _ => continue,
+            };
+            // What is still in force shows in the issued view; here are the versions before.
+            let replaced = |i: usize| be64(&self.issued, event.offset as usize + i * 8) & OFFSET != wanted;
+            let mut entries = event.bytes.chunks_exact(8).enumerate();
+            if wanted != 0 && entries.any(|(i, e)| be64(e, 0) & OFFSET == wanted && replaced(i)) {
+                uses.push(owner);
+            }
+        }
+        uses
+    }
+
+    /// C13, R4: guest data goes to a cluster of the same guest range, or to one that nothing refers to.
+    pub(super) fn data(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        let bits = head.cluster_bits;
+        let Some(request) = event.request else {
+            return Err("guest data outside a request: nobody can tell whose it is".into());
+        };
+        let Some((from, to)) = request.guest else {
+            // Room that a resize prepares.
+            return self.unowned(head, event.offset, event.length, "C13: data of no guest range over");
+        };
+        let live = self.live()?;
+        for cluster in event.offset >> bits..=(event.offset + event.length - 1) >> bits {
+            let guest = |u: &Use| matches!(u, Use::Data { guest_cluster: g } if g << bits < to && from < (g + 1) << bits);
+            let durable = self.owners().uses(cluster).to_vec();
+            if let Some(other) = durable.iter().chain(live.uses(cluster)).find(|u| !guest(u)) {
+                return Err(format!(
+                    "C13: data of another guest range over host cluster {cluster}: {other:?}"
+                ));
+            }
+            // A late write of a request that was inside when its cluster was dropped harms nobody.
+            if !self.threads
+                && durable.is_empty()
+                && live.uses(cluster).is_empty()
+                && !self.possible_uses(head, cluster).is_empty()
+            {
+                return Err(format!("R4: host cluster {cluster} may still be referred to"));
+            }
+        }
+        Ok(())
+    }
+
+    /// R4: nothing may refer to the range, now or after a power cut.
+    pub(super) fn unowned(
+        &mut self,
+        head: &Head,
+        offset: u64,
+        length: u64,
+        what: &str,
+    ) -> Result<(), String> {
+        let live = self.live()?;
+        for cluster in offset >> head.cluster_bits..=(offset + length - 1) >> head.cluster_bits {
+            let mut uses = self.possible_uses(head, cluster);
+            uses.extend(live.uses(cluster));
+            if let Some(owner) = uses.first() {
+                return Err(format!("{what} host cluster {cluster}: {owner:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// R5: a table that nothing points to is written over nobody's clusters.
+    pub(super) fn unlinked(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        self.unowned(head, event.offset, event.length, "C13: new table over")
+    }
+
+    /// Nothing that is referred to is cut off.
+    pub(super) fn length(&mut self, head: &Head, length: u64) -> Result<(), String> {
+        let end = (self.issued.len() as u64).div_ceil(head.cluster_bytes());
+        let first = length.div_ceil(head.cluster_bytes());
+        if first >= end {
+            return Ok(());
+        }
+        let (from, bytes) = (first << head.cluster_bits, (end - first) << head.cluster_bits);
+        self.unowned(head, from, bytes, "the file is cut before")
+    }
+
+    /// Whether a write of an L2 table goes to a live one, which must be the disk's alone.
+    pub(super) fn owns_l2(&mut self, head: &Head, event: &Event) -> Result<bool, String> {
+        let live = self.live()?;
+        let cluster = event.offset >> head.cluster_bits;
+        let uses = live.uses(cluster);
+        if !uses.iter().any(is_l2) {
+            return Ok(false);
+        }
+        if (event.offset + event.length - 1) >> head.cluster_bits != cluster {
+            return Err("C13: an L2 table is written past its end".into());
+        }
+        match uses.iter().find(|u| !is_l2(u)) {
+            Some(other) => Err(format!("C5: the L2 table is not the disk's alone: {other:?}")),
+            None => Ok(true),
+        }
+    }
+
+    /// Snapshots, bitmaps and keys are written to their own clusters or to nobody's.
+    pub(super) fn aside(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        let live = self.live()?;
+        let own = |u: &Use| matches!(u, Use::Snapshots) && event.purpose == Purpose::Snapshots;
+        for cluster in
+            event.offset >> head.cluster_bits..=(event.offset + event.length - 1) >> head.cluster_bits
+        {
+            if let Some(other) = live.uses(cluster).iter().find(|u| !own(u)) {
+                return Err(format!("C13: {:?} over host cluster {cluster}: {other:?}", event.purpose));
+            }
+        }
+        Ok(())
+    }
+
+    /// C13, C8: a header stays in its cluster, and leaves what it does not know as it is.
+    pub(super) fn header_place(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        let end = event.offset + event.length;
+        if end > head.cluster_bytes() {
+            return Err(format!("C13: a header of {end} bytes is longer than its cluster"));
+        }
+        let known = KNOWN_BYTES[usize::from(head.version >= 3)];
+        for at in known.max(event.offset as usize)..end as usize {
+            let (old, new) =
+                (self.issued.get(at).copied().unwrap_or(0), event.bytes[at - event.offset as usize]);
+            if old != new {
+                let length = if head.version >= 3 { be32(&self.issued, 100) } else { 72 };
+                return Err(format!("C8: byte {at} of the header changes, its fields end at {length}"));
+            }
+        }
+        Ok(())
+    }
+}
