@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 use testkit::race::{at_each_call, describe, Part, Played, Point, Scene};
 use testkit::recorder::Kind;
+use testkit::rng::{base_seed, effort, hash_bytes, Rng};
 use testkit::rows::{named, Row, ROWS};
 use testkit::setup::{self, Mode, Setup};
 use testkit::sweep::check_clean;
@@ -53,7 +54,7 @@ impl Covered {
     }
 }
 
-/// Cache modes, eager and lazy, with and without a backing disk, large and small caches and clusters.
+/// Cache modes, eager and lazy, with and without a backing disk and a snapshot, large and small caches and clusters.
 fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
     for mode in [Mode::Writeback, Mode::MetadataWritethrough] {
@@ -61,14 +62,10 @@ fn scenes() -> Vec<Scene> {
             for backing in [None, Some(80)] {
                 let tiny_cache = lazy == backing.is_some();
                 let cluster_bits = if backing.is_some() && mode == Mode::Writeback { 10 } else { 9 };
-                scenes.push(Scene::new(Setup {
-                    cluster_bits,
-                    lazy,
-                    mode,
-                    backing,
-                    tiny_cache,
-                    ..Setup::default()
-                }));
+                let setup = Setup { cluster_bits, lazy, mode, backing, tiny_cache, ..Setup::default() };
+                // Entries that are shared with a snapshot: every write is an allocating one, and tables are copied.
+                let snapshot = lazy == (mode == Mode::Writeback) && backing.is_none();
+                scenes.push(Scene::new(setup, snapshot));
             }
         }
     }
@@ -80,20 +77,30 @@ fn every_pair_with_the_first_one_parked() {
     let scenes = scenes();
     let mut jobs: Vec<(&Scene, &'static Row, &'static Row)> = Vec::new();
     for scene in &scenes {
-        let fitting = || ROWS.iter().filter(|r| (r.fits)(&scene.setup));
+        let fitting = || ROWS.iter().filter(|r| (r.fits)(scene));
         jobs.extend(fitting().flat_map(|a| fitting().map(move |b| (scene, a, b))));
     }
     let covered = Covered::default();
+    let seed = base_seed();
     on_threads(&jobs, |(scene, first, second)| {
+        let mut rng = Rng::new(seed ^ hash_bytes(format!("{} {}", first.name, second.name).as_bytes()));
+        // Whoever comes to a request that is alone waits at the gate, wherever it is parked: two kinds of
+        // requests try it at every call, the others at some.
+        let some = effort() == 1 && first.alone && !["read", "allocating write"].contains(&second.name);
         for base in [false, true] {
             at_each_call(base, None, |point| {
+                if some && !rng.one_in(10) {
+                    return Ok(true);
+                }
                 let parts = [Part { row: first, point: Some(point) }, Part { row: second, point: None }];
                 let played = covered.play(scene, &parts, &[0])?;
                 let (parked, passed) = (played.parked & 1 != 0, played.beside & 2 != 0);
                 // The contested table is in memory; those afar may be under load.
-                let must_pass = parked && second.name == "read" && !first.alone && !first.loads;
-                match must_pass && !passed {
-                    true => Err(format!("a reader waits: {}", describe(&parts))),
+                let must_pass = second.name == "read" && !first.alone && !first.loads;
+                // A commit ends with a flush beside others.
+                let must_wait = first.alone && first.name != "commit";
+                match parked && (must_pass && !passed || must_wait && passed) {
+                    true => Err(format!("passed: {passed}: {}\n{:?}", describe(&parts), scene.setup)),
                     false => Ok(parked),
                 }
             })?;
@@ -102,10 +109,10 @@ fn every_pair_with_the_first_one_parked() {
     });
     let (parked, beside) = (covered.parked.into_inner(), covered.beside.into_inner());
     testkit::tell!(
-        "{} pairs; in {parked} races the first request was parked, in {beside} the second one passed it",
+        "{} pairs, seed {seed}; in {parked} races the first request was parked, in {beside} the second one passed it",
         jobs.len()
     );
-    assert!(parked > 10 * jobs.len() as u64 && beside > parked / 10, "the requests were not caught");
+    assert!(parked > 5 * jobs.len() as u64 && beside > parked / 10, "the requests were not caught");
 }
 
 /// Three threads and one table page: the first has it between memory and the file, the second changes it or
@@ -117,7 +124,7 @@ fn a_page_in_hand_is_waited_for() {
     let changing = ["allocating write", "FUA write", "zero and unmap", "discard", "flush"].map(named);
     let third = ["read afar", "write afar", "flush", "FUA zero", "read"].map(named);
     let mut jobs = Vec::new();
-    let scene = |mode, lazy| Scene::new(Setup { mode, lazy, tiny_cache: true, ..Setup::default() });
+    let scene = |mode, lazy| Scene::new(Setup { mode, lazy, tiny_cache: true, ..Setup::default() }, false);
     let scenes = [Mode::Writeback, Mode::MetadataWritethrough].map(|m| [false, true].map(|l| scene(m, l)));
     for scene in scenes.iter().flatten() {
         for first in in_hand {

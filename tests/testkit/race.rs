@@ -3,12 +3,11 @@
 //! of the operations that agrees with when each began and ended.
 
 use super::recorder::{act_as, Recorder};
-use super::rows::{self, Gives, Promise, Row, Seen, GROWN, SHRUNK, SIZE};
+use super::rows::{self, Gives, Promise, Row, GROWN, SHRUNK, SIZE};
 use super::setup::{self, Mode, Setup, BAD_TAG};
 use super::sweep::check_clean;
 use super::{oracle, SECTOR};
 use qcow2::error::ErrorKind;
-use qcow2::image::Disk;
 use qcow2::ops::handle::Handle;
 use qcow2::storage::memory::Memory;
 use qcow2::storage::Purpose;
@@ -30,6 +29,8 @@ const EARLIER: [(u64, u64, u32); 2] = [(41, 2, 9), (60, 2, 10)];
 /// An image on which races run, prepared once.
 pub struct Scene {
     pub setup: Setup,
+    /// It has an internal snapshot of what it holds.
+    pub snapshot: bool,
     image: Vec<u8>,
     base: Vec<u8>,
     /// What each compared sector holds, before and after the write that is under way when a race begins.
@@ -56,17 +57,11 @@ pub struct Part {
 }
 
 /// What the threads of a race use.
-pub struct Stage {
-    pub handle: Handle,
+struct Stage {
+    handle: Handle,
     recorder: Arc<Recorder>,
     base: Arc<Recorder>,
     clock: AtomicU64,
-}
-
-impl Stage {
-    pub fn disk(&self) -> &Disk {
-        self.handle.disk()
-    }
 }
 
 /// One operation as it ran.
@@ -75,7 +70,8 @@ struct Ran {
     tag: u32,
     began: u64,
     ended: u64,
-    seen: Seen,
+    /// Sectors and the tags that it read there.
+    seen: Vec<(u64, u32)>,
     /// What the medium held for sure when it returned, if it promised something.
     promised: Option<Vec<u8>>,
     /// Its range was past the end: it did nothing.
@@ -99,12 +95,12 @@ pub struct Played {
 }
 
 impl Scene {
-    pub fn new(setup: Setup) -> Scene {
+    pub fn new(setup: Setup, snapshot: bool) -> Scene {
         let setup = Setup { sectors: SIZE, prefill: 52, ..setup };
         let storage = Arc::new(Memory::new(setup.create()));
         let base = setup.backing.map(setup::backing_bytes).unwrap_or_default();
         let handle = setup.open(storage.clone()).expect("open");
-        rows::prepare(&handle).expect("prepare");
+        rows::prepare(&handle, snapshot).expect("prepare");
         let initial = setup::read_all(&handle).expect("read");
         handle.close().expect("close");
         let grow = |mut tags: Vec<u32>| {
@@ -114,7 +110,7 @@ impl Scene {
         let mut before = initial.clone();
         EARLIER.iter().for_each(|(s, n, tag)| before[*s as usize..][..*n as usize].fill(*tag));
         let image = storage.contents();
-        Scene { setup, image, base, initial: grow(initial), before: grow(before) }
+        Scene { setup, snapshot, image, base, initial: grow(initial), before: grow(before) }
     }
 
     fn read(&self, handle: &Handle) -> Result<Vec<u32>, String> {
@@ -200,12 +196,18 @@ impl Scene {
             _ => None,
         };
         let began = stage.clock.fetch_add(1, Ordering::SeqCst);
-        let answer = stage.recorder.request(range, zeroes, || (row.run)(stage, row, tag));
-        let refused = matches!(&answer, Err(e) if e.kind() == ErrorKind::PastEnd);
-        let seen = match answer {
-            Err(_) if refused => Seen::new(),
-            other => other.map_err(|e| format!("{}: {e}", row.name))?,
-        };
+        let answer = stage.recorder.request(range, zeroes, || (row.run)(&stage.handle, row, tag));
+        let gone = [ErrorKind::PastEnd, ErrorKind::NotFound];
+        let refused = matches!(&answer, Err(e) if gone.contains(&e.kind()));
+        let mut seen = Vec::new();
+        let told = |e| format!("{}: {e}", row.name);
+        answer.or_else(|e| if refused { Ok(()) } else { Err(e) }).map_err(told)?;
+        for (first, count) in row.reads {
+            match setup::read(&stage.handle, *first, *count) {
+                Err(e) if e.kind() == ErrorKind::PastEnd => {}
+                tags => seen.extend((*first..).zip(tags.map_err(told)?)),
+            }
+        }
         let promised = match (self.promise(row), self.setup.mode) {
             (Promise::Nothing, _) => None,
             (Promise::Own, Mode::MetadataWritethrough) if row.promise == Promise::Nothing => {
@@ -291,7 +293,10 @@ impl Scene {
             if values.contains(&tag) && !ran.iter().any(|r| touches(r, sector)) {
                 continue;
             }
-            values = orders.iter().flat_map(|o| outcomes(ran, o, sector, values.clone())).collect();
+            values = orders
+                .iter()
+                .flat_map(|o| outcomes(ran, o, (sector, self.initial[sector as usize]), values.clone()))
+                .collect();
             if half_shrunk && sector >= SHRUNK {
                 // Dropped entries show what is below until the size has changed.
                 values.push(self.setup.below(sector));
@@ -305,8 +310,12 @@ impl Scene {
 }
 
 fn touches(part: &Ran, sector: u64) -> bool {
+    if part.refused {
+        return false;
+    }
     part.row.ranges.iter().any(|(first, count)| (*first..first + count).contains(&sector))
         || part.row.gives == Gives::Shrunk && sector >= SHRUNK
+        || part.row.gives == Gives::Initial
 }
 
 /// Every order of the parts `must` and of some of `may` that agrees with when they began and ended.
@@ -327,20 +336,16 @@ fn orders(ran: &[Ran], must: u32, may: u32) -> Vec<Vec<usize>> {
     found
 }
 
-fn outcomes(ran: &[Ran], order: &[usize], sector: u64, mut values: Vec<u32>) -> Vec<u32> {
-    let mut cut = false;
+fn outcomes(ran: &[Ran], order: &[usize], (sector, initial): (u64, u32), mut values: Vec<u32>) -> Vec<u32> {
     for part in order.iter().map(|i| &ran[*i]).filter(|p| touches(p, sector)) {
         match part.row.gives {
             Gives::Nothing => {}
             Gives::Tag => values = vec![part.tag],
             Gives::Zero => values = vec![0],
             Gives::MayZero => values.push(0),
-            Gives::Shrunk => (cut, values) = (true, vec![0]),
+            Gives::Shrunk => values = vec![0],
+            Gives::Initial => values = vec![initial],
         }
-    }
-    // What is written past the end of a shrunk disk is refused.
-    if cut {
-        values.push(0);
     }
     values
 }

@@ -1,14 +1,15 @@
 //! The operations that race with each other: one row each. A new kind of request is one more row.
 
-use super::race::Stage;
-use super::setup::{self, Setup};
+use super::race::Scene;
+use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
-use qcow2::image::{Disk, ZeroFlags};
+use qcow2::image::{Disk, NewSnapshot, ZeroFlags};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::commit::commit;
-use qcow2::ops::handle::close_image;
+use qcow2::ops::handle::{close_image, Handle};
 use qcow2::ops::resize::resize;
+use qcow2::ops::snapshot::{self, Wanted};
 use qcow2::options::Preallocation;
 
 /// Sectors of the disk at first, after a shrink (the contested ones are past it), and after a growth that
@@ -30,6 +31,8 @@ pub enum Gives {
     MayZero,
     /// Zeroes past `SHRUNK`, if they are read at all.
     Shrunk,
+    /// What they held when the scene was prepared, everywhere.
+    Initial,
 }
 
 /// What is durable when an operation returns, whatever the cache mode.
@@ -42,14 +45,13 @@ pub enum Promise {
     All,
 }
 
-/// Sectors and the tags that were read there.
-pub type Seen = Vec<(u64, u32)>;
-
 /// See the module.
 pub struct Row {
     pub name: &'static str,
-    /// First sectors and counts.
+    /// First sectors and counts of what it changes.
     pub ranges: &'static [(u64, u64)],
+    /// And of what it reads when it has run.
+    pub reads: &'static [(u64, u64)],
     pub gives: Gives,
     pub promise: Promise,
     /// It keeps all others out.
@@ -58,91 +60,116 @@ pub struct Row {
     pub loads: bool,
     /// From this sector on it drops what is there, besides what `gives` says.
     pub drops: Option<u64>,
-    pub run: fn(&Stage, &Row, u32) -> Result<Seen>,
-    pub fits: fn(&Setup) -> bool,
+    pub run: fn(&Handle, &Row, u32) -> Result<()>,
+    pub fits: fn(&Scene) -> bool,
 }
 
-/// A row that fits every setup and gives nothing.
-const fn row(name: &'static str, run: fn(&Stage, &Row, u32) -> Result<Seen>) -> Row {
-    let (gives, promise) = (Gives::Nothing, Promise::Nothing);
-    Row { name, ranges: &[], gives, promise, alone: false, loads: false, drops: None, run, fits: |_| true }
-}
+/// A row that does nothing.
+const NONE: Row = Row {
+    name: "",
+    ranges: &[],
+    reads: &[],
+    gives: Gives::Nothing,
+    promise: Promise::Nothing,
+    alone: false,
+    loads: false,
+    drops: None,
+    run: |_, _, _| Ok(()),
+    fits: |_| true,
+};
 
-const fn change(
-    name: &'static str,
-    ranges: &'static [(u64, u64)],
-    gives: Gives,
-    run: fn(&Stage, &Row, u32) -> Result<Seen>,
-) -> Row {
-    Row { ranges, gives, ..row(name, run) }
-}
+const ALONE: Row = Row { promise: Promise::All, alone: true, ..NONE };
+const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle, row, tag, false), ..NONE };
 
 /// Sectors in tables of their own, away from the contested ones: whoever uses them makes a small cache let go
 /// of the contested table.
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 18] = [
-    change("write in place", &[(40, 12)], Gives::Tag, |stage, row, tag| write(stage, row, tag, false)),
-    change("allocating write", &[(50, 12)], Gives::Tag, |stage, row, tag| write(stage, row, tag, false)),
+pub static ROWS: [Row; 21] = [
+    Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
+    Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
+        name: "FUA write",
+        ranges: &[(47, 9)],
         promise: Promise::Own,
-        ..change("FUA write", &[(47, 9)], Gives::Tag, |stage, row, tag| write(stage, row, tag, true))
+        run: |handle, row, tag| write(handle, row, tag, true),
+        ..WRITE
     },
-    change("zero", &[(40, 24)], Gives::Zero, |stage, row, _| zero(stage, row, false, false)),
-    change("zero and unmap", &[(41, 22)], Gives::Zero, |stage, row, _| zero(stage, row, true, false)),
+    Row { name: "write afar", ranges: AFAR, loads: true, ..WRITE },
+    Row { name: "write to a new table", ranges: &[(260, 3)], loads: true, ..WRITE },
     Row {
+        name: "zero",
+        ranges: &[(40, 24)],
+        gives: Gives::Zero,
+        run: |handle, row, _| zero(handle, row, false, false),
+        ..NONE
+    },
+    Row {
+        name: "zero and unmap",
+        ranges: &[(41, 22)],
+        gives: Gives::Zero,
+        run: |handle, row, _| zero(handle, row, true, false),
+        ..NONE
+    },
+    Row {
+        name: "FUA zero",
+        ranges: &[(44, 12)],
+        gives: Gives::Zero,
         promise: Promise::Own,
-        ..change("FUA zero", &[(44, 12)], Gives::Zero, |stage, row, _| zero(stage, row, true, true))
+        run: |handle, row, _| zero(handle, row, true, true),
+        ..NONE
     },
-    change("discard", &[(40, 24)], Gives::MayZero, |stage, row, _| {
-        let (sector, count) = row.ranges[0];
-        stage.disk().discard(sector * SECTOR, count * SECTOR).map(|()| Seen::new())
-    }),
-    Row { promise: Promise::All, ..row("flush", |stage, _, _| stage.disk().flush().map(|()| Seen::new())) },
     Row {
-        promise: Promise::All,
-        alone: true,
+        name: "discard",
+        ranges: &[(40, 24)],
+        gives: Gives::MayZero,
+        run: |handle, row, _| {
+            let (sector, count) = row.ranges[0];
+            handle.disk().discard(sector * SECTOR, count * SECTOR)
+        },
+        ..NONE
+    },
+    Row { name: "flush", promise: Promise::All, run: |handle, _, _| handle.disk().flush(), ..NONE },
+    Row { name: "read", reads: &[(36, 30)], loads: true, ..NONE },
+    Row { name: "read afar", reads: AFAR, loads: true, ..NONE },
+    Row {
+        name: "grow",
         drops: Some(SIZE),
-        ..row("grow", |stage, _, _| {
-            resize(&stage.handle, GROWN * SECTOR, Preallocation::Off).map(|()| Seen::new())
-        })
+        run: |handle, _, _| resize(handle, GROWN * SECTOR, Preallocation::Off),
+        ..ALONE
     },
     Row {
-        promise: Promise::All,
-        alone: true,
+        name: "shrink",
+        gives: Gives::Shrunk,
         drops: Some(SHRUNK),
-        ..change("shrink", &[(SHRUNK, SIZE - SHRUNK)], Gives::Shrunk, |stage, _, _| {
-            resize(&stage.handle, SHRUNK * SECTOR, Preallocation::Off).map(|()| Seen::new())
-        })
+        run: |handle, _, _| resize(handle, SHRUNK * SECTOR, Preallocation::Off),
+        ..ALONE
     },
-    Row { alone: true, ..row("check", check) },
+    Row { name: "check", promise: Promise::Nothing, run: check, ..ALONE },
+    Row { name: "reopen", run: |handle, _, _| handle.reopen(false, false, &[], None), ..ALONE },
+    Row { name: "close", run: close, ..ALONE },
     Row {
-        promise: Promise::All,
-        alone: true,
-        ..row("reopen", |stage, _, _| stage.handle.reopen(false, false, &[], None).map(|()| Seen::new()))
-    },
-    Row { promise: Promise::All, alone: true, ..row("close", close) },
-    Row {
-        promise: Promise::All,
-        alone: true,
+        name: "commit",
         drops: Some(0),
-        fits: |setup| setup.backing.is_some(),
-        ..row("commit", |stage, _, _| {
-            commit(&stage.handle, false, None, &mut |_, _| true).map(|()| Seen::new())
-        })
+        run: |handle, _, _| commit(handle, false, None, &mut |_, _| true),
+        fits: |scene| scene.setup.backing.is_some() && !scene.snapshot,
+        ..ALONE
     },
-    Row { loads: true, ..row("read", |stage, _, _| read(stage, &[(36, 30)])) },
-    Row { loads: true, ..row("read afar", |stage, _, _| read(stage, AFAR)) },
+    Row { name: "snapshot", run: |handle, _, _| snapshot::create(handle, &snapshot_named("later")), ..ALONE },
     Row {
-        loads: true,
-        ..change("write afar", AFAR, Gives::Tag, |stage, row, tag| write(stage, row, tag, false))
+        name: "apply snapshot",
+        gives: Gives::Initial,
+        drops: Some(0),
+        run: |handle, _, _| snapshot::apply(handle, FIRST),
+        fits: |scene| scene.snapshot,
+        ..ALONE
     },
     Row {
-        loads: true,
-        ..change("write to a new table", &[(260, 3)], Gives::Tag, |stage, row, tag| {
-            write(stage, row, tag, false)
-        })
+        name: "delete snapshot",
+        run: |handle, _, _| snapshot::delete(handle, FIRST),
+        fits: |scene| scene.snapshot,
+        ..ALONE
     },
 ];
 
@@ -151,40 +178,51 @@ pub fn named(name: &str) -> &'static Row {
     ROWS.iter().find(|r| r.name == name).unwrap_or_else(|| panic!("no row {name:?}"))
 }
 
-/// Gives `AFAR` its data.
-pub fn prepare(handle: &qcow2::ops::handle::Handle) -> Result<()> {
-    AFAR.iter().try_for_each(|(s, n)| setup::write(handle, *s, *n, setup::PREFILL_TAG, false))
+/// The snapshot of a prepared scene.
+const FIRST: Wanted<'static> = Wanted { id: None, name: Some(b"first") };
+
+fn snapshot_named(name: &str) -> NewSnapshot {
+    NewSnapshot {
+        id: None,
+        name: name.as_bytes().to_vec(),
+        date_seconds: 0,
+        date_nanoseconds: 0,
+        guest_clock_nanoseconds: 0,
+        icount: u64::MAX,
+    }
 }
 
-fn write(stage: &Stage, row: &Row, tag: u32, fua: bool) -> Result<Seen> {
-    row.ranges.iter().try_for_each(|(s, n)| setup::write(&stage.handle, *s, *n, tag, fua))?;
-    Ok(Seen::new())
+/// Gives `AFAR` its data, and the image its first snapshot if it is to have one.
+pub fn prepare(handle: &Handle, with_snapshot: bool) -> Result<()> {
+    AFAR.iter().try_for_each(|(s, n)| setup::write(handle, *s, *n, setup::PREFILL_TAG, false))?;
+    match with_snapshot {
+        true => snapshot::create(handle, &snapshot_named("first")),
+        false => Ok(()),
+    }
 }
 
-fn zero(stage: &Stage, row: &Row, unmap: bool, fua: bool) -> Result<Seen> {
+fn write(handle: &Handle, row: &Row, tag: u32, fua: bool) -> Result<()> {
+    row.ranges.iter().try_for_each(|(s, n)| setup::write(handle, *s, *n, tag, fua))
+}
+
+fn zero(handle: &Handle, row: &Row, unmap: bool, fua: bool) -> Result<()> {
     let (sector, count) = row.ranges[0];
     let flags = ZeroFlags { unmap, no_fallback: false };
-    stage.disk().write_zeroes(sector * SECTOR, count * SECTOR, flags, fua).map(|()| Seen::new())
+    handle.disk().write_zeroes(sector * SECTOR, count * SECTOR, flags, fua)
 }
 
-fn read(stage: &Stage, ranges: &[(u64, u64)]) -> Result<Seen> {
-    let mut seen = Seen::new();
-    for (sector, count) in ranges {
-        seen.extend((*sector..).zip(setup::read(&stage.handle, *sector, *count)?));
-    }
-    Ok(seen)
-}
-
-fn check(stage: &Stage, _: &Row, _: u32) -> Result<Seen> {
-    let report = stage.handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true)?;
+fn check(handle: &Handle, _: &Row, _: u32) -> Result<()> {
+    let report = handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true)?;
     match report.corruptions + report.check_errors {
-        0 => Ok(Seen::new()),
+        0 => Ok(()),
         _ => Err(Error::new(ErrorKind::Corrupt, format!("{report:?}"))),
     }
 }
 
 /// What closing does before it lets go of the file.
-fn close(stage: &Stage, _: &Row, _: u32) -> Result<Seen> {
-    let Disk::Qcow2(image) = stage.disk() else { return Ok(Seen::new()) };
-    close_image(image).map(|()| Seen::new())
+fn close(handle: &Handle, _: &Row, _: u32) -> Result<()> {
+    match handle.disk() {
+        Disk::Qcow2(image) => close_image(image),
+        Disk::Raw(_) => Ok(()),
+    }
 }
