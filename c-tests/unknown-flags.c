@@ -56,7 +56,7 @@ int main(void)
     test_fill(image, 0, MIB, 1);
     each_unknown_bit(QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_REPAIR, call_reopen);
     each_unknown_bit(QCOW2_REQ_FUA | QCOW2_REQ_UNMAP | QCOW2_REQ_NO_FALLBACK, call_zeroes);
-    each_unknown_bit(QCOW2_REQ_FUA, call_write);
+    each_unknown_bit(QCOW2_REQ_FUA | QCOW2_REQ_COMPRESSED, call_write);
     each_unknown_bit(QCOW2_COMMIT_KEEP, call_commit);
     each_unknown_bit(QCOW2_STATUS_TOP_ONLY, call_status);
     each_unknown_bit(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, call_check);

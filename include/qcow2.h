@@ -89,6 +89,9 @@
 /* qcow2_write_zeroes: -ENOTSUP rather than writing zero bytes. */
 #define QCOW2_REQ_NO_FALLBACK 4
 
+/* qcow2_pwritev2: write compressed clusters. */
+#define QCOW2_REQ_COMPRESSED 8
+
 /* The extent holds data. */
 #define QCOW2_EXTENT_DATA 1
 
@@ -541,7 +544,14 @@ ssize_t qcow2_preadv(qcow2_image *image, const struct iovec *iov, int iovcnt, ui
 /* qcow2_pwrite from several buffers, at most 1024. */
 ssize_t qcow2_pwritev(qcow2_image *image, const struct iovec *iov, int iovcnt, uint64_t offset);
 
-/* qcow2_pwritev with flags: QCOW2_REQ_FUA. */
+/*
+ * qcow2_pwritev with flags: QCOW2_REQ_FUA, QCOW2_REQ_COMPRESSED.
+ *
+ * A compressed write is whole clusters (the disk's last one may be shorter) that the image itself does not hold
+ * yet; a cluster that does not get smaller is written as it is. The option compress-threads has one request
+ * compressed by several threads, which end with the call. Beside the errors of qcow2_pwrite: EINVAL (not whole
+ * clusters), EIO (a cluster is allocated), ENOTSUP (a raw disk). Specification: "Compressed Clusters Descriptor".
+ */
 ssize_t qcow2_pwritev2(qcow2_image *image,
                        const struct iovec *iov,
                        int iovcnt,

@@ -20,6 +20,8 @@ pub enum ErrorKind {
     NotQcow2,
     /// A guest range ends past the virtual disk: `EIO`, as the stock driver answers.
     PastEnd,
+    /// A compressed write would overwrite a cluster: `EIO`, as the stock driver answers.
+    Occupied,
     /// The handle is read-only: `EROFS`.
     ReadOnly,
     /// Somebody else holds the image: `EAGAIN`.
@@ -54,7 +56,9 @@ impl ErrorKind {
         match self {
             ErrorKind::Invalid | ErrorKind::NotQcow2 => libc::EINVAL,
             ErrorKind::Unsupported => libc::ENOTSUP,
-            ErrorKind::Corrupt | ErrorKind::PastEnd | ErrorKind::MarkedCorrupt => libc::EIO,
+            ErrorKind::Corrupt | ErrorKind::PastEnd | ErrorKind::Occupied | ErrorKind::MarkedCorrupt => {
+                libc::EIO
+            }
             ErrorKind::ReadOnly => libc::EROFS,
             ErrorKind::Locked => libc::EAGAIN,
             ErrorKind::Dirty => libc::EUCLEAN,

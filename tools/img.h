@@ -142,6 +142,7 @@ struct copy_job {
     uint64_t sparse;     /* aligned parts of so many bytes that are zero become holes; 0: nobody looks */
     bool fill;           /* zeroes are written as data */
     bool target_zero;    /* what is not written reads as zeroes already */
+    uint64_t compress;   /* cluster size: data is written as compressed clusters; 0: it is not */
     bool top_only;       /* what the source does not hold itself is left to the target's backing file */
     qcow2_progress_fn progress; /* or NULL */
     void *progress_opaque;

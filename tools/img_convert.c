@@ -2,6 +2,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "img.h"
 
@@ -22,7 +23,7 @@ struct convert_job {
     char *prefix;      /* of messages about making the target */
     bool options_help, no_create, target_image_opts, target_is_zero, compress, offload, sparse_given, has_backing;
     bool bitmaps, skip_broken_bitmaps;
-    int64_t sparse;
+    int64_t sparse, coroutines;
     struct image_spec source, target;
     struct copy_job copy;
     double progress;
@@ -40,12 +41,13 @@ static int parse_sparse(struct convert_job *job, const char *text)
     return EXIT_FAILURE;
 }
 
-/* The copy is one stream of requests; the number is only looked at. */
-static int parse_coroutines(const char *text)
+/* The copy is one stream of requests; the number bounds the threads that compress. */
+static int parse_coroutines(struct convert_job *job, const char *text)
 {
     int64_t number = 0;
     int result = parse_size_i64(text, &number);
 
+    job->coroutines = number;
     if (result == 0 && number >= 1 && number <= MAX_COROUTINES)
         return EXIT_SUCCESS;
     if (result == 0 || number < 0)
@@ -75,7 +77,7 @@ static int take_option(struct convert_job *job, const struct img_command *comman
     case 'W': break;
     case 'c': job->compress = true; break;
     case 'l': return unsupported("-l");
-    case 'm': return parse_coroutines(optarg);
+    case 'm': return parse_coroutines(job, optarg);
     case 'n': job->no_create = true; break;
     case 'o':
         job->options_help = job->options_help || options_ask_help(optarg);
@@ -143,7 +145,7 @@ static int parse_command_line(struct convert_job *job, const struct img_command 
 /* The options of a new image, with -B and -F: 0, or 1 after a message. */
 static int prepare_options(struct convert_job *job, struct create_options *options)
 {
-    struct create_option *file, *format;
+    struct create_option *file, *format, *preallocation;
 
     if (job->option_text && create_options_parse(options, "", job->option_text) != EXIT_SUCCESS)
         return EXIT_FAILURE;
@@ -165,10 +167,16 @@ static int prepare_options(struct convert_job *job, struct create_options *optio
     }
     if (!job->compress)
         return EXIT_SUCCESS;
-    if (options->qcow2)
-        return unsupported("-c");
-    error_report("Compression not supported for this file format");
-    return EXIT_FAILURE;
+    if (!options->qcow2) {
+        error_report("Compression not supported for this file format");
+        return EXIT_FAILURE;
+    }
+    preallocation = create_option_find(options, "preallocation");
+    if (preallocation && preallocation->text && strcmp(preallocation->text, "off") != 0) {
+        error_report("Compression and preallocation not supported at the same time");
+        return EXIT_FAILURE;
+    }
+    return EXIT_SUCCESS;
 }
 
 static int create_target(struct convert_job *job)
@@ -200,6 +208,36 @@ static int create_target(struct convert_job *job)
     return result;
 }
 
+/* As many threads as -m and the machine allow compress. */
+static int ask_threads(struct convert_job *job)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    char number[24], *error = NULL;
+
+    if (processors < 1 || processors > job->coroutines)
+        processors = (long)job->coroutines;
+    snprintf(number, sizeof(number), "%ld", processors);
+    if (image_option(&job->target, "compress-threads", number, &error) == 0)
+        return EXIT_SUCCESS;
+    error_report("%s", error);
+    free(error);
+    return EXIT_FAILURE;
+}
+
+static int check_compression(struct convert_job *job)
+{
+    qcow2_info info;
+
+    if (!image_info(job->copy.target, &info))
+        return EXIT_FAILURE;
+    if (!info.version) {
+        error_report("Compression not supported for this file format");
+        return EXIT_FAILURE;
+    }
+    job->copy.compress = UINT64_C(1) << info.cluster_bits;
+    return EXIT_SUCCESS;
+}
+
 /* Opens the target, after making it unless there is one. */
 static int prepare_target(struct convert_job *job)
 {
@@ -208,14 +246,16 @@ static int prepare_target(struct convert_job *job)
     if (!job->no_create) {
         if (create_target(job) != EXIT_SUCCESS)
             return EXIT_FAILURE;
-    } else if (job->compress) {
-        return unsupported("-c");
     } else {
         job->has_backing = job->backing_file;
         if (set_cache(&job->target, job->target_cache, "Invalid cache option") != EXIT_SUCCESS)
             return EXIT_FAILURE;
     }
+    if (job->compress && ask_threads(job) != EXIT_SUCCESS)
+        return EXIT_FAILURE;
     if (!open_image(&args, job->target_name, QCOW2_OPEN_ALLOW_RECORDED, &job->target, &job->copy.target))
+        return EXIT_FAILURE;
+    if (job->compress && check_compression(job) != EXIT_SUCCESS)
         return EXIT_FAILURE;
     if (qcow2_length(job->copy.target) < (int64_t)job->copy.size) {
         error_report("output file is smaller than input file");
@@ -299,7 +339,7 @@ static int convert(struct convert_job *job)
 
 static int run_convert(const struct img_command *command, int argc, char **argv)
 {
-    struct convert_job job = { .sparse = DEFAULT_SPARSE_BYTES, .progress = -1.0 };
+    struct convert_job job = { .sparse = DEFAULT_SPARSE_BYTES, .coroutines = 8, .progress = -1.0 };
     int result;
 
     cache_parse("unsafe", &job.target.cache); /* a target that is lost half way is made anew */
@@ -329,13 +369,13 @@ const struct img_command img_convert = {
         { OPTION_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "TGT_FILENAME is a list; needs -n" },
         { 'o', "target-options", "KEY=VALUE,...", "options of the format; -o help lists them" },
         { 't', "target-cache", "MODE", "cache mode of the target (default: unsafe)" },
-        { 'c', "compress", NULL, "not supported yet" },
+        { 'c', "compress", NULL, "compress the clusters of the target" },
         { 'B', "backing", "FILE", "the target holds what differs from this image, as the source does" },
         { 'F', "backing-format", "FMT", "format of the image given with -B" },
         { 'n', "no-create", NULL, "the target exists" },
         { OPTION_TARGET_IS_ZERO, "target-is-zero", NULL, "with -n: the target reads as zeroes" },
         { 'S', "sparse-size", "BYTES", "so many zeroes in a row are a hole (default 4k; 0: no holes)" },
-        { 'm', "parallel", "COUNT", "accepted for compatibility, without effect" },
+        { 'm', "parallel", "COUNT", "threads that compress, at most (default 8)" },
         { 'W', "oob-writes", NULL, "accepted for compatibility, without effect" },
         { 'C', "copy-range-offloading", NULL, "do not look for zeroes in data" },
         { 'r', "rate", "RATE", "accepted for compatibility, without effect" },

@@ -27,7 +27,9 @@ static int failed(const char *what, uint64_t offset, int error)
 /* The bytes of a range are in `data`. */
 static int put_data(const struct copy *copy, const unsigned char *data, uint64_t offset, uint64_t length)
 {
-    ssize_t count = qcow2_pwrite(copy->job->target, data, length, offset);
+    struct iovec part = { (void *)(uintptr_t)data, (size_t)length };
+    const uint64_t flags = copy->job->compress ? QCOW2_REQ_COMPRESSED : 0;
+    ssize_t count = qcow2_pwritev2(copy->job->target, &part, 1, offset, flags);
 
     return count < 0 ? failed("writing at byte", offset, (int)count) : EXIT_SUCCESS;
 }
@@ -46,7 +48,7 @@ static int put_zeroes(const struct copy *copy, uint64_t offset, uint64_t length)
 static uint64_t run_end(const struct copy *copy, const unsigned char *data, uint64_t start, uint64_t at, uint64_t end,
                         bool *zero)
 {
-    const uint64_t part = copy->job->sparse;
+    const uint64_t part = copy->job->sparse && copy->job->compress ? copy->job->compress : copy->job->sparse;
     bool first = true;
 
     *zero = false;
@@ -142,6 +144,61 @@ static int copy_all(const struct copy *copy)
     return EXIT_SUCCESS;
 }
 
+/* End of the range of whole clusters of the target from `at` that need not be read: all of it reads as zeroes. */
+static int zero_end(const struct copy *copy, uint64_t at, uint64_t *end)
+{
+    const struct copy_job *job = copy->job;
+    const uint64_t flags = job->top_only ? QCOW2_STATUS_TOP_ONLY : 0;
+    qcow2_extent extent = { .struct_size = sizeof(extent) };
+    int result;
+
+    *end = at;
+    for (uint64_t next = at; next < job->size; next += extent.length) {
+        result = qcow2_block_status(job->source, next, job->size - next, flags, &extent);
+        if (result == 0 && extent.length == 0)
+            result = -EIO;
+        if (result < 0)
+            return failed("reading block status at offset", next, result);
+        if (!job->top_only || (extent.flags & QCOW2_EXTENT_ALLOCATED)) {
+            if (!(extent.flags & QCOW2_EXTENT_ZERO) && (extent.flags & QCOW2_EXTENT_DATA))
+                break;
+        }
+        *end = next + extent.length;
+    }
+    if (*end < job->size)
+        *end = *end / job->compress * job->compress;
+    return EXIT_SUCCESS;
+}
+
+/* In whole clusters of the target. */
+static int copy_compressed(const struct copy *copy)
+{
+    const struct copy_job *job = copy->job;
+    uint64_t at = 0;
+
+    while (at < job->size) {
+        uint64_t end = at;
+
+        if (!job->fill && zero_end(copy, at, &end) != EXIT_SUCCESS)
+            return EXIT_FAILURE;
+        if (end > at) {
+            if (!job->top_only && put_zeroes(copy, at, end - at) != EXIT_SUCCESS)
+                return EXIT_FAILURE;
+            at = end;
+            continue;
+        }
+        /* Many clusters in one request keep several threads busy; what the source leaves to its backing file is
+           looked at cluster by cluster. */
+        end = job->top_only ? at + job->compress : (at / copy->piece + 1) * copy->piece;
+        if (end > job->size)
+            end = job->size;
+        if (copy_data(copy, at, end - at, false) != EXIT_SUCCESS)
+            return EXIT_FAILURE;
+        at = end;
+    }
+    return EXIT_SUCCESS;
+}
+
 int copy_image(const struct copy_job *job)
 {
     struct copy copy = { .job = job, .piece = PIECE_BYTES };
@@ -149,8 +206,10 @@ int copy_image(const struct copy_job *job)
 
     if (job->sparse)
         copy.piece = job->sparse > PIECE_BYTES ? job->sparse : PIECE_BYTES / job->sparse * job->sparse;
+    if (job->compress)
+        copy.piece = PIECE_BYTES > 8 * job->compress ? PIECE_BYTES : 8 * job->compress;
     copy.buffer = memory_or_exit(malloc(copy.piece));
-    result = copy_all(&copy);
+    result = job->compress ? copy_compressed(&copy) : copy_all(&copy);
     free(copy.buffer);
     return result;
 }

@@ -96,7 +96,7 @@ const struct io_command io_commands[] = {
       "[-bcCfnqruz] [-P pattern | -s source_file] off len", "writes a number of bytes at a specified offset",
       " Example: 'write -z 1M 64k' makes 64 KiB at offset 1 MiB read as zeroes.\n"
       " -b, -- to the VM state (not supported)\n"
-      " -c, -- compressed (not supported)\n"
+      " -c, -- compressed: whole clusters that are not allocated yet\n"
       WRITE_HELP ZERO_HELP
       " -n, -- with -z: fail rather than write zero bytes\n"
       " -p, -- ignored\n"

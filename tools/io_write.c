@@ -81,7 +81,8 @@ static int write_zeroes(const struct write_options *options, int64_t offset, int
 
 static int write_data(const struct write_options *options, const struct iovec *parts, int count, int64_t offset)
 {
-    ssize_t ret = qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, options->fua ? QCOW2_REQ_FUA : 0);
+    uint64_t flags = (options->fua ? QCOW2_REQ_FUA : 0) | (options->compressed ? QCOW2_REQ_COMPRESSED : 0);
+    ssize_t ret = qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, flags);
 
     return ret < 0 ? (int)ret : 0;
 }
@@ -93,25 +94,13 @@ static void report(FILE *out, const struct write_options *options, uint64_t star
     }
 }
 
-/* No raw disk will ever hold compressed data. */
-static bool is_qcow2(void)
-{
-    qcow2_info info = { .struct_size = sizeof(info) };
-
-    return qcow2_get_info(io.image, &info) == 0 && info.version != 0;
-}
-
 static int write_buffer(const struct write_options *options, int64_t offset, int64_t bytes)
 {
     struct iovec part = { NULL, (size_t)bytes };
     uint64_t start;
     int ret;
 
-    if (options->compressed && !options->zero && !options->vm_state && is_qcow2()) {
-        error_report("write -c is not supported yet");
-        return -ENOTSUP;
-    }
-    if (options->vm_state || (options->compressed && !options->zero)) {
+    if (options->vm_state) {
         return io_failed(stdout, "write", -ENOTSUP, 0, 0);
     }
     if (!options->zero) {

@@ -94,6 +94,8 @@ pub struct Ledger {
     zero_past_end: bool,
     /// Runs to punch, host bytes.
     holes: Vec<(u64, u64)>,
+    /// Where the next compressed stream goes: inside the last cluster of the one before, which is in use.
+    pub(super) packing: Option<u64>,
 }
 
 impl Ledger {
@@ -111,6 +113,7 @@ impl Ledger {
             high_water: frontier,
             zero_past_end: storage.traits().zero_past_end,
             holes: Vec::new(),
+            packing: None,
         })
     }
 
@@ -187,7 +190,7 @@ impl Ledger {
         }
     }
 
-    fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
+    pub(super) fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
         let geometry = self.geometry();
         // Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
         shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
@@ -207,11 +210,15 @@ impl Ledger {
         if first == self.hint {
             self.hint = first + count;
         }
-        let mut ticket = self.length_ticket;
-        if !lazy {
-            ticket = ticket.max(shared.medium.ticket());
+        Ok(Run { first, count, fresh, ticket: self.ticket_now(shared, lazy) })
+    }
+
+    /// When the file's length, and in an eager image the counts raised so far, are durable.
+    pub(super) fn ticket_now(&self, shared: &Shared, lazy: bool) -> Ticket {
+        match lazy {
+            true => self.length_ticket,
+            false => self.length_ticket.max(shared.medium.ticket()),
         }
-        Ok(Run { first, count, fresh, ticket })
     }
 
     pub(super) fn note_used(&mut self, first: u64, count: u64) {
@@ -273,6 +280,7 @@ impl Ledger {
         });
         for (from, to) in freed {
             self.hint = self.hint.min(from);
+            self.packing = self.packing.filter(|p| !(from..to).contains(&self.geometry().cluster_index(*p)));
             if discard {
                 self.add_hole(from, to);
             }

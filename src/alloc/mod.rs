@@ -14,6 +14,7 @@
 mod bulk;
 mod grow;
 mod ledger;
+mod packed;
 mod table;
 
 pub use bulk::ClusterRun;

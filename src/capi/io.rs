@@ -145,7 +145,12 @@ pub unsafe extern "C" fn qcow2_pwritev(
     unsafe { qcow2_pwritev2(image, iov, iovcnt, offset, 0) }
 }
 
-/// qcow2_pwritev with flags: QCOW2_REQ_FUA.
+/// qcow2_pwritev with flags: QCOW2_REQ_FUA, QCOW2_REQ_COMPRESSED.
+///
+/// A compressed write is whole clusters (the disk's last one may be shorter) that the image itself does not hold
+/// yet; a cluster that does not get smaller is written as it is. The option compress-threads has one request
+/// compressed by several threads, which end with the call. Beside the errors of qcow2_pwrite: EINVAL (not whole
+/// clusters), EIO (a cluster is allocated), ENOTSUP (a raw disk). Specification: "Compressed Clusters Descriptor".
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_pwritev2(
     image: *mut qcow2_image,
@@ -155,11 +160,15 @@ pub unsafe extern "C" fn qcow2_pwritev2(
     flags: u64,
 ) -> ssize_t {
     with(image, |guarded| {
-        check_flags(flags, QCOW2_REQ_FUA)?;
+        check_flags(flags, QCOW2_REQ_FUA | QCOW2_REQ_COMPRESSED)?;
         // SAFETY: the caller's array and buffers.
         let list = unsafe { buffers_to_write(vectors(iov, iovcnt)?) };
         let total: usize = list.iter().map(|b| b.len()).sum();
-        guarded.handle.disk().write(offset, &list, flags & QCOW2_REQ_FUA != 0)?;
+        let (disk, fua) = (guarded.handle.disk(), flags & QCOW2_REQ_FUA != 0);
+        match flags & QCOW2_REQ_COMPRESSED {
+            0 => disk.write(offset, &list, fua)?,
+            _ => disk.write_compressed(offset, &list, fua)?,
+        }
         Ok(total as i64)
     }) as ssize_t
 }

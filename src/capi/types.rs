@@ -33,6 +33,9 @@ pub const QCOW2_REQ_UNMAP: u64 = 0x2;
 /// qcow2_write_zeroes: -ENOTSUP rather than writing zero bytes.
 pub const QCOW2_REQ_NO_FALLBACK: u64 = 0x4;
 
+/// qcow2_pwritev2: write compressed clusters.
+pub const QCOW2_REQ_COMPRESSED: u64 = 0x8;
+
 /// The extent holds data.
 pub const QCOW2_EXTENT_DATA: u32 = 0x1;
 /// The extent reads as zeroes.

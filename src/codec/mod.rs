@@ -3,6 +3,10 @@
 //! A compressed cluster is a raw deflate stream or one zstd frame; what follows it up to the end of its last
 //! sector belongs to somebody else and is ignored.
 
+mod compress;
+
+pub use compress::Compressor;
+
 use std::io::Write;
 
 /// How the clusters of an image are compressed.

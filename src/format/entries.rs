@@ -95,6 +95,38 @@ impl CompressedSpan {
     }
 }
 
+impl CompressedSpan {
+    /// The span of a stream of `stream_bytes` bytes at `host_offset`, to the end of its last sector.
+    pub fn of_stream(host_offset: u64, stream_bytes: u64) -> CompressedSpan {
+        let end = (host_offset + stream_bytes).div_ceil(512) * 512;
+        CompressedSpan { host_offset, bytes: end - host_offset }
+    }
+
+    fn encode(&self, geometry: &Geometry) -> RawL2 {
+        let shift = geometry.compressed_shift();
+        let sectors = (self.host_offset + self.bytes).div_ceil(512) - self.host_offset / 512;
+        debug_assert!(sectors >= 1 && sectors - 1 < 1 << (geometry.cluster_bits - 8));
+        debug_assert!(self.host_offset >> shift == 0);
+        RawL2 { descriptor: COMPRESSED | (sectors - 1) << shift | self.host_offset, bitmap: 0 }
+    }
+}
+
+impl L2Entry {
+    /// The stored form.
+    pub fn encode(&self, geometry: &Geometry) -> RawL2 {
+        match self {
+            L2Entry::Plain(mapping) => mapping.encode(geometry),
+            L2Entry::Compressed(span) => span.encode(geometry),
+        }
+    }
+}
+
+impl From<Mapping> for L2Entry {
+    fn from(mapping: Mapping) -> L2Entry {
+        L2Entry::Plain(mapping)
+    }
+}
+
 impl RawL2 {
     /// Decodes an entry; an error is the rule that it breaks.
     pub fn decode(self, geometry: &Geometry) -> Result<L2Entry, &'static str> {
@@ -199,6 +231,7 @@ mod tests {
                 let descriptor = COMPRESSED | max_sectors << shift | host_offset;
                 let span = CompressedSpan { host_offset, bytes: (max_sectors + 1) * 512 - host_offset % 512 };
                 assert_eq!(RawL2 { descriptor, bitmap: 0 }.decode(&g), Ok(L2Entry::Compressed(span)));
+                assert_eq!(L2Entry::Compressed(span).encode(&g), RawL2 { descriptor, bitmap: 0 });
             }
         }
     }

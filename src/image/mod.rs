@@ -5,6 +5,7 @@
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place.
 
 mod buffers;
+mod compressed;
 mod core;
 mod flush;
 mod qcow2;
@@ -68,6 +69,14 @@ impl Disk {
         match self {
             Disk::Qcow2(image) => image.write(offset, buffers, fua),
             Disk::Raw(raw) => raw.write(offset, buffers, fua),
+        }
+    }
+
+    /// Writes `buffers` at `offset` as compressed clusters.
+    pub fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
+        match self {
+            Disk::Qcow2(image) => image.write_compressed(offset, buffers, fua),
+            Disk::Raw(_) => Err(Error::unsupported("a raw disk cannot hold compressed data")),
         }
     }
 

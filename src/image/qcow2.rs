@@ -75,6 +75,14 @@ impl Image {
         self.finish_write(&core, fua)
     }
 
+    /// Writes whole clusters, compressed.
+    pub fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        core.write_compressed(offset, buffers, &self.flusher)?;
+        self.finish_write(&core, fua)
+    }
+
     /// Makes a range read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
         check_range(self.length(), offset, length)?;

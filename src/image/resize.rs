@@ -163,7 +163,7 @@ impl Core {
                 }
                 io.map.own_table(&claim, cluster)?;
                 let dropped = self.dropped_by(&old, true);
-                let link = Link { cluster, mapping: Mapping::default(), after: Ticket::PAST, dropped };
+                let link = Link { cluster, new: Mapping::default().into(), after: Ticket::PAST, dropped };
                 io.map.link(&claim, link)?;
             }
             at = step_end;
@@ -228,7 +228,7 @@ impl Core {
                 alloc: geometry.all_subclusters(),
                 zero: 0,
             };
-            io.map.link(claim, Link { cluster: at + index, mapping, after, dropped: None })?;
+            io.map.link(claim, Link { cluster: at + index, new: mapping.into(), after, dropped: None })?;
         }
         reserved.keep();
         Ok(count)

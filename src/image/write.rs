@@ -255,7 +255,8 @@ impl Core {
             let mapping =
                 Mapping { host: Some(host_start + start), copied: true, alloc, zero: old_zero & !alloc };
             let dropped = if run.reuse.is_some() { None } else { self.dropped_by(old, false) };
-            let link = Link { cluster: run.first_cluster + index as u64, mapping, after, dropped };
+            let link =
+                Link { cluster: run.first_cluster + index as u64, new: mapping.into(), after, dropped };
             if let Err(e) = io.map.link(claim, link) {
                 // What has been linked stays; the rest goes back.
                 if let Some(mut part) = reserved.take() {

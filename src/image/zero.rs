@@ -162,7 +162,7 @@ impl Core {
             return Ok(());
         }
         io.map.own_table(&claim, cluster)?;
-        io.map.link(&claim, Link { cluster, mapping, after: Ticket::PAST, dropped: None })
+        io.map.link(&claim, Link { cluster, new: mapping.into(), after: Ticket::PAST, dropped: None })
     }
 
     fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags, flusher: &Flusher) -> Result<()> {
@@ -280,7 +280,7 @@ impl Core {
     fn replace(&self, io: &Io, claim: &Claim<'_>, cluster: u64, old: &L2Entry, new: Mapping) -> Result<()> {
         let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
         let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
-        io.map.link(claim, Link { cluster, mapping: new, after: Ticket::PAST, dropped })
+        io.map.link(claim, Link { cluster, new: new.into(), after: Ticket::PAST, dropped })
     }
 
     /// The new mapping of a whole cluster; `None` when only writing zeroes will do.

@@ -63,8 +63,8 @@ impl Settler for NoSettler {
 pub struct Link {
     /// Guest cluster index.
     pub cluster: u64,
-    /// The new mapping.
-    pub mapping: Mapping,
+    /// The new entry.
+    pub new: L2Entry,
     /// What must be durable before the entry may be (R1, R2).
     pub after: Ticket,
     /// What the old entry referred to and the new one does not.
@@ -317,7 +317,7 @@ impl Map {
     pub fn link(&self, _claim: &Claim<'_>, link: Link) -> Result<()> {
         let l1_index = link.cluster / self.geometry.l2_entry_count();
         let entry = self.index_in_slice(link.cluster);
-        let value = link.mapping.encode(&self.geometry);
+        let value = link.new.encode(&self.geometry);
         let change = Change { entry, value, after: link.after, dropped: link.dropped };
         loop {
             let table = self.l1_entry(l1_index)?.table_offset();

@@ -117,6 +117,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("cache", Kind::Text, Some("writeback"), "Host cache mode (allowed values: writeback, writethrough, none, directsync, unsafe)"),
     open("cache-clean-interval", Kind::Number, Some("600"), "Seconds after which unused cache entries are dropped; 0 never"),
     open("cache-size", Kind::Size, None, "Most memory for L2 and refcount cache together"),
+    open("compress-threads", Kind::Number, Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
     open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
     open("discard", Kind::Text, Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
     open("discard-no-unref", Kind::Bool, Some("off"), "Keep the host clusters of discarded guest clusters"),

@@ -43,7 +43,12 @@ pub struct OpenOptions {
     pub discard_no_unref: bool,
     /// What a write of zero bytes becomes.
     pub detect_zeroes: DetectZeroes,
+    /// Threads that compress one request.
+    pub compress_threads: u32,
 }
+
+/// Most threads that compress one request.
+const MAX_COMPRESS_THREADS: u32 = 64;
 
 impl Default for OpenOptions {
     fn default() -> Self {
@@ -65,6 +70,7 @@ impl Default for OpenOptions {
             pass_discard_other: false,
             discard_no_unref: false,
             detect_zeroes: DetectZeroes::Off,
+            compress_threads: 1,
         }
     }
 }
@@ -106,6 +112,12 @@ impl OpenOptions {
         match value {
             Value::Size(bytes) => self.assign_size(name, bytes),
             Value::Bool(on) => self.assign_bool(name, on),
+            Value::Number(threads) if name == "compress-threads" => {
+                let fits = u32::try_from(threads).ok().filter(|t| (1..=MAX_COMPRESS_THREADS).contains(t));
+                self.compress_threads = fits.ok_or_else(|| {
+                    Error::invalid(format!("compress-threads is {threads}: 1 to {MAX_COMPRESS_THREADS}"))
+                })?;
+            }
             Value::Number(seconds) => {
                 self.cache_clean_interval_seconds =
                     u32::try_from(seconds).map_err(|_| Error::invalid("Cache clean interval too big"))?;

@@ -1,0 +1,65 @@
+//! Room for compressed streams, which share host clusters: each stream counts once in every cluster that it
+//! touches, and starts where the one before it ended, as long as counts and neighbours allow.
+
+use super::ledger::Run;
+use super::{Allocator, Ledger, Reserved, Shared};
+use crate::error::Result;
+use crate::meta::Release;
+
+impl Allocator {
+    /// Room for a stream of `bytes` bytes, fewer than a cluster's, and its host offset. Dropping the result gives
+    /// the counts back; the bytes between two streams are lost then.
+    pub fn reserve_packed(&self, bytes: u64) -> Result<(Reserved<'_>, u64)> {
+        self.shared.medium.latch().check()?;
+        if self.is_lazy() {
+            self.shared.header.mark_dirty()?;
+        }
+        let mut ledger = self.lock();
+        self.settle(&mut ledger)?;
+        let (run, host_offset) = ledger.take_packed(&self.shared, bytes, self.is_lazy())?;
+        Ok((Reserved::new(self, run), host_offset))
+    }
+}
+
+impl Ledger {
+    fn take_packed(&mut self, shared: &Shared, bytes: u64, lazy: bool) -> Result<(Run, u64)> {
+        let geometry = self.geometry();
+        debug_assert!(bytes > 0 && bytes < geometry.cluster_bytes());
+        let (run, at) = match self.continue_packing(shared, bytes, lazy)? {
+            Some(found) => found,
+            None => {
+                let run = self.take_run(shared, 1, lazy)?;
+                (run, geometry.cluster_offset(run.first))
+            }
+        };
+        self.packing = Some(at + bytes).filter(|end| geometry.in_cluster(*end) != 0);
+        Ok((run, at))
+    }
+
+    /// Room behind the last stream: in its cluster, and in the next one where that is free.
+    fn continue_packing(&mut self, shared: &Shared, bytes: u64, lazy: bool) -> Result<Option<(Run, u64)>> {
+        let geometry = self.geometry();
+        let Some(at) = self.packing else { return Ok(None) };
+        let cluster = geometry.cluster_index(at);
+        if self.count(shared, cluster)? >= geometry.refcount_max() {
+            return Ok(None);
+        }
+        let spills = geometry.in_cluster(at) + bytes > geometry.cluster_bytes();
+        let next = cluster + 1;
+        if spills && (self.table.block_offset(next)?.is_none() || self.count(shared, next)? != 0) {
+            return Ok(None);
+        }
+        let mut ticket = self.ticket_now(shared, lazy);
+        if spills {
+            ticket = ticket.max(self.raise(shared, next, 1, lazy)?.ticket);
+        }
+        if let Err((_, e)) = self.table.change_run(shared, cluster, 1, &mut |_, old| Ok(old + 1)) {
+            if spills {
+                let _ = self.lower(shared, Release::new(next, 1, false), false);
+            }
+            return Err(e);
+        }
+        let count = 1 + u64::from(spills);
+        Ok(Some((Run { first: cluster, count, fresh: false, ticket }, at)))
+    }
+}
