@@ -87,7 +87,7 @@ static void from_threads(void)
 
 static void freed_and_written_again(void)
 {
-    const char *path = test_create("again.qcow2", SIZE, "refcount_bits=2", NULL);
+    const char *path = test_create("again.qcow2", SIZE, "refcount_bits=8", NULL);
     qcow2_image *image = test_open(path, 0, NULL);
 
     for (int round = 0; round < 5; round++) {

@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn what_is_compressed_inflates_with_a_window_of_4_kib() {
         // Repeats at a distance of 5000 bytes, which a longer window would use.
-        let cluster: Vec<u8> = (0..65536u64).map(|i| ((i % 5000) * 2_654_435_761 >> 24) as u8).collect();
+        let cluster: Vec<u8> = (0..65536u64).map(|i| (((i % 5000) * 2_654_435_761) >> 24) as u8).collect();
         for codec in [Codec::Deflate, Codec::Zstd] {
             let mut compressor = codec.compressor().unwrap();
             for text in [&cluster[..], &[b"text, ".repeat(3000), cluster.clone()].concat()[..65536]] {
