@@ -21,6 +21,10 @@ diff -u "$scratch/expected-versioned" "$scratch/versioned" || { echo "$shared ex
 nm -g --defined-only "$archive" | awk 'NF == 3 { print $3 }' | sort >"$scratch/archive"
 diff -u "$scratch/expected" "$scratch/archive" || { echo "$archive offers something else"; exit 1; }
 
+for library in "$shared" "$archive"; do
+    if grep -aq 'QCOW2_TEST_PLANT=' "$library"; then echo "$library is built with the planted bugs"; exit 1; fi
+done
+
 soname=$(readelf -d "$shared" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
 [ "$soname" = libqcow2.so.0 ] || { echo "the SONAME is '$soname'"; exit 1; }
 needed=$(readelf -d "$shared" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | tr '\n' ' ')

@@ -115,4 +115,8 @@ pub mod map;
 pub mod meta;
 pub mod ops;
 pub mod options;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod storage;

@@ -8,7 +8,7 @@ use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
 use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
-use testkit::rng::{base_seed, effort, replay_line, Rng};
+use testkit::rng::{base_seed, cases, replay_line, Rng};
 use testkit::runner::Runner;
 use testkit::setup::{self, Setup};
 use testkit::sweep::{check_clean, recover, run_cases, Count};
@@ -130,7 +130,7 @@ fn report(test: &str, cases: usize, count: Count) {
 fn each_call_fails() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let cases: Vec<_> = (0..60 * effort())
+    let cases: Vec<_> = (0..cases(60))
         .map(|_| {
             let setup = random_setup(&mut rng);
             let length = 3 + rng.below(8) as usize;
@@ -149,7 +149,7 @@ fn each_call_fails() {
 fn a_poor_host_is_enough() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let cases: Vec<_> = (0..200 * effort())
+    let cases: Vec<_> = (0..cases(200))
         .map(|_| {
             let setup = random_setup(&mut rng);
             (setup, random_list(&mut rng, &setup, 12), rng.next())

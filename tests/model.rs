@@ -13,7 +13,7 @@ use std::process::Command;
 use testkit::history::{Did, History};
 use testkit::ops::Op;
 use testkit::recorder::Recorder;
-use testkit::rng::{base_seed, effort, replay_line, Rng};
+use testkit::rng::{base_seed, cases, replay_line, Rng};
 use testkit::runner::{apply_recorded, resized_bytes};
 use testkit::setup::{self, Mode, Setup};
 use testkit::sweep::check_clean;
@@ -213,7 +213,7 @@ fn random_requests_behave_like_an_array() {
     let mut rng = Rng::new(seed);
     let replay = replay_line("model", "random_requests_behave_like_an_array", seed);
     let mut stock = 0;
-    for case in 0..150 * effort() {
+    for case in 0..cases(150) {
         let (setup, case_seed) = (any_setup(&mut rng), rng.next());
         let (image, disk) = match run_model(&setup, case_seed, 120) {
             Ok(both) => both,
@@ -233,10 +233,7 @@ fn random_requests_behave_like_an_array() {
             }
         }
     }
-    testkit::tell!(
-        "{} lists of 120 requests, {stock} of the images checked by the stock tool",
-        150 * effort()
-    );
+    testkit::tell!("{} lists of 120 requests, {stock} of the images checked by the stock tool", cases(150));
 }
 
 fn one_request(recorder: &Recorder, handle: &Handle, history: &History, rng: &mut Rng, tag: u32, size: u64) {
@@ -276,7 +273,7 @@ fn many_threads_see_a_possible_history() {
     let seed = base_seed();
     let mut rng = Rng::new(seed ^ 0x7472);
     let mut reads = 0;
-    for case in 0..24 * effort() {
+    for case in 0..cases(24) {
         let backing = rng.one_in(2).then_some(90);
         let setup = Setup {
             cluster_bits: *rng.pick(&[9, 9, 10, 12]),

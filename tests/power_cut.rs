@@ -4,7 +4,7 @@ mod testkit;
 
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::pair::{sweep_commit, Pair};
-use testkit::rng::{base_seed, effort, replay_line, Rng};
+use testkit::rng::{base_seed, cases, replay_line, Rng};
 use testkit::setup::{Mode, Setup};
 use testkit::sweep::{run_cases, sweep, Work};
 
@@ -32,7 +32,7 @@ fn report(test: &str, replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work
 fn random_lists_on_random_images() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let cases: Vec<_> = (0..1000 * effort())
+    let cases: Vec<_> = (0..cases(1000))
         .map(|_| {
             let setup = random_setup(&mut rng);
             let length = 2 + rng.below(9) as usize;
@@ -114,7 +114,7 @@ fn all_lists_of_up_to_six() {
 fn commits() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let cases: Vec<_> = (0..400 * effort())
+    let cases: Vec<_> = (0..cases(400))
         .map(|_| {
             let mut top = random_setup(&mut rng);
             top.sectors = 16 + rng.below(120);

@@ -8,6 +8,7 @@ use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
 use crate::format::refcount;
 use crate::meta::guard::Owner;
 use crate::meta::Release;
+use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 
 impl Ledger {
@@ -23,7 +24,9 @@ impl Ledger {
         let mut bytes = vec![0; geometry.cluster_bytes() as usize];
         refcount::set(&mut bytes, geometry.refcount_order, geometry.refcount_block_index(cluster), 1);
         shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
-        shared.medium.sync_step()?;
+        if !planted(Plant::NewBlockNotSynced) {
+            shared.medium.sync_step()?;
+        }
         self.table.adopt(shared, table_index, bytes)?;
         shared.guard.add(Owner::REFCOUNT_BLOCK, offset, geometry.cluster_bytes());
         self.table.link_block(shared, table_index, offset)

@@ -7,6 +7,7 @@ use crate::format::geometry::MAX_HOST_OFFSET;
 use crate::format::Geometry;
 use crate::meta::guard::Owner;
 use crate::meta::Release;
+use crate::planted::{planted, Plant};
 use crate::storage::is_not_supported;
 use crate::storage::medium::Ticket;
 
@@ -215,9 +216,10 @@ impl Ledger {
 
     /// When the file's length, and in an eager image the counts raised so far, are durable.
     pub(super) fn ticket_now(&self, shared: &Shared, lazy: bool) -> Ticket {
+        let length = if planted(Plant::LengthNotWaitedFor) { Ticket::PAST } else { self.length_ticket };
         match lazy {
-            true => self.length_ticket,
-            false => self.length_ticket.max(shared.medium.ticket()),
+            true => length,
+            false => length.max(shared.medium.ticket()),
         }
     }
 

@@ -22,6 +22,7 @@ pub use ledger::{Ledger, Reserved};
 
 use crate::error::Result;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
+use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use std::collections::VecDeque;
@@ -100,7 +101,7 @@ impl Allocator {
     /// The run starts at the first free cluster. Dropping the result gives the clusters back.
     pub fn reserve(&self, cluster_count: u64) -> Result<Reserved<'_>> {
         self.shared.medium.latch().check()?;
-        if self.is_lazy() {
+        if self.is_lazy() && !planted(Plant::DirtyBitAfterEntry) {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
@@ -112,7 +113,7 @@ impl Allocator {
     /// As `reserve`, but exactly `cluster_count` clusters, for a table that must be contiguous.
     pub fn reserve_contiguous(&self, cluster_count: u64) -> Result<Reserved<'_>> {
         self.shared.medium.latch().check()?;
-        if self.is_lazy() {
+        if self.is_lazy() && !planted(Plant::DirtyBitAfterEntry) {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
@@ -166,7 +167,9 @@ impl Allocator {
         {
             let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
             while let Some(head) = pending.front() {
-                if !self.shared.medium.is_past(head.ticket) || head.release.epoch >= oldest {
+                let durable = self.shared.medium.is_past(head.ticket) || planted(Plant::CountLoweredAtOnce);
+                let unread = head.release.epoch < oldest || planted(Plant::FreedClusterReusedAtOnce);
+                if !durable || !unread {
                     break;
                 }
                 self.pending_clusters.fetch_sub(head.release.cluster_count, Ordering::Relaxed);
@@ -174,9 +177,15 @@ impl Allocator {
                 pending.pop_front();
             }
         }
+        if planted(Plant::PunchedLate) {
+            ledger.punch(&self.shared)?;
+        }
         for release in due {
             let pass = if release.discard { self.pass.requests } else { self.pass.others };
             ledger.lower(&self.shared, release, pass)?;
+        }
+        if planted(Plant::PunchedLate) {
+            return Ok(());
         }
         ledger.punch(&self.shared)
     }
@@ -198,7 +207,7 @@ impl Settler for Allocator {
         let started = {
             // Under the ledger lock: a count raised after this gets a ticket for the next sync.
             let mut ledger = self.lock();
-            if !self.is_lazy() {
+            if !self.is_lazy() && !planted(Plant::CountsNotWritten) {
                 ledger.write_dirty(&self.shared)?;
             }
             self.shared.medium.begin_sync()

@@ -12,6 +12,7 @@ use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::{HeaderPage, OverlapGuard};
 use crate::options::{cache_sizes, OpenOptions, Protected};
+use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
@@ -183,6 +184,9 @@ impl Core {
         match &self.io {
             Some(Io { map, alloc: Some(alloc) }) => {
                 map.barrier()?;
+                if alloc.is_lazy() && planted(Plant::DirtyBitAfterEntry) {
+                    self.shared.header.mark_dirty()?;
+                }
                 alloc.settle_due()
             }
             _ => Ok(()),
@@ -196,6 +200,9 @@ impl Core {
             return self.shared.medium.latch().check();
         }
         map.barrier()?;
+        if planted(Plant::CleanBeforeCounts) {
+            self.shared.header.mark_clean()?;
+        }
         alloc.settle_all()?;
         if self.shared.header.is_dirty() {
             self.shared.medium.sync_step()?;

@@ -10,9 +10,10 @@ use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link};
+use crate::map::{Claim, Link, Source};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
+use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 
@@ -48,7 +49,10 @@ impl Core {
         while done < bytes {
             let at = offset + done;
             let extent = io.map.resolve(at, bytes - done)?;
-            let step = match (extent.in_place, extent.host) {
+            let step = match (
+                extent.in_place || extent.source == Source::Data && planted(Plant::CopiedIgnored),
+                extent.host,
+            ) {
                 (true, Some(host)) => {
                     self.write_in_place(host, extent.length, &source)?;
                     extent.length
@@ -180,9 +184,13 @@ impl Core {
         source.peek_into(payload.to - payload.from, &mut parts);
         parts.extend((!tail.is_empty()).then(|| IoSlice::new(&tail)));
         self.shared.guard.check(Owner(0), host_start + written.from, written.to - written.from)?;
-        self.shared.medium.write_data(host_start + written.from, &parts)?;
+        let done = self.shared.medium.write_data(host_start + written.from, &parts);
+        if done.is_err() && planted(Plant::LinkedAfterFailedWrite) {
+            self.link_run(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
+        }
+        done?;
         let mut after = reserved.as_ref().map_or(Ticket::PAST, |r| r.ticket());
-        if padded {
+        if padded && !planted(Plant::ContentsNotWaitedFor) {
             // Until the contents are durable a reader after a power cut would see neither old nor new.
             after = after.max(self.shared.medium.ticket());
         }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, Link};
 use crate::options::Discard;
+use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 
@@ -305,6 +306,7 @@ impl Core {
             Fate::ZeroUnmap if self.settings.options.discard_no_unref => kept,
             Fate::ZeroUnmap => zero,
             Fate::Discard if self.settings.options.discard_no_unref => kept,
+            Fate::Discard if planted(Plant::DiscardShowsBacking) => Mapping::default(),
             // Nothing there and nothing below: it stays as it is.
             Fate::Discard if plain == Some(Mapping::default()) && !self.has_backing() => Mapping::default(),
             Fate::Discard => zero,

@@ -1,6 +1,7 @@
 //! Claims on guest clusters: whoever changes a mapping holds the claim from the look-up to the link, across
 //! I/O. A request holds one claim at a time, so claims cannot wait in a circle.
 
+use crate::planted::{planted, Plant};
 use std::sync::{Condvar, Mutex};
 
 /// The claims of one image.
@@ -23,7 +24,7 @@ impl Claims {
     pub fn take(&self, first: u64, end: u64) -> Claim<'_> {
         debug_assert!(first < end);
         let mut held = self.held.lock().unwrap_or_else(|e| e.into_inner());
-        while held.iter().any(|(f, e)| *f < end && first < *e) {
+        while !planted(Plant::ClaimSkipped) && held.iter().any(|(f, e)| *f < end && first < *e) {
             held = self.dropped.wait(held).unwrap_or_else(|e| e.into_inner());
         }
         held.push((first, end));

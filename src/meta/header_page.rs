@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::format::Header;
+use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
 use crate::storage::Purpose;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,13 +72,20 @@ impl HeaderPage {
     }
 
     fn write(&self, header: &mut Header, sector: &mut Vec<u8>, next: Header) -> Result<()> {
-        let encoded = next.encode_fixed_fields();
+        let mut encoded = next.encode_fixed_fields();
+        if planted(Plant::ExtensionsDropped) {
+            encoded = Header { extensions: Vec::new(), ..next.clone() }.encode()?;
+        }
         let mut bytes = sector.clone();
         let fixed = encoded.len().min(bytes.len());
         bytes[..fixed].copy_from_slice(&encoded[..fixed]);
-        self.medium.sync_step()?;
+        if !planted(Plant::HeaderBeforeItsTables) {
+            self.medium.sync_step()?;
+        }
         self.medium.write_live(Purpose::Header, 0, &bytes)?;
-        self.medium.sync_step()?;
+        if !planted(Plant::HeaderNotSynced) {
+            self.medium.sync_step()?;
+        }
         self.dirty.store(next.incompatible & INCOMPAT_DIRTY != 0, Ordering::SeqCst);
         *sector = bytes;
         *header = next;

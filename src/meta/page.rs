@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::be64;
 use crate::format::entries::RawL2;
 use crate::format::geometry::SECTOR_BYTES;
+use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
@@ -286,6 +287,7 @@ impl Page {
         gate: &Gate,
         list: &DirtyList,
     ) -> Updated {
+        let after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
         let mut state = self.lock();
         if !self.is_live() {
             return Updated::Evicted;
@@ -297,12 +299,12 @@ impl Page {
         if let Some(release) = dropped {
             list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
         }
-        let waits = !medium.is_past(change.after);
+        let waits = !medium.is_past(after);
         if waits {
-            list.add_waiting(change.after);
+            list.add_waiting(after);
         }
         if dropped.is_some() || waits {
-            state.held.push(Held { entry: change.entry, before, after: change.after, waits, dropped });
+            state.held.push(Held { entry: change.entry, before, after, waits, dropped });
         }
         self.mark_dirty(&mut state, change.entry);
         if !state.listed {

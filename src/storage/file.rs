@@ -8,6 +8,7 @@ use super::direct::Direct;
 use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
 use crate::error::Result;
+use crate::planted::{planted, Plant};
 use once_cell::sync::Lazy;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -352,6 +353,7 @@ pub(super) fn write_one(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::
         let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
         match file.write_at(&buffer[..bytes], offset) {
             Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            Ok(n) if n < bytes && planted(Plant::ShortWriteTakenForWhole) => return Ok(()),
             Ok(n) => {
                 offset += n as u64;
                 buffer = &buffer[n..];
@@ -457,4 +459,34 @@ pub(super) fn lock_byte_release(file: &File, byte: u64) -> io::Result<()> {
 /// Whether another open file description holds a lock on the byte.
 pub(super) fn lock_byte_held(file: &File, byte: u64) -> io::Result<bool> {
     lock_call(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map(|l| i32::from(l.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host that takes half of a write and refuses the rest: the caller hears of it.
+    #[test]
+    fn a_short_write_is_not_taken_for_a_whole_one() {
+        // SAFETY: the name is a C string; the descriptor that comes back is this test's alone.
+        let fd = unsafe { libc::memfd_create(c"short".as_ptr(), libc::MFD_ALLOW_SEALING) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: see above.
+        let file = unsafe { File::from_raw_fd(fd) };
+        let host_page = 4096;
+        file.set_len(2 * host_page).unwrap();
+        // SAFETY: no pointers; the descriptor is open.
+        assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_GROW) }, 0);
+        let data = vec![7; 3 * host_page as usize];
+        // The precondition: the host writes what fits and says how much.
+        assert_eq!(file.write_at(&data, 0).unwrap() as u64, 2 * host_page);
+        let storage =
+            FileStorage::from_fd(fd, FileOptions { writable: true, ..FileOptions::default() }).unwrap();
+        let (one, two) = (IoSlice::new(&data), [IoSlice::new(&data[..512]), IoSlice::new(&data[512..])]);
+        for buffers in [&[one][..], &two[..]] {
+            let error = storage.write(Purpose::Data, 0, buffers).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        }
+        storage.write(Purpose::Data, 0, &[IoSlice::new(&data[..2 * host_page as usize])]).unwrap();
+    }
 }

@@ -4,6 +4,7 @@
 //! ownership checked there, and panics if it breaks one. `leave_unjudged` is the only way out.
 
 use super::rules;
+use once_cell::sync::Lazy;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -272,8 +273,13 @@ impl Recorder {
         self.lock().threads
     }
 
-    /// Checks the rules and the ownership of every event so far.
+    /// Checks the rules and the ownership of every event so far. `QCOW2_TEST_RULES=0` is for tests of the kit,
+    /// which ask what the other levels see by themselves.
     pub fn judge(&self) -> Result<(), String> {
+        static OFF: Lazy<bool> = Lazy::new(|| std::env::var("QCOW2_TEST_RULES").is_ok_and(|s| s == "0"));
+        if *OFF {
+            return Ok(());
+        }
         let length = {
             let state = self.lock();
             if state.unjudged.is_some() || state.judged == Some(state.log.len()) {

@@ -62,9 +62,25 @@ pub fn base_seed() -> u64 {
     answer.map_or(1, |out| hash_bytes(&out.stdout) % 1_000_000)
 }
 
-/// `QCOW2_TEST_EFFORT`, 1 by default: how many times the ordinary number of cases.
-pub fn effort() -> u64 {
-    std::env::var("QCOW2_TEST_EFFORT").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
+/// `QCOW2_TEST_EFFORT`, 1 by default: how many times the ordinary number of cases; 0.1 is a tenth of them.
+pub fn effort() -> f64 {
+    std::env::var("QCOW2_TEST_EFFORT").ok().and_then(|s| s.parse().ok()).unwrap_or(1.0)
+}
+
+/// The number of cases of which there are `ordinary` in the ordinary run.
+pub fn cases(ordinary: u64) -> u64 {
+    ((ordinary as f64 * effort()) as u64).max(1)
+}
+
+/// All of a list that is tried as a whole, or the share that an effort below 1 asks for.
+pub fn share<T>(all: Vec<T>) -> Vec<T> {
+    let stride = (1.0 / effort()).max(1.0) as usize;
+    all.into_iter().step_by(stride).collect()
+}
+
+/// A failing list is shrunk, unless `QCOW2_TEST_SHRINK` is 0.
+pub fn shrinks() -> bool {
+    std::env::var("QCOW2_TEST_SHRINK").map_or(true, |s| s != "0")
 }
 
 /// The line that replays a failure of `test` in `file`.

@@ -5,7 +5,7 @@ use super::cut::{CrashState, Cutter, Keep};
 use super::ops::Op;
 use super::oracle;
 use super::overlay::Overlay;
-use super::rng::Rng;
+use super::rng::{shrinks, Rng};
 use super::runner::Runner;
 use super::setup::{self, Setup, BAD_TAG};
 use qcow2::ops::check::{check, CheckOptions};
@@ -219,7 +219,12 @@ pub fn run_cases(replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) -> 
     });
     if let Some(index) = *failure.lock().unwrap() {
         let (setup, ops, seed) = &cases[index];
-        let (ops, message) = shrink(ops.clone(), &|ops| guarded(work, setup, ops, *seed).err());
+        let fails = |ops: &[Op]| guarded(work, setup, ops, *seed).err();
+        let (ops, message) = if shrinks() {
+            shrink(ops.clone(), &fails)
+        } else {
+            (ops.clone(), fails(ops).unwrap_or_else(|| "does not fail again".into()))
+        };
         panic!("case {index}: {message}\nlet setup = {setup:?};\nlet ops = vec!{ops:?};\n{replay}");
     }
     let get = |i: usize| totals[i].load(Ordering::SeqCst);

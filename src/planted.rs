@@ -1,0 +1,105 @@
+//! Classic mistakes that tests plant on purpose, to see that the test kit catches each of them.
+//!
+//! They exist with the feature `planted-bugs` only, which nothing that is shipped is built with: without it
+//! [`planted`] is the constant `false`, and nothing of this file is left in the library. A process has one plant at
+//! most, named by the environment variable `QCOW2_TEST_PLANT`. `tests/planted.rs` runs the kit with each.
+
+macro_rules! plants {
+    ($($(#[$about:meta])+ $name:ident,)+) => {
+        /// A mistake that can be planted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Plant {
+            $($(#[$about])+ $name,)+
+        }
+
+        #[cfg(feature = "planted-bugs")]
+        impl Plant {
+            /// All of them.
+            pub const ALL: &[Plant] = &[$(Plant::$name,)+];
+        }
+    };
+}
+
+plants! {
+    /// A pointer is written without a barrier before it.
+    NoBarrierBeforePointer,
+    /// A pointer does not wait for the contents of its target (R2).
+    ContentsNotWaitedFor,
+    /// A pointer does not wait for the length of the file.
+    LengthNotWaitedFor,
+    /// A barrier does not write refcount blocks (R1).
+    CountsNotWritten,
+    /// A barrier does not sync.
+    SyncSkipped,
+    /// A count falls before the page that dropped the pointer is durable (R3).
+    CountLoweredAtOnce,
+    /// A freed cluster is used again at once, whoever may still read it (R4).
+    FreedClusterReusedAtOnce,
+    /// A freed cluster is punched out after it may have been handed out again (C2).
+    PunchedLate,
+    /// The dirty bit is set after the first entry that outruns its count.
+    DirtyBitAfterEntry,
+    /// The dirty bit is cleared before the counts are durable.
+    CleanBeforeCounts,
+    /// A header is written before what it names is durable (R5).
+    HeaderBeforeItsTables,
+    /// A changed header is taken for durable: what the old one named is used again at once.
+    HeaderNotSynced,
+    /// A new refcount block is linked before it is durable (R5).
+    NewBlockNotSynced,
+    /// Clusters that a snapshot shares are written in place (C5).
+    CopiedIgnored,
+    /// A discard makes a hole that shows the backing file (C7).
+    DiscardShowsBacking,
+    /// A header is written anew without the extensions that are not known (C8).
+    ExtensionsDropped,
+    /// The error of a failed table write is swallowed.
+    FailedWriteForgotten,
+    /// A failed sync is tried again.
+    SyncRetried,
+    /// The clusters of a write that failed for lack of space are linked and free (C3).
+    LinkedAfterFailedWrite,
+    /// A short write is taken for a whole one.
+    ShortWriteTakenForWhole,
+    /// Requests on the same guest clusters do not take turns (C1).
+    ClaimSkipped,
+    /// The overlap check accepts everything.
+    OverlapCheckOff,
+}
+
+/// Whether `plant` is this process's mistake.
+#[cfg(feature = "planted-bugs")]
+#[inline]
+pub fn planted(plant: Plant) -> bool {
+    active::get() == Some(plant) && active::tell(plant)
+}
+
+/// Whether `plant` is this process's mistake: there are none.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub const fn planted(_: Plant) -> bool {
+    false
+}
+
+#[cfg(feature = "planted-bugs")]
+mod active {
+    use super::Plant;
+    use std::io::Write;
+    use std::sync::{Once, OnceLock};
+
+    pub(super) fn get() -> Option<Plant> {
+        static ACTIVE: OnceLock<Option<Plant>> = OnceLock::new();
+        *ACTIVE.get_or_init(|| {
+            let name = std::env::var("QCOW2_TEST_PLANT").ok().filter(|n| !n.is_empty())?;
+            let plant = Plant::ALL.iter().find(|p| format!("{p:?}") == name).copied();
+            Some(plant.unwrap_or_else(|| panic!("QCOW2_TEST_PLANT={name}: no such plant")))
+        })
+    }
+
+    /// Says once that a test has come to where the mistake is; true.
+    pub(super) fn tell(plant: Plant) -> bool {
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| drop(writeln!(std::io::stderr(), "planted: {plant:?} is reached")));
+        true
+    }
+}

@@ -1,0 +1,217 @@
+//! Planted bugs: the kit runs with each of the mistakes of `src/planted.rs`, and catches it.
+//!
+//! Each level is the ordinary test of that level in a process of its own, with a small effort. The ordinary run takes
+//! the level that sees the mistake first, with and without the rules on the trace where both can; with
+//! `QCOW2_TEST_PLANTS=all` every level tries every mistake, which takes half an hour.
+
+use qcow2::planted::Plant::{self, *};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest run of one level; a mistake that makes the tests wait for ever is not caught.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Stands in every program that has the planted bugs.
+const MARK: &[u8] = b"QCOW2_TEST_PLANT=";
+
+/// One test of the kit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Level {
+    name: &'static str,
+    binary: &'static str,
+    test: &'static str,
+    effort: &'static str,
+    /// With the rules and ownership on every trace; without them the level must see for itself.
+    rules: bool,
+}
+
+const fn level(name: &'static str, binary: &'static str, test: &'static str, effort: &'static str) -> Level {
+    Level { name, binary, test, effort, rules: false }
+}
+
+const PARTS: Level = level("parts", "qcow2", "storage::file", "1");
+const RULES: Level =
+    Level { rules: true, ..level("rules", "power_cut", "random_lists_on_random_images", "0.1") };
+const CUT: Level = level("power cut", "power_cut", "random_lists_on_random_images", "0.1");
+const GROWTH: Level = level("power cut, table growth", "power_cut", "the_refcount_table_grows", "1");
+const GROWTH_RULES: Level = Level { rules: true, ..GROWTH };
+const FAULTS: Level = level("faults", "faults", "each_call_fails", "0.3");
+const FINAL: Level = level("faults, failed sync", "faults", "a_failed_sync_is_final", "1");
+const READER: Level = level("races, parked reader", "races", "a_parked_reader", "1");
+const PAIRS: Level = level("races", "races", "every_pair", "0.1");
+const MODEL: Level = level("model", "model", "random_requests", "0.1");
+const THREADS: Level = level("model, threads", "model", "many_threads", "0.3");
+
+const LEVELS: [Level; 11] =
+    [PARTS, RULES, CUT, GROWTH_RULES, GROWTH, FAULTS, FINAL, READER, PAIRS, MODEL, THREADS];
+
+/// The levels that must catch it.
+fn catchers(plant: Plant) -> &'static [Level] {
+    match plant {
+        NoBarrierBeforePointer => &[RULES, CUT],
+        ContentsNotWaitedFor => &[RULES, CUT],
+        LengthNotWaitedFor => &[RULES, CUT],
+        CountsNotWritten => &[RULES, CUT],
+        SyncSkipped => &[RULES, CUT],
+        CountLoweredAtOnce => &[RULES, CUT],
+        FreedClusterReusedAtOnce => &[READER],
+        PunchedLate => &[RULES, MODEL],
+        DirtyBitAfterEntry => &[RULES, CUT],
+        CleanBeforeCounts => &[RULES, CUT],
+        HeaderBeforeItsTables => &[GROWTH_RULES, GROWTH],
+        HeaderNotSynced => &[GROWTH_RULES, GROWTH],
+        NewBlockNotSynced => &[RULES, CUT],
+        CopiedIgnored => &[],
+        DiscardShowsBacking => &[CUT, MODEL],
+        ExtensionsDropped => &[RULES],
+        FailedWriteForgotten => &[FAULTS],
+        SyncRetried => &[FINAL],
+        LinkedAfterFailedWrite => &[FAULTS],
+        ShortWriteTakenForWhole => &[PARTS],
+        ClaimSkipped => &[PAIRS],
+        OverlapCheckOff => &[],
+    }
+}
+
+/// The test programs, which cargo has built or builds now.
+fn binaries() -> HashMap<String, PathBuf> {
+    let mut cargo = Command::new(std::env::var("CARGO").expect("run by cargo"));
+    cargo.args([
+        "test",
+        "--no-run",
+        "--quiet",
+        "--features",
+        "planted-bugs",
+        "--message-format",
+        "json",
+        "--lib",
+    ]);
+    for level in LEVELS.iter().filter(|l| l.binary != "qcow2") {
+        cargo.args(["--test", level.binary]);
+    }
+    let answer = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
+    let field = |line: &str, after: &str| {
+        let rest = &line[line.find(after)? + after.len()..];
+        Some(rest[..rest.find('"')?].to_string())
+    };
+    let tests = text.lines().filter_map(|line| {
+        let target = &line[line.find("\"target\":")?..];
+        Some((field(target, "\"name\":\"")?, field(line, "\"executable\":\"")?.into()))
+    });
+    let programs: HashMap<String, PathBuf> = tests.collect();
+    // What c-tests/symbols.sh looks for in the libraries that are shipped is there where it should be.
+    let bytes = std::fs::read(&programs["power_cut"]).expect("the test program");
+    assert!(
+        bytes.windows(MARK.len()).any(|w| w == MARK),
+        "the mark of the planted bugs is not in the program"
+    );
+    programs
+}
+
+/// What a run has said: nothing if it passed.
+struct Answer {
+    failure: Option<String>,
+    reached: bool,
+    seconds: f32,
+}
+
+fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>) -> Answer {
+    let name = plant.map_or(String::new(), |p| format!("{p:?}"));
+    let output = tempfile::tempfile().expect("a temporary file");
+    let share = || Stdio::from(output.try_clone().expect("a second descriptor"));
+    let started = Instant::now();
+    let mut child = Command::new(&programs[level.binary])
+        .arg(level.test)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("QCOW2_TEST_PLANT", name)
+        .env("QCOW2_TEST_EFFORT", level.effort)
+        .env("QCOW2_TEST_RULES", if level.rules { "1" } else { "0" })
+        // Whether a mistake is caught must not hang on the commit.
+        .env("QCOW2_TEST_SEED", "1")
+        .env("QCOW2_TEST_SHRINK", "0")
+        .env("RUST_BACKTRACE", "0")
+        .stdout(share())
+        .stderr(share())
+        .spawn()
+        .expect("the test program");
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            break Some(status);
+        }
+        if started.elapsed() > LIMIT {
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let text = read(output);
+    let ran = text.contains("test result: ") && !text.contains(" 0 passed; 0 failed");
+    let failure = match status {
+        Some(s) if s.success() => {
+            assert!(ran, "{}: no test ran\n{text}", level.name);
+            None
+        }
+        Some(_) => Some(first_words(&text)),
+        None => panic!("{}: no end after {LIMIT:?} with {plant:?}", level.name),
+    };
+    Answer { failure, reached: text.contains("is reached"), seconds: started.elapsed().as_secs_f32() }
+}
+
+fn read(mut file: std::fs::File) -> String {
+    use std::io::{Read, Seek};
+    let mut bytes = Vec::new();
+    file.rewind().expect("rewind");
+    file.read_to_end(&mut bytes).expect("the output");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The first panic's message.
+fn first_words(text: &str) -> String {
+    let mut lines = text.lines().skip_while(|l| !l.contains("panicked at")).skip(1);
+    let words = lines.next().unwrap_or("ended without a word");
+    words.chars().take(150).collect()
+}
+
+#[test]
+fn the_kit_catches_each_planted_bug() {
+    let all = std::env::var("QCOW2_TEST_PLANTS").is_ok_and(|s| s == "all");
+    let started = Instant::now();
+    let programs = binaries();
+    let used = |l: &&Level| all || Plant::ALL.iter().any(|p| catchers(*p).contains(l));
+    for level in LEVELS.iter().filter(used) {
+        let answer = run(&programs, *level, None);
+        assert!(!answer.reached);
+        assert_eq!(answer.failure, None, "{} fails without a planted bug", level.name);
+        say(&format!("no planted bug: {} passes, {:.1} s", level.name, answer.seconds));
+    }
+    let mut missed = Vec::new();
+    for plant in Plant::ALL {
+        let wanted = catchers(*plant);
+        let levels = LEVELS.iter().filter(|l| all || wanted.contains(l));
+        for level in levels {
+            let answer = run(&programs, *level, Some(*plant));
+            let word = match &answer.failure {
+                Some(words) => format!("caught by {}: {words}", level.name),
+                None if answer.reached => format!("not seen by {}", level.name),
+                None => format!("not reached by {}", level.name),
+            };
+            say(&format!("{plant:?} {word} ({:.1} s)", answer.seconds));
+            if wanted.contains(level) && !(answer.reached && answer.failure.is_some()) {
+                missed.push(format!("{plant:?} {word}"));
+            }
+        }
+    }
+    say(&format!("{} planted bugs, {:.0} s", Plant::ALL.len(), started.elapsed().as_secs_f32()));
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Past the test runner, which would swallow it.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
