@@ -25,7 +25,7 @@ step() {
         bad+=("$name")
         tail -n 80 "$log" | sed 's/^/    /'
     fi
-    grep -E '^[0-9]+ passed|^test result|states enumerated|faults injected|reads judged|was parked|planted bugs|^(Ok|Fail|Skipped):' \
+    grep -E '^[0-9]+ passed|^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|planted bugs|^(Ok|Fail|Skipped):' \
         "$log" | sed 's/^/    /' | head -n 30
     rm -f "$log"
 }
@@ -50,6 +50,11 @@ step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo
 # One build: the planted bugs are there, and none is switched on except in tests/planted.rs. The libraries that
 # meson builds below have none of it, which c-tests/symbols.sh checks.
 step "engine: unit and integration tests" cargo test --features planted-bugs
+if [ "$(uname -m)" = x86_64 ] || [ "$(uname -m)" = aarch64 ]; then
+    step "fuzz targets: corpora and 60 seconds, ASan" env QCOW2_FUZZ_DIR="$build-fuzz" fuzz/run.sh smoke
+else
+    skip "fuzz targets" "no address sanitizer for this machine"
+fi
 [ -f "$build/build.ninja" ] || step "meson setup" meson setup "$build"
 step "meson compile" meson compile -C "$build"
 step "C tests, shell tests, differential" meson test -C "$build" --print-errorlogs

@@ -79,6 +79,15 @@ impl Drop for Reserved<'_> {
     }
 }
 
+/// Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
+pub(super) fn refuse_header(shared: &Shared, first: u64) -> Result<()> {
+    if first > 0 {
+        return Ok(());
+    }
+    let found = Error::corrupt("refcount of cluster", 0, 0, "the header's cluster is counted as free");
+    Err(shared.header.mark_corrupt(found))
+}
+
 /// The state behind the ledger lock.
 pub struct Ledger {
     pub(super) table: RefcountTable,
@@ -193,13 +202,8 @@ impl Ledger {
 
     pub(super) fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
         let geometry = self.geometry();
-        // Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
         shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
-        if first == 0 {
-            let found =
-                Error::corrupt("refcount of cluster", 0, 0, "the header's cluster is counted as free");
-            return Err(shared.header.mark_corrupt(found));
-        }
+        refuse_header(shared, first)?;
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
         if let Err((done, e)) = self.table.change_run(shared, first, count, &mut |_, _| Ok(1)) {
             let _ = self.lower(shared, Release::new(first, done, false), false);

@@ -23,6 +23,7 @@ mod types;
 pub use callbacks::*;
 pub use check::*;
 pub use create::*;
+pub use custom_io::qcow2_io_ops;
 pub use info::*;
 pub use io::*;
 pub use open::*;

@@ -50,7 +50,11 @@ impl Alone<'_> {
         self.core().shared.header.change(|h| h.virtual_size = size)?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())?;
         if size > old && preallocation != Preallocation::Off {
-            self.preallocate(old, size, preallocation)?;
+            if let Err(e) = self.preallocate(old, size, preallocation) {
+                // A resize that failed has not happened. If this fails too, the disk is longer than asked for.
+                let _ = self.resize(old, Preallocation::Off);
+                return Err(e);
+            }
         }
         Ok(())
     }

@@ -33,14 +33,18 @@ fn resize_raw(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()
     }
     let old = raw.length();
     raw.resize(size)?;
-    match preallocation {
-        _ if size <= old => {}
-        Preallocation::Falloc => {
+    let preallocated = match preallocation {
+        Preallocation::Falloc if size > old => {
             let done = raw.storage().preallocate(old, size - old);
-            done.map_err(|e| Error::host("preallocating the raw file", &e))?;
+            done.map_err(|e| Error::host("preallocating the raw file", &e))
         }
-        Preallocation::Full => write_zero_bytes(disk, old, size)?,
-        Preallocation::Off | Preallocation::Metadata => {}
+        Preallocation::Full => write_zero_bytes(disk, old, size),
+        _ => Ok(()),
+    };
+    if let Err(e) = preallocated {
+        // A resize that failed has not happened.
+        let _ = raw.resize(old);
+        return Err(e);
     }
     disk.flush()
 }

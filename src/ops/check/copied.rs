@@ -97,8 +97,10 @@ impl Pass<'_> {
             };
             if let Some(count) = count.filter(|c| (*c == 1) != (entry & COPIED != 0)) {
                 let mends = mends
-                    && *may_write
-                        .get_or_insert_with(|| self.guard(ACTIVE_L2, l2_offset, cluster_bytes).is_ok());
+                    && *may_write.get_or_insert_with(|| {
+                        self.is_only_table(l2_offset)
+                            && self.guard(ACTIVE_L2, l2_offset, cluster_bytes).is_ok()
+                    });
                 let word = self.tell_copied(mends);
                 self.say_copied(
                     mends,

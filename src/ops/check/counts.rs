@@ -6,12 +6,16 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{refcount, Geometry};
+use std::collections::HashSet;
 
 /// Smallest chunk, bytes.
 const MIN_CHUNK_BYTES: usize = 64 << 10;
 /// Most chunks. At the worst geometry (512-byte clusters, 64-bit counts) this is a file of 16 TiB, where no
 /// refcount table within its limit reaches past 32 GiB.
 const MAX_CHUNKS: u64 = 1 << 22;
+
+/// Most clusters that are remembered for counts that did not fit.
+const MAX_OVERFLOWN: usize = 1 << 16;
 
 /// A count for each cluster of the image file.
 pub(super) struct Counts {
@@ -24,6 +28,8 @@ pub(super) struct Counts {
     max: u64,
     /// Some count has been above one.
     shared: bool,
+    /// Clusters whose count did not fit its width; all of them may be meant once there are `MAX_OVERFLOWN`.
+    overflown: HashSet<u64>,
 }
 
 impl Counts {
@@ -39,6 +45,7 @@ impl Counts {
             clusters: 0,
             max: geometry.refcount_max(),
             shared: false,
+            overflown: HashSet::new(),
         };
         counts.grow(clusters)?;
         Ok(counts)
@@ -93,7 +100,16 @@ impl Counts {
         if fits > 0 {
             self.set(cluster, old + fits)?;
         }
+        if fits < amount && self.overflown.len() < MAX_OVERFLOWN {
+            self.overflown.try_reserve(1).map_err(|_| no_memory())?;
+            self.overflown.insert(cluster);
+        }
         Ok(amount - fits)
+    }
+
+    /// Whether a cluster may have more references than its count says.
+    pub fn has_overflown(&self, cluster: u64) -> bool {
+        self.overflown.len() >= MAX_OVERFLOWN || self.overflown.contains(&cluster)
     }
 
     /// Sets the count of a cluster below `clusters()`.

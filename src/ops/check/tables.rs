@@ -23,6 +23,8 @@ const L1_CHUNK_BYTES: u64 = 1 << 20;
 /// What is known of an L2 table after the first look.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Visits {
+    /// Times that L1 entries have named the table.
+    named: u64,
     /// References to count once more, for L1 entries that named the table again.
     pending: u64,
     /// Full looks so far.
@@ -144,6 +146,7 @@ impl Pass<'_> {
     fn count_l2(&mut self, l2_offset: u64, active: bool) -> Result<()> {
         let known = self.visits.get(&l2_offset).copied();
         if let Some(mut visits) = known {
+            visits.named += 1;
             if visits.stats.corruptions == 0 || visits.looks >= MAX_LOOKS {
                 visits.pending += 1;
                 self.report.corruptions += visits.stats.corruptions;
@@ -156,6 +159,7 @@ impl Pass<'_> {
         }
         let look = self.look_at_l2(l2_offset, 1, active, false)?;
         let mut visits = known.unwrap_or_default();
+        visits.named += 1;
         visits.looks += 1;
         // A repair may have mended the table; then the next look finds less.
         visits.stats = look.stats;
@@ -224,6 +228,14 @@ impl Pass<'_> {
             self.unsynced = true;
         }
         Ok(look)
+    }
+
+    /// Whether a cluster is an L2 table and nothing else, now that all references have been counted. A broken L1
+    /// entry can name a guest's data as a table; mending "entries" there would destroy the data.
+    pub fn is_only_table(&self, l2_offset: u64) -> bool {
+        let cluster = self.geometry.cluster_index(l2_offset);
+        let named = self.visits.get(&l2_offset).map_or(0, |v| v.named);
+        self.counts.get(cluster) <= named && !self.counts.has_overflown(cluster)
     }
 
     /// Whether a repair may write to an L2 table: it looks like one, and nothing else is known to be there.

@@ -179,6 +179,30 @@ fn guest_data_named_as_a_table_is_not_mended() {
     assert!(after[at..at + 65536] == guest);
 }
 
+/// The same with an entry of the active L1 table, and bytes that look like entries without COPIED. Found by
+/// fuzzing: the repair set the "flag" in compressed data, which could not be read any more.
+#[test]
+fn guest_data_named_as_a_table_gets_no_copied_flags() {
+    for image in [build(SMALL), build(USUAL)] {
+        let mut damaged = image.bytes.clone();
+        let cluster_bytes = image.geometry.cluster_bytes() as usize;
+        let data = image.kinds.iter().find(|k| k.1 == "data").unwrap().0;
+        let at = data as usize * cluster_bytes;
+        for word in damaged[at..at + cluster_bytes].chunks_exact_mut(8) {
+            word.copy_from_slice(&(data << image.geometry.cluster_bits).to_be_bytes());
+        }
+        damaged[at] = 0x80;
+        let guest = damaged[at..at + cluster_bytes].to_vec();
+        let l1 = be64(&damaged, 40) as usize;
+        damaged[l1 + 8..l1 + 16].copy_from_slice(&(data << image.geometry.cluster_bits).to_be_bytes());
+        for options in [LEAKS, ALL] {
+            let (_, messages, after) = run_bytes(&damaged, options);
+            assert!(messages.iter().any(|m| m.contains("OFLAG_COPIED data")), "{messages:?}");
+            assert!(after[at..at + cluster_bytes] == guest, "{messages:?}");
+        }
+    }
+}
+
 #[test]
 fn a_short_snapshot_entry_is_completed_in_a_new_table() {
     for shape in [SMALL, USUAL] {

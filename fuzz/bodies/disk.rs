@@ -1,0 +1,294 @@
+//! An open handle: the C ABI as a caller uses it, with the judgement that each answer is one that may be.
+
+use super::medium::Medium;
+use qcow2::capi::*;
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
+
+/// A negative answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+pub type Answer<T> = Result<T, Errno>;
+
+/// What the library says when it has caught a panic, now or earlier.
+const CAUGHT: [&str; 2] = ["internal error in libqcow2", "failed inside the library"];
+
+pub fn last_error() -> String {
+    // SAFETY: the text is never NULL and valid until the next failure on this thread.
+    unsafe { CStr::from_ptr(qcow2_last_error()) }.to_string_lossy().into_owned()
+}
+
+/// Judges an answer. A caught panic is a finding; so are errors without a text and numbers that are no errno.
+pub fn judge(value: i64) -> Answer<u64> {
+    if let Ok(value) = u64::try_from(value) {
+        return Ok(value);
+    }
+    let text = last_error();
+    assert!(!CAUGHT.iter().any(|c| text.contains(c)), "a panic was caught: {text}");
+    assert!((-4095..0).contains(&value), "{value} is no errno: {text}");
+    assert!(!text.is_empty(), "an error without a text: {value}");
+    Err(Errno(-value as i32))
+}
+
+fn judge_int(value: c_int) -> Answer<()> {
+    judge(i64::from(value)).map(drop)
+}
+
+/// NULL-terminated option strings.
+pub struct OptionList {
+    _texts: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl OptionList {
+    /// Strings with a NUL inside are left out.
+    pub fn new<T: AsRef<[u8]>>(options: &[T]) -> OptionList {
+        let texts: Vec<CString> = options.iter().filter_map(|o| CString::new(o.as_ref()).ok()).collect();
+        let mut pointers: Vec<*const c_char> = texts.iter().map(|t| t.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        OptionList { _texts: texts, pointers }
+    }
+
+    pub fn pointer(&self) -> *const *const c_char {
+        self.pointers.as_ptr()
+    }
+}
+
+/// Creates an image on `medium`.
+pub fn create<T: AsRef<[u8]>>(medium: &Medium, size: u64, options: &[T]) -> Answer<()> {
+    let options = OptionList::new(options);
+    let ops = Medium::ops(true);
+    // SAFETY: everything lives across the call.
+    judge_int(unsafe { qcow2_create_io(&ops, medium.opaque(), size, options.pointer()) })
+}
+
+/// Counts of one check pass.
+pub type CheckResult = qcow2_check_result;
+
+/// An open image on a medium.
+pub struct Disk<'a> {
+    image: *mut qcow2_image,
+    pub medium: &'a Medium,
+}
+
+unsafe extern "C" fn say(opaque: *mut c_void, kind: c_int, text: *const c_char) {
+    assert!((0..=3).contains(&kind), "message kind {kind}");
+    // SAFETY: `opaque` is the caller's list; the text is valid during the call.
+    let (list, text) = unsafe { (&mut *opaque.cast::<Vec<String>>(), CStr::from_ptr(text)) };
+    if list.len() < 200 {
+        list.push(text.to_string_lossy().into_owned());
+    }
+}
+
+/// Cancels a walk after so many reports.
+unsafe extern "C" fn patience(opaque: *mut c_void, done: u64, total: u64) -> c_int {
+    assert!(done <= total, "progress says {done} of {total}");
+    // SAFETY: `opaque` is the caller's counter.
+    let left = unsafe { &mut *opaque.cast::<u32>() };
+    *left = left.saturating_sub(1);
+    c_int::from(*left == 0)
+}
+
+impl<'a> Disk<'a> {
+    pub fn open<T: AsRef<[u8]>>(medium: &'a Medium, flags: u64, options: &[T]) -> Answer<Disk<'a>> {
+        let options = OptionList::new(options);
+        let ops = Medium::ops(flags & QCOW2_OPEN_READ_ONLY == 0);
+        let mut messages: Vec<String> = Vec::new();
+        let params = qcow2_open_params {
+            struct_size: std::mem::size_of::<qcow2_open_params>(),
+            path: std::ptr::null(),
+            fd: -1,
+            io: &ops,
+            io_opaque: medium.opaque(),
+            flags,
+            options: options.pointer(),
+            resolve: None,
+            resolve_opaque: std::ptr::null_mut(),
+            message: Some(say),
+            message_opaque: (&raw mut messages).cast(),
+        };
+        let mut image = std::ptr::null_mut();
+        // SAFETY: everything lives across the call; the medium outlives the handle.
+        let opened = judge_int(unsafe { qcow2_open_with(&params, &mut image) });
+        assert_eq!(opened.is_ok(), !image.is_null(), "an open has a handle or an error");
+        opened.map(|()| Disk { image, medium })
+    }
+
+    pub fn close(self) -> Answer<()> {
+        let image = self.image;
+        std::mem::forget(self);
+        // SAFETY: the handle came from an open; this is its last use.
+        judge_int(unsafe { qcow2_close(image) })
+    }
+
+    pub fn length(&self) -> u64 {
+        // SAFETY: an open handle, here and below.
+        judge(unsafe { qcow2_length(self.image) }).expect("the length of an open disk")
+    }
+
+    pub fn read(&self, at: u64, bytes: usize) -> Answer<Vec<u8>> {
+        let mut out = vec![0xa5; bytes];
+        // SAFETY: the buffer lives across the call.
+        let count = judge(unsafe { qcow2_pread(self.image, out.as_mut_ptr().cast(), bytes, at) } as i64)?;
+        assert_eq!(count, bytes as u64, "a short read");
+        Ok(out)
+    }
+
+    pub fn write(&self, data: &[u8], at: u64, fua: bool) -> Answer<()> {
+        let iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+        let flags = if fua { QCOW2_REQ_FUA } else { 0 };
+        // SAFETY: the buffer lives across the call and is only read.
+        let count = judge(unsafe { qcow2_pwritev2(self.image, &iov, 1, at, flags) } as i64)?;
+        assert_eq!(count, data.len() as u64, "a short write");
+        Ok(())
+    }
+
+    pub fn write_zeroes(&self, at: u64, bytes: u64, flags: u64) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_write_zeroes(self.image, at, bytes, flags) })
+    }
+
+    pub fn discard(&self, at: u64, bytes: u64) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_discard(self.image, at, bytes) })
+    }
+
+    pub fn flush(&self) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_flush(self.image) })
+    }
+
+    pub fn truncate(&self, size: u64, preallocation: u8) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_truncate(self.image, size, c_int::from(preallocation & 3)) })
+    }
+
+    pub fn reopen(&self, read_only: bool) -> Answer<()> {
+        let flags = if read_only { QCOW2_OPEN_READ_ONLY } else { 0 };
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_reopen(self.image, flags, std::ptr::null()) })
+    }
+
+    pub fn clean_caches(&self) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_clean_caches(self.image) })
+    }
+
+    pub fn status(&self, at: u64, bytes: u64) -> Answer<qcow2_extent> {
+        let mut extent = qcow2_extent {
+            struct_size: std::mem::size_of::<qcow2_extent>(),
+            length: 0,
+            host_offset: 0,
+            flags: 0,
+            depth: 0,
+        };
+        // SAFETY: the struct lives across the call.
+        judge_int(unsafe { qcow2_block_status(self.image, at, bytes, 0, &mut extent) })?;
+        assert!((1..=bytes).contains(&extent.length), "an extent of {} of {bytes}", extent.length);
+        Ok(extent)
+    }
+
+    pub fn info(&self) -> qcow2_info {
+        // SAFETY: numbers and nullable pointers, for which zeroes are values.
+        let mut info: qcow2_info = unsafe { std::mem::zeroed() };
+        info.struct_size = std::mem::size_of::<qcow2_info>();
+        // SAFETY: the struct lives across the call.
+        judge_int(unsafe { qcow2_get_info(self.image, &mut info) }).expect("info of an open disk");
+        for text in [info.backing_file, info.backing_format, info.data_file] {
+            if !text.is_null() {
+                // SAFETY: valid until the next call on the handle.
+                assert!(unsafe { CStr::from_ptr(text) }.to_bytes().len() < 1 << 21);
+            }
+        }
+        info
+    }
+
+    /// Kind and payload of each header extension.
+    pub fn extensions(&self) -> Vec<(u32, Vec<u8>)> {
+        let mut all = Vec::new();
+        loop {
+            // SAFETY: as for info.
+            let mut extension: qcow2_header_extension = unsafe { std::mem::zeroed() };
+            extension.struct_size = std::mem::size_of::<qcow2_header_extension>();
+            // SAFETY: the struct lives across the call.
+            match judge_int(unsafe { qcow2_get_header_extension(self.image, all.len(), &mut extension) }) {
+                Ok(()) => {}
+                Err(errno) => {
+                    assert_eq!(errno, Errno(libc::ENOENT));
+                    return all;
+                }
+            }
+            let bytes = extension.length as usize;
+            // SAFETY: the library says how long its data is; an empty one may point anywhere.
+            let data = if bytes == 0 {
+                &[][..]
+            } else {
+                unsafe { std::slice::from_raw_parts(extension.data.cast(), bytes) }
+            };
+            all.push((extension.r#type, data.to_vec()));
+        }
+    }
+
+    /// Looks at the snapshots, at most `limit`; answers how many could be told.
+    pub fn snapshots(&self, limit: usize) -> usize {
+        for index in 0..limit {
+            // SAFETY: as for info.
+            let mut snapshot: qcow2_snapshot_info = unsafe { std::mem::zeroed() };
+            snapshot.struct_size = std::mem::size_of::<qcow2_snapshot_info>();
+            // SAFETY: the struct lives across the call.
+            if judge_int(unsafe { qcow2_get_snapshot(self.image, index, &mut snapshot) }).is_err() {
+                return index;
+            }
+            for text in [snapshot.id, snapshot.name] {
+                // SAFETY: valid until the next call of the function; never NULL for a snapshot that is there.
+                let told = text.is_null() || unsafe { CStr::from_ptr(text) }.to_bytes().len() <= 0xffff;
+                assert!(told, "a name longer than its field can say");
+            }
+        }
+        limit
+    }
+
+    /// One check pass, and what it said.
+    pub fn check(&self, flags: u64) -> Answer<(CheckResult, Vec<String>)> {
+        // SAFETY: numbers only.
+        let mut result: CheckResult = unsafe { std::mem::zeroed() };
+        result.struct_size = std::mem::size_of::<CheckResult>();
+        let mut messages: Vec<String> = Vec::new();
+        let mut left = u32::MAX;
+        // SAFETY: everything lives across the call.
+        judge_int(unsafe {
+            qcow2_check(
+                self.image,
+                flags,
+                &mut result,
+                Some(say),
+                (&raw mut messages).cast(),
+                Some(patience),
+                (&raw mut left).cast(),
+            )
+        })?;
+        Ok((result, messages))
+    }
+
+    /// The checksum, given up after some reports of progress.
+    pub fn checksum(&self) -> Answer<u32> {
+        let (mut crc, mut left) = (0, 64u32);
+        // SAFETY: everything lives across the call.
+        judge_int(unsafe { qcow2_checksum(self.image, &mut crc, Some(patience), (&raw mut left).cast()) })?;
+        Ok(crc)
+    }
+
+    /// Asks for a commit, which an image without backing file must refuse.
+    pub fn commit_is_refused(&self) {
+        // SAFETY: an open handle.
+        let answer = judge_int(unsafe { qcow2_commit(self.image, 0, None, std::ptr::null_mut()) });
+        assert!(answer.is_err(), "a commit without a backing file");
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        // SAFETY: as in `close`.
+        let _ = judge_int(unsafe { qcow2_close(self.image) });
+    }
+}

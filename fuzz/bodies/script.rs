@@ -1,0 +1,107 @@
+//! Guest requests that an input asks for, with or without a model of the disk.
+
+use super::disk::Disk;
+
+pub const REQUEST_BYTES: usize = 6;
+/// Longest request, bytes.
+const MAX_BYTES: u64 = 1 << 18;
+
+/// One guest request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    kind: u8,
+    /// In sectors, from the start, or from the end.
+    at: u16,
+    /// In the unit that `shape` names.
+    length: u8,
+    shape: u8,
+    fill: u8,
+}
+
+impl Request {
+    pub fn decode(bytes: [u8; REQUEST_BYTES]) -> Request {
+        let [kind, low, high, length, shape, fill] = bytes;
+        Request { kind, at: u16::from_le_bytes([low, high]), length, shape, fill }
+    }
+
+    /// Offset and length on a disk of `size` bytes; sometimes past its end.
+    fn range(&self, size: u64) -> (u64, u64) {
+        let unit = [512, 4096, 65536, 1][usize::from(self.shape & 3)];
+        let bytes = (u64::from(self.length) * unit).min(MAX_BYTES);
+        let at = u64::from(self.at) * 512 + u64::from(self.shape >> 2 & 3) * 100;
+        let at = if self.shape & 0x80 != 0 { size.saturating_sub(at) } else { at };
+        (at, bytes)
+    }
+
+    /// Bytes to write: never all zeroes, unless asked for.
+    fn data(&self, bytes: u64) -> Vec<u8> {
+        (0..bytes).map(|i| if self.fill == 0 { 0 } else { self.fill ^ (i / 512) as u8 | 1 }).collect()
+    }
+
+    /// Issues the request and ignores how it ends.
+    pub fn issue(&self, disk: &Disk) {
+        let (at, bytes) = self.range(disk.length());
+        match self.kind % 10 {
+            0..=2 => drop(disk.write(&self.data(bytes), at, self.shape & 0x40 != 0)),
+            3 => drop(disk.write_zeroes(at, bytes, u64::from(self.fill & 7))),
+            4 => drop(disk.discard(at, bytes)),
+            5 => drop(disk.flush()),
+            6 => drop(disk.truncate(disk.length().saturating_add(at & !511).min(1 << 40), self.fill)),
+            7 => drop(disk.truncate((at & !511).min(disk.length()), 0)),
+            8 => drop(disk.reopen(self.fill & 1 != 0)),
+            _ => drop(disk.clean_caches()),
+        }
+    }
+
+    /// Issues the request, unless it is one that changes the disk's size; ignores how it ends.
+    pub fn issue_small(&self, disk: &Disk) {
+        if !matches!(self.kind % 10, 6..=8) {
+            self.issue(disk);
+        }
+    }
+
+    /// Issues the request on a consistent image, and on `model`, which holds the whole disk. Answers whether
+    /// it was done; a request that the library refused must have changed nothing.
+    pub fn issue_with_model(&self, disk: &Disk, model: &mut Vec<u8>) {
+        let size = model.len() as u64;
+        let (at, bytes) = self.range(size);
+        let (from, to) = (at.min(size) as usize, (at + bytes).min(size) as usize);
+        match self.kind % 10 {
+            0..=2 => {
+                let data = self.data(bytes);
+                if disk.write(&data, at, self.shape & 0x40 != 0).is_ok() {
+                    model[from..to].copy_from_slice(&data);
+                }
+            }
+            3 => {
+                if disk.write_zeroes(at, bytes, u64::from(self.fill & 7)).is_ok() {
+                    model[from..to].fill(0);
+                }
+            }
+            4 => {
+                // What a discard leaves at its ends is the geometry's business: only its outside is asked.
+                if disk.discard(at, bytes).is_ok() && to > from {
+                    let now = disk.read(at, to - from).expect("what was discarded can be read");
+                    let kept_or_zero = |(new, old): (&u8, &u8)| *new == 0 || new == old;
+                    assert!(now.iter().zip(&model[from..to]).all(kept_or_zero), "a discard made bytes up");
+                    model[from..to].copy_from_slice(&now);
+                }
+            }
+            5 => drop(disk.flush()),
+            6 => {
+                let new = (size + (at & !511)).min(size.max(1 << 20));
+                if disk.truncate(new, self.fill).is_ok() {
+                    model.resize(new as usize, 0);
+                }
+            }
+            7 => {
+                let new = (at & !511).min(size);
+                if disk.truncate(new, 0).is_ok() {
+                    model.truncate(new as usize);
+                }
+            }
+            8 => disk.reopen(false).expect("a consistent image reopens"),
+            _ => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+        }
+    }
+}

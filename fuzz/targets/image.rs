@@ -1,0 +1,10 @@
+//! libFuzzer around `bodies::image`.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../bodies/mod.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    bodies::image::run(input);
+});
