@@ -24,7 +24,7 @@ build() {
         -Cllvm-args=-sanitizer-coverage-trace-compares"
     # The sanitizer is an unstable option of a stable compiler; only this build asks for it.
     (cd "$top/fuzz" && RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags CARGO_TARGET_DIR=$dir/target \
-        cargo build --quiet --locked --release --target "$host" "$@")
+        cargo build --quiet --release --target "$host" "$@")
 }
 
 # Two parts of libdeflate define a table of one name each, which is no fault of theirs.

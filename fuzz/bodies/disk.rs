@@ -143,6 +143,37 @@ impl<'a> Disk<'a> {
         Ok(())
     }
 
+    pub fn write_compressed(&self, data: &[u8], at: u64) -> Answer<()> {
+        let iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+        // SAFETY: as in `write`.
+        judge(unsafe { qcow2_pwritev2(self.image, &iov, 1, at, QCOW2_REQ_COMPRESSED) } as i64).map(drop)
+    }
+
+    pub fn create_snapshot(&self, name: &CStr) -> Answer<()> {
+        let options = qcow2_snapshot_options {
+            struct_size: std::mem::size_of::<qcow2_snapshot_options>(),
+            id: std::ptr::null(),
+            // A fixed time: an input must do the same each time.
+            date_seconds: 1_000_000_000,
+            date_nanoseconds: 7,
+            reserved: 0,
+            vm_clock_nanoseconds: 9,
+            icount: u64::MAX,
+        };
+        // SAFETY: everything lives across the call, here and below.
+        judge_int(unsafe { qcow2_snapshot_create(self.image, name.as_ptr(), &options) })
+    }
+
+    pub fn apply_snapshot(&self, name: &CStr) -> Answer<()> {
+        // SAFETY: as above.
+        judge_int(unsafe { qcow2_snapshot_apply(self.image, std::ptr::null(), name.as_ptr()) })
+    }
+
+    pub fn delete_snapshot(&self, name: &CStr) -> Answer<()> {
+        // SAFETY: as above.
+        judge_int(unsafe { qcow2_snapshot_delete(self.image, std::ptr::null(), name.as_ptr()) })
+    }
+
     pub fn write_zeroes(&self, at: u64, bytes: u64, flags: u64) -> Answer<()> {
         // SAFETY: an open handle.
         judge_int(unsafe { qcow2_write_zeroes(self.image, at, bytes, flags) })
@@ -229,23 +260,28 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Looks at the snapshots, at most `limit`; answers how many could be told.
-    pub fn snapshots(&self, limit: usize) -> usize {
+    /// Looks at the snapshots, at most `limit`; answers the names of those that could be told.
+    pub fn snapshots(&self, limit: usize) -> Vec<CString> {
+        let mut names = Vec::new();
         for index in 0..limit {
             // SAFETY: as for info.
             let mut snapshot: qcow2_snapshot_info = unsafe { std::mem::zeroed() };
             snapshot.struct_size = std::mem::size_of::<qcow2_snapshot_info>();
             // SAFETY: the struct lives across the call.
             if judge_int(unsafe { qcow2_get_snapshot(self.image, index, &mut snapshot) }).is_err() {
-                return index;
+                break;
             }
             for text in [snapshot.id, snapshot.name] {
                 // SAFETY: valid until the next call of the function; never NULL for a snapshot that is there.
                 let told = text.is_null() || unsafe { CStr::from_ptr(text) }.to_bytes().len() <= 0xffff;
                 assert!(told, "a name longer than its field can say");
             }
+            if !snapshot.name.is_null() {
+                // SAFETY: as above.
+                names.push(unsafe { CStr::from_ptr(snapshot.name) }.to_owned());
+            }
         }
-        limit
+        names
     }
 
     /// One check pass, and what it said.

@@ -4,7 +4,7 @@ use super::container::{self, Container};
 use super::disk::{Answer, CheckResult, Disk, Errno};
 use super::layout::{self, Head};
 use super::medium::{Contents, Medium};
-use super::script::Request;
+use super::script::{Model, Request};
 use qcow2::capi::*;
 
 /// Read from each end of a disk, bytes.
@@ -181,23 +181,31 @@ pub fn use_repaired(contents: &Contents, manner: u8, requests: &[Request]) -> bo
         return false;
     }
     // A compressed cluster may be nonsense in a consistent image.
-    let Ok(mut model) = disk.read(0, disk.length() as usize) else { return false };
+    let Some(mut model) = Model::new(&disk) else { return false };
     for request in requests {
         request.issue_with_model(&disk, &mut model);
         if medium.contents().was_full {
             return false;
         }
-        if model.len() > SMALL_BYTES {
+        if model.bytes.len() > SMALL_BYTES {
             continue;
         }
-        let now = disk.read(0, model.len()).expect("a consistent image can be read");
-        assert!(now == model, "after {request:?} the disk differs at {:?}", first_difference(&now, &model));
+        let now = disk.read(0, model.bytes.len()).expect("a consistent image can be read");
+        assert!(
+            now == model.bytes,
+            "after {request:?} the disk differs at {:?}",
+            first_difference(&now, &model.bytes)
+        );
     }
     disk.close().expect("a consistent image closes");
     let head = Head::read(&medium.contents());
     let disk = Disk::open::<&str>(&medium, ANY_BACKING, &[]).expect("a consistent image opens again");
-    let now = disk.read(0, model.len()).expect("a consistent image can be read");
-    assert!(now == model, "after the close the disk differs at {:?}", first_difference(&now, &model));
+    let now = disk.read(0, model.bytes.len()).expect("a consistent image can be read");
+    assert!(
+        now == model.bytes,
+        "after the close the disk differs at {:?}",
+        first_difference(&now, &model.bytes)
+    );
     let (result, found) = disk.check(0).expect("a consistent image can be checked");
     let leaks_may_be = head.has_bitmaps() || layout::counts_past_end(contents);
     // Two guest clusters in one host cluster: a write to one leaves the other alone with it, and without COPIED,

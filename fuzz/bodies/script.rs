@@ -1,10 +1,33 @@
 //! Guest requests that an input asks for, with or without a model of the disk.
 
 use super::disk::Disk;
+use std::ffi::CStr;
 
 pub const REQUEST_BYTES: usize = 6;
 /// Longest request, bytes.
 const MAX_BYTES: u64 = 1 << 18;
+
+/// Names of snapshots that scripts take.
+const NAMES: [&CStr; 2] = [c"script-0", c"script-1"];
+
+/// What a consistent disk holds, and held when snapshots were taken.
+pub struct Model {
+    pub bytes: Vec<u8>,
+    snapshots: Vec<(&'static CStr, Vec<u8>)>,
+}
+
+impl Model {
+    /// A model of what `disk` reads as now; `None` when it cannot be read or has snapshots of a script's names.
+    pub fn new(disk: &Disk) -> Option<Model> {
+        let taken = disk.snapshots(64).iter().any(|name| NAMES.contains(&name.as_c_str()));
+        let bytes = disk.read(0, disk.length() as usize).ok()?;
+        (!taken).then_some(Model { bytes, snapshots: Vec::new() })
+    }
+
+    fn find(&self, name: &CStr) -> Option<usize> {
+        self.snapshots.iter().position(|s| s.0 == name)
+    }
+}
 
 /// One guest request.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +64,7 @@ impl Request {
     /// Issues the request and ignores how it ends.
     pub fn issue(&self, disk: &Disk) {
         let (at, bytes) = self.range(disk.length());
-        match self.kind % 10 {
+        match self.kind % 14 {
             0..=2 => drop(disk.write(&self.data(bytes), at, self.shape & 0x40 != 0)),
             3 => drop(disk.write_zeroes(at, bytes, u64::from(self.fill & 7))),
             4 => drop(disk.discard(at, bytes)),
@@ -49,24 +72,47 @@ impl Request {
             6 => drop(disk.truncate(disk.length().saturating_add(at & !511).min(1 << 40), self.fill)),
             7 => drop(disk.truncate((at & !511).min(disk.length()), 0)),
             8 => drop(disk.reopen(self.fill & 1 != 0)),
-            _ => drop(disk.clean_caches()),
+            9 => drop(disk.clean_caches()),
+            10 => {
+                let (at, bytes) = self.whole_clusters(disk);
+                let _ = disk.write_compressed(&self.data(bytes), at);
+            }
+            11 => drop(disk.create_snapshot(self.name())),
+            12 => drop(disk.apply_snapshot(self.name())),
+            _ => drop(disk.delete_snapshot(self.name())),
         }
+    }
+
+    fn name(&self) -> &'static CStr {
+        NAMES[usize::from(self.fill & 1)]
+    }
+
+    /// One to four clusters inside the disk, or none.
+    fn whole_clusters(&self, disk: &Disk) -> (u64, u64) {
+        let cluster = 1u64 << disk.info().cluster_bits;
+        let at = (u64::from(self.at) * 512).min(disk.length()) / cluster * cluster;
+        let wanted = (u64::from(self.length & 3) + 1) * cluster;
+        (at, wanted.min(disk.length().saturating_sub(at)))
     }
 
     /// Issues the request, unless it is one that changes the disk's size; ignores how it ends.
     pub fn issue_small(&self, disk: &Disk) {
-        if !matches!(self.kind % 10, 6..=8) {
+        if !matches!(self.kind % 14, 6..=8) {
             self.issue(disk);
         }
     }
 
     /// Issues the request on a consistent image, and on `model`, which holds the whole disk. Answers whether
     /// it was done; a request that the library refused must have changed nothing.
-    pub fn issue_with_model(&self, disk: &Disk, model: &mut Vec<u8>) {
+    pub fn issue_with_model(&self, disk: &Disk, model: &mut Model) {
+        if self.kind % 14 > 10 {
+            return self.snapshot_with_model(disk, model);
+        }
+        let model = &mut model.bytes;
         let size = model.len() as u64;
         let (at, bytes) = self.range(size);
         let (from, to) = (at.min(size) as usize, (at + bytes).min(size) as usize);
-        match self.kind % 10 {
+        match self.kind % 14 {
             0..=2 => {
                 let data = self.data(bytes);
                 if disk.write(&data, at, self.shape & 0x40 != 0).is_ok() {
@@ -101,7 +147,37 @@ impl Request {
                 }
             }
             8 => disk.reopen(false).expect("a consistent image reopens"),
-            _ => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+            9 => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+            _ => {
+                let (at, bytes) = self.whole_clusters(disk);
+                let data = self.data(bytes);
+                if disk.write_compressed(&data, at).is_ok() {
+                    model[at as usize..(at + bytes) as usize].copy_from_slice(&data);
+                }
+            }
+        }
+    }
+
+    fn snapshot_with_model(&self, disk: &Disk, model: &mut Model) {
+        let (name, known) = (self.name(), model.find(self.name()));
+        match self.kind % 14 {
+            11 => {
+                if disk.create_snapshot(name).is_ok() {
+                    model.snapshots.push((name, model.bytes.clone()));
+                }
+            }
+            12 => {
+                let done = disk.apply_snapshot(name);
+                assert!(done.is_err() || known.is_some(), "a snapshot that nobody took was applied");
+                if let (Ok(()), Some(index)) = (done, known) {
+                    model.bytes.clone_from(&model.snapshots[index].1);
+                }
+            }
+            _ => {
+                let done = disk.delete_snapshot(name);
+                assert_eq!(done.is_ok(), known.is_some(), "deleting {name:?}: {done:?}");
+                known.map(|index| model.snapshots.remove(index));
+            }
         }
     }
 }

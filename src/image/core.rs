@@ -280,8 +280,10 @@ fn index_other_tables(shared: &Shared, header: &Header) -> Result<()> {
     let guard = &shared.guard;
     if let Some(data) = header.extension(extensions::BITMAPS) {
         let pointer = extensions::bitmaps(data)?;
-        let bytes = pointer.directory_bytes.min(1 << 32);
-        guard.add(Owner::BITMAP_DIRECTORY, pointer.directory_offset, bytes);
+        // A directory that no reader accepts is nobody's, and may claim to be larger than memory.
+        if crate::format::bitmap::check_pointer(&pointer, &header.geometry()).is_ok() {
+            guard.add(Owner::BITMAP_DIRECTORY, pointer.directory_offset, pointer.directory_bytes);
+        }
     }
     index_snapshots(guard, &**shared.medium.storage(), header)
 }

@@ -100,13 +100,19 @@ impl OverlapGuard {
         self.checked & owner.0 != 0
     }
 
+    /// Clusters of a range that is not empty. A damaged image may name one that ends past 2^64.
+    #[inline]
+    fn clusters(&self, host_offset: u64, length: u64) -> std::ops::RangeInclusive<u64> {
+        host_offset >> self.cluster_bits..=host_offset.saturating_add(length - 1) >> self.cluster_bits
+    }
+
     /// Records that `[host_offset, host_offset + length)` holds `owner`.
     pub fn add(&self, owner: Owner, host_offset: u64, length: u64) {
         if !self.checks(owner) || length == 0 {
             return;
         }
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        for cluster in host_offset >> self.cluster_bits..=(host_offset + length - 1) >> self.cluster_bits {
+        for cluster in self.clusters(host_offset, length) {
             let (word, bit) = filter_bit(cluster);
             self.filter[word].fetch_or(bit, Ordering::SeqCst);
             *owners.entry(cluster).or_default() |= owner.0;
@@ -119,7 +125,7 @@ impl OverlapGuard {
             return;
         }
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        for cluster in host_offset >> self.cluster_bits..=(host_offset + length - 1) >> self.cluster_bits {
+        for cluster in self.clusters(host_offset, length) {
             if let Some(mask) = owners.get_mut(&cluster) {
                 *mask &= !owner.0;
                 if *mask == 0 {
@@ -135,7 +141,7 @@ impl OverlapGuard {
         if self.checked == 0 || length == 0 || planted(Plant::OverlapCheckOff) {
             return Ok(());
         }
-        for cluster in host_offset >> self.cluster_bits..=(host_offset + length - 1) >> self.cluster_bits {
+        for cluster in self.clusters(host_offset, length) {
             let (word, bit) = filter_bit(cluster);
             if self.filter[word].load(Ordering::Relaxed) & bit != 0 {
                 self.check_cluster(allowed, cluster)?;
@@ -196,6 +202,8 @@ mod tests {
         assert!(guard.check(Owner(0), 0, 1025).is_err());
         guard.remove(Owner::ACTIVE_L2, 1024, 512);
         assert!(guard.check(Owner(0), 0, 4096).is_ok());
+        guard.add(Owner::BITMAP_DIRECTORY, u64::MAX - 511, 1024);
+        assert!(guard.check(Owner(0), u64::MAX - 511, 512).is_err());
         assert!(OverlapGuard::off().check(Owner(0), 0, 4096).is_ok());
     }
 }
