@@ -23,29 +23,48 @@ struct Level {
     binary: &'static str,
     test: &'static str,
     effort: &'static str,
-    /// With the rules and ownership on every trace; without them the level must see for itself.
+    /// The rules and ownership on every trace; without them the level must see for itself.
     rules: bool,
+    /// The states after a power cut; without them the rules must see for themselves.
+    cuts: bool,
 }
 
 const fn level(name: &'static str, binary: &'static str, test: &'static str, effort: &'static str) -> Level {
-    Level { name, binary, test, effort, rules: false }
+    Level { name, binary, test, effort, rules: false, cuts: true }
 }
 
 const PARTS: Level = level("parts", "qcow2", "storage::file", "1");
 const RULES: Level =
-    Level { rules: true, ..level("rules", "power_cut", "random_lists_on_random_images", "0.1") };
+    Level { rules: true, cuts: false, ..level("rules", "power_cut", "random_lists_on_random_images", "0.2") };
 const CUT: Level = level("power cut", "power_cut", "random_lists_on_random_images", "0.1");
 const GROWTH: Level = level("power cut, table growth", "power_cut", "the_refcount_table_grows", "1");
-const GROWTH_RULES: Level = Level { rules: true, ..GROWTH };
+const GROWTH_RULES: Level = Level { name: "rules, table growth", rules: true, cuts: false, ..GROWTH };
+const PAIRS_RULES: Level = Level { name: "rules, races", rules: true, ..PAIRS };
+const DAMAGED: Level = level("damaged images", "damaged", "", "1");
+const DAMAGED_RULES: Level = Level { name: "rules, damaged images", rules: true, ..DAMAGED };
 const FAULTS: Level = level("faults", "faults", "each_call_fails", "0.3");
 const FINAL: Level = level("faults, failed sync", "faults", "a_failed_sync_is_final", "1");
 const READER: Level = level("races, parked reader", "races", "a_parked_reader", "1");
-const PAIRS: Level = level("races", "races", "every_pair", "0.1");
+const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const THREADS: Level = level("model, threads", "model", "many_threads", "0.3");
 
-const LEVELS: [Level; 11] =
-    [PARTS, RULES, CUT, GROWTH_RULES, GROWTH, FAULTS, FINAL, READER, PAIRS, MODEL, THREADS];
+const LEVELS: [Level; 14] = [
+    PARTS,
+    RULES,
+    CUT,
+    GROWTH_RULES,
+    GROWTH,
+    FAULTS,
+    FINAL,
+    READER,
+    PAIRS_RULES,
+    PAIRS,
+    DAMAGED_RULES,
+    DAMAGED,
+    MODEL,
+    THREADS,
+];
 
 /// The levels that must catch it.
 fn catchers(plant: Plant) -> &'static [Level] {
@@ -63,7 +82,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         HeaderBeforeItsTables => &[GROWTH_RULES, GROWTH],
         HeaderNotSynced => &[GROWTH_RULES, GROWTH],
         NewBlockNotSynced => &[RULES, CUT],
-        CopiedIgnored => &[],
+        CopiedIgnored => &[PAIRS_RULES, PAIRS],
         DiscardShowsBacking => &[CUT, MODEL],
         ExtensionsDropped => &[RULES],
         FailedWriteForgotten => &[FAULTS],
@@ -71,7 +90,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         LinkedAfterFailedWrite => &[FAULTS],
         ShortWriteTakenForWhole => &[PARTS],
         ClaimSkipped => &[PAIRS],
-        OverlapCheckOff => &[],
+        OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
     }
 }
 
@@ -130,6 +149,7 @@ fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>) 
         .env("QCOW2_TEST_PLANT", name)
         .env("QCOW2_TEST_EFFORT", level.effort)
         .env("QCOW2_TEST_RULES", if level.rules { "1" } else { "0" })
+        .env("QCOW2_TEST_CUTS", if level.cuts { "1" } else { "0" })
         // Whether a mistake is caught must not hang on the commit.
         .env("QCOW2_TEST_SEED", "1")
         .env("QCOW2_TEST_SHRINK", "0")
@@ -172,8 +192,9 @@ fn read(mut file: std::fs::File) -> String {
 
 /// The first panic's message.
 fn first_words(text: &str) -> String {
-    let mut lines = text.lines().skip_while(|l| !l.contains("panicked at")).skip(1);
-    let words = lines.next().unwrap_or("ended without a word");
+    let lines = text.lines().skip_while(|l| !l.contains("panicked at")).skip(1).take(2);
+    let words = lines.collect::<Vec<_>>().join(" | ");
+    assert!(!words.is_empty(), "ended without a word\n{text}");
     words.chars().take(150).collect()
 }
 
@@ -189,10 +210,12 @@ fn the_kit_catches_each_planted_bug() {
         assert_eq!(answer.failure, None, "{} fails without a planted bug", level.name);
         say(&format!("no planted bug: {} passes, {:.1} s", level.name, answer.seconds));
     }
-    let mut missed = Vec::new();
+    let (mut missed, mut table) = (Vec::new(), Vec::new());
     for plant in Plant::ALL {
         let wanted = catchers(*plant);
+        assert!(!wanted.is_empty());
         let levels = LEVELS.iter().filter(|l| all || wanted.contains(l));
+        let mut caught = Vec::new();
         for level in levels {
             let answer = run(&programs, *level, Some(*plant));
             let word = match &answer.failure {
@@ -201,11 +224,14 @@ fn the_kit_catches_each_planted_bug() {
                 None => format!("not reached by {}", level.name),
             };
             say(&format!("{plant:?} {word} ({:.1} s)", answer.seconds));
+            caught.extend(answer.failure.is_some().then_some(level.name));
             if wanted.contains(level) && !(answer.reached && answer.failure.is_some()) {
                 missed.push(format!("{plant:?} {word}"));
             }
         }
+        table.push(format!("{:26} {}", format!("{plant:?}"), caught.join(", ")));
     }
+    table.iter().for_each(|line| say(line));
     say(&format!("{} planted bugs, {:.0} s", Plant::ALL.len(), started.elapsed().as_secs_f32()));
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }

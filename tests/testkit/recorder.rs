@@ -134,6 +134,8 @@ struct State {
     threads: bool,
     /// Events that have been judged.
     judged: Option<usize>,
+    /// Guest bytes from here on read as zeroes where the image has nothing.
+    backing_end: u64,
     unjudged: Option<&'static str>,
 }
 
@@ -266,6 +268,15 @@ impl Recorder {
 
     pub fn zeroed(&self) -> Vec<Zeroed> {
         self.lock().zeroed.clone()
+    }
+
+    /// Holes below this many guest bytes show a backing disk.
+    pub fn set_backing(&self, bytes: u64) {
+        self.lock().backing_end = bytes;
+    }
+
+    pub fn backing_end(&self) -> u64 {
+        self.lock().backing_end
     }
 
     /// More than one thread has changed something.

@@ -36,6 +36,8 @@ struct Target {
 pub(super) struct Trace<'a> {
     pub(super) log: &'a [Event],
     zeroed: &'a [Zeroed],
+    /// Holes below this many guest bytes show a backing disk.
+    backing_end: u64,
     pub(super) durable: Vec<u8>,
     pub(super) issued: Vec<u8>,
     /// Events that a sync covers.
@@ -58,9 +60,18 @@ pub fn check_trace(recorder: &Recorder) -> Result<(), String> {
         return Ok(());
     }
     let (durable, issued) = (recorder.base().to_vec(), recorder.base().to_vec());
-    let threads = recorder.has_threads();
-    let mut trace =
-        Trace { log, zeroed, durable, issued, covered: 0, at: 0, owners: None, live: None, threads };
+    let mut trace = Trace {
+        log,
+        zeroed,
+        backing_end: recorder.backing_end(),
+        durable,
+        issued,
+        covered: 0,
+        at: 0,
+        owners: None,
+        live: None,
+        threads: recorder.has_threads(),
+    };
     for (at, event) in log.iter().enumerate() {
         trace.at = at;
         trace.judge(event).map_err(|e| {
@@ -139,12 +150,13 @@ impl Trace<'_> {
             let at = event.offset as usize + index * 8;
             let (old, new) = (be64(&self.issued, at), be64(entry, 0));
             if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
-                // A hole may become a cluster whose durable bytes are zeroes still.
+                // A hole may become a cluster whose durable bytes are zeroes still, if it reads as zeroes.
                 let place = if level == 2 { self.place(head, at)? } else { None };
                 let zeroed = place.as_ref().is_some_and(|p| old & 1 != 0 || self.was_zeroed(p));
+                let bare = place.as_ref().is_none_or(|p| p.from >= self.backing_end);
                 let kind = Target {
                     level,
-                    zeroes_do: level != 3 && (old & OFFSET == 0 || zeroed),
+                    zeroes_do: level != 3 && (old & OFFSET == 0 && bare || zeroed),
                     place,
                     cluster_bits,
                 };

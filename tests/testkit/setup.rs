@@ -85,7 +85,9 @@ impl Setup {
 
     /// A recorder that holds a new image.
     pub fn recorder(&self) -> Arc<Recorder> {
-        Recorder::new(self.create())
+        let recorder = Recorder::new(self.create());
+        recorder.set_backing(self.backing.unwrap_or(0) * SECTOR);
+        recorder
     }
 
     pub fn options(&self) -> OpenOptions {

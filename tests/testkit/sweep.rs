@@ -36,6 +36,11 @@ const EXHAUSTIVE_EVENTS: [usize; 2] = [16, 12];
 /// One in so many states is also written to after its recovery.
 const WRITTEN_STATES: u64 = 16;
 
+/// `QCOW2_TEST_CUTS=0` is for tests of the kit, which ask what the rules see by themselves.
+fn tries_cuts() -> bool {
+    std::env::var("QCOW2_TEST_CUTS").map_or(true, |s| s != "0")
+}
+
 /// Runs a list and looks at every state that a power cut may leave behind.
 pub fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
     let mut runner = Runner::new(setup)?;
@@ -47,6 +52,9 @@ pub fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> 
     runner.check_live()?;
     let log = runner.recorder.log();
     runner.recorder.judge()?;
+    if !tries_cuts() {
+        return Ok(Count { enumerated: 1, opened: 1, ..Count::default() });
+    }
     let mut count = Count::default();
     let mut cutter = Cutter::new(runner.recorder.base(), &log);
     let mut known: HashMap<u64, Arc<Vec<u32>>> = HashMap::new();
