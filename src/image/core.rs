@@ -195,10 +195,8 @@ impl Core {
 
     /// Brings everything to the medium and leaves the image clean. The caller is alone.
     pub(super) fn settle(&self) -> Result<()> {
+        self.shared.medium.latch().check()?;
         let Some(Io { map, alloc: Some(alloc) }) = &self.io else { return Ok(()) };
-        if self.shared.medium.latch().is_closed() {
-            return self.shared.medium.latch().check();
-        }
         map.barrier()?;
         if planted(Plant::CleanBeforeCounts) {
             self.shared.header.mark_clean()?;
@@ -209,6 +207,11 @@ impl Core {
             self.shared.header.mark_clean()?;
         }
         Ok(())
+    }
+
+    /// Nothing more is written, because of `why`: only a new open helps.
+    pub fn give_up(&self, why: Error) -> Error {
+        self.shared.medium.latch().close(why)
     }
 
     /// Virtual size in bytes.

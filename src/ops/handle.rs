@@ -182,14 +182,16 @@ impl Handle {
         }
         alone.settle()?;
         let storage = Arc::clone(core.storage());
-        if repairs {
-            sync_before_repair(&*storage)?;
+        if !repairs {
+            return check(&*storage, options, messages, progress);
         }
-        let report = check(&*storage, options, messages, progress);
-        if repairs {
-            alone.reload(storage, core.settings().clone())?;
+        let report =
+            sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
+        match report {
+            // A sync may have failed, and what was written before it be lost: only a new open can tell.
+            Err(e) if matches!(e.kind(), ErrorKind::Host(_)) => Err(core.give_up(e)),
+            report => alone.reload(storage, core.settings().clone()).and(report),
         }
-        report
     }
 
     /// Brings everything to the medium, reports the first failure, and lets go of the file.

@@ -24,9 +24,4 @@ impl Latch {
         let _ = self.0.set(first.clone());
         first
     }
-
-    /// Whether the latch has closed.
-    pub fn is_closed(&self) -> bool {
-        self.0.get().is_some()
-    }
 }
