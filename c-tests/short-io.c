@@ -39,7 +39,7 @@ static int split(struct iovec *iov, unsigned char *bytes, uint64_t length)
 
 static void compare(qcow2_image *image, uint64_t offset, uint64_t length)
 {
-    struct iovec iov[7];
+    struct iovec iov[7] = {0};
 
     memset(seen, 0xa5, length);
     CHECK_EQ(CHECK_OK(qcow2_preadv(image, iov, split(iov, seen, length), offset)), length);
@@ -63,7 +63,7 @@ static void discarded(qcow2_image *image, uint64_t offset, uint64_t length)
 static void step(qcow2_image *image)
 {
     uint64_t offset, length;
-    struct iovec iov[7];
+    struct iovec iov[7] = {0};
 
     place(&offset, &length);
     switch (below(16)) {

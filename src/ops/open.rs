@@ -77,6 +77,8 @@ pub struct ResolveAnswer {
 
 /// A storage, and the file behind it where there is one.
 pub(super) type StorageAndFile = (Arc<dyn Storage>, Option<Arc<FileStorage>>);
+/// The nodes above, top first; a caller's storage has no identity and still counts as a link.
+type Seen = Vec<Option<(u64, u64)>>;
 /// Decides about each file that an image names.
 pub type Resolver<'a> = &'a mut dyn FnMut(&ResolveRequest) -> Result<ResolveAnswer>;
 /// Takes the messages of a repair.
@@ -172,7 +174,7 @@ impl Opening<'_> {
         origin: &Origin,
         storage: Arc<dyn Storage>,
         file: Option<Arc<FileStorage>>,
-        seen: &mut Vec<(u64, u64)>,
+        seen: &mut Seen,
     ) -> Result<Handle> {
         let manner = Manner::new(self.flags, self.options.clone(), file);
         if self.flags.raw {
@@ -188,7 +190,7 @@ impl Opening<'_> {
             backing: None,
         };
         validate(&header, &settings)?;
-        seen.extend(storage.identity());
+        seen.push(storage.identity());
         let below = self.open_backing(&header, origin, seen)?;
         settings.backing = below.as_ref().map(Handle::shared_disk);
         let repaired = self.repair_if_dirty(&header, &*storage)?;
@@ -231,17 +233,12 @@ impl Opening<'_> {
         Ok(Some(report))
     }
 
-    fn open_backing(
-        &mut self,
-        header: &Header,
-        origin: &Origin,
-        seen: &mut Vec<(u64, u64)>,
-    ) -> Result<Option<Handle>> {
+    fn open_backing(&mut self, header: &Header, origin: &Origin, seen: &mut Seen) -> Result<Option<Handle>> {
         let Some(recorded_name) = header.backing_file_text() else { return Ok(None) };
         if self.flags.metadata_only || self.flags.no_backing {
             return Ok(None);
         }
-        let depth = seen.len().max(1);
+        let depth = seen.len();
         if depth > MAX_CHAIN {
             return Err(Error::new(
                 ErrorKind::Loop,
@@ -287,7 +284,7 @@ impl Opening<'_> {
         &mut self,
         request: &ResolveRequest,
         answer: ResolveAnswer,
-        seen: &mut Vec<(u64, u64)>,
+        seen: &mut Seen,
     ) -> Result<Handle> {
         let format = answer.format.as_deref().or(request.format.as_deref());
         let raw = match format {
@@ -306,7 +303,7 @@ impl Opening<'_> {
             Origin::Path(path) => std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino())),
             _ => None,
         };
-        if file.is_some_and(|id| seen.contains(&id)) {
+        if file.is_some() && seen.contains(&file) {
             return Err(in_chain_already(request));
         }
         let below = OpenFlags { read_only: true, raw, no_repair: false, ..self.flags };
@@ -314,7 +311,7 @@ impl Opening<'_> {
         let top = std::mem::replace(&mut self.flags, below);
         let top_options = std::mem::replace(&mut self.options, below_options);
         let opened = self.open_storage(&answer.origin, true).and_then(|(storage, file)| {
-            if storage.identity().is_some_and(|id| seen.contains(&id)) {
+            if storage.identity().is_some() && seen.contains(&storage.identity()) {
                 return Err(in_chain_already(request));
             }
             self.open_node(&answer.origin, storage, file, seen)

@@ -16,6 +16,9 @@ use crate::storage::{read_exact, Purpose, Storage};
 /// First guess at the length of a table, bytes.
 const FIRST_BYTES: u64 = 64 << 10;
 
+/// Most clusters of snapshots' L1 tables that the overlap index takes: some 32 MiB of memory.
+const MAX_INDEXED_CLUSTERS: u64 = 1 << 20;
+
 /// Reads all entries, with the length of the table in bytes.
 pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
     if header.snapshot_count == 0 {
@@ -48,13 +51,26 @@ pub(in crate::image) fn index_snapshots(
     let geometry = header.geometry();
     let (snapshots, bytes) = load_snapshots(storage, header)?;
     guard.add(Owner::SNAPSHOT_TABLE, header.snapshots_offset, bytes);
-    for snapshot in &snapshots {
+    let tables = guard.checks(Owner::INACTIVE_L1) || guard.checks(Owner::INACTIVE_L2);
+    let mut indexed = 0;
+    for snapshot in snapshots.iter().filter(|_| tables) {
         let l1_bytes = u64::from(snapshot.l1_size) * 8;
         let readable = l1_bytes <= crate::format::geometry::MAX_L1_BYTES
             && geometry.in_cluster(snapshot.l1_table_offset) == 0
             && snapshot.l1_table_offset < crate::format::geometry::MAX_HOST_OFFSET;
         if !readable {
             continue;
+        }
+        indexed += geometry.clusters_ceil(l1_bytes);
+        if indexed > MAX_INDEXED_CLUSTERS {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the L1 tables of {} snapshots have more than {MAX_INDEXED_CLUSTERS} clusters: \
+                     they cannot be protected against overlaps (overlap-check.inactive-l1)",
+                    snapshots.len()
+                ),
+            ));
         }
         guard.add(Owner::INACTIVE_L1, snapshot.l1_table_offset, l1_bytes);
         if guard.checks(Owner::INACTIVE_L2) {
