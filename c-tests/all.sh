@@ -25,7 +25,7 @@ step() {
         bad+=("$name")
         tail -n 80 "$log" | sed 's/^/    /'
     fi
-    grep -E '^[0-9]+ passed|^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|planted bugs|^(Ok|Fail|Skipped):' \
+    grep -E '^[0-9]+ passed|^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^(Ok|Fail|Skipped):' \
         "$log" | sed 's/^/    /' | head -n 30
     rm -f "$log"
 }
@@ -55,6 +55,7 @@ if [ "$(uname -m)" = x86_64 ] || [ "$(uname -m)" = aarch64 ]; then
 else
     skip "fuzz targets" "no address sanitizer for this machine"
 fi
+step "models of two and three threads (loom)" c-tests/loom.sh
 [ -f "$build/build.ninja" ] || step "meson setup" meson setup "$build"
 step "meson compile" meson compile -C "$build"
 step "C tests, shell tests, differential" meson test -C "$build" --print-errorlogs

@@ -10,6 +10,7 @@
 //!
 //! ```text
 //! error, options   what every layer may use: one error type, one table of options
+//! sync             locks and atomics: the standard library's, or a model checker's in its test build
 //! format, codec    bytes <-> values. No I/O, no policy
 //! storage          bytes at offsets: file, memory, callbacks; locks; the gate; the clock of syncs
 //! meta             table pages in memory, the one place that writes them; header page; overlap guard
@@ -113,6 +114,8 @@ pub mod format;
 pub mod image;
 pub mod map;
 pub mod meta;
+#[cfg(all(loom, test))]
+mod models;
 pub mod ops;
 pub mod options;
 #[cfg(not(feature = "planted-bugs"))]
@@ -120,3 +123,4 @@ mod planted;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
 pub mod storage;
+mod sync;

@@ -2,7 +2,7 @@
 
 use super::Core;
 use crate::error::Result;
-use std::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
@@ -21,6 +21,11 @@ pub struct Flusher {
 impl Flusher {
     /// Runs or joins a barrier that starts after this call.
     pub(super) fn flush(&self, core: &Core) -> Result<()> {
+        self.join(|| core.barrier())
+    }
+
+    /// Runs `barrier`, or waits for one that somebody else starts after this call.
+    pub(crate) fn join(&self, barrier: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         let mine = state.started + 1;
         loop {
@@ -36,7 +41,7 @@ impl Flusher {
         state.started += 1;
         let number = state.started;
         drop(state);
-        let answer = core.barrier();
+        let answer = barrier();
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         state.running = false;
         if answer.is_ok() {

@@ -19,6 +19,8 @@ mod zero;
 
 pub(crate) use core::{read_header, validate};
 pub use core::{Core, CoreSettings, Io};
+#[cfg(all(loom, test))]
+pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
 pub use raw::RawDisk;
 pub(crate) use snapshots::load_snapshots;

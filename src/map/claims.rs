@@ -2,7 +2,7 @@
 //! I/O. A request holds one claim at a time, so claims cannot wait in a circle.
 
 use crate::planted::{planted, Plant};
-use std::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 /// The claims of one image.
 #[derive(Default)]

@@ -14,10 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
-use crate::meta::cache::WriteOut;
 use crate::meta::guard::Owner;
 use crate::meta::page::{Change, Updated};
-use crate::meta::{DirtyList, Page, Release, Settler, SliceCache};
+use crate::meta::{DirtyList, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -337,70 +336,19 @@ impl Map {
         }
     }
 
-    /// Brings everything that was stored before the call into the file (not yet durable); syncs where changes
-    /// wait for one.
+    /// Brings everything that was stored before the call into the file (not yet durable).
     pub fn write_through(&self) -> Result<()> {
-        let target = self.shared.medium.ticket();
-        let waits = self.waits_for(target);
-        self.write_listed()?;
-        if waits {
-            self.write_waiting(target)?;
-        }
-        Ok(())
+        self.write_out().write_through()
     }
 
-    /// Whether changes wait for `target` or less, in whatever hands their pages are. Asked before the list is
-    /// written: what others take from then on they may still be writing when the list is done, and what they
-    /// took before is waited for with the list.
-    fn waits_for(&self, target: Ticket) -> bool {
-        self.list.oldest_waiting().is_some_and(|oldest| oldest <= target)
-    }
-
-    /// Writes the changes that wait for `target` or less: a page that somebody else took before a sync comes
-    /// back to the list and is taken again.
-    fn write_waiting(&self, target: Ticket) -> Result<()> {
-        while self.waits_for(target) {
-            if !self.shared.medium.is_past(target) {
-                self.settler().advance()?;
-            }
-            self.write_listed()?;
-        }
-        // The last of them may have been taken by somebody who is still writing.
-        self.list.wait_in_flight();
-        self.shared.medium.latch().check()
+    /// Makes everything that was stored before the call durable.
+    pub fn barrier(&self) -> Result<()> {
+        self.write_out().barrier()
     }
 
     /// Host clusters that changes in memory have let go of, and that no write-out has passed on yet.
     pub fn held_clusters(&self) -> u64 {
         self.list.held_clusters()
-    }
-
-    /// Makes everything that was stored before the call durable.
-    pub fn barrier(&self) -> Result<()> {
-        let target = self.shared.medium.ticket();
-        let waits = self.waits_for(target);
-        self.write_listed()?;
-        self.settler().advance()?;
-        // What waited for the sync that has just completed needs another one, whoever has written it.
-        if waits {
-            self.write_waiting(target)?;
-            self.settler().advance()?;
-        }
-        Ok(())
-    }
-
-    /// Writes what is ripe of every dirty page. When it returns, every page that was dirty before is in the
-    /// file, or on the list with changes that wait, whoever wrote it.
-    fn write_listed(&self) -> Result<()> {
-        let announced = self.list.begin();
-        for page in self.list.take(&announced) {
-            let out = self.write_out();
-            page.write_out(out.medium, out.guard, out.settler, out.list, &announced)?;
-        }
-        drop(announced);
-        self.list.wait_in_flight();
-        // Somebody else's page may have failed while we waited for it.
-        self.shared.medium.latch().check()
     }
 
     /// The L1 table as it is in memory, into the start of `bytes`, in disk order.

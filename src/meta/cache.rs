@@ -6,18 +6,15 @@
 //! Two loads of one slice, or a load and the write-out of its older copy, must not meet: a key under load is
 //! on `loading`, and others wait; a page is written while it is still findable and leaves only when clean.
 
-use super::page::{DirtyList, Page};
-use super::{OverlapGuard, Settler};
+use super::page::Page;
+use super::WriteOut;
 use crate::error::Result;
-use crate::storage::medium::Medium;
-use arc_swap::{ArcSwapOption, Guard};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex, Slot, SlotGuard};
+use std::sync::Arc;
 
 /// Least slices of one set in a cache with several sets; there are fewer than twice as many.
 const MIN_WAYS: usize = 8;
-
-type Slot = ArcSwapOption<Keyed>;
 
 /// A page with the slice that it holds.
 pub struct Keyed {
@@ -26,21 +23,9 @@ pub struct Keyed {
     pub page: Arc<Page>,
 }
 
-/// What eviction needs to write a dirty page.
-pub struct WriteOut<'a> {
-    /// Where pages go.
-    pub medium: &'a Medium,
-    /// The overlap check.
-    pub guard: &'a OverlapGuard,
-    /// Who settles what they let go of.
-    pub settler: &'a dyn Settler,
-    /// The list that they are on.
-    pub list: &'a DirtyList,
-}
-
 /// See the module.
 pub struct SliceCache {
-    slots: Box<[Slot]>,
+    slots: Box<[Slot<Keyed>]>,
     /// Slice number + 1 of each slot; 0 when empty. A hint that keeps a search in few cache lines: the page
     /// in the slot decides.
     keys: Box<[AtomicU64]>,
@@ -63,7 +48,7 @@ impl SliceCache {
         };
         let ways = if whole { wanted.div_ceil(sets) } else { wanted / sets };
         SliceCache {
-            slots: (0..sets * ways).map(|_| ArcSwapOption::empty()).collect(),
+            slots: (0..sets * ways).map(|_| Slot::empty()).collect(),
             keys: (0..sets * ways).map(|_| AtomicU64::new(0)).collect(),
             ways,
             set_mask: sets as u64 - 1,
@@ -80,7 +65,7 @@ impl SliceCache {
 
     /// The page of slice `key`, if it is in memory.
     #[inline]
-    pub fn find(&self, key: u64) -> Option<Guard<Option<Arc<Keyed>>>> {
+    pub fn find(&self, key: u64) -> Option<SlotGuard<Option<Arc<Keyed>>>> {
         let set = self.set_of(key);
         for (index, hint) in self.keys[set.clone()].iter().enumerate() {
             if hint.load(Ordering::Acquire) != key + 1 {
@@ -180,7 +165,7 @@ impl SliceCache {
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
             let announced = out.list.begin();
-            let clean = keyed.page.write_out(out.medium, out.guard, out.settler, out.list, &announced)?;
+            let clean = out.page(&keyed.page, &announced)?;
             drop(announced);
             if clean && keyed.page.try_evict() {
                 out.list.remove(&keyed.page);

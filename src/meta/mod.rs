@@ -6,11 +6,13 @@ pub mod cache;
 pub mod guard;
 pub mod header_page;
 pub mod page;
+mod write_out;
 
 pub use cache::SliceCache;
 pub use guard::OverlapGuard;
 pub use header_page::HeaderPage;
 pub use page::{DirtyList, Page, Release};
+pub use write_out::WriteOut;
 
 use crate::error::Result;
 use crate::storage::medium::Ticket;

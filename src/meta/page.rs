@@ -19,9 +19,10 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{spin_loop, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
 
@@ -260,7 +261,7 @@ impl Page {
             if before & 1 == 0 && self.version.load(Ordering::SeqCst) == before {
                 return RawL2 { descriptor, bitmap };
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 
@@ -299,17 +300,18 @@ impl Page {
         if let Some(release) = dropped {
             list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
         }
-        let waits = !medium.is_past(after);
-        if waits {
-            list.add_waiting(after);
-        }
-        if dropped.is_some() || waits {
-            state.held.push(Held { entry: change.entry, before, after, waits, dropped });
-        }
         self.mark_dirty(&mut state, change.entry);
         if !state.listed {
             state.listed = true;
             list.add(self);
+        }
+        let waits = !medium.is_past(after);
+        if waits {
+            // Who sees this count finds the page: on the list, or in the hands of an announced write-out.
+            list.add_waiting(after);
+        }
+        if dropped.is_some() || waits {
+            state.held.push(Held { entry: change.entry, before, after, waits, dropped });
         }
         Updated::Done
     }

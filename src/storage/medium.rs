@@ -8,8 +8,8 @@ use super::latch::Latch;
 use super::{read_exact, zero_range, Purpose, Storage};
 use crate::error::{Error, Result};
 use crate::planted::{planted, Plant};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// A point in time: "after sync number N". `Ticket::PAST` never waits.

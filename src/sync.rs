@@ -1,0 +1,111 @@
+//! Locks, conditions and atomics of the parts that a model checker runs: the standard ones, or, in a test build
+//! with `--cfg loom`, those of `loom`, which tries every order of their operations. A part that `src/models` is
+//! about takes them from here.
+
+#[cfg(not(all(loom, test)))]
+mod plain {
+    pub use arc_swap::{ArcSwapOption as Slot, Guard as SlotGuard};
+    pub use std::hint::spin_loop;
+    pub use std::sync::{atomic, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+    pub use std::thread::{sleep, yield_now};
+}
+
+#[cfg(all(loom, test))]
+mod plain {
+    pub use loom::hint::spin_loop;
+    pub use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+    pub use loom::thread::yield_now;
+    use std::sync::Arc;
+
+    pub fn sleep(_: std::time::Duration) {
+        yield_now();
+    }
+
+    /// `arc_swap` is not known to `loom`; a lock gives the same promises.
+    pub struct Slot<T>(Mutex<Option<Arc<T>>>);
+
+    /// What a slot held.
+    pub struct SlotGuard<T>(T);
+
+    impl<T> std::ops::Deref for SlotGuard<T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            &self.0
+        }
+    }
+
+    impl<T> Slot<T> {
+        pub fn empty() -> Self {
+            Slot(Mutex::new(None))
+        }
+
+        pub fn load_full(&self) -> Option<Arc<T>> {
+            self.0.lock().unwrap().clone()
+        }
+
+        pub fn load(&self) -> SlotGuard<Option<Arc<T>>> {
+            SlotGuard(self.load_full())
+        }
+
+        pub fn store(&self, value: Option<Arc<T>>) {
+            *self.0.lock().unwrap() = value;
+        }
+    }
+
+    /// `loom` knows sequential consistency of fences only: an access that asks for it gets one on either side.
+    pub mod atomic {
+        pub use loom::sync::atomic::{fence, Ordering};
+
+        fn fenced<T>(order: Ordering, access: impl FnOnce() -> T) -> T {
+            if order != Ordering::SeqCst {
+                return access();
+            }
+            fence(order);
+            let value = access();
+            fence(order);
+            value
+        }
+
+        macro_rules! fenced {
+            ($name:ident, $value:ty { $($method:ident),* }) => {
+                #[derive(Debug, Default)]
+                pub struct $name(loom::sync::atomic::$name);
+
+                #[allow(dead_code)] // the same for each, whoever uses what
+                impl $name {
+                    pub fn new(value: $value) -> Self {
+                        Self(loom::sync::atomic::$name::new(value))
+                    }
+
+                    pub fn load(&self, order: Ordering) -> $value {
+                        fenced(order, || self.0.load(order))
+                    }
+
+                    pub fn store(&self, value: $value, order: Ordering) {
+                        fenced(order, || self.0.store(value, order));
+                    }
+
+                    $(pub fn $method(&self, value: $value, order: Ordering) -> $value {
+                        fenced(order, || self.0.$method(value, order))
+                    })*
+
+                    pub fn compare_exchange(
+                        &self,
+                        old: $value,
+                        new: $value,
+                        done: Ordering,
+                        failed: Ordering,
+                    ) -> Result<$value, $value> {
+                        fenced(done, || self.0.compare_exchange(old, new, done, failed))
+                    }
+                }
+            };
+        }
+
+        fenced!(AtomicBool, bool { swap });
+        fenced!(AtomicU64, u64 { fetch_add, fetch_sub, fetch_max });
+        fenced!(AtomicUsize, usize { fetch_add });
+    }
+}
+
+pub use plain::*;
