@@ -197,7 +197,7 @@ impl Scene {
         };
         let began = stage.clock.fetch_add(1, Ordering::SeqCst);
         let answer = stage.recorder.request(range, zeroes, || (row.run)(&stage.handle, row, tag));
-        let gone = [ErrorKind::PastEnd, ErrorKind::NotFound];
+        let gone = [ErrorKind::PastEnd, ErrorKind::NotFound, ErrorKind::Occupied];
         let refused = matches!(&answer, Err(e) if gone.contains(&e.kind()));
         let mut seen = Vec::new();
         let told = |e| format!("{}: {e}", row.name);
@@ -310,7 +310,7 @@ impl Scene {
 }
 
 fn touches(part: &Ran, sector: u64) -> bool {
-    if part.refused {
+    if part.refused && part.row.gives != Gives::Tag {
         return false;
     }
     part.row.ranges.iter().any(|(first, count)| (*first..first + count).contains(&sector))
@@ -340,6 +340,8 @@ fn outcomes(ran: &[Ran], order: &[usize], (sector, initial): (u64, u32), mut val
     for part in order.iter().map(|i| &ran[*i]).filter(|p| touches(p, sector)) {
         match part.row.gives {
             Gives::Nothing => {}
+            // Refused in the middle.
+            Gives::Tag if part.refused => values.push(part.tag),
             Gives::Tag => values = vec![part.tag],
             Gives::Zero => values = vec![0],
             Gives::MayZero => values.push(0),

@@ -86,7 +86,7 @@ const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 21] = [
+pub static ROWS: [Row; 22] = [
     Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
     Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
@@ -98,6 +98,7 @@ pub static ROWS: [Row; 21] = [
     },
     Row { name: "write afar", ranges: AFAR, loads: true, ..WRITE },
     Row { name: "write to a new table", ranges: &[(260, 3)], loads: true, ..WRITE },
+    Row { name: "compressed write", ranges: &[(54, 6)], run: write_compressed, ..WRITE },
     Row {
         name: "zero",
         ranges: &[(40, 24)],
@@ -203,6 +204,13 @@ pub fn prepare(handle: &Handle, with_snapshot: bool) -> Result<()> {
 
 fn write(handle: &Handle, row: &Row, tag: u32, fua: bool) -> Result<()> {
     row.ranges.iter().try_for_each(|(s, n)| setup::write(handle, *s, *n, tag, fua))
+}
+
+fn write_compressed(handle: &Handle, row: &Row, tag: u32) -> Result<()> {
+    let (sector, count) = row.ranges[0];
+    let mut bytes = vec![0; (count * SECTOR) as usize];
+    setup::fill(&mut bytes, sector, tag);
+    handle.disk().write_compressed(sector * SECTOR, &[std::io::IoSlice::new(&bytes)], false)
 }
 
 fn zero(handle: &Handle, row: &Row, unmap: bool, fua: bool) -> Result<()> {
