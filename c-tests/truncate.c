@@ -72,6 +72,23 @@ static void over_a_longer_backing_file(const char *compat)
     test_expect_sound(test_path("top.qcow2"), false);
 }
 
+/* Preallocation once gave the cluster that the old end cuts to the new part as a whole: what the backing file shows
+   in front of the old end was gone. */
+static void preallocated_over_a_backing_file(int mode)
+{
+    qcow2_image *image = test_open(test_create("base.qcow2", 100 * 1024, NULL), 0, NULL);
+
+    test_fill(image, 0, 100 * 1024, 9);
+    test_close(image);
+    test_create("top.qcow2", 100 * 1024, "cluster_size=64k", "backing_file=base.qcow2", "backing_fmt=qcow2", NULL);
+    image = test_open(test_path("top.qcow2"), QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK_OK(qcow2_truncate(image, 300 * 1024, mode));
+    test_expect(image, 0, 100 * 1024, 9);
+    test_expect(image, 100 * 1024, 200 * 1024, 0);
+    test_close(image);
+    test_expect_sound(test_path("top.qcow2"), false);
+}
+
 int main(void)
 {
     grow_and_shrink("cluster_size=64k", "lazy_refcounts=off");
@@ -83,5 +100,8 @@ int main(void)
     preallocated(QCOW2_PREALLOC_FULL);
     over_a_longer_backing_file("compat=1.1");
     over_a_longer_backing_file("compat=0.10");
+    preallocated_over_a_backing_file(QCOW2_PREALLOC_METADATA);
+    preallocated_over_a_backing_file(QCOW2_PREALLOC_FALLOC);
+    preallocated_over_a_backing_file(QCOW2_PREALLOC_FULL);
     return 0;
 }

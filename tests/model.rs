@@ -132,11 +132,19 @@ impl Model {
         let size = ((rng.below(2 * setup.sectors) + 1) * SECTOR) as usize;
         let old = self.bytes.len();
         let (bytes, zeroes) = resized_bytes(old as u64, size as u64);
-        let grow_or_cut = || resize(handle, size as u64, Preallocation::Off);
+        let modes = [
+            Preallocation::Off,
+            Preallocation::Off,
+            Preallocation::Metadata,
+            Preallocation::Falloc,
+            Preallocation::Full,
+        ];
+        let mode = if size > old { *rng.pick(&modes) } else { Preallocation::Off };
+        let grow_or_cut = || resize(handle, size as u64, mode);
         recorder.request(bytes, zeroes, grow_or_cut).map_err(|e| e.to_string())?;
         self.bytes.resize(size, 0);
         self.compare(handle, old.min(size) / 2, size - old.min(size) / 2, rng)
-            .map_err(|e| format!("resized from {old} to {size}: {e}"))
+            .map_err(|e| format!("resized from {old} to {size}, preallocation {mode:?}: {e}"))
     }
 
     fn compare(&self, handle: &Handle, at: usize, length: usize, rng: &mut Rng) -> Result<(), String> {

@@ -61,7 +61,13 @@ impl Alone<'_> {
 
     fn preallocate(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
         let core = self.core();
-        core.preallocate(from, to, preallocation == Preallocation::Falloc)?;
+        // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
+        let cut_end = core.geometry.cluster_ceil(from).unwrap_or(to).min(to);
+        if from < cut_end && core.is_hole(from)? {
+            let zeroes = vec![0; (cut_end - from) as usize];
+            core.write(from, &[IoSlice::new(&zeroes)], self.flusher())?;
+        }
+        core.preallocate(cut_end, to, preallocation == Preallocation::Falloc)?;
         if preallocation == Preallocation::Full {
             let zeroes = vec![0; CHUNK_BYTES as usize];
             let mut at = from;
@@ -175,12 +181,16 @@ impl Core {
         Ok(())
     }
 
-    /// Maps every unallocated cluster of `[from, to)`; with `host_space` the host reserves room too.
+    fn is_hole(&self, offset: u64) -> Result<bool> {
+        Ok(self.io()?.map.resolve(offset, 1)?.source == crate::map::Source::Hole)
+    }
+
+    /// Maps every unallocated cluster that begins in `[from, to)`; with `host_space` the host reserves room too.
     fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(to);
-        let mut at = geometry.cluster_index(from);
+        let mut at = geometry.clusters_ceil(from);
         while at < end {
             let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
             let step_end = end.min(table_end);
