@@ -281,7 +281,9 @@ fn checked_owners(options: &OpenOptions) -> u16 {
 /// Adds snapshot tables and the bitmap directory to the overlap index.
 fn index_other_tables(shared: &Shared, header: &Header) -> Result<()> {
     let guard = &shared.guard;
-    if let Some(data) = header.extension(extensions::BITMAPS) {
+    // Without their bit the bitmaps are void: a repair has given their clusters to others, or will.
+    let bitmaps = header.extension(extensions::BITMAPS);
+    if let Some(data) = bitmaps.filter(|_| header.autoclear & AUTOCLEAR_BITMAPS != 0) {
         let pointer = extensions::bitmaps(data)?;
         // A directory that no reader accepts is nobody's, and may claim to be larger than memory.
         if crate::format::bitmap::check_pointer(&pointer, &header.geometry()).is_ok() {
