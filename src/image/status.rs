@@ -66,7 +66,8 @@ impl Core {
             Source::Zero => Ok(own),
             Source::Compressed(_) => Ok(Status { data: true, zero: false, compressed: true, ..own }),
             Source::Hole => {
-                let hole = Status { allocated: false, host: None, ..own };
+                // A subcluster that is a hole has a place in its cluster all the same.
+                let hole = Status { allocated: false, ..own };
                 match &self.settings.backing {
                     Some(_) if top_only => Ok(Status { zero: false, ..hole }),
                     Some(backing) => status_below(backing, offset, hole),
