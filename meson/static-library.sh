@@ -23,8 +23,11 @@ trap 'rm -rf "$scratch"' EXIT
 grep '^qcow2_' "$source/c-tests/abi.txt" >"$scratch/symbols"
 # Groups are dissolved: a linker keeps one group of a name only, and with local symbols it must keep both.
 sed 's/^/-u /' "$scratch/symbols" | tr '\n' ' ' >"$scratch/roots"
-# shellcheck disable=SC2046 # one word per root
-"$ld" -r --gc-sections --force-group-allocation $(cat "$scratch/roots") -o "$scratch/qcow2.o" "$made/libqcow2.a"
+gc=--gc-sections
+# A coverage build: nothing refers to what writes the counters at exit, nor to what describes them.
+case ${RUSTFLAGS:-} in *instrument-coverage*) gc="-u __llvm_profile_runtime" ;; esac
+# shellcheck disable=SC2046,SC2086 # one word per root, one or none
+"$ld" -r $gc --force-group-allocation $(cat "$scratch/roots") -o "$scratch/qcow2.o" "$made/libqcow2.a"
 # The standard library's bitcode has served its purpose, and older LLVM plugins of ar choke on it.
 "$objcopy" --remove-section=.llvmbc --remove-section=.llvmcmd \
     --keep-global-symbols="$scratch/symbols" "$scratch/qcow2.o"
