@@ -446,7 +446,7 @@ class Runner:
                 if number == 3:
                     break
                 done = self.call(side, self.stock, "img", ["snapshot", "-q", "-a", name, NAME],
-                                 expect=(0, 1) if self.script.refcount_bits < 4 else (0,))
+                                 expect=(0, 1) if self.script.refcount_bits < 16 else (0,))
                 if done.returncode != 0:
                     # A narrow count has no room for one more user.
                     continue
