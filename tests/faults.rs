@@ -81,7 +81,7 @@ fn judge(runner: &mut Runner, setup: &Setup) -> Result<(), String> {
     let medium = Overlay::new(bytes.into(), Default::default(), length);
     let tags = recover(setup, &medium, dirty).map_err(|e| format!("after closing ({closed:?}): {e}"))?;
     match closed {
-        Ok(()) => runner.expect.check_live(&tags).map_err(|e| format!("after a good close: {e}")),
+        Ok(()) => runner.expect.check_live(&tags.disk).map_err(|e| format!("after a good close: {e}")),
         Err(_) => runner.expect.check(&tags, false).map_err(|e| format!("after a failed close: {e}")),
     }
 }

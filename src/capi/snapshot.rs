@@ -3,8 +3,8 @@
 use super::edge::{take, with};
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::image::NewSnapshot;
-use crate::ops::snapshot::{apply, create, delete, Wanted};
+use crate::image::{NewSnapshot, Wanted};
+use crate::ops::snapshot::{apply, create, delete};
 use std::ffi::{c_char, c_int, CStr};
 use std::time::{SystemTime, UNIX_EPOCH};
 

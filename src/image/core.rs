@@ -1,6 +1,6 @@
 //! The state of an open image: everything that was loaded from the medium, and what may be done with it.
 
-use super::snapshots::index_snapshots;
+use super::snapshots::{index_snapshots, snapshot_header, Wanted};
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::Codec;
@@ -93,6 +93,9 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
         let text = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(Error::new(ErrorKind::MarkedCorrupt, text));
     }
+    if !settings.read_only && Wanted::of(&settings.options).is_some() {
+        return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
+    }
     lazy_in_force(header, &settings.options)?;
     cache_sizes(&settings.options, &geometry, header.virtual_size).map(drop)
 }
@@ -106,6 +109,10 @@ impl Core {
         sector: Vec<u8>,
         settings: CoreSettings,
     ) -> Result<Core> {
+        let header = match Wanted::of(&settings.options) {
+            Some(wanted) => snapshot_header(medium.storage(), header, wanted)?,
+            None => header,
+        };
         validate(&header, &settings)?;
         if !settings.metadata_only && !settings.read_only && header.incompatible & INCOMPAT_DIRTY != 0 {
             let text = "the dirty bit is set: the image must be repaired before it is written";

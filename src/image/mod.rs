@@ -24,7 +24,7 @@ pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
 pub use raw::RawDisk;
 pub(crate) use snapshots::load_snapshots;
-pub use snapshots::NewSnapshot;
+pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -2,16 +2,7 @@
 
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{load_snapshots, Disk, Image, NewSnapshot};
-
-/// Which snapshot: what is given must fit, the first in the table that fits is meant.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted<'a> {
-    /// Its ID.
-    pub id: Option<&'a [u8]>,
-    /// Its name.
-    pub name: Option<&'a [u8]>,
-}
+use crate::image::{load_snapshots, Core, Disk, Image, NewSnapshot, Wanted};
 
 fn image_of(handle: &Handle) -> Result<&Image> {
     match handle.disk() {
@@ -42,20 +33,7 @@ pub fn delete(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
     alone.delete_snapshot(index)
 }
 
-fn find(core: &crate::image::Core, wanted: Wanted<'_>) -> Result<usize> {
-    if wanted.id.is_none() && wanted.name.is_none() {
-        return Err(Error::invalid("neither an ID nor a name of a snapshot is given"));
-    }
+fn find(core: &Core, wanted: Wanted<'_>) -> Result<usize> {
     let (list, _) = load_snapshots(&**core.storage(), &core.header())?;
-    let fits = |given: Option<&[u8]>, stored: &[u8]| given.is_none_or(|g| g == stored);
-    let found = list.iter().position(|s| fits(wanted.id, &s.id) && fits(wanted.name, &s.name));
-    found.ok_or_else(|| {
-        let text = |part: Option<&[u8]>| part.map(|p| String::from_utf8_lossy(p).into_owned());
-        let rule = match (text(wanted.id), text(wanted.name)) {
-            (Some(id), Some(name)) => format!("there is no snapshot with ID '{id}' and name '{name}'"),
-            (Some(id), None) => format!("there is no snapshot with ID '{id}'"),
-            (_, name) => format!("there is no snapshot with name '{}'", name.unwrap_or_default()),
-        };
-        Error::new(ErrorKind::NotFound, rule)
-    })
+    wanted.index_in(&list)
 }

@@ -140,6 +140,8 @@ pub const TABLE: &[OptionInfo] = &[
     open("pass-discard-request", Kind::Bool, None, "Give clusters back to the host when the guest discards them; default: with discard=unmap"),
     open("pass-discard-snapshot", Kind::Bool, Some("on"), "Give clusters back to the host when a snapshot operation frees them"),
     open("refcount-cache-size", Kind::Size, None, "Most memory for the refcount cache"),
+    open("snapshot.id", Kind::Text, None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
+    open("snapshot.name", Kind::Text, None, "Read the internal snapshot with this name instead of the disk (read-only)"),
 ];
 
 /// The options of one scope, in the order of `-o help`.

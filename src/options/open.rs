@@ -45,6 +45,10 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// Threads that compress one request.
     pub compress_threads: u32,
+    /// The ID of the snapshot that is read instead of the disk.
+    pub snapshot_id: Option<String>,
+    /// The name of the snapshot that is read instead of the disk.
+    pub snapshot_name: Option<String>,
 }
 
 /// Most threads that compress one request.
@@ -71,6 +75,8 @@ impl Default for OpenOptions {
             discard_no_unref: false,
             detect_zeroes: DetectZeroes::Off,
             compress_threads: 1,
+            snapshot_id: None,
+            snapshot_name: None,
         }
     }
 }
@@ -161,6 +167,8 @@ impl OpenOptions {
             "cache" => self.cache = CacheMode::parse(word)?,
             "discard" => self.discard = Discard::parse(word)?,
             "detect-zeroes" => self.detect_zeroes = DetectZeroes::parse(word)?,
+            "snapshot.id" => self.snapshot_id = Some(word.into()),
+            "snapshot.name" => self.snapshot_name = Some(word.into()),
             "overlap-check" => self.overlap_check = Some(OverlapTemplate::parse(word)?),
             _ => self.overlap_check_template = Some(OverlapTemplate::parse(word)?),
         }

@@ -29,6 +29,21 @@ pub enum Op {
     Resize {
         sectors: u64,
     },
+    /// A compressed write of one cluster; nothing happens where it is allocated.
+    Compressed {
+        sector: u64,
+        count: u64,
+    },
+    /// Takes a snapshot; nothing happens where a count would not fit.
+    Snapshot,
+    /// Goes back to one of the snapshots there are, if there are any.
+    Apply {
+        pick: u64,
+    },
+    /// Deletes one of the snapshots there are, if there are any.
+    Delete {
+        pick: u64,
+    },
 }
 
 use Op::*;
@@ -37,9 +52,10 @@ impl Op {
     /// Sectors that it touches, `(first, count)`.
     pub fn range(&self) -> Option<(u64, u64)> {
         match *self {
-            Write { sector, count, .. } | Zero { sector, count, .. } | Discard { sector, count } => {
-                Some((sector, count))
-            }
+            Write { sector, count, .. }
+            | Zero { sector, count, .. }
+            | Discard { sector, count }
+            | Compressed { sector, count } => Some((sector, count)),
             _ => None,
         }
     }
@@ -54,6 +70,7 @@ impl Op {
         Some(match self {
             Write { fua, .. } => Write { sector, count, fua },
             Zero { unmap, fua, .. } => Zero { sector, count, unmap, fua },
+            Compressed { .. } => Compressed { sector, count },
             _ => Discard { sector, count },
         })
     }
@@ -65,7 +82,11 @@ pub fn random_op(rng: &mut Rng, size: u64, cluster_sectors: u64) -> Op {
     let sector = (spot + rng.below(4 * cluster_sectors)).min(size - 1);
     let most = if rng.one_in(8) { 70 * cluster_sectors } else { 3 * cluster_sectors };
     let count = (1 + rng.below(most)).min(size - sector);
-    match rng.below(20) {
+    match rng.below(22) {
+        20..=21 => {
+            let first = sector / cluster_sectors * cluster_sectors;
+            Compressed { sector: first, count: cluster_sectors.min(size - first) }
+        }
         0..=8 => Write { sector, count, fua: rng.one_in(6) },
         9..=11 => Zero { sector, count, unmap: rng.one_in(2), fua: rng.one_in(6) },
         12..=14 => Discard { sector, count },
@@ -79,7 +100,20 @@ pub fn random_op(rng: &mut Rng, size: u64, cluster_sectors: u64) -> Op {
 /// A random list of `length` operations.
 pub fn random_list(rng: &mut Rng, setup: &Setup, length: usize) -> Vec<Op> {
     let cluster_sectors = 1 << (setup.cluster_bits - 9);
-    (0..length).map(|_| random_op(rng, setup.sectors, cluster_sectors)).collect()
+    (0..length)
+        .map(|_| match setup.snapshots && rng.one_in(3) {
+            true => random_snapshot_op(rng),
+            false => random_op(rng, setup.sectors, cluster_sectors),
+        })
+        .collect()
+}
+
+fn random_snapshot_op(rng: &mut Rng) -> Op {
+    match rng.below(5) {
+        0..=1 => Snapshot,
+        2..=3 => Apply { pick: rng.below(4) },
+        _ => Delete { pick: rng.below(4) },
+    }
 }
 
 /// A random image. Small enough that thousands are made in a second.
@@ -103,5 +137,6 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         backing: rng.one_in(3).then(|| rng.below(sectors * 3 / 2) + 1),
         tiny_cache: rng.one_in(3),
         prefill: if rng.one_in(3) { rng.below(sectors / 2) } else { 0 },
+        snapshots: rng.one_in(3),
     }
 }

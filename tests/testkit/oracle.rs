@@ -89,37 +89,65 @@ pub fn count_in(block: &[u8], order: u32, index: u64) -> u64 {
 /// Bit 63: nothing else refers to the target.
 const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry.
-const COMPRESSED: u64 = 1 << 62;
+pub const COMPRESSED: u64 = 1 << 62;
 
 /// What a cluster is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Use {
     Header,
     L1,
-    L2 { l1_index: u64 },
+    L2 {
+        l1_index: u64,
+    },
     RefcountTable,
-    RefcountBlock { index: u64 },
-    Data { guest_cluster: u64 },
+    RefcountBlock {
+        index: u64,
+    },
+    Data {
+        guest_cluster: u64,
+    },
+    /// A compressed stream, which shares its first and last cluster with others.
+    Stream {
+        guest_cluster: u64,
+    },
     Snapshots,
-    SnapshotL1 { number: u64 },
-    SnapshotL2 { number: u64, l1_index: u64 },
-    SnapshotData { number: u64, guest_cluster: u64 },
+    SnapshotL1 {
+        number: u64,
+    },
+    SnapshotL2 {
+        number: u64,
+        l1_index: u64,
+    },
+    SnapshotData {
+        number: u64,
+        guest_cluster: u64,
+    },
+    SnapshotStream {
+        number: u64,
+        guest_cluster: u64,
+    },
 }
 
 impl Use {
     /// A reference of the disk itself, as opposed to a snapshot's.
     fn is_active(self) -> bool {
-        matches!(self, Use::L2 { .. } | Use::Data { .. })
+        matches!(self, Use::L2 { .. } | Use::Data { .. } | Use::Stream { .. })
+    }
+
+    pub fn is_stream(self) -> bool {
+        matches!(self, Use::Stream { .. } | Use::SnapshotStream { .. })
     }
 
     fn may_share(self) -> bool {
-        self.is_active() || matches!(self, Use::SnapshotL2 { .. } | Use::SnapshotData { .. })
+        let snapshots = matches!(self, Use::SnapshotL2 { .. } | Use::SnapshotData { .. });
+        self.is_active() || snapshots || self.is_stream()
     }
 }
 
-/// Every reference of an image, by host cluster; then the clusters that an entry of the disk calls its own.
+/// Every reference of an image, by host cluster; then the clusters that an entry of the disk calls its own; then
+/// the bytes of each stream to the end of its last sector.
 #[derive(Default)]
-pub struct Owners(pub HashMap<u64, Vec<Use>>, HashSet<u64>);
+pub struct Owners(pub HashMap<u64, Vec<Use>>, HashSet<u64>, Vec<(u64, u64, Use)>);
 
 impl Owners {
     fn add(&mut self, head: &Head, offset: u64, length: u64, owner: Use) {
@@ -173,7 +201,12 @@ impl Owners {
                 let data = Use::Data { guest_cluster };
                 let owner = snapshot.map_or(data, |number| Use::SnapshotData { number, guest_cluster });
                 if entry & COMPRESSED != 0 {
-                    self.add_entry(head, entry & !COPIED, compressed(head, entry), owner);
+                    let stream = Use::Stream { guest_cluster };
+                    let owner =
+                        snapshot.map_or(stream, |number| Use::SnapshotStream { number, guest_cluster });
+                    let (offset, length) = compressed(head, entry);
+                    self.2.push((offset, offset + length, owner));
+                    self.add_entry(head, entry & !COPIED, (offset, length), owner);
                 } else if entry & OFFSET != 0 {
                     self.add_entry(head, entry, (entry & OFFSET, cluster), owner);
                 }
@@ -192,6 +225,14 @@ impl Owners {
         self.0.get(&cluster).map_or(&[], |u| u)
     }
 
+    /// A stream that bytes `[from, to)` hit, other than in its last sector, where the next stream may start.
+    pub fn stream_hit(&self, from: u64, to: u64, own: impl Fn(&Use) -> bool) -> Option<Use> {
+        let hit = |(start, end, owner): &&(u64, u64, Use)| {
+            *start < to && from < *end && !(from > *start && from >= *end - 512) && !own(owner)
+        };
+        self.2.iter().find(hit).map(|(.., owner)| *owner)
+    }
+
     /// A cluster that two references share though one of them is metadata's, or calls it its own.
     pub fn conflict(&self) -> Option<String> {
         let shared = self.0.iter().filter(|(_, uses)| uses.len() > 1);
@@ -201,11 +242,24 @@ impl Owners {
 }
 
 /// First byte and length of a compressed cluster's stream, in whole 512-byte sectors.
-fn compressed(head: &Head, entry: u64) -> (u64, u64) {
+pub fn compressed(head: &Head, entry: u64) -> (u64, u64) {
     let offset_bits = 62 - (head.cluster_bits - 8);
     let offset = entry & ((1 << offset_bits) - 1);
     let more = (entry & (COMPRESSED - 1)) >> offset_bits;
     (offset, (offset / 512 + more + 1) * 512 - offset)
+}
+
+/// The names of the snapshots.
+pub fn snapshot_names(bytes: &[u8]) -> Vec<String> {
+    let (mut names, mut at) = (Vec::new(), be64(bytes, 64) as usize);
+    for _ in 0..be32(bytes, 60) {
+        let (id, name) = ((be32(bytes, at + 12) >> 16) as usize, (be32(bytes, at + 12) & 0xffff) as usize);
+        let from = at + 40 + be32(bytes, at + 36) as usize + id;
+        let text = bytes.get(from..from + name).unwrap_or_default();
+        names.push(String::from_utf8_lossy(text).into_owned());
+        at = (from + name).next_multiple_of(8);
+    }
+    names
 }
 
 /// L1 offset and entries of each snapshot, and the length of their table.

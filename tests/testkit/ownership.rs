@@ -41,10 +41,17 @@ impl Trace<'_> {
             return self.unowned(head, event.offset, event.length, "C13: data of no guest range over");
         };
         let live = self.live()?;
+        let guest = |u: &Use| matches!(u, Use::Data { guest_cluster: g } | Use::Stream { guest_cluster: g } if g << bits < to && from < (g + 1) << bits);
+        let range = (event.offset, event.offset + event.length);
+        let hit = self.owners().stream_hit(range.0, range.1, guest);
+        if let Some(other) = hit.or_else(|| live.stream_hit(range.0, range.1, guest)) {
+            return Err(format!("C13: data over a compressed stream: {other:?}"));
+        }
         for cluster in event.offset >> bits..=(event.offset + event.length - 1) >> bits {
-            let guest = |u: &Use| matches!(u, Use::Data { guest_cluster: g } if g << bits < to && from < (g + 1) << bits);
             let durable = self.owners().uses(cluster).to_vec();
-            if let Some(other) = durable.iter().chain(live.uses(cluster)).find(|u| !guest(u)) {
+            if let Some(other) =
+                durable.iter().chain(live.uses(cluster)).find(|u| !guest(u) && !u.is_stream())
+            {
                 return Err(format!(
                     "C13: data of another guest range over host cluster {cluster}: {other:?}"
                 ));

@@ -4,12 +4,12 @@ use super::race::Scene;
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, ZeroFlags};
+use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::{close_image, Handle};
 use qcow2::ops::resize::resize;
-use qcow2::ops::snapshot::{self, Wanted};
+use qcow2::ops::snapshot;
 use qcow2::options::Preallocation;
 
 /// Sectors of the disk at first, after a shrink (the contested ones are past it), and after a growth that

@@ -5,7 +5,7 @@
 //! nothing, and only ownership and contents are judged.
 
 use super::cut::apply;
-use super::oracle::{be64, count_in, Head, Owners, Use, OFFSET};
+use super::oracle::{be64, compressed, count_in, Head, Owners, Use, COMPRESSED, OFFSET};
 use super::recorder::{Event, Recorder, What, Zeroed};
 use super::SECTOR;
 use qcow2::storage::Purpose;
@@ -149,6 +149,13 @@ impl Trace<'_> {
         for (index, entry) in event.bytes.chunks_exact(8).enumerate() {
             let at = event.offset as usize + index * 8;
             let (old, new) = (be64(&self.issued, at), be64(entry, 0));
+            if level == 2 && new & COMPRESSED != 0 {
+                if new != old {
+                    self.stream(head, new, at).map_err(|e| format!("entry at {at:#x}: {e}"))?;
+                }
+                continue;
+            }
+            let old = if level == 2 && old & COMPRESSED != 0 { old & OFFSET & !1 } else { old };
             if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
                 // A hole may become a cluster whose durable bytes are zeroes still, if it reads as zeroes.
                 let place = if level == 2 { self.place(head, at)? } else { None };
@@ -167,6 +174,32 @@ impl Trace<'_> {
             }
         }
         Ok(())
+    }
+
+    /// R1, R2 for the entry of a compressed cluster.
+    fn stream(&mut self, head: &Head, new: u64, at: usize) -> Result<(), String> {
+        let (offset, length) = compressed(head, new);
+        let durable = Head::parse(&self.durable).ok_or("no durable header")?;
+        for cluster in offset >> head.cluster_bits..=(offset + length - 1) >> head.cluster_bits {
+            let uses = self.owners().uses(cluster).len() as u64;
+            let count = durable.count(&self.durable, cluster);
+            if !durable.dirty && count <= uses {
+                return Err(format!(
+                    "R1: durable count of host cluster {cluster} is {count}, {uses} refer to it"
+                ));
+            }
+        }
+        let Some(place) = self.place(head, at)? else { return Ok(()) };
+        let of_place = |e: &&Event| {
+            let guest = e.request.and_then(|r| r.guest);
+            guest.is_some_and(|(first, end)| first < place.to && place.from < end)
+        };
+        let touches = |e: &&Event| e.offset < offset + length && offset < e.offset + e.length;
+        let mut data = self.pending().iter().filter(|e| e.purpose == Purpose::Data);
+        match data.find(|e| e.what != What::Discard && touches(e) && of_place(e)) {
+            Some(e) => Err(format!("R2: the stream at {:#x} is not durable", e.offset)),
+            None => Ok(()),
+        }
     }
 
     fn is_live_table(&self, head: &Head, offset: u64, length: u64, level: u32) -> bool {

@@ -5,10 +5,11 @@ use super::ops::Op;
 use super::recorder::Recorder;
 use super::setup::{self, Setup};
 use super::SECTOR;
-use qcow2::error::Error;
-use qcow2::image::ZeroFlags;
+use qcow2::error::{Error, ErrorKind};
+use qcow2::image::{NewSnapshot, Wanted, ZeroFlags};
 use qcow2::ops::handle::Handle;
 use qcow2::ops::resize::resize;
+use qcow2::ops::snapshot;
 use qcow2::options::Preallocation;
 use std::sync::Arc;
 
@@ -51,16 +52,26 @@ impl Runner {
         self.next_tag += 1;
         let before = self.recorder.log_length();
         let (range, zeroes) = touched_bytes(&op, self.expect.size());
+        let name = self.expect.name_of(&op, tag);
+        if matches!(op, Op::Apply { .. } | Op::Delete { .. }) && name.is_none() {
+            self.handle = Some(handle);
+            return Ok(None);
+        }
+        let saved = self.expect.clone();
         self.expect.begin(&op, tag);
         let running = self.expect.clone();
         let recorder = self.recorder.clone();
-        let answer = recorder.request(range, zeroes, || self.apply(handle, &op, tag));
+        let answer = recorder.request(range, zeroes, || self.apply(handle, &op, name.as_deref(), tag));
         let after = self.recorder.log_length();
         if after > before {
             self.stages.push(Stage { first: before + 1, expect: running });
         }
         match answer {
-            Ok(()) => self.note_success(&op, tag, after)?,
+            Ok(()) => self.note_success(&op, name.as_deref(), tag, after)?,
+            Err(e) if refused(&op, &e) => {
+                self.expect = saved;
+                self.stages.push(Stage { first: after, expect: self.expect.clone() });
+            }
             Err(e) => {
                 let size = self.handle.as_ref().map(|h| h.disk().length() / SECTOR);
                 self.expect.failed(&op, size);
@@ -70,7 +81,7 @@ impl Runner {
         Ok(None)
     }
 
-    fn note_success(&mut self, op: &Op, tag: u32, after: usize) -> Result<(), String> {
+    fn note_success(&mut self, op: &Op, name: Option<&str>, tag: u32, after: usize) -> Result<(), String> {
         let range = match *op {
             Op::Discard { sector, count } => Some((sector, count)),
             Op::Kill => Some((0, self.expect.size())),
@@ -90,13 +101,13 @@ impl Runner {
             }
             _ => (0, Vec::new()),
         };
-        let done = self.expect.complete(op, tag, &|s| tags[(s - first) as usize]);
+        let done = self.expect.complete(op, name, tag, &|s| tags[(s - first) as usize]);
         done.map_err(|e| format!("after {op:?}: {e}"))?;
         self.stages.push(Stage { first: after, expect: self.expect.clone() });
         Ok(())
     }
 
-    fn apply(&mut self, handle: Handle, op: &Op, tag: u32) -> Result<(), Error> {
+    fn apply(&mut self, handle: Handle, op: &Op, name: Option<&str>, tag: u32) -> Result<(), Error> {
         match *op {
             Op::Reopen => {
                 handle.close()?;
@@ -111,7 +122,10 @@ impl Runner {
             }
             _ => {}
         }
-        let answer = apply_plain(&handle, op, tag);
+        let answer = match name {
+            Some(name) => apply_snapshot(&handle, op, name),
+            None => apply_plain(&handle, op, tag),
+        };
         self.handle = Some(handle);
         answer
     }
@@ -124,6 +138,37 @@ impl Runner {
     }
 }
 
+/// Whether an operation has found that it cannot be done here, and has changed nothing.
+fn refused(op: &Op, e: &Error) -> bool {
+    match op {
+        Op::Compressed { .. } => e.kind() == ErrorKind::Occupied,
+        Op::Snapshot | Op::Apply { .. } => {
+            e.kind() == ErrorKind::Invalid && e.to_string().contains("refcount")
+        }
+        Op::Resize { .. } => e.to_string().contains("v2 image which has snapshots"),
+        _ => false,
+    }
+}
+
+fn apply_snapshot(handle: &Handle, op: &Op, name: &str) -> Result<(), Error> {
+    let wanted = Wanted { id: None, name: Some(name.as_bytes()) };
+    match op {
+        Op::Apply { .. } => snapshot::apply(handle, wanted),
+        Op::Delete { .. } => snapshot::delete(handle, wanted),
+        _ => snapshot::create(
+            handle,
+            &NewSnapshot {
+                id: None,
+                name: name.into(),
+                date_seconds: 1,
+                date_nanoseconds: 2,
+                guest_clock_nanoseconds: 3,
+                icount: 4,
+            },
+        ),
+    }
+}
+
 /// First and one past the last guest byte of something.
 pub type Bytes = Option<(u64, u64)>;
 
@@ -133,6 +178,7 @@ pub fn touched_bytes(op: &Op, size: u64) -> (Bytes, Bytes) {
     match *op {
         Op::Zero { .. } | Op::Discard { .. } => (range, range),
         Op::Resize { sectors } => resized_bytes(size * SECTOR, sectors * SECTOR),
+        Op::Apply { .. } => (Some((0, u64::MAX)), Some((0, u64::MAX))),
         _ => (range, None),
     }
 }
@@ -159,6 +205,8 @@ pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
         Op::Discard { sector, count } => handle.disk().discard(sector * SECTOR, count * SECTOR),
         Op::Flush => handle.disk().flush(),
         Op::Resize { sectors } => resize(handle, sectors * SECTOR, Preallocation::Off),
-        Op::Reopen | Op::Kill => Ok(()),
+        Op::Compressed { sector, count } => setup::write_compressed(handle, sector, count, tag),
+        // They need names and a new handle.
+        Op::Reopen | Op::Kill | Op::Snapshot | Op::Apply { .. } | Op::Delete { .. } => Ok(()),
     }
 }

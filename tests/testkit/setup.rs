@@ -43,6 +43,8 @@ pub struct Setup {
     pub tiny_cache: bool,
     /// Sectors written (with `PREFILL_TAG`) before the recording starts.
     pub prefill: u64,
+    /// Random lists take, apply and delete snapshots.
+    pub snapshots: bool,
 }
 
 impl Default for Setup {
@@ -57,6 +59,7 @@ impl Default for Setup {
             backing: None,
             tiny_cache: false,
             prefill: 0,
+            snapshots: false,
         }
     }
 }
@@ -106,6 +109,20 @@ impl Setup {
     pub fn open(&self, storage: Arc<dyn Storage>) -> Result<Handle> {
         let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
         self.open_over(storage, backing)
+    }
+
+    /// Opens a snapshot of the image, to read it.
+    pub fn open_snapshot(&self, storage: Arc<dyn Storage>, name: &str) -> Result<Handle> {
+        let base = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
+        let mut resolver =
+            |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base) as _), format: None });
+        let mut opening = Opening {
+            flags: OpenFlags { read_only: true, ..OpenFlags::default() },
+            options: OpenOptions::parse(&[&format!("snapshot.name={name}")])?,
+            resolver: Some(&mut resolver),
+            messages: None,
+        };
+        opening.open(&Origin::Custom(storage))
     }
 
     /// The same over a backing disk of the caller's.
@@ -177,6 +194,15 @@ pub fn write(handle: &Handle, sector: u64, count: u64, tag: u32, fua: bool) -> R
     fill(&mut bytes, sector, tag);
     as_request(Some((sector * SECTOR, (sector + count) * SECTOR)), || {
         handle.disk().write(sector * SECTOR, &[IoSlice::new(&bytes)], fua)
+    })
+}
+
+/// The same as compressed clusters.
+pub fn write_compressed(handle: &Handle, sector: u64, count: u64, tag: u32) -> Result<()> {
+    let mut bytes = vec![0; (count * SECTOR) as usize];
+    fill(&mut bytes, sector, tag);
+    as_request(Some((sector * SECTOR, (sector + count) * SECTOR)), || {
+        handle.disk().write_compressed(sector * SECTOR, &[IoSlice::new(&bytes)], false)
     })
 }
 

@@ -2,9 +2,12 @@
 //! what creates, applies and deletes them ([`change`]).
 
 mod change;
+mod find;
 mod walk;
 
 pub use change::NewSnapshot;
+pub(in crate::image) use find::snapshot_header;
+pub use find::Wanted;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::{parse_table, Snapshot, MAX_TABLE_BYTES};
