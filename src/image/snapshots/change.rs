@@ -1,15 +1,15 @@
 //! Creating, applying and deleting internal snapshots.
 //!
 //! The caller is alone; everything is on the medium before the first step, and the image is loaded anew after the
-//! last one. In version 3 the dirty bit brackets the steps (R6), so that a power cut between them ends in a
-//! repair. Version 2 has no such bit: there a cut leaves leaks, or COPIED flags that are clear where they could
-//! be set, which costs a copy and no data.
+//! last one. In version 3 the dirty bit brackets the steps of create and delete (R6), so that a power cut between them
+//! ends in a repair. Version 2 has no such bit: there a cut leaves leaks, or COPIED flags that are clear where they
+//! could be set, which costs a copy and no data. A cut while applying leaves leaks.
 //!
 //! ```text
 //! create   room for the L1 copy and the new table -> both written -> counts of the whole tree rise, durable
 //!          -> COPIED flags of the active tree cleared -> header names the new table -> old table goes
 //! apply    room for a new L1 table -> counts of the snapshot's tree rise, durable -> L1 table written
-//!          -> header names it, with the size -> counts of the old tree fall
+//!          -> header names it, with the size -> loaded anew -> counts of the old tree fall
 //! delete   new table written -> header names it -> counts of the snapshot's tree fall, durable
 //!          -> COPIED flags of the active tree set where a count has become one
 //! ```
@@ -102,7 +102,6 @@ impl Alone<'_> {
         let old = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
         let (room, mut wanted) = core.write_l1(alloc, wanted.entries)?;
 
-        core.bracket()?;
         core.raise_tree(alloc, &wanted)?;
         let latch = core.shared.medium.latch();
         let finish = || {
@@ -114,11 +113,15 @@ impl Alone<'_> {
                 h.virtual_size = size;
             })?;
             keep([room]);
-            core.lower_tree(alloc, &old)?;
             self.settle()
         };
         finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
+        // Only now: whoever reads the state before must find its clusters as they were.
+        let core = self.core();
+        let alloc = core.structure_writer()?;
+        let lowered = core.lower_tree(alloc, &old).and_then(|_| self.settle());
+        lowered.map_err(|e| core.shared.medium.latch().close(e))
     }
 
     /// Deletes snapshot number `index`.
