@@ -10,7 +10,7 @@
 //!          -> COPIED flags of the active tree cleared -> header names the new table -> old table goes
 //! apply    room for a new L1 table -> counts of the snapshot's tree rise, durable -> L1 table written
 //!          -> header names it, with the size -> loaded anew -> counts of the old tree fall
-//! delete   new table written -> header names it -> counts of the snapshot's tree fall, durable
+//! delete   new table written, its counts durable -> header names it -> counts of the snapshot's tree fall, durable
 //!          -> COPIED flags of the active tree set where a count has become one
 //! ```
 
@@ -142,6 +142,7 @@ impl Alone<'_> {
         core.bracket()?;
         let latch = core.shared.medium.latch();
         let finish = || {
+            core.make_durable(alloc)?;
             core.replace_table(table_offset, list.len())?;
             keep([table_room]);
             if core.lower_tree(alloc, &tree)? {
