@@ -2,7 +2,8 @@
 
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{load_snapshots, Core, Disk, Image, NewSnapshot, Wanted};
+pub use crate::image::Wanted;
+use crate::image::{load_snapshots, Core, Disk, Image, NewSnapshot};
 
 fn image_of(handle: &Handle) -> Result<&Image> {
     match handle.disk() {

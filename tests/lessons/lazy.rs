@@ -31,6 +31,7 @@ const LAZY: Setup = Setup {
     backing: None,
     tiny_cache: false,
     prefill: 20,
+    snapshots: false,
 };
 
 fn write_op(sector: u64, count: u64) -> Op {
@@ -375,7 +376,7 @@ fn lazy_10_nothing_is_used_again_too_early() {
     let length = bytes.len() as u64;
     let medium = Overlay::new(bytes.into(), Default::default(), length);
     let tags = recover(&LAZY, &medium, true).unwrap();
-    assert_eq!((&tags[..4], &tags[300..330]), (&[8; 4][..], &[9; 30][..]));
+    assert_eq!((&tags.disk[..4], &tags.disk[300..330]), (&[8; 4][..], &[9; 30][..]));
     let handle = LAZY.open(medium.clone()).unwrap();
     let wanted = qcow2::ops::snapshot::Wanted { id: None, name: Some(b"one") };
     qcow2::ops::snapshot::apply(&handle, wanted).unwrap();
