@@ -11,6 +11,7 @@
 //! compare     Counts against the stored refcounts        -> leaks, errors, "rebuild"
 //! rebuild     a cluster in use has a stored count of 0, or the refcount table is broken:
 //!             all refcount structures anew, beside the old ones; then count and compare again
+//! snapshots   a mended snapshot table, and its old place let go of
 //! copied      COPIED flags of the active tables against the stored refcounts
 //! seal        corrupt and dirty bits cleared
 //! ```

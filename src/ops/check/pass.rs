@@ -123,10 +123,11 @@ impl<'a> Pass<'a> {
         } else if self.repairs() && self.report.corruptions + self.report.leaks > 0 {
             self.mend_counts()?;
         }
+        // Lets go of the old table, which a damaged header may have put into a cluster of the guest's.
+        self.write_snapshots()?;
         if self.report.check_errors == 0 {
             self.check_copied()?;
         }
-        self.write_snapshots()?;
         if self.repairs() {
             self.seal()?;
         }
