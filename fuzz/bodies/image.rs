@@ -1,7 +1,7 @@
 //! Whole images, of arbitrary bytes or nearly right: open, read, write, check, repair.
 
 use super::container::{self, Container};
-use super::disk::{Answer, CheckResult, Disk, Errno};
+use super::disk::{last_error, Answer, CheckResult, Disk, Errno};
 use super::layout::{self, Head};
 use super::medium::{Contents, Medium};
 use super::script::{Model, Request};
@@ -197,7 +197,8 @@ pub fn use_repaired(contents: &Contents, manner: u8, requests: &[Request]) -> bo
             first_difference(&now, &model.bytes)
         );
     }
-    disk.close().expect("a consistent image closes");
+    let closed = disk.close();
+    assert!(closed.is_ok(), "a consistent image does not close after {requests:?}: {}", last_error());
     let head = Head::read(&medium.contents());
     let disk = Disk::open::<&str>(&medium, ANY_BACKING, &[]).expect("a consistent image opens again");
     let now = disk.read(0, model.bytes.len()).expect("a consistent image can be read");
