@@ -2,7 +2,7 @@
 //!
 //! Each level is the ordinary test of that level in a process of its own, with a small effort. The ordinary run takes
 //! the level that sees the mistake first, with and without the rules on the trace where both can; with
-//! `QCOW2_TEST_PLANTS=all` every level tries every mistake, which takes half an hour.
+//! `QCOW2_TEST_PLANTS=all` every level tries every mistake, which takes some ten minutes.
 
 use qcow2::planted::Plant::{self, *};
 use std::collections::HashMap;
@@ -37,17 +37,17 @@ const PARTS: Level = level("parts", "qcow2", "storage::file", "1");
 const RULES: Level =
     Level { rules: true, cuts: false, ..level("rules", "power_cut", "random_lists_on_random_images", "0.2") };
 const CUT: Level = level("power cut", "power_cut", "random_lists_on_random_images", "0.1");
-const GROWTH: Level = level("power cut, table growth", "power_cut", "the_refcount_table_grows", "1");
-const GROWTH_RULES: Level = Level { name: "rules, table growth", rules: true, cuts: false, ..GROWTH };
-const PAIRS_RULES: Level = Level { name: "rules, races", rules: true, ..PAIRS };
+const GROWTH: Level = level("power cut of a table growth", "power_cut", "the_refcount_table_grows", "1");
+const GROWTH_RULES: Level = Level { name: "rules on a table growth", rules: true, cuts: false, ..GROWTH };
+const PAIRS_RULES: Level = Level { name: "rules on races", rules: true, ..PAIRS };
 const DAMAGED: Level = level("damaged images", "damaged", "", "1");
-const DAMAGED_RULES: Level = Level { name: "rules, damaged images", rules: true, ..DAMAGED };
+const DAMAGED_RULES: Level = Level { name: "rules on damaged images", rules: true, ..DAMAGED };
 const FAULTS: Level = level("faults", "faults", "each_call_fails", "0.3");
-const FINAL: Level = level("faults, failed sync", "faults", "a_failed_sync_is_final", "1");
-const READER: Level = level("races, parked reader", "races", "a_parked_reader", "1");
+const FINAL: Level = level("failed sync", "faults", "a_failed_sync_is_final", "1");
+const READER: Level = level("parked reader", "races", "a_parked_reader", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
-const THREADS: Level = level("model, threads", "model", "many_threads", "0.3");
+const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const LEVELS: [Level; 14] = [
     PARTS,
@@ -177,7 +177,11 @@ fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>) 
             None
         }
         Some(_) => Some(first_words(&text)),
-        None => panic!("{}: no end after {LIMIT:?} with {plant:?}", level.name),
+        None => {
+            assert!(plant.is_some(), "{}: no end after {LIMIT:?}", level.name);
+            say(&format!("{plant:?}: no end after {LIMIT:?}, which is not a catch"));
+            None
+        }
     };
     Answer { failure, reached: text.contains("is reached"), seconds: started.elapsed().as_secs_f32() }
 }
