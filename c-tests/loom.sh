@@ -5,7 +5,7 @@
 set -u
 
 top=$(cd "$(dirname "$0")/.." && pwd)
-export RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=${QCOW2_LOOM_TARGET:-$top/target/loom} RUST_BACKTRACE=0
+export LC_ALL=C RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=${QCOW2_LOOM_TARGET:-$top/target/loom} RUST_BACKTRACE=0
 
 models() {
     cargo test --lib --quiet --manifest-path "$1/Cargo.toml" models:: -- --nocapture
@@ -15,6 +15,8 @@ if [ "${1:-}" != --mutants ]; then
     models "$top"
     exit
 fi
+# Built often and run briefly.
+export CARGO_PROFILE_TEST_OPT_LEVEL=0
 
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
@@ -22,8 +24,8 @@ missed=0 caught=0
 
 # mutant NAME FILE OLD NEW: what OLD stands for once in FILE is replaced, and a model must fail.
 mutant() {
-    rm -rf "$copy/src"
-    cp -r "$top"/{src,Cargo.toml,Cargo.lock,build.rs,cbindgen.toml,include} "$copy/"
+    rm -rf "${copy:?}/src"
+    (cd "$top" && git ls-files -co --exclude-standard -z | tar c --null -T -) | tar x -C "$copy"
     python3 - "$copy/src/$2" "$3" "$4" <<'PYTHON' || exit 1
 import sys
 
@@ -76,6 +78,13 @@ mutant "a claim is waited for after a second look" map/claims.rs \
             held = self.held.lock().unwrap_or_else(|e| e.into_inner());
             held = self.dropped.wait(held)'
 mutant "a dropped claim tells nobody" map/claims.rs 'self.claims.dropped.notify_all();' ''
+mutant "another user comes in between two accesses" storage/lock.rs \
+    '        let mut files = self.lock();
+        let users = files.entry(identity).or_default();
+        users.leave(from);
+        users.enter(to, shown).inspect_err(|_| users.count(from))' \
+    '        self.forget(identity, from);
+        self.register(identity, to, shown)'
 mutant "a barrier asks late what waits" meta/write_out.rs '        self.settler.advance()?;
         // What waited' '        self.settler.advance()?;
         let waits = self.waits_for(target);

@@ -3,10 +3,12 @@
 
 mod testkit;
 
-use qcow2::image::ZeroFlags;
+use qcow2::error::ErrorKind;
+use qcow2::image::{Wanted, ZeroFlags};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::resize::resize;
+use qcow2::ops::snapshot;
 use qcow2::options::Preallocation;
 use std::io::{IoSlice, IoSliceMut};
 use std::process::Command;
@@ -255,13 +257,25 @@ fn one_request(recorder: &Recorder, handle: &Handle, history: &History, rng: &mu
         0..=5 => (Op::Write { sector, count, fua }, Did::Gave(tag)),
         6..=7 => (Op::Zero { sector, count, unmap, fua }, Did::Gave(0)),
         8..=9 => (Op::Discard { sector, count }, Did::MayZero),
-        _ => return other_request(handle, history, rng, sector, count),
+        10 if rng.one_in(40) => {
+            // What is cut off is gone; what is added later reads as zeroes.
+            let sectors = size / 2 + rng.below(size / 2) + 1;
+            apply_recorded(recorder, handle, &Op::Resize { sectors }, tag).unwrap();
+            return history.note(start, sectors, (sectors..size).map(|_| Did::Gave(0)));
+        }
+        _ => return other_request(handle, history, rng, tag, (sector, count)),
     };
-    apply_recorded(recorder, handle, &op, tag).unwrap();
-    history.note(start, sector, all(did));
+    match apply_recorded(recorder, handle, &op, tag) {
+        // Somebody has made the disk shorter.
+        Err(e) if e.kind() == ErrorKind::PastEnd => {}
+        done => {
+            done.unwrap();
+            history.note(start, sector, all(did));
+        }
+    }
 }
 
-fn other_request(handle: &Handle, history: &History, rng: &mut Rng, sector: u64, count: u64) {
+fn other_request(handle: &Handle, history: &History, rng: &mut Rng, tag: u32, place: (u64, u64)) {
     let start = history.now();
     match 10 + rng.below(6) {
         10 if rng.one_in(3) => handle.disk().flush().unwrap(),
@@ -270,10 +284,22 @@ fn other_request(handle: &Handle, history: &History, rng: &mut Rng, sector: u64,
             let report = handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true).unwrap();
             assert_eq!(report.corruptions + report.check_errors, 0, "{report:?}");
         }
-        _ => {
-            let tags = setup::read(handle, sector, count).unwrap();
-            history.note(start, sector, tags.into_iter().map(Did::Saw));
+        13 if rng.one_in(40) => {
+            let name = tag.to_string().into_bytes();
+            let wanted = Wanted { id: None, name: Some(&name) };
+            match snapshot::create(handle, &setup::snapshot_named(&name)) {
+                // Narrow refcounts hold few snapshots.
+                Err(e) if e.kind() == ErrorKind::Invalid => return,
+                done => done.unwrap(),
+            }
+            if rng.one_in(2) {
+                snapshot::delete(handle, wanted).unwrap();
+            }
         }
+        _ => match setup::read(handle, place.0, place.1) {
+            Err(e) if e.kind() == ErrorKind::PastEnd => {}
+            tags => history.note(start, place.0, tags.unwrap().into_iter().map(Did::Saw)),
+        },
     }
 }
 
@@ -291,7 +317,12 @@ fn many_threads_see_a_possible_history() {
             tiny_cache: !rng.one_in(3),
             sectors: 200,
             backing,
-            mode: *rng.pick(&[Mode::Writeback, Mode::Writeback, Mode::MetadataWritethrough]),
+            mode: *rng.pick(&[
+                Mode::Writeback,
+                Mode::Writeback,
+                Mode::Writethrough,
+                Mode::MetadataWritethrough,
+            ]),
             ..Setup::default()
         };
         let recorder = setup.recorder();

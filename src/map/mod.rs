@@ -20,6 +20,7 @@ use crate::meta::{DirtyList, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub struct Map {
     claims: Claims,
     /// Held while an L2 table is made; across I/O. After claims, before the ledger.
     birth: Mutex<()>,
+    /// L1 index + 1 of the table whose copy is not durable in the L1 table yet; nobody links in it.
+    copied_table: AtomicU64,
     clean_interval: Option<Duration>,
     last_clean: Mutex<Instant>,
 }
@@ -103,6 +106,7 @@ impl Map {
             list: DirtyList::default(),
             claims: Claims::default(),
             birth: Mutex::new(()),
+            copied_table: AtomicU64::new(0),
             clean_interval,
             last_clean: Mutex::new(Instant::now()),
             shared,
@@ -256,7 +260,7 @@ impl Map {
     /// Makes sure that the L2 table of a claimed cluster exists and is this L1 table's alone.
     pub fn own_table(&self, _claim: &Claim<'_>, cluster: u64) -> Result<()> {
         let l1_index = cluster / self.geometry.l2_entry_count();
-        if self.owns_table(l1_index)? {
+        if self.owns_table(l1_index)? && self.copied_table.load(Ordering::SeqCst) != l1_index + 1 {
             return Ok(());
         }
         let _birth = self.birth.lock().unwrap_or_else(|e| e.into_inner());
@@ -264,7 +268,15 @@ impl Map {
         if old.table_offset() != 0 && old.copied() {
             return Ok(());
         }
-        self.make_table(l1_index, old)
+        if old.table_offset() == 0 {
+            return self.make_table(l1_index, old);
+        }
+        // What changes in the copy let go of is counted down once the copy is durable. Until the L1 table leads
+        // there after a power cut, too, the shared table still refers to it for this disk (R3).
+        self.copied_table.store(l1_index + 1, Ordering::SeqCst);
+        let done = self.make_table(l1_index, old).and_then(|()| self.barrier());
+        self.copied_table.store(0, Ordering::SeqCst);
+        done
     }
 
     fn owns_table(&self, l1_index: u64) -> Result<bool> {

@@ -6,11 +6,12 @@
 
 use super::file::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Mutex, MutexGuard};
 use arc_swap::ArcSwap;
 use once_cell::sync::Lazy;
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 const IN_USE: u64 = 100;
 const NOT_SHARED: u64 = 200;
@@ -53,6 +54,35 @@ struct Users {
     writers: usize,
 }
 
+impl Users {
+    fn enter(&mut self, access: Access, shown: &str) -> Result<()> {
+        match access {
+            Access::Write if self.writers + self.readers > 0 => Err(refused("\"write\"", shown)),
+            Access::Read if self.writers > 0 => Err(refused("shared \"write\"", shown)),
+            _ => {
+                self.count(access);
+                Ok(())
+            }
+        }
+    }
+
+    fn count(&mut self, access: Access) {
+        match access {
+            Access::Write => self.writers += 1,
+            Access::Read => self.readers += 1,
+            Access::ReadShared => {}
+        }
+    }
+
+    fn leave(&mut self, access: Access) {
+        match access {
+            Access::Write => self.writers -= 1,
+            Access::Read => self.readers -= 1,
+            Access::ReadShared => {}
+        }
+    }
+}
+
 /// The opens of one process. A forked child starts with an empty one: it holds none of its parent's handles,
 /// and the parent's mutex may have been locked at the fork.
 struct Registry {
@@ -83,46 +113,22 @@ impl Registry {
     fn forget(&self, identity: (u64, u64), access: Access) {
         let mut files = self.lock();
         let Some(users) = files.get_mut(&identity) else { return };
-        match access {
-            Access::Write => users.writers -= 1,
-            Access::Read => users.readers -= 1,
-            Access::ReadShared => {}
-        }
+        users.leave(access);
         if users.readers == 0 && users.writers == 0 {
             files.remove(&identity);
         }
     }
 
-    /// One user changes its access; the others decide whether it may.
+    /// One user changes its access; the others decide whether it may. Nobody can come in between.
     fn change(&self, identity: (u64, u64), from: Access, to: Access, shown: &str) -> Result<()> {
-        self.forget(identity, from);
-        self.register(identity, to, shown).inspect_err(|_| {
-            let mut files = self.lock();
-            let users = files.entry(identity).or_default();
-            match from {
-                Access::Write => users.writers += 1,
-                Access::Read => users.readers += 1,
-                Access::ReadShared => {}
-            }
-        })
+        let mut files = self.lock();
+        let users = files.entry(identity).or_default();
+        users.leave(from);
+        users.enter(to, shown).inspect_err(|_| users.count(from))
     }
 
     fn register(&self, identity: (u64, u64), access: Access, shown: &str) -> Result<()> {
-        let mut files = self.lock();
-        let users = files.entry(identity).or_default();
-        match access {
-            Access::Write if users.writers + users.readers > 0 => Err(refused("\"write\"", shown)),
-            Access::Read if users.writers > 0 => Err(refused("shared \"write\"", shown)),
-            Access::Write => {
-                users.writers += 1;
-                Ok(())
-            }
-            Access::Read => {
-                users.readers += 1;
-                Ok(())
-            }
-            Access::ReadShared => Ok(()),
-        }
+        self.lock().entry(identity).or_default().enter(access, shown)
     }
 }
 
@@ -245,4 +251,78 @@ fn refused(which: &str, shown: &str) -> Error {
         ErrorKind::Locked,
         format!("Failed to get {which} lock\nIs another process using the image [{shown}]?"),
     )
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    /// Runs `watch` over and over on another thread while `run` runs; how often that was.
+    fn beside(watch: impl Fn() + Sync, run: impl FnOnce()) -> u64 {
+        let (done, looks) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    watch();
+                    looks.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            while looks.load(Ordering::SeqCst) == 0 && !watcher.is_finished() {
+                std::thread::yield_now();
+            }
+            run();
+            done.store(true, Ordering::SeqCst);
+        });
+        looks.into_inner()
+    }
+
+    /// What another process would see: at no moment are the bytes that keep writers out free.
+    #[test]
+    fn an_exchange_leaves_no_moment_without_a_lock() {
+        let place = tempfile::NamedTempFile::new().unwrap();
+        let open = || Arc::new(File::options().read(true).write(true).open(place.path()).unwrap());
+        let (files, other) = ([open(), open()], open());
+        let id = (u64::MAX, 1);
+        let mut lock = Some(FileLock::take(&files[0], id, Access::Write, "x").unwrap());
+        if !lock_byte_held(&other, NOT_SHARED + WRITE).unwrap() {
+            eprintln!("skipped: no OFD locks here");
+            return;
+        }
+        let watch = || {
+            for byte in [WRITE, RESIZE].map(|p| NOT_SHARED + p) {
+                assert!(lock_byte_held(&other, byte).unwrap(), "byte {byte} is free");
+            }
+        };
+        let looks = beside(watch, || {
+            for round in 0..5_000 {
+                let access = if round % 2 == 0 { Access::Read } else { Access::Write };
+                let old = lock.take().unwrap();
+                let new = old.exchange(&files[(round + 1) % 2], access, "x");
+                lock = Some(new.unwrap_or_else(|(_, e)| panic!("{e}")));
+            }
+        });
+        assert!(looks > 10, "only {looks} looks");
+    }
+}
+
+#[cfg(all(loom, test))]
+mod models {
+    use super::*;
+
+    #[test]
+    fn nobody_comes_in_while_a_user_changes_its_access() {
+        loom::model(|| {
+            let registry = Arc::new(Registry::new(0));
+            let id = (1, 2);
+            registry.register(id, Access::Write, "x").unwrap();
+            let other = Arc::clone(&registry);
+            let other = loom::thread::spawn(move || {
+                assert!(other.register(id, Access::Write, "x").is_err(), "a second writer");
+            });
+            registry.change(id, Access::Write, Access::Read, "x").unwrap();
+            registry.change(id, Access::Read, Access::Write, "x").unwrap();
+            other.join().unwrap();
+        });
+    }
 }

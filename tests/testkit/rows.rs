@@ -4,7 +4,7 @@ use super::race::Scene;
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
+use qcow2::image::{Disk, Wanted, ZeroFlags};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::{close_image, Handle};
@@ -157,7 +157,11 @@ pub static ROWS: [Row; 22] = [
         fits: |scene| scene.setup.backing.is_some() && !scene.snapshot,
         ..ALONE
     },
-    Row { name: "snapshot", run: |handle, _, _| snapshot::create(handle, &snapshot_named("later")), ..ALONE },
+    Row {
+        name: "snapshot",
+        run: |handle, _, _| snapshot::create(handle, &setup::snapshot_named(b"later")),
+        ..ALONE
+    },
     Row {
         name: "apply snapshot",
         gives: Gives::Initial,
@@ -182,22 +186,11 @@ pub fn named(name: &str) -> &'static Row {
 /// The snapshot of a prepared scene.
 const FIRST: Wanted<'static> = Wanted { id: None, name: Some(b"first") };
 
-fn snapshot_named(name: &str) -> NewSnapshot {
-    NewSnapshot {
-        id: None,
-        name: name.as_bytes().to_vec(),
-        date_seconds: 0,
-        date_nanoseconds: 0,
-        guest_clock_nanoseconds: 0,
-        icount: u64::MAX,
-    }
-}
-
 /// Gives `AFAR` its data, and the image its first snapshot if it is to have one.
 pub fn prepare(handle: &Handle, with_snapshot: bool) -> Result<()> {
     AFAR.iter().try_for_each(|(s, n)| setup::write(handle, *s, *n, setup::PREFILL_TAG, false))?;
     match with_snapshot {
-        true => snapshot::create(handle, &snapshot_named("first")),
+        true => snapshot::create(handle, &setup::snapshot_named(b"first")),
         false => Ok(()),
     }
 }

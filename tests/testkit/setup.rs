@@ -3,6 +3,7 @@
 use super::recorder::{as_request, Recorder};
 use super::SECTOR;
 use qcow2::error::Result;
+use qcow2::image::NewSnapshot;
 use qcow2::ops::create::create;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
@@ -217,4 +218,16 @@ pub fn read(handle: &Handle, sector: u64, count: u64) -> Result<Vec<u32>> {
 /// The tags of all sectors.
 pub fn read_all(handle: &Handle) -> Result<Vec<u32>> {
     read(handle, 0, handle.disk().length() / SECTOR)
+}
+
+/// A new snapshot of this name.
+pub fn snapshot_named(name: &[u8]) -> NewSnapshot {
+    NewSnapshot {
+        id: None,
+        name: name.to_vec(),
+        date_seconds: 0,
+        date_nanoseconds: 0,
+        guest_clock_nanoseconds: 0,
+        icount: u64::MAX,
+    }
 }
