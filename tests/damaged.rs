@@ -54,7 +54,7 @@ fn use_image(setup: &Setup, bytes: Vec<u8>, rng: &mut Rng) -> Result<bool, Strin
     let mut refused = false;
     for tag in 1..40 {
         let op = random_op(rng, setup.sectors, 1);
-        if matches!(op, Op::Reopen | Op::Kill | Op::Resize { .. }) {
+        if !matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Discard { .. } | Op::Flush) {
             continue;
         }
         match apply_recorded(&recorder, &handle, &op, tag) {
