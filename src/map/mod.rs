@@ -320,19 +320,8 @@ impl Map {
             for slice in 0..geometry.l2_entry_count() >> self.slice_entry_bits {
                 self.cache.forget(self.slice_key(first_cluster) + slice);
             }
-            return self.write_l1_first();
         }
         Ok(())
-    }
-
-    /// Brings the pointer to a copied table into the file before anything in the copy changes: until the pointer
-    /// is durable the shared table is in force, and what an entry of the copy lets go of is still referred to
-    /// there (R3). Every drop that comes later waits for a sync that covers the pointer.
-    fn write_l1_first(&self) -> Result<()> {
-        self.settler().advance()?;
-        let announced = self.list.begin();
-        let out = self.write_out();
-        self.l1.write_out(out.medium, out.guard, out.settler, out.list, &announced).map(drop)
     }
 
     /// Stores a new entry for a claimed cluster whose table is owned.
