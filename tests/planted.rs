@@ -82,7 +82,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         HeaderBeforeItsTables => &[GROWTH_RULES, GROWTH],
         HeaderNotSynced => &[GROWTH_RULES, GROWTH],
         NewBlockNotSynced => &[RULES, CUT],
-        CopiedIgnored => &[PAIRS_RULES, PAIRS],
+        CopiedIgnored => &[RULES, CUT, PAIRS_RULES, PAIRS],
         DiscardShowsBacking => &[CUT, MODEL],
         ExtensionsDropped => &[RULES],
         FailedWriteForgotten => &[FAULTS],
