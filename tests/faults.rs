@@ -4,11 +4,12 @@
 mod testkit;
 
 use qcow2::error::ErrorKind;
+use qcow2::ops::check::CheckOptions;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
 use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
-use testkit::rng::{base_seed, cases, replay_line, Rng};
+use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::runner::Runner;
 use testkit::setup::{self, Setup};
 use testkit::sweep::{check_clean, recover, run_cases, Count};
@@ -142,6 +143,76 @@ fn each_call_fails() {
     let count = run_cases(&replay_line("faults", "each_call_fails", seed), &cases, &sweep);
     report("each_call_fails", cases.len(), count);
     assert!(count.enumerated > 100);
+}
+
+/// Each operation by itself, at each of its calls, on an image that has some of everything.
+#[test]
+fn each_call_of_each_operation_fails() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let before =
+        [Write { sector: 3, count: 70, fua: false }, Compressed { sector: 100, count: 1 }, Snapshot, Flush];
+    let single = [
+        Write { sector: 60, count: 20, fua: false },
+        Write { sector: 3, count: 2, fua: true },
+        Zero { sector: 3, count: 90, unmap: true, fua: true },
+        Discard { sector: 3, count: 90 },
+        Compressed { sector: 110, count: 1 },
+        Resize { sectors: 40 },
+        Resize { sectors: 5000 },
+        Snapshot,
+        Apply { pick: 0 },
+        Delete { pick: 0 },
+        Reopen,
+        Kill,
+    ];
+    let mut lists = Vec::new();
+    for lazy in [false, true] {
+        for op in single {
+            let backing = lazy.then_some(130);
+            let setup = Setup { lazy, backing, refcount_order: 6, ..Setup::default() };
+            let list = before.into_iter().chain([op, Write { sector: 10, count: 3, fua: true }, Flush]);
+            lists.push((setup, list.collect(), rng.next()));
+        }
+    }
+    let lists = share(lists);
+    let replay = replay_line("faults", "each_call_of_each_operation_fails", seed);
+    let count = run_cases(&replay, &lists, &sweep);
+    report("each_call_of_each_operation_fails", lists.len(), count);
+}
+
+/// A repair of an open image synced, that failed, the image was loaded anew with another sync, and went on.
+#[test]
+fn a_failed_sync_of_a_repair_is_final() {
+    let repair = CheckOptions { repair_leaks: true, repair_errors: true };
+    let setup = Setup { prefill: 20, ..Setup::default() };
+    for call in 0.. {
+        let mut image = setup.create();
+        // Counts of a leak and of nothing, so that the repair writes and syncs.
+        let head = oracle::Head::parse(&image).unwrap();
+        let block = (oracle::be64(&image, head.table_offset as usize) & oracle::OFFSET) as usize;
+        image[block + 2 * 15] = 3;
+        let recorder = Recorder::new(image);
+        recorder.leave_unjudged("the image is damaged from the start");
+        let handle = setup.open(recorder.clone()).unwrap();
+        let errno = libc_errno::EIO;
+        recorder.inject(Some(Fault { kind: Some(Kind::Sync), call, errno, forever: false, torn: false }));
+        let answer = handle.check(repair, &mut |_, _| {}, &mut |_, _| true);
+        if recorder.failed() == 0 {
+            assert!(answer.unwrap().leaks_fixed > 0);
+            assert!(call >= 2, "the repair synced only {call} times");
+            break;
+        }
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Host(errno), "sync {call}");
+        for _ in 0..2 {
+            assert_eq!(handle.disk().flush().unwrap_err().kind(), ErrorKind::Latched, "sync {call}");
+        }
+        let again = handle.check(repair, &mut |_, _| {}, &mut |_, _| true);
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::Latched, "sync {call}");
+        assert!(handle.close().is_err());
+        let fresh = setup.open(Recorder::new(recorder.contents())).unwrap();
+        assert_eq!(setup::read(&fresh, 0, 20).unwrap(), [setup::PREFILL_TAG; 20]);
+    }
 }
 
 /// A host that cannot change lengths, zero ranges or punch holes is slower, not wrong.
