@@ -302,7 +302,7 @@ static void repairs(void)
     }
     CHECK(WIFSIGNALED(test_wait(child)));
     for (int kind = HOST_READ; kind <= HOST_FALLOCATE; kind++) {
-        for (uint64_t at = 0;; at += test_under_valgrind() ? 30 : 1) {
+        for (uint64_t at = 0;; at += test_under_valgrind() ? 9 : 1) {
             unlink(copy);
             test_file_copy(dirty, copy);
             host = (struct host){.on = true, .fail_kind = kind, .fail_at = at, .fail_errno = EIO, .torn = true};
