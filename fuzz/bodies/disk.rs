@@ -24,7 +24,9 @@ pub fn judge(value: i64) -> Answer<u64> {
         return Ok(value);
     }
     let text = last_error();
-    assert!(!CAUGHT.iter().any(|c| text.contains(c)), "a panic was caught: {text}");
+    // The number, too: a fuzzer that reads the text in this program puts it into the names of options.
+    let caught = value == -i64::from(libc::ENOTRECOVERABLE) && CAUGHT.iter().any(|c| text.contains(c));
+    assert!(!caught, "a panic was caught: {text}");
     assert!((-4095..0).contains(&value), "{value} is no errno: {text}");
     assert!(!text.is_empty(), "an error without a text: {value}");
     Err(Errno(-value as i32))

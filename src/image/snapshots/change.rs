@@ -2,8 +2,8 @@
 //!
 //! The caller is alone; everything is on the medium before the first step, and the image is loaded anew after the
 //! last one. In version 3 the dirty bit brackets the steps of create and delete (R6), so that a power cut between them
-//! ends in a repair. Version 2 has no such bit: there a cut leaves leaks, or COPIED flags that are clear where they
-//! could be set, which costs a copy and no data. A cut while applying leaves leaks.
+//! ends in a repair. Version 2 has no such bit: there a cut leaves leaks, or COPIED flags that do not fit the counts,
+//! which costs space or a copy and no data: a flag is never set on a cluster that two tables refer to. A cut while applying leaves leaks.
 //!
 //! ```text
 //! create   room for the L1 copy and the new table -> both written -> counts of the whole tree rise, durable
