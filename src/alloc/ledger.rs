@@ -318,10 +318,7 @@ impl Ledger {
 
     /// Cuts the file after the last cluster in use.
     pub(super) fn cut_file(&mut self, shared: &Shared) -> Result<()> {
-        let mut end = self.geometry().clusters_ceil(self.length);
-        while end > 0 && self.table.get(shared, end - 1)? == 0 {
-            end -= 1;
-        }
+        let end = self.table.used_end(shared, 0, self.geometry().clusters_ceil(self.length))?;
         self.high_water = end;
         self.first_length = self.first_length.min(self.geometry().cluster_offset(end));
         // Later clusters are zero again once the file has been cut, but the frontier may only rise.
@@ -336,10 +333,8 @@ impl Ledger {
         }
         shared.medium.latch().check()?;
         // A damaged image may refer to clusters that its file did not reach when it was opened.
-        let mut end = self.geometry().clusters_ceil(self.length);
-        while self.geometry().cluster_offset(end) > least && self.table.get(shared, end - 1)? == 0 {
-            end -= 1;
-        }
+        let (first, end) = (self.geometry().cluster_index(least), self.geometry().clusters_ceil(self.length));
+        let end = self.table.used_end(shared, first, end)?;
         let wanted = self.geometry().cluster_offset(end).max(least);
         let now =
             shared.medium.storage().length().map_err(|e| Error::host("length of the image file", &e))?;

@@ -153,6 +153,27 @@ impl RefcountTable {
         Ok(())
     }
 
+    /// One past the last cluster of `[least, end)` whose count is not zero; `least` when there is none. Costs what
+    /// the table holds, however long the file is.
+    pub(super) fn used_end(&mut self, shared: &Shared, least: u64, end: u64) -> Result<u64> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
+        let covered = (self.entries.len() as u64).saturating_mul(per_block);
+        let mut end = end.min(covered);
+        while end > least {
+            let index = (end - 1) / per_block;
+            let from = (index * per_block).max(least);
+            if let Some(offset) = self.block_offset(end - 1)? {
+                let block = self.block(shared, index, offset)?;
+                let counted = |c: &u64| refcount::get(&block.bytes, order, *c - index * per_block) != 0;
+                if let Some(last) = (from..end).rev().find(counted) {
+                    return Ok(last + 1);
+                }
+            }
+            end = from;
+        }
+        Ok(least)
+    }
+
     /// First cluster at or after `from` (and below `limit`) whose count is zero, within the block of `from`.
     pub(super) fn first_free_in_block(
         &mut self,
