@@ -1,6 +1,6 @@
 //! Who may write where (story C13): every write of a trace, guest data too, against the owner of its clusters.
 
-use super::oracle::{be32, be64, Head, Use, OFFSET};
+use super::oracle::{be32, be64, Head, Use, COMPRESSED, OFFSET};
 use super::recorder::{Event, What};
 use super::rules::{is_l2, Trace};
 use qcow2::storage::Purpose;
@@ -23,8 +23,10 @@ impl Trace<'_> {
             // What is still in force shows in the issued view; here are the versions before.
             let replaced = |i: usize| be64(&self.issued, event.offset as usize + i * 8) & OFFSET != wanted;
             let mut entries = event.bytes.chunks_exact(8).enumerate();
-            if wanted != 0 && entries.any(|(i, e)| be64(e, 0) & OFFSET == wanted && replaced(i)) {
-                uses.push(owner);
+            let found = entries.find(|(i, e)| be64(e, 0) & OFFSET == wanted && replaced(*i));
+            if let Some((_, entry)) = found.filter(|_| wanted != 0) {
+                let stream = event.purpose == Purpose::L2 && be64(entry, 0) & COMPRESSED != 0;
+                uses.push(if stream { Use::Stream { guest_cluster: u64::MAX } } else { owner });
             }
         }
         uses
@@ -60,7 +62,8 @@ impl Trace<'_> {
             if !self.threads
                 && durable.is_empty()
                 && live.uses(cluster).is_empty()
-                && !self.possible_uses(head, cluster).is_empty()
+                // Behind a stream that may come back another one starts; they share the cluster.
+                && self.possible_uses(head, cluster).iter().any(|u| !u.is_stream())
             {
                 return Err(format!("R4: host cluster {cluster} may still be referred to"));
             }
