@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Line coverage of the engine from an lcov file: a table, the lines that were not reached, and a bar.
+"""Line coverage of the engine from lcov files, one for each program: a table, the lines that were not reached, and a bar.
 
 A line counts as reached if any of the programs reached it. Unit tests stand in the files that they test: their
 lines are left out, for they would only flatter the figure.
@@ -11,9 +11,8 @@ import os
 import sys
 
 
-def read_lcov(path, top):
-    """{file below top: {line: count}}."""
-    files = {}
+def read_lcov(path, top, files):
+    """Adds the counts to {file below top: {line: count}}."""
     lines = None
     with open(path, encoding="utf-8") as file:
         for record in file:
@@ -25,7 +24,6 @@ def read_lcov(path, top):
             elif kind == "DA" and lines is not None:
                 number, count = rest.split(",")[:2]
                 lines[int(number)] = lines.get(int(number), 0) + int(count)
-    return files
 
 
 def test_lines(path):
@@ -64,17 +62,20 @@ def spans(numbers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("lcov")
     parser.add_argument("source", help="the directory to report on")
+    parser.add_argument("lcov", nargs="+")
     parser.add_argument("--bar", type=float, default=90.0, help="least percentage of all lines (default 90)")
     parser.add_argument("--file-bar", type=float, default=85.0, help="name files below this (default 85)")
     parser.add_argument("--uncovered", help="write the lines that were not reached to this file")
     options = parser.parse_args()
     top = os.path.realpath(options.source)
 
+    files = {}
+    for path in options.lcov:
+        read_lcov(path, top, files)
     total = reached = 0
     table = []
-    for name, lines in sorted(read_lcov(options.lcov, top).items()):
+    for name, lines in sorted(files.items()):
         if is_test_file(name):
             continue
         skip = test_lines(os.path.join(top, name))
@@ -86,7 +87,7 @@ def main():
         reached += len(counts) - len(missed)
         table.append((name, len(counts), missed))
     if not total:
-        print("no line of %s is in %s" % (top, options.lcov))
+        print("no line of %s is in %s" % (top, " ".join(options.lcov)))
         return 1
 
     if options.uncovered:

@@ -65,7 +65,7 @@ export LLVM_PROFILE_FILE=$build/profiles/%4m.profraw
 run rust-tests cargo test --no-fail-fast
 objects=()
 while IFS= read -r program; do
-    objects+=(--object "$program")
+    objects+=("$program")
 done < <(cargo test --no-run --message-format=json 2>/dev/null |
     python3 -c 'import json, sys
 for line in sys.stdin:
@@ -75,13 +75,17 @@ if [ "$rust_only" = no ]; then
     [ -f "$build/meson/build.ninja" ] || run meson-setup meson setup "$build/meson" --buildtype=debug
     run meson-compile meson compile -C "$build/meson"
     run c-and-shell-tests meson test -C "$build/meson" --suite c --suite tools --timeout-multiplier 3 --print-errorlogs
-    objects+=(--object "$build/meson/libqcow2.so")
+    objects+=("$build/meson/libqcow2.so")
 fi
 
 "$(tool llvm-profdata)" merge --sparse -o "$build/all.profdata" "$build"/profiles/*.profraw || exit 1
-"$(tool llvm-cov)" export --format=lcov --instr-profile="$build/all.profdata" "${objects[@]}" \
-    >"$build/lcov.info" 2>"$build/llvm-cov.log" || { cat "$build/llvm-cov.log" >&2; exit 1; }
-python3 c-tests/coverage-report.py "$build/lcov.info" "$top/src" --bar "$bar" --uncovered "$build/uncovered.txt" ||
+# One by one: the public functions have one name in all programs, and are not compiled alike in all.
+rm -f "$build"/lcov.*
+for index in "${!objects[@]}"; do
+    "$(tool llvm-cov)" export --format=lcov --instr-profile="$build/all.profdata" "${objects[$index]}" \
+        >"$build/lcov.$index" 2>>"$build/llvm-cov.log" || { tail -n 5 "$build/llvm-cov.log" >&2; exit 1; }
+done
+python3 c-tests/coverage-report.py "$top/src" "$build"/lcov.* --bar "$bar" --uncovered "$build/uncovered.txt" ||
     failures=$((failures + 1))
 echo "every line that no test reached: $build/uncovered.txt"
 [ "$failures" -eq 0 ]

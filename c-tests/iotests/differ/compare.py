@@ -24,6 +24,8 @@ the counters of `check` are equal, and so is the map, except
   preallocation for shrinking files"), which depends on where clusters went; and they cannot grow an image of version 2
   over a longer backing file ("Failed to zero out new clusters"), nor an image that has an unfinished bitmap after a kill. The lists go on with the other image;
 * check -r leaks of a dirty image is left out: the stock tools then take the image for clean though its counts are not;
+* check -r of an image with snapshots and with bitmaps that are void is done by ours on both sides: the stock tools take
+  the snapshots for leaks and remove them;
 * snapshots: their dates;
 * after a kill: each engine had flushed what it liked. The lists go on with one of the two images, on both sides;
 * images with bitmaps that ours wrote to: they lose their bitmaps, as the format wants from a writer that does not keep

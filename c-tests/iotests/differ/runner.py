@@ -283,6 +283,10 @@ class Runner:
             self.parted = True
         side.model.resize(size)
 
+    def repairer(self, side, tools):
+        """Who may repair an image: see compare.py."""
+        return self.ours if side.bitmaps_lost and side.model.snapshots else tools
+
     def do_check(self, step):
         repair = step.args["repair"]
         if not repair:
@@ -291,7 +295,7 @@ class Runner:
             repair = "all"
         answers = []
         for side in self.sides:
-            writer = self.writer(side, step)
+            writer = self.repairer(side, self.writer(side, step))
             arguments = ["check", "-f", "qcow2", "--output=json", "-r", repair, NAME]
             done = self.call(side, writer, "img", arguments)
             answers.append((side.label, {"status": done.returncode, "answer": done.stdout.decode()}))
@@ -437,7 +441,7 @@ class Runner:
         for side in self.sides:
             if side.leaks_allowed or side.bitmaps_lost or side.is_dirty():
                 # Each mends what the other left.
-                tools = self.stock if side.label == "A" else self.ours
+                tools = self.repairer(side, self.stock if side.label == "A" else self.ours)
                 self.call(side, tools, "img", ["check", "-q", "-f", "qcow2", "-r", "all", NAME])
                 side.leaks_allowed = side.bitmaps_lost = False
         self.compare_all(full=True)
