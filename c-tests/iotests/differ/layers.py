@@ -18,6 +18,9 @@ def make_chain(runner, side):
         for offset, length, value in layer["runs"]:
             contents[offset:offset + length] = bytes([value]) * length
         make_layer(runner, side, number, layers)
+        if layer["format"] == "raw":
+            # A write to the last sector has made the file end with it.
+            contents.extend(bytes(os.path.getsize(side.path("base%d" % number)) - size))
         models.insert(0, Model(bytearray(contents)))
     side.bases = models
     return contents

@@ -33,6 +33,8 @@ class Side:
         self.leaks_allowed = False
         # Our tools have written to an image that has bitmaps.
         self.bitmaps_lost = False
+        # A writer was killed: the file may have contents past what the image knows of.
+        self.killed = False
         # A kill of the stock tools left something that cannot be read.
         self.unreadable = False
 
@@ -157,7 +159,7 @@ class Runner:
             side.bitmaps_lost = True
 
     def after_kill(self, side, writer, lazy):
-        side.leaks_allowed = True
+        side.leaks_allowed = side.killed = True
         if side.is_dirty() and not lazy:
             raise Failure("dirty", "%s: %s left an eager image dirty" % (side.label, writer.name))
         self.check(side)
@@ -186,6 +188,7 @@ class Runner:
                 side.bases = [base.copy() for base in chosen.bases]
                 side.leaks_allowed = chosen.leaks_allowed
                 side.bitmaps_lost = chosen.bitmaps_lost
+                side.killed = chosen.killed
         self.parted = False
         shutil.rmtree(kept)
         self.history.append("# both go on with image %s" % chosen.label)
@@ -247,11 +250,12 @@ class Runner:
                 free.update(range(-(-one["start"] // cluster), last))
         return free
 
-    def both(self, step, arguments):
-        """Runs one command on both sides, each with its writer: [(side, status, what a failing one said)]."""
+    def both(self, step, arguments, safe=False):
+        """Runs one command on both sides, each with its writer: [(side, status, what a failing one said)].
+        `safe`: not by the stock tools once a writer was killed."""
         outcomes = []
         for side in self.sides:
-            writer = self.writer(side, step)
+            writer = self.ours if safe and side.killed else self.writer(side, step)
             done = self.call(side, writer, "img", arguments(side), expect=(0, 1))
             words = done.stderr.decode("utf-8", "replace") if done.returncode else ""
             for tools in self.tools():
@@ -267,7 +271,8 @@ class Runner:
             options.append("--shrink")
         elif step.args["preallocation"]:
             options.append("--preallocation=" + step.args["preallocation"])
-        outcomes = self.both(step, lambda side: ["resize", "-q", "-f", "qcow2"] + options + [NAME, str(size)])
+        outcomes = self.both(step, lambda side: ["resize", "-q", "-f", "qcow2"] + options + [NAME, str(size)],
+                             safe="--shrink" not in options and bool(options))
         resized = [side for side, status, _ in outcomes if status == 0]
         for side in resized:
             self.note_size(side, size)
@@ -381,18 +386,24 @@ class Runner:
                 side.label, done.stdout, zlib.crc32(side.model.now)))
 
     def compare_raw(self, side, tools, model, name, kind):
-        with open(self.read_whole(side, tools, name, kind), "rb") as file:
+        self.compare_file(self.read_whole(side, tools, name, kind), model,
+                          "%s/%s read through %s" % (side.label, name, tools.name))
+
+    def compare_file(self, path, model, what):
+        with open(path, "rb") as file:
             for sector, actual in model.mismatches(file):
                 want = model.now[sector:sector + SECTOR]
-                at = next(i for i, byte in enumerate(actual) if byte != want[i])
-                raise Failure("contents", "%s/%s read through %s: at %d is %s..., should be %s..." % (
-                    side.label, name, tools.name, sector + at, actual[at:at + 8].hex(), want[at:at + 8].hex()))
+                at = next((i for i, byte in enumerate(actual) if byte != want[i]), len(actual))
+                raise Failure("contents", "%s: at %d is %s..., should be %s..." % (
+                    what, sector + at, actual[at:at + 8].hex(), want[at:at + 8].hex()))
 
     def compare_base(self, side):
         kind = self.script.backing[0]["format"]
-        for tools in self.tools():
-            self.compare_raw(side, tools, side.bases[0], "base0", kind)
-        if kind == "qcow2":
+        if kind == "raw":
+            self.compare_file(side.path("base0"), side.bases[0], "%s/base0" % side.label)
+        else:
+            for tools in self.tools():
+                self.compare_raw(side, tools, side.bases[0], "base0", kind)
             report = self.stock.json(["check", "-f", "qcow2", "--output=json", "base0"], side.directory)
             if report.get("leaks") or report.get("corruptions"):
                 raise Failure("check", "%s/base0 after a commit: %r" % (side.label, report))

@@ -18,7 +18,7 @@ class Session:
         self.commands = []
         for op in step.ops:
             self.op(op)
-            if through and op.kind != "discard":
+            if through and op.kind not in ("discard", "read", "reopen"):
                 # A discard is only advice: the stock tools do not make it durable by itself.
                 self.model.flushed()
         if step.args["end"] == "abort":
