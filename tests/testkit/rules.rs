@@ -194,7 +194,8 @@ impl Trace<'_> {
             let guest = e.request.and_then(|r| r.guest);
             guest.is_some_and(|(first, end)| first < place.to && place.from < end)
         };
-        let touches = |e: &&Event| e.offset < offset + length && offset < e.offset + e.length;
+        // Not the next stream of the same request, which may start in this one's last sector.
+        let touches = |e: &&Event| e.offset <= offset && offset < e.offset + e.length;
         let mut data = self.pending().iter().filter(|e| e.purpose == Purpose::Data);
         match data.find(|e| e.what != What::Discard && touches(e) && of_place(e)) {
             Some(e) => Err(format!("R2: the stream at {:#x} is not durable", e.offset)),
