@@ -35,6 +35,8 @@ plants! {
     CountLoweredAtOnce,
     /// A freed cluster is used again at once, whoever may still read it (R4).
     FreedClusterReusedAtOnce,
+    /// An inflated cluster is kept when its place gets a new stream (R4).
+    StaleStreamKept,
     /// A freed cluster is punched out after it may have been handed out again (C2).
     PunchedLate,
     /// The dirty bit is set after the first entry that outruns its count.

@@ -45,11 +45,12 @@ const DAMAGED_RULES: Level = Level { name: "rules on damaged images", rules: tru
 const FAULTS: Level = level("faults", "faults", "each_call_fails", "0.3");
 const FINAL: Level = level("failed sync", "faults", "a_failed_sync_is_final", "1");
 const READER: Level = level("parked reader", "races", "a_parked_reader", "1");
+const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
-const LEVELS: [Level; 14] = [
+const LEVELS: [Level; 15] = [
     PARTS,
     RULES,
     CUT,
@@ -58,6 +59,7 @@ const LEVELS: [Level; 14] = [
     FAULTS,
     FINAL,
     READER,
+    STREAM,
     PAIRS_RULES,
     PAIRS,
     DAMAGED_RULES,
@@ -76,6 +78,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         SyncSkipped => &[RULES, CUT],
         CountLoweredAtOnce => &[RULES, CUT],
         FreedClusterReusedAtOnce => &[READER],
+        StaleStreamKept => &[STREAM],
         PunchedLate => &[RULES, MODEL],
         DirtyBitAfterEntry => &[RULES, CUT],
         CleanBeforeCounts => &[RULES, CUT],

@@ -227,3 +227,54 @@ fn a_parked_reader_keeps_its_clusters() {
 fn a_parked_writer_keeps_its_clusters() {
     a_parked_request_keeps_its_clusters(Kind::Write);
 }
+
+/// The L2 entry of a guest cluster, as it is in the file.
+fn entry_of(recorder: &testkit::recorder::Recorder, cluster: u64) -> u64 {
+    let bytes = recorder.contents();
+    let head = oracle::Head::parse(&bytes).unwrap();
+    let per_table = head.cluster_bytes() / 8;
+    let table = oracle::be64(&bytes, (head.l1_offset + cluster / per_table * 8) as usize) & oracle::OFFSET;
+    oracle::be64(&bytes, (table + cluster % per_table * 8) as usize)
+}
+
+/// Inflated clusters are kept and found by where their stream is. A reader that came for a stream keeps what it has
+/// inflated after the stream is gone; then another stream gets the same place, sector for sector.
+#[test]
+fn a_reused_place_shows_its_new_stream() {
+    let setup = Setup { cluster_bits: 10, sectors: 96, ..Setup::default() };
+    let recorder = setup.recorder();
+    let handle = setup.open(recorder.clone()).unwrap();
+    let pack = |cluster: u64, tag: u32| {
+        setup::write_compressed(&handle, cluster * 2, 2, tag).unwrap();
+        handle.disk().flush().unwrap();
+        entry_of(&recorder, cluster)
+    };
+    let let_go = |cluster: u64| {
+        handle.disk().discard(cluster * 2 * SECTOR, 2 * SECTOR).unwrap();
+        handle.disk().flush().unwrap();
+        handle.disk().flush().unwrap();
+    };
+    let old = pack(20, 5);
+    assert_ne!(old & oracle::COMPRESSED, 0, "a stream, not a plain cluster");
+    let hold = recorder.hold(Kind::Read, Some(Purpose::Data));
+    std::thread::scope(|scope| {
+        // A part of a cluster: what is inflated is kept.
+        let inside = scope.spawn(|| setup::read(&handle, 40, 1).unwrap());
+        assert!(recorder.wait_parked(hold, Duration::from_secs(10)));
+        let_go(20);
+        assert_ne!(pack(21, 6), old, "a place is reused under a reader that has looked it up");
+        recorder.release(hold);
+        assert_eq!(inside.join().unwrap(), [5]);
+    });
+    let_go(21);
+    for (cluster, tag) in [(22, 7), (20, 8), (22, 9)] {
+        assert_eq!(pack(cluster, tag), old, "the place is free once the reader has left");
+        let sector = cluster * 2;
+        assert_eq!(setup::read(&handle, sector, 1).unwrap(), [tag]);
+        assert_eq!(setup::read(&handle, sector, 2).unwrap(), [tag; 2]);
+        assert_eq!(setup::read(&handle, sector + 1, 1).unwrap(), [tag]);
+        let_go(cluster);
+    }
+    handle.close().unwrap();
+    assert_eq!(check_clean(&*recorder), Ok(0));
+}

@@ -4,10 +4,10 @@
 //! sector belongs to somebody else and is ignored.
 
 mod compress;
+mod inflate;
 
 pub use compress::Compressor;
-
-use std::io::Write;
+pub use inflate::Inflater;
 
 /// How the clusters of an image are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,61 +26,6 @@ impl Codec {
             _ => Codec::Zstd,
         }
     }
-
-    /// Inflates the stream at the start of `input` to exactly fill `cluster`; the error is the broken rule.
-    pub fn inflate(self, input: &[u8], cluster: &mut [u8]) -> Result<(), &'static str> {
-        match self {
-            Codec::Deflate => inflate_deflate(input, cluster),
-            Codec::Zstd => inflate_zstd(input, cluster),
-        }
-    }
-}
-
-fn inflate_deflate(input: &[u8], cluster: &mut [u8]) -> Result<(), &'static str> {
-    let mut decompressor = libdeflater::Decompressor::new();
-    match decompressor.deflate_decompress(input, cluster) {
-        Ok(length) if length == cluster.len() => Ok(()),
-        Ok(_) => Err("the deflate stream is shorter than a cluster"),
-        Err(libdeflater::DecompressionError::InsufficientSpace) => {
-            Err("the deflate stream is longer than a cluster")
-        }
-        Err(_) => Err("not a valid deflate stream"),
-    }
-}
-
-/// Takes no more than a cluster from the frame, so that a window is never larger than one.
-struct Filling<'a> {
-    cluster: &'a mut [u8],
-    filled: usize,
-}
-
-impl Write for Filling<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let take = bytes.len().min(self.cluster.len() - self.filled);
-        self.cluster[self.filled..self.filled + take].copy_from_slice(&bytes[..take]);
-        self.filled += take;
-        Ok(take)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn inflate_zstd(input: &[u8], cluster: &mut [u8]) -> Result<(), &'static str> {
-    let bad = "not a valid zstd frame";
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|_| bad)?.single_frame();
-    // The format's writers use a window of at most a cluster; zstd's least limit is 2^10.
-    let window_log = cluster.len().next_power_of_two().trailing_zeros().max(17);
-    decoder.window_log_max(window_log).map_err(|_| bad)?;
-    let mut out = Filling { cluster, filled: 0 };
-    let wanted = out.cluster.len();
-    let mut limited = std::io::Read::take(&mut decoder, wanted as u64);
-    std::io::copy(&mut limited, &mut out).map_err(|_| bad)?;
-    if out.filled < wanted {
-        return Err("the zstd frame is shorter than a cluster");
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -108,24 +53,48 @@ mod tests {
             for (codec, mut stream) in streams {
                 stream.extend(sample(511));
                 let mut out = vec![0; bytes];
-                codec.inflate(&stream, &mut out).unwrap();
+                codec.inflater().unwrap().inflate(&stream, &mut out).unwrap();
                 assert!(out == data, "{codec:?} {bytes}");
             }
         }
     }
 
     #[test]
-    fn broken_streams_are_errors() {
+    fn broken_streams_are_errors_and_do_not_disturb_the_next_one() {
         let data = sample(4096);
         for (codec, stream) in
             [(Codec::Deflate, deflate(&data)), (Codec::Zstd, zstd::bulk::compress(&data, 3).unwrap())]
         {
-            let mut out = vec![0; 4096];
-            assert!(codec.inflate(&stream[..stream.len() / 2], &mut out).is_err());
-            assert!(codec.inflate(&[], &mut out).is_err());
-            assert!(codec.inflate(&[0xff; 600], &mut out).is_err());
-            let mut longer = vec![0; 8192];
-            assert!(codec.inflate(&stream, &mut longer).is_err());
+            let mut inflater = codec.inflater().unwrap();
+            let (mut out, mut longer) = (vec![0; 4096], vec![0; 8192]);
+            for broken in [&stream[..stream.len() / 2], &[], &[0xff; 600]] {
+                assert!(inflater.inflate(broken, &mut out).is_err());
+                inflater.inflate(&stream, &mut out).unwrap();
+                assert!(out == data, "{codec:?}");
+                assert!(inflater.inflate(&stream, &mut longer).is_err());
+            }
         }
+    }
+
+    /// A writer that does not know the size, and one whose window is larger than the cluster.
+    #[test]
+    fn zstd_frames_without_a_size_and_with_large_windows() {
+        use std::io::Write;
+        let data = sample(65536);
+        let frame = |window_log| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.include_contentsize(false).unwrap();
+            encoder.window_log(window_log).unwrap();
+            data.chunks(1000).for_each(|part| encoder.write_all(part).unwrap());
+            encoder.finish().unwrap()
+        };
+        let mut inflater = Codec::Zstd.inflater().unwrap();
+        let mut out = vec![0; 65536];
+        inflater.inflate(&[frame(16), sample(300)].concat(), &mut out).unwrap();
+        assert!(out == data);
+        // 2 MiB of history for a cluster of 64 KiB: no writer of the format asks for that.
+        assert!(inflater.inflate(&frame(21), &mut out).is_err());
+        inflater.inflate(&frame(17), &mut out).unwrap();
+        assert!(out == data);
     }
 }

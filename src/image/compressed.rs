@@ -94,11 +94,13 @@ impl Core {
     }
 
     fn compress_share(&self, first: u64, clusters: &[Vec<u8>]) -> Result<Vec<Packed>> {
-        let Some(mut compressor) = self.codec.compressor() else {
+        let Some(mut compressor) = self.compressors.take().or_else(|| self.codec.compressor()) else {
             return Err(Error::new(ErrorKind::NoMemory, "compressor: no memory"));
         };
         let packed = clusters.iter().zip(first..);
-        Ok(packed.map(|(bytes, cluster)| pack(&mut compressor, bytes, cluster)).collect())
+        let packed = packed.map(|(bytes, cluster)| pack(&mut compressor, bytes, cluster)).collect();
+        self.compressors.put(compressor);
+        Ok(packed)
     }
 
     fn write_packed(
@@ -126,6 +128,7 @@ impl Core {
         let length = packed.stream.len() as u64;
         let (reserved, host_offset) = alloc.reserve_packed(length)?;
         self.shared.guard.check(Owner(0), host_offset, length)?;
+        self.inflation.forget(host_offset, length);
         self.shared.medium.write_data(host_offset, &[IoSlice::new(&packed.stream)])?;
         let new = L2Entry::Compressed(CompressedSpan::of_stream(host_offset, length));
         let after = reserved.ticket().max(self.shared.medium.ticket());

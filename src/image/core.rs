@@ -1,9 +1,11 @@
 //! The state of an open image: everything that was loaded from the medium, and what may be done with it.
 
+use super::inflate::Inflation;
+use super::pool::Pool;
 use super::snapshots::{index_snapshots, snapshot_header, Wanted};
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
-use crate::codec::Codec;
+use crate::codec::{Codec, Compressor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
@@ -46,6 +48,8 @@ pub struct Core {
     pub(super) geometry: Geometry,
     pub(super) virtual_size: u64,
     pub(super) codec: Codec,
+    pub(super) inflation: Inflation,
+    pub(super) compressors: Pool<Compressor>,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
 }
@@ -133,7 +137,9 @@ impl Core {
             true => None,
             false => Some(Self::load_io(&shared, &header, &settings)?),
         };
-        Ok(Core { shared, geometry, virtual_size, codec, settings, io })
+        let inflation = Inflation::new(codec, &geometry);
+        let compressors = Pool::default();
+        Ok(Core { shared, geometry, virtual_size, codec, inflation, compressors, settings, io })
     }
 
     fn load_io(shared: &Shared, header: &Header, settings: &CoreSettings) -> Result<Io> {
@@ -214,6 +220,12 @@ impl Core {
             self.shared.header.mark_clean()?;
         }
         Ok(())
+    }
+
+    /// Frees what compressed requests have kept for the next ones.
+    pub(super) fn forget_inflated(&self) {
+        self.inflation.clear();
+        self.compressors.clear();
     }
 
     /// Nothing more is written, because of `why`: only a new open helps.

@@ -8,6 +8,8 @@ mod buffers;
 mod compressed;
 mod core;
 mod flush;
+mod inflate;
+mod pool;
 mod qcow2;
 mod raw;
 mod read;

@@ -140,7 +140,10 @@ impl Image {
     /// idle is brought to the medium and loaded anew.
     pub fn clean_caches(&self) -> Result<()> {
         let pin = self.gate.enter();
-        let idle = self.core.load().io.as_ref().is_some_and(|io| io.map.forget_unused());
+        let core = self.core.load();
+        core.forget_inflated();
+        let idle = core.io.as_ref().is_some_and(|io| io.map.forget_unused());
+        drop(core);
         drop(pin);
         if !idle {
             return Ok(());

@@ -3,7 +3,6 @@
 use super::buffers::{total, Scatter};
 use super::{check_range, Core};
 use crate::error::{Error, Result};
-use crate::format::entries::CompressedSpan;
 use crate::map::{Extent, Source};
 use std::io::IoSliceMut;
 
@@ -30,6 +29,10 @@ impl Core {
         while done < buffer.len() {
             let at = offset + done as u64;
             let extent = map.resolve(at, (buffer.len() - done) as u64)?;
+            if let Source::Compressed(span) = extent.source {
+                done += self.read_compressed(map, span, at, &mut buffer[done..])?;
+                continue;
+            }
             let end = done + extent.length as usize;
             self.read_extent(&extent, at, &mut buffer[done..end])?;
             done = end;
@@ -52,23 +55,9 @@ impl Core {
                 Some(backing) => return backing.read_as_backing(guest_offset, part),
                 None => part.fill(0),
             },
-            Source::Compressed(span) => return self.inflate(span, guest_offset, part),
+            Source::Compressed(span) => return self.read_part(span, guest_offset, part),
             Source::Zero | Source::Data => part.fill(0),
         }
-        Ok(())
-    }
-
-    /// Bytes of a compressed cluster from `guest_offset` on.
-    fn inflate(&self, span: CompressedSpan, guest_offset: u64, part: &mut [u8]) -> Result<()> {
-        let mut stored = vec![0; span.bytes as usize];
-        self.shared.medium.read_data(span.host_offset, &mut [IoSliceMut::new(&mut stored)])?;
-        let mut cluster = vec![0; self.geometry.cluster_bytes() as usize];
-        self.codec.inflate(&stored, &mut cluster).map_err(|rule| {
-            let index = self.geometry.cluster_index(guest_offset);
-            Error::corrupt("compressed data of guest cluster", index, span.host_offset, rule)
-        })?;
-        let from = self.geometry.in_cluster(guest_offset) as usize;
-        part.copy_from_slice(&cluster[from..from + part.len()]);
         Ok(())
     }
 
