@@ -508,7 +508,8 @@ int qcow2_close(qcow2_image *image);
 int qcow2_reopen(qcow2_image *image, uint64_t flags, const char *const *options);
 
 /*
- * Drops cached tables that no request has used since the last call. Calls every `cache-clean-interval`
+ * Drops cached tables that no request has used since the last call, and what is kept of compressed clusters (1 MiB
+ * inflated at most, or two clusters, and a codec for each thread that was at it). Calls every `cache-clean-interval`
  * seconds bound the memory of an idle image; the library has no thread of its own for it. 0 or -errno.
  */
 int qcow2_clean_caches(qcow2_image *image);

@@ -30,6 +30,7 @@
 //! ```text
 //! pread    capi -> Image::read -> enter the gate (a pin) -> resolve -> for each extent:
 //!            Data: read the file    Zero: fill    Hole: backing disk or fill
+//!            Compressed: inflate, or copy from what is kept inflated (its rule: `image/inflate.rs`)
 //!          no lock is held while data is read
 //!
 //! pwrite   Image::write -> enter the gate -> resolve

@@ -224,7 +224,8 @@ pub unsafe extern "C" fn qcow2_reopen(
     }) as c_int
 }
 
-/// Drops cached tables that no request has used since the last call. Calls every `cache-clean-interval`
+/// Drops cached tables that no request has used since the last call, and what is kept of compressed clusters (1 MiB
+/// inflated at most, or two clusters, and a codec for each thread that was at it). Calls every `cache-clean-interval`
 /// seconds bound the memory of an idle image; the library has no thread of its own for it. 0 or -errno.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_clean_caches(image: *mut qcow2_image) -> c_int {

@@ -136,7 +136,7 @@ impl Image {
         core.status(offset, length, top_only)
     }
 
-    /// Drops cached tables that were not used since the last call. An image whose whole mapping is cached and
+    /// Drops what is kept of compressed clusters, and cached tables that were not used since the last call. An image whose whole mapping is cached and
     /// idle is brought to the medium and loaded anew.
     pub fn clean_caches(&self) -> Result<()> {
         let pin = self.gate.enter();
