@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# Installs what building and testing need and this machine lacks. Debian; as root. "build" or "test".
+# Installs what building and testing need and this machine lacks. Debian; as root. "build", "test" or "bench".
 set -eu
 
 need=
@@ -15,6 +15,12 @@ want python3 python3
 if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
+fi
+if [ "${1:-build}" = bench ]; then
+    want strace strace
+    # What the codecs alone can do is measured with these.
+    [ -n "$(ldconfig -p | grep libdeflate.so.0)" ] || need="$need libdeflate0"
+    [ -n "$(ldconfig -p | grep libzstd.so.1)" ] || need="$need libzstd1"
 fi
 rust=$(cargo --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\).*/\1/p')
 if [ "${rust:-0}" -lt 85 ]; then

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Runs the workloads and prints the tables. benches/run builds everything and calls this."""
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import harness  # noqa: E402
+import report  # noqa: E402
+from workloads import flushes, reads  # noqa: E402
+
+MODULES = (reads, flushes)
+BY_VARIANT = (flushes.TABLE,)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description='Benchmarks of the library against a raw file and its peers.')
+    parser.add_argument('--only', action='append', default=[], metavar='WORKLOAD',
+                        help='run this one only; may be given several times')
+    parser.add_argument('--list', action='store_true', help='name the workloads')
+    parser.add_argument('--quick', action='store_true', help='a quarter of the work and three rounds')
+    parser.add_argument('--json', metavar='FILE', help='write everything that was measured')
+    parser.add_argument('--chart', metavar='FILE.svg', help='draw the ratios')
+    parser.add_argument('--tables', metavar='FILE', help='print the tables of an earlier --json, measure nothing')
+    parser.add_argument('--dir', default='/var/tmp', help='a directory on a disk; needs 30 GB (default: /var/tmp)')
+    parser.add_argument('--tmpfs', default='/dev/shm', help='a directory in memory (default: /dev/shm)')
+    parser.add_argument('--build', default='build-bench', help=argparse.SUPPRESS)
+    parser.add_argument('--peers', help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def workloads():
+    return {name: function for module in MODULES for name, function in module.WORKLOADS.items()}
+
+
+def measure(options):
+    chosen = workloads()
+    for name in options.only:
+        if name not in chosen:
+            sys.exit(f'{name}: no such workload; see --list')
+    if options.only:
+        chosen = {name: chosen[name] for name in chosen if name in options.only}
+    rows, notes = [], []
+    directory = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.dir)
+    tmpfs = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.tmpfs)
+    env = harness.Environment(options.build, options.peers, directory, tmpfs, options.quick)
+    env.note = notes.append
+    harness.allow_locking()
+    try:
+        for name, function in chosen.items():
+            start = time.monotonic()
+            before = len(rows)
+            print(f'{name} ...', end='', flush=True, file=sys.stderr)
+            function(env, rows)
+            os.sync()
+            missed = sum(not one['pass'] for row in rows[before:] for one in row.reaches)
+            print(f' {time.monotonic() - start:.0f} s{f", {missed} missed" if missed else ""}', file=sys.stderr)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(tmpfs, ignore_errors=True)
+    return {'rows': [row.record() for row in rows], 'notes': notes}
+
+
+def main():
+    options = arguments()
+    if options.list:
+        print('\n'.join(f'{name:14}{function.__doc__ or ""}' for name, function in workloads().items()))
+        return
+    if options.tables:
+        with open(options.tables, encoding='utf-8') as source:
+            result = json.load(source)
+    else:
+        result = measure(options)
+    print(report.tables(result['rows'], BY_VARIANT))
+    print('\n'.join(f'note: {note}' for note in result['notes']))
+    print(report.summary(result['rows']))
+    if options.json:
+        with open(options.json, 'w', encoding='utf-8') as out:
+            json.dump(result, out, indent=1)
+    if options.chart:
+        report.bars(result['rows'], options.chart)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Tables (Markdown) and charts (SVG) of what was measured."""
+
+SVG_COLOURS = {'raw': '#888888', 'ours': '#1f6fb2', 'imago': '#e08a2c', 'qcow2-rs': '#b04a8c', 'QEMU': '#5a9e4b'}
+
+
+def number(value):
+    if value is None:
+        return ''
+    if value == 0:
+        return '0'
+    if value >= 100:
+        return f'{value:,.0f}'
+    return f'{value:.3f}' if value < 0.1 else f'{value:.2f}'
+
+
+def size(value):
+    for unit in ('B', 'KiB', 'MiB', 'GiB'):
+        if value < 1024 or unit == 'GiB':
+            return f'{value:.0f} {unit}' if value >= 10 or unit == 'B' else f'{value:.1f} {unit}'
+        value /= 1024
+
+
+def cell(row, name):
+    """Ratios to the base (the judged kind first), then what else is known."""
+    if name in row['missing']:
+        return row['missing'][name]
+    values = row['variants'].get(name)
+    if values is None:
+        return ''
+    text = ''
+    first, second = ('wall', 'cpu') if row['metric'] == 'wall' else ('cpu', 'wall')
+    if values.get(f'{first}_ratio') is not None:
+        text = number(values[f'{first}_ratio'])
+        if values.get(f'{second}_ratio') is not None:
+            text += f' ({number(values[f"{second}_ratio"])})'
+        if name == row['base']:
+            text = f'{number(values[f"{first}_us"])} us'
+    elif values.get('wall_us') is not None:
+        text = f'{number(values[f"{first}_us"])} us'
+    if 'memory' in values:
+        text += f', {size(values["memory"])}'
+    if 'rate' in values:
+        text += f', {values["rate"]:.0f} MiB/s'
+    return text.lstrip(', ')
+
+
+def reached(row):
+    """The cells that are to be reached, with what they are."""
+    out = []
+    for one in row['reach']:
+        sign = '<=' if one['better'] == 'smaller' else '>='
+        show = size if 'memory' in one['what'] else number
+        out.append(f'{one["variant"]}: {one["what"]} {show(one["value"])} {sign} {show(one["limit"])} '
+                   f'**{"pass" if one["pass"] else "MISS"}**')
+    return '<br>'.join(out)
+
+
+def columns(rows):
+    """Every variant of a table once, in order of appearance."""
+    names = {}
+    for row in rows:
+        for name in [*row['variants'], *row['missing']]:
+            if name != 'QEMU' and not name.startswith('QEMU '):
+                names.setdefault(name)
+    for row in rows:
+        for name in [*row['variants'], *row['missing']]:
+            names.setdefault(name)
+    return list(names)
+
+
+def table(title, rows):
+    """One table: time over the base."""
+    names = columns(rows)
+    lines = [f'## {title}', '', '| | ' + ' | '.join(names) + ' | reach |', '| --- ' * (len(names) + 2) + '|']
+    for row in rows:
+        cells = [cell(row, name) for name in names]
+        lines.append(f'| {row["title"]} | ' + ' | '.join(cells) + f' | {reached(row)} |')
+    lines.append('')
+    return '\n'.join(lines)
+
+
+def wide(title, rows):
+    """One table with a line for each variant, for rows that have many; counts of calls where they are known."""
+    lines = [f'## {title}', '']
+    names = columns(rows)
+    keys = (('writes', 'writes per op'), ('written_bytes', 'bytes written per op'), ('syncs', 'syncs per op'))
+    counts = {name: values for row in rows for name, values in row['variants'].items()
+              if values and 'writes' in values}
+    lines.append('| | ' + ' | '.join(row['title'] for row in rows) + ' | ' +
+                 ' | '.join(text for _, text in keys) + ' |')
+    lines.append('| --- ' * (len(rows) + 4) + '|')
+    for name in names:
+        cells = [cell(row, name) for row in rows]
+        cells += [number(counts.get(name, {}).get(key)) for key, _ in keys]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    lines += ['', '| to be reached | |', '| --- | --- |']
+    lines += [f'| {row["title"]} | {reached(row)} |' for row in rows if row['reach']]
+    lines.append('')
+    return '\n'.join(lines)
+
+
+def tables(rows, by_variant=()):
+    titles = list(dict.fromkeys(row['table'] for row in rows))
+    return '\n'.join((wide if title in by_variant else table)(title, [r for r in rows if r['table'] == title])
+                     for title in titles)
+
+
+def summary(rows):
+    cells = [(row, one) for row in rows for one in row['reach']]
+    missed = [f'{row["name"]}, {one["variant"]}: {one["what"]} {number(one["value"])}, limit {number(one["limit"])}'
+              for row, one in cells if not one['pass']]
+    return '\n'.join([f'{len(cells) - len(missed)} of {len(cells)} cells are reached.', *missed])
+
+
+def colour(name):
+    for key, value in SVG_COLOURS.items():
+        if name.startswith(key):
+            return value
+    return '#555555'
+
+
+def escape(text):
+    return text.replace('&', '&amp;').replace('<', '&lt;')
+
+
+def bars(rows, path, most=5.0):
+    """Bars of the ratios to the base, row by row; what is longer than `most` is cut and labelled."""
+    left, width, bar, gap = 330, 520, 14, 20
+    body, y = [], 40
+    for row in rows:
+        shown = [(name, values.get(f'{row["metric"]}_ratio')) for name, values in row['variants'].items()
+                 if name != row['base'] and values.get(f'{row["metric"]}_ratio') is not None]
+        if not shown:
+            continue
+        middle = y + len(shown) * bar / 2
+        body.append(f'<text x="{left - 110}" y="{middle + 4}" text-anchor="end">{escape(row["title"][:44])}</text>')
+        for name, ratio in shown:
+            length = min(ratio, most) / most * width
+            body.append(f'<text x="{left - 6}" y="{y + 10}" text-anchor="end" font-size="9">{escape(name)}</text>'
+                        f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 3}" fill="{colour(name)}"/>'
+                        f'<text x="{left + length + 4:.1f}" y="{y + 10}" font-size="9">{number(ratio)}'
+                        f'{" (cut)" if ratio > most else ""}</text>')
+            y += bar
+        y += gap
+    one = left + width / most
+    svg = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 70}" height="{y}" '
+           f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+           f'<text x="{left}" y="16">time over the base (raw file), smaller is better</text>'
+           f'<line x1="{one}" y1="24" x2="{one}" y2="{y}" stroke="#999" stroke-dasharray="3 3"/>'
+           f'<text x="{one}" y="32" font-size="9" text-anchor="middle">1.0</text>{"".join(body)}</svg>\n')
+    with open(path, 'w', encoding='utf-8') as out:
+        out.write(svg)
