@@ -55,13 +55,8 @@ impl RefcountTable {
             entries.extend(part.chunks_exact(8).map(|c| be64(c, 0)));
         }
         shared.guard.add(Owner::REFCOUNT_TABLE, header.refcount_table_offset, bytes);
-        for entry in entries.iter().filter(|e| **e & !REFCOUNT_TABLE_RESERVED != 0) {
-            shared.guard.add(
-                Owner::REFCOUNT_BLOCK,
-                entry & !REFCOUNT_TABLE_RESERVED,
-                geometry.cluster_bytes(),
-            );
-        }
+        let blocks = entries.iter().map(|e| e & !REFCOUNT_TABLE_RESERVED).filter(|offset| *offset != 0);
+        shared.guard.add_all(Owner::REFCOUNT_BLOCK, blocks, geometry.cluster_bytes());
         Ok(RefcountTable {
             geometry,
             entries,

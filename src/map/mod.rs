@@ -125,12 +125,9 @@ impl Map {
         if !guard.checks(Owner::ACTIVE_L2) {
             return;
         }
-        for index in 0..self.l1_entries {
-            let table = L1Entry(self.l1.entry(index as usize).descriptor).table_offset();
-            if table != 0 {
-                guard.add(Owner::ACTIVE_L2, table, self.geometry.cluster_bytes());
-            }
-        }
+        let entries = (0..self.l1_entries).map(|index| L1Entry(self.l1.entry(index as usize).descriptor));
+        let tables = entries.map(L1Entry::table_offset).filter(|offset| *offset != 0);
+        guard.add_all(Owner::ACTIVE_L2, tables, self.geometry.cluster_bytes());
     }
 
     /// The image's sizes.

@@ -11,7 +11,7 @@ use super::WriteOut;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, Slot, SlotGuard};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Least slices of one set in a cache with several sets; there are fewer than twice as many.
 const MIN_WAYS: usize = 8;
@@ -25,7 +25,9 @@ pub struct Keyed {
 
 /// See the module.
 pub struct SliceCache {
-    slots: Box<[Slot<Keyed>]>,
+    /// The slots of each set, made with the first page that goes there: an open must not pay for a cache that
+    /// it does not use.
+    sets: Box<[OnceLock<Box<[Slot<Keyed>]>>]>,
     /// Slice number + 1 of each slot; 0 when empty. A hint that keeps a search in few cache lines: the page
     /// in the slot decides.
     keys: Box<[AtomicU64]>,
@@ -48,7 +50,7 @@ impl SliceCache {
         };
         let ways = if whole { wanted.div_ceil(sets) } else { wanted / sets };
         SliceCache {
-            slots: (0..sets * ways).map(|_| Slot::empty()).collect(),
+            sets: (0..sets).map(|_| OnceLock::new()).collect(),
             keys: (0..sets * ways).map(|_| AtomicU64::new(0)).collect(),
             ways,
             set_mask: sets as u64 - 1,
@@ -58,20 +60,30 @@ impl SliceCache {
         }
     }
 
-    fn set_of(&self, key: u64) -> std::ops::Range<usize> {
-        let first = (key & self.set_mask) as usize * self.ways;
-        first..first + self.ways
+    /// The number of the set of `key`.
+    fn set_of(&self, key: u64) -> usize {
+        (key & self.set_mask) as usize
+    }
+
+    /// The hints of a set.
+    fn hints(&self, set: usize) -> &[AtomicU64] {
+        &self.keys[set * self.ways..][..self.ways]
+    }
+
+    /// The slots of a set.
+    fn slots(&self, set: usize) -> &[Slot<Keyed>] {
+        self.sets[set].get_or_init(|| (0..self.ways).map(|_| Slot::empty()).collect())
     }
 
     /// The page of slice `key`, if it is in memory.
     #[inline]
     pub fn find(&self, key: u64) -> Option<SlotGuard<Option<Arc<Keyed>>>> {
         let set = self.set_of(key);
-        for (index, hint) in self.keys[set.clone()].iter().enumerate() {
+        for (index, hint) in self.hints(set).iter().enumerate() {
             if hint.load(Ordering::Acquire) != key + 1 {
                 continue;
             }
-            let found = self.slots[set.start + index].load();
+            let found = self.sets[set].get()?[index].load();
             if let Some(keyed) = found.as_ref() {
                 if keyed.key == key {
                     keyed.page.touch();
@@ -143,25 +155,26 @@ impl SliceCache {
     /// passed, else any clean page, else one that is written out first.
     fn make_room(&self, key: u64, out: &WriteOut<'_>) -> Result<()> {
         let set = self.set_of(key);
-        if self.slots[set.clone()].iter().any(|s| s.load().is_none()) {
+        let slots = self.slots(set);
+        if slots.iter().any(|s| s.load().is_none()) {
             return Ok(());
         }
         let start = self.hand.fetch_add(1, Ordering::Relaxed);
         for round in 0..2 {
-            for i in 0..set.len() {
-                let slot = set.start + (start + i) % set.len();
-                let Some(keyed) = self.slots[slot].load_full() else { return Ok(()) };
+            for i in 0..slots.len() {
+                let way = (start + i) % slots.len();
+                let Some(keyed) = slots[way].load_full() else { return Ok(()) };
                 let recent = keyed.page.take_used() && round == 0;
                 if !recent && keyed.page.try_evict() {
-                    return self.clear(slot);
+                    return self.clear(set, way);
                 }
             }
         }
-        self.evict_dirty(set.start + start % set.len(), out)
+        self.evict_dirty(set, start % slots.len(), out)
     }
 
-    fn evict_dirty(&self, slot: usize, out: &WriteOut<'_>) -> Result<()> {
-        let Some(keyed) = self.slots[slot].load_full() else { return Ok(()) };
+    fn evict_dirty(&self, set: usize, way: usize, out: &WriteOut<'_>) -> Result<()> {
+        let Some(keyed) = self.slots(set)[way].load_full() else { return Ok(()) };
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
             let announced = out.list.begin();
@@ -169,7 +182,7 @@ impl SliceCache {
             drop(announced);
             if clean && keyed.page.try_evict() {
                 out.list.remove(&keyed.page);
-                return self.clear(slot);
+                return self.clear(set, way);
             }
             // A page that a failed write-out left stuck stays; the closed latch says why there is no room.
             out.medium.latch().check()?;
@@ -179,17 +192,18 @@ impl SliceCache {
         }
     }
 
-    fn clear(&self, slot: usize) -> Result<()> {
-        self.keys[slot].store(0, Ordering::Release);
-        self.slots[slot].store(None);
+    fn clear(&self, set: usize, way: usize) -> Result<()> {
+        self.hints(set)[way].store(0, Ordering::Release);
+        self.slots(set)[way].store(None);
         Ok(())
     }
 
     fn install(&self, key: u64, page: Arc<Page>) {
-        for slot in self.set_of(key) {
-            if self.slots[slot].load().is_none() {
-                self.slots[slot].store(Some(Arc::new(Keyed { key, page })));
-                self.keys[slot].store(key + 1, Ordering::Release);
+        let set = self.set_of(key);
+        for (way, slot) in self.slots(set).iter().enumerate() {
+            if slot.load().is_none() {
+                slot.store(Some(Arc::new(Keyed { key, page })));
+                self.hints(set)[way].store(key + 1, Ordering::Release);
                 return;
             }
         }
@@ -199,10 +213,11 @@ impl SliceCache {
     /// Drops the page of slice `key`, which must be clean.
     pub fn forget(&self, key: u64) {
         self.own_set(key);
-        for slot in self.set_of(key) {
-            let keyed = self.slots[slot].load_full();
+        let set = self.set_of(key);
+        for (way, slot) in self.sets[set].get().into_iter().flatten().enumerate() {
+            let keyed = slot.load_full();
             if keyed.is_some_and(|k| k.key == key && k.page.try_evict()) {
-                let _ = self.clear(slot);
+                let _ = self.clear(set, way);
             }
         }
         self.end_load(key);
@@ -210,7 +225,7 @@ impl SliceCache {
 
     /// Drops clean pages that no request has used since the last call (`cache-clean-interval`).
     pub fn forget_unused(&self) {
-        for slot in self.slots.iter() {
+        for slot in self.sets.iter().filter_map(|set| set.get()).flatten() {
             let Some(keyed) = slot.load_full() else { continue };
             if !keyed.page.take_used() {
                 self.forget(keyed.key);

@@ -1,8 +1,8 @@
 //! The overlap check: no write may hit a structure that it is not meant for.
 //!
 //! An index of metadata clusters, not a scan: a small filter answers "certainly no metadata" for almost every
-//! data write; a hash map names the owners of the rest. Built once at a writable open, kept up to date by
-//! whoever allocates or drops a table.
+//! data write; a hash map names the owners of the rest. Listed at a writable open, kept up to date by whoever
+//! allocates or drops a table; the map is made with the first question, for most opens ask none.
 
 use super::HeaderPage;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,10 +61,47 @@ const FILTER_WORDS: usize = 512;
 pub struct OverlapGuard {
     cluster_bits: u32,
     checked: u16,
+    /// Changed with `owners` held for writing.
     filter: Box<[AtomicU64]>,
-    owners: RwLock<HashMap<u64, u16>>,
+    owners: RwLock<Owners>,
     /// Takes note of a hit: sets the corrupt bit and closes the latch.
     header: Option<Arc<HeaderPage>>,
+}
+
+/// Most runs that wait for the map: 1.5 MiB of memory. A damaged image may name one table millions of times.
+const MAX_LISTED: usize = 1 << 16;
+
+/// Who owns which cluster.
+#[derive(Default)]
+struct Owners {
+    /// Not in the map yet: clusters in runs, first and number, with their owner.
+    listed: Vec<(u64, u64, u16)>,
+    map: HashMap<u64, u16>,
+}
+
+impl Owners {
+    fn list(&mut self, clusters: std::ops::RangeInclusive<u64>, owner: u16) {
+        let (first, count) = (*clusters.start(), clusters.end() - clusters.start() + 1);
+        match self.listed.last_mut() {
+            Some((at, run, same)) if *same == owner && *at + *run == first => *run += count,
+            _ => self.listed.push((first, count, owner)),
+        }
+        if self.listed.len() >= MAX_LISTED {
+            self.indexed();
+        }
+    }
+
+    /// The map with everything in it.
+    fn indexed(&mut self) -> &mut HashMap<u64, u16> {
+        let listed = std::mem::take(&mut self.listed);
+        self.map.reserve(listed.len());
+        for (first, count, owner) in listed {
+            for cluster in first..first + count {
+                *self.map.entry(cluster).or_default() |= owner;
+            }
+        }
+        &mut self.map
+    }
 }
 
 fn filter_bit(cluster_index: u64) -> (usize, u64) {
@@ -108,14 +145,24 @@ impl OverlapGuard {
 
     /// Records that `[host_offset, host_offset + length)` holds `owner`.
     pub fn add(&self, owner: Owner, host_offset: u64, length: u64) {
+        self.add_all(owner, std::iter::once(host_offset), length);
+    }
+
+    /// Records that `length` bytes at each of `host_offsets` hold `owner`.
+    pub fn add_all(&self, owner: Owner, host_offsets: impl Iterator<Item = u64>, length: u64) {
         if !self.checks(owner) || length == 0 {
             return;
         }
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        for cluster in self.clusters(host_offset, length) {
-            let (word, bit) = filter_bit(cluster);
-            self.filter[word].fetch_or(bit, Ordering::SeqCst);
-            *owners.entry(cluster).or_default() |= owner.0;
+        for host_offset in host_offsets {
+            let clusters = self.clusters(host_offset, length);
+            for cluster in clusters.clone() {
+                let (word, bit) = filter_bit(cluster);
+                let word = &self.filter[word];
+                // Nobody else changes it: the lock is held.
+                word.store(word.load(Ordering::Relaxed) | bit, Ordering::Release);
+            }
+            owners.list(clusters, owner.0);
         }
     }
 
@@ -125,14 +172,26 @@ impl OverlapGuard {
             return;
         }
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        let map = owners.indexed();
         for cluster in self.clusters(host_offset, length) {
-            if let Some(mask) = owners.get_mut(&cluster) {
+            if let Some(mask) = map.get_mut(&cluster) {
                 *mask &= !owner.0;
                 if *mask == 0 {
-                    owners.remove(&cluster);
+                    map.remove(&cluster);
                 }
             }
         }
+    }
+
+    /// Who owns a cluster.
+    fn owners_of(&self, cluster: u64) -> u16 {
+        let owners = self.owners.read().unwrap_or_else(|e| e.into_inner());
+        if owners.listed.is_empty() {
+            return owners.map.get(&cluster).copied().unwrap_or(0);
+        }
+        drop(owners);
+        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        owners.indexed().get(&cluster).copied().unwrap_or(0)
     }
 
     /// Fails when the range overlaps metadata other than `allowed`; the image is marked corrupt then.
@@ -152,12 +211,10 @@ impl OverlapGuard {
 
     #[cold]
     fn check_cluster(&self, allowed: Owner, cluster: u64) -> Result<()> {
-        let owners = self.owners.read().unwrap_or_else(|e| e.into_inner());
-        let hit = owners.get(&cluster).copied().unwrap_or(0) & !allowed.0;
+        let hit = self.owners_of(cluster) & !allowed.0;
         if hit == 0 {
             return Ok(());
         }
-        drop(owners);
         let found = Error::new(
             ErrorKind::MarkedCorrupt,
             format!(

@@ -10,6 +10,8 @@ pub(in crate::image) use find::snapshot_header;
 pub use find::Wanted;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::be64;
+use crate::format::entries::L1Entry;
 use crate::format::snapshot::{parse_table, Snapshot, MAX_TABLE_BYTES};
 use crate::format::Header;
 use crate::meta::guard::Owner;
@@ -56,6 +58,8 @@ pub(in crate::image) fn index_snapshots(
     guard.add(Owner::SNAPSHOT_TABLE, header.snapshots_offset, bytes);
     let tables = guard.checks(Owner::INACTIVE_L1) || guard.checks(Owner::INACTIVE_L2);
     let mut indexed = 0;
+    // Neighbours in the table share most L2 tables: what is where it was in the one before is in the index.
+    let mut before = Vec::new();
     for snapshot in snapshots.iter().filter(|_| tables) {
         let l1_bytes = u64::from(snapshot.l1_size) * 8;
         let readable = l1_bytes <= crate::format::geometry::MAX_L1_BYTES
@@ -79,12 +83,11 @@ pub(in crate::image) fn index_snapshots(
         if guard.checks(Owner::INACTIVE_L2) {
             let mut l1 = vec![0; l1_bytes as usize];
             read_exact(storage, Purpose::L1, snapshot.l1_table_offset, &mut l1)?;
-            for entry in l1.chunks_exact(8) {
-                let table = crate::format::entries::L1Entry(crate::format::be64(entry, 0)).table_offset();
-                if table != 0 {
-                    guard.add(Owner::INACTIVE_L2, table, geometry.cluster_bytes());
-                }
-            }
+            let table = |l1: &[u8], at| L1Entry(be64(l1, at)).table_offset();
+            let known = |at: usize| at < before.len() && table(&before, at) == table(&l1, at);
+            let new = (0..l1.len()).step_by(8).filter(|at| !known(*at)).map(|at| table(&l1, at));
+            guard.add_all(Owner::INACTIVE_L2, new.filter(|offset| *offset != 0), geometry.cluster_bytes());
+            before = l1;
         }
     }
     Ok(())
