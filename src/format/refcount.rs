@@ -37,6 +37,59 @@ pub fn set(block: &mut [u8], order: u32, index: u64, value: u64) {
     }
 }
 
+/// Least and largest of the counts `[from, to)` of `block`, which are not none.
+pub fn bounds(block: &[u8], order: u32, from: u64, to: u64) -> (u64, u64) {
+    fn of<const N: usize, T: Copy + Ord>(bytes: &[u8], zero: T, max: T, parse: fn([u8; N]) -> T) -> (T, T) {
+        bytes.chunks_exact(N).fold((max, zero), |(least, most), raw| {
+            let mut part = [0; N];
+            part.copy_from_slice(raw);
+            let count = parse(part);
+            (least.min(count), most.max(count))
+        })
+    }
+    debug_assert!(from < to);
+    if order < 3 {
+        let counts = (from..to).map(|index| get(block, order, index));
+        return counts.fold((u64::MAX, 0), |(least, most), c| (least.min(c), most.max(c)));
+    }
+    let bytes = &block[byte_of(order, from) as usize..byte_of(order, to) as usize];
+    match order {
+        3 => widen(of(bytes, 0, u8::MAX, u8::from_be_bytes)),
+        4 => widen(of(bytes, 0, u16::MAX, u16::from_be_bytes)),
+        5 => widen(of(bytes, 0, u32::MAX, u32::from_be_bytes)),
+        _ => of(bytes, 0, u64::MAX, u64::from_be_bytes),
+    }
+}
+
+fn widen<T: Into<u64>>((least, most): (T, T)) -> (u64, u64) {
+    (least.into(), most.into())
+}
+
+/// Adds `change` to each of the counts `[from, to)` of `block`. The caller has looked at their bounds: all of
+/// them fit afterwards.
+pub fn shift(block: &mut [u8], order: u32, from: u64, to: u64, change: i64) {
+    fn all<const N: usize>(bytes: &mut [u8], add: impl Fn([u8; N]) -> [u8; N]) {
+        for raw in bytes.chunks_exact_mut(N) {
+            let mut part = [0; N];
+            part.copy_from_slice(raw);
+            raw.copy_from_slice(&add(part));
+        }
+    }
+    if order < 3 {
+        for index in from..to {
+            set(block, order, index, get(block, order, index).wrapping_add_signed(change));
+        }
+        return;
+    }
+    let bytes = &mut block[byte_of(order, from) as usize..byte_of(order, to) as usize];
+    match order {
+        3 => all(bytes, |b| u8::from_be_bytes(b).wrapping_add(change as u8).to_be_bytes()),
+        4 => all(bytes, |b| u16::from_be_bytes(b).wrapping_add(change as u16).to_be_bytes()),
+        5 => all(bytes, |b| u32::from_be_bytes(b).wrapping_add(change as u32).to_be_bytes()),
+        _ => all(bytes, |b| u64::from_be_bytes(b).wrapping_add(change as u64).to_be_bytes()),
+    }
+}
+
 /// Byte of the block that holds count `index`.
 pub fn byte_of(order: u32, index: u64) -> u64 {
     (index << order) >> 3
@@ -58,6 +111,41 @@ mod tests {
             for i in 0..entries {
                 assert_eq!(get(&block, order, i), (i * 7 + 1) & max, "order {order} index {i}");
                 assert!(byte_of(order, i) < 64);
+            }
+        }
+    }
+
+    #[test]
+    fn runs_agree_with_single_counts() {
+        for order in 0..=6 {
+            let entries = (64 * 8) >> order;
+            let max = if order == 6 { u64::MAX } else { (1 << (1 << order)) - 1 };
+            let mut block = vec![0; 64];
+            for i in 0..entries {
+                set(&mut block, order, i, (i * 11 + 5) % max.max(2) & max);
+            }
+            for (from, to) in [(0, entries), (1, 2), (3, 7), (entries - 1, entries)] {
+                let counts: Vec<u64> = (0..entries).map(|i| get(&block, order, i)).collect();
+                let run = &counts[from as usize..to as usize];
+                let (least, most) = bounds(&block, order, from, to);
+                assert_eq!(
+                    (Some(&least), Some(&most)),
+                    (run.iter().min(), run.iter().max()),
+                    "order {order}"
+                );
+                for change in [1i64, -1] {
+                    let fits = if change > 0 { most < max } else { least > 0 };
+                    if !fits {
+                        continue;
+                    }
+                    let mut shifted = block.clone();
+                    shift(&mut shifted, order, from, to, change);
+                    for i in 0..entries {
+                        let moved = if (from..to).contains(&i) { change } else { 0 };
+                        let wanted = counts[i as usize].wrapping_add_signed(moved);
+                        assert_eq!(get(&shifted, order, i), wanted, "order {order} index {i}");
+                    }
+                }
             }
         }
     }

@@ -88,21 +88,22 @@ impl Pass<'_> {
         let geometry = self.geometry;
         let first = block_index << geometry.refcount_block_bits();
         let entries = geometry.refcount_block_entries().min(self.counts.clusters() - first);
-        let counted = self.counts.block(&geometry, block_index);
         let (stored, readable) = match self.stored.block(self.storage, block_index)? {
             Block::Unreadable => (None, false),
             Block::Absent => (None, true),
             Block::Bytes(bytes) => (Some(bytes), true),
         };
-        if readable && stored == counted {
+        if readable && self.counts.is_same(&geometry, block_index, stored) {
             return Ok(Vec::new());
         }
+        let counted = &mut self.table;
+        counted.resize(geometry.cluster_bytes() as usize, 0);
+        self.counts.render(&geometry, block_index, counted);
         let order = geometry.refcount_order;
-        let get = |bytes: Option<&[u8]>, i: u64| bytes.map_or(0, |b| refcount::get(b, order, i));
         let difference = |index| Difference {
             cluster: first + index,
-            stored: readable.then(|| get(stored, index)),
-            counted: get(counted, index),
+            stored: readable.then(|| stored.map_or(0, |b| refcount::get(b, order, index))),
+            counted: refcount::get(counted, order, index),
         };
         let differs = |d: &Difference| d.stored != Some(d.counted);
         Ok((from..entries).map(difference).filter(differs).take(MAX_BATCH).collect())
@@ -113,15 +114,16 @@ impl Pass<'_> {
         let geometry = self.geometry;
         let first = block_index << geometry.refcount_block_bits();
         let entries = geometry.refcount_block_entries().min(self.counts.clusters() - first);
-        let counted = self.counts.block(&geometry, block_index);
         let stored = match self.stored.block(self.storage, block_index)? {
             Block::Unreadable => return Ok(0),
             Block::Absent => None,
             Block::Bytes(bytes) => Some(bytes),
         };
         let order = geometry.refcount_order;
-        let get = |bytes: Option<&[u8]>, i: u64| bytes.map_or(0, |b| refcount::get(b, order, i));
-        let used = |index: &u64| get(stored, *index) != 0 || get(counted, *index) != 0;
+        let used = |index: &u64| {
+            stored.is_some_and(|b| refcount::get(b, order, *index) != 0)
+                || self.counts.get(first + index) != 0
+        };
         Ok((0..entries).rev().find(used).map_or(0, |index| first + index))
     }
 

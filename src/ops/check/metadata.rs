@@ -59,6 +59,18 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Adds `times` references to each of `count` whole clusters from `first` on, as `count_region` does with one
+    /// after the other. Answers how many of them from the first on have been counted; the caller tells what is
+    /// wrong with the others.
+    pub fn count_run(&mut self, first: u64, count: u64, times: u64) -> Result<u64> {
+        let last = self.geometry.cluster_offset(first + count - 1);
+        if !self.is_in_file(last, self.geometry.cluster_bytes()) {
+            return Ok(0);
+        }
+        self.counts.grow(first + count)?;
+        self.counts.add_run(first, count, times)
+    }
+
     /// Remembers what refers to the clusters just past the end of the file. A rebuild that lets the file grow
     /// must not put its structures where somebody already points to.
     fn note_outside(&mut self, offset: u64, bytes: u64, times: u64) {

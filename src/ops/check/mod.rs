@@ -25,6 +25,7 @@
 //! 5. all of it, before freed clusters are given back to the host.
 
 mod bits;
+mod chunk;
 mod compare;
 mod copied;
 mod counts;

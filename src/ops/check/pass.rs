@@ -26,6 +26,8 @@ pub(super) struct Pass<'a> {
     pub snapshots: SnapshotTable,
     /// L2 tables already looked at, by host offset.
     pub visits: HashMap<u64, Visits>,
+    /// Room for one table that is being looked at.
+    pub table: Vec<u8>,
     /// Where metadata other than L2 tables and refcount blocks is.
     pub regions: Vec<Region>,
     /// References to clusters just past the end of the file.
@@ -83,6 +85,7 @@ impl<'a> Pass<'a> {
             stored,
             snapshots: SnapshotTable::default(),
             visits: HashMap::new(),
+            table: Vec::new(),
             regions: Vec::new(),
             outside: BTreeMap::new(),
             needs_rebuild: false,

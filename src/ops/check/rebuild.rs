@@ -64,10 +64,11 @@ impl Pass<'_> {
         let mut table = Vec::new();
         table.try_reserve_exact(table_bytes).map_err(|_| no_memory())?;
         table.resize(table_bytes, 0);
+        let mut block = vec![0; self.geometry.cluster_bytes() as usize];
         for (block_index, cluster) in &plan.blocks {
             let offset = self.geometry.cluster_offset(*cluster);
-            let Some(bytes) = self.counts.block(&self.geometry, *block_index) else { continue };
-            write_all(self.storage, Purpose::RefcountBlock, offset, bytes)?;
+            self.counts.render(&self.geometry, *block_index, &mut block);
+            write_all(self.storage, Purpose::RefcountBlock, offset, &block)?;
             table[*block_index as usize * 8..][..8].copy_from_slice(&offset.to_be_bytes());
         }
         let table_offset = self.geometry.cluster_offset(plan.table_cluster);
@@ -107,8 +108,7 @@ impl Pass<'_> {
         let mut next = 0;
         while let Some(block_index) = self.counts.next_block(&self.geometry, next) {
             next = block_index + 1;
-            let used = self.counts.block(&self.geometry, block_index);
-            if used.is_some_and(|bytes| bytes.iter().any(|b| *b != 0)) {
+            if !self.counts.is_zero(&self.geometry, block_index) {
                 plan.missing.insert(block_index);
             }
         }
