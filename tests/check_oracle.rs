@@ -80,17 +80,18 @@ fn ours(path: &Path, repair: Option<&str>) -> Outcome {
             .unwrap();
     let mut messages = Vec::new();
     let mut tell = |_: MessageKind, text: &str| messages.push(text.to_owned());
-    let mut result = check(&storage, options, &mut tell, &mut |_, _| true);
+    let mut result = check(&storage, options, Some(&mut tell), &mut |_, _| true);
     if let Ok(first) = &result {
         let first = *first;
         if first.leaks_fixed + first.corruptions_fixed > 0 {
-            result = check(&storage, CheckOptions::default(), &mut tell, &mut |_, _| true).map(|second| {
-                CheckReport {
-                    leaks_fixed: first.leaks_fixed,
-                    corruptions_fixed: first.corruptions_fixed,
-                    ..second
-                }
-            });
+            result =
+                check(&storage, CheckOptions::default(), Some(&mut tell), &mut |_, _| true).map(|second| {
+                    CheckReport {
+                        leaks_fixed: first.leaks_fixed,
+                        corruptions_fixed: first.corruptions_fixed,
+                        ..second
+                    }
+                });
         }
     }
     let Ok(r) = result else {

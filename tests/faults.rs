@@ -197,7 +197,7 @@ fn a_failed_sync_of_a_repair_is_final() {
         let handle = setup.open(recorder.clone()).unwrap();
         let errno = libc_errno::EIO;
         recorder.inject(Some(Fault { kind: Some(Kind::Sync), call, errno, forever: false, torn: false }));
-        let answer = handle.check(repair, &mut |_, _| {}, &mut |_, _| true);
+        let answer = handle.check(repair, None, &mut |_, _| true);
         if recorder.failed() == 0 {
             assert!(answer.unwrap().leaks_fixed > 0);
             assert!(call >= 2, "the repair synced only {call} times");
@@ -207,7 +207,7 @@ fn a_failed_sync_of_a_repair_is_final() {
         for _ in 0..2 {
             assert_eq!(handle.disk().flush().unwrap_err().kind(), ErrorKind::Latched, "sync {call}");
         }
-        let again = handle.check(repair, &mut |_, _| {}, &mut |_, _| true);
+        let again = handle.check(repair, None, &mut |_, _| true);
         assert_eq!(again.unwrap_err().kind(), ErrorKind::Latched, "sync {call}");
         assert!(handle.close().is_err());
         let fresh = setup.open(Recorder::new(recorder.contents())).unwrap();

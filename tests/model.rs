@@ -281,7 +281,7 @@ fn other_request(handle: &Handle, history: &History, rng: &mut Rng, tag: u32, pl
         10 if rng.one_in(3) => handle.disk().flush().unwrap(),
         11 if rng.one_in(40) => handle.reopen(false, false, &[], None).unwrap(),
         12 if rng.one_in(40) => {
-            let report = handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true).unwrap();
+            let report = handle.check(CheckOptions::default(), None, &mut |_, _| true).unwrap();
             assert_eq!(report.corruptions + report.check_errors, 0, "{report:?}");
         }
         13 if rng.one_in(40) => {

@@ -9,11 +9,44 @@
 #define EXIT_LEAKS 3
 #define EXIT_UNSUPPORTED 63
 
+/* Lines on their way to stderr, which has no buffer: a damaged image may have a million of them. */
+struct lines {
+    char text[16384];
+    size_t used;
+};
+
+static void flush_lines(struct lines *lines)
+{
+    fwrite(lines->text, 1, lines->used, stderr);
+    lines->used = 0;
+}
+
+static void add_line(void *opaque, int kind, const char *text)
+{
+    struct lines *lines = opaque;
+    size_t length = strlen(text);
+
+    if (lines->used + length + 1 > sizeof(lines->text))
+        flush_lines(lines);
+    if (length + 1 > sizeof(lines->text)) {
+        print_message(NULL, kind, text);
+        return;
+    }
+    memcpy(lines->text + lines->used, text, length);
+    lines->text[lines->used + length] = '\n';
+    lines->used += length + 1;
+}
+
 static int check_once(qcow2_image *image, uint64_t repair, qcow2_check_result *result)
 {
+    struct lines lines = { .used = 0 };
+    int status;
+
     memset(result, 0, sizeof(*result));
     result->struct_size = sizeof(*result);
-    return qcow2_check(image, repair, result, print_message, NULL, NULL, NULL);
+    status = qcow2_check(image, repair, result, add_line, &lines, NULL, NULL);
+    flush_lines(&lines);
+    return status;
 }
 
 static void print_allocation(const qcow2_check_result *result)

@@ -71,10 +71,19 @@ pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind
         MessageKind::Error => QCOW2_MSG_ERROR,
         MessageKind::Repair => QCOW2_MSG_REPAIR,
     };
+    let mut short = [0; SHORT_BYTES];
+    if text.len() < SHORT_BYTES && !text.as_bytes().contains(&0) {
+        short[..text.len()].copy_from_slice(text.as_bytes());
+        // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
+        return unsafe { function(opaque, kind, short.as_ptr().cast()) };
+    }
     let text = CString::new(text.replace('\0', "")).unwrap_or_default();
-    // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
+    // SAFETY: as above.
     unsafe { function(opaque, kind, text.as_ptr()) }
 }
+
+/// Messages shorter than this cost no allocation.
+const SHORT_BYTES: usize = 256;
 
 /// Hands progress to the caller; `false`: it asks to stop.
 pub(super) fn send_progress(function: qcow2_progress_fn, opaque: *mut c_void, done: u64, total: u64) -> bool {

@@ -52,9 +52,10 @@ pub unsafe extern "C" fn qcow2_check(
             repair_leaks: flags & QCOW2_CHECK_REPAIR_LEAKS != 0,
             repair_errors: flags & QCOW2_CHECK_REPAIR_ERRORS != 0,
         };
+        let mut say = |kind: MessageKind, text: &str| send_message(message, message_opaque, kind, text);
         let report = guarded.handle.check(
             options,
-            &mut |kind: MessageKind, text: &str| send_message(message, message_opaque, kind, text),
+            message.is_some().then_some(&mut say as _),
             &mut |done, total| send_progress(progress, progress_opaque, done, total),
         )?;
         // SAFETY: the caller's struct, checked for NULL.

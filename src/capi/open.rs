@@ -109,8 +109,12 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     });
     let mut say =
         |kind: MessageKind, text: &str| send_message(params.message, params.message_opaque, kind, text);
-    let mut opening =
-        Opening { flags, options, resolver: ask.as_mut().map(|a| a as _), messages: Some(&mut say) };
+    let mut opening = Opening {
+        flags,
+        options,
+        resolver: ask.as_mut().map(|a| a as _),
+        messages: params.message.is_some().then_some(&mut say as _),
+    };
     let handle = Handle::open(&mut opening, &origin)?;
     // SAFETY: as above. The box is taken back by `qcow2_close`.
     unsafe { *image = Box::into_raw(Box::new(Guarded::new(handle))).cast() };

@@ -122,7 +122,7 @@ mod tests {
             let max = if order == 6 { u64::MAX } else { (1 << (1 << order)) - 1 };
             let mut block = vec![0; 64];
             for i in 0..entries {
-                set(&mut block, order, i, (i * 11 + 5) % max.max(2) & max);
+                set(&mut block, order, i, ((i * 11 + 5) % 7).min(max));
             }
             for (from, to) in [(0, entries), (1, 2), (3, 7), (entries - 1, entries)] {
                 let counts: Vec<u64> = (0..entries).map(|i| get(&block, order, i)).collect();

@@ -23,11 +23,14 @@ pub struct Keyed {
     pub page: Arc<Page>,
 }
 
+/// The slots of one set.
+type Set = Box<[Slot<Keyed>]>;
+
 /// See the module.
 pub struct SliceCache {
     /// The slots of each set, made with the first page that goes there: an open must not pay for a cache that
     /// it does not use.
-    sets: Box<[OnceLock<Box<[Slot<Keyed>]>>]>,
+    sets: Box<[OnceLock<Set>]>,
     /// Slice number + 1 of each slot; 0 when empty. A hint that keeps a search in few cache lines: the page
     /// in the slot decides.
     keys: Box<[AtomicU64]>,

@@ -1,6 +1,6 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
-use super::check::{check, CheckOptions, CheckReport, MessageKind};
+use super::check::{check, CheckOptions, CheckReport, Messages};
 use super::open::{sync_before_repair, OpenFlags, Opening, Origin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{CoreSettings, Disk, Image};
@@ -168,7 +168,7 @@ impl Handle {
     pub fn check(
         &self,
         options: CheckOptions,
-        messages: &mut dyn FnMut(MessageKind, &str),
+        messages: Option<Messages<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<CheckReport> {
         let Disk::Qcow2(image) = self.disk() else {

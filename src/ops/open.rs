@@ -3,7 +3,8 @@
 //! No file is opened because an image names it unless the caller allowed it: by flag for all recorded
 //! files, or by a resolver for each. A missing backing format is never probed.
 
-use super::check::{check, CheckOptions, CheckReport, MessageKind};
+pub use super::check::Messages;
+use super::check::{check, CheckOptions, CheckReport};
 use super::create::create;
 use super::handle::{Handle, Manner};
 use crate::error::{Error, ErrorKind, Result};
@@ -81,8 +82,6 @@ pub(super) type StorageAndFile = (Arc<dyn Storage>, Option<Arc<FileStorage>>);
 type Seen = Vec<Option<(u64, u64)>>;
 /// Decides about each file that an image names.
 pub type Resolver<'a> = &'a mut dyn FnMut(&ResolveRequest) -> Result<ResolveAnswer>;
-/// Takes the messages of a repair.
-pub type Messages<'a> = &'a mut dyn FnMut(MessageKind, &str);
 
 /// Parameters that hold for the whole chain.
 pub struct Opening<'a> {
@@ -213,11 +212,7 @@ impl Opening<'_> {
             return Err(Error::new(ErrorKind::Dirty, text));
         }
         let options = CheckOptions { repair_leaks: true, repair_errors: true };
-        let mut quiet = |_: MessageKind, _: &str| {};
-        let messages: Messages<'_> = match &mut self.messages {
-            Some(messages) => *messages,
-            None => &mut quiet,
-        };
+        let messages = self.messages.as_mut().map(|messages| &mut **messages as Messages<'_>);
         sync_before_repair(storage)?;
         let report = check(storage, options, messages, &mut |_, _| true)?;
         let (now, _) = read_header(storage)?;

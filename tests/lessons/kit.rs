@@ -222,7 +222,7 @@ pub fn read_all(handle: &Handle) -> Vec<u8> {
 /// One pass over a storage, with its messages.
 pub fn checked(storage: &dyn Storage, options: CheckOptions) -> (CheckReport, Vec<String>) {
     let mut texts = Vec::new();
-    let report = check(storage, options, &mut |_, text| texts.push(text.into()), &mut |_, _| true);
+    let report = check(storage, options, Some(&mut |_, text| texts.push(text.into())), &mut |_, _| true);
     (report.unwrap(), texts)
 }
 

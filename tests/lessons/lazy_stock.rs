@@ -26,7 +26,7 @@ fn lazy_07_beside_everything_else_that_an_image_holds() {
         if !kind.serves {
             let flags = OpenFlags { metadata_only: true, ..WRITABLE };
             let handle = open_file(&bench.path("disk"), flags, &[]).unwrap();
-            let report = handle.check(REPAIR, &mut |_, _| {}, &mut |_, _| true).unwrap();
+            let report = handle.check(REPAIR, None, &mut |_, _| true).unwrap();
             assert!(report.corruptions_fixed > 0, "{}: {report:?}", kind.name);
             handle.close().unwrap();
             assert_clean(&bench, kind);
@@ -77,7 +77,7 @@ fn lazy_07_beside_an_external_data_file() {
     assert_eq!(dirty[79] & 1, 1);
     let flags = OpenFlags { metadata_only: true, ..WRITABLE };
     let handle = open_file(&bench.path("disk"), flags, &[]).unwrap();
-    let report = handle.check(REPAIR, &mut |_, _| {}, &mut |_, _| true).unwrap();
+    let report = handle.check(REPAIR, None, &mut |_, _| true).unwrap();
     assert_eq!(report.corruptions, 0, "{report:?}");
     handle.close().unwrap();
     assert_eq!(bench.read("disk")[79] & 1, 0);

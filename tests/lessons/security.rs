@@ -141,7 +141,7 @@ fn security_huge_fields_cost_no_memory() {
                         Ok(handle) => {
                             opened += 1;
                             let _ = try_read(&handle, 0, 4096);
-                            let _ = check(&*storage, LOOK, &mut |_, _| {}, &mut |_, _| true);
+                            let _ = check(&*storage, LOOK, None, &mut |_, _| true);
                         }
                         Err(e) => {
                             refused += 1;
@@ -247,8 +247,8 @@ fn security_damaged_metadata_ends_in_an_answer() {
         // On what the header does not put out of bounds.
         let storage = small_host(bytes);
         let mut quiet = |_, _: &str| {};
-        let Ok(first) = check(&*storage, REPAIR, &mut quiet, &mut |_, _| true) else { continue };
-        let Ok(second) = check(&*storage, LOOK, &mut quiet, &mut |_, _| true) else { continue };
+        let Ok(first) = check(&*storage, REPAIR, Some(&mut quiet), &mut |_, _| true) else { continue };
+        let Ok(second) = check(&*storage, LOOK, Some(&mut quiet), &mut |_, _| true) else { continue };
         if first.corruptions + first.check_errors == 0 {
             assert_eq!((second.corruptions, second.leaks), (0, 0), "{setup:?} after {first:?}");
             repaired += u64::from(first.corruptions_fixed > 0);

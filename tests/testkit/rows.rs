@@ -213,7 +213,7 @@ fn zero(handle: &Handle, row: &Row, unmap: bool, fua: bool) -> Result<()> {
 }
 
 fn check(handle: &Handle, _: &Row, _: u32) -> Result<()> {
-    let report = handle.check(CheckOptions::default(), &mut |_, _| {}, &mut |_, _| true)?;
+    let report = handle.check(CheckOptions::default(), None, &mut |_, _| true)?;
     match report.corruptions + report.check_errors {
         0 => Ok(()),
         _ => Err(Error::new(ErrorKind::Corrupt, format!("{report:?}"))),

@@ -154,7 +154,7 @@ fn mend_flags(handle: Handle, medium: &Arc<Overlay>, found: String) -> Result<u6
         }
     };
     let options = CheckOptions { repair_errors: true, repair_leaks: true };
-    handle.check(options, &mut look, &mut |_, _| true).map_err(|e| format!("repair: {e}"))?;
+    handle.check(options, Some(&mut look), &mut |_, _| true).map_err(|e| format!("repair: {e}"))?;
     if !others.is_empty() {
         return Err(found);
     }
@@ -170,7 +170,7 @@ fn mend_flags(handle: Handle, medium: &Arc<Overlay>, found: String) -> Result<u6
 pub fn check_clean(storage: &dyn Storage) -> Result<u64, String> {
     let mut texts = Vec::new();
     let mut message = |_, text: &str| texts.push(text.to_string());
-    let report = check(storage, CheckOptions::default(), &mut message, &mut |_, _| true)
+    let report = check(storage, CheckOptions::default(), Some(&mut message), &mut |_, _| true)
         .map_err(|e| format!("check: {e}"))?;
     if report.corruptions + report.check_errors > 0 {
         return Err(format!("check: {report:?}: {texts:?}"));

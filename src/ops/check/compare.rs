@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::format::refcount;
 
 /// Differences held at once. A block of the largest clusters has 16 million counts.
-const MAX_BATCH: usize = 4096;
+const MAX_BATCH: usize = 512;
 
 /// What a comparison mends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,19 +45,8 @@ impl Pass<'_> {
                 self.advance(0)?;
             }
             end_cluster = end_cluster.max(self.last_used(block_index)?);
-            let mut from = 0;
-            loop {
-                let differences = self.compare_block(block_index, from)?;
-                for difference in &differences {
-                    self.tell_difference(difference, mend)?;
-                }
-                match differences.last() {
-                    Some(last) if differences.len() == MAX_BATCH => {
-                        self.advance(0)?;
-                        from = self.geometry.refcount_block_index(last.cluster) + 1;
-                    }
-                    _ => break,
-                }
+            if !self.is_block_right(block_index)? {
+                self.tell_block(block_index, mend)?;
             }
         }
         self.advance(self.geometry.refcount_table_index(self.counts.clusters()) + 1)?;
@@ -83,37 +72,104 @@ impl Pass<'_> {
         (next < blocks).then_some(next)
     }
 
-    /// Differences in one block from index `from` on, at most `MAX_BATCH`.
-    fn compare_block(&mut self, block_index: u64, from: u64) -> Result<Vec<Difference>> {
-        let geometry = self.geometry;
-        let first = block_index << geometry.refcount_block_bits();
-        let entries = geometry.refcount_block_entries().min(self.counts.clusters() - first);
+    /// Whether a block can be read and says what has been counted.
+    fn is_block_right(&mut self, block_index: u64) -> Result<bool> {
+        let stored = match self.stored.block(self.storage, block_index)? {
+            Block::Unreadable => return Ok(false),
+            Block::Absent => None,
+            Block::Bytes(bytes) => Some(bytes),
+        };
+        Ok(self.counts.is_same(&self.geometry, block_index, stored))
+    }
+
+    /// Tells, and mends as asked, where a block differs from what has been counted.
+    fn tell_block(&mut self, block_index: u64, mend: Mend) -> Result<()> {
+        let mut counted = std::mem::take(&mut self.table);
+        counted.resize(self.geometry.cluster_bytes() as usize, 0);
+        self.counts.render(&self.geometry, block_index, &mut counted);
+        let unheard = !self.is_heard() && mend == Mend::NOTHING;
+        if !unheard || !self.add_up_differences(block_index, &counted)? {
+            let mut differences = Vec::with_capacity(MAX_BATCH);
+            let mut from = 0;
+            loop {
+                self.find_differences(block_index, from, &counted, &mut differences)?;
+                for difference in &differences {
+                    self.tell_difference(difference, mend)?;
+                }
+                let full = differences.len() == MAX_BATCH;
+                let Some(last) = differences.last().filter(|_| full) else { break };
+                self.advance(0)?;
+                from = self.geometry.refcount_block_index(last.cluster) + 1;
+            }
+        }
+        self.table = counted;
+        Ok(())
+    }
+
+    /// Entries of a block whose clusters are in the file.
+    fn entries_of(&self, block_index: u64) -> u64 {
+        let first = block_index << self.geometry.refcount_block_bits();
+        self.geometry.refcount_block_entries().min(self.counts.clusters() - first)
+    }
+
+    /// Differences between `counted` and one block from index `from` on, at most `MAX_BATCH`.
+    fn find_differences(
+        &mut self,
+        block_index: u64,
+        from: u64,
+        counted: &[u8],
+        found: &mut Vec<Difference>,
+    ) -> Result<()> {
+        let entries = self.entries_of(block_index);
         let (stored, readable) = match self.stored.block(self.storage, block_index)? {
             Block::Unreadable => (None, false),
             Block::Absent => (None, true),
             Block::Bytes(bytes) => (Some(bytes), true),
         };
-        if readable && self.counts.is_same(&geometry, block_index, stored) {
-            return Ok(Vec::new());
-        }
-        let counted = &mut self.table;
-        counted.resize(geometry.cluster_bytes() as usize, 0);
-        self.counts.render(&geometry, block_index, counted);
-        let order = geometry.refcount_order;
+        let first = block_index << self.geometry.refcount_block_bits();
+        let order = self.geometry.refcount_order;
         let difference = |index| Difference {
             cluster: first + index,
             stored: readable.then(|| stored.map_or(0, |b| refcount::get(b, order, index))),
             counted: refcount::get(counted, order, index),
         };
         let differs = |d: &Difference| d.stored != Some(d.counted);
-        Ok((from..entries).map(difference).filter(differs).take(MAX_BATCH).collect())
+        found.clear();
+        found.extend((from..entries).map(difference).filter(differs).take(MAX_BATCH));
+        Ok(())
+    }
+
+    /// What telling all differences of a block comes to when nobody listens and nothing is mended. `false`: the
+    /// block cannot be read.
+    fn add_up_differences(&mut self, block_index: u64, counted: &[u8]) -> Result<bool> {
+        let entries = self.entries_of(block_index);
+        let stored = match self.stored.block(self.storage, block_index)? {
+            Block::Unreadable => return Ok(false),
+            Block::Absent => None,
+            Block::Bytes(bytes) => Some(bytes),
+        };
+        let order = self.geometry.refcount_order;
+        let (mut leaks, mut errors, mut uncounted) = (0, 0, 0);
+        for index in 0..entries {
+            let counted = refcount::get(counted, order, index);
+            let stored = stored.map_or(0, |b| refcount::get(b, order, index));
+            leaks += u64::from(stored > counted);
+            errors += u64::from(stored < counted);
+            uncounted += u64::from(stored == 0 && counted != 0);
+        }
+        self.needs_rebuild |= uncounted != 0;
+        self.refcounts_right &= errors == 0;
+        self.found = (self.found.0 + leaks, self.found.1 + errors);
+        self.report.leaks += leaks;
+        self.report.corruptions += errors;
+        Ok(true)
     }
 
     /// Last cluster of a block that is in use or counted as such; 0 for none.
     fn last_used(&mut self, block_index: u64) -> Result<u64> {
         let geometry = self.geometry;
         let first = block_index << geometry.refcount_block_bits();
-        let entries = geometry.refcount_block_entries().min(self.counts.clusters() - first);
+        let entries = self.entries_of(block_index);
         let stored = match self.stored.block(self.storage, block_index)? {
             Block::Unreadable => return Ok(0),
             Block::Absent => None,
@@ -145,7 +201,15 @@ impl Pass<'_> {
             (false, true) => MessageKind::Leak,
             (false, false) => MessageKind::Error,
         };
-        self.say(kind, &format!("{word} cluster {cluster} refcount={stored} reference={counted}"));
+        if self.is_heard() {
+            self.line.clear();
+            self.line.push(word.as_bytes());
+            for (name, number) in [(" cluster ", cluster), (" refcount=", stored), (" reference=", counted)] {
+                self.line.push(name.as_bytes());
+                self.line.push_number(number);
+            }
+            self.say_line(kind);
+        }
         if stored == 0 {
             self.needs_rebuild = true;
         }

@@ -91,6 +91,19 @@ impl Counts {
         }
     }
 
+    /// The first cluster at or after `cluster` that nothing refers to.
+    pub fn next_free(&self, mut cluster: u64) -> u64 {
+        loop {
+            let (chunk, index) = self.place(cluster);
+            let Some(Some(counts)) = self.chunks.get(chunk) else { return cluster };
+            let free = counts.next_zero(self.shape, index);
+            cluster += free - index;
+            if free >> self.shape.bits() == 0 {
+                return cluster;
+            }
+        }
+    }
+
     /// Adds `amount` references to a cluster that has a count. Answers how many did not fit its width.
     pub fn add(&mut self, cluster: u64, amount: u64) -> Result<u64> {
         if self.add_run(cluster, 1, amount)? == 1 {

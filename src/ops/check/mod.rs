@@ -30,6 +30,7 @@ mod compare;
 mod copied;
 mod counts;
 mod guard;
+mod line;
 mod metadata;
 mod pass;
 mod rebuild;
@@ -65,6 +66,9 @@ pub enum MessageKind {
     Repair,
 }
 
+/// Takes the findings in words.
+pub type Messages<'a> = &'a mut dyn FnMut(MessageKind, &str);
+
 /// What one pass found. The caller that has repaired checks again to see what is left, as the stock tool does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
@@ -92,15 +96,17 @@ pub struct CheckReport {
 
 /// Checks the image in `storage`, and repairs it as far as `options` say. One pass.
 ///
-/// `message` gets each finding. `progress(done, total)` is called at least every few table reads; false
-/// cancels with `ErrorKind::Cancelled`, which leaves a repair as unfinished as a crash would: the next one
+/// `message` gets each finding; without it none is put into words. `progress(done, total)` is called at least
+/// every few table reads; false cancels with `ErrorKind::Cancelled`, which leaves a repair as unfinished as a crash would: the next one
 /// completes it. An error says that the check could not be done at all, or that the repair asked for is not
 /// enough (`ErrorKind::Corrupt`: "need to rebuild refcount structures" while only leaks may be repaired).
 pub fn check(
     storage: &dyn Storage,
     options: CheckOptions,
-    message: &mut dyn FnMut(MessageKind, &str),
+    message: Option<Messages<'_>>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<CheckReport> {
+    // To the lifetime of the rest.
+    let message = message.map(|message| message as Messages<'_>);
     pass::Pass::open(storage, options, message, progress)?.run()
 }

@@ -2,10 +2,11 @@
 
 use super::counts::Counts;
 use super::guard::Region;
+use super::line::Line;
 use super::snapshots::SnapshotTable;
 use super::stored::Stored;
 use super::tables::Visits;
-use super::{CheckOptions, CheckReport, MessageKind};
+use super::{CheckOptions, CheckReport, MessageKind, Messages};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::AUTOCLEAR_KNOWN;
 use crate::format::geometry::SECTOR_BYTES;
@@ -28,6 +29,8 @@ pub(super) struct Pass<'a> {
     pub visits: HashMap<u64, Visits>,
     /// Room for one table that is being looked at.
     pub table: Vec<u8>,
+    /// Room for one message.
+    pub line: Line,
     /// Where metadata other than L2 tables and refcount blocks is.
     pub regions: Vec<Region>,
     /// References to clusters just past the end of the file.
@@ -40,7 +43,7 @@ pub(super) struct Pass<'a> {
     pub unsynced: bool,
     /// Clusters whose count has fallen to zero in this pass: first cluster and number, for the host.
     pub freed: Vec<(u64, u64)>,
-    message: &'a mut dyn FnMut(MessageKind, &str),
+    message: Option<Messages<'a>>,
     progress: &'a mut dyn FnMut(u64, u64) -> bool,
     /// Leaks and errors that the last comparison has told and not mended.
     pub found: (u64, u64),
@@ -55,7 +58,7 @@ impl<'a> Pass<'a> {
     pub fn open(
         storage: &'a dyn Storage,
         options: CheckOptions,
-        message: &'a mut dyn FnMut(MessageKind, &str),
+        message: Option<Messages<'a>>,
         progress: &'a mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Pass<'a>> {
         let file_length = storage.length().map_err(|e| Error::host("length of the image", &e))?;
@@ -86,6 +89,7 @@ impl<'a> Pass<'a> {
             snapshots: SnapshotTable::default(),
             visits: HashMap::new(),
             table: Vec::new(),
+            line: Line::default(),
             regions: Vec::new(),
             outside: BTreeMap::new(),
             needs_rebuild: false,
@@ -199,7 +203,21 @@ impl<'a> Pass<'a> {
     }
 
     pub fn say(&mut self, kind: MessageKind, text: &str) {
-        (self.message)(kind, text);
+        if let Some(message) = &mut self.message {
+            message(kind, text);
+        }
+    }
+
+    /// Tells what is in `line`.
+    pub fn say_line(&mut self, kind: MessageKind) {
+        if let Some(message) = &mut self.message {
+            message(kind, self.line.text());
+        }
+    }
+
+    /// Whether anybody takes messages: a finding for each of a million clusters is not put into words for nobody.
+    pub fn is_heard(&self) -> bool {
+        self.message.is_some()
     }
 
     /// Tells an error without counting it.

@@ -151,13 +151,15 @@ impl Pass<'_> {
 
     /// Counts `clusters` free clusters in a row, the first that there are, and asks for the blocks they need.
     fn take_run(&mut self, plan: &mut Plan, clusters: u64) -> Result<u64> {
+        plan.cursor = self.counts.next_free(plan.cursor);
         while !self.is_free(plan.cursor) {
-            plan.cursor += 1;
+            plan.cursor = self.counts.next_free(plan.cursor + 1);
         }
         let mut first = plan.cursor;
         let mut end = first;
         while end - first < clusters {
             if !self.is_free(end) {
+                end = self.counts.next_free(end + 1) - 1;
                 first = end + 1;
             }
             end += 1;

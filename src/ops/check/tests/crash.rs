@@ -143,7 +143,7 @@ fn dies_everywhere(image: &Built, damaged: &[u8], why: &str) {
     let wanted = visible(&image.bytes, &image.geometry);
     for budget in 0.. {
         let mortal = Mortal::new(damaged.to_vec(), budget);
-        let died = check(&mortal, ALL, &mut |_, _| {}, &mut |_, _| true).is_err();
+        let died = check(&mortal, ALL, None, &mut |_, _| true).is_err();
         for _ in 0..8 {
             let left = mortal.remains(&mut random);
             let dirty = left[79] & 1 != 0;

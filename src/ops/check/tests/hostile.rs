@@ -154,7 +154,7 @@ fn an_l1_table_full_of_one_l2_table_is_one_visit() {
     bytes[36..40].copy_from_slice(&(1u32 << 17).to_be_bytes());
     let storage = Counting::new(Memory::new(bytes));
     let mut calls = 0;
-    let cancelled = super::check(&storage, LOOK, &mut |_, _| {}, &mut |_, _| {
+    let cancelled = super::check(&storage, LOOK, None, &mut |_, _| {
         calls += 1;
         calls < 1000
     });

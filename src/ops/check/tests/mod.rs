@@ -21,7 +21,7 @@ fn run(storage: &dyn Storage, options: CheckOptions) -> (Result<CheckReport>, Ve
     let report = check(
         storage,
         options,
-        &mut |_: MessageKind, text: &str| messages.push(text.to_owned()),
+        Some(&mut |_: MessageKind, text: &str| messages.push(text.to_owned())),
         &mut |done, total| {
             assert!(done >= last && done <= total, "progress {done} of {total} after {last}");
             last = done;
