@@ -163,7 +163,7 @@ int fcntl(int fd, int command, ...)
     return REAL(fcntl)(fd, command, argument);
 }
 
-/* The library reads with bare system calls; its runtime waits with them. */
+/* The library reads and writes with bare system calls; its runtime waits with them. */
 __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, ...)
 {
     long a[6];
@@ -189,6 +189,18 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
             iov = parts;
             memcpy(&a[1], &iov, sizeof iov);
         }
+    }
+    if (number == SYS_pwrite64) {
+        const void *buffer;
+
+        memcpy(&buffer, &a[1], sizeof buffer);
+        return pwrite64((int)a[0], buffer, (size_t)a[2], a[3]);
+    }
+    if (number == SYS_pwritev) {
+        const struct iovec *iov;
+
+        memcpy(&iov, &a[1], sizeof iov);
+        return pwritev((int)a[0], iov, (int)a[2], a[3]);
     }
     return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -3,7 +3,7 @@
 use super::types::qcow2_image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
-use crate::storage::file::forks;
+use crate::storage::file::{forks, forks_so_far};
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -95,26 +95,29 @@ impl Guarded {
     }
 
     /// Fails in a forked child and after a panic.
+    #[inline]
     pub(super) fn check(&self) -> Result<()> {
-        if self.forks != forks() {
-            return Err(Error::new(
-                ErrorKind::Forked,
-                "the handle belongs to the parent process; open the image anew after the parent has closed it",
-            ));
+        match self.is_foreign() || self.broken.load(Ordering::Relaxed) {
+            true => Err(self.unusable()),
+            false => Ok(()),
         }
-        if self.broken.load(Ordering::Relaxed) {
-            return Err(Error::new(
-                ErrorKind::Latched,
-                "the handle failed inside the library; only reopening helps",
-            ));
+    }
+
+    #[cold]
+    fn unusable(&self) -> Error {
+        if self.is_foreign() {
+            let text =
+                "the handle belongs to the parent process; open the image anew after the parent has closed it";
+            return Error::new(ErrorKind::Forked, text);
         }
-        Ok(())
+        Error::new(ErrorKind::Latched, "the handle failed inside the library; only reopening helps")
     }
 
     /// In a forked child nothing of the handle may be touched, not even to free it: locks and descriptors
     /// belong to the parent.
+    #[inline]
     pub(super) fn is_foreign(&self) -> bool {
-        self.forks != forks()
+        self.forks != forks_so_far()
     }
 }
 
@@ -147,14 +150,43 @@ pub(super) fn with_read(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> 
     run(guarded, call)
 }
 
+/// Runs `shortcut`, which meets no cancellation point on a file, and, when it answers `None` because there is
+/// more to do, `call`.
+#[inline]
+pub(super) fn with_shortcut(
+    image: *mut qcow2_image,
+    shortcut: impl FnOnce(&Guarded) -> Result<Option<i64>>,
+    call: impl FnOnce(&Guarded) -> Result<i64>,
+) -> i64 {
+    if image.is_null() {
+        return fail(&Error::invalid("image is NULL"));
+    }
+    // SAFETY: the caller passes a pointer from an open that has not been closed.
+    let guarded = unsafe { &*image.cast::<Guarded>() };
+    match guarded.may_be_cancelled {
+        true => with(image, call),
+        false => match attempt(guarded, shortcut) {
+            Ok(Some(value)) => value,
+            Ok(None) => with(image, call),
+            Err(code) => code,
+        },
+    }
+}
+
 #[inline]
 fn run(guarded: &Guarded, call: impl FnOnce(&Guarded) -> Result<i64>) -> i64 {
+    attempt(guarded, call).unwrap_or_else(|code| code)
+}
+
+/// The call's value, or the code of its failure, which the thread remembers.
+#[inline]
+fn attempt<T>(guarded: &Guarded, call: impl FnOnce(&Guarded) -> Result<T>) -> std::result::Result<T, i64> {
     match catch_unwind(AssertUnwindSafe(|| guarded.check().and_then(|()| call(guarded)))) {
-        Ok(Ok(value)) => value,
-        Ok(Err(e)) => fail(&e),
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(fail(&e)),
         Err(_) => {
             guarded.broken.store(true, Ordering::Relaxed);
-            fail(&caught())
+            Err(fail(&caught()))
         }
     }
 }

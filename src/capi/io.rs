@@ -1,6 +1,6 @@
 //! Guest I/O.
 
-use super::edge::{give, with, with_read};
+use super::edge::{give, with, with_read, with_shortcut};
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::image::ZeroFlags;
@@ -13,11 +13,17 @@ use std::io::{IoSlice, IoSliceMut};
 /// Linux's UIO_MAXIOV.
 const MAX_IOVCNT: c_int = 1024;
 
+#[inline]
 fn check_count(count: usize) -> Result<()> {
-    if count > isize::MAX as usize {
-        return Err(Error::invalid(format!("count {count} is past SSIZE_MAX")));
+    match count > isize::MAX as usize {
+        true => Err(past_ssize_max(count)),
+        false => Ok(()),
     }
-    Ok(())
+}
+
+#[cold]
+fn past_ssize_max(count: usize) -> Error {
+    Error::invalid(format!("count {count} is past SSIZE_MAX"))
 }
 
 /// The caller's buffers. Both slice types have the layout of `iovec`.
@@ -101,7 +107,7 @@ pub unsafe extern "C" fn qcow2_pwrite(
     count: usize,
     offset: u64,
 ) -> ssize_t {
-    with(image, |guarded| {
+    let bytes = || {
         check_count(count)?;
         if buffer.is_null() && count > 0 {
             return Err(Error::invalid("buffer is NULL"));
@@ -112,9 +118,16 @@ pub unsafe extern "C" fn qcow2_pwrite(
             // SAFETY: the caller's buffer of `count` bytes.
             unsafe { std::slice::from_raw_parts(buffer.cast(), count) }
         };
-        guarded.handle.disk().write(offset, &[IoSlice::new(slice)], false)?;
-        Ok(count as i64)
-    }) as ssize_t
+        Ok(slice)
+    };
+    with_shortcut(
+        image,
+        |guarded| Ok(guarded.handle.disk().overwrite(offset, bytes()?)?.then_some(count as i64)),
+        |guarded| {
+            guarded.handle.disk().write(offset, &[IoSlice::new(bytes()?)], false)?;
+            Ok(count as i64)
+        },
+    ) as ssize_t
 }
 
 /// qcow2_pread into several buffers, at most 1024.

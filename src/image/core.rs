@@ -13,7 +13,7 @@ use crate::format::{Geometry, Header};
 use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::{HeaderPage, OverlapGuard};
-use crate::options::{cache_sizes, OpenOptions, Protected};
+use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
 use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
@@ -52,6 +52,29 @@ pub struct Core {
     pub(super) compressors: Pool<Compressor>,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
+    below: Option<Below>,
+    /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
+    pub(super) writes_are_plain: bool,
+}
+
+/// The state of a backing image that nobody may change while this one is open, but for a commit, which keeps
+/// requests out: read through it without entering its gate.
+struct Below {
+    core: Arc<Core>,
+    generation: u64,
+}
+
+impl Below {
+    fn of(settings: &CoreSettings) -> Option<Below> {
+        match settings.backing.as_deref() {
+            Some(Disk::Qcow2(image)) => {
+                let generation = image.generation();
+                let core = image.core();
+                core.is_read_only().then_some(Below { core, generation })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Reads and parses the header cluster: the header, and the first sector as it is.
@@ -139,7 +162,24 @@ impl Core {
         };
         let inflation = Inflation::new(codec, &geometry);
         let compressors = Pool::default();
-        Ok(Core { shared, geometry, virtual_size, codec, inflation, compressors, settings, io })
+        let below = Below::of(&settings);
+        let options = &settings.options;
+        let writes_are_plain = !settings.read_only
+            && options.detect_zeroes == DetectZeroes::Off
+            && !options.cache.sync_each_write()
+            && !options.metadata_writethrough;
+        Ok(Core {
+            shared,
+            geometry,
+            virtual_size,
+            codec,
+            inflation,
+            compressors,
+            settings,
+            io,
+            below,
+            writes_are_plain,
+        })
     }
 
     fn load_io(shared: &Shared, header: &Header, settings: &CoreSettings) -> Result<Io> {
@@ -251,6 +291,14 @@ impl Core {
     /// What holes read from.
     pub fn backing(&self) -> Option<&Arc<Disk>> {
         self.settings.backing.as_ref()
+    }
+
+    /// The backing image's state, if it may be read as it is.
+    #[inline]
+    pub(super) fn below(&self) -> Option<&Core> {
+        let (below, backing) = (self.below.as_ref()?, self.settings.backing.as_deref()?);
+        let Disk::Qcow2(image) = backing else { return None };
+        (image.generation() == below.generation).then_some(&below.core)
     }
 
     /// How the image was opened.

@@ -23,6 +23,8 @@ pub struct Image {
     core: ArcSwap<Core>,
     flusher: Flusher,
     virtual_size: AtomicU64,
+    /// Counts the states that have been replaced.
+    generation: AtomicU64,
 }
 
 impl Image {
@@ -35,6 +37,7 @@ impl Image {
             virtual_size: AtomicU64::new(core.virtual_size),
             core: ArcSwap::from_pointee(core),
             flusher: Flusher::default(),
+            generation: AtomicU64::new(0),
         })
     }
 
@@ -48,6 +51,12 @@ impl Image {
         self.core.load_full()
     }
 
+    /// Changes whenever another state comes into force.
+    #[inline]
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
     /// Virtual size in bytes.
     pub fn length(&self) -> u64 {
         self.virtual_size.load(Ordering::Relaxed)
@@ -58,6 +67,13 @@ impl Image {
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         let _pin = self.gate.enter();
         self.core.load().read(offset, buffers)
+    }
+
+    /// Overwrites a range where it is, if that is all there is to do; `false`: nothing has been done.
+    #[inline]
+    pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let _pin = self.gate.enter();
+        self.core.load().overwrite(offset, bytes)
     }
 
     /// Writes `buffers` at `offset`.
@@ -223,6 +239,7 @@ impl Alone<'_> {
     pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         let core = self.load(storage, settings)?;
         self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
+        self.image.generation.fetch_add(1, Ordering::SeqCst);
         self.image.core.store(Arc::new(core));
         Ok(())
     }

@@ -3,7 +3,8 @@
 use super::buffers::{total, Scatter};
 use super::{check_range, Core};
 use crate::error::{Error, Result};
-use crate::map::{Extent, Source};
+use crate::map::{Extent, Look, Source};
+use crate::storage::medium::Medium;
 use std::io::IoSliceMut;
 
 impl Core {
@@ -12,6 +13,9 @@ impl Core {
     pub(crate) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         if let [one] = buffers {
             check_range(self.virtual_size, offset, one.len() as u64)?;
+            if let Some((medium, host)) = self.find_data(offset, one.len() as u64) {
+                return medium.read_data(host, buffers);
+            }
             return self.read_range(offset, one);
         }
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
@@ -21,14 +25,29 @@ impl Core {
         self.read_scattered(offset, bytes, buffers)
     }
 
+    /// Where in the chain the data of a range inside one cluster is, when looks alone can tell.
+    #[inline(always)]
+    fn find_data(&self, offset: u64, bytes: u64) -> Option<(&Medium, u64)> {
+        let mut core = self;
+        loop {
+            match core.io.as_ref()?.map.look(offset, bytes) {
+                Look::Data(host, _) => return Some((&core.shared.medium, host)),
+                Look::Hole => core = core.below()?,
+                Look::Unknown => return None,
+            }
+            if offset + bytes > core.virtual_size {
+                return None;
+            }
+        }
+    }
+
     /// Fills `buffer` from `offset`; the range is inside the disk.
-    #[inline]
     pub(super) fn read_range(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let map = &self.io()?.map;
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
-            let extent = map.resolve(at, (buffer.len() - done) as u64)?;
+            let extent = map.resolve_long(at, (buffer.len() - done) as u64)?;
             if let Source::Compressed(span) = extent.source {
                 done += self.read_compressed(map, span, at, &mut buffer[done..])?;
                 continue;
@@ -40,7 +59,6 @@ impl Core {
         Ok(())
     }
 
-    #[inline]
     fn read_extent(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
         match (extent.source, extent.host) {
             (Source::Data, Some(host)) => self.shared.medium.read_data(host, &mut [IoSliceMut::new(part)]),
@@ -67,7 +85,7 @@ impl Core {
         let mut done = 0;
         while done < bytes {
             let at = offset + done;
-            let extent = map.resolve(at, bytes - done)?;
+            let extent = map.resolve_long(at, bytes - done)?;
             let mut parts = scatter.take(extent.length);
             match (extent.source, extent.host) {
                 (Source::Data, Some(host)) => self.shared.medium.read_data(host, &mut parts)?,

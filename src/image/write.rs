@@ -10,7 +10,7 @@ use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Source};
+use crate::map::{Claim, Link, Look, Source};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
@@ -66,6 +66,26 @@ impl Core {
             done += step;
         }
         Ok(())
+    }
+
+    /// Overwrites a range inside one cluster where it is, if looks alone can tell that there is no more to it.
+    /// `false`: nothing has been done.
+    #[inline]
+    pub(super) fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let length = bytes.len() as u64;
+        let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain) else { return Ok(false) };
+        if length > self.virtual_size || offset > self.virtual_size - length || length == 0 {
+            return Ok(false);
+        }
+        match io.map.look(offset, length) {
+            Look::Data(host, true)
+                if self.shared.guard.is_clear(host, length) && !self.shared.header.autoclear_pending() =>
+            {
+                self.shared.medium.write_data(host, &[IoSlice::new(bytes)])?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {

@@ -7,7 +7,7 @@ mod claims;
 mod resolve;
 
 pub use claims::{Claim, Claims};
-pub use resolve::{Extent, Source};
+pub use resolve::{Extent, Look, Source};
 
 use crate::alloc::{Allocator, Shared};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +40,8 @@ pub struct Map {
     front: Box<[OnceLock<Arc<Page>>]>,
     /// log2 of the L2 entries in a slice.
     slice_entry_bits: u32,
+    /// Entries are of one word, and offset 0 is no cluster.
+    plain: bool,
     list: DirtyList,
     claims: Claims,
     /// Held while an L2 table is made; across I/O. After claims, before the ledger.
@@ -92,6 +94,7 @@ impl Map {
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
         let map = Map {
+            plain: !geometry.extended_l2 && !geometry.external_data,
             geometry,
             writer,
             l1,

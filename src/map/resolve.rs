@@ -32,7 +32,54 @@ pub struct Extent {
     pub in_place: bool,
 }
 
+/// What one look at an entry says about a request that stays inside its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Data at this host offset; `true`: it may be overwritten there.
+    Data(u64, bool),
+    /// Not in this image.
+    Hole,
+    /// `resolve` has to tell: something else, or not in memory.
+    Unknown,
+}
+
 impl Map {
+    /// Looks a request of `bytes` at `guest_offset` up without loading anything: the common case of a standard
+    /// entry whose slice is in a cache that holds the whole disk.
+    #[inline(always)]
+    pub fn look(&self, guest_offset: u64, bytes: u64) -> Look {
+        let geometry = &self.geometry;
+        let in_cluster = geometry.in_cluster(guest_offset);
+        if bytes > geometry.cluster_bytes() - in_cluster {
+            return Look::Unknown;
+        }
+        let cluster = geometry.cluster_index(guest_offset);
+        let Some(page) = self.front.get(self.slice_key(cluster) as usize).and_then(|p| p.get()) else {
+            return self.look_tableless(guest_offset);
+        };
+        // In this order: what a live page said is what the table said at that moment.
+        let Some(entry) = page.word(self.index_in_slice(cluster)).filter(|_| page.is_live()) else {
+            return Look::Unknown;
+        };
+        page.touch();
+        let host = entry & OFFSET_MASK;
+        if entry & (COMPRESSED | ZERO) != 0 || geometry.in_cluster(host) != 0 || !self.plain {
+            return Look::Unknown;
+        }
+        match host {
+            0 => Look::Hole,
+            host => Look::Data(host + in_cluster, entry & COPIED != 0),
+        }
+    }
+
+    #[inline]
+    fn look_tableless(&self, guest_offset: u64) -> Look {
+        match self.l1.word(self.geometry.l1_index(guest_offset) as usize) {
+            Some(table) if table & OFFSET_MASK == 0 => Look::Hole,
+            _ => Look::Unknown,
+        }
+    }
+
     /// The extent at `guest_offset`, at most `max_bytes` long. `max_bytes` is at least 1 and the range is
     /// inside the disk.
     #[inline]
@@ -58,6 +105,25 @@ impl Map {
         }
         let page = self.slice(cluster, table)?;
         self.resolve_in(&page, guest_offset, max_bytes)
+    }
+
+    /// As `resolve`, for a read: data that goes on in the file where the next slice begins is one extent.
+    pub fn resolve_long(&self, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+        let mut extent = self.resolve(guest_offset, max_bytes)?;
+        while let (Source::Data, Some(host)) = (extent.source, extent.host) {
+            if extent.length >= max_bytes {
+                break;
+            }
+            // A broken entry is the next request's error, not this one's.
+            let next = self.resolve(guest_offset + extent.length, max_bytes - extent.length);
+            let Ok(next) = next else { break };
+            if next.source != Source::Data || next.host != Some(host + extent.length) {
+                break;
+            }
+            extent.length += next.length;
+            extent.in_place &= next.in_place;
+        }
+        Ok(extent)
     }
 
     /// A hole as long as there are no L2 tables.

@@ -194,6 +194,16 @@ impl OverlapGuard {
         owners.indexed().get(&cluster).copied().unwrap_or(0)
     }
 
+    /// Whether no metadata is in the range for certain; otherwise `check` has to tell.
+    #[inline]
+    pub fn is_clear(&self, host_offset: u64, length: u64) -> bool {
+        let is_set = |cluster| {
+            let (word, bit) = filter_bit(cluster);
+            self.filter[word].load(Ordering::Relaxed) & bit != 0
+        };
+        self.checked == 0 || length == 0 || !self.clusters(host_offset, length).any(is_set)
+    }
+
     /// Fails when the range overlaps metadata other than `allowed`; the image is marked corrupt then.
     #[inline]
     pub fn check(&self, allowed: Owner, host_offset: u64, length: u64) -> Result<()> {

@@ -265,6 +265,12 @@ impl Page {
         }
     }
 
+    /// Word `index` of the table, if it is inside the page.
+    #[inline]
+    pub fn word(&self, index: usize) -> Option<u64> {
+        self.words.get(index).map(|w| w.load(Ordering::SeqCst))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }

@@ -13,7 +13,7 @@ use once_cell::sync::Lazy;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -176,6 +176,7 @@ impl FileStorage {
 }
 
 impl Storage for FileStorage {
+    #[inline]
     fn read(&self, _: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         match (&self.direct, buffers) {
             (None, [one]) => read_one(&self.file, offset, one),
@@ -294,9 +295,14 @@ static FORK_HANDLER: Lazy<()> = Lazy::new(|| {
 
 /// Forks between the process that first asked and this one: what was made under another number belongs to
 /// a parent.
-#[inline]
 pub fn forks() -> u64 {
     Lazy::force(&FORK_HANDLER);
+    forks_so_far()
+}
+
+/// As `forks`, for those who have asked it once.
+#[inline]
+pub fn forks_so_far() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
@@ -347,19 +353,25 @@ fn read_rest(file: &File, mut offset: u64, mut buffer: &mut [u8], mut n: isize) 
     }
 }
 
+/// pwrite as a bare system call, as `pread`.
+fn pwrite(file: &File, buffer: &[u8], offset: i64) -> isize {
+    // SAFETY: the buffer is borrowed for the call, and its length is passed with it.
+    unsafe {
+        libc::syscall(libc::SYS_pwrite64, file.as_raw_fd(), buffer.as_ptr(), buffer.len(), offset) as isize
+    }
+}
+
 /// Writes all of `buffer`.
 pub(super) fn write_one(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::Result<()> {
     while !buffer.is_empty() {
         let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
-        match file.write_at(&buffer[..bytes], offset) {
-            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
-            Ok(n) if n < bytes && planted(Plant::ShortWriteTakenForWhole) => return Ok(()),
-            Ok(n) => {
+        match once(|| pwrite(file, &buffer[..bytes], offset as i64))? {
+            0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            n if n < bytes && planted(Plant::ShortWriteTakenForWhole) => return Ok(()),
+            n => {
                 offset += n as u64;
                 buffer = &buffer[n..];
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
         }
     }
     Ok(())
@@ -397,9 +409,10 @@ pub(super) fn write_many(file: &File, mut offset: u64, buffers: &[IoSlice<'_>]) 
         let mut done = 0;
         if wanted <= MAX_TRANSFER_BYTES {
             let at = to_off(offset)?;
-            // SAFETY: IoSlice has the layout of iovec; the buffers are borrowed for the call.
+            // SAFETY: IoSlice has the layout of iovec; the buffers are borrowed for the call. Bare, as above.
             done = once(|| unsafe {
-                libc::pwritev(file.as_raw_fd(), group.as_ptr().cast(), group.len() as i32, at)
+                let (fd, count) = (file.as_raw_fd(), group.len());
+                libc::syscall(libc::SYS_pwritev, fd, group.as_ptr(), count, at, at >> 32) as isize
             })?;
         }
         let mut start = 0;
@@ -464,6 +477,7 @@ pub(super) fn lock_byte_held(file: &File, byte: u64) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     /// A host that takes half of a write and refuses the rest: the caller hears of it.
     #[test]
