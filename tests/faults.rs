@@ -170,7 +170,7 @@ fn each_call_of_each_operation_fails() {
     for lazy in [false, true] {
         for op in single {
             let backing = lazy.then_some(130);
-            let setup = Setup { lazy, backing, refcount_order: 6, ..Setup::default() };
+            let setup = Setup { lazy, backing, refcount_order: 6, ahead: !lazy, ..Setup::default() };
             let list = before.into_iter().chain([op, Write { sector: 10, count: 3, fua: true }, Flush]);
             lists.push((setup, list.collect(), rng.next()));
         }

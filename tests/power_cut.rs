@@ -62,10 +62,10 @@ fn all_short_lists() {
         (false, Some(10), Mode::Writeback),
         (true, Some(10), Mode::MetadataWritethrough),
     ] {
-        let setup = Setup { lazy, backing, mode, sectors: 70, prefill: 0, ..Setup::default() };
+        let base = Setup { lazy, backing, mode, sectors: 70, ..Setup::default() };
         for number in 0..alphabet.len().pow(3) {
             let ops = (0..3).map(|digit| alphabet[number / alphabet.len().pow(digit) % alphabet.len()]);
-            cases.push((setup, ops.collect(), number as u64));
+            cases.push((Setup { ahead: number % 2 == 0, ..base }, ops.collect(), number as u64));
         }
     }
     run("all_short_lists", 0, &cases);
@@ -102,7 +102,7 @@ fn all_lists_of_up_to_six() {
                 let wanted = |list: &usize| length < 6 || (list % 2 == 1) == lazy;
                 for list in (0..3usize.pow(length)).filter(wanted) {
                     let op = |digit: u32| alphabet[list / 3usize.pow(digit) % 3];
-                    let setup = Setup { refcount_order: order(list), ..base };
+                    let setup = Setup { refcount_order: order(list), ahead: list / 2 % 2 == 0, ..base };
                     cases.push((setup, (0..length).map(op).collect(), list as u64));
                 }
             }
@@ -130,7 +130,9 @@ fn short_lists_with_snapshots_and_compressed_clusters() {
                 for list in 0..3usize.pow(length) {
                     let op = |digit: u32| alphabet[list / 3usize.pow(digit) % 3];
                     let refcount_order = 2 + list as u32 % 5; // narrower ones cannot count the snapshots
-                    let setup = Setup { lazy, backing, refcount_order, sectors: 70, ..Setup::default() };
+                    let ahead = list % 2 == 0;
+                    let setup =
+                        Setup { lazy, backing, refcount_order, ahead, sectors: 70, ..Setup::default() };
                     lists.push((setup, (0..length).map(op).collect(), list as u64));
                 }
             }

@@ -1,5 +1,6 @@
 //! Choosing clusters: the search for free ones, and raising and lowering counts. One lock for all of it.
 
+use super::ahead::Ahead;
 use super::table::RefcountTable;
 use super::{Allocator, Shared};
 use crate::error::{Error, ErrorKind, Result};
@@ -106,10 +107,11 @@ pub struct Ledger {
     holes: Vec<(u64, u64)>,
     /// Where the next compressed stream goes: inside the last cluster of the one before, which is in use.
     pub(super) packing: Option<u64>,
+    pub(super) ahead: Ahead,
 }
 
 impl Ledger {
-    pub(super) fn new(table: RefcountTable, shared: &Shared) -> Result<Self> {
+    pub(super) fn new(table: RefcountTable, shared: &Shared, ahead_after: Option<u32>) -> Result<Self> {
         let storage = shared.medium.storage();
         let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
         let frontier = table.geometry.clusters_ceil(length);
@@ -124,6 +126,7 @@ impl Ledger {
             zero_past_end: storage.traits().zero_past_end,
             holes: Vec::new(),
             packing: None,
+            ahead: Ahead::after(ahead_after),
         })
     }
 
@@ -154,8 +157,16 @@ impl Ledger {
         }
     }
 
+    /// No cluster below is free.
+    pub(super) fn hint(&self) -> u64 {
+        self.hint
+    }
+
     /// Up to `count` free clusters in a row, with raised counts.
     pub(super) fn take_run(&mut self, shared: &Shared, count: u64, lazy: bool) -> Result<Run> {
+        if let Some(run) = self.take_ahead(shared, count)? {
+            return Ok(run);
+        }
         let first = self.first_covered_free(shared)?;
         let mut taken = 0;
         while taken < count {
@@ -201,21 +212,29 @@ impl Ledger {
     }
 
     pub(super) fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
-        let geometry = self.geometry();
-        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
-        refuse_header(shared, first)?;
-        self.extend_file(shared, geometry.cluster_offset(first + count))?;
+        let (fresh, _) = self.make_ready(shared, first, count)?;
         if let Err((done, e)) = self.table.change_run(shared, first, count, &mut |_, _| Ok(1)) {
             let _ = self.lower(shared, Release::new(first, done, false), false);
             return Err(e);
         }
-        let inside = geometry.cluster_offset(first + count) <= self.length;
-        let fresh = self.zero_past_end && inside && first >= self.frontier;
-        self.note_used(first, count);
+        self.ahead.raised = true;
         if first == self.hint {
             self.hint = first + count;
         }
         Ok(Run { first, count, fresh, ticket: self.ticket_now(shared, lazy) })
+    }
+
+    /// Checks a run that is about to be used and makes the file reach over it. Whether it reads as zeroes, and
+    /// when the file's length is durable.
+    pub(super) fn make_ready(&mut self, shared: &Shared, first: u64, count: u64) -> Result<(bool, Ticket)> {
+        let geometry = self.geometry();
+        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
+        refuse_header(shared, first)?;
+        self.extend_file(shared, geometry.cluster_offset(first + count))?;
+        let inside = geometry.cluster_offset(first + count) <= self.length;
+        let fresh = self.zero_past_end && inside && first >= self.frontier;
+        self.note_used(first, count);
+        Ok((fresh, self.ticket_now(shared, true)))
     }
 
     /// When the file's length, and in an eager image the counts raised so far, are durable.

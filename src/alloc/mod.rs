@@ -3,7 +3,8 @@
 //! Called by `map` (tables) and `image` (guest data). Knows no guests.
 //!
 //! * Between barriers the count of anything pointed to only rises (R1): `reserve` raises in memory, and the
-//!   ticket that it hands out is past once the raised counts are durable.
+//!   ticket that it hands out is past once the raised counts are durable. Where barriers come often, counts are
+//!   raised ahead (`ahead`), so that only the pointer is left to write.
 //! * A count falls when the page that dropped the pointer is durable (R3) and every reader that could still
 //!   hold the pointer has left (R4); until then the cluster is not free, because its count is not zero.
 //! * Lazy images: a barrier skips refcount blocks, and tickets do not wait for counts; the dirty bit is
@@ -11,6 +12,7 @@
 //! * The file grows ahead of the clusters handed out, and their ticket waits for the new length, so that a
 //!   power cut never leaves a pointer past the end of the file.
 
+mod ahead;
 mod bulk;
 mod grow;
 mod ledger;
@@ -73,10 +75,17 @@ pub struct Pass {
 }
 
 impl Allocator {
-    /// The allocator of an open writable image. `cache_blocks`: refcount blocks kept in memory.
-    pub fn open(shared: Shared, lazy: bool, pass: Pass, cache_blocks: usize) -> Result<Self> {
+    /// The allocator of an open writable image. `cache_blocks`: refcount blocks kept in memory. `ahead_after`:
+    /// barriers with counts to write before counts are raised ahead, `None` for never.
+    pub fn open(
+        shared: Shared,
+        lazy: bool,
+        pass: Pass,
+        cache_blocks: usize,
+        ahead_after: Option<u32>,
+    ) -> Result<Self> {
         let table = RefcountTable::load(&shared, cache_blocks)?;
-        let ledger = Ledger::new(table, &shared)?;
+        let ledger = Ledger::new(table, &shared, ahead_after)?;
         Ok(Allocator {
             shared,
             ledger: Mutex::new(ledger),
@@ -133,6 +142,7 @@ impl Allocator {
     pub fn settle_all(&self) -> Result<()> {
         let mut ledger = self.lock();
         self.settle(&mut ledger)?;
+        ledger.drop_ahead(&self.shared)?;
         ledger.write_dirty(&self.shared)?;
         ledger.trim(&self.shared)
     }
@@ -208,6 +218,7 @@ impl Settler for Allocator {
             // Under the ledger lock: a count raised after this gets a ticket for the next sync.
             let mut ledger = self.lock();
             if !self.is_lazy() && !planted(Plant::CountsNotWritten) {
+                ledger.raise_ahead(&self.shared)?;
                 ledger.write_dirty(&self.shared)?;
             }
             self.shared.medium.begin_sync()

@@ -46,12 +46,18 @@ impl Ledger {
         }
         let spills = geometry.in_cluster(at) + bytes > geometry.cluster_bytes();
         let next = cluster + 1;
-        if spills && (self.table.block_offset(next)?.is_none() || self.count(shared, next)? != 0) {
+        let is_free = self.is_next_ahead(next)
+            || (self.table.block_offset(next)?.is_some() && self.count(shared, next)? == 0);
+        if spills && !is_free {
             return Ok(None);
         }
         let mut ticket = self.ticket_now(shared, lazy);
         if spills {
-            ticket = ticket.max(self.raise(shared, next, 1, lazy)?.ticket);
+            let run = match self.is_next_ahead(next) {
+                true => self.take_ahead(shared, 1)?,
+                false => Some(self.raise(shared, next, 1, lazy)?),
+            };
+            ticket = run.map_or(ticket, |r| ticket.max(r.ticket));
         }
         if let Err((_, e)) = self.table.change_run(shared, cluster, 1, &mut |_, old| Ok(old + 1)) {
             if spills {

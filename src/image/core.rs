@@ -193,12 +193,13 @@ impl Core {
             let lazy = lazy_in_force(header, &settings.options)?;
             let blocks = (sizes.refcount_cache_bytes >> geometry.cluster_bits) as usize;
             index_other_tables(shared, header)?;
+            let ahead = settings.options.refcounts_ahead.flushes_before();
             let pass = Pass {
                 requests: settings.options.passes_discard_request(),
                 snapshots: settings.options.pass_discard_snapshot,
                 others: settings.options.pass_discard_other,
             };
-            Some(Arc::new(Allocator::open(shared.clone(), lazy, pass, blocks)?))
+            Some(Arc::new(Allocator::open(shared.clone(), lazy, pass, blocks, ahead)?))
         };
         let seconds = u64::from(settings.options.cache_clean_interval_seconds);
         let interval = (seconds > 0).then(|| Duration::from_secs(seconds));

@@ -1,6 +1,7 @@
 //! The parts of a resize that change tables: a longer L1 table, dropped entries, preallocated clusters.
 
 use super::core::Io;
+use super::flush::Flusher;
 use super::qcow2::Alone;
 use super::{Core, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
@@ -80,21 +81,22 @@ impl Alone<'_> {
         core.barrier()
     }
 
-    /// Zeroes what a longer backing file, or the rest of the last cluster, would show past `old`, durably, before
-    /// the disk says that it has this range: a power cut must not leave the new size with old bytes.
+    /// Zeroes what a longer backing file, the rest of the last cluster, or entries that somebody has left behind
+    /// would show past `old`, durably, before the disk says that it has this range: a power cut must not leave the
+    /// new size with old bytes.
     fn hide(&self, old: u64, size: u64) -> Result<()> {
         let core = self.core();
         let below = core.backing().map_or(0, |b| b.length());
         let cluster_end = core.geometry.cluster_ceil(old).unwrap_or(old);
-        let end = below.max(cluster_end).min(size);
+        let end = below.max(cluster_end).max(core.io()?.map.tables_end()).min(size);
         if end <= old {
             return Ok(());
         }
         let wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), end)?;
-        if wide.reads_zero(old, end - old)? {
-            return Ok(());
+        let (changed, zeroed) = wide.zero_what_shows(old, end, self.flusher());
+        if !changed {
+            return zeroed;
         }
-        let zeroed = wide.write_zeroes(old, end - old, ZeroFlags::default(), self.flusher());
         // From the first write on the core in force knows less than the medium.
         zeroed.and_then(|()| wide.settle()).map_err(|e| core.shared.medium.latch().close(e))?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
@@ -120,6 +122,27 @@ impl Core {
     fn writer(&self) -> Result<(&Io, &crate::alloc::Allocator)> {
         let (io, alloc) = self.begin_write()?;
         Ok((io, alloc))
+    }
+
+    /// Zeroes what does not read as zeroes in `[from, to)`. `true`: something was written, even if it failed.
+    fn zero_what_shows(&self, from: u64, to: u64, flusher: &Flusher) -> (bool, Result<()>) {
+        let table_bytes = self.geometry.l2_table_guest_bytes();
+        let (mut at, mut changed) = (from, false);
+        while at < to {
+            let step = (table_bytes - at % table_bytes).min(to - at);
+            match self.reads_zero(at, step) {
+                Ok(true) => {}
+                Ok(false) => {
+                    changed = true;
+                    if let Err(e) = self.write_zeroes(at, step, ZeroFlags::default(), flusher) {
+                        return (true, Err(e));
+                    }
+                }
+                Err(e) => return (changed, Err(e)),
+            }
+            at += step;
+        }
+        (changed, Ok(()))
     }
 
     /// Moves the L1 table to a longer place.

@@ -358,6 +358,13 @@ impl Map {
         self.write_out().barrier()
     }
 
+    /// Guest offset past the last L2 table.
+    pub fn tables_end(&self) -> u64 {
+        let has_table = |i: &u64| L1Entry(self.l1.entry(*i as usize).descriptor).table_offset() != 0;
+        let last = (0..self.l1_entries).rev().find(has_table);
+        last.map_or(0, |i| (i + 1).saturating_mul(self.geometry.l2_table_guest_bytes()))
+    }
+
     /// Host clusters that changes in memory have let go of, and that no write-out has passed on yet.
     pub fn held_clusters(&self) -> u64 {
         self.list.held_clusters()

@@ -3,7 +3,7 @@
 //! Life of a change: `update` stores the new entry, so that every reader sees it at once, and records what
 //! must be durable first (`after`) and what the change let go of (`dropped`). `write_out` writes the dirty
 //! sectors; an entry whose ticket is not past yet is written with the value it had before (rules R1, R2),
-//! and its sector stays dirty. What a written change dropped goes to the ledger with the ticket of the next
+//! and makes its sector dirty once it is. What a written change dropped goes to the ledger with the ticket of the next
 //! sync (rule R3).
 //!
 //! Readers take no lock. P1: an evicted page is clean and never changes again. P2: `held` is in the order of
@@ -306,7 +306,6 @@ impl Page {
         if let Some(release) = dropped {
             list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
         }
-        self.mark_dirty(&mut state, change.entry);
         if !state.listed {
             state.listed = true;
             list.add(self);
@@ -315,6 +314,8 @@ impl Page {
         if waits {
             // Who sees this count finds the page: on the list, or in the hands of an announced write-out.
             list.add_waiting(after);
+        } else {
+            self.mark_dirty(&mut state, change.entry);
         }
         if dropped.is_some() || waits {
             state.held.push(Held { entry: change.entry, before, after, waits, dropped });
@@ -394,6 +395,7 @@ impl Page {
         for held in std::mem::take(&mut state.held) {
             if medium.is_past(held.after) && !blocked.contains(&held.entry) {
                 releases.extend(held.dropped);
+                self.mark_dirty(&mut state, held.entry);
                 if held.waits {
                     list.remove_waiting(held.after);
                 }
@@ -409,9 +411,6 @@ impl Page {
         list.held_clusters.fetch_sub(passed_on, Ordering::Relaxed);
         let unit = medium.storage().traits().alignment.max(SECTOR_BYTES) / SECTOR_BYTES;
         let runs = self.copy_dirty(&mut state, unit as usize, &older);
-        for (entry, _) in &older {
-            self.mark_dirty(&mut state, *entry);
-        }
         let clean = older.is_empty();
         if !clean {
             state.listed = true;

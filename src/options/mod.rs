@@ -15,7 +15,7 @@ pub use cache::{cache_sizes, l2_bytes_for, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
 pub use open::OpenOptions;
 pub use parse::parse_size;
-pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected};
+pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead};
 
 use crate::error::{Error, Result};
 use parse::Value;
@@ -140,6 +140,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("pass-discard-request", Kind::Bool, None, "Give clusters back to the host when the guest discards them; default: with discard=unmap"),
     open("pass-discard-snapshot", Kind::Bool, Some("on"), "Give clusters back to the host when a snapshot operation frees them"),
     open("refcount-cache-size", Kind::Size, None, "Most memory for the refcount cache"),
+    open("refcounts-ahead", Kind::Text, Some("auto"), "Raise refcounts before they are needed, so that an eager image writes and syncs less; a killed handle leaks them (allowed values: off, on, auto)"),
     open("snapshot.id", Kind::Text, None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
     open("snapshot.name", Kind::Text, None, "Read the internal snapshot with this name instead of the disk (read-only)"),
 ];

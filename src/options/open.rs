@@ -1,7 +1,9 @@
 //! Options of an open image.
 
 use super::parse::Value;
-use super::words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected};
+use super::words::{
+    CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead,
+};
 use super::{parse_one, Scope};
 use crate::error::{Error, Result};
 use crate::format::Geometry;
@@ -41,6 +43,8 @@ pub struct OpenOptions {
     pub pass_discard_other: bool,
     /// A discarded guest cluster keeps its host cluster.
     pub discard_no_unref: bool,
+    /// Whether counts are raised ahead in an eager image.
+    pub refcounts_ahead: RefcountsAhead,
     /// What a write of zero bytes becomes.
     pub detect_zeroes: DetectZeroes,
     /// Threads that compress one request.
@@ -73,6 +77,7 @@ impl Default for OpenOptions {
             pass_discard_snapshot: true,
             pass_discard_other: false,
             discard_no_unref: false,
+            refcounts_ahead: RefcountsAhead::Auto,
             detect_zeroes: DetectZeroes::Off,
             compress_threads: 1,
             snapshot_id: None,
@@ -167,6 +172,7 @@ impl OpenOptions {
             "cache" => self.cache = CacheMode::parse(word)?,
             "discard" => self.discard = Discard::parse(word)?,
             "detect-zeroes" => self.detect_zeroes = DetectZeroes::parse(word)?,
+            "refcounts-ahead" => self.refcounts_ahead = RefcountsAhead::parse(word)?,
             "snapshot.id" => self.snapshot_id = Some(word.into()),
             "snapshot.name" => self.snapshot_name = Some(word.into()),
             "overlap-check" => self.overlap_check = Some(OverlapTemplate::parse(word)?),

@@ -68,6 +68,40 @@ impl Discard {
     }
 }
 
+/// When an eager image raises refcounts before they are needed, so that a flush after an allocating write costs
+/// what it costs in a lazy one. A handle that is killed then leaves up to one sector of counts as leaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RefcountsAhead {
+    /// Never.
+    Off,
+    /// From the first flush on.
+    On,
+    /// Once the handle has flushed allocating writes a few times.
+    #[default]
+    Auto,
+}
+
+impl RefcountsAhead {
+    /// The mode called `word`.
+    pub fn parse(word: &str) -> Result<RefcountsAhead> {
+        match word {
+            "off" => Ok(RefcountsAhead::Off),
+            "on" => Ok(RefcountsAhead::On),
+            "auto" => Ok(RefcountsAhead::Auto),
+            _ => Err(Error::invalid(format!("refcounts-ahead is '{word}': one of off, on, auto"))),
+        }
+    }
+
+    /// Flushes with counts to write before counts are raised ahead; `None`: never.
+    pub fn flushes_before(self) -> Option<u32> {
+        match self {
+            RefcountsAhead::Off => None,
+            RefcountsAhead::On => Some(0),
+            RefcountsAhead::Auto => Some(8),
+        }
+    }
+}
+
 /// What a write of zero bytes becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DetectZeroes {

@@ -31,6 +31,7 @@ const LAZY: Setup = Setup {
     backing: None,
     tiny_cache: false,
     prefill: 20,
+    ahead: false,
     snapshots: false,
 };
 

@@ -9,8 +9,9 @@ use crate::testkit::setup::Setup;
 use qcow2::error::ErrorKind;
 use qcow2::ops::check::check;
 use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::options::OpenOptions;
-use qcow2::storage::Storage;
+use qcow2::ops::resize::resize;
+use qcow2::options::{OpenOptions, Preallocation};
+use qcow2::storage::{Purpose, Storage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,7 @@ fn security_backing_name_is_never_opened() {
         // A name without a format is never probed.
         let image: Arc<dyn Storage> = new_image(MIB, &[compat, "backing_file=base", "backing_fmt=qcow2"]);
         let mut bytes = vec![0; image.length().unwrap() as usize];
-        image.read(qcow2::storage::Purpose::Header, 0, &mut [std::io::IoSliceMut::new(&mut bytes)]).unwrap();
+        image.read(Purpose::Header, 0, &mut [std::io::IoSliceMut::new(&mut bytes)]).unwrap();
         let at =
             bytes.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).expect("the format's extension");
         put(&mut bytes, at, &[0x11, 0x11, 0x11, 0x11]);
@@ -423,7 +424,7 @@ fn security_version_2_has_no_version_3_fields() {
         handle.close().unwrap();
         assert_sound(&*image);
         let mut after = vec![0; 4096];
-        image.read(qcow2::storage::Purpose::Header, 0, &mut [std::io::IoSliceMut::new(&mut after)]).unwrap();
+        image.read(Purpose::Header, 0, &mut [std::io::IoSliceMut::new(&mut after)]).unwrap();
         assert!(after[72..] == bytes[72..4096], "bytes that nobody owns have changed");
     }
     // A version 3 header that ends before a field does not have that field.
@@ -434,4 +435,26 @@ fn security_version_2_has_no_version_3_fields() {
     let image: Arc<dyn Storage> = memory(short);
     open_over(&image, None, WRITABLE, &[]).unwrap().close().unwrap();
     assert_sound(&*image);
+}
+
+/// A program shrank a disk by its header alone, and left entries past the end. Grown again, the disk showed the
+/// bytes that had been cut off, or another owner's.
+#[test]
+fn growing_a_disk_shows_nothing_that_was_left_past_its_end() {
+    for lazy in ["lazy_refcounts=off", "lazy_refcounts=on"] {
+        let image: Arc<dyn Storage> = new_image(4 * MIB, &["cluster_size=512", lazy]);
+        let handle = open_over(&image, None, WRITABLE, &[]).unwrap();
+        write(&handle, 0, &pattern(3 * MIB, 1));
+        handle.close().unwrap();
+        let short = 100 * KIB + 512;
+        image.write(Purpose::Header, 24, &[std::io::IoSlice::new(&short.to_be_bytes())]).unwrap();
+        let handle = open_over(&image, None, WRITABLE, &[]).unwrap();
+        resize(&handle, 4 * MIB, Preallocation::Off).unwrap();
+        let wanted = [pattern(3 * MIB, 1)[..short as usize].to_vec(), vec![0; (4 * MIB - short) as usize]];
+        assert!(read_all(&handle) == wanted.concat(), "{lazy}: while it is open");
+        handle.close().unwrap();
+        assert_sound(&*image);
+        let again = open_over(&image, None, WRITABLE, &[]).unwrap();
+        assert!(read_all(&again) == wanted.concat(), "{lazy}: opened again");
+    }
 }

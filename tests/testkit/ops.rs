@@ -137,6 +137,7 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         backing: rng.one_in(3).then(|| rng.below(sectors * 3 / 2) + 1),
         tiny_cache: rng.one_in(3),
         prefill: if rng.one_in(3) { rng.below(sectors / 2) } else { 0 },
+        ahead: rng.one_in(2),
         snapshots: rng.one_in(3),
     }
 }

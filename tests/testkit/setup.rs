@@ -44,6 +44,8 @@ pub struct Setup {
     pub tiny_cache: bool,
     /// Sectors written (with `PREFILL_TAG`) before the recording starts.
     pub prefill: u64,
+    /// An eager image raises counts ahead from the first flush on.
+    pub ahead: bool,
     /// Random lists take, apply and delete snapshots.
     pub snapshots: bool,
 }
@@ -60,6 +62,7 @@ impl Default for Setup {
             backing: None,
             tiny_cache: false,
             prefill: 0,
+            ahead: false,
             snapshots: false,
         }
     }
@@ -102,6 +105,9 @@ impl Setup {
         };
         if self.tiny_cache {
             list.extend(["l2-cache-size=0", "refcount-cache-size=0", "l2-cache-entry-size=512"]);
+        }
+        if self.ahead {
+            list.push("refcounts-ahead=on");
         }
         OpenOptions::parse(&list).expect("options")
     }
