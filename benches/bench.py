@@ -12,9 +12,9 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
 import report  # noqa: E402
-from workloads import flushes, reads  # noqa: E402
+from workloads import compressed, flushes, growth, reads, whole  # noqa: E402
 
-MODULES = (reads, flushes)
+MODULES = (reads, flushes, compressed, whole)
 BY_VARIANT = (flushes.TABLE,)
 
 
@@ -26,6 +26,8 @@ def arguments():
     parser.add_argument('--quick', action='store_true', help='a quarter of the work and three rounds')
     parser.add_argument('--json', metavar='FILE', help='write everything that was measured')
     parser.add_argument('--chart', metavar='FILE.svg', help='draw the ratios')
+    parser.add_argument('--growth', action='store_true',
+                        help='measure what cost grows with, in place of the workloads; --chart draws that')
     parser.add_argument('--tables', metavar='FILE', help='print the tables of an earlier --json, measure nothing')
     parser.add_argument('--dir', default='/var/tmp', help='a directory on a disk; needs 30 GB (default: /var/tmp)')
     parser.add_argument('--tmpfs', default='/dev/shm', help='a directory in memory (default: /dev/shm)')
@@ -38,32 +40,43 @@ def workloads():
     return {name: function for module in MODULES for name, function in module.WORKLOADS.items()}
 
 
-def measure(options):
-    chosen = workloads()
+def chosen_workloads(options):
+    every = workloads()
     for name in options.only:
-        if name not in chosen:
+        if name not in every:
             sys.exit(f'{name}: no such workload; see --list')
-    if options.only:
-        chosen = {name: chosen[name] for name in chosen if name in options.only}
-    rows, notes = [], []
+    return {name: every[name] for name in every if not options.only or name in options.only}
+
+
+def measure_rows(env, chosen):
+    rows = []
+    for name, function in chosen.items():
+        start, before = time.monotonic(), len(rows)
+        print(f'{name} ...', end='', flush=True, file=sys.stderr)
+        function(env, rows)
+        os.sync()
+        missed = sum(not one['pass'] for row in rows[before:] for one in row.reaches)
+        print(f' {time.monotonic() - start:.0f} s{f", {missed} missed" if missed else ""}', file=sys.stderr)
+    return [row.record() for row in rows]
+
+
+def measure(options):
+    chosen = chosen_workloads(options)
+    notes, result = [], {}
     directory = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.dir)
     tmpfs = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.tmpfs)
     env = harness.Environment(options.build, options.peers, directory, tmpfs, options.quick)
     env.note = notes.append
     harness.allow_locking()
     try:
-        for name, function in chosen.items():
-            start = time.monotonic()
-            before = len(rows)
-            print(f'{name} ...', end='', flush=True, file=sys.stderr)
-            function(env, rows)
-            os.sync()
-            missed = sum(not one['pass'] for row in rows[before:] for one in row.reaches)
-            print(f' {time.monotonic() - start:.0f} s{f", {missed} missed" if missed else ""}', file=sys.stderr)
+        if options.growth:
+            result['growth'] = growth.measure(env, lambda name: print(name, file=sys.stderr))
+        else:
+            result['rows'] = measure_rows(env, chosen)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(tmpfs, ignore_errors=True)
-    return {'rows': [row.record() for row in rows], 'notes': notes}
+    return {**result, 'notes': notes}
 
 
 def main():
@@ -76,14 +89,18 @@ def main():
             result = json.load(source)
     else:
         result = measure(options)
-    print(report.tables(result['rows'], BY_VARIANT))
+    if 'growth' in result:
+        print(report.growth_tables(result['growth']))
+    else:
+        print(report.tables(result['rows'], BY_VARIANT))
+        print(report.summary(result['rows']))
     print('\n'.join(f'note: {note}' for note in result['notes']))
-    print(report.summary(result['rows']))
     if options.json:
         with open(options.json, 'w', encoding='utf-8') as out:
             json.dump(result, out, indent=1)
     if options.chart:
-        report.bars(result['rows'], options.chart)
+        (report.growth_chart if 'growth' in result else report.bars)(
+            result['growth' if 'growth' in result else 'rows'], options.chart)
 
 
 if __name__ == '__main__':

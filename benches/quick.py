@@ -89,7 +89,7 @@ def prepare(env, path):
         driver('close d')
         driver(f'create qcow2 {path}/mapped.qcow2 1T preallocation=metadata')
         driver(f'create qcow2 {path}/checked.qcow2 {MAPPED} preallocation=metadata')
-    harness.command([env.img, 'convert', '-c', '-f', 'raw', '-O', 'qcow2', f'{path}/text.raw', f'{path}/zlib.qcow2'])
+    harness.command(env, [env.img, 'convert', '-c', '-f', 'raw', '-O', 'qcow2', f'{path}/text.raw', f'{path}/zlib.qcow2'])
 
 
 def lines(name, path, count):

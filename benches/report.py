@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Tables (Markdown) and charts (SVG) of what was measured."""
 
+import math
+
 SVG_COLOURS = {'raw': '#888888', 'ours': '#1f6fb2', 'imago': '#e08a2c', 'qcow2-rs': '#b04a8c', 'QEMU': '#5a9e4b'}
 
 
@@ -49,10 +51,10 @@ def reached(row):
     """The cells that are to be reached, with what they are."""
     out = []
     for one in row['reach']:
-        sign = '<=' if one['better'] == 'smaller' else '>='
         show = size if 'memory' in one['what'] else number
-        out.append(f'{one["variant"]}: {one["what"]} {show(one["value"])} {sign} {show(one["limit"])} '
-                   f'**{"pass" if one["pass"] else "MISS"}**')
+        value = 'fails' if one['value'] is None else show(one['value'])
+        out.append(f'{one["variant"]}: {one["what"]} {value}, at most {show(one["limit"])}: '
+                   f'{"pass" if one["pass"] else "**MISS**"}')
     return '<br>'.join(out)
 
 
@@ -108,7 +110,7 @@ def tables(rows, by_variant=()):
 
 def summary(rows):
     cells = [(row, one) for row in rows for one in row['reach']]
-    missed = [f'{row["name"]}, {one["variant"]}: {one["what"]} {number(one["value"])}, limit {number(one["limit"])}'
+    missed = [f'{row["name"]}, {one["variant"]}: {one["what"]} {number(one["value"]) or "fails"}, limit {number(one["limit"])}'
               for row, one in cells if not one['pass']]
     return '\n'.join([f'{len(cells) - len(missed)} of {len(cells)} cells are reached.', *missed])
 
@@ -151,3 +153,59 @@ def bars(rows, path, most=5.0):
            f'<text x="{one}" y="32" font-size="9" text-anchor="middle">1.0</text>{"".join(body)}</svg>\n')
     with open(path, 'w', encoding='utf-8') as out:
         out.write(svg)
+
+
+def growth_tables(series):
+    """One table for each thing that grows."""
+    lines = []
+    for one in series:
+        keys = list(dict.fromkeys(key for point in one['points'] for key in point if key != 'x'))
+        lines += [f'### {one["title"]}', '', f'Grows with it: {one["law"]}.', '',
+                  f'| {one["x"]} | ' + ' | '.join(keys) + ' |', '| ---: ' * (len(keys) + 1) + '|']
+        for point in one['points']:
+            cells = [(size(point[key]) if key == 'memory' else number(point[key])) if key in point else ''
+                     for key in keys]
+            lines.append(f'| {point["x"]} | ' + ' | '.join(cells) + ' |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+LINE_COLOURS = ('#1f6fb2', '#e08a2c', '#5a9e4b', '#b04a8c', '#888888', '#000000')
+
+
+def growth_panel(one, left, top, width=300, height=170):
+    """One picture: everything as a multiple of its smallest value, on a scale of powers of ten."""
+    keys = list(dict.fromkeys(key for point in one['points'] for key in point if key != 'x'))
+    relative = {}
+    for key in keys:
+        values = [point.get(key) for point in one['points']]
+        least = min((value for value in values if value), default=1)
+        relative[key] = [value / least if value else None for value in values]
+    top_decade = max(1, math.ceil(math.log10(max(v for vs in relative.values() for v in vs if v))))
+    step = width / max(1, len(one['points']) - 1)
+    out = [f'<text x="{left}" y="{top - 8}" font-weight="bold">{escape(one["title"])}</text>']
+    for decade in range(top_decade + 1):
+        y = top + height - height * decade / top_decade
+        out.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + width}" y2="{y:.1f}" stroke="#ddd"/>'
+                   f'<text x="{left - 4}" y="{y + 4:.1f}" text-anchor="end" font-size="9">x{10 ** decade:,}</text>')
+    for i, point in enumerate(one['points']):
+        out.append(f'<text x="{left + i * step:.1f}" y="{top + height + 13}" text-anchor="middle" '
+                   f'font-size="9">{escape(point["x"])}</text>')
+    for index, key in enumerate(keys):
+        points = ' '.join(f'{left + i * step:.1f},{top + height - height * math.log10(v) / top_decade:.1f}'
+                          for i, v in enumerate(relative[key]) if v)
+        paint = LINE_COLOURS[index % len(LINE_COLOURS)]
+        out.append(f'<polyline points="{points}" fill="none" stroke="{paint}" stroke-width="2"/>'
+                   f'<text x="{left + 6}" y="{top + 12 + index * 12}" font-size="10" fill="{paint}">{escape(key)}</text>')
+    return ''.join(out)
+
+
+def growth_chart(series, path):
+    across, wide_by, high_by = 2, 400, 240
+    rows = -(-len(series) // across)
+    panels = ''.join(growth_panel(one, 60 + i % across * wide_by, 60 + i // across * high_by)
+                     for i, one in enumerate(series))
+    with open(path, 'w', encoding='utf-8') as out:
+        out.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="{across * wide_by + 20}" height="{rows * high_by + 40}" '
+                  f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+                  f'<text x="60" y="20">each as a multiple of its smallest value</text>{panels}</svg>\n')

@@ -1,27 +1,32 @@
 /* The benchmark's driver: reads commands, one a line, and answers each with one line of JSON.
    SPDX-License-Identifier: MIT OR Apache-2.0
 
-   create qcow2|raw PATH SIZE [KEY=VALUE...]
+   create qcow2|raw PATH SIZE [KEY=VALUE...]             timed
    open NAME ENGINE PATH [rw] [direct] [KEY=VALUE...]   options of qcow2_open
    run NAME op=read|write order=random|seq|stride|perm|share bs= span= [start= stride= count= seed= threads= flush=
        final=1 depth= data=text part= parts=]
    close NAME                                            timed
    opens ENGINE PATH N [KEY=VALUE...]                    open and close, N times
    check NAME [leaks] [errors]                           qcow2_check, timed
-   snapshots NAME N                                      that many snapshots, timed
+   snapshots NAME N [FROM]                               that many snapshots, timed; the names count from FROM
    warm PATH                                             reads the file and locks its pages in memory
    cool PATH                                             lets them go again
-   memory                                                bytes: peak since the last `memory`, and now */
+   memory                                                bytes: peak since the last `memory`, and now
+
+   bench-driver spawn PROGRAM... runs a program and tells what it took. */
 #include "bench.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <qcow2.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { MAX_DISKS = 32, MAX_FILES = 64, MAX_WORDS = 32, READ_BYTES = 1 << 20 };
@@ -91,7 +96,10 @@ static struct disk *find_disk(const char *name)
 static void command_create(char *const *words)
 {
     uint64_t size = parse_size(words[2]);
+    struct usage from;
 
+    begin_counting();
+    from = usage_now();
     if (strcmp(words[0], "qcow2") == 0) {
         unlink(words[1]);
         if (qcow2_create(words[1], size, (const char *const *)(words + 3)) < 0)
@@ -103,7 +111,7 @@ static void command_create(char *const *words)
             fail("%s: %s", words[1], strerror(errno));
         close(fd);
     }
-    done();
+    print_usage(&from, 1, 0);
 }
 
 static const char *const *open_flags(char *const *words, unsigned *flags)
@@ -204,14 +212,14 @@ static void command_check(char *const *words)
 static void command_snapshots(char *const *words)
 {
     struct disk *disk = find_disk(words[0]);
-    uint64_t count = parse_size(words[1]);
+    uint64_t count = parse_size(words[1]), first = words[2] != NULL ? parse_size(words[2]) : 0;
     struct usage from;
     char name[32];
 
     begin_counting();
     from = usage_now();
     for (uint64_t i = 0; i < count; i++) {
-        snprintf(name, sizeof name, "s%llu", (unsigned long long)i);
+        snprintf(name, sizeof name, "s%llu", (unsigned long long)(first + i));
         if (qcow2_snapshot_create(disk->handle, name, NULL) < 0)
             fail("snapshot: %s", qcow2_last_error());
     }
@@ -323,9 +331,31 @@ static void execute(char *const *words, int count)
     fail("%s: no such command, or too few words", words[0]);
 }
 
-int main(void)
+/* Runs a program and then tells what it took. A small process does this, for the kernel counts the memory of whoever
+   starts a program as the program's. */
+static int spawn(char **arguments)
+{
+    struct usage from = usage_now();
+    struct rusage used;
+    int status;
+    pid_t pid;
+
+    if (posix_spawnp(&pid, arguments[0], NULL, NULL, arguments, environ) != 0)
+        fail("%s: cannot be started", arguments[0]);
+    if (wait4(pid, &status, 0, &used) < 0)
+        fail("wait4: %s", strerror(errno));
+    printf("\n{\"wall\": %.9f, \"user\": %.6f, \"system\": %.6f, \"ops\": 1, \"memory\": %lld}\n",
+           usage_now().wall - from.wall, (double)used.ru_utime.tv_sec + (double)used.ru_utime.tv_usec * 1e-6,
+           (double)used.ru_stime.tv_sec + (double)used.ru_stime.tv_usec * 1e-6, (long long)used.ru_maxrss << 10);
+    return status != 0;
+}
+
+int main(int argc, char **argv)
 {
     char line[4096];
+
+    if (argc > 2 && strcmp(argv[1], "spawn") == 0)
+        return spawn(argv + 2);
 
     while (fgets(line, sizeof line, stdin) != NULL) {
         char *words[MAX_WORDS + 1], *rest = line;

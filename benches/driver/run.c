@@ -90,17 +90,25 @@ uint64_t mix(uint64_t value)
     return value ^ (value >> 31);
 }
 
+/* The product of three fractions prefers small numbers: 0 is the most frequent one of 4096. */
+static uint64_t skewed(uint64_t r)
+{
+    return (((r & 0xffff) * (r >> 16 & 0xffff) >> 16) * (r >> 32 & 0xffff)) >> 20;
+}
+
 void fill_text(char *buffer, size_t count, uint64_t seed)
 {
+    enum { PHRASE_WORDS = 4 };
+    uint64_t phrase = 0;
     size_t at = 0;
 
     for (uint64_t i = 0; at < count; i++) {
-        uint64_t r = mix(seed * 0x10001 + i), letters;
-        unsigned number, length;
+        uint64_t letters;
+        unsigned length;
 
-        /* The product of two fractions prefers small numbers: word 0 is the most frequent one of 4096. */
-        number = (unsigned)((r & 0xffff) * (r >> 16 & 0xffff) >> 20);
-        letters = mix(number);
+        if (i % PHRASE_WORDS == 0)
+            phrase = skewed(mix(seed * 0x10001 + i));
+        letters = mix(skewed(mix(phrase * PHRASE_WORDS + i % PHRASE_WORDS)));
         length = 2 + (unsigned)(letters >> 56) % 9;
         for (unsigned k = 0; k < length && at < count; k++, letters /= 26)
             buffer[at++] = (char)('a' + letters % 26);

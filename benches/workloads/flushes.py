@@ -42,7 +42,7 @@ def sample(env, tmpfs, engine, create, options, run, span, counted=False):
 def by_qemu(env, tmpfs, form, create, operations, extra, cache='writeback'):
     env.need('qemu')
     path = env.path('flush-qemu', tmpfs)
-    command([env.qemu, 'create', '-q', '-f', form, *(['-o', create] if create else []), path,
+    command(env, [env.qemu, 'create', '-q', '-f', form, *(['-o', create] if create else []), path,
              str(operations * 65536)])
     used = qemu_bench(env, path, operations, step=65536, cache=cache, extra=['-w', *extra], form=form)
     env.remove('flush-qemu')
@@ -71,7 +71,8 @@ def flushed(env, rows):
             variants[variant] = lambda _, f=form, c=create: by_qemu(
                 env, tmpfs, f, c, span // 65536, ['--flush-interval=1'])
         title = 'tmpfs (CPU cost)' if tmpfs else 'on a disk'
-        row = Row(env, TABLE, name, f'4 KiB allocating write and flush, {title}', metric='wall')
+        row = Row(env, TABLE, name, f'4 KiB allocating write and flush, {title}',
+                  metric='cpu' if tmpfs else 'wall')
         row.run(variants, warmup=tmpfs)
         reach_flushed(row, lazy, eager)
         row.reach('ours lazy, writethrough', lazy)
@@ -132,7 +133,7 @@ def counted_qemu(env, form, create, few=256, many=1280):
     env.need('qemu')
     path, both = env.path('flush-qemu', True), []
     for operations in (few, many):
-        command([env.qemu, 'create', '-q', '-f', form, *(['-o', create] if create else []), path, str(many * 65536)])
+        command(env, [env.qemu, 'create', '-q', '-f', form, *(['-o', create] if create else []), path, str(many * 65536)])
         both.append(trace(env, [env.qemu, 'bench', '-f', form, '-w', '-t', 'writeback', '-c', str(operations), '-d', '1',
                                 '-s', '4096', '-S', '65536', '--flush-interval=1', path]))
     env.remove('flush-qemu')
@@ -160,7 +161,7 @@ def threads(env, rows):
 def writeback(env, rows):
     """No flush until the end, which counts."""
     for name, tmpfs, limit in (('writeback-ext4', False, 1.0), ('writeback-tmpfs', True, 1.3)):
-        span = 8192 // env.scale * 65536
+        span = (8192 if tmpfs else 2048) // env.scale * 65536
         variants = {}
         for variant in ('raw', 'ours lazy', 'ours eager', 'imago', 'qcow2-rs'):
             engine, create, options = VARIANTS[variant]
@@ -169,7 +170,8 @@ def writeback(env, rows):
         variants['QEMU eager'] = lambda _: by_qemu(env, tmpfs, 'qcow2', '', span // 65536,
                                                  [f'--flush-interval={span // 65536}'])
         title = 'tmpfs' if tmpfs else 'on a disk'
-        row = Row(env, TABLE, name, f'4 KiB allocating writes, one flush at the end, {title}', metric='wall')
+        row = Row(env, TABLE, name, f'4 KiB allocating writes, one flush at the end, {title}',
+                  metric='cpu' if tmpfs else 'wall')
         row.run(variants, warmup=tmpfs)
         row.reach('ours lazy', limit)
         row.reach('ours eager', limit)
@@ -186,7 +188,8 @@ def random_order(env, rows):
             run = f'order=perm stride=64k flush=1 count={operations // env.scale}'
             variants[variant] = lambda _, e=engine, c=create, o=options, r=run: sample(env, tmpfs, e, c, o, r, span)
         title = 'tmpfs' if tmpfs else 'on a disk'
-        row = Row(env, TABLE, name, f'4 KiB allocating write and flush, all over the disk, {title}', metric='wall')
+        row = Row(env, TABLE, name, f'4 KiB allocating write and flush, all over the disk, {title}',
+                  metric='cpu' if tmpfs else 'wall')
         rows.append(row.run(variants, warmup=tmpfs))
 
 

@@ -166,7 +166,7 @@ def allocating_sequential(env, rows):
     def by_qemu(cache):
         env.need('qemu')
         path = env.path('alloc-qemu')
-        command([env.qemu, 'create', '-q', '-f', 'qcow2', path, str(size)])
+        command(env, [env.qemu, 'create', '-q', '-f', 'qcow2', path, str(size)])
         used = qemu_bench(env, path, size // MIB, block=MIB, cache=cache,
                           extra=['-w', *(['-i', 'native'] if cache == 'none' else [])])
         env.remove('alloc-qemu')

@@ -127,5 +127,7 @@ pub unsafe extern "C" fn qcow2rs_flush(image: *mut c_void) -> c_int {
 
 #[no_mangle]
 pub unsafe extern "C" fn qcow2rs_close(image: *mut c_void) {
+    // It asserts that nothing is left to be written.
+    let _ = block_on((*image.cast::<Qcow2Rs>()).flush_meta());
     drop(Box::from_raw(image.cast::<Qcow2Rs>()));
 }
