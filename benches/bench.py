@@ -29,6 +29,7 @@ def arguments():
     parser.add_argument('--growth', action='store_true',
                         help='measure what cost grows with, in place of the workloads; --chart draws that')
     parser.add_argument('--tables', metavar='FILE', help='print the tables of an earlier --json, measure nothing')
+    parser.add_argument('--into', metavar='FILE.md', help='put the tables between the marks of a document')
     parser.add_argument('--dir', default='/var/tmp', help='a directory on a disk; needs 30 GB (default: /var/tmp)')
     parser.add_argument('--tmpfs', default='/dev/shm', help='a directory in memory (default: /dev/shm)')
     parser.add_argument('--build', default='build-bench', help=argparse.SUPPRESS)
@@ -79,6 +80,17 @@ def measure(options):
     return {**result, 'notes': notes}
 
 
+def put_into(path, mark, text):
+    """Replaces what is between `<!-- MARK -->` and `<!-- end of MARK -->`."""
+    with open(path, encoding='utf-8') as source:
+        before, _, rest = source.read().partition(f'<!-- {mark} -->\n')
+    _, found, after = rest.partition(f'<!-- end of {mark} -->')
+    if not found:
+        sys.exit(f'{path}: has no marks for {mark}')
+    with open(path, 'w', encoding='utf-8') as out:
+        out.write(f'{before}<!-- {mark} -->\n\n{text}\n{found}{after}')
+
+
 def main():
     options = arguments()
     if options.list:
@@ -89,12 +101,13 @@ def main():
             result = json.load(source)
     else:
         result = measure(options)
-    if 'growth' in result:
-        print(report.growth_tables(result['growth']))
-    else:
-        print(report.tables(result['rows'], BY_VARIANT))
+    text = report.growth_tables(result['growth']) if 'growth' in result else report.tables(result['rows'], BY_VARIANT)
+    print(text)
+    if 'rows' in result:
         print(report.summary(result['rows']))
     print('\n'.join(f'note: {note}' for note in result['notes']))
+    if options.into:
+        put_into(options.into, 'growth' if 'growth' in result else 'tables', text)
     if options.json:
         with open(options.json, 'w', encoding='utf-8') as out:
             json.dump(result, out, indent=1)

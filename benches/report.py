@@ -74,7 +74,7 @@ def columns(rows):
 def table(title, rows):
     """One table: time over the base."""
     names = columns(rows)
-    lines = [f'## {title}', '', '| | ' + ' | '.join(names) + ' | reach |', '| --- ' * (len(names) + 2) + '|']
+    lines = [f'### {title}', '', '| | ' + ' | '.join(names) + ' | reach |', '| --- ' * (len(names) + 2) + '|']
     for row in rows:
         cells = [cell(row, name) for name in names]
         lines.append(f'| {row["title"]} | ' + ' | '.join(cells) + f' | {reached(row)} |')
@@ -84,7 +84,7 @@ def table(title, rows):
 
 def wide(title, rows):
     """One table with a line for each variant, for rows that have many; counts of calls where they are known."""
-    lines = [f'## {title}', '']
+    lines = [f'### {title}', '']
     names = columns(rows)
     keys = (('writes', 'writes per op'), ('written_bytes', 'bytes written per op'), ('syncs', 'syncs per op'))
     counts = {name: values for row in rows for name, values in row['variants'].items()
