@@ -30,7 +30,7 @@ def arguments():
                         help='measure what cost grows with, in place of the workloads; --chart draws that')
     parser.add_argument('--tables', metavar='FILE', help='print the tables of an earlier --json, measure nothing')
     parser.add_argument('--into', metavar='FILE.md', help='put the tables between the marks of a document')
-    parser.add_argument('--dir', default='/var/tmp', help='a directory on a disk; needs 30 GB (default: /var/tmp)')
+    parser.add_argument('--dir', default='/var/tmp', help='a directory on a disk; needs 10 GB (default: /var/tmp)')
     parser.add_argument('--tmpfs', default='/dev/shm', help='a directory in memory (default: /dev/shm)')
     parser.add_argument('--build', default='build-bench', help=argparse.SUPPRESS)
     parser.add_argument('--peers', help=argparse.SUPPRESS)

@@ -132,9 +132,9 @@ METRICS = {'wall': wall, 'cpu': cpu}
 class Row:
     """One line of a table: what each variant took, as a ratio to the base, in rounds that alternate."""
 
-    def __init__(self, env, table, name, title, base='raw', metric='cpu', unit='op'):
+    def __init__(self, env, table, name, title, base='raw', metric='cpu'):
         self.env, self.table, self.name, self.title = env, table, name, title
-        self.base, self.metric, self.unit = base, metric, unit
+        self.base, self.metric = base, metric
         self.samples, self.missing, self.values, self.reaches = {}, {}, {}, []
 
     def run(self, variants, rounds=None, warmup=True):
@@ -196,7 +196,7 @@ class Row:
         for name, values in self.values.items():
             variants.setdefault(name, values)
         return {'table': self.table, 'name': self.name, 'title': self.title, 'base': self.base,
-                'metric': self.metric, 'unit': self.unit, 'variants': variants, 'missing': self.missing,
+                'metric': self.metric, 'variants': variants, 'missing': self.missing,
                 'reach': self.reaches}
 
 

@@ -23,6 +23,13 @@ def size(value):
         value /= 1024
 
 
+def duration(microseconds):
+    for unit, least in (('s', 1e6), ('ms', 1e3)):
+        if microseconds >= least:
+            return f'{number(microseconds / least)} {unit}'
+    return f'{number(microseconds)} us'
+
+
 def cell(row, name):
     """Ratios to the base (the judged kind first), then what else is known."""
     if name in row['missing']:
@@ -37,9 +44,9 @@ def cell(row, name):
         if values.get(f'{second}_ratio') is not None:
             text += f' ({number(values[f"{second}_ratio"])})'
         if name == row['base']:
-            text = f'{number(values[f"{first}_us"])} us'
+            text = duration(values[f'{first}_us'])
     elif values.get('wall_us') is not None:
-        text = f'{number(values[f"{first}_us"])} us'
+        text = duration(values[f'{first}_us'])
     if 'memory' in values:
         text += f', {size(values["memory"])}'
     if 'rate' in values:

@@ -85,7 +85,7 @@ def converts(env, rows):
         def by_qemu(_, convert=convert):
             env.need('qemu')
             return convert(env.qemu)
-        row = Row(env, TABLE, f'convert-{kind}', f'convert -c {kind}, -m 8 -W', base='QEMU', metric='wall', unit='run')
+        row = Row(env, TABLE, f'convert-{kind}', f'convert -c {kind}, -m 8 -W', base='QEMU', metric='wall')
         row.run({'QEMU': by_qemu, 'ours': lambda _, convert=convert: convert(env.img)}, rounds=3 if env.scale > 1 else 5,
                 warmup=False)
         row.values = {n: {'rate': size / MIB / row.time(n)} for n in row.samples}

@@ -20,7 +20,7 @@ def tool_row(env, name, title, arguments, limit, before):
             path = before(variant)
             return command(env, [tool, *(part.format(path=path) for part in arguments)])
         return sample
-    row = Row(env, TABLE, name, title, base='QEMU', metric='wall', unit='run')
+    row = Row(env, TABLE, name, title, base='QEMU', metric='wall')
     row.run({'QEMU': run('QEMU', env.qemu), 'ours': run('ours', env.img)}, warmup=False)
     row.reach('ours', limit)
     row.note_memory('QEMU')
@@ -135,7 +135,7 @@ def repairs(env, rows):
             return used
     row = tool_row(env, 'repair', 'repair of 1,048,576 stale refcounts, check -r all', ['check', '-q', '-r', 'all', '{path}'],
                    0.03, before=fresh)
-    opened = Row(env, TABLE, 'repair-open', 'the same by a writable open', base='QEMU', metric='wall', unit='run')
+    opened = Row(env, TABLE, 'repair-open', 'the same by a writable open', base='QEMU', metric='wall')
     opened.samples = {'QEMU': row.samples.get('QEMU', [])} if 'QEMU' in row.samples else {}
     opened.run({'ours': by_open}, warmup=False)
     opened.reach('ours', 0.03)
@@ -171,7 +171,7 @@ def converts(env, rows):
             return command(env, [*arguments, source, target])
         return sample
     plain = ['convert', '-f', 'qcow2', '-O', 'qcow2']
-    row = Row(env, TABLE, 'convert', 'convert, 1 GiB of data in 10 GiB, qcow2 to qcow2', base='cp', metric='wall', unit='run')
+    row = Row(env, TABLE, 'convert', 'convert, 1 GiB of data in 10 GiB, qcow2 to qcow2', base='cp', metric='wall')
     row.run({'cp': run('cp'), 'ours': run(env.img, *plain), 'QEMU': run(env.qemu, *plain),
              'QEMU -m 8 -W': run(env.qemu, *plain, '-m', '8', '-W')}, warmup=False)
     row.reach('ours', 1.1)
