@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -92,6 +93,7 @@ def put_into(path, mark, text):
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made is removed
     options = arguments()
     if options.list:
         print('\n'.join(f'{name:14}{function.__doc__ or ""}' for name, function in workloads().items()))
