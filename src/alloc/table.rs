@@ -7,7 +7,7 @@ use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64, refcount, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// A refcount block in memory.
 pub(super) struct Block {
@@ -33,7 +33,7 @@ pub(super) struct RefcountTable {
     pub(super) geometry: Geometry,
     pub(super) entries: Vec<u64>,
     pub(super) offset: u64,
-    blocks: HashMap<u64, Block>,
+    blocks: BTreeMap<u64, Block>,
     capacity: usize,
     clock: u64,
 }
@@ -61,7 +61,7 @@ impl RefcountTable {
             geometry,
             entries,
             offset: header.refcount_table_offset,
-            blocks: HashMap::new(),
+            blocks: BTreeMap::new(),
             capacity: capacity.max(2),
             clock: 0,
         })

@@ -18,6 +18,7 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,16 +62,19 @@ pub struct Core {
 /// requests out: read through it without entering its gate.
 struct Below {
     core: Arc<Core>,
-    generation: u64,
+    /// The backing image's count of states, and what it was.
+    generation: Arc<AtomicU64>,
+    seen: u64,
 }
 
 impl Below {
     fn of(settings: &CoreSettings) -> Option<Below> {
         match settings.backing.as_deref() {
             Some(Disk::Qcow2(image)) => {
-                let generation = image.generation();
+                let generation = Arc::clone(image.generation());
+                let seen = generation.load(Ordering::SeqCst);
                 let core = image.core();
-                core.is_read_only().then_some(Below { core, generation })
+                core.is_read_only().then_some(Below { core, generation, seen })
             }
             _ => None,
         }
@@ -297,9 +301,8 @@ impl Core {
     /// The backing image's state, if it may be read as it is.
     #[inline]
     pub(super) fn below(&self) -> Option<&Core> {
-        let (below, backing) = (self.below.as_ref()?, self.settings.backing.as_deref()?);
-        let Disk::Qcow2(image) = backing else { return None };
-        (image.generation() == below.generation).then_some(&below.core)
+        let below = self.below.as_ref()?;
+        (below.generation.load(Ordering::SeqCst) == below.seen).then_some(&below.core)
     }
 
     /// How the image was opened.

@@ -9,6 +9,8 @@ struct State {
     started: u64,
     completed: u64,
     running: bool,
+    /// Threads that wait.
+    waiting: usize,
 }
 
 /// The flushes of one image.
@@ -35,7 +37,9 @@ impl Flusher {
             if !state.running {
                 break;
             }
+            state.waiting += 1;
             state = self.done.wait(state).unwrap_or_else(|e| e.into_inner());
+            state.waiting -= 1;
         }
         state.running = true;
         state.started += 1;
@@ -47,7 +51,9 @@ impl Flusher {
         if answer.is_ok() {
             state.completed = number;
         }
-        self.done.notify_all();
+        if state.waiting > 0 {
+            self.done.notify_all();
+        }
         answer
     }
 }

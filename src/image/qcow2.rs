@@ -24,7 +24,7 @@ pub struct Image {
     flusher: Flusher,
     virtual_size: AtomicU64,
     /// Counts the states that have been replaced.
-    generation: AtomicU64,
+    generation: Arc<AtomicU64>,
 }
 
 impl Image {
@@ -37,7 +37,7 @@ impl Image {
             virtual_size: AtomicU64::new(core.virtual_size),
             core: ArcSwap::from_pointee(core),
             flusher: Flusher::default(),
-            generation: AtomicU64::new(0),
+            generation: Arc::default(),
         })
     }
 
@@ -53,8 +53,8 @@ impl Image {
 
     /// Changes whenever another state comes into force.
     #[inline]
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::SeqCst)
+    pub(super) fn generation(&self) -> &Arc<AtomicU64> {
+        &self.generation
     }
 
     /// Virtual size in bytes.

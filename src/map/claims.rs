@@ -4,10 +4,17 @@
 use crate::planted::{planted, Plant};
 use crate::sync::{Condvar, Mutex};
 
+#[derive(Default)]
+struct Held {
+    ranges: Vec<(u64, u64)>,
+    /// Threads that wait: nobody is woken, by a system call, when there are none.
+    waiting: usize,
+}
+
 /// The claims of one image.
 #[derive(Default)]
 pub struct Claims {
-    held: Mutex<Vec<(u64, u64)>>,
+    held: Mutex<Held>,
     dropped: Condvar,
 }
 
@@ -24,10 +31,12 @@ impl Claims {
     pub fn take(&self, first: u64, end: u64) -> Claim<'_> {
         debug_assert!(first < end);
         let mut held = self.held.lock().unwrap_or_else(|e| e.into_inner());
-        while !planted(Plant::ClaimSkipped) && held.iter().any(|(f, e)| *f < end && first < *e) {
+        while !planted(Plant::ClaimSkipped) && held.ranges.iter().any(|(f, e)| *f < end && first < *e) {
+            held.waiting += 1;
             held = self.dropped.wait(held).unwrap_or_else(|e| e.into_inner());
+            held.waiting -= 1;
         }
-        held.push((first, end));
+        held.ranges.push((first, end));
         Claim { claims: self, first, end }
     }
 }
@@ -47,9 +56,11 @@ impl Claim<'_> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut held = self.claims.held.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(at) = held.iter().position(|h| *h == (self.first, self.end)) {
-            held.swap_remove(at);
+        if let Some(at) = held.ranges.iter().position(|h| *h == (self.first, self.end)) {
+            held.ranges.swap_remove(at);
         }
-        self.claims.dropped.notify_all();
+        if held.waiting > 0 {
+            self.claims.dropped.notify_all();
+        }
     }
 }

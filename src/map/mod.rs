@@ -40,8 +40,7 @@ pub struct Map {
     front: Box<[OnceLock<Arc<Page>>]>,
     /// log2 of the L2 entries in a slice.
     slice_entry_bits: u32,
-    /// Entries are of one word, and offset 0 is no cluster.
-    plain: bool,
+    quick: Quick,
     list: DirtyList,
     claims: Claims,
     /// Held while an L2 table is made; across I/O. After claims, before the ledger.
@@ -50,6 +49,31 @@ pub struct Map {
     copied_table: AtomicU64,
     clean_interval: Option<Duration>,
     last_clean: Mutex<Instant>,
+}
+
+/// What `look` needs of the geometry, worked out once.
+struct Quick {
+    /// Entries are of one word, and offset 0 is no cluster.
+    plain: bool,
+    cluster_bits: u32,
+    /// log2 of the guest bytes of a slice.
+    slice_guest_bits: u32,
+    cluster_mask: u64,
+    /// Entries of a slice - 1.
+    index_mask: u64,
+}
+
+impl Quick {
+    fn new(geometry: &Geometry, slice_bytes: u64) -> Quick {
+        let entries = slice_bytes / geometry.l2_entry_bytes();
+        Quick {
+            plain: !geometry.extended_l2 && !geometry.external_data,
+            cluster_bits: geometry.cluster_bits,
+            slice_guest_bits: geometry.cluster_bits + entries.trailing_zeros(),
+            cluster_mask: geometry.cluster_bytes() - 1,
+            index_mask: entries - 1,
+        }
+    }
 }
 
 /// For read-only images: pages are never dirty, so nothing is ever asked of it.
@@ -94,7 +118,7 @@ impl Map {
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
         let map = Map {
-            plain: !geometry.extended_l2 && !geometry.external_data,
+            quick: Quick::new(&geometry, slice_bytes),
             geometry,
             writer,
             l1,
@@ -195,6 +219,10 @@ impl Map {
     /// The slice that maps guest cluster `cluster` in the L2 table at `table_offset`.
     fn slice(&self, cluster: u64, table_offset: u64) -> Result<Arc<Page>> {
         let key = self.slice_key(cluster);
+        if let Some(page) = self.front.get(key as usize).and_then(|p| p.get()).filter(|p| p.is_live()) {
+            page.touch();
+            return Ok(Arc::clone(page));
+        }
         let mut loaded = false;
         let page = self.cache.get(key, &self.write_out(), || {
             loaded = true;

@@ -48,22 +48,19 @@ impl Map {
     /// entry whose slice is in a cache that holds the whole disk.
     #[inline(always)]
     pub fn look(&self, guest_offset: u64, bytes: u64) -> Look {
-        let geometry = &self.geometry;
-        let in_cluster = geometry.in_cluster(guest_offset);
-        if bytes > geometry.cluster_bytes() - in_cluster {
+        let quick = &self.quick;
+        let in_cluster = guest_offset & quick.cluster_mask;
+        if !quick.plain || bytes > quick.cluster_mask + 1 - in_cluster {
             return Look::Unknown;
         }
-        let cluster = geometry.cluster_index(guest_offset);
-        let Some(page) = self.front.get(self.slice_key(cluster) as usize).and_then(|p| p.get()) else {
-            return self.look_tableless(guest_offset);
-        };
+        let slot = self.front.get((guest_offset >> quick.slice_guest_bits) as usize);
+        let Some(page) = slot.and_then(|p| p.get()) else { return self.look_tableless(guest_offset) };
         // In this order: what a live page said is what the table said at that moment.
-        let Some(entry) = page.word(self.index_in_slice(cluster)).filter(|_| page.is_live()) else {
-            return Look::Unknown;
-        };
+        let entry = page.word((guest_offset >> quick.cluster_bits & quick.index_mask) as usize);
+        let Some(entry) = entry.filter(|_| page.is_live()) else { return Look::Unknown };
         page.touch();
         let host = entry & OFFSET_MASK;
-        if entry & (COMPRESSED | ZERO) != 0 || geometry.in_cluster(host) != 0 || !self.plain {
+        if entry & (COMPRESSED | ZERO) | host & quick.cluster_mask != 0 {
             return Look::Unknown;
         }
         match host {
@@ -72,7 +69,6 @@ impl Map {
         }
     }
 
-    #[inline]
     fn look_tableless(&self, guest_offset: u64) -> Look {
         match self.l1.word(self.geometry.l1_index(guest_offset) as usize) {
             Some(table) if table & OFFSET_MASK == 0 => Look::Hole,

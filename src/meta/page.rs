@@ -21,7 +21,7 @@ use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{spin_loop, Mutex, MutexGuard, RwLock, RwLockReadGuard};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
@@ -389,7 +389,7 @@ impl Page {
         let mut state = self.lock();
         state.listed = false;
         let mut older = Vec::new();
-        let mut blocked = HashSet::new();
+        let mut blocked = BTreeSet::new();
         let mut releases = Vec::new();
         let mut kept = Vec::new();
         for held in std::mem::take(&mut state.held) {
@@ -423,27 +423,22 @@ impl Page {
     fn copy_dirty(&self, state: &mut State, unit: usize, older: &[(usize, RawL2)]) -> Vec<(usize, Vec<u8>)> {
         let sectors = self.words.len().div_ceil(WORDS_PER_SECTOR);
         let unit = if sectors % unit == 0 { unit } else { 1 };
-        let is_dirty = |s: usize| state.dirty[s / 64] & (1 << (s % 64)) != 0;
         let mut runs: Vec<(usize, Vec<u8>)> = Vec::new();
-        let mut sector = 0;
-        while sector < sectors && state.dirty_sectors != 0 {
-            if state.dirty[sector / 64] == 0 && sector % 64 == 0 {
-                sector += 64;
-                continue;
-            }
-            if !(sector..sector + unit).any(|s| s < sectors && is_dirty(s)) {
-                sector += unit;
-                continue;
-            }
+        let mut from = 0;
+        while let Some(dirty) = first_set(&state.dirty, from) {
+            let sector = dirty / unit * unit;
             let end = (sector + unit).min(sectors);
-            let bytes = self.copy_sectors(sector, end);
             match runs.last_mut() {
-                Some((first, run)) if *first + run.len() / SECTOR_BYTES as usize == sector => {
-                    run.extend(bytes)
+                Some((first, run)) if *first + run.len().div_ceil(SECTOR_BYTES as usize) == sector => {
+                    self.copy_sectors(sector, end, run)
                 }
-                _ => runs.push((sector, bytes)),
+                _ => {
+                    let mut run = Vec::new();
+                    self.copy_sectors(sector, end, &mut run);
+                    runs.push((sector, run));
+                }
             }
-            sector = end;
+            from = end;
         }
         for (first, run) in &mut runs {
             self.put_older(*first, run, older);
@@ -453,9 +448,13 @@ impl Page {
         runs
     }
 
-    fn copy_sectors(&self, from: usize, to: usize) -> Vec<u8> {
+    fn copy_sectors(&self, from: usize, to: usize, run: &mut Vec<u8>) {
         let words = &self.words[from * WORDS_PER_SECTOR..(to * WORDS_PER_SECTOR).min(self.words.len())];
-        words.iter().flat_map(|w| w.load(Ordering::SeqCst).to_be_bytes()).collect()
+        let start = run.len();
+        run.resize(start + words.len() * 8, 0);
+        for (bytes, word) in run[start..].chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.load(Ordering::SeqCst).to_be_bytes());
+        }
     }
 
     /// Replaces entries that may not be on disk yet by the values that may.
@@ -472,6 +471,16 @@ impl Page {
             }
         }
     }
+}
+
+/// The first bit at or after `from` that is set.
+fn first_set(bits: &[u64], from: usize) -> Option<usize> {
+    let first = bits.get(from / 64)? >> (from % 64);
+    if first != 0 {
+        return Some(from + first.trailing_zeros() as usize);
+    }
+    let mut rest = bits.iter().enumerate().skip(from / 64 + 1);
+    rest.find(|(_, b)| **b != 0).map(|(i, b)| i * 64 + b.trailing_zeros() as usize)
 }
 
 /// One change of one entry.
