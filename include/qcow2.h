@@ -119,6 +119,21 @@
 /* qcow2_commit: do not empty the image afterwards. */
 #define QCOW2_COMMIT_KEEP 1
 
+/* qcow2_convert: data becomes compressed clusters. */
+#define QCOW2_CONVERT_COMPRESSED 1
+
+/* qcow2_convert: what the source does not hold itself is left to the target's backing file. */
+#define QCOW2_CONVERT_TOP_ONLY 2
+
+/* qcow2_convert: what is not written reads as zeroes in the target already, as in a new image. */
+#define QCOW2_CONVERT_TARGET_ZERO 4
+
+/* qcow2_convert: zeroes are written as data, so that the target is fully allocated. */
+#define QCOW2_CONVERT_ALLOCATE 8
+
+/* qcow2_convert: workers write as they come, not in the order of the disk. */
+#define QCOW2_CONVERT_ANY_ORDER 16
+
 /* Only metadata that is needed now. */
 #define QCOW2_PREALLOC_OFF 0
 
@@ -417,6 +432,23 @@ typedef struct qcow2_check_result {
 /* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
 typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 
+/* How qcow2_convert copies. */
+typedef struct qcow2_convert_params {
+    /* sizeof(qcow2_convert_params), set by the caller. */
+    size_t struct_size;
+    /* QCOW2_CONVERT_*. */
+    uint64_t flags;
+    /*
+     * Aligned parts of so many bytes that are zero become holes: a multiple of 512 up to 16 MiB; 0: the data is not
+     * looked at. With QCOW2_CONVERT_COMPRESSED the parts are clusters, whatever the number.
+     */
+    uint64_t sparse_bytes;
+    /* Threads, the caller's among them: 1 to 64. Memory is about 1 MiB for each, or two clusters. */
+    uint32_t workers;
+    /* 0. */
+    uint32_t reserved;
+} qcow2_convert_params;
+
 /* What qcow2_snapshot_create is told beside the name. Set all of it to 0, then `struct_size`, then what is wanted. */
 typedef struct qcow2_snapshot_options {
     /* sizeof(qcow2_snapshot_options), set by the caller. */
@@ -656,6 +688,24 @@ int qcow2_checksum(qcow2_image *image,
                    uint32_t *crc,
                    qcow2_progress_fn progress,
                    void *progress_opaque);
+
+/*
+ * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long;
+ * what is past the source's length stays. Each guest byte of the range is read and written once, in time
+ * proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
+ * else writes holds a mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is
+ * called on the caller's thread. Nothing is durable before a qcow2_flush or qcow2_close of `target`.
+ *
+ * Returns 0 or -errno: EINVAL (parameters, the same disk twice, a target that is too short), EROFS, ENOTSUP (a raw
+ * disk has no compressed clusters), ECANCELED (`progress` returned non-zero), EIO (QCOW2_CONVERT_COMPRESSED over
+ * allocated clusters), ENOMEM, and as qcow2_pread and qcow2_pwrite; qcow2_last_error names the place. What was
+ * copied before a failure stays.
+ */
+int qcow2_convert(qcow2_image *source,
+                  qcow2_image *target,
+                  const qcow2_convert_params *params,
+                  qcow2_progress_fn progress,
+                  void *progress_opaque);
 
 /*
  * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be

@@ -17,7 +17,7 @@
 //! alloc            who owns which host cluster: refcount table and blocks, the ledger
 //! map              guest -> host: L1, L2 slices, resolve, link, claims
 //! image            a disk: read, write, copy-on-write, zero, discard, flush, backing
-//! ops              whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, checksum
+//! ops              whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, convert, checksum
 //! capi             conversion to C, nothing else
 //! ```
 //!

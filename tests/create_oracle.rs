@@ -172,10 +172,11 @@ fn first_difference(a: &Path, b: &Path) -> Option<u64> {
 }
 
 const CLUSTER_SIZES: [&str; 6] = ["512", "1k", "4k", "8k", "64k", "2M"];
-const FORMS: [&[&str]; 5] = [
+const FORMS: [&[&str]; 6] = [
     &["compat=0.10"],
     &[],
     &["lazy_refcounts=on"],
+    &["compression_type=zstd"],
     &["refcount_bits=1"],
     &["refcount_bits=64", "lazy_refcounts=on"],
 ];
@@ -271,7 +272,7 @@ fn refusals_have_the_same_words() {
         return;
     }
     let bench = Bench::new();
-    let cases: [&[&str]; 22] = [
+    let cases: [&[&str]; 23] = [
         &["foo=1"],
         &["cluster_size=3000"],
         &["cluster_size=4M"],
@@ -294,6 +295,7 @@ fn refusals_have_the_same_words() {
         &["backing_file=x", "backing_fmt=foo"],
         &["backing_fmt=raw"],
         &["compression_type=foo"],
+        &["compression_type=zstd", "compat=0.10"],
     ];
     for options in cases {
         assert!(!bench.create_both(options, 1 << 20), "{options:?}");

@@ -11,8 +11,19 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 10] =
-    ["types", "callbacks", "custom_io", "open", "io", "info", "check", "snapshot", "create", "options"];
+const SOURCES: [&str; 11] = [
+    "types",
+    "callbacks",
+    "custom_io",
+    "open",
+    "io",
+    "info",
+    "check",
+    "convert",
+    "snapshot",
+    "create",
+    "options",
+];
 
 fn generate() -> String {
     let root = root();

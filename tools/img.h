@@ -134,22 +134,6 @@ int create_options_print_help(const char *format, bool file_level);
 /* Makes or empties the file, with what the options say: 0, or 1 after a message with that prefix. */
 int create_image_file(const struct create_options *options, const char *prefix, const char *path, int64_t size);
 
-/* --- copying what an image shows --- */
-
-struct copy_job {
-    qcow2_image *source, *target;
-    uint64_t size;       /* of the source */
-    uint64_t sparse;     /* aligned parts of so many bytes that are zero become holes; 0: nobody looks */
-    bool fill;           /* zeroes are written as data */
-    bool target_zero;    /* what is not written reads as zeroes already */
-    uint64_t compress;   /* cluster size: data is written as compressed clusters; 0: it is not */
-    bool top_only;       /* what the source does not hold itself is left to the target's backing file */
-    qcow2_progress_fn progress; /* or NULL */
-    void *progress_opaque;
-};
-/* 0, or 1 after a message. */
-int copy_image(const struct copy_job *job);
-
 /* --- snapshots, also part of info --- */
 
 void print_snapshot_list(FILE *out, qcow2_image *image);

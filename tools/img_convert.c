@@ -23,10 +23,14 @@ struct convert_job {
     char *prefix;      /* of messages about making the target */
     bool options_help, no_create, target_image_opts, target_is_zero, compress, offload, sparse_given, has_backing;
     bool bitmaps, skip_broken_bitmaps;
-    int64_t sparse, coroutines;
-    struct image_spec source, target;
-    struct copy_job copy;
+    const char *snapshot; /* of the source, as given */
+    int64_t sparse, workers;
+    struct image_spec source_spec, target_spec;
+    qcow2_image *source, *target;
+    uint64_t size;  /* of the source */
+    uint64_t flags; /* QCOW2_CONVERT_* */
     double progress;
+    bool progress_shown;
 };
 
 static int parse_sparse(struct convert_job *job, const char *text)
@@ -41,13 +45,12 @@ static int parse_sparse(struct convert_job *job, const char *text)
     return EXIT_FAILURE;
 }
 
-/* The copy is one stream of requests; the number bounds the threads that compress. */
 static int parse_coroutines(struct convert_job *job, const char *text)
 {
     int64_t number = 0;
     int result = parse_size_i64(text, &number);
 
-    job->coroutines = number;
+    job->workers = number;
     if (result == 0 && number >= 1 && number <= MAX_COROUTINES)
         return EXIT_SUCCESS;
     if (result == 0 || number < 0)
@@ -74,9 +77,9 @@ static int take_option(struct convert_job *job, const struct img_command *comman
     case 'O': job->target_format = optarg; break;
     case 'S': return parse_sparse(job, optarg);
     case 'T': job->source_cache = optarg; break;
-    case 'W': break;
+    case 'W': job->flags |= QCOW2_CONVERT_ANY_ORDER; break;
     case 'c': job->compress = true; break;
-    case 'l': return unsupported("-l");
+    case 'l': job->snapshot = optarg; break;
     case 'm': return parse_coroutines(job, optarg);
     case 'n': job->no_create = true; break;
     case 'o':
@@ -197,10 +200,10 @@ static int create_target(struct convert_job *job)
     else
         result = prepare_options(job, &options);
     if (result == EXIT_SUCCESS)
-        result = set_cache(&job->target, job->target_cache, "Invalid cache option");
+        result = set_cache(&job->target_spec, job->target_cache, "Invalid cache option");
     if (result == EXIT_SUCCESS) {
         job->prefix = text_format("%s: error while converting %s: ", job->target_name, job->target_format);
-        result = create_image_file(&options, job->prefix, named.path ? named.path : "", (int64_t)job->copy.size);
+        result = create_image_file(&options, job->prefix, named.path ? named.path : "", (int64_t)job->size);
     }
     free(error);
     image_spec_free(&named);
@@ -208,33 +211,18 @@ static int create_target(struct convert_job *job)
     return result;
 }
 
-/* As many threads as -m and the machine allow compress. */
-static int ask_threads(struct convert_job *job)
-{
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    char number[24], *error = NULL;
-
-    if (processors < 1 || processors > job->coroutines)
-        processors = (long)job->coroutines;
-    snprintf(number, sizeof(number), "%ld", processors);
-    if (image_option(&job->target, "compress-threads", number, &error) == 0)
-        return EXIT_SUCCESS;
-    error_report("%s", error);
-    free(error);
-    return EXIT_FAILURE;
-}
-
+/* 0, or 1 after a message. */
 static int check_compression(struct convert_job *job)
 {
     qcow2_info info;
 
-    if (!image_info(job->copy.target, &info))
+    if (!image_info(job->target, &info))
         return EXIT_FAILURE;
     if (!info.version) {
         error_report("Compression not supported for this file format");
         return EXIT_FAILURE;
     }
-    job->copy.compress = UINT64_C(1) << info.cluster_bits;
+    job->flags |= QCOW2_CONVERT_COMPRESSED;
     return EXIT_SUCCESS;
 }
 
@@ -248,16 +236,14 @@ static int prepare_target(struct convert_job *job)
             return EXIT_FAILURE;
     } else {
         job->has_backing = job->backing_file;
-        if (set_cache(&job->target, job->target_cache, "Invalid cache option") != EXIT_SUCCESS)
+        if (set_cache(&job->target_spec, job->target_cache, "Invalid cache option") != EXIT_SUCCESS)
             return EXIT_FAILURE;
     }
-    if (job->compress && ask_threads(job) != EXIT_SUCCESS)
-        return EXIT_FAILURE;
-    if (!open_image(&args, job->target_name, QCOW2_OPEN_ALLOW_RECORDED, &job->target, &job->copy.target))
+    if (!open_image(&args, job->target_name, QCOW2_OPEN_ALLOW_RECORDED, &job->target_spec, &job->target))
         return EXIT_FAILURE;
     if (job->compress && check_compression(job) != EXIT_SUCCESS)
         return EXIT_FAILURE;
-    if (qcow2_length(job->copy.target) < (int64_t)job->copy.size) {
+    if (qcow2_length(job->target) < (int64_t)job->size) {
         error_report("output file is smaller than input file");
         return EXIT_FAILURE;
     }
@@ -279,45 +265,128 @@ static int check_bitmaps(qcow2_image *source)
     return EXIT_FAILURE;
 }
 
+/* Whether the snapshot is the one that -l means: an ID, else a name, or both of them as a list. */
+static bool is_wanted(const struct string_list *wanted, const char *text, const char *id, const char *name, bool by_id)
+{
+    const char *wanted_id = list_value(wanted, "snapshot.id"), *wanted_name = list_value(wanted, "snapshot.name");
+
+    if (!wanted_id && !wanted_name)
+        return strcmp(text, by_id ? id : name) == 0;
+    return (!wanted_id || strcmp(wanted_id, id) == 0) && (!wanted_name || strcmp(wanted_name, name) == 0);
+}
+
+static int parse_snapshot(struct string_list *wanted, const char *text)
+{
+    if (strncmp(text, "snapshot.", 9) != 0)
+        return EXIT_SUCCESS;
+    split_options(wanted, text, true);
+    for (size_t i = 0; i < wanted->count; i++) {
+        size_t length = strcspn(wanted->items[i], "=");
+
+        if ((length == 11 && strncmp(wanted->items[i], "snapshot.id", 11) == 0) ||
+            (length == 13 && strncmp(wanted->items[i], "snapshot.name", 13) == 0))
+            continue;
+        error_report("Invalid parameter '%.*s'", (int)length, wanted->items[i]);
+        error_report("Failed in parsing snapshot param '%s'", text);
+        return EXIT_FAILURE;
+    }
+    return EXIT_SUCCESS;
+}
+
+/* Adds the snapshot to the options that the source is opened with. */
+static bool choose_snapshot(struct convert_job *job, const struct string_list *wanted)
+{
+    qcow2_snapshot_info snapshot = { .struct_size = sizeof(snapshot) };
+
+    for (int by_id = 1; by_id >= 0; by_id--) {
+        for (size_t i = 0; qcow2_get_snapshot(job->source, i, &snapshot) == 0; i++) {
+            if (!is_wanted(wanted, job->snapshot, snapshot.id, snapshot.name, by_id))
+                continue;
+            list_addf(&job->source_spec.options, "snapshot.id=%s", snapshot.id);
+            list_addf(&job->source_spec.options, "snapshot.name=%s", snapshot.name);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Opens the snapshot in the place of the disk. */
+static int open_snapshot(struct convert_job *job)
+{
+    struct string_list wanted = { NULL, 0 };
+    qcow2_info info;
+    char *error = NULL;
+    int result = parse_snapshot(&wanted, job->snapshot);
+
+    if (result == EXIT_SUCCESS && !image_info(job->source, &info))
+        result = EXIT_FAILURE;
+    if (result == EXIT_SUCCESS && !info.version) {
+        error_report("Failed to load snapshot: Block format 'raw' used by device '' does not support temporarily"
+                     " loading internal snapshots");
+        result = EXIT_FAILURE;
+    }
+    if (result == EXIT_SUCCESS && !choose_snapshot(job, &wanted)) {
+        error_report("Failed to load snapshot: Can't find snapshot");
+        result = EXIT_FAILURE;
+    }
+    list_free(&wanted);
+    if (result != EXIT_SUCCESS)
+        return result;
+    qcow2_close(job->source);
+    job->source = NULL;
+    if (image_open(&job->source_spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &job->source, &error) == 0)
+        return EXIT_SUCCESS;
+    error_report("Failed to load snapshot: %s", error);
+    free(error);
+    return EXIT_FAILURE;
+}
+
 static int open_source(struct convert_job *job)
 {
     int64_t size;
 
-    if (set_cache(&job->source, job->source_cache, "Invalid source cache option") != EXIT_SUCCESS ||
-        !open_image(&job->args, job->source_name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &job->source,
-                    &job->copy.source))
+    if (set_cache(&job->source_spec, job->source_cache, "Invalid source cache option") != EXIT_SUCCESS ||
+        !open_image(&job->args, job->source_name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED,
+                    &job->source_spec, &job->source))
         return EXIT_FAILURE;
-    if (job->bitmaps && check_bitmaps(job->copy.source) != EXIT_SUCCESS)
+    if (job->snapshot && open_snapshot(job) != EXIT_SUCCESS)
         return EXIT_FAILURE;
-    size = qcow2_length(job->copy.source);
+    if (job->bitmaps && check_bitmaps(job->source) != EXIT_SUCCESS)
+        return EXIT_FAILURE;
+    size = qcow2_length(job->source);
     if (size < 0) {
         error_report("Could not get size of %s: %s", job->source_name, strerror((int)-size));
         return EXIT_FAILURE;
     }
-    job->copy.size = (uint64_t)size;
+    job->size = (uint64_t)size;
     return EXIT_SUCCESS;
 }
 
 static int copy_contents(struct convert_job *job)
 {
-    struct copy_job *copy = &job->copy;
+    qcow2_convert_params params = { .struct_size = sizeof(params), .flags = job->flags };
     bool progress = job->args.progress && !job->args.quiet;
     int result;
 
-    copy->sparse = job->offload ? 0 : (uint64_t)job->sparse;
-    copy->fill = job->sparse == 0;
-    copy->top_only = job->has_backing;
-    copy->target_zero = job->target_is_zero || (!job->no_create && !job->has_backing);
-    if (progress) {
-        copy->progress = print_progress;
-        copy->progress_opaque = &job->progress;
+    params.workers = (uint32_t)job->workers;
+    params.sparse_bytes = job->offload ? 0 : (uint64_t)job->sparse;
+    if (job->sparse == 0)
+        params.flags |= QCOW2_CONVERT_ALLOCATE;
+    if (job->has_backing)
+        params.flags |= QCOW2_CONVERT_TOP_ONLY;
+    if (job->target_is_zero || (!job->no_create && !job->has_backing))
+        params.flags |= QCOW2_CONVERT_TARGET_ZERO;
+    if (progress)
         print_progress(&job->progress, 0, 1);
-    }
-    result = copy_image(copy);
+    result = qcow2_convert(job->source, job->target, &params, progress ? print_progress : NULL, &job->progress);
+    if (result < 0)
+        error_report("%s", failure_text());
     job->progress = -1.0; /* the stock tool says twice that it is done */
-    if (progress && result == EXIT_SUCCESS)
+    if (progress && result == 0)
         print_progress(&job->progress, 1, 1);
-    return result;
+    if (progress)
+        job->progress_shown = true;
+    return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 static int convert(struct convert_job *job)
@@ -329,27 +398,27 @@ static int convert(struct convert_job *job)
     if (result == EXIT_SUCCESS)
         result = copy_contents(job);
     /* NULL if there was an error before it was opened. */
-    if (close_image(job->copy.target) != EXIT_SUCCESS)
+    if (close_image(job->target) != EXIT_SUCCESS)
         result = EXIT_FAILURE;
-    qcow2_close(job->copy.source);
-    if (job->copy.progress)
+    qcow2_close(job->source);
+    if (job->progress_shown)
         putchar('\n');
     return result;
 }
 
 static int run_convert(const struct img_command *command, int argc, char **argv)
 {
-    struct convert_job job = { .sparse = DEFAULT_SPARSE_BYTES, .coroutines = 8, .progress = -1.0 };
+    struct convert_job job = { .sparse = DEFAULT_SPARSE_BYTES, .workers = 8, .progress = -1.0 };
     int result;
 
-    cache_parse("unsafe", &job.target.cache); /* a target that is lost half way is made anew */
+    cache_parse("unsafe", &job.target_spec.cache); /* a target that is lost half way is made anew */
     result = parse_command_line(&job, command, argc, argv);
     if (result == EXIT_SUCCESS && !job.source_name)
         result = create_options_print_help(job.target_format ? job.target_format : "raw", argc - optind >= 2);
     else if (result == EXIT_SUCCESS)
         result = convert(&job);
-    image_spec_free(&job.source);
-    image_spec_free(&job.target);
+    image_spec_free(&job.source_spec);
+    image_spec_free(&job.target_spec);
     free(job.option_text);
     free(job.prefix);
     return result;
@@ -364,7 +433,7 @@ const struct img_command img_convert = {
         { 'f', "source-format", "FMT", "format of the source, qcow2 or raw (default: look)" },
         { OPTION_IMAGE_OPTS, "source-image-opts", NULL, "the same as --image-opts" },
         { 'T', "source-cache", "MODE", "cache mode of the source" },
-        { 'l', "source-snapshot", "SNAPSHOT", "not supported yet" },
+        { 'l', "source-snapshot", "SNAPSHOT", "copy this snapshot: an ID, a name, or snapshot.id=,snapshot.name=" },
         { 'O', "target-format", "FMT", "format of the target, qcow2 or raw (default: raw)" },
         { OPTION_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "TGT_FILENAME is a list; needs -n" },
         { 'o', "target-options", "KEY=VALUE,...", "options of the format; -o help lists them" },
@@ -375,8 +444,8 @@ const struct img_command img_convert = {
         { 'n', "no-create", NULL, "the target exists" },
         { OPTION_TARGET_IS_ZERO, "target-is-zero", NULL, "with -n: the target reads as zeroes" },
         { 'S', "sparse-size", "BYTES", "so many zeroes in a row are a hole (default 4k; 0: no holes)" },
-        { 'm', "parallel", "COUNT", "threads that compress, at most (default 8)" },
-        { 'W', "oob-writes", NULL, "accepted for compatibility, without effect" },
+        { 'm', "parallel", "COUNT", "threads that copy and compress, at most (default 8)" },
+        { 'W', "oob-writes", NULL, "clusters of the target need not be in the order of the disk" },
         { 'C', "copy-range-offloading", NULL, "do not look for zeroes in data" },
         { 'r', "rate", "RATE", "accepted for compatibility, without effect" },
         { OPTION_SALVAGE, "salvage", NULL, "not supported yet" },

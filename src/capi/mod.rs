@@ -10,6 +10,7 @@
 
 mod callbacks;
 mod check;
+mod convert;
 mod create;
 mod custom_io;
 mod edge;
@@ -22,6 +23,7 @@ mod types;
 
 pub use callbacks::*;
 pub use check::*;
+pub use convert::*;
 pub use create::*;
 pub use custom_io::qcow2_io_ops;
 pub use info::*;

@@ -58,6 +58,17 @@ pub const QCOW2_CHECK_REPAIR_ERRORS: u64 = 0x2;
 /// qcow2_commit: do not empty the image afterwards.
 pub const QCOW2_COMMIT_KEEP: u64 = 0x1;
 
+/// qcow2_convert: data becomes compressed clusters.
+pub const QCOW2_CONVERT_COMPRESSED: u64 = 0x1;
+/// qcow2_convert: what the source does not hold itself is left to the target's backing file.
+pub const QCOW2_CONVERT_TOP_ONLY: u64 = 0x2;
+/// qcow2_convert: what is not written reads as zeroes in the target already, as in a new image.
+pub const QCOW2_CONVERT_TARGET_ZERO: u64 = 0x4;
+/// qcow2_convert: zeroes are written as data, so that the target is fully allocated.
+pub const QCOW2_CONVERT_ALLOCATE: u64 = 0x8;
+/// qcow2_convert: workers write as they come, not in the order of the disk.
+pub const QCOW2_CONVERT_ANY_ORDER: u64 = 0x10;
+
 /// Only metadata that is needed now.
 pub const QCOW2_PREALLOC_OFF: i32 = 0;
 /// All tables.

@@ -7,18 +7,35 @@ use super::buffers::{total, Gather};
 use super::core::Io;
 use super::flush::Flusher;
 use super::{check_range, Core};
-use crate::alloc::Allocator;
-use crate::codec::Compressor;
+use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
-use crate::map::Link;
+use crate::map::{Claim, Link};
 use crate::meta::guard::Owner;
+use std::borrow::Cow;
 use std::io::IoSlice;
+use std::ops::Range;
 
-/// One guest cluster with its stream; an empty stream means that it does not get smaller.
-struct Packed {
-    cluster: u64,
-    stream: Vec<u8>,
+/// Clusters in a row with their streams.
+#[derive(Default)]
+pub struct PackedClusters {
+    /// The streams, one behind the other.
+    streams: Vec<u8>,
+    /// Where each one ends; one that is empty says that its cluster does not get smaller.
+    ends: Vec<usize>,
+}
+
+impl PackedClusters {
+    fn stream(&self, index: usize) -> Range<usize> {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        start..self.ends[index]
+    }
+
+    /// One past the last of the clusters from `index` on that are alike in having a stream, before `limit`.
+    fn run_end(&self, index: usize, limit: usize) -> usize {
+        let packed = |i: usize| !self.stream(i).is_empty();
+        (index..limit).find(|i| packed(*i) != packed(index)).unwrap_or(limit)
+    }
 }
 
 /// Clusters that each thread compresses before the streams are written: bounds the memory of a long request.
@@ -35,109 +52,173 @@ impl Core {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
+        self.check_clusters(offset, bytes)?;
+        self.begin_write()?;
+        let mut source = Gather::new(buffers);
+        let threads = self.settings.options.compress_threads.max(1) as usize;
+        let step_bytes = ((threads * CLUSTERS_PER_THREAD) as u64) << self.geometry.cluster_bits;
+        let mut done = 0;
+        while done < bytes {
+            let step = (bytes - done).min(step_bytes);
+            let data = match source.peek_one(step) {
+                Some(data) => Cow::Borrowed(data),
+                None => {
+                    let mut parts = Vec::with_capacity(4);
+                    source.peek_into(step, &mut parts);
+                    Cow::Owned(parts.iter().flat_map(|p| p.iter()).copied().collect())
+                }
+            };
+            let share = (data.len().div_ceil(threads) as u64).next_multiple_of(self.geometry.cluster_bytes());
+            let mut at = offset + done;
+            for (packed, part) in
+                self.pack_all(&data, share as usize)?.iter().zip(data.chunks(share as usize))
+            {
+                self.write_packed(packed, at, part, flusher)?;
+                at += share;
+            }
+            source.advance(step);
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Fails unless the range is whole clusters of the disk.
+    pub(super) fn check_clusters(&self, offset: u64, bytes: u64) -> Result<()> {
         check_range(self.virtual_size, offset, bytes)?;
-        let (io, alloc) = self.begin_write()?;
-        let geometry = &self.geometry;
-        let end = offset + bytes;
+        let (geometry, end) = (&self.geometry, offset + bytes);
         if geometry.in_cluster(offset) != 0 || (geometry.in_cluster(end) != 0 && end != self.virtual_size) {
             return Err(Error::invalid(format!(
                 "a compressed write is whole clusters of {} bytes: {bytes} bytes at {offset} are not",
                 geometry.cluster_bytes()
             )));
         }
-        let mut source = Gather::new(buffers);
-        let threads = self.settings.options.compress_threads.max(1) as usize;
-        let (mut at, last) = (geometry.cluster_index(offset), geometry.clusters_ceil(end));
-        while at < last {
-            let step = (last - at).min((threads * CLUSTERS_PER_THREAD) as u64);
-            let clusters: Vec<Vec<u8>> =
-                (at..at + step).map(|c| self.take_cluster(&mut source, c, end)).collect();
-            let packed = self.compress_all(at, &clusters, threads)?;
-            for (packed, cluster) in packed.iter().zip(&clusters) {
-                self.write_packed(io, alloc, packed, cluster, flusher)?;
-            }
-            at += step;
-        }
         Ok(())
     }
 
-    /// The next cluster's bytes, with zeroes past the end of the disk.
-    fn take_cluster(&self, source: &mut Gather<'_>, cluster: u64, end: u64) -> Vec<u8> {
-        let inside = (end - self.geometry.cluster_offset(cluster)).min(self.geometry.cluster_bytes());
-        let mut parts = Vec::with_capacity(4);
-        source.peek_into(inside, &mut parts);
-        let mut bytes = Vec::with_capacity(self.geometry.cluster_bytes() as usize);
-        parts.iter().for_each(|p| bytes.extend_from_slice(p));
-        bytes.resize(self.geometry.cluster_bytes() as usize, 0);
-        source.advance(inside);
-        bytes
-    }
-
-    /// Compresses clusters from `first` on, by up to `threads` threads.
-    fn compress_all(&self, first: u64, clusters: &[Vec<u8>], threads: usize) -> Result<Vec<Packed>> {
-        let share = clusters.len().div_ceil(threads);
-        if threads == 1 || clusters.len() == 1 {
-            return self.compress_share(first, clusters);
+    /// Compresses shares of `share` bytes, each by a thread of its own.
+    fn pack_all(&self, data: &[u8], share: usize) -> Result<Vec<PackedClusters>> {
+        if data.len() <= share {
+            return Ok(vec![self.pack(data)?]);
         }
         std::thread::scope(|scope| {
-            let work: Vec<_> = clusters
-                .chunks(share)
-                .enumerate()
-                .map(|(i, part)| scope.spawn(move || self.compress_share(first + (i * share) as u64, part)))
-                .collect();
-            let mut all = Vec::with_capacity(clusters.len());
-            for part in work {
-                all.extend(part.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?);
-            }
-            Ok(all)
+            let work: Vec<_> = data.chunks(share).map(|part| scope.spawn(move || self.pack(part))).collect();
+            work.into_iter().map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
         })
     }
 
-    fn compress_share(&self, first: u64, clusters: &[Vec<u8>]) -> Result<Vec<Packed>> {
+    /// Compresses clusters; the disk's last one may be shorter.
+    pub(super) fn pack(&self, data: &[u8]) -> Result<PackedClusters> {
         let Some(mut compressor) = self.compressors.take().or_else(|| self.codec.compressor()) else {
             return Err(Error::new(ErrorKind::NoMemory, "compressor: no memory"));
         };
-        let packed = clusters.iter().zip(first..);
-        let packed = packed.map(|(bytes, cluster)| pack(&mut compressor, bytes, cluster)).collect();
+        let cluster_bytes = self.geometry.cluster_bytes() as usize;
+        let mut packed = PackedClusters::default();
+        for bytes in data.chunks(cluster_bytes) {
+            let stream = match bytes.len() == cluster_bytes {
+                true => compressor.compress(bytes),
+                false => {
+                    let mut padded = bytes.to_vec();
+                    padded.resize(cluster_bytes, 0);
+                    compressor.compress(&padded)
+                }
+            };
+            packed.streams.extend_from_slice(stream.unwrap_or_default());
+            packed.ends.push(packed.streams.len());
+        }
         self.compressors.put(compressor);
         Ok(packed)
     }
 
-    fn write_packed(
+    /// Writes what `pack` has made of `data`, guest bytes from `offset` on.
+    pub(super) fn write_packed(
+        &self,
+        packed: &PackedClusters,
+        offset: u64,
+        data: &[u8],
+        flusher: &Flusher,
+    ) -> Result<()> {
+        self.check_clusters(offset, data.len() as u64)?;
+        let geometry = &self.geometry;
+        debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
+        let (io, alloc) = self.begin_write()?;
+        let first = geometry.cluster_index(offset);
+        let mut index = 0;
+        while index < packed.ends.len() {
+            let cluster = first + index as u64;
+            // One claim, one table, streams that are written together.
+            let in_table = geometry.l2_entry_count() - cluster % geometry.l2_entry_count();
+            let limit = packed.ends.len().min(index + (in_table as usize).min(CLUSTERS_PER_THREAD));
+            let end = packed.run_end(index, limit);
+            let claim = io.map.claim(cluster, first + end as u64);
+            for cluster in cluster..first + end as u64 {
+                let old = io.map.entry(&claim, cluster)?;
+                if !matches!(old, L2Entry::Plain(m) if m.host.is_none()) {
+                    let rule = "is allocated, and a compressed write does not overwrite";
+                    return Err(Error::new(ErrorKind::Occupied, format!("guest cluster {cluster} {rule}")));
+                }
+            }
+            if packed.stream(index).is_empty() {
+                drop(claim);
+                let (from, to) = (index << geometry.cluster_bits, end << geometry.cluster_bits);
+                let part = &data[from..to.min(data.len())];
+                self.write(geometry.cluster_offset(cluster), &[IoSlice::new(part)], flusher)?;
+            } else {
+                self.write_streams(io, alloc, &claim, first, packed, index..end)?;
+            }
+            index = end;
+        }
+        Ok(())
+    }
+
+    /// Gives the streams of claimed clusters places, those that follow each other in one write.
+    fn write_streams(
         &self,
         io: &Io,
         alloc: &Allocator,
-        packed: &Packed,
-        bytes: &[u8],
-        flusher: &Flusher,
+        claim: &Claim<'_>,
+        first: u64,
+        packed: &PackedClusters,
+        indices: Range<usize>,
     ) -> Result<()> {
-        let cluster = packed.cluster;
-        let claim = io.map.claim(cluster, cluster + 1);
-        let old = io.map.entry(&claim, cluster)?;
-        if !matches!(old, L2Entry::Plain(m) if m.host.is_none()) {
-            let rule = "is allocated, and a compressed write does not overwrite";
-            return Err(Error::new(ErrorKind::Occupied, format!("guest cluster {cluster} {rule}")));
+        io.map.own_table(claim, first + indices.start as u64)?;
+        let mut places: Vec<(Reserved<'_>, u64)> = Vec::with_capacity(indices.len());
+        let mut start = indices.start;
+        for index in indices.clone() {
+            let place = alloc.reserve_packed(packed.stream(index).len() as u64)?;
+            let before = packed.stream(index).start - packed.stream(start).start;
+            if places.first().is_some_and(|(_, host)| host + before as u64 != place.1) {
+                let together = std::mem::take(&mut places);
+                self.link_streams(io, claim, first, packed, start..index, together)?;
+                start = index;
+            }
+            places.push(place);
         }
-        if packed.stream.is_empty() {
-            drop(claim);
-            let start = self.geometry.cluster_offset(cluster);
-            let inside = (self.virtual_size - start).min(bytes.len() as u64) as usize;
-            return self.write(start, &[IoSlice::new(&bytes[..inside])], flusher);
+        self.link_streams(io, claim, first, packed, start..indices.end, places)
+    }
+
+    /// Writes streams to places that follow each other, and links them.
+    fn link_streams(
+        &self,
+        io: &Io,
+        claim: &Claim<'_>,
+        first: u64,
+        packed: &PackedClusters,
+        indices: Range<usize>,
+        places: Vec<(Reserved<'_>, u64)>,
+    ) -> Result<()> {
+        let bytes = &packed.streams[packed.stream(indices.start).start..packed.stream(indices.end - 1).end];
+        let host_start = places[0].1;
+        self.shared.guard.check(Owner(0), host_start, bytes.len() as u64)?;
+        self.inflation.forget(host_start, bytes.len() as u64);
+        self.shared.medium.write_data(host_start, &[IoSlice::new(bytes)])?;
+        let written = self.shared.medium.ticket();
+        for (index, (reserved, host_offset)) in indices.zip(places) {
+            let length = packed.stream(index).len() as u64;
+            let new = L2Entry::Compressed(CompressedSpan::of_stream(host_offset, length));
+            let after = reserved.ticket().max(written);
+            io.map.link(claim, Link { cluster: first + index as u64, new, after, dropped: None })?;
+            reserved.keep();
         }
-        io.map.own_table(&claim, cluster)?;
-        let length = packed.stream.len() as u64;
-        let (reserved, host_offset) = alloc.reserve_packed(length)?;
-        self.shared.guard.check(Owner(0), host_offset, length)?;
-        self.inflation.forget(host_offset, length);
-        self.shared.medium.write_data(host_offset, &[IoSlice::new(&packed.stream)])?;
-        let new = L2Entry::Compressed(CompressedSpan::of_stream(host_offset, length));
-        let after = reserved.ticket().max(self.shared.medium.ticket());
-        io.map.link(&claim, Link { cluster, new, after, dropped: None })?;
-        reserved.keep();
         Ok(())
     }
-}
-
-fn pack(compressor: &mut Compressor, bytes: &[u8], cluster: u64) -> Packed {
-    Packed { cluster, stream: compressor.compress(bytes).map(<[u8]>::to_vec).unwrap_or_default() }
 }

@@ -19,6 +19,7 @@ mod status;
 mod write;
 mod zero;
 
+pub use compressed::PackedClusters;
 pub(crate) use core::{read_header, validate};
 pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
@@ -90,6 +91,22 @@ impl Disk {
     pub fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         match self {
             Disk::Qcow2(image) => image.write_compressed(offset, buffers, fua),
+            Disk::Raw(_) => Err(Error::unsupported("a raw disk cannot hold compressed data")),
+        }
+    }
+
+    /// Compresses whole clusters, which nobody sees before `write_packed`.
+    pub fn pack(&self, offset: u64, data: &[u8]) -> Result<PackedClusters> {
+        match self {
+            Disk::Qcow2(image) => image.pack(offset, data),
+            Disk::Raw(_) => Err(Error::unsupported("a raw disk cannot hold compressed data")),
+        }
+    }
+
+    /// Writes what `pack` has made of `data` for the same offset.
+    pub fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
+        match self {
+            Disk::Qcow2(image) => image.write_packed(packed, offset, data),
             Disk::Raw(_) => Err(Error::unsupported("a raw disk cannot hold compressed data")),
         }
     }

@@ -1,5 +1,6 @@
 //! An open qcow2 image as its users see it.
 
+use super::compressed::PackedClusters;
 use super::core::{read_header, Core, CoreSettings};
 use super::flush::Flusher;
 use super::status::Status;
@@ -97,6 +98,21 @@ impl Image {
         let core = self.core.load();
         core.write_compressed(offset, buffers, &self.flusher)?;
         self.finish_write(&core, fua)
+    }
+
+    /// Compresses whole clusters at `offset` without writing them.
+    pub fn pack(&self, offset: u64, data: &[u8]) -> Result<PackedClusters> {
+        let core = self.core();
+        core.check_clusters(offset, data.len() as u64)?;
+        core.pack(data)
+    }
+
+    /// Writes what `pack` has made of `data` for the same offset.
+    pub fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        core.write_packed(packed, offset, data, &self.flusher)?;
+        self.finish_write(&core, false)
     }
 
     /// Makes a range read as zeroes.

@@ -9,7 +9,7 @@ mod plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, COPIED};
 use crate::format::extensions::{Extension, BACKING_FORMAT, FEATURE_NAMES};
-use crate::format::features::{encode_name_table, COMPAT_LAZY_REFCOUNTS};
+use crate::format::features::{encode_name_table, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION};
 use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::{refcount, Header};
@@ -97,12 +97,12 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         refcount_table_clusters: plan.table_clusters as u32,
         snapshot_count: 0,
         snapshots_offset: 0,
-        incompatible: 0,
+        incompatible: if options.zstd { INCOMPAT_COMPRESSION } else { 0 },
         compatible: if options.lazy_refcounts { COMPAT_LAZY_REFCOUNTS } else { 0 },
         autoclear: 0,
         refcount_order: options.refcount_order,
         header_length: if is_v3 { V3_BYTES } else { V2_BYTES } as u32,
-        compression_type: 0,
+        compression_type: options.zstd.into(),
         extra: if is_v3 { vec![0; V3_BYTES - V3_MIN_BYTES - 1] } else { Vec::new() },
         extensions,
         backing_file: options.backing_file.clone().map(String::into_bytes),

@@ -46,6 +46,8 @@ pub struct CreateOptions {
     pub refcount_order: u32,
     /// Sets the compatible feature bit.
     pub lazy_refcounts: bool,
+    /// Compressed clusters are zstd frames, not deflate streams.
+    pub zstd: bool,
     /// How much is allocated at once.
     pub preallocation: Preallocation,
     /// Name to record; never opened here.
@@ -62,6 +64,7 @@ impl Default for CreateOptions {
             cluster_bits: 16,
             refcount_order: 4,
             lazy_refcounts: false,
+            zstd: false,
             preallocation: Preallocation::Off,
             backing_file: None,
             backing_format: None,
@@ -191,8 +194,8 @@ impl CreateOptions {
             self.cluster_bits = cluster_bits(bytes)?;
         }
         match words.compression_type {
-            Some("zlib") | None => {}
-            Some("zstd") => return Err(not_yet("compression_type=zstd")),
+            Some("zlib") | None => self.zstd = false,
+            Some("zstd") => self.zstd = true,
             Some(word) => return Err(not_accepted("compression-type", word)),
         }
         // The rules on combinations come before the width, as in the stock tool.
@@ -237,6 +240,12 @@ impl CreateOptions {
         if self.version < 3 && self.refcount_order != 4 {
             return Err(Error::invalid(
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            ));
+        }
+        if self.version < 3 && self.zstd {
+            return Err(Error::invalid(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above \
                  (use version=v3 or greater)",
             ));
         }
