@@ -5,6 +5,7 @@ mod testkit;
 
 use qcow2::error::ErrorKind;
 use qcow2::ops::check::CheckOptions;
+use qcow2::ops::convert::{convert, ConvertOptions};
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
@@ -274,4 +275,57 @@ fn a_failed_sync_is_final() {
     assert!(runner.handle.take().unwrap().close().is_err());
     let fresh = Recorder::new(recorder.contents());
     assert!(setup.open(fresh).is_ok(), "a new open works");
+}
+
+/// A conversion whose target fails at each of its calls: the failure is told, what was copied before stays, the rest
+/// of the target is as it was, and the image is sound. Bytes through memory, copied by the host, and compressed.
+#[test]
+fn each_call_of_a_conversion_fails() {
+    let from = Setup { sectors: 420, prefill: 300, cluster_bits: 10, ..Setup::default() };
+    let source = from.open(Recorder::new(from.create())).unwrap();
+    let tags = setup::read_all(&source).unwrap();
+    let usual = ConvertOptions { target_zero: true, workers: 1, ..ConvertOptions::default() };
+    let ways = [
+        ConvertOptions { sparse_bytes: 512, ..usual },
+        ConvertOptions { sparse_bytes: 0, ..usual },
+        ConvertOptions { sparse_bytes: 512, workers: 3, ..usual },
+        ConvertOptions { compressed: true, workers: 2, ..usual },
+        ConvertOptions { compressed: true, any_order: true, workers: 3, ..usual },
+    ];
+    let (mut faults, errno) = (0, libc_errno::ENOSPC);
+    for (options, lazy) in share(ways.into_iter().flat_map(|w| [(w, false), (w, true)]).collect()) {
+        let to = Setup { sectors: 420, lazy, cluster_bits: 10, ..Setup::default() };
+        for call in 0.. {
+            let recorder = to.recorder();
+            recorder.helpers_work_on((0, to.sectors * testkit::SECTOR));
+            let handle = to.open(recorder.clone()).unwrap();
+            recorder.inject(Some(Fault { kind: None, call, errno, forever: false, torn: call % 2 == 0 }));
+            let answer = convert(source.disk(), handle.disk(), &options, &mut |_, _| true);
+            let answer = answer.and_then(|()| handle.disk().flush());
+            let whole = recorder.failed() == 0;
+            recorder.inject(None);
+            if answer.is_ok() {
+                assert_eq!(setup::read_all(&handle).unwrap(), tags, "{options:?} call {call}");
+                assert_eq!(options.compressed, has_streams(&recorder));
+            }
+            drop(handle);
+            let left = to.open(recorder.clone()).unwrap();
+            let seen = setup::read_all(&left).unwrap();
+            let fits = |(is, shall): (&u32, &u32)| is == shall || *is == 0;
+            assert!(seen.iter().zip(&tags).all(fits), "{options:?} call {call}: {seen:x?}");
+            left.close().unwrap();
+            check_clean(&*recorder).unwrap_or_else(|e| panic!("{options:?} call {call}: {e}"));
+            if whole {
+                answer.unwrap();
+                break;
+            }
+            faults += 1;
+        }
+    }
+    testkit::tell!("{faults} faults injected into conversions");
+    assert!(faults > 20);
+}
+
+fn has_streams(recorder: &Recorder) -> bool {
+    oracle::Owners::of(&recorder.contents()).0.values().flatten().any(|u| u.is_stream())
 }

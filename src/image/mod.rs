@@ -6,6 +6,7 @@
 
 mod buffers;
 mod compressed;
+mod copy;
 mod core;
 mod flush;
 mod inflate;

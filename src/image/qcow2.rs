@@ -1,6 +1,7 @@
 //! An open qcow2 image as its users see it.
 
 use super::compressed::PackedClusters;
+use super::copy::UseHost;
 use super::core::{read_header, Core, CoreSettings};
 use super::flush::Flusher;
 use super::status::Status;
@@ -113,6 +114,27 @@ impl Image {
         let core = self.core.load();
         core.write_packed(packed, offset, data, &self.flusher)?;
         self.finish_write(&core, false)
+    }
+
+    /// Hands bytes to `use_host` that lie in a file.
+    pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        let _pin = self.gate.enter();
+        self.core.load().with_host_bytes(offset, length, use_host)
+    }
+
+    /// Copies bytes of another file here; how many.
+    pub(super) fn write_from(
+        &self,
+        offset: u64,
+        length: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+    ) -> Result<u64> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        let done = core.write_from(offset, length, source, source_offset, &self.flusher)?;
+        self.finish_write(&core, false)?;
+        Ok(done)
     }
 
     /// Makes a range read as zeroes.

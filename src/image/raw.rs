@@ -1,6 +1,7 @@
 //! A raw file as a disk: a layer of a chain, or what a tool was asked to treat as raw.
 
 use super::buffers::total;
+use super::copy::UseHost;
 use super::status::Status;
 use super::{check_range, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
@@ -81,6 +82,27 @@ impl RawDisk {
         let answer = self.file.load().storage.write(Purpose::Data, offset, buffers);
         answer.map_err(|e| Error::host(format_args!("writing the raw file at {offset:#x}"), &e))?;
         self.finish_write(fua)
+    }
+
+    /// Hands a range to `use_host`.
+    pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        check_range(self.length(), offset, length)?;
+        use_host(&*self.storage(), offset, length)
+    }
+
+    /// Copies bytes of another file here; how many.
+    pub(super) fn write_from(
+        &self,
+        offset: u64,
+        length: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+    ) -> Result<u64> {
+        self.begin_write(offset, length)?;
+        let copied = self.file.load().storage.copy_from(Purpose::Data, offset, source, source_offset, length);
+        copied.map_err(|e| Error::host(format_args!("copying to the raw file at {offset:#x}"), &e))?;
+        self.finish_write(false)?;
+        Ok(length)
     }
 
     /// Makes a range read as zeroes.

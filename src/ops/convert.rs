@@ -1,8 +1,10 @@
 //! Convert: what one disk shows is copied into another one, by several workers when asked.
 //!
 //! The range is cut into pieces, which workers take one after the other: they read, look for zeroes and compress
-//! side by side, and write in the order of the disk unless any order will do. Nothing is made durable here.
+//! side by side, and write in the order of the disk unless any order will do. What is plain data in files on both
+//! sides the host copies (`offload`). Nothing is made durable here.
 
+use super::offload::Offload;
 use super::pieces::{Piece, Pieces, What};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Disk, PackedClusters, ZeroFlags};
@@ -61,6 +63,7 @@ pub fn convert(
     let total = source.length();
     let job = Job {
         pieces: Pieces::new(source, options, cluster_bytes),
+        offload: Offload::new(source, target, options.sparse_bytes, cluster_bytes),
         source,
         target,
         options,
@@ -112,9 +115,26 @@ fn validate(source: &Disk, target: &Disk, options: &ConvertOptions) -> Result<u6
     }
 }
 
+/// A result whose error comes with its guest offset.
+type Placed<T> = std::result::Result<T, (u64, Error)>;
+
+/// What a run of a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Bytes in memory.
+    Data,
+    /// A part of a cluster: it is not compressed.
+    Short,
+    /// Zeroes.
+    Zero,
+    /// Bytes that the host copies from file to file.
+    Host,
+}
+
 /// What the workers share.
 struct Job<'a> {
     pieces: Pieces<'a>,
+    offload: Offload<'a>,
     source: &'a Disk,
     target: &'a Disk,
     options: &'a ConvertOptions,
@@ -182,7 +202,7 @@ impl Job<'_> {
     }
 
     /// Reads and writes one piece; an error comes with its guest offset.
-    fn copy(&self, piece: &Piece, buffer: &mut Vec<u8>) -> std::result::Result<(), (u64, Error)> {
+    fn copy(&self, piece: &Piece, buffer: &mut Vec<u8>) -> Placed<()> {
         let Piece { offset, length, .. } = *piece;
         if !matches!(piece.what, What::Data | What::ZeroData) {
             return self.in_turn(piece, || match piece.what {
@@ -195,41 +215,92 @@ impl Job<'_> {
             buffer.resize(bytes, 0);
         }
         let data = &mut buffer[..bytes];
-        match piece.what {
-            What::ZeroData => data.fill(0),
-            _ => {
-                let read = self.source.read(offset, &mut [IoSliceMut::new(data)]);
-                read.map_err(|e| (offset, told("reading at byte", offset, e)))?;
-            }
-        }
-        let runs = self.runs(offset, data);
+        let runs = self.fetch(piece, data)?;
         let packed =
             self.pack(offset, data, &runs).map_err(|e| (offset, told("writing at byte", offset, e)))?;
         self.in_turn(piece, || {
-            for (index, (run, zero)) in runs.iter().enumerate() {
+            for (index, (run, kind)) in runs.iter().enumerate() {
                 let at = offset + run.start as u64;
-                match (zero, packed.get(index)) {
-                    (true, _) => self.put_zeroes(at, run.len() as u64)?,
-                    (false, Some(packed)) => {
-                        let put = self.target.write_packed(packed, at, &data[run.clone()]);
+                let part = &mut data[run.clone()];
+                match (kind, packed.get(index)) {
+                    (Kind::Zero, _) => self.put_zeroes(at, part.len() as u64)?,
+                    (Kind::Data, Some(packed)) => {
+                        let put = self.target.write_packed(packed, at, part);
                         put.map_err(|e| (at, told("writing at byte", at, e)))?;
                     }
-                    (false, None) => {
-                        let put = self.target.write(at, &[IoSlice::new(&data[run.clone()])], false);
-                        put.map_err(|e| (at, told("writing at byte", at, e)))?;
-                    }
+                    (Kind::Data, None) | (Kind::Short, _) => self.put_data(at, part)?,
+                    (Kind::Host, _) => self.copy_by_host(at, part)?,
                 }
             }
             Ok(())
         })
     }
 
+    /// What the runs of a piece are; those that the host does not copy are in `data` then.
+    fn fetch(&self, piece: &Piece, data: &mut [u8]) -> Placed<Vec<(Range<usize>, Kind)>> {
+        if piece.what == What::ZeroData {
+            data.fill(0);
+            return Ok(vec![(0..data.len(), Kind::Data)]);
+        }
+        if self.options.compressed {
+            self.read(piece.offset, data)?;
+            return Ok(self.cluster_runs(piece.offset, data));
+        }
+        let mut runs = Vec::new();
+        for (run, host) in self.offload.cut(piece.offset, piece.length) {
+            if host {
+                runs.push((run, Kind::Host));
+                continue;
+            }
+            let at = piece.offset + run.start as u64;
+            self.read(at, &mut data[run.clone()])?;
+            let inside = self.runs(at, &data[run.clone()]);
+            runs.extend(inside.map(|(r, kind)| (r.start + run.start..r.end + run.start, kind)));
+        }
+        Ok(runs)
+    }
+
+    /// The runs of whole clusters, and that of a last cluster that the source ends in.
+    fn cluster_runs(&self, offset: u64, data: &[u8]) -> Vec<(Range<usize>, Kind)> {
+        let mut runs: Vec<_> = self.runs(offset, data).collect();
+        let whole = data.len() - data.len() % self.cluster_bytes as usize;
+        let ends_target = offset + data.len() as u64 == self.target.length();
+        if let Some((last, Kind::Data)) = runs.last_mut().filter(|(r, _)| r.end > whole && !ends_target) {
+            let tail = (last.start.max(whole)..last.end, Kind::Short);
+            last.end = tail.0.start;
+            runs.push(tail);
+        }
+        runs.retain(|(run, _)| !run.is_empty());
+        runs
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> Placed<()> {
+        let read = self.source.read(offset, &mut [IoSliceMut::new(data)]);
+        read.map_err(|e| (offset, told("reading at byte", offset, e)))
+    }
+
+    /// As far as the host can, and the rest by way of `buffer`.
+    fn copy_by_host(&self, offset: u64, buffer: &mut [u8]) -> Placed<()> {
+        let copied = self.offload.copy(offset, buffer.len() as u64);
+        let done = copied.map_err(|e| (offset, told("writing at byte", offset, e)))?;
+        let (at, rest) = (offset + done, &mut buffer[done as usize..]);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.read(at, rest)?;
+        let runs: Vec<_> = self.runs(at, rest).collect();
+        for (run, kind) in runs {
+            let at = at + run.start as u64;
+            match kind {
+                Kind::Zero => self.put_zeroes(at, run.len() as u64)?,
+                _ => self.put_data(at, &rest[run])?,
+            }
+        }
+        Ok(())
+    }
+
     /// Runs `write` when everything before the piece has been written.
-    fn in_turn(
-        &self,
-        piece: &Piece,
-        write: impl FnOnce() -> std::result::Result<(), (u64, Error)>,
-    ) -> std::result::Result<(), (u64, Error)> {
+    fn in_turn(&self, piece: &Piece, write: impl FnOnce() -> Placed<()>) -> Placed<()> {
         if self.options.any_order || self.options.workers == 1 {
             return write();
         }
@@ -247,7 +318,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn put_zeroes(&self, offset: u64, length: u64) -> std::result::Result<(), (u64, Error)> {
+    fn put_zeroes(&self, offset: u64, length: u64) -> Placed<()> {
         if self.options.target_zero {
             return Ok(());
         }
@@ -256,36 +327,46 @@ impl Job<'_> {
         put.map_err(|e| (offset, told("writing at byte", offset, e)))
     }
 
-    /// The parts of a piece that are data, and those that are zeroes.
-    fn runs(&self, offset: u64, data: &[u8]) -> Vec<(Range<usize>, bool)> {
+    fn put_data(&self, offset: u64, data: &[u8]) -> Placed<()> {
+        let put = self.target.write(offset, &[IoSlice::new(data)], false);
+        put.map_err(|e| (offset, told("writing at byte", offset, e)))
+    }
+
+    /// The parts of `data` that are zeroes, and those that are not.
+    fn runs<'b>(&self, offset: u64, data: &'b [u8]) -> impl Iterator<Item = (Range<usize>, Kind)> + 'b {
         let unit = match self.options.compressed {
-            _ if self.options.sparse_bytes == 0 => return vec![(0..data.len(), false)],
-            true => self.cluster_bytes,
-            false => self.options.sparse_bytes,
+            _ if self.options.sparse_bytes == 0 => None,
+            true => Some(self.cluster_bytes),
+            false => Some(self.options.sparse_bytes),
         };
-        let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
-        let mut at = 0;
-        while at < data.len() {
-            let to_boundary = unit - (offset + at as u64) % unit;
-            let end = data.len().min(at + to_boundary as usize);
-            let zero = is_zero(&data[at..end]);
-            match runs.last_mut() {
-                Some((run, last)) if *last == zero => run.end = end,
-                _ => runs.push((at..end, zero)),
+        let end_of = move |at: usize| match unit {
+            None => data.len(),
+            Some(unit) => data.len().min(at + (unit - (offset + at as u64) % unit) as usize),
+        };
+        let zero = move |at: usize| unit.is_some() && is_zero(&data[at..end_of(at)]);
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            if start == data.len() {
+                return None;
             }
-            at = end;
-        }
-        runs
+            let kind = zero(start);
+            let (from, mut end) = (start, end_of(start));
+            while end < data.len() && zero(end) == kind {
+                end = end_of(end);
+            }
+            start = end;
+            Some((from..end, if kind { Kind::Zero } else { Kind::Data }))
+        })
     }
 
     /// The streams of the runs that are data, empty for the others; nothing without compression.
-    fn pack(&self, offset: u64, data: &[u8], runs: &[(Range<usize>, bool)]) -> Result<Vec<PackedClusters>> {
+    fn pack(&self, offset: u64, data: &[u8], runs: &[(Range<usize>, Kind)]) -> Result<Vec<PackedClusters>> {
         if !self.options.compressed {
             return Ok(Vec::new());
         }
-        let packed = runs.iter().map(|(run, zero)| match zero {
-            true => Ok(PackedClusters::default()),
-            false => self.target.pack(offset + run.start as u64, &data[run.clone()]),
+        let packed = runs.iter().map(|(run, kind)| match kind {
+            Kind::Data => self.target.pack(offset + run.start as u64, &data[run.clone()]),
+            _ => Ok(PackedClusters::default()),
         });
         packed.collect()
     }
@@ -301,7 +382,7 @@ fn told(what: &str, offset: u64, error: Error) -> Error {
 }
 
 /// Whether all bytes are zero; compares with itself, shifted by one, once the first ones are.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+fn is_zero(bytes: &[u8]) -> bool {
     let (head, rest) = bytes.split_at(bytes.len().min(16));
     head.iter().all(|b| *b == 0) && (rest.is_empty() || bytes[16..] == bytes[..bytes.len() - 16])
 }

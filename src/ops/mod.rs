@@ -6,6 +6,7 @@ pub mod commit;
 pub mod convert;
 pub mod create;
 pub mod handle;
+mod offload;
 pub mod open;
 mod pieces;
 pub mod resize;

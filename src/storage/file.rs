@@ -261,6 +261,26 @@ impl Storage for FileStorage {
         }
     }
 
+    fn copy_from(
+        &self,
+        _: Purpose,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        match source.copy_source() {
+            Some(from) if self.direct.is_none() => {
+                copy_range(from, source_offset, &self.file, offset, length)
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        }
+    }
+
+    fn copy_source(&self) -> Option<i32> {
+        self.direct.is_none().then(|| self.file.as_raw_fd())
+    }
+
     fn traits(&self) -> Traits {
         Traits {
             alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
@@ -438,6 +458,38 @@ fn once(mut call: impl FnMut() -> isize) -> io::Result<usize> {
             return Err(error);
         }
     }
+}
+
+/// copy_file_range as a bare system call, again after a short one.
+fn copy_range(from: i32, from_offset: u64, to: &File, to_offset: u64, length: u64) -> io::Result<()> {
+    let (mut at, mut to_at) = (to_off(from_offset)?, to_off(to_offset)?);
+    let mut left = length;
+    while left > 0 {
+        let part = left.min(MAX_TRANSFER_BYTES as u64);
+        // SAFETY: both offsets live across the call, which moves them; the descriptors are open.
+        let copied = once(|| unsafe {
+            libc::syscall(
+                libc::SYS_copy_file_range,
+                from,
+                &mut at,
+                to.as_raw_fd(),
+                &mut to_at,
+                part as usize,
+                0u32,
+            ) as isize
+        });
+        match copied {
+            // The source has ended. What is missing reads as zeroes, which is not the host's to know.
+            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            Ok(bytes) => left -= bytes as u64,
+            // On different file systems, or a kind of file that is not copied so.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EXDEV | libc::EBADF | libc::EPERM)) => {
+                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 fn lock_call(file: &File, command: i32, kind: i32, byte: u64) -> io::Result<libc::flock> {

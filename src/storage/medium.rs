@@ -104,6 +104,20 @@ impl Medium {
             .map_err(|e| Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
     }
 
+    /// Has the host copy guest data from another storage. A failure is the caller's to undo and closes nothing.
+    pub fn copy_data(
+        &self,
+        host_offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        self.latch.check()?;
+        self.image
+            .copy_from(Purpose::Data, host_offset, source, source_offset, length)
+            .map_err(|e| Error::host(format_args!("copying guest data to host offset {host_offset:#x}"), &e))
+    }
+
     /// Reads a table or a part of one.
     pub fn read_table(&self, purpose: Purpose, host_offset: u64, buffer: &mut [u8]) -> Result<()> {
         read_exact(&*self.image, purpose, host_offset, buffer)

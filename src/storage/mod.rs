@@ -82,6 +82,22 @@ pub trait Storage: Send + Sync {
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()>;
     /// The run that holds `offset`; storages that cannot tell answer one run of data to the end.
     fn host_run(&self, offset: u64) -> io::Result<HostRun>;
+    /// Copies `length` bytes from `source_offset` of another storage to `offset` without passing them through memory.
+    /// `ENOTSUP` when that is not possible, or where `source` ends before; the range holds anything then.
+    fn copy_from(
+        &self,
+        _purpose: Purpose,
+        _offset: u64,
+        _source: &dyn Storage,
+        _source_offset: u64,
+        _length: u64,
+    ) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    /// The host's descriptor, where the host may copy from it: bytes through its cache, at the same offsets.
+    fn copy_source(&self) -> Option<i32> {
+        None
+    }
     /// What this storage can do.
     fn traits(&self) -> Traits;
     /// Device and inode, to recognise a file that is opened twice.

@@ -137,6 +137,8 @@ struct State {
     /// Guest bytes from here on read as zeroes where the image has nothing.
     backing_end: u64,
     unjudged: Option<&'static str>,
+    /// What threads work for that run no request of their own: those that the library starts.
+    helped: Option<Request>,
 }
 
 /// Guest bytes that a request has zeroed, discarded or cut off.
@@ -303,6 +305,11 @@ impl Recorder {
         verdict
     }
 
+    /// Threads that run no request of their own work for one on `guest`.
+    pub fn helpers_work_on(&self, guest: (u64, u64)) {
+        self.lock().helped = Some(Request { guest: Some(guest) });
+    }
+
     /// The trace is not judged, and `reason` says why the rules do not hold for it.
     pub fn leave_unjudged(&self, reason: &'static str) {
         assert!(reason.len() > 20, "a reason is a sentence");
@@ -418,7 +425,7 @@ impl State {
     fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
         let me = std::thread::current().id();
         self.threads |= *self.writer.get_or_insert(me) != me;
-        let (request, stamp) = (REQUEST.get(), STAMPS.fetch_add(1, Ordering::SeqCst));
+        let (request, stamp) = (REQUEST.get().or(self.helped), STAMPS.fetch_add(1, Ordering::SeqCst));
         self.log.push(Event { what, purpose, offset, length, bytes, request, stamp });
     }
 
@@ -459,6 +466,19 @@ impl Storage for Recorder {
             }
         }
         Ok(())
+    }
+
+    fn copy_from(
+        &self,
+        purpose: Purpose,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        let mut bytes = vec![0; length as usize];
+        source.read(purpose, source_offset, &mut [IoSliceMut::new(&mut bytes)])?;
+        self.write(purpose, offset, &[IoSlice::new(&bytes)])
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,0 +1,128 @@
+//! Copies by the host: bytes go from one file to another without passing through memory, where both hosts can.
+//!
+//! A copy is an allocating write: of whole clusters that hold nothing yet, in long runs. Power cut: as for any
+//! allocating write. The source's pin is held across the copy, so that its clusters are not reused under it (R4).
+
+use super::flush::Flusher;
+use super::{check_range, Core, Disk};
+use crate::alloc::Reserved;
+use crate::error::Result;
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::{Claim, Link, Source};
+use crate::meta::guard::Owner;
+use crate::storage::Storage;
+
+/// Takes bytes where a file has them: the storage, the offset in it, and how many; says how many it has used.
+pub type UseHost<'a> = &'a mut dyn FnMut(&dyn Storage, u64, u64) -> Result<u64>;
+
+impl Disk {
+    /// Hands the start of a range to `use_host` where it lies in a file of this disk or of one below it: as it is,
+    /// no zeroes, nothing compressed. Returns how much was used; 0 also where the start does not lie in one.
+    pub fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        match self {
+            Disk::Qcow2(image) => image.with_host_bytes(offset, length, use_host),
+            Disk::Raw(raw) => raw.with_host_bytes(offset, length, use_host),
+        }
+    }
+
+    /// Copies bytes of another file to the start of a range, whole clusters that hold nothing yet. Returns how much
+    /// was copied, less than asked for where it cannot be done so; `ENOTSUP` where the hosts never can.
+    pub fn write_from(&self, offset: u64, length: u64, source: &dyn Storage, at: u64) -> Result<u64> {
+        match self {
+            Disk::Qcow2(image) => image.write_from(offset, length, source, at),
+            Disk::Raw(raw) => raw.write_from(offset, length, source, at),
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        check_range(self.virtual_size, offset, length)?;
+        let extent = self.io()?.map.resolve(offset, length)?;
+        match (extent.source, extent.host, self.backing()) {
+            (Source::Data, Some(host), _) => use_host(&**self.storage(), host, extent.length),
+            (Source::Hole, _, Some(backing)) if offset < backing.length() => {
+                let inside = extent.length.min(backing.length() - offset);
+                backing.with_host_bytes(offset, inside, use_host)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    pub(super) fn write_from(
+        &self,
+        offset: u64,
+        length: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        flusher: &Flusher,
+    ) -> Result<u64> {
+        check_range(self.virtual_size, offset, length)?;
+        let (io, alloc) = self.begin_write()?;
+        let geometry = &self.geometry;
+        if geometry.in_cluster(offset) != 0 {
+            return Ok(0);
+        }
+        let (mut cluster, end) = (geometry.cluster_index(offset), geometry.cluster_index(offset + length));
+        while cluster < end {
+            self.relieve(io, alloc, flusher)?;
+            let in_table = geometry.l2_entry_count() - cluster % geometry.l2_entry_count();
+            let claim = io.map.claim(cluster, end.min(cluster + in_table));
+            let mut count = 0;
+            while cluster + count < end && count < in_table {
+                match io.map.entry(&claim, cluster + count)? {
+                    L2Entry::Plain(m) if m.host.is_none() => count += 1,
+                    _ => break,
+                }
+            }
+            if count == 0 {
+                break;
+            }
+            io.map.own_table(&claim, cluster)?;
+            let reserved = alloc.reserve(count)?;
+            let done = geometry.cluster_offset(cluster) - offset;
+            cluster += self.copy_run(&claim, cluster, reserved, source, source_offset + done)?;
+        }
+        Ok(geometry.cluster_offset(cluster) - offset)
+    }
+
+    /// Fills reserved clusters from the other file and links them; returns how many there were.
+    fn copy_run(
+        &self,
+        claim: &Claim<'_>,
+        cluster: u64,
+        reserved: Reserved<'_>,
+        source: &dyn Storage,
+        source_offset: u64,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let map = &self.io()?.map;
+        let count = reserved.cluster_count();
+        let (start, bytes) = (geometry.cluster_offset(cluster), count << geometry.cluster_bits);
+        // Past the end of the disk, the last cluster's bytes are nobody's.
+        let was_zero = self.reads_zero(start, bytes.min(self.virtual_size - start))?;
+        let host_start = geometry.cluster_offset(reserved.first_cluster());
+        self.shared.guard.check(Owner(0), host_start, bytes)?;
+        self.shared.medium.copy_data(host_start, source, source_offset, bytes)?;
+        let mut after = reserved.ticket();
+        if !(reserved.is_fresh() && was_zero) {
+            after = after.max(self.shared.medium.ticket());
+        }
+        for index in 0..count {
+            let host = Some(host_start + geometry.cluster_offset(index));
+            let old = map.entry(claim, cluster + index)?;
+            let mapping = Mapping { host, copied: true, alloc: geometry.all_subclusters(), zero: 0 };
+            let dropped = self.dropped_by(&old, false);
+            let link = Link { cluster: cluster + index, new: mapping.into(), after, dropped };
+            if let Err(e) = map.link(claim, link) {
+                // What has been linked stays; the rest goes back.
+                let mut part = reserved;
+                part.shrink(index);
+                part.keep();
+                return Err(e);
+            }
+        }
+        reserved.keep();
+        Ok(count)
+    }
+}
