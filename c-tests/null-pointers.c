@@ -68,6 +68,8 @@ static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, N
 static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
 static int64_t snapshot_delete_which(void) { return qcow2_snapshot_delete(image, NULL, NULL); }
 static int64_t commit(void) { return qcow2_commit(NULL, 0, NULL, NULL); }
+static int64_t convert_source(void) { return qcow2_convert(NULL, image, NULL, NULL, NULL); }
+static int64_t convert_target(void) { return qcow2_convert(image, NULL, NULL, NULL, NULL); }
 static int64_t checksum_image(void) { uint32_t crc; return qcow2_checksum(NULL, &crc, NULL, NULL); }
 static int64_t checksum_out(void) { return qcow2_checksum(image, NULL, NULL, NULL); }
 static int64_t create(void) { return qcow2_create(NULL, MIB, NULL); }
@@ -126,6 +128,8 @@ static const struct {
     {"snapshot apply: which", snapshot_apply_which},
     {"snapshot delete: image", snapshot_delete_image},
     {"snapshot delete: which", snapshot_delete_which},
+    {"convert: source", convert_source},
+    {"convert: target", convert_target},
     {"checksum: image", checksum_image},
     {"checksum: crc", checksum_out},
     {"create: path", create},

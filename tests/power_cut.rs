@@ -116,7 +116,8 @@ fn all_lists_of_up_to_six() {
 fn short_lists_with_snapshots_and_compressed_clusters() {
     let (write, discard) = (Write { sector: 3, count: 2, fua: false }, Discard { sector: 3, count: 2 });
     let (apply, delete) = (Apply { pick: 0 }, Delete { pick: 0 });
-    let compressed = Compressed { sector: 3, count: 1 };
+    // Two streams that are written together.
+    let compressed = Compressed { sector: 3, count: 2 };
     let alphabets: [[Op; 3]; 4] = [
         [write, Snapshot, apply],
         [write, Snapshot, delete],
