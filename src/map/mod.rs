@@ -15,12 +15,12 @@ use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
 use crate::meta::guard::Owner;
-use crate::meta::page::{Change, Updated};
+use crate::meta::page::{Change, Updated, Words};
 use crate::meta::{DirtyList, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,11 @@ pub struct Map {
     cache: SliceCache,
     /// For a cache that holds the whole disk, the page of each slice that has been loaded: found with two plain
     /// loads. A page that the cache has let go of (`Page::is_live`) is looked up there again. Empty otherwise.
-    front: Box<[OnceLock<Arc<Page>>]>,
+    front: Box<[OnceLock<Front>]>,
+    /// Set before the first page of the front is let go of: until then nobody has to ask whether one is live.
+    front_stale: AtomicBool,
+    /// A request has used the front since the last look.
+    front_used: AtomicBool,
     /// log2 of the L2 entries in a slice.
     slice_entry_bits: u32,
     quick: Quick,
@@ -49,6 +53,12 @@ pub struct Map {
     copied_table: AtomicU64,
     clean_interval: Option<Duration>,
     last_clean: Mutex<Instant>,
+}
+
+/// A page of the front, and its entries: looking at one must not cost a look at the page.
+struct Front {
+    words: Words,
+    page: Arc<Page>,
 }
 
 /// What `look` needs of the geometry, worked out once.
@@ -129,6 +139,8 @@ impl Map {
             } else {
                 Box::default()
             },
+            front_stale: AtomicBool::new(false),
+            front_used: AtomicBool::new(false),
             slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
             list: DirtyList::default(),
             claims: Claims::default(),
@@ -219,8 +231,7 @@ impl Map {
     /// The slice that maps guest cluster `cluster` in the L2 table at `table_offset`.
     fn slice(&self, cluster: u64, table_offset: u64) -> Result<Arc<Page>> {
         let key = self.slice_key(cluster);
-        if let Some(page) = self.front.get(key as usize).and_then(|p| p.get()).filter(|p| p.is_live()) {
-            page.touch();
+        if let Some(page) = self.front_page(key) {
             return Ok(Arc::clone(page));
         }
         let mut loaded = false;
@@ -232,12 +243,35 @@ impl Map {
             self.load_slice(cluster, if now == 0 { table_offset } else { now })
         });
         if let (Ok(page), Some(place)) = (&page, self.front.get(key as usize)) {
-            let _ = place.set(Arc::clone(page));
+            let _ = place.set(Front { words: Arc::clone(page.words()), page: Arc::clone(page) });
         }
         if loaded {
             self.clean_if_due();
         }
         page
+    }
+
+    /// The page of a slice, if the front has it.
+    #[inline]
+    fn front_page(&self, key: u64) -> Option<&Arc<Page>> {
+        let front = self.front.get(key as usize)?.get()?;
+        self.note_front_used();
+        front.page.is_live().then_some(&front.page)
+    }
+
+    #[inline]
+    fn note_front_used(&self) {
+        if !self.front_used.load(Ordering::Relaxed) {
+            self.front_used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops the page of slice `key`, which must be clean.
+    fn forget(&self, key: u64) {
+        if !self.front.is_empty() {
+            self.front_stale.store(true, Ordering::SeqCst);
+        }
+        self.cache.forget(key);
     }
 
     /// Runs the clean interval from the calls that load slices: memory only grows there.
@@ -346,7 +380,7 @@ impl Map {
             self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
             // Slices of the shared table are clean, for nobody may change them; the copy is read from now on.
             for slice in 0..geometry.l2_entry_count() >> self.slice_entry_bits {
-                self.cache.forget(self.slice_key(first_cluster) + slice);
+                self.forget(self.slice_key(first_cluster) + slice);
             }
         }
         Ok(())
@@ -364,7 +398,7 @@ impl Map {
             let page = self.slice(link.cluster, table)?;
             // A slice of the table that has just been replaced may still be on its way out.
             if self.geometry.cluster_floor(page.home()) != table {
-                self.cache.forget(self.slice_key(link.cluster));
+                self.forget(self.slice_key(link.cluster));
                 continue;
             }
             if page.update(change, &self.shared.medium, &self.shared.gate, &self.list) == Updated::Done {
@@ -443,8 +477,7 @@ impl Map {
             self.cache.forget_unused();
             return false;
         }
-        let pages: Vec<_> = self.front.iter().filter_map(|p| p.get()).collect();
-        let used = pages.iter().filter(|p| p.take_used()).count();
-        !pages.is_empty() && used == 0
+        let used = self.front_used.swap(false, Ordering::Relaxed);
+        !used && self.front.iter().any(|p| p.get().is_some())
     }
 }

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::format::entries::{
     CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
 };
+use std::sync::atomic::Ordering;
 
 /// Where the bytes of an extent are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +55,14 @@ impl Map {
             return Look::Unknown;
         }
         let slot = self.front.get((guest_offset >> quick.slice_guest_bits) as usize);
-        let Some(page) = slot.and_then(|p| p.get()) else { return self.look_tableless(guest_offset) };
+        let Some(front) = slot.and_then(|p| p.get()) else { return self.look_tableless(guest_offset) };
+        let word = front.words.get((guest_offset >> quick.cluster_bits & quick.index_mask) as usize);
+        let Some(entry) = word.map(|w| w.load(Ordering::SeqCst)) else { return Look::Unknown };
         // In this order: what a live page said is what the table said at that moment.
-        let entry = page.word((guest_offset >> quick.cluster_bits & quick.index_mask) as usize);
-        let Some(entry) = entry.filter(|_| page.is_live()) else { return Look::Unknown };
-        page.touch();
+        if self.front_stale.load(Ordering::SeqCst) && !front.page.is_live() {
+            return Look::Unknown;
+        }
+        self.note_front_used();
         let host = entry & OFFSET_MASK;
         if entry & (COMPRESSED | ZERO) | host & quick.cluster_mask != 0 {
             return Look::Unknown;
@@ -88,11 +92,8 @@ impl Map {
         }
         let cluster = geometry.cluster_index(guest_offset);
         let key = self.slice_key(cluster);
-        if let Some(page) = self.front.get(key as usize).and_then(|p| p.get()) {
-            if page.is_live() {
-                page.touch();
-                return self.resolve_in(page, guest_offset, max_bytes);
-            }
+        if let Some(page) = self.front_page(key) {
+            return self.resolve_in(page, guest_offset, max_bytes);
         }
         if let Some(found) = self.cache.find(key) {
             if let Some(keyed) = found.as_ref() {

@@ -10,7 +10,7 @@ use super::page::Page;
 use super::WriteOut;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, Slot, SlotGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, Slot, SlotGuard};
 use std::sync::{Arc, OnceLock};
 
 /// Least slices of one set in a cache with several sets; there are fewer than twice as many.
@@ -38,8 +38,15 @@ pub struct SliceCache {
     /// Sets - 1; their number is a power of two.
     set_mask: u64,
     hand: AtomicUsize,
-    loading: Mutex<Vec<u64>>,
+    loading: Mutex<Loading>,
     loaded: Condvar,
+}
+
+#[derive(Default)]
+struct Loading {
+    keys: Vec<u64>,
+    /// Threads that wait: nobody is woken, by a system call, when there are none.
+    waiting: usize,
 }
 
 impl SliceCache {
@@ -58,7 +65,7 @@ impl SliceCache {
             ways,
             set_mask: sets as u64 - 1,
             hand: AtomicUsize::new(0),
-            loading: Mutex::new(Vec::new()),
+            loading: Mutex::default(),
             loaded: Condvar::new(),
         }
     }
@@ -125,33 +132,51 @@ impl SliceCache {
 
     /// Puts this set under load, waiting for others that load into it. Whoever waited may find the page there.
     fn begin_load(&self, key: u64) -> Option<Arc<Page>> {
-        let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loading = self.lock_loading();
         loop {
             if let Some(found) = self.find_arc(key) {
                 return Some(found);
             }
             // One load per set at a time: two loads could otherwise pick one victim.
-            if !loading.iter().any(|k| (k ^ key) & self.set_mask == 0) {
-                loading.push(key);
+            if !self.is_owned(&loading, key) {
+                loading.keys.push(key);
                 return None;
             }
-            loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
+            loading = self.wait_loaded(loading);
         }
     }
 
     /// Keeps loads out of the set of `key` until `end_load`.
     fn own_set(&self, key: u64) {
-        let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
-        while loading.iter().any(|k| (k ^ key) & self.set_mask == 0) {
-            loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
+        let mut loading = self.lock_loading();
+        while self.is_owned(&loading, key) {
+            loading = self.wait_loaded(loading);
         }
-        loading.push(key);
+        loading.keys.push(key);
     }
 
     fn end_load(&self, key: u64) {
-        let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
-        loading.retain(|k| *k != key);
-        self.loaded.notify_all();
+        let mut loading = self.lock_loading();
+        loading.keys.retain(|k| *k != key);
+        if loading.waiting > 0 {
+            self.loaded.notify_all();
+        }
+    }
+
+    fn lock_loading(&self) -> MutexGuard<'_, Loading> {
+        self.loading.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Whether somebody has the set of `key`.
+    fn is_owned(&self, loading: &Loading, key: u64) -> bool {
+        loading.keys.iter().any(|k| (k ^ key) & self.set_mask == 0)
+    }
+
+    fn wait_loaded<'a>(&'a self, mut loading: MutexGuard<'a, Loading>) -> MutexGuard<'a, Loading> {
+        loading.waiting += 1;
+        loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
+        loading.waiting -= 1;
+        loading
     }
 
     /// Empties one slot of the set: a free one, else the first clean page that was not used since the hand
@@ -159,14 +184,16 @@ impl SliceCache {
     fn make_room(&self, key: u64, out: &WriteOut<'_>) -> Result<()> {
         let set = self.set_of(key);
         let slots = self.slots(set);
-        if slots.iter().any(|s| s.load().is_none()) {
+        // The set is ours: a slot is empty when its hint is.
+        if self.hints(set).iter().any(|h| h.load(Ordering::Acquire) == 0) {
             return Ok(());
         }
         let start = self.hand.fetch_add(1, Ordering::Relaxed);
         for round in 0..2 {
             for i in 0..slots.len() {
                 let way = (start + i) % slots.len();
-                let Some(keyed) = slots[way].load_full() else { return Ok(()) };
+                let found = slots[way].load();
+                let Some(keyed) = found.as_ref() else { return Ok(()) };
                 let recent = keyed.page.take_used() && round == 0;
                 if !recent && keyed.page.try_evict() {
                     return self.clear(set, way);
@@ -203,14 +230,12 @@ impl SliceCache {
 
     fn install(&self, key: u64, page: Arc<Page>) {
         let set = self.set_of(key);
-        for (way, slot) in self.slots(set).iter().enumerate() {
-            if slot.load().is_none() {
-                slot.store(Some(Arc::new(Keyed { key, page })));
-                self.hints(set)[way].store(key + 1, Ordering::Release);
-                return;
-            }
+        let empty = self.hints(set).iter().position(|h| h.load(Ordering::Acquire) == 0);
+        debug_assert!(empty.is_some(), "make_room left no room");
+        if let Some(way) = empty {
+            self.slots(set)[way].store(Some(Arc::new(Keyed { key, page })));
+            self.hints(set)[way].store(key + 1, Ordering::Release);
         }
-        debug_assert!(false, "make_room left no room");
     }
 
     /// Drops the page of slice `key`, which must be clean.

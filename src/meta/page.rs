@@ -28,6 +28,8 @@ const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
 
 /// Bytes of a table that are read at once.
 const READ_BYTES: usize = 16 << 10;
+/// As much, for what is short: a slice as it usually is.
+const SMALL_BYTES: usize = 4 << 10;
 
 fn no_memory(purpose: Purpose, bytes: u64) -> Error {
     Error::new(ErrorKind::NoMemory, format!("{purpose:?} table of {bytes} bytes: no memory"))
@@ -161,6 +163,9 @@ struct Ripe {
     clean: bool,
 }
 
+/// The entries of a page as they are in memory, in the host's byte order.
+pub type Words = Arc<[AtomicU64]>;
+
 /// A table page.
 pub struct Page {
     purpose: Purpose,
@@ -168,7 +173,7 @@ pub struct Page {
     home: u64,
     /// Words of one entry: 1, or 2 for extended L2 entries.
     entry_words: usize,
-    words: Box<[AtomicU64]>,
+    words: Words,
     /// Odd while a two-word entry is being stored.
     version: AtomicU64,
     state: Mutex<State>,
@@ -189,21 +194,29 @@ impl Page {
         entry_words: usize,
         bytes: u64,
     ) -> Result<Page> {
-        let mut words = Vec::new();
-        words.try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
-        // In pieces: a table of the largest size must not be in memory twice.
-        let mut piece = [0; READ_BYTES];
-        let mut at = 0;
-        while at < bytes {
-            let part = &mut piece[..(bytes - at).min(READ_BYTES as u64) as usize];
-            medium.read_table(purpose, home + at, part)?;
-            words.extend(part.chunks_exact(8).map(|c| AtomicU64::new(be64(c, 0))));
-            at += part.len() as u64;
+        if bytes <= SMALL_BYTES as u64 {
+            let mut piece = [0; SMALL_BYTES];
+            let part = &mut piece[..bytes as usize];
+            medium.read_table(purpose, home, part)?;
+            let words = part.chunks_exact(8).map(|c| AtomicU64::new(be64(c, 0))).collect();
+            return Ok(Self::from_words(purpose, home, entry_words, words));
         }
-        Ok(Self::from_words(purpose, home, entry_words, words.into_boxed_slice()))
+        // What there is no memory for is an error, not the end of the process.
+        Vec::<u64>::new().try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
+        let words: Words = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
+        // In pieces: a table of the largest size must not be in memory twice.
+        for (at, words) in (0..).step_by(READ_BYTES).zip(words.chunks(READ_BYTES / 8)) {
+            let mut piece = [0; READ_BYTES];
+            let part = &mut piece[..words.len() * 8];
+            medium.read_table(purpose, home + at, part)?;
+            for (word, bytes) in words.iter().zip(part.chunks_exact(8)) {
+                word.store(be64(bytes, 0), Ordering::Relaxed);
+            }
+        }
+        Ok(Self::from_words(purpose, home, entry_words, words))
     }
 
-    fn from_words(purpose: Purpose, home: u64, entry_words: usize, words: Box<[AtomicU64]>) -> Page {
+    fn from_words(purpose: Purpose, home: u64, entry_words: usize, words: Words) -> Page {
         let sectors = words.len().div_ceil(WORDS_PER_SECTOR);
         let state = State { dirty: vec![0; sectors.div_ceil(64)], ..State::default() };
         Page {
@@ -263,6 +276,11 @@ impl Page {
             }
             spin_loop();
         }
+    }
+
+    /// The entries, for those who look at them often.
+    pub fn words(&self) -> &Words {
+        &self.words
     }
 
     /// Word `index` of the table, if it is inside the page.
