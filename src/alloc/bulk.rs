@@ -32,6 +32,11 @@ impl Allocator {
         Ok(())
     }
 
+    /// Least and largest count of a run.
+    pub fn count_bounds(&self, run: ClusterRun) -> Result<(u64, u64)> {
+        self.lock().table.bounds(&self.shared, run.first, run.count)
+    }
+
     /// Lowers the counts of all runs by one; nothing on the medium refers to them any more, and no reader is
     /// inside. `true`: some count has become one.
     pub fn lower_all(&self, runs: &mut [ClusterRun]) -> Result<bool> {
@@ -51,12 +56,17 @@ impl super::Ledger {
     /// Raises a run; a failure says how many clusters of it have been raised.
     fn raise_run(&mut self, shared: &Shared, run: ClusterRun) -> std::result::Result<(), (u64, Error)> {
         let max = self.geometry().refcount_max();
-        self.table.change_run(shared, run.first, run.count, &mut |cluster, old| match old {
-            0 => Err(Error::corrupt("refcount of cluster", cluster, 0, "a table refers to the cluster")),
-            _ if old >= max => Err(Error::invalid(format!(
-                "refcount of cluster {cluster}: {old} is the largest that fits [refcount_bits]"
+        self.table.shift_run(shared, run.first, run.count, &mut |clusters, least, most| match least {
+            1.. if most < max => Ok(Some(1)),
+            _ if least != most => Ok(None),
+            0 => {
+                let rule = "a table refers to the cluster";
+                Err(Error::corrupt("refcount of cluster", clusters.start, 0, rule))
+            }
+            _ => Err(Error::invalid(format!(
+                "refcount of cluster {}: {most} is the largest that fits [refcount_bits]",
+                clusters.start
             ))),
-            _ => Ok(old + 1),
         })
     }
 }

@@ -292,17 +292,23 @@ impl Ledger {
     pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<bool> {
         let (mut freed, mut single) = (Vec::new(), false);
         let (first, count) = (release.first_cluster, release.cluster_count);
-        let done = self.table.change_run(shared, first, count, &mut |cluster, old| {
-            if old == 1 {
-                match freed.last_mut() {
-                    Some((_, end)) if *end == cluster => *end += 1,
-                    _ => freed.push((cluster, cluster + 1)),
+        let done =
+            self.table.shift_run(shared, first, count, &mut |clusters, least, most| match (least, most) {
+                (1, 1) => {
+                    match freed.last_mut() {
+                        Some((_, end)) if *end == clusters.start => *end = clusters.end,
+                        _ => freed.push((clusters.start, clusters.end)),
+                    }
+                    Ok(Some(-1))
                 }
-            }
-            single |= old == 2;
-            // Already free: the image is damaged, and there is nothing to give back.
-            Ok(old.saturating_sub(1))
-        });
+                (2.., _) => {
+                    single |= least == 2;
+                    Ok(Some(-1))
+                }
+                // Already free: the image is damaged, and there is nothing to give back.
+                (0, 0) => Ok(Some(0)),
+                _ => Ok(None),
+            });
         for (from, to) in freed {
             self.hint = self.hint.min(from);
             self.packing = self.packing.filter(|p| !(from..to).contains(&self.geometry().cluster_index(*p)));

@@ -8,6 +8,7 @@ use crate::format::{be64, refcount, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A refcount block in memory.
 pub(super) struct Block {
@@ -148,6 +149,71 @@ impl RefcountTable {
         Ok(())
     }
 
+    /// Changes the counts of a run, as many at once as one answer fits. `change` is asked about clusters `[from, to)`
+    /// with their least and largest count; it answers what to add to each, or `None` when they need different
+    /// answers: then it is asked about each alone. A failure says how many were changed before it.
+    pub(super) fn shift_run(
+        &mut self,
+        shared: &Shared,
+        first: u64,
+        cluster_count: u64,
+        change: &mut dyn FnMut(Range<u64>, u64, u64) -> Result<Option<i64>>,
+    ) -> std::result::Result<(), (u64, Error)> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
+        let (mut at, end) = (first, first + cluster_count);
+        while at < end {
+            let to = end.min((at / per_block + 1) * per_block);
+            let before = at - first;
+            if let Some(offset) = self.block_offset(at).map_err(|e| (before, e))? {
+                let block = self.block(shared, at / per_block, offset).map_err(|e| (before, e))?;
+                let base = at / per_block * per_block;
+                let (least, most) = refcount::bounds(&block.bytes, order, at - base, to - base);
+                match change(at..to, least, most).map_err(|e| (before, e))? {
+                    Some(0) => {
+                        at = to;
+                        continue;
+                    }
+                    Some(amount) => {
+                        refcount::shift(&mut block.bytes, order, at - base, to - base, amount);
+                        block.mark_dirty(refcount::byte_of(order, at - base));
+                        block.mark_dirty(refcount::byte_of(order, to - base - 1));
+                        at = to;
+                        continue;
+                    }
+                    None => {}
+                }
+            }
+            let mut single = |cluster: u64, old: u64| {
+                let amount = change(cluster..cluster + 1, old, old)?;
+                Ok(old.wrapping_add_signed(amount.unwrap_or(0)))
+            };
+            self.change_in_block(shared, at, to, &mut single).map_err(|(more, e)| (before + more, e))?;
+            at = to;
+        }
+        Ok(())
+    }
+
+    /// Least and largest count of a run.
+    pub(super) fn bounds(&mut self, shared: &Shared, first: u64, cluster_count: u64) -> Result<(u64, u64)> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
+        let (mut at, end) = (first, first + cluster_count);
+        let mut both = (u64::MAX, 0);
+        while at < end {
+            let to = end.min((at / per_block + 1) * per_block);
+            let (least, most) = match self.block_offset(at)? {
+                None => (0, 0),
+                Some(offset) => {
+                    let block = self.block(shared, at / per_block, offset)?;
+                    let base = at / per_block * per_block;
+                    refcount::bounds(&block.bytes, order, at - base, to - base)
+                }
+            };
+            both = (both.0.min(least), both.1.max(most));
+            at = to;
+        }
+        Ok(both)
+    }
+
     /// One past the last cluster of `[least, end)` whose count is not zero; `least` when there is none. Costs what
     /// the table holds, however long the file is.
     pub(super) fn used_end(&mut self, shared: &Shared, least: u64, end: u64) -> Result<u64> {
@@ -182,8 +248,7 @@ impl RefcountTable {
         let start = geometry.refcount_block_index(from);
         let base = from - start;
         let end = geometry.refcount_block_entries().min(limit.saturating_sub(base));
-        let free = (start..end).find(|i| refcount::get(&block.bytes, geometry.refcount_order, *i) == 0);
-        Ok(free.map(|i| base + i))
+        Ok(refcount::first_zero(&block.bytes, geometry.refcount_order, start, end).map(|i| base + i))
     }
 
     fn block(&mut self, shared: &Shared, table_index: u64, offset: u64) -> Result<&mut Block> {

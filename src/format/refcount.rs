@@ -65,6 +65,21 @@ fn widen<T: Into<u64>>((least, most): (T, T)) -> (u64, u64) {
     (least.into(), most.into())
 }
 
+/// The first of the counts `[from, to)` of `block` that is 0.
+pub fn first_zero(block: &[u8], order: u32, from: u64, to: u64) -> Option<u64> {
+    /// Counts that are looked at together.
+    const STEP: u64 = 256;
+    let mut at = from;
+    while at < to {
+        let end = to.min((at / STEP + 1) * STEP);
+        if bounds(block, order, at, end).0 == 0 {
+            return (at..end).find(|index| get(block, order, *index) == 0);
+        }
+        at = end;
+    }
+    None
+}
+
 /// Adds `change` to each of the counts `[from, to)` of `block`. The caller has looked at their bounds: all of
 /// them fit afterwards.
 pub fn shift(block: &mut [u8], order: u32, from: u64, to: u64, change: i64) {
@@ -127,6 +142,8 @@ mod tests {
             for (from, to) in [(0, entries), (1, 2), (3, 7), (entries - 1, entries)] {
                 let counts: Vec<u64> = (0..entries).map(|i| get(&block, order, i)).collect();
                 let run = &counts[from as usize..to as usize];
+                let zero = (from..to).find(|i| counts[*i as usize] == 0);
+                assert_eq!(first_zero(&block, order, from, to), zero);
                 let (least, most) = bounds(&block, order, from, to);
                 assert_eq!(
                     (Some(&least), Some(&most)),

@@ -5,7 +5,7 @@ use super::super::Core;
 use crate::alloc::{Allocator, ClusterRun};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::be64;
-use crate::format::entries::{L1Entry, L2Entry, RawL2, COMPRESSED, COPIED, OFFSET_MASK};
+use crate::format::entries::{plain_run, L1Entry, L2Entry, RawL2, COMPRESSED, COPIED, OFFSET_MASK};
 use crate::format::geometry::{MAX_HOST_OFFSET, MAX_L1_BYTES, SECTOR_BYTES};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
@@ -43,6 +43,16 @@ impl Flags<'_> {
             Flags::Clear | Flags::ClearOwned => 0,
             Flags::Match(alloc) if alloc.count(cluster)? == 1 => COPIED,
             Flags::Match(_) => 0,
+        })
+    }
+
+    /// The flag of all clusters of a run; `None` when they may differ.
+    fn of_run(&self, run: ClusterRun) -> Result<Option<u64>> {
+        let Flags::Match(alloc) = self else { return Ok(Some(0)) };
+        Ok(match alloc.count_bounds(run)? {
+            (1, 1) => Some(COPIED),
+            (least, most) if least > 1 || most == 0 => Some(0),
+            _ => None,
         })
     }
 }
@@ -120,7 +130,17 @@ impl Core {
             }
             batch.add(geometry.cluster_index(table), 1)?;
             self.shared.medium.read_table(Purpose::L2, table, &mut bytes)?;
-            for (slot, stored) in bytes.chunks_exact(entry_bytes).enumerate() {
+            let mut at = 0;
+            while at < bytes.len() {
+                let run = plain_run(geometry, &bytes[at..]);
+                if run > 0 {
+                    let host = be64(&bytes, at) & OFFSET_MASK;
+                    batch.add(geometry.cluster_index(host), run as u64)?;
+                    at += run * entry_bytes;
+                    continue;
+                }
+                let (slot, stored) = (at / entry_bytes, &bytes[at..at + entry_bytes]);
+                at += entry_bytes;
                 let descriptor = be64(stored, 0);
                 if descriptor & (COMPRESSED | OFFSET_MASK) == 0 {
                     continue;
@@ -182,13 +202,26 @@ impl Core {
         let sector_bytes = SECTOR_BYTES as usize;
         // Sectors `[first, end)` that have changed.
         let mut dirty: Option<(usize, usize)> = None;
-        for at in (0..bytes.len()).step_by(self.geometry.l2_entry_bytes() as usize) {
+        let entry_bytes = self.geometry.l2_entry_bytes() as usize;
+        // One flag for all entries of a run, where that is known.
+        let (mut run_end, mut run_flag) = (0, None);
+        for at in (0..bytes.len()).step_by(entry_bytes) {
             let entry = be64(bytes, at);
             let host = entry & OFFSET_MASK;
             if entry & COMPRESSED != 0 || host == 0 {
                 continue;
             }
-            let wanted = entry & !COPIED | flags.of(self.geometry.cluster_index(host))?;
+            let first = self.geometry.cluster_index(host);
+            if at >= run_end {
+                let count = plain_run(&self.geometry, &bytes[at..]).max(1);
+                run_end = at + count * entry_bytes;
+                run_flag = flags.of_run(ClusterRun { first, count: count as u64 })?;
+            }
+            let flag = match run_flag {
+                Some(flag) => flag,
+                None => flags.of(first)?,
+            };
+            let wanted = entry & !COPIED | flag;
             if wanted != entry {
                 bytes[at..at + 8].copy_from_slice(&wanted.to_be_bytes());
                 let sector = at / sector_bytes;

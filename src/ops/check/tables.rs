@@ -8,9 +8,8 @@ use super::counts::no_memory;
 use super::guard::{ACTIVE_L1, ACTIVE_L2, INACTIVE_L1};
 use super::pass::Pass;
 use crate::error::Result;
-use crate::format::entries::{L1Entry, RawL2};
+use crate::format::entries::{plain_run, L1Entry, RawL2};
 use crate::format::entries::{COMPRESSED, COPIED, L1_RESERVED, OFFSET_MASK, ZERO};
-use crate::format::geometry::MAX_HOST_OFFSET;
 use crate::format::{be64, snapshot::Snapshot};
 use crate::storage::{read_exact, write_all, Purpose};
 
@@ -213,7 +212,7 @@ impl Pass<'_> {
         let entry_bytes = self.geometry.l2_entry_bytes() as usize;
         let mut at = 0;
         while at < table.len() {
-            let run = self.plain_run(&table[at..]);
+            let run = plain_run(&self.geometry, &table[at..]);
             if run > 0 {
                 self.count_plain_run(&mut look, &table[at..][..run * entry_bytes])?;
                 at += run * entry_bytes;
@@ -240,38 +239,6 @@ impl Pass<'_> {
         }
         self.table = table;
         Ok(look)
-    }
-
-    /// How many of the first entries are standard ones that break no rule, with one flag and host clusters in a
-    /// row: almost all of most images.
-    fn plain_run(&self, table: &[u8]) -> usize {
-        if self.geometry.extended_l2 || self.geometry.external_data {
-            return 0;
-        }
-        let first = be64(table, 0);
-        let wrong = COMPRESSED | L2_RESERVED | (self.geometry.cluster_bytes() - 1) & OFFSET_MASK;
-        if first & wrong != 0 || first & OFFSET_MASK == 0 {
-            return 0;
-        }
-        let step = self.geometry.cluster_bytes();
-        // Past the largest offset the sum has other bits: those entries are cut off below.
-        let mut run = 0;
-        // Eight at a time, for a branch costs more than the comparison.
-        for eight in table.chunks_exact(64) {
-            let mut expected = first.wrapping_add(run * step);
-            let mut wrong = 0;
-            for raw in eight.chunks_exact(8) {
-                wrong |= be64(raw, 0) ^ expected;
-                expected = expected.wrapping_add(step);
-            }
-            if wrong != 0 {
-                break;
-            }
-            run += 8;
-        }
-        let rest = table[run as usize * 8..].chunks_exact(8).zip(run..);
-        run += rest.take_while(|(raw, i)| be64(raw, 0) == first.wrapping_add(i * step)).count() as u64;
-        run.min((MAX_HOST_OFFSET - (first & OFFSET_MASK)) / step) as usize
     }
 
     /// Counts what `count_l2_entry` would for each entry of a plain run.
