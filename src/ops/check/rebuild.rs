@@ -14,7 +14,7 @@
 
 use super::counts::no_memory;
 use super::pass::Pass;
-use super::stored::Stored;
+use super::stored::{write_batch, Stored, BATCH_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
 use crate::format::Geometry;
@@ -64,13 +64,11 @@ impl Pass<'_> {
         let mut table = Vec::new();
         table.try_reserve_exact(table_bytes).map_err(|_| no_memory())?;
         table.resize(table_bytes, 0);
-        let mut block = vec![0; self.geometry.cluster_bytes() as usize];
         for (block_index, cluster) in &plan.blocks {
             let offset = self.geometry.cluster_offset(*cluster);
-            self.counts.render(&self.geometry, *block_index, &mut block);
-            write_all(self.storage, Purpose::RefcountBlock, offset, &block)?;
             table[*block_index as usize * 8..][..8].copy_from_slice(&offset.to_be_bytes());
         }
+        self.write_blocks(&plan)?;
         let table_offset = self.geometry.cluster_offset(plan.table_cluster);
         write_all(self.storage, Purpose::RefcountTable, table_offset, &table)?;
         self.sync()?;
@@ -81,6 +79,24 @@ impl Pass<'_> {
         self.header.refcount_table_offset = table_offset;
         self.header.refcount_table_clusters = plan.table_clusters as u32;
         Ok(())
+    }
+
+    /// Writes the new blocks, neighbours at once.
+    fn write_blocks(&self, plan: &Plan) -> Result<()> {
+        let cluster_bytes = self.geometry.cluster_bytes() as usize;
+        let (mut start, mut batch) = (0, Vec::new());
+        for (block_index, cluster) in &plan.blocks {
+            let offset = self.geometry.cluster_offset(*cluster);
+            if offset != start + batch.len() as u64 || (batch.len() + cluster_bytes) as u64 > BATCH_BYTES {
+                write_batch(self.storage, start, &[&batch])?;
+                batch.clear();
+                start = offset;
+            }
+            let used = batch.len();
+            batch.resize(used + cluster_bytes, 0);
+            self.counts.render(&self.geometry, *block_index, &mut batch[used..]);
+        }
+        write_batch(self.storage, start, &[&batch])
     }
 
     /// Counts the references to clusters that the file grows over. Answers whether there were any.

@@ -10,6 +10,21 @@ use std::collections::HashMap;
 /// Blocks kept, bytes. Lookups are mostly sequential; the cache is emptied when it is full.
 const CACHE_BYTES: u64 = 4 << 20;
 
+/// Bytes of blocks that are read at once, if a block is not larger.
+const READ_BYTES: u64 = 64 << 10;
+
+/// Bytes of blocks that are written at once, if a block is not larger.
+pub(super) const BATCH_BYTES: u64 = 256 << 10;
+
+/// Writes neighbouring blocks, the first at `offset`.
+pub(super) fn write_batch(storage: &dyn Storage, offset: u64, blocks: &[&[u8]]) -> Result<()> {
+    match blocks {
+        [] | [[]] => Ok(()),
+        [block] => write_all(storage, Purpose::RefcountBlock, offset, block),
+        blocks => write_all(storage, Purpose::RefcountBlock, offset, &blocks.concat()),
+    }
+}
+
 /// What stands where a refcount block should be.
 pub(super) enum Block<'a> {
     /// No block: all its counts are zero.
@@ -75,18 +90,32 @@ impl Stored {
         };
         if !self.cache.contains_key(&block_index) {
             let cluster_bytes = self.geometry.cluster_bytes();
-            if (self.cache.len() as u64 + 1) * cluster_bytes > CACHE_BYTES.max(2 * cluster_bytes) {
+            let blocks = self.neighbours(block_index, offset);
+            if (self.cache.len() as u64 + blocks) * cluster_bytes > CACHE_BYTES.max(2 * cluster_bytes) {
                 self.write_back(storage)?;
                 self.cache.clear();
             }
-            let mut bytes = vec![0; cluster_bytes as usize];
+            let mut bytes = vec![0; (blocks * cluster_bytes) as usize];
             read_exact(storage, Purpose::RefcountBlock, offset, &mut bytes)?;
-            self.cache.insert(block_index, bytes);
+            for (index, block) in (block_index..).zip(bytes.chunks_exact(cluster_bytes as usize)) {
+                self.cache.insert(index, block.to_vec());
+            }
         }
         Ok(match self.cache.get(&block_index) {
             Some(bytes) => Block::Bytes(bytes),
             None => Block::Absent,
         })
+    }
+
+    /// How many blocks from this one on, none of the others in the cache, follow each other in the file: they are
+    /// read at once.
+    fn neighbours(&self, block_index: u64, offset: u64) -> u64 {
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let follows = |n: &u64| {
+            self.entry(block_index + n) == offset + n * cluster_bytes
+                && !self.cache.contains_key(&(block_index + n))
+        };
+        1 + (1..READ_BYTES / cluster_bytes).take_while(follows).count() as u64
     }
 
     /// Stored count of a cluster; `None` when its block cannot be followed.
@@ -121,11 +150,20 @@ impl Stored {
     pub fn write_back(&mut self, storage: &dyn Storage) -> Result<()> {
         self.dirty.sort_unstable();
         self.dirty.dedup();
+        // Neighbours in the file are written at once.
+        let (mut start, mut batch) = (0, Vec::<&[u8]>::new());
+        let block_bytes = self.geometry.cluster_bytes();
         for block_index in std::mem::take(&mut self.dirty) {
             if let (Some(bytes), Ok(offset)) = (self.cache.get(&block_index), self.offset(block_index)) {
-                write_all(storage, Purpose::RefcountBlock, offset, bytes)?;
+                let batch_bytes = batch.len() as u64 * block_bytes;
+                if offset != start + batch_bytes || batch_bytes + block_bytes > BATCH_BYTES {
+                    write_batch(storage, start, &batch)?;
+                    batch.clear();
+                    start = offset;
+                }
+                batch.push(bytes);
             }
         }
-        Ok(())
+        write_batch(storage, start, &batch)
     }
 }
