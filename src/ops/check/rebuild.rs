@@ -14,7 +14,7 @@
 
 use super::counts::no_memory;
 use super::pass::Pass;
-use super::stored::{write_batch, Stored, BATCH_BYTES};
+use super::stored::Stored;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
 use crate::format::Geometry;
@@ -23,6 +23,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Offset of `refcount_table_offset` in the header; `refcount_table_clusters` follows it.
 const TABLE_FIELDS_AT: usize = 48;
+
+/// Bytes of new neighbouring blocks that are written at once, if a block is not larger.
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Where the new structures go.
 #[derive(Default)]
@@ -87,16 +90,23 @@ impl Pass<'_> {
         let (mut start, mut batch) = (0, Vec::new());
         for (block_index, cluster) in &plan.blocks {
             let offset = self.geometry.cluster_offset(*cluster);
-            if offset != start + batch.len() as u64 || (batch.len() + cluster_bytes) as u64 > BATCH_BYTES {
-                write_batch(self.storage, start, &[&batch])?;
-                batch.clear();
+            if offset != start + batch.len() as u64 || batch.len() + cluster_bytes > BATCH_BYTES {
+                self.write_batch(start, &mut batch)?;
                 start = offset;
             }
             let used = batch.len();
             batch.resize(used + cluster_bytes, 0);
             self.counts.render(&self.geometry, *block_index, &mut batch[used..]);
         }
-        write_batch(self.storage, start, &[&batch])
+        self.write_batch(start, &mut batch)
+    }
+
+    fn write_batch(&self, offset: u64, batch: &mut Vec<u8>) -> Result<()> {
+        if !batch.is_empty() {
+            write_all(self.storage, Purpose::RefcountBlock, offset, batch)?;
+            batch.clear();
+        }
+        Ok(())
     }
 
     /// Counts the references to clusters that the file grows over. Answers whether there were any.

@@ -13,18 +13,6 @@ const CACHE_BYTES: u64 = 4 << 20;
 /// Bytes of blocks that are read at once, if a block is not larger.
 const READ_BYTES: u64 = 64 << 10;
 
-/// Bytes of blocks that are written at once, if a block is not larger.
-pub(super) const BATCH_BYTES: u64 = 256 << 10;
-
-/// Writes neighbouring blocks, the first at `offset`.
-pub(super) fn write_batch(storage: &dyn Storage, offset: u64, blocks: &[&[u8]]) -> Result<()> {
-    match blocks {
-        [] | [[]] => Ok(()),
-        [block] => write_all(storage, Purpose::RefcountBlock, offset, block),
-        blocks => write_all(storage, Purpose::RefcountBlock, offset, &blocks.concat()),
-    }
-}
-
 /// What stands where a refcount block should be.
 pub(super) enum Block<'a> {
     /// No block: all its counts are zero.
@@ -150,20 +138,11 @@ impl Stored {
     pub fn write_back(&mut self, storage: &dyn Storage) -> Result<()> {
         self.dirty.sort_unstable();
         self.dirty.dedup();
-        // Neighbours in the file are written at once.
-        let (mut start, mut batch) = (0, Vec::<&[u8]>::new());
-        let block_bytes = self.geometry.cluster_bytes();
         for block_index in std::mem::take(&mut self.dirty) {
             if let (Some(bytes), Ok(offset)) = (self.cache.get(&block_index), self.offset(block_index)) {
-                let batch_bytes = batch.len() as u64 * block_bytes;
-                if offset != start + batch_bytes || batch_bytes + block_bytes > BATCH_BYTES {
-                    write_batch(storage, start, &batch)?;
-                    batch.clear();
-                    start = offset;
-                }
-                batch.push(bytes);
+                write_all(storage, Purpose::RefcountBlock, offset, bytes)?;
             }
         }
-        write_batch(storage, start, &batch)
+        Ok(())
     }
 }
