@@ -50,21 +50,21 @@ def chosen_workloads(options):
     return {name: every[name] for name in every if not options.only or name in options.only}
 
 
-def measure_rows(env, chosen):
-    rows = []
+def measure_rows(env, chosen, rows):
     for name, function in chosen.items():
         start, before = time.monotonic(), len(rows)
         print(f'{name} ...', end='', flush=True, file=sys.stderr)
-        function(env, rows)
-        os.sync()
+        try:
+            function(env, rows)
+        except RuntimeError as error:
+            env.note(f'{name} FAILED: {error}')
         missed = sum(not one['pass'] for row in rows[before:] for one in row.reaches)
         print(f' {time.monotonic() - start:.0f} s{f", {missed} missed" if missed else ""}', file=sys.stderr)
-    return [row.record() for row in rows]
 
 
 def measure(options):
     chosen = chosen_workloads(options)
-    notes, result = [], {}
+    notes, rows, result = [], [], {}
     directory = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.dir)
     tmpfs = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.tmpfs)
     env = harness.Environment(options.build, options.peers, directory, tmpfs, options.quick)
@@ -74,10 +74,16 @@ def measure(options):
         if options.growth:
             result['growth'] = growth.measure(env, lambda name: print(name, file=sys.stderr))
         else:
-            result['rows'] = measure_rows(env, chosen)
+            measure_rows(env, chosen, rows)
+    except (KeyboardInterrupt, SystemExit):
+        if options.growth:
+            raise
+        notes.append('interrupted: the workloads that were not complete are missing')
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(tmpfs, ignore_errors=True)
+    if not options.growth:
+        result['rows'] = [row.record() for row in rows]
     return {**result, 'notes': notes}
 
 
@@ -116,6 +122,8 @@ def main():
     if options.chart:
         (report.growth_chart if 'growth' in result else report.bars)(
             result['growth' if 'growth' in result else 'rows'], options.chart)
+    if any('FAILED' in note for note in result['notes']):
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ def compress(env, kind, size):
 
 def reads(env, rows):
     """Random and sequential reads; the limits are ratios, so that they hold for any machine."""
-    size = 128 * MIB // env.scale
+    size = 64 * MIB // env.scale
     for kind, limits in (('zlib', (85 / 78, 8 / 4.9, 805 / 750, 805 / 1300)),
                          ('zstd', (50 / 42, 8 / 4.9, 1487 / 1350, 1487 / 2600))):
         image = compress(env, kind, size)
@@ -41,8 +41,8 @@ def reads(env, rows):
             for name, title, block, command_text, qemu, limit in (
                     ('random', 'random 4 KiB', 4096, f'bs=4k span={size} count={1500 // env.scale}',
                      dict(count=1500 // env.scale, step=scattered(size, 4096)), limits[0]),
-                    ('seq', 'sequential 4 KiB', 4096, f'order=seq bs=4k span={size} count={20000 // env.scale}',
-                     dict(count=20000 // env.scale), limits[1]),
+                    ('seq', 'sequential 4 KiB', 4096, f'order=seq bs=4k span={size} count={4096 // env.scale}',
+                     dict(count=4096 // env.scale), limits[1]),
                     ('seq-1m', 'sequential 1 MiB', MIB, f'order=seq bs=1M span={size}',
                      dict(count=size // MIB, block=MIB), limits[2])):
                 variants = runs(calls, command_text)

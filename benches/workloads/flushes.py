@@ -57,7 +57,7 @@ def reach_flushed(row, lazy, eager):
 def flushed(env, rows):
     """One row for each file system; the calls counted by a preloaded library and once by strace."""
     counts = counted(env)
-    for name, tmpfs, operations, lazy, eager in (('flush-ext4', False, 192, 1.10, 1.15),
+    for name, tmpfs, operations, lazy, eager in (('flush-ext4', False, 128, 1.10, 1.15),
                                                  ('flush-tmpfs', True, 8192, 2.0, 2.5)):
         span = operations // env.scale * 65536
         variants = {}

@@ -131,14 +131,15 @@ def overwrites(env, rows):
 
 
 def sequential_reads(env, rows):
-    size = GIB // env.scale
+    size = 512 * MIB // env.scale
     raw, image = pair(env, 'seq', size)
     for name, title, how in (('seq-read', 'cached', ''), ('seq-read-direct', 'O_DIRECT', 'direct')):
         locker = warmed(env, *([] if how else [raw, image]))
+        span = size // 2 if how else size
         with opened(env, raw, image, how) as calls:
-            variants = runs(calls, f'order=seq bs=1M span={size}')
-            variants['QEMU'] = lambda _, how=how: qemu_bench(
-                env, image, size // MIB, block=MIB, cache='none' if how else 'writeback',
+            variants = runs(calls, f'order=seq bs=1M span={span}')
+            variants['QEMU'] = lambda _, how=how, span=span: qemu_bench(
+                env, image, span // MIB, block=MIB, cache='none' if how else 'writeback',
                 extra=['-i', 'native'] if how else ())
             row = Row(env, TABLE, name, f'1 MiB sequential read, {title}', metric='wall' if how else 'cpu')
             row.run(variants).reach('ours', 1.02)
@@ -194,7 +195,7 @@ def make_chain(env, overlays, size, name='chain'):
 
 
 def chains(env, rows):
-    size = GIB // env.scale
+    size = 512 * MIB // env.scale
     for overlays, limit in ((1, 1.06), (4, 1.10), (16, 1.25)):
         fill(env, 'raw', env.path('chain.raw'), size)
         paths = make_chain(env, overlays, size)
@@ -209,7 +210,7 @@ def chains(env, rows):
 
 
 def direct_reads(env, rows):
-    size = GIB // env.scale
+    size = 512 * MIB // env.scale
     raw, image = pair(env, 'direct', size)
     with opened(env, raw, image, 'direct') as calls:
         for name, title, text, depth, limit in (
