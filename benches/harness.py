@@ -139,8 +139,12 @@ class Row:
 
     def run(self, variants, rounds=None, warmup=True):
         """`variants`: {name: function(round) -> sample}. A peer that fails keeps its column, with the reason."""
+        names = list(variants)
         for number in range(-1 if warmup else 0, rounds or self.env.rounds):
-            for name, function in variants.items():
+            # Each round begins with another one, so that none always comes after the same neighbour.
+            first = max(number, 0) % len(names)
+            for name in names[first:] + names[:first]:
+                function = variants[name]
                 if name in self.missing:
                     continue
                 try:
