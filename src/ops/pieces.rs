@@ -3,6 +3,7 @@
 use super::convert::ConvertOptions;
 use crate::error::{Error, Result};
 use crate::image::Disk;
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Least bytes of a long run of data that one worker copies at a time: they should stay in the processor's cache
@@ -46,12 +47,13 @@ pub(super) struct Pieces<'a> {
 }
 
 /// What has been looked up and not handed out yet.
-#[derive(Clone, Copy)]
 struct Next {
     number: u64,
     at: u64,
     end: u64,
     what: What,
+    /// The last extent that was looked up, with its end: a long one is looked up once, not once for each piece.
+    known: (Range<u64>, What),
 }
 
 impl<'a> Pieces<'a> {
@@ -67,20 +69,27 @@ impl<'a> Pieces<'a> {
             allocate: options.allocate,
             piece_bytes,
             cluster_bytes: options.compressed.then_some(cluster_bytes),
-            next: Mutex::new(Next { number: 0, at: 0, end: 0, what: What::Below }),
+            next: Mutex::new(Next {
+                number: 0,
+                at: 0,
+                end: 0,
+                what: What::Below,
+                known: (0..0, What::Below),
+            }),
         }
     }
 
     /// The next piece; an error comes with its guest offset.
     pub(super) fn next(&self) -> std::result::Result<Option<Piece>, (u64, Error)> {
         let mut next = self.next.lock().unwrap_or_else(|e| e.into_inner());
+        let next = &mut *next;
         if next.at == self.source.length() {
             return Ok(None);
         }
         if next.at == next.end {
             let found = match self.cluster_bytes {
                 None => self.extent(next.at),
-                Some(cluster_bytes) => self.clusters(next.at, cluster_bytes),
+                Some(cluster_bytes) => self.clusters(&mut next.known, next.at, cluster_bytes),
             };
             (next.end, next.what) = found.map_err(|e| (next.at, e))?;
         }
@@ -110,15 +119,22 @@ impl<'a> Pieces<'a> {
 
     /// End and kind of the whole clusters at `at`. Data goes with what is around it, except where that is the
     /// backing file's; a cluster that is neither all zeroes nor all the backing file's is data.
-    fn clusters(&self, at: u64, cluster_bytes: u64) -> Result<(u64, What)> {
+    fn clusters(&self, known: &mut (Range<u64>, What), at: u64, cluster_bytes: u64) -> Result<(u64, What)> {
         let length = self.source.length();
-        let (mut end, what) = self.extent(at)?;
+        let mut look = |at: u64| {
+            if !known.0.contains(&at) {
+                let (end, what) = self.extent(at)?;
+                *known = (at..end, what);
+            }
+            Ok::<_, Error>((known.0.end, known.1))
+        };
+        let (mut end, what) = look(at)?;
         if !matches!(what, What::Zeroes | What::Below) {
             let unit = if self.top_only { cluster_bytes } else { self.piece_bytes };
             return Ok((length.min((at / unit + 1) * unit), What::Data));
         }
         while end < length {
-            let (next, kind) = self.extent(end)?;
+            let (next, kind) = look(end)?;
             if kind != what {
                 break;
             }
