@@ -205,6 +205,31 @@ fn plain_images_are_the_same_files() {
 }
 
 #[test]
+fn images_with_extended_l2_entries_are_the_same_files() {
+    if is_missing() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let backed: &[&str] = &["backing_file=some/base.img", "backing_fmt=qcow2"];
+    for cluster_size in ["16k", "64k", "2M"] {
+        let cluster = format!("cluster_size={cluster_size}");
+        let form = with(&["extended_l2=on", "lazy_refcounts=on"], &[&cluster]);
+        for size in [0, 511, 1 << 30] {
+            bench.compare(&form, size);
+        }
+        bench.compare(&with(&form, backed), 3 << 20);
+        for size in [(5 << 20) + 1, (5 << 20) + 70_000, 600 << 20] {
+            bench.compare(&with(&form, &["preallocation=metadata"]), size);
+        }
+        bench.compare(&with(&form, &with(backed, &["preallocation=metadata"])), (5 << 20) + 1);
+        for mode in ["preallocation=falloc", "preallocation=full"] {
+            bench.compare(&with(&form, &[mode]), (5 << 20) + 1);
+        }
+    }
+    assert_eq!((bench.identical, bench.equivalent), (30, 0));
+}
+
+#[test]
 fn preallocated_images_are_the_same_files() {
     if is_missing() {
         return;
@@ -272,7 +297,7 @@ fn refusals_have_the_same_words() {
         return;
     }
     let bench = Bench::new();
-    let cases: [&[&str]; 23] = [
+    let cases: [&[&str]; 26] = [
         &["foo=1"],
         &["cluster_size=3000"],
         &["cluster_size=4M"],
@@ -296,6 +321,9 @@ fn refusals_have_the_same_words() {
         &["backing_fmt=raw"],
         &["compression_type=foo"],
         &["compression_type=zstd", "compat=0.10"],
+        &["extended_l2=on", "cluster_size=8k"],
+        &["extended_l2=on", "compat=0.10"],
+        &["extended_l2=on", "compat=0.10", "cluster_size=8k", "lazy_refcounts=on"],
     ];
     for options in cases {
         assert!(!bench.create_both(options, 1 << 20), "{options:?}");

@@ -4,6 +4,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Smallest cluster: 512 bytes.
 pub const MIN_CLUSTER_BITS: u32 = 9;
+/// log2 of the smallest cluster with extended L2 entries, bytes.
+pub const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 /// Largest cluster: 2 MiB.
 pub const MAX_CLUSTER_BITS: u32 = 21;
 /// Largest L1 table in bytes, the reference implementation's limit.

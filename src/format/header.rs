@@ -224,7 +224,7 @@ impl Header {
                 self.compression_type
             )));
         }
-        if self.incompatible & INCOMPAT_EXTENDED_L2 != 0 && self.cluster_bits < 14 {
+        if self.incompatible & INCOMPAT_EXTENDED_L2 != 0 && self.cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
             return Err(bad(format!(
                 "extended L2 entries need clusters of at least 16 KiB [cluster_bits {}]",
                 self.cluster_bits

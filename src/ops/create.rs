@@ -9,7 +9,9 @@ mod plan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, COPIED};
 use crate::format::extensions::{Extension, BACKING_FORMAT, FEATURE_NAMES};
-use crate::format::features::{encode_name_table, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION};
+use crate::format::features::{
+    encode_name_table, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION, INCOMPAT_EXTENDED_L2,
+};
 use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::{refcount, Header};
@@ -97,7 +99,7 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         refcount_table_clusters: plan.table_clusters as u32,
         snapshot_count: 0,
         snapshots_offset: 0,
-        incompatible: if options.zstd { INCOMPAT_COMPRESSION } else { 0 },
+        incompatible: incompatible(options),
         compatible: if options.lazy_refcounts { COMPAT_LAZY_REFCOUNTS } else { 0 },
         autoclear: 0,
         refcount_order: options.refcount_order,
@@ -117,6 +119,11 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
     }
     // The fixed fields and our extensions fit in any cluster; only a name can be too long.
     header.encode().map_err(|e| Error::new(e.kind(), assign("No space left on device")))
+}
+
+fn incompatible(options: &CreateOptions) -> u64 {
+    let bits = [(options.zstd, INCOMPAT_COMPRESSION), (options.extended_l2, INCOMPAT_EXTENDED_L2)];
+    bits.iter().filter(|b| b.0).fold(0, |all, b| all | b.1)
 }
 
 /// Makes what the storage holds unrecognisable, durably. Answers whether all of it reads as zeroes now.
@@ -239,6 +246,8 @@ fn write_tables(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
         let first = geometry.cluster_offset(l2.data_at) | COPIED;
         for index in 0..l2.data_clusters {
             table.extend((first + geometry.cluster_offset(index)).to_be_bytes());
+            // No subcluster is allocated yet: a backing file shows through.
+            table.resize(table.len() + geometry.l2_entry_bytes() as usize - 8, 0);
         }
         table.resize(geometry.cluster_bytes() as usize, 0);
         out.write(Purpose::L2, geometry.cluster_offset(l2.at), &table)?;

@@ -3,7 +3,7 @@
 use super::parse::Value;
 use super::{parse_one, Scope};
 use crate::error::{Error, Result};
-use crate::format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
+use crate::format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS};
 use crate::format::Geometry;
 
 /// How much of a new image is allocated.
@@ -48,6 +48,8 @@ pub struct CreateOptions {
     pub lazy_refcounts: bool,
     /// Compressed clusters are zstd frames, not deflate streams.
     pub zstd: bool,
+    /// Extended L2 entries: 32 subclusters to a cluster.
+    pub extended_l2: bool,
     /// How much is allocated at once.
     pub preallocation: Preallocation,
     /// Name to record; never opened here.
@@ -65,6 +67,7 @@ impl Default for CreateOptions {
             refcount_order: 4,
             lazy_refcounts: false,
             zstd: false,
+            extended_l2: false,
             preallocation: Preallocation::Off,
             backing_file: None,
             backing_format: None,
@@ -172,7 +175,8 @@ impl CreateOptions {
             ("backing_file", Value::Text(file)) => self.backing_file = Some(file.into()),
             ("backing_fmt", Value::Text(word)) => words.backing_format = Some(word),
             ("compression_type", Value::Text(word)) => words.compression_type = Some(word),
-            ("extended_l2" | "data_file_raw" | "encryption", Value::Bool(false)) => {}
+            ("extended_l2", Value::Bool(on)) => self.extended_l2 = on,
+            ("data_file_raw" | "encryption", Value::Bool(false)) => {}
             (later, _) => words.not_yet = Some(later),
         }
     }
@@ -216,9 +220,20 @@ impl CreateOptions {
         if self.backing_file.is_none() && self.backing_format.is_some() {
             return Err(Error::invalid("Backing format cannot be used without backing file"));
         }
-        if self.backing_file.is_some() && self.preallocation != Preallocation::Off {
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
             return Err(Error::invalid(
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+            ));
+        }
+        if self.extended_l2 && self.version < 3 {
+            return Err(Error::invalid(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            ));
+        }
+        if self.extended_l2 && self.cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
+            return Err(Error::invalid(
+                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
             ));
         }
         if self.version < 3 && self.lazy_refcounts {
@@ -258,7 +273,7 @@ impl CreateOptions {
             version: self.version,
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
-            extended_l2: false,
+            extended_l2: self.extended_l2,
             external_data: false,
         }
     }
@@ -344,7 +359,10 @@ mod tests {
                  (use version=v3 or greater)",
             ),
             (&["compression_type=foo"], "Parameter 'compression-type' does not accept value 'foo'"),
-            (&["extended_l2=on"], "Option 'extended_l2' is not supported yet"),
+            (
+                &["extended_l2=on", "cluster_size=8k"],
+                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+            ),
             (&["encrypt.format=luks"], "Option 'encrypt.format' is not supported yet"),
             (&["data_file=x"], "Option 'data_file' is not supported yet"),
         ];

@@ -16,7 +16,7 @@
 //! A block that counts a cluster past the blocks so far is the next free cluster, and may count itself.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::geometry::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
+use crate::format::geometry::{round_up, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
 use crate::format::Geometry;
 use crate::options::Preallocation;
 
@@ -49,6 +49,8 @@ pub(super) struct Plan {
     pub(super) l2: Vec<L2Table>,
     /// One past the last cluster.
     pub(super) end: u64,
+    /// Bytes at the end of the last data cluster that are past the disk, and need not be in the file.
+    unused_bytes: u64,
 }
 
 /// Hands out clusters and keeps every one of them counted.
@@ -158,7 +160,10 @@ impl Plan {
             }
         }
         let Placer { next: end, blocks, .. } = placer;
-        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end })
+        // As the reference implementation: of the last cluster, the subclusters that the disk has.
+        let used = geometry.in_cluster(round_up(virtual_size, geometry.subcluster_bytes()));
+        let unused_bytes = if used == 0 { 0 } else { geometry.cluster_bytes() - used };
+        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end, unused_bytes })
     }
 
     /// All counts first, then all data in one run, which takes one call to reserve.
@@ -195,7 +200,7 @@ impl Plan {
             data_at += data_clusters;
         }
         let Placer { next: end, blocks, .. } = placer;
-        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end })
+        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end, unused_bytes: 0 })
     }
 
     /// Length of the file in bytes. A last L1 table ends with its last entry, as in the reference implementation.
@@ -204,7 +209,8 @@ impl Plan {
         if self.l1_entries > 0 && l1_end == self.end {
             return self.geometry.cluster_offset(self.l1_at) + self.l1_entries * 8;
         }
-        self.geometry.cluster_offset(self.end)
+        let ends_with_data = self.l2.last().is_some_and(|l2| l2.data_at + l2.data_clusters == self.end);
+        self.geometry.cluster_offset(self.end) - if ends_with_data { self.unused_bytes } else { 0 }
     }
 }
 
