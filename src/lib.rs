@@ -81,12 +81,17 @@
 //! with a sync, for what a killed writer left may be in the host's cache only, and repairs before the first
 //! request.
 //!
+//! **Refcounts ahead** (`alloc::ahead`) bring an eager image to the same cost without the dirty bit: a barrier
+//! that writes counts raises those of the next clusters in the same sector, so that pointers to these need not
+//! wait. A crash leaves them as leaks; it begins once barriers with counts come again and again.
+//!
 //! # Order of waiting
 //!
 //! Always in this order; each has one owner.
 //!
 //! 1. Gate ([`storage::gate`]): shared for requests, exclusive for structure changes (resize, reopen, check,
-//!    snapshots, commit, close).
+//!    snapshots, commit, close). A conversion that is inside its source's gate enters the target's only when it
+//!    need not wait; a backing disk is read inside the gate of the disk above it.
 //! 2. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
 //! 3. Birth of an L2 table (`Map::birth`): across I/O.
 //! 4. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.

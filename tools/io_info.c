@@ -123,6 +123,7 @@ static int64_t allocated_run(int64_t offset, int64_t end, bool *allocated)
 {
     int64_t at = offset;
 
+    *allocated = false;
     while (at < end) {
         qcow2_extent extent = { .struct_size = sizeof(extent) };
         int ret = qcow2_block_status(io.image, (uint64_t)at, (uint64_t)(end - at), QCOW2_STATUS_TOP_ONLY, &extent);

@@ -122,7 +122,8 @@ impl Image {
         self.core.load().with_host_bytes(offset, length, use_host)
     }
 
-    /// Copies bytes of another file here; how many.
+    /// Copies bytes of another file here; how many. Called inside the gate of the other disk: where this one's is
+    /// closed, none.
     pub(super) fn write_from(
         &self,
         offset: u64,
@@ -130,7 +131,7 @@ impl Image {
         source: &dyn Storage,
         source_offset: u64,
     ) -> Result<u64> {
-        let _pin = self.gate.enter();
+        let Some(_pin) = self.gate.try_enter() else { return Ok(0) };
         let core = self.core.load();
         let done = core.write_from(offset, length, source, source_offset, &self.flusher)?;
         self.finish_write(&core, false)?;
@@ -190,8 +191,8 @@ impl Image {
         core.status(offset, length, top_only)
     }
 
-    /// Drops what is kept of compressed clusters, and cached tables that were not used since the last call. An image whose whole mapping is cached and
-    /// idle is brought to the medium and loaded anew.
+    /// Drops what is kept of compressed clusters, and cached tables that were not used since the last call. An
+    /// image whose whole mapping is cached and idle is brought to the medium and loaded anew.
     pub fn clean_caches(&self) -> Result<()> {
         let pin = self.gate.enter();
         let core = self.core.load();

@@ -78,6 +78,13 @@ impl Gate {
         }
     }
 
+    /// Enters as a request unless somebody is inside alone, or waits to be: for those who are inside another gate
+    /// and must not wait in a circle with a request that goes the other way.
+    pub fn try_enter(&self) -> Option<Pin<'_>> {
+        let pin = self.take_place();
+        (!self.closed.load(Ordering::SeqCst)).then_some(pin)
+    }
+
     fn take_place(&self) -> Pin<'_> {
         let mut index = my_place() % PLACES;
         loop {
@@ -159,6 +166,16 @@ mod tests {
         assert!(gate.oldest() <= after);
         drop(pin);
         assert!(gate.oldest() > after);
+    }
+
+    #[test]
+    fn who_may_not_wait_is_sent_away() {
+        let gate = Gate::default();
+        assert!(gate.try_enter().is_some());
+        let alone = gate.enter_alone();
+        assert!(gate.try_enter().is_none());
+        drop(alone);
+        assert!(gate.try_enter().is_some());
     }
 
     #[test]
