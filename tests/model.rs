@@ -35,6 +35,7 @@ fn any_setup(rng: &mut Rng) -> Setup {
         backing: rng.one_in(2).then(|| rng.below(sectors) + 1),
         tiny_cache: rng.one_in(2),
         prefill: 0,
+        extended: version == 3 && cluster_bits >= 14 && rng.one_in(2),
         ahead: rng.one_in(2),
         snapshots: false,
     }

@@ -71,6 +71,29 @@ fn all_short_lists() {
     run("all_short_lists", 0, &cases);
 }
 
+/// All lists of three operations on two clusters with subclusters of one sector.
+#[test]
+fn short_lists_on_subclusters() {
+    let alphabet = [
+        Write { sector: 3, count: 2, fua: false },
+        Write { sector: 30, count: 4, fua: false },
+        Zero { sector: 4, count: 3, unmap: true, fua: false },
+        Discard { sector: 0, count: 34 },
+        Flush,
+        Kill,
+    ];
+    let mut cases = Vec::new();
+    for (lazy, backing) in [(false, None), (true, Some(40)), (false, Some(40))] {
+        let base = Setup { extended: true, cluster_bits: 14, lazy, backing, sectors: 64, ..Setup::default() };
+        for number in 0..alphabet.len().pow(3) {
+            let ops = (0..3).map(|digit| alphabet[number / alphabet.len().pow(digit) % alphabet.len()]);
+            let ahead = number % 2 == 0;
+            cases.push((Setup { ahead, ..base }, ops.collect(), number as u64));
+        }
+    }
+    run("short_lists_on_subclusters", 0, &share(cases));
+}
+
 /// Every list of up to six operations from small alphabets in which each operation meets the others.
 #[test]
 fn all_lists_of_up_to_six() {

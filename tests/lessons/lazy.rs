@@ -31,6 +31,7 @@ const LAZY: Setup = Setup {
     backing: None,
     tiny_cache: false,
     prefill: 20,
+    extended: false,
     ahead: false,
     snapshots: false,
 };

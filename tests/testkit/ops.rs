@@ -119,7 +119,8 @@ fn random_snapshot_op(rng: &mut Rng) -> Op {
 /// A random image. Small enough that thousands are made in a second.
 pub fn random_setup(rng: &mut Rng) -> Setup {
     let version = if rng.one_in(6) { 2 } else { 3 };
-    let cluster_bits = *rng.pick(&[9, 9, 9, 9, 10, 12]);
+    let extended = version == 3 && rng.one_in(20);
+    let cluster_bits = if extended { 14 } else { *rng.pick(&[9, 9, 9, 9, 10, 12]) };
     let sectors = (rng.below(300) + 20) << (cluster_bits - 9).min(2);
     Setup {
         version,
@@ -137,6 +138,7 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         backing: rng.one_in(3).then(|| rng.below(sectors * 3 / 2) + 1),
         tiny_cache: rng.one_in(3),
         prefill: if rng.one_in(3) { rng.below(sectors / 2) } else { 0 },
+        extended,
         ahead: rng.one_in(2),
         snapshots: rng.one_in(3),
     }

@@ -30,6 +30,8 @@ pub struct Head {
     pub table_clusters: u64,
     pub dirty: bool,
     pub refcount_order: u32,
+    /// Bytes of an L2 entry: 16 with subclusters.
+    pub entry_bytes: u64,
 }
 
 impl Head {
@@ -48,6 +50,7 @@ impl Head {
             table_clusters: be32(bytes, 56),
             dirty: is_dirty(bytes),
             refcount_order: if version >= 3 { be32(bytes, 96) as u32 } else { 4 },
+            entry_bytes: if version >= 3 && be64(bytes, 72) & 1 << 4 != 0 { 16 } else { 8 },
         })
     }
 
@@ -195,9 +198,10 @@ impl Owners {
             }
             let owner = snapshot.map_or(Use::L2 { l1_index }, |number| Use::SnapshotL2 { number, l1_index });
             self.add_entry(head, entry, (table, cluster), owner);
-            for index in 0..cluster / 8 {
-                let entry = be64(bytes, (table + index * 8) as usize);
-                let guest_cluster = l1_index * (cluster / 8) + index;
+            let entries = cluster / head.entry_bytes;
+            for index in 0..entries {
+                let entry = be64(bytes, (table + index * head.entry_bytes) as usize);
+                let guest_cluster = l1_index * entries + index;
                 let data = Use::Data { guest_cluster };
                 let owner = snapshot.map_or(data, |number| Use::SnapshotData { number, guest_cluster });
                 if entry & COMPRESSED != 0 {

@@ -148,6 +148,9 @@ impl Trace<'_> {
         let cluster_bits = head.cluster_bits;
         for (index, entry) in event.bytes.chunks_exact(8).enumerate() {
             let at = event.offset as usize + index * 8;
+            if level == 2 && at as u64 % head.entry_bytes != 0 {
+                continue; // the bitmap of an extended entry is no pointer
+            }
             let (old, new) = (be64(&self.issued, at), be64(entry, 0));
             if level == 2 && new & COMPRESSED != 0 {
                 if new != old {
@@ -216,8 +219,8 @@ impl Trace<'_> {
         let uses = self.live()?;
         let table = uses.uses(at as u64 >> head.cluster_bits).iter().find(|u| is_l2(u));
         let Some(Use::L2 { l1_index }) = table else { return Ok(None) };
-        let in_table = (at as u64 & (head.cluster_bytes() - 1)) / 8;
-        let from = (l1_index * (head.cluster_bytes() / 8) + in_table) << head.cluster_bits;
+        let in_table = (at as u64 & (head.cluster_bytes() - 1)) / head.entry_bytes;
+        let from = (l1_index * (head.cluster_bytes() / head.entry_bytes) + in_table) << head.cluster_bits;
         // Back over the versions of the table that hold the same entry, or to the data that it refers to:
         // of two threads, one may have copied the table before the other's request and write it after.
         let now = be64(&self.issued, at);

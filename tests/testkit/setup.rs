@@ -44,6 +44,8 @@ pub struct Setup {
     pub tiny_cache: bool,
     /// Sectors written (with `PREFILL_TAG`) before the recording starts.
     pub prefill: u64,
+    /// Entries with 32 subclusters; needs clusters of 16 KiB.
+    pub extended: bool,
     /// An eager image raises counts ahead from the first flush on.
     pub ahead: bool,
     /// Random lists take, apply and delete snapshots.
@@ -62,6 +64,7 @@ impl Default for Setup {
             backing: None,
             tiny_cache: false,
             prefill: 0,
+            extended: false,
             ahead: false,
             snapshots: false,
         }
@@ -76,6 +79,7 @@ impl Setup {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
             lazy_refcounts: self.lazy,
+            extended_l2: self.extended,
             backing_file: self.backing.map(|_| "base".into()),
             backing_format: self.backing.map(|_| "raw".into()),
             ..CreateOptions::default()
