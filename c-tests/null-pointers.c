@@ -68,6 +68,10 @@ static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, N
 static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
 static int64_t snapshot_delete_which(void) { return qcow2_snapshot_delete(image, NULL, NULL); }
 static int64_t commit(void) { return qcow2_commit(NULL, 0, NULL, NULL); }
+static int64_t change_backing_file(void) { return qcow2_change_backing_file(NULL, NULL, NULL); }
+static int64_t rebase(void) { return qcow2_rebase(NULL, NULL, NULL, NULL, 0, NULL, NULL); }
+static int64_t make_empty(void) { return qcow2_make_empty(NULL); }
+static int64_t measure(void) { return qcow2_measure(MIB, NULL, NULL, NULL); }
 static int64_t convert_source(void) { return qcow2_convert(NULL, image, NULL, NULL, NULL); }
 static int64_t convert_target(void) { return qcow2_convert(image, NULL, NULL, NULL, NULL); }
 static int64_t checksum_image(void) { uint32_t crc; return qcow2_checksum(NULL, &crc, NULL, NULL); }
@@ -128,6 +132,10 @@ static const struct {
     {"snapshot apply: which", snapshot_apply_which},
     {"snapshot delete: image", snapshot_delete_image},
     {"snapshot delete: which", snapshot_delete_which},
+    {"change_backing_file: image", change_backing_file},
+    {"rebase: image", rebase},
+    {"make_empty: image", make_empty},
+    {"measure: result", measure},
     {"convert: source", convert_source},
     {"convert: target", convert_target},
     {"checksum: image", checksum_image},

@@ -119,6 +119,9 @@
 /* qcow2_commit: do not empty the image afterwards. */
 #define QCOW2_COMMIT_KEEP 1
 
+/* qcow2_rebase: whole clusters that have to be written are written compressed. */
+#define QCOW2_REBASE_COMPRESSED 1
+
 /* qcow2_convert: data becomes compressed clusters. */
 #define QCOW2_CONVERT_COMPRESSED 1
 
@@ -449,6 +452,21 @@ typedef struct qcow2_convert_params {
     uint32_t reserved;
 } qcow2_convert_params;
 
+/* How long an image file gets. */
+typedef struct qcow2_measure_result {
+    /* sizeof(qcow2_measure_result). */
+    size_t struct_size;
+    /* Bytes of the new file with the data of the source. */
+    uint64_t required_bytes;
+    /* Bytes once every cluster is allocated. */
+    uint64_t fully_allocated_bytes;
+    /*
+     * Bytes that the source's bitmaps would add: 0; UINT64_MAX: it cannot have any, or has some, which are not
+     * measured yet.
+     */
+    uint64_t bitmaps_bytes;
+} qcow2_measure_result;
+
 /* What qcow2_snapshot_create is told beside the name. Set all of it to 0, then `struct_size`, then what is wanted. */
 typedef struct qcow2_snapshot_options {
     /* sizeof(qcow2_snapshot_options), set by the caller. */
@@ -690,6 +708,53 @@ int qcow2_checksum(qcow2_image *image,
                    void *progress_opaque);
 
 /*
+ * Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name`
+ * (at most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no
+ * backing file. `format` is required with a name, and NULL without one. The handle goes on with the chain that it
+ * has open; open the image again to use the new one (QCOW2_OPEN_NO_BACKING opens an image whose backing file is
+ * gone). Other header extensions stay byte for byte. Requests of other threads wait.
+ *
+ * Durable when it returns; a power cut before leaves the old name or the new one. ENOSPC also where a cluster of 1
+ * or 2 KiB cannot hold the old names beside the new ones, which that takes.
+ *
+ * Returns 0 or -errno: EINVAL (name, format), ENOSPC (no space left in the header cluster), EROFS, ENOTSUP (a raw
+ * disk), EIO. Specification: "Header extensions", "Backing file name".
+ */
+int qcow2_change_backing_file(qcow2_image *image,
+                              const char *name,
+                              const char *format);
+
+/*
+ * Gives the image another backing file without changing what the disk shows: what the image has from its chain and
+ * `backing` would show otherwise is written into the image, and durable before the header changes as by
+ * qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where both
+ * chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have from
+ * the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not change.
+ * The handle goes on with the chain that it has open, which shows the same. `flags`: QCOW2_REBASE_COMPRESSED.
+ * `progress` may be NULL. After a failure or a power cut the image has its old backing file and shows the same.
+ *
+ * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING), ELOOP (`backing` has the
+ * image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of
+ * both chains and qcow2_pwrite.
+ */
+int qcow2_rebase(qcow2_image *image,
+                 qcow2_image *backing,
+                 const char *name,
+                 const char *format,
+                 uint64_t flags,
+                 qcow2_progress_fn progress,
+                 void *progress_opaque);
+
+/*
+ * Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
+ * file is as short as it gets. Internal snapshots stay. Requests of other threads wait. A power cut leaves each part
+ * of the disk as it was or as below.
+ *
+ * Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.
+ */
+int qcow2_make_empty(qcow2_image *image);
+
+/*
  * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long;
  * what is past the source's length stays. Each guest byte of the range is read and written once, in time
  * proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
@@ -706,6 +771,18 @@ int qcow2_convert(qcow2_image *source,
                   const qcow2_convert_params *params,
                   qcow2_progress_fn progress,
                   void *progress_opaque);
+
+/*
+ * Computes how long the file of a new image gets: one of `size` bytes (`source` NULL), or one that takes the contents
+ * of `source` (`size` is not looked at). `options` as for qcow2_create; the option "size" is not looked at. Snapshots
+ * and compression are not counted. Nothing is written. Takes a look at the tables of the source, not at its data.
+ *
+ * Returns 0 or -errno: EINVAL (options), EFBIG (an image with these options cannot be so large), and as qcow2_pread.
+ */
+int qcow2_measure(uint64_t size,
+                  const char *const *options,
+                  qcow2_image *source,
+                  qcow2_measure_result *result);
 
 /*
  * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be

@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 13] = [
     "types",
     "callbacks",
     "custom_io",
@@ -19,7 +19,9 @@ const SOURCES: [&str; 11] = [
     "io",
     "info",
     "check",
+    "backing",
     "convert",
+    "measure",
     "snapshot",
     "create",
     "options",

@@ -4,6 +4,7 @@ mod testkit;
 
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::pair::{sweep_commit, Pair};
+use testkit::rebase::{sweep_rebase, Change, Other};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::setup::{Mode, Setup};
 use testkit::sweep::{run_cases, sweep, Work};
@@ -210,6 +211,37 @@ fn commits() {
         sweep_commit(&pair, ops, rng.one_in(4), rng).map_err(|e| format!("{pair:?}: {e}"))
     };
     report("commits", &replay_line("power_cut", "commits", seed), &cases, &work);
+}
+
+/// Another backing file, by name and with a safe rebase: the old name over the old contents, or the new one over
+/// what is documented.
+#[test]
+fn backing_files_change() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let cases: Vec<_> = (0..cases(150))
+        .map(|_| {
+            let mut top = random_setup(&mut rng);
+            top.sectors = 16 + rng.below(100);
+            top.backing = Some(1 + rng.below(top.sectors * 5 / 4));
+            top.prefill = 0;
+            let length = rng.below(6) as usize;
+            let list = random_list(&mut rng, &top, length);
+            let plain = |op: &Op| op.range().is_some() && !matches!(op, Compressed { .. });
+            let list = list.into_iter().filter(plain);
+            (top, list.collect::<Vec<_>>(), rng.next())
+        })
+        .collect();
+    let work = |top: &Setup, ops: &[Op], rng: &mut Rng| {
+        let name_bytes = [0, 1, 30, 150][rng.below(4) as usize];
+        let other = Other { name_bytes, sectors: 1 + rng.below(150), differs: 1 + rng.below(12) };
+        let change = match rng.below(4) {
+            0 => Change::Name,
+            n => Change::File { compressed: n == 1 },
+        };
+        sweep_rebase(top, ops, &other, change, rng).map_err(|e| format!("{other:?} {change:?}: {e}"))
+    };
+    report("backing_files_change", &replay_line("power_cut", "backing_files_change", seed), &cases, &work);
 }
 
 /// The refcount table of 64 entries for 64 clusters each is full at 4096 clusters: the list crosses that.

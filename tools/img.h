@@ -60,6 +60,8 @@ const char *one_file_name(const struct image_args *args, const struct img_comman
 /* Opens or prints why not and returns false. `spec` is to be freed in both cases; its cache may be set before. */
 bool open_image(const struct image_args *args, const char *name, uint64_t flags, struct image_spec *spec,
                 qcow2_image **image);
+/* Opens the snapshot that -l means in the place of the disk: 0, or 1 after a message. */
+int open_snapshot(struct image_spec *spec, const char *text, qcow2_image **image);
 /* Closes; prints the error a flush at close had. 0 or 1: the exit code. */
 int close_image(qcow2_image *image);
 /* qcow2_get_info, or prints why not. */
@@ -142,6 +144,6 @@ void json_snapshots(struct json *json, qcow2_image *image);
 /* --- the commands --- */
 
 extern const struct img_command img_check, img_checksum, img_commit, img_compare, img_convert, img_create,
-    img_dump_header, img_info, img_map, img_resize, img_snapshot;
+    img_dump_header, img_info, img_map, img_measure, img_rebase, img_resize, img_snapshot;
 
 #endif

@@ -23,14 +23,12 @@ static const struct img_command unsupported[] = {
     UNSUPPORTED("bench", "Measure the speed of requests"),
     UNSUPPORTED("bitmap", "Change the bitmaps in an image"),
     UNSUPPORTED("dd", "Copy blocks of an image into another"),
-    UNSUPPORTED("measure", "Compute how large a new image file gets"),
-    UNSUPPORTED("rebase", "Change the backing file of an image"),
 };
 
 static const struct img_command *const commands[] = {
     &unsupported[0], &unsupported[1], &unsupported[2], &img_check,       &img_checksum, &img_commit,
     &img_compare,    &img_convert,    &img_create,     &unsupported[3],  &img_dump_header, &img_info,
-    &img_map,        &unsupported[4], &unsupported[5], &img_resize,      &img_snapshot,
+    &img_map,        &img_measure,    &img_rebase,     &img_resize,      &img_snapshot,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

@@ -8,6 +8,7 @@
 // What a caller owes is said once, above; repeating it at each function would not add to it.
 #![allow(clippy::missing_safety_doc)]
 
+mod backing;
 mod callbacks;
 mod check;
 mod convert;
@@ -16,11 +17,13 @@ mod custom_io;
 mod edge;
 mod info;
 mod io;
+mod measure;
 mod open;
 mod options;
 mod snapshot;
 mod types;
 
+pub use backing::*;
 pub use callbacks::*;
 pub use check::*;
 pub use convert::*;
@@ -28,6 +31,7 @@ pub use create::*;
 pub use custom_io::qcow2_io_ops;
 pub use info::*;
 pub use io::*;
+pub use measure::*;
 pub use open::*;
 pub use options::*;
 pub use snapshot::*;

@@ -58,6 +58,9 @@ pub const QCOW2_CHECK_REPAIR_ERRORS: u64 = 0x2;
 /// qcow2_commit: do not empty the image afterwards.
 pub const QCOW2_COMMIT_KEEP: u64 = 0x1;
 
+/// qcow2_rebase: whole clusters that have to be written are written compressed.
+pub const QCOW2_REBASE_COMPRESSED: u64 = 0x1;
+
 /// qcow2_convert: data becomes compressed clusters.
 pub const QCOW2_CONVERT_COMPRESSED: u64 = 0x1;
 /// qcow2_convert: what the source does not hold itself is left to the target's backing file.

@@ -14,6 +14,7 @@ mod pool;
 mod qcow2;
 mod raw;
 mod read;
+mod rebase;
 mod resize;
 mod snapshots;
 mod status;
@@ -171,7 +172,7 @@ impl Disk {
     }
 
     /// Fills `buffer` from `offset` with zeroes past the end, as a disk above it sees this one.
-    fn read_as_backing(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_as_backing(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let inside = self.length().saturating_sub(offset).min(buffer.len() as u64) as usize;
         let (have, past) = buffer.split_at_mut(inside);
         past.fill(0);

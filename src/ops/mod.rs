@@ -1,13 +1,16 @@
-//! Whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, convert, checksum. Called by `capi`.
+//! Whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
 
+pub mod backing;
 pub mod check;
 pub mod checksum;
 pub mod commit;
 pub mod convert;
 pub mod create;
 pub mod handle;
+pub mod measure;
 mod offload;
 pub mod open;
 mod pieces;
+pub mod rebase;
 pub mod resize;
 pub mod snapshot;

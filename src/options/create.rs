@@ -188,9 +188,7 @@ impl CreateOptions {
             Some(word) => return Err(not_accepted("version", word)),
         }
         if let Some(word) = words.backing_format {
-            if !BACKING_FORMATS.contains(&word) {
-                return Err(not_accepted("backing-fmt", word));
-            }
+            CreateOptions::check_backing_format(word)?;
             self.backing_format = Some(word.into());
         }
         self.preallocation = words.preallocation.map_or(Ok(Preallocation::Off), Preallocation::parse)?;
@@ -242,6 +240,14 @@ impl CreateOptions {
             ));
         }
         Ok(())
+    }
+
+    /// Fails unless `word` names a format that a header may record.
+    pub fn check_backing_format(word: &str) -> Result<()> {
+        match BACKING_FORMATS.contains(&word) {
+            true => Ok(()),
+            false => Err(not_accepted("backing-fmt", word)),
+        }
     }
 
     /// Checks every field, for options that were not parsed but filled in.

@@ -25,6 +25,7 @@ pub mod overlay;
 mod ownership;
 pub mod pair;
 pub mod race;
+pub mod rebase;
 pub mod recorder;
 pub mod rng;
 pub mod rows;

@@ -137,11 +137,29 @@ impl Trace<'_> {
         Ok(())
     }
 
+    /// C8, R5: with other names in sector 0 the extensions of others stay; a write behind it changes nothing that
+    /// the header refers to.
+    fn header_names(&self, event: &Event) -> Result<(), String> {
+        let mut after = self.issued.clone();
+        let (at, end) = (event.offset as usize, (event.offset + event.length) as usize);
+        after[at..end].copy_from_slice(&event.bytes);
+        let (old, new) = (names(&self.issued), names(&after));
+        match at {
+            0 if old.1 != new.1 => Err("C8: extensions of others change".into()),
+            0 => Ok(()),
+            _ if old != new => Err("R5: the names in force are written over".into()),
+            _ => Ok(()),
+        }
+    }
+
     /// C13, C8: a header stays in its cluster, and leaves what it does not know as it is.
     pub(super) fn header_place(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         let end = event.offset + event.length;
         if end > head.cluster_bytes() {
             return Err(format!("C13: a header of {end} bytes is longer than its cluster"));
+        }
+        if self.names_may_change {
+            return self.header_names(event);
         }
         let known = KNOWN_BYTES[usize::from(head.version >= 3)];
         for at in known.max(event.offset as usize)..end as usize {
@@ -154,4 +172,28 @@ impl Trace<'_> {
         }
         Ok(())
     }
+}
+
+/// The backing file's name with its format, and the extensions that a change of these has nothing to do with.
+type Names = ((Vec<u8>, Vec<u8>), Vec<(u64, Vec<u8>)>);
+
+fn names(image: &[u8]) -> Names {
+    const FORMAT: u64 = 0xe279_2aca;
+    /// The feature name table, which is text for people, and what fills an old place.
+    const PASSED_OVER: [u64; 2] = [0x6803_f857, 0x7161_7369];
+    let (offset, bytes) = (be64(image, 8) as usize, be32(image, 16) as usize);
+    let mut at = if be32(image, 4) >= 3 { be32(image, 100) as usize } else { 72 };
+    let limit = if offset > 0 { offset } else { 1 << be32(image, 20) };
+    let (mut format, mut others) = (Vec::new(), Vec::new());
+    while at + 8 <= limit && be32(image, at) != 0 {
+        let (kind, length) = (be32(image, at), be32(image, at + 4) as usize);
+        let data = image[at + 8..at + 8 + length].to_vec();
+        match kind {
+            FORMAT => format = data,
+            kind if PASSED_OVER.contains(&kind) => {}
+            kind => others.push((kind, data)),
+        }
+        at += 8 + length.div_ceil(8) * 8;
+    }
+    ((image[offset..offset + bytes].to_vec(), format), others)
 }

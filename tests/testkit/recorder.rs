@@ -136,6 +136,8 @@ struct State {
     judged: Option<usize>,
     /// Guest bytes from here on read as zeroes where the image has nothing.
     backing_end: u64,
+    /// A request changes the backing file's name.
+    names_may_change: bool,
     unjudged: Option<&'static str>,
     /// What threads work for that run no request of their own: those that the library starts.
     helped: Option<Request>,
@@ -279,6 +281,15 @@ impl Recorder {
 
     pub fn backing_end(&self) -> u64 {
         self.lock().backing_end
+    }
+
+    /// The trace is about a change of the backing file's name.
+    pub fn change_names(&self) {
+        self.lock().names_may_change = true;
+    }
+
+    pub fn names_may_change(&self) -> bool {
+        self.lock().names_may_change
     }
 
     /// More than one thread has changed something.

@@ -40,6 +40,8 @@ pub(super) struct Trace<'a> {
     backing_end: u64,
     pub(super) durable: Vec<u8>,
     pub(super) issued: Vec<u8>,
+    /// The header's names are what the trace is about.
+    pub(super) names_may_change: bool,
     /// Events that a sync covers.
     covered: usize,
     /// The event that is judged.
@@ -64,6 +66,7 @@ pub fn check_trace(recorder: &Recorder) -> Result<(), String> {
         log,
         zeroed,
         backing_end: recorder.backing_end(),
+        names_may_change: recorder.names_may_change(),
         durable,
         issued,
         covered: 0,

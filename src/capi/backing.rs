@@ -1,0 +1,93 @@
+//! The backing file of an open image: another name, another file, nothing of its own.
+
+use super::callbacks::*;
+use super::edge::{optional_text, with, Guarded};
+use super::types::*;
+use crate::error::{Error, Result};
+use crate::ops::backing::{change_backing_file, make_empty};
+use crate::ops::rebase::rebase;
+use std::ffi::{c_char, c_int, c_void, CStr};
+
+/// NULL and "" mean none.
+unsafe fn name_of<'a>(pointer: *const c_char) -> Option<&'a [u8]> {
+    // SAFETY: NULL, or the caller's NUL-terminated string, which lives across the call.
+    let name = (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) }.to_bytes());
+    name.filter(|n| !n.is_empty())
+}
+
+/// Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name`
+/// (at most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no
+/// backing file. `format` is required with a name, and NULL without one. The handle goes on with the chain that it
+/// has open; open the image again to use the new one (QCOW2_OPEN_NO_BACKING opens an image whose backing file is
+/// gone). Other header extensions stay byte for byte. Requests of other threads wait.
+///
+/// Durable when it returns; a power cut before leaves the old name or the new one. ENOSPC also where a cluster of 1
+/// or 2 KiB cannot hold the old names beside the new ones, which that takes.
+///
+/// Returns 0 or -errno: EINVAL (name, format), ENOSPC (no space left in the header cluster), EROFS, ENOTSUP (a raw
+/// disk), EIO. Specification: "Header extensions", "Backing file name".
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_change_backing_file(
+    image: *mut qcow2_image,
+    name: *const c_char,
+    format: *const c_char,
+) -> c_int {
+    with(image, |guarded| {
+        let format = unsafe { optional_text(format, "format") }?;
+        change_backing_file(&guarded.handle, unsafe { name_of(name) }, format).map(|()| 0)
+    }) as c_int
+}
+
+/// Gives the image another backing file without changing what the disk shows: what the image has from its chain and
+/// `backing` would show otherwise is written into the image, and durable before the header changes as by
+/// qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where both
+/// chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have from
+/// the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not change.
+/// The handle goes on with the chain that it has open, which shows the same. `flags`: QCOW2_REBASE_COMPRESSED.
+/// `progress` may be NULL. After a failure or a power cut the image has its old backing file and shows the same.
+///
+/// Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING), ELOOP (`backing` has the
+/// image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of
+/// both chains and qcow2_pwrite.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_rebase(
+    image: *mut qcow2_image,
+    backing: *mut qcow2_image,
+    name: *const c_char,
+    format: *const c_char,
+    flags: u64,
+    progress: qcow2_progress_fn,
+    progress_opaque: *mut c_void,
+) -> c_int {
+    with(image, |guarded| {
+        if flags & !QCOW2_REBASE_COMPRESSED != 0 {
+            return Err(Error::invalid(format!("unknown rebase flags {flags:#x}")));
+        }
+        if backing == image {
+            return Err(Error::invalid("rebase: the image cannot be its own backing file"));
+        }
+        // SAFETY: NULL, or a pointer from an open that has not been closed.
+        let below = unsafe { backing.cast::<Guarded>().as_ref() };
+        below.map_or(Ok(()), Guarded::check)?;
+        let format = unsafe { optional_text(format, "format") }?;
+        rebase(
+            &guarded.handle,
+            below.map(|b| &b.handle),
+            unsafe { name_of(name) },
+            format,
+            flags & QCOW2_REBASE_COMPRESSED != 0,
+            &mut |done, total| send_progress(progress, progress_opaque, done, total),
+        )?;
+        Ok(0)
+    }) as c_int
+}
+
+/// Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
+/// file is as short as it gets. Internal snapshots stay. Requests of other threads wait. A power cut leaves each part
+/// of the disk as it was or as below.
+///
+/// Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_make_empty(image: *mut qcow2_image) -> c_int {
+    with(image, |guarded| -> Result<i64> { make_empty(&guarded.handle).map(|()| 0) }) as c_int
+}

@@ -1,0 +1,193 @@
+//! Rebase: another backing file, and the disk stays what it is.
+//!
+//! What the image has from its chain and the new backing file would show otherwise is written into the image
+//! first, and is durable before the header has the new name. A power cut before leaves the old name over the same
+//! contents. Internal snapshots share the backing file and are not looked at, as in the reference implementation.
+
+use super::backing::{check_names, writable};
+use super::handle::Handle;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Alone, Disk};
+use std::sync::Arc;
+
+/// Least bytes that are compared at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Makes `backing` the backing file of `handle`, recorded as `name` and `format`; `None`: no backing file.
+/// `progress(done, total)` in guest bytes; `false` cancels.
+pub fn rebase(
+    handle: &Handle,
+    backing: Option<&Handle>,
+    name: Option<&[u8]>,
+    format: Option<&str>,
+    compressed: bool,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<()> {
+    let image = writable(handle)?;
+    check_names(name, format)?;
+    if backing.is_some() != name.is_some() {
+        return Err(Error::invalid("a backing file needs a name, and a name a backing file"));
+    }
+    if backing.is_some_and(|b| in_chain(b.disk(), handle.disk())) {
+        return Err(Error::new(ErrorKind::Loop, "the image is in the chain of its new backing file"));
+    }
+    let alone = image.alone();
+    let core = alone.core();
+    if core.header().backing_file.is_some() && core.backing().is_none() {
+        return Err(Error::invalid(
+            "the image was opened without its backing file: what it shows is not known",
+        ));
+    }
+    let work = Work { alone: &alone, new: backing.map(Handle::shared_disk), compressed };
+    work.run(progress)?;
+    alone.change_backing(name, format.map(str::as_bytes))?;
+    progress(core.length(), core.length());
+    Ok(())
+}
+
+fn in_chain(chain: &Disk, image: &Disk) -> bool {
+    let identity = image.identity();
+    let mut depth = 0;
+    let mut next = node(chain, depth);
+    while let Some(found) = next {
+        if identity.is_some() && found.identity == identity {
+            return true;
+        }
+        depth += 1;
+        next = node(chain, depth);
+    }
+    false
+}
+
+/// Which file decides about a guest range.
+#[derive(PartialEq, Eq)]
+struct Node {
+    identity: Option<(u64, u64)>,
+    raw: bool,
+}
+
+/// The disk at `depth` of a chain.
+fn node(disk: &Disk, depth: u32) -> Option<Node> {
+    match disk {
+        _ if depth == 0 => Some(Node { identity: disk.identity(), raw: matches!(disk, Disk::Raw(_)) }),
+        Disk::Qcow2(image) => node(image.core().backing()?, depth - 1),
+        Disk::Raw(_) => None,
+    }
+}
+
+/// What the first bytes of a range are on one side.
+struct Side {
+    length: u64,
+    zero: bool,
+    from: Option<Node>,
+}
+
+fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
+    let Some(disk) = side.filter(|d| at < d.length()) else {
+        return Ok(Side { length, zero: true, from: None });
+    };
+    let status = disk.status(at, length.min(disk.length() - at), false)?;
+    let from = if status.allocated { node(disk, status.depth) } else { None };
+    Ok(Side { length: status.length, zero: status.zero, from: from.filter(|n| n.identity.is_some()) })
+}
+
+struct Work<'a> {
+    alone: &'a Alone<'a>,
+    new: Option<Arc<Disk>>,
+    compressed: bool,
+}
+
+impl Work<'_> {
+    fn run(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+        let core = self.alone.core();
+        let length = core.length();
+        let chunk_bytes = CHUNK_BYTES.max(core.geometry().cluster_bytes());
+        let (mut old, mut new) = (vec![0; chunk_bytes as usize], vec![0; chunk_bytes as usize]);
+        let mut at = 0;
+        while at < length {
+            if !progress(at, length) {
+                return Err(Error::new(ErrorKind::Cancelled, "rebase: the caller asked to stop"));
+            }
+            let status = core.status(at, length - at, true)?;
+            if status.allocated {
+                at += status.length;
+                continue;
+            }
+            let was = look(core.backing(), at, status.length)?;
+            let will = look(self.new.as_ref(), at, was.length)?;
+            if was.zero && will.zero || was.from.is_some() && was.from == will.from {
+                at += will.length;
+                continue;
+            }
+            let bytes = will.length.min(chunk_bytes - at % chunk_bytes);
+            let (old, new) = (&mut old[..bytes as usize], &mut new[..bytes as usize]);
+            fill(core.backing(), at, old)?;
+            fill(self.new.as_ref(), at, new)?;
+            self.hold_differences(at, old, new, core.geometry().cluster_bytes())?;
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Writes the clusters of `old` that are different in `new`, neighbours of one kind at once.
+    fn hold_differences(&self, at: u64, old: &[u8], new: &[u8], cluster_bytes: u64) -> Result<()> {
+        let mut from = 0;
+        while from < old.len() {
+            let mut to = from;
+            let kind = loop {
+                let end = cluster_end(at, to, old.len(), cluster_bytes);
+                let kind = Kind::of(&old[to..end], &new[to..end]);
+                let follows = end < old.len() && {
+                    let next = cluster_end(at, end, old.len(), cluster_bytes);
+                    Kind::of(&old[end..next], &new[end..next]) == kind
+                };
+                to = end;
+                if !follows {
+                    break kind;
+                }
+            };
+            match kind {
+                Kind::Same => {}
+                Kind::Zeroes => self.alone.hold_zeroes(at + from as u64, &old[from..to])?,
+                Kind::Data => self.alone.hold_data(at + from as u64, &old[from..to], self.compressed)?,
+            }
+            from = to;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Same,
+    Zeroes,
+    Data,
+}
+
+impl Kind {
+    fn of(old: &[u8], new: &[u8]) -> Kind {
+        match () {
+            _ if old == new => Kind::Same,
+            _ if old[0] == 0 && old[1..] == old[..old.len() - 1] => Kind::Zeroes,
+            _ => Kind::Data,
+        }
+    }
+}
+
+/// Where the cluster ends that has byte `from` of a buffer for guest offset `at`.
+fn cluster_end(at: u64, from: usize, length: usize, cluster_bytes: u64) -> usize {
+    let guest = at + from as u64;
+    let end = (guest / cluster_bytes + 1) * cluster_bytes - at;
+    length.min(end as usize)
+}
+
+fn fill(side: Option<&Arc<Disk>>, at: u64, buffer: &mut [u8]) -> Result<()> {
+    match side.filter(|d| at < d.length()) {
+        Some(disk) => disk.read_as_backing(at, buffer),
+        None => {
+            buffer.fill(0);
+            Ok(())
+        }
+    }
+}
