@@ -461,8 +461,8 @@ typedef struct qcow2_measure_result {
     /* Bytes once every cluster is allocated. */
     uint64_t fully_allocated_bytes;
     /*
-     * Bytes that the source's bitmaps would add: 0; UINT64_MAX: it cannot have any, or has some, which are not
-     * measured yet.
+     * Bytes that the source's bitmaps would add: 0; UINT64_MAX: one of the images cannot have any, or the source
+     * has some, which are not measured yet.
      */
     uint64_t bitmaps_bytes;
 } qcow2_measure_result;

@@ -225,6 +225,8 @@ fn backing_files_change() {
             top.sectors = 16 + rng.below(100);
             top.backing = Some(1 + rng.below(top.sectors * 5 / 4));
             top.prefill = 0;
+            // R2 of the trace checker does not know yet which subclusters read as zeroes.
+            (top.extended, top.cluster_bits) = (false, top.cluster_bits.min(12));
             let length = rng.below(6) as usize;
             let list = random_list(&mut rng, &top, length);
             let plain = |op: &Op| op.range().is_some() && !matches!(op, Compressed { .. });

@@ -62,7 +62,7 @@ impl HeaderPage {
         let (end, used) = (round_up(end.max(SECTOR) as u64, SECTOR_BYTES), (used as u64).min(length));
         if end < used {
             // Bytes that mean nothing any more; whether they stay is no reason to fail.
-            let _ = self.medium.zero_unlinked(Purpose::Header, end, used - end);
+            let _ = self.medium.write_unlinked(Purpose::Header, end, &vec![0; (used - end) as usize]);
         }
         Ok(())
     }
