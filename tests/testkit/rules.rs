@@ -30,6 +30,8 @@ struct Target {
     zeroes_do: bool,
     place: Option<Place>,
     cluster_bits: u32,
+    /// The extended entry that is replaced: zeroes may be a value of some subclusters alone.
+    extended: Option<(u64, u64)>,
 }
 
 /// The views at one point of a trace.
@@ -161,6 +163,7 @@ impl Trace<'_> {
                 }
                 continue;
             }
+            let extended = (level == 2 && head.entry_bytes == 16).then(|| (old, be64(&self.issued, at + 8)));
             let old = if level == 2 && old & COMPRESSED != 0 { old & OFFSET & !1 } else { old };
             if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
                 // A hole may become a cluster whose durable bytes are zeroes still, if it reads as zeroes.
@@ -172,10 +175,12 @@ impl Trace<'_> {
                     zeroes_do: level != 3 && (old & OFFSET == 0 && bare || zeroed),
                     place,
                     cluster_bits,
+                    extended,
                 };
                 self.pointer(head, new, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             } else if level == 2 && new & OFFSET != 0 && old & 1 != 0 && new & 1 == 0 {
-                let kind = Target { level, zeroes_do: true, place: self.place(head, at)?, cluster_bits };
+                let place = self.place(head, at)?;
+                let kind = Target { level, zeroes_do: true, place, cluster_bits, extended };
                 self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             }
         }
@@ -289,11 +294,26 @@ impl Trace<'_> {
                 continue;
             }
             let bytes = &self.durable[from as usize..(to as usize).min(self.durable.len())];
-            if !kind.zeroes_do || bytes.iter().any(|b| *b != 0) {
+            let zeroes_do = kind.zeroes_do || self.subclusters_zero(kind, from - target, to - target);
+            if !zeroes_do || bytes.iter().any(|b| *b != 0) {
                 return Err(format!("R2: bytes {from:#x}..{to:#x} of the target are not durable"));
             }
         }
         Ok(())
+    }
+
+    /// Whether bytes `[from, to)` of a cluster are in subclusters that read as zeroes by the entry before, or that
+    /// the guest has zeroed since.
+    fn subclusters_zero(&self, kind: &Target, from: u64, to: u64) -> bool {
+        let (Some((descriptor, bitmap)), Some(place)) = (kind.extended, &kind.place) else { return false };
+        let bits = kind.cluster_bits - 5;
+        (from >> bits..=(to - 1) >> bits).all(|sub| {
+            let (start, end) = (place.from + (sub << bits), place.from + ((sub + 1) << bits));
+            let part = Place { from: start, to: end.min(place.to), ..*place };
+            let allocated = descriptor & COMPRESSED != 0 || bitmap >> sub & 1 != 0;
+            let zero = bitmap >> (32 + sub) & 1 != 0 || part.from >= self.backing_end;
+            !allocated && zero || part.from >= part.to || self.was_zeroed(&part)
+        })
     }
 
     /// What is under way is newer than a durable version of the same contents: an L2 table whose birth is
