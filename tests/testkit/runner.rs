@@ -141,7 +141,10 @@ impl Runner {
 /// Whether an operation has found that it cannot be done here, and has changed nothing.
 fn refused(op: &Op, e: &Error) -> bool {
     match op {
-        Op::Compressed { .. } => e.kind() == ErrorKind::Occupied,
+        // Or the disk has been resized, and its last cluster is another one.
+        Op::Compressed { .. } => {
+            e.kind() == ErrorKind::Occupied || e.to_string().contains("a compressed write is whole clusters")
+        }
         Op::Snapshot | Op::Apply { .. } => {
             e.kind() == ErrorKind::Invalid && e.to_string().contains("refcount")
         }
