@@ -9,6 +9,7 @@ use qcow2::ops::convert::{convert, ConvertOptions};
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
+use testkit::rebase::{fail_rebase, Change, Other};
 use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::runner::Runner;
@@ -324,6 +325,31 @@ fn each_call_of_a_conversion_fails() {
     }
     testkit::tell!("{faults} faults injected into conversions");
     assert!(faults > 20);
+}
+
+/// Another backing file, each call of the change failing once: the old name over the old contents, or the new one.
+#[test]
+fn each_call_of_a_change_of_the_backing_file_fails() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let mut faults = 0;
+    for case in 0..cases(24) {
+        let mut top = random_setup(&mut rng);
+        top.sectors = 16 + rng.below(60);
+        top.backing = Some(1 + rng.below(top.sectors * 5 / 4));
+        top.prefill = 0;
+        let ops = random_list(&mut rng, &top, 3);
+        let ops: Vec<_> = ops.into_iter().filter(|o| matches!(o, Write { .. } | Zero { .. })).collect();
+        let long = if top.cluster_bits >= 12 { 700 } else { 40 };
+        let other = Other { name_bytes: *rng.pick(&[0, 20, long]), sectors: 1 + rng.below(90), differs: 3 };
+        let change = if case % 3 == 0 { Change::Name } else { Change::File { compressed: case % 3 == 1 } };
+        faults += fail_rebase(&top, &ops, &other, change, &mut rng).unwrap_or_else(|e| {
+            let replay = replay_line("faults", "each_call_of_a_change_of_the_backing_file_fails", seed);
+            panic!("case {case}: {e}\n{top:?}\n{ops:?}\n{other:?} {change:?}\n{replay}")
+        });
+    }
+    testkit::tell!("{faults} faults injected into changes of the backing file");
+    assert!(faults > cases(24) * 4);
 }
 
 fn has_streams(recorder: &Recorder) -> bool {

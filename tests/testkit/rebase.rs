@@ -3,7 +3,7 @@
 use super::cut::Cutter;
 use super::ops::Op;
 use super::oracle;
-use super::recorder::Recorder;
+use super::recorder::{libc_errno, Fault, Recorder};
 use super::rng::Rng;
 use super::runner::apply_recorded;
 use super::setup::{self, backing_bytes, Setup};
@@ -122,6 +122,65 @@ pub fn sweep_rebase(
     look.cut(&recorder, begun, rng)
 }
 
+/// Fails each call of the change once; how many. Afterwards the image has the old name or the new one.
+pub fn fail_rebase(
+    setup: &Setup,
+    ops: &[Op],
+    other: &Other,
+    change: Change,
+    rng: &mut Rng,
+) -> std::result::Result<u64, String> {
+    let bytes = other.contents(rng);
+    let errno = *rng.pick(&[libc_errno::EIO, libc_errno::ENOSPC]);
+    let forever = rng.one_in(2);
+    for call in 0.. {
+        let recorder = setup.recorder();
+        let handle = open(setup, recorder.clone(), &bytes).map_err(|e| format!("open: {e}"))?;
+        for (op, tag) in ops.iter().zip(1..) {
+            let Some(op) = op.clipped(setup.sectors) else { continue };
+            apply_recorded(&recorder, &handle, &op, tag).map_err(|e| format!("{op:?}: {e}"))?;
+        }
+        handle.disk().flush().map_err(|e| format!("flush: {e}"))?;
+        let old = setup::read_all(&handle).map_err(|e| e.to_string())?;
+        let new = shown_over(setup, &old, &recorder, &bytes, other, change)?;
+        recorder.change_names();
+        recorder.inject(Some(Fault { kind: None, call, errno, forever, torn: false }));
+        let answer = run(&recorder, &handle, &bytes, other, change);
+        let whole = recorder.failed() == 0;
+        recorder.inject(None);
+        drop(handle);
+        if whole {
+            return answer.map(|()| call).map_err(|e| format!("without a fault: {e}"));
+        }
+        let look = Look { setup, bytes: &bytes, old: &old, new: &new, name: other.name() };
+        let is_new = look.judge(recorder).map_err(|e| format!("call {call} fails with {errno}: {e}"))?;
+        if answer.is_ok() && !is_new {
+            return Err(format!("call {call} fails with {errno}: a success, and the old name"));
+        }
+    }
+    unreachable!()
+}
+
+/// What the disk shows once the change is done.
+fn shown_over(
+    setup: &Setup,
+    old: &[u32],
+    recorder: &Recorder,
+    bytes: &[u8],
+    other: &Other,
+    change: Change,
+) -> std::result::Result<Vec<u32>, String> {
+    if change != Change::Name {
+        return Ok(old.to_vec());
+    }
+    let copy = Recorder::new(recorder.contents());
+    copy.change_names();
+    let handle = open(setup, copy.clone(), bytes).map_err(|e| e.to_string())?;
+    run(&copy, &handle, bytes, other, change).map_err(|e| e.to_string())?;
+    drop(handle);
+    open(setup, copy, bytes).and_then(|h| setup::read_all(&h)).map_err(|e| e.to_string())
+}
+
 fn run(recorder: &Recorder, handle: &Handle, bytes: &[u8], other: &Other, change: Change) -> Result<()> {
     let name = other.name();
     let (name, format) = (name.as_deref().map(str::as_bytes), name.as_ref().map(|_| "raw"));
@@ -190,7 +249,7 @@ impl Look<'_> {
     }
 
     /// Whether the image has the new name.
-    fn judge(&self, medium: Arc<super::overlay::Overlay>) -> std::result::Result<bool, String> {
+    fn judge(&self, medium: Arc<dyn Storage>) -> std::result::Result<bool, String> {
         let name = names(&*medium)?;
         let is_new = name == self.name;
         if !is_new && name.as_deref() != Some("base") {
