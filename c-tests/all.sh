@@ -26,7 +26,7 @@ step() {
         tail -n 80 "$log" | sed 's/^/    /'
     fi
     grep -E '^[0-9]+ passed|^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^(Ok|Fail|Skipped):' \
-        "$log" | sed 's/^/    /' | head -n 30
+        "$log" | sed 's/^/    /' | head -n 60
     rm -f "$log"
 }
 

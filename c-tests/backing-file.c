@@ -68,6 +68,11 @@ static void a_safe_rebase_keeps_the_disk(const char *geometry, uint64_t flags)
     CHECK(calls > 1);
     CHECK_EQ(test_checksum(image), before);
     test_fill(image, 4 * MIB - 4096, 4096, 0);
+    /* What would leave a hole waits until the new chain is open. */
+    CHECK_ERROR(qcow2_write_zeroes(image, 0, 64 * 1024, 0), EINVAL);
+    CHECK_TEXT("open the image anew");
+    CHECK_ERROR(qcow2_discard(image, 0, 64 * 1024), EINVAL);
+    CHECK_ERROR(qcow2_truncate(image, 8 * MIB, QCOW2_PREALLOC_OFF), EINVAL);
     test_close(below);
     test_close(image);
     expect_name(top, "other.qcow2", "qcow2");

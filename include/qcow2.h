@@ -730,8 +730,10 @@ int qcow2_change_backing_file(qcow2_image *image,
  * qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where both
  * chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have from
  * the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not change.
- * The handle goes on with the chain that it has open, which shows the same. `flags`: QCOW2_REBASE_COMPRESSED.
- * `progress` may be NULL. After a failure or a power cut the image has its old backing file and shows the same.
+ * The handle goes on with the chain that it has open, which shows the same; zeroing, discarding and growing are
+ * refused (EINVAL) until the image is opened anew. `flags`: QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a
+ * failure or a power cut the image has its old backing file, or the new one if the header's change had begun, and
+ * shows the same.
  *
  * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING), ELOOP (`backing` has the
  * image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of

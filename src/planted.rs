@@ -29,8 +29,6 @@ plants! {
     LengthNotWaitedFor,
     /// A barrier does not write refcount blocks (R1).
     CountsNotWritten,
-    /// Counts raised ahead are taken for durable at once (R1).
-    AheadNotWaitedFor,
     /// A barrier does not sync.
     SyncSkipped,
     /// A count falls before the page that dropped the pointer is durable (R3).

@@ -75,7 +75,6 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ContentsNotWaitedFor => &[RULES, CUT],
         LengthNotWaitedFor => &[RULES, CUT],
         CountsNotWritten => &[RULES, CUT],
-        AheadNotWaitedFor => &[RULES, CUT],
         SyncSkipped => &[RULES, CUT],
         CountLoweredAtOnce => &[RULES, CUT],
         FreedClusterReusedAtOnce => &[READER],

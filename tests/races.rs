@@ -67,7 +67,7 @@ fn scenes() -> Vec<Scene> {
             for backing in [None, Some(80)] {
                 let tiny_cache = lazy == backing.is_some();
                 let cluster_bits = if backing.is_some() && mode == Mode::Writeback { 10 } else { 9 };
-                let ahead = mode == Mode::Writeback;
+                let ahead = !lazy;
                 let setup =
                     Setup { cluster_bits, lazy, mode, backing, tiny_cache, ahead, ..Setup::default() };
                 // Entries that are shared with a snapshot: every write is an allocating one, and tables are copied.

@@ -14,7 +14,6 @@ use super::Shared;
 use crate::error::Result;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::meta::Release;
-use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
 
 /// Most host bytes that a crash may leak.
@@ -84,8 +83,7 @@ impl Ledger {
         let (fresh, length_ticket) = self.make_ready(shared, first, count)?;
         self.ahead.first += count;
         self.ahead.count -= count;
-        let counts = if planted(Plant::AheadNotWaitedFor) { Ticket::PAST } else { self.ahead.ticket };
-        Ok(Some(Run { first, count, fresh, ticket: counts.max(length_ticket) }))
+        Ok(Some(Run { first, count, fresh, ticket: self.ahead.ticket.max(length_ticket) }))
     }
 
     /// Whether `cluster` is the first of the clusters ahead.

@@ -6,14 +6,14 @@ use super::core::{read_header, Core, CoreSettings};
 use super::flush::Flusher;
 use super::status::Status;
 use super::{check_range, ZeroFlags};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate};
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
 use arc_swap::ArcSwap;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// Most guest bytes under one pin: what a request lets go of cannot be reused while it is inside.
@@ -27,6 +27,9 @@ pub struct Image {
     virtual_size: AtomicU64,
     /// Counts the states that have been replaced.
     generation: Arc<AtomicU64>,
+    /// The header names another backing file than the one that is open: what would leave a hole, or show one, is
+    /// refused, for nobody here knows what it will show.
+    chain_left: AtomicBool,
 }
 
 impl Image {
@@ -40,6 +43,7 @@ impl Image {
             core: ArcSwap::from_pointee(core),
             flusher: Flusher::default(),
             generation: Arc::default(),
+            chain_left: AtomicBool::new(false),
         })
     }
 
@@ -57,6 +61,19 @@ impl Image {
     #[inline]
     pub(super) fn generation(&self) -> &Arc<AtomicU64> {
         &self.generation
+    }
+
+    /// Fails when the header names another backing file than the one that is open.
+    pub(super) fn check_chain(&self) -> Result<()> {
+        match self.chain_left.load(Ordering::SeqCst) {
+            true => Err(Error::invalid("the backing file has been changed: open the image anew first")),
+            false => Ok(()),
+        }
+    }
+
+    /// Notes that the header names another backing file, or soon will.
+    pub(super) fn leave_chain(&self) {
+        self.chain_left.store(true, Ordering::SeqCst);
     }
 
     /// Virtual size in bytes.
@@ -84,6 +101,7 @@ impl Image {
         let core = self.core.load();
         match core.settings.options.detect_zeroes {
             detect if detect != DetectZeroes::Off && all_zero(buffers) => {
+                self.check_chain()?;
                 let flags = ZeroFlags { unmap: detect == DetectZeroes::Unmap, no_fallback: false };
                 let bytes = buffers.iter().map(|b| b.len() as u64).sum();
                 core.write_zeroes(offset, bytes, flags, &self.flusher)?;
@@ -141,6 +159,7 @@ impl Image {
     /// Makes a range read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
         check_range(self.length(), offset, length)?;
+        self.check_chain()?;
         for (at, bytes) in pinned_steps(offset, length) {
             let _pin = self.gate.enter();
             self.core.load().write_zeroes(at, bytes, flags, &self.flusher)?;
@@ -152,6 +171,7 @@ impl Image {
     /// Lets go of a range.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         check_range(self.length(), offset, length)?;
+        self.check_chain()?;
         for (at, bytes) in pinned_steps(offset, length) {
             let _pin = self.gate.enter();
             self.core.load().discard(at, bytes, &self.flusher)?;
@@ -248,6 +268,11 @@ impl Alone<'_> {
     /// Brings everything to the medium and leaves the image clean.
     pub fn settle(&self) -> Result<()> {
         self.image.core().settle()
+    }
+
+    /// The image itself.
+    pub(super) fn image(&self) -> &Image {
+        self.image
     }
 
     /// The image's flushes.

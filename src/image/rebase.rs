@@ -38,6 +38,7 @@ impl Alone<'_> {
         self.settle()?;
         let core = self.core();
         core.begin_write()?;
+        self.image().leave_chain();
         core.shared.header.change_backing(name, format)
     }
 }

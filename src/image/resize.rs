@@ -32,6 +32,9 @@ impl Alone<'_> {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         core.begin_write()?;
+        if size > old {
+            self.image().check_chain()?;
+        }
         if size < old {
             if preallocation != Preallocation::Off {
                 return Err(Error::invalid("Preallocation can't be used for shrinking an image"));

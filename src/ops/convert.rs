@@ -75,7 +75,9 @@ pub fn convert(
         turned: Condvar::new(),
     };
     std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..options.workers).map(|_| scope.spawn(|| job.work(&mut || true))).collect();
+        // A host that has no more threads to give has fewer workers.
+        let help = |_| std::thread::Builder::new().spawn_scoped(scope, || job.work(&mut || true)).ok();
+        let helpers: Vec<_> = (1..options.workers).map_while(help).collect();
         job.work(&mut || progress(job.done.load(Ordering::Relaxed), total));
         for helper in helpers {
             helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
