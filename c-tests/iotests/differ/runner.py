@@ -252,10 +252,10 @@ class Runner:
 
     def both(self, step, arguments, safe=False):
         """Runs one command on both sides, each with its writer: [(side, status, what a failing one said)].
-        `safe`: not by the stock tools once a writer was killed."""
+        `safe`: not by the stock tools once a writer was killed; "always": never by them."""
         outcomes = []
         for side in self.sides:
-            writer = self.ours if safe and side.killed else self.writer(side, step)
+            writer = self.ours if safe == "always" or safe and side.killed else self.writer(side, step)
             done = self.call(side, writer, "img", arguments(side), expect=(0, 1))
             words = done.stderr.decode("utf-8", "replace") if done.returncode else ""
             for tools in self.tools():
@@ -271,8 +271,11 @@ class Runner:
             options.append("--shrink")
         elif step.args["preallocation"]:
             options.append("--preallocation=" + step.args["preallocation"])
+        safe = "--shrink" not in options and bool(options)
+        if safe and len(self.sides[0].model.now) % self.script.cluster:
+            safe = "always"
         outcomes = self.both(step, lambda side: ["resize", "-q", "-f", "qcow2"] + options + [NAME, str(size)],
-                             safe="--shrink" not in options and bool(options))
+                             safe=safe)
         resized = [side for side, status, _ in outcomes if status == 0]
         for side in resized:
             self.note_size(side, size)
