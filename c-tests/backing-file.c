@@ -81,6 +81,14 @@ static void a_safe_rebase_keeps_the_disk(const char *geometry, uint64_t flags)
     CHECK_EQ(test_checksum(image), before);
     /* And into no backing file at all. */
     CHECK_OK(qcow2_rebase(image, NULL, NULL, NULL, flags, NULL, NULL));
+    CHECK_EQ(test_checksum(image), before);
+    /* The handle has left its chain: what becomes a hole is zeroes. */
+    CHECK_OK(qcow2_discard(image, 0, MIB));
+    CHECK_OK(qcow2_write_zeroes(image, MIB, MIB, QCOW2_REQ_UNMAP));
+    CHECK_OK(qcow2_truncate(image, 8 * MIB, QCOW2_PREALLOC_OFF));
+    test_expect(image, 0, 2 * MIB, 0);
+    test_expect(image, 4 * MIB, 4 * MIB, 0);
+    before = test_checksum(image);
     test_close(image);
     expect_name(top, NULL, NULL);
     image = test_open(top, 0, NULL);
@@ -115,11 +123,20 @@ static void a_name_is_only_a_name(void)
 
     image = test_open(top, QCOW2_OPEN_ALLOW_RECORDED, NULL);
     before = test_checksum(image);
+    /* The same names again change nothing, other names nothing but the header. */
+    CHECK_OK(qcow2_change_backing_file(image, "base.qcow2", "qcow2"));
+    CHECK_OK(qcow2_discard(image, 3 * MIB, MIB / 2));
+    CHECK_OK(qcow2_change_backing_file(image, "base.qcow2", "raw"));
+    CHECK_ERROR(qcow2_discard(image, 3 * MIB, MIB / 2), EINVAL);
+    CHECK(test_checksum(image) != 0);
+    /* Without a backing file, what the image does not hold is zeroes, on this handle as on the next. */
     CHECK_OK(qcow2_change_backing_file(image, "", NULL));
-    /* The handle has its chain still. */
-    CHECK_EQ(test_checksum(image), before);
+    CHECK(test_checksum(image) != before);
+    before = test_checksum(image);
+    CHECK_OK(qcow2_discard(image, 3 * MIB, MIB / 2));
     test_close(image);
     image = test_open(top, 0, NULL);
+    CHECK_EQ(test_checksum(image), before);
     test_expect(image, 0, 65536, 0);
     test_expect(image, 100000, 50000, 3);
     test_close(image);

@@ -710,9 +710,10 @@ int qcow2_checksum(qcow2_image *image,
 /*
  * Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name`
  * (at most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no
- * backing file. `format` is required with a name, and NULL without one. The handle goes on with the chain that it
- * has open; open the image again to use the new one (QCOW2_OPEN_NO_BACKING opens an image whose backing file is
- * gone). Other header extensions stay byte for byte. Requests of other threads wait.
+ * backing file, and what the image does not hold reads as zeroes from now on. `format` is required with a name, and
+ * NULL without one. With another name or format the handle goes on with the chain that it has open, and zeroing,
+ * discarding and growing are refused (EINVAL): open the image again to use the new one (QCOW2_OPEN_NO_BACKING opens
+ * an image whose backing file is gone). Other header extensions stay byte for byte. Requests of other threads wait.
  *
  * Durable when it returns; a power cut before leaves the old name or the new one. ENOSPC also where a cluster of 1
  * or 2 KiB cannot hold the old names beside the new ones, which that takes.
@@ -730,13 +731,13 @@ int qcow2_change_backing_file(qcow2_image *image,
  * qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where both
  * chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have from
  * the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not change.
- * The handle goes on with the chain that it has open, which shows the same; zeroing, discarding and growing are
- * refused (EINVAL) until the image is opened anew. `flags`: QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a
+ * With another name or format the handle goes on with the chain that it has open, which shows the same; zeroing,
+ * discarding and growing are refused (EINVAL) until the image is opened anew. `flags`: QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a
  * failure or a power cut the image has its old backing file, or the new one if the header's change had begun, and
  * shows the same.
  *
- * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING), ELOOP (`backing` has the
- * image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of
+ * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one of
+ * its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of
  * both chains and qcow2_pwrite.
  */
 int qcow2_rebase(qcow2_image *image,

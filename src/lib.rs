@@ -82,7 +82,7 @@
 //! request.
 //!
 //! **Refcounts ahead** (`alloc::ahead`) bring an eager image to the same cost without the dirty bit: a barrier
-//! that writes counts raises those of the next clusters in the same sector, so that pointers to these need not
+//! that writes counts raises those of the next free clusters in one sector, so that pointers to these need not
 //! wait. A crash leaves them as leaks; it begins once barriers with counts come again and again.
 //!
 //! # Order of waiting

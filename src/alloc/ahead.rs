@@ -1,5 +1,5 @@
-//! Refcounts ahead: an eager image raises the counts of clusters that it will need soon, beside those that a
-//! barrier writes in any case.
+//! Refcounts ahead: a barrier of an eager image that writes counts in any case raises those of clusters that will
+//! be needed soon, in the sector that has the count of the next free cluster.
 //!
 //! A guest that flushes after each allocating write would otherwise pay a write and a sync for each count. Raised
 //! counts are always safe: a crash leaves them as leaks, at most one sector of counts. So it begins only once
@@ -40,7 +40,7 @@ impl Ahead {
 }
 
 impl Ledger {
-    /// Before a barrier of an eager image writes the counts: raises some more in the same sector.
+    /// Before a barrier of an eager image writes the counts: raises some more, in the sector of the next free cluster.
     pub(super) fn raise_ahead(&mut self, shared: &Shared) -> Result<()> {
         if !std::mem::take(&mut self.ahead.raised) {
             return Ok(());

@@ -15,6 +15,7 @@ use crate::meta::guard::Owner;
 use std::borrow::Cow;
 use std::io::IoSlice;
 use std::ops::Range;
+use std::thread::Builder;
 
 /// Clusters in a row with their streams.
 #[derive(Default)]
@@ -95,14 +96,24 @@ impl Core {
         Ok(())
     }
 
-    /// Compresses shares of `share` bytes, each by a thread of its own.
+    /// Compresses shares of `share` bytes, the first by this thread and each other one by a thread of its own.
     fn pack_all(&self, data: &[u8], share: usize) -> Result<Vec<PackedClusters>> {
         if data.len() <= share {
             return Ok(vec![self.pack(data)?]);
         }
+        let (first, others) = data.split_at(share);
         std::thread::scope(|scope| {
-            let work: Vec<_> = data.chunks(share).map(|part| scope.spawn(move || self.pack(part))).collect();
-            work.into_iter().map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+            // A host that has no more threads to give leaves the share to this one.
+            let start = |part| Builder::new().spawn_scoped(scope, move || self.pack(part)).ok();
+            let started: Vec<_> = others.chunks(share).map(|part| (part, start(part))).collect();
+            let mut packed = vec![self.pack(first)?];
+            for (part, helper) in started {
+                packed.push(match helper {
+                    Some(helper) => helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?,
+                    None => self.pack(part)?,
+                });
+            }
+            Ok(packed)
         })
     }
 

@@ -315,6 +315,11 @@ impl Core {
         self.settings.read_only
     }
 
+    /// Whether guest I/O shows an internal snapshot.
+    pub fn is_snapshot(&self) -> bool {
+        Wanted::of(&self.settings.options).is_some()
+    }
+
     /// Whether refcounts are lazy in this session.
     pub fn is_lazy(&self) -> bool {
         match &self.io {

@@ -155,6 +155,11 @@ impl Disk {
         }
     }
 
+    /// Whether this is a snapshot inside an image and not the disk.
+    pub fn is_snapshot(&self) -> bool {
+        matches!(self, Disk::Qcow2(image) if image.core().is_snapshot())
+    }
+
     /// Device and inode of the file, where there is one.
     pub fn identity(&self) -> Option<(u64, u64)> {
         match self {

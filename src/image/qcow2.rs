@@ -63,7 +63,7 @@ impl Image {
         &self.generation
     }
 
-    /// Fails when the header names another backing file than the one that is open.
+    /// Fails when the header names another backing file than the one that is open. Called inside the gate.
     pub(super) fn check_chain(&self) -> Result<()> {
         match self.chain_left.load(Ordering::SeqCst) {
             true => Err(Error::invalid("the backing file has been changed: open the image anew first")),
@@ -71,9 +71,9 @@ impl Image {
         }
     }
 
-    /// Notes that the header names another backing file, or soon will.
-    pub(super) fn leave_chain(&self) {
-        self.chain_left.store(true, Ordering::SeqCst);
+    /// Notes whether the header names another backing file. Called alone.
+    pub(super) fn leave_chain(&self, left: bool) {
+        self.chain_left.store(left, Ordering::SeqCst);
     }
 
     /// Virtual size in bytes.
@@ -159,9 +159,9 @@ impl Image {
     /// Makes a range read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
         check_range(self.length(), offset, length)?;
-        self.check_chain()?;
         for (at, bytes) in pinned_steps(offset, length) {
             let _pin = self.gate.enter();
+            self.check_chain()?;
             self.core.load().write_zeroes(at, bytes, flags, &self.flusher)?;
         }
         let _pin = self.gate.enter();
@@ -171,9 +171,9 @@ impl Image {
     /// Lets go of a range.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         check_range(self.length(), offset, length)?;
-        self.check_chain()?;
         for (at, bytes) in pinned_steps(offset, length) {
             let _pin = self.gate.enter();
+            self.check_chain()?;
             self.core.load().discard(at, bytes, &self.flusher)?;
         }
         let _pin = self.gate.enter();

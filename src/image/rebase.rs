@@ -1,9 +1,12 @@
 //! What a change of the backing file needs of an image: contents that are there whatever is below.
 
+use super::core::CoreSettings;
 use super::{Alone, Core};
 use crate::error::Result;
-use crate::format::Geometry;
+use crate::format::extensions::BACKING_FORMAT;
+use crate::format::{Geometry, Header};
 use std::io::IoSlice;
+use std::sync::Arc;
 
 impl Core {
     /// Sizes.
@@ -33,12 +36,35 @@ impl Alone<'_> {
         core.write_zeroes(offset, bytes.len() as u64, Default::default(), self.flusher())
     }
 
-    /// Records another backing file, after everything is on the medium. What is open below stays.
+    /// The backing file that is open is not the one that the header means: nothing may become a hole.
+    pub fn leave_chain(&self) {
+        self.image().leave_chain(true);
+    }
+
+    /// Records another backing file, after everything is on the medium. Without one, holes are zeroes from now on;
+    /// with another one, what is open below stays until the image is opened anew.
     pub fn change_backing(&self, name: Option<&[u8]>, format: Option<&[u8]>) -> Result<()> {
         self.settle()?;
         let core = self.core();
         core.begin_write()?;
-        self.image().leave_chain();
-        core.shared.header.change_backing(name, format)
+        let before = names(&core.header());
+        let done = core.shared.header.change_backing(name, format);
+        // Some of it may be in force after a failure.
+        if names(&core.header()) == before {
+            return done;
+        }
+        self.leave_chain();
+        done?;
+        if name.is_none() {
+            self.reload(Arc::clone(core.storage()), CoreSettings { backing: None, ..core.settings.clone() })?;
+            self.image().leave_chain(false);
+        }
+        Ok(())
     }
+}
+
+/// The backing file that a header records, and its format.
+fn names(header: &Header) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    let format = header.extensions.iter().find(|e| e.kind == BACKING_FORMAT);
+    (header.backing_file.clone(), format.map(|e| e.data.clone()))
 }

@@ -28,6 +28,9 @@ pub fn rebase(
     if backing.is_some() != name.is_some() {
         return Err(Error::invalid("a backing file needs a name, and a name a backing file"));
     }
+    if backing.is_some_and(|b| b.disk().is_snapshot()) {
+        return Err(Error::invalid("the new backing file is open as one of its snapshots"));
+    }
     if backing.is_some_and(|b| in_chain(b.disk(), handle.disk())) {
         return Err(Error::new(ErrorKind::Loop, "the image is in the chain of its new backing file"));
     }
@@ -40,7 +43,11 @@ pub fn rebase(
     }
     let work = Work { alone: &alone, new: backing.map(Handle::shared_disk), compressed };
     work.run(progress)?;
+    let stays = backing.is_none_or(|b| core.backing().is_some_and(|old| node(old, 0) == node(b.disk(), 0)));
     alone.change_backing(name, format.map(str::as_bytes))?;
+    if !stays {
+        alone.leave_chain();
+    }
     progress(core.length(), core.length());
     Ok(())
 }

@@ -83,6 +83,21 @@ fn open_raw(bytes: &[u8]) -> Result<Handle> {
     opening.open(&Origin::Custom(Arc::new(Memory::new(bytes.to_vec()))))
 }
 
+type Written = (Arc<Recorder>, Handle, Vec<u32>);
+
+/// An image after `ops`, all of it durable, and what it shows.
+fn written(setup: &Setup, ops: &[Op], other: &[u8]) -> std::result::Result<Written, String> {
+    let recorder = setup.recorder();
+    let handle = open(setup, recorder.clone(), other).map_err(|e| format!("open: {e}"))?;
+    for (op, tag) in ops.iter().zip(1..) {
+        let Some(op) = op.clipped(setup.sectors) else { continue };
+        apply_recorded(&recorder, &handle, &op, tag).map_err(|e| format!("{op:?}: {e}"))?;
+    }
+    handle.disk().flush().map_err(|e| format!("flush: {e}"))?;
+    let shown = setup::read_all(&handle).map_err(|e| e.to_string())?;
+    Ok((recorder, handle, shown))
+}
+
 /// Changes the backing file after `ops`, and cuts after each event of that; the count, and whether an image was seen
 /// with the old name and with the new one.
 pub fn sweep_rebase(
@@ -93,21 +108,11 @@ pub fn sweep_rebase(
     rng: &mut Rng,
 ) -> std::result::Result<Count, String> {
     let bytes = other.contents(rng);
-    let recorder = setup.recorder();
-    let handle = open(setup, recorder.clone(), &bytes).map_err(|e| format!("open: {e}"))?;
-    for (op, tag) in ops.iter().zip(1..) {
-        let Some(op) = op.clipped(setup.sectors) else { continue };
-        apply_recorded(&recorder, &handle, &op, tag).map_err(|e| format!("{op:?}: {e}"))?;
-    }
-    handle.disk().flush().map_err(|e| format!("flush: {e}"))?;
-    let old = setup::read_all(&handle).map_err(|e| e.to_string())?;
+    let (recorder, handle, old) = written(setup, ops, &bytes)?;
     let begun = recorder.log_length();
     recorder.change_names();
     run(&recorder, &handle, &bytes, other, change).map_err(|e| format!("{change:?}: {e}"))?;
     recorder.judge()?;
-    if setup::read_all(&handle).map_err(|e| e.to_string())? != old {
-        return Err("the open handle shows something else".into());
-    }
     let name = |storage: &dyn Storage| names(storage);
     if name(&*recorder)? != other.name() {
         return Err("the name has not changed".into());
@@ -117,6 +122,11 @@ pub fn sweep_rebase(
         open(setup, copy, &bytes).and_then(|h| setup::read_all(&h)).map_err(|e| format!("reopen: {e}"))?;
     if change != Change::Name && new != old {
         return Err("the disk changed".into());
+    }
+    // A handle keeps the chain that it has open, unless there is none any more.
+    let wanted = if other.name().is_some() { &old } else { &new };
+    if setup::read_all(&handle).map_err(|e| e.to_string())? != *wanted {
+        return Err("the open handle shows something else".into());
     }
     let look = Look { setup, bytes: &bytes, old: &old, new: &new, name: other.name() };
     look.cut(&recorder, begun, rng)
@@ -134,14 +144,7 @@ pub fn fail_rebase(
     let errno = *rng.pick(&[libc_errno::EIO, libc_errno::ENOSPC]);
     let forever = rng.one_in(2);
     for call in 0.. {
-        let recorder = setup.recorder();
-        let handle = open(setup, recorder.clone(), &bytes).map_err(|e| format!("open: {e}"))?;
-        for (op, tag) in ops.iter().zip(1..) {
-            let Some(op) = op.clipped(setup.sectors) else { continue };
-            apply_recorded(&recorder, &handle, &op, tag).map_err(|e| format!("{op:?}: {e}"))?;
-        }
-        handle.disk().flush().map_err(|e| format!("flush: {e}"))?;
-        let old = setup::read_all(&handle).map_err(|e| e.to_string())?;
+        let (recorder, handle, old) = written(setup, ops, &bytes)?;
         let new = shown_over(setup, &old, &recorder, &bytes, other, change)?;
         recorder.change_names();
         recorder.inject(Some(Fault { kind: None, call, errno, forever, torn: false }));
