@@ -66,6 +66,12 @@ static int64_t snapshot_create_name(void) { return qcow2_snapshot_create(image, 
 static int64_t snapshot_apply_image(void) { return qcow2_snapshot_apply(NULL, "1", NULL); }
 static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, NULL, NULL); }
 static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
+static int64_t vmstate_write_image(void) { return qcow2_vmstate_write(NULL, "x", 1, 0); }
+static int64_t vmstate_read_image(void)
+{
+    char byte;
+    return qcow2_vmstate_read(NULL, &byte, 1, 0);
+}
 static int64_t snapshot_delete_which(void) { return qcow2_snapshot_delete(image, NULL, NULL); }
 static int64_t commit(void) { return qcow2_commit(NULL, 0, NULL, NULL); }
 static int64_t change_backing_file(void) { return qcow2_change_backing_file(NULL, NULL, NULL); }
@@ -132,6 +138,8 @@ static const struct {
     {"snapshot apply: which", snapshot_apply_which},
     {"snapshot delete: image", snapshot_delete_image},
     {"snapshot delete: which", snapshot_delete_which},
+    {"vmstate_write: image", vmstate_write_image},
+    {"vmstate_read: image", vmstate_read_image},
     {"change_backing_file: image", change_backing_file},
     {"rebase: image", rebase},
     {"make_empty: image", make_empty},

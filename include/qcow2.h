@@ -483,6 +483,8 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_clock_nanoseconds;
     /* Instruction count of record and replay; UINT64_MAX: none. */
     uint64_t icount;
+    /* Bytes of VM state, written before with qcow2_vmstate_write; 0: none. */
+    uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
 /* One option of the table that drives parsing, help texts and the manual. */
@@ -790,9 +792,10 @@ int qcow2_measure(uint64_t size,
 /*
  * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
  * unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
- * crash before leaves the image without it.
+ * crash before leaves the image without it. VM state that it has (vm_state_size) has gone from the image then.
  *
- * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use), EFBIG (65,536
+ * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; there is no room for so
+ * much VM state, so that it cannot have been written), EFBIG (65,536
  * snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk), ENOSPC, EIO.
  * Specification: "Snapshots".
  */
@@ -819,6 +822,35 @@ int qcow2_snapshot_apply(qcow2_image *image, const char *id, const char *name);
 int qcow2_snapshot_delete(qcow2_image *image,
                           const char *id,
                           const char *name);
+
+/*
+ * Writes `count` bytes at `offset` of the VM state: what a machine has beside its disk, stored in the image past the
+ * end of the disk, where the guest cannot see it. All of them or an error. qcow2_snapshot_create with vm_state_size
+ * makes it part of a snapshot; until then, and after qcow2_snapshot_apply, it belongs to the image as it is. A new
+ * snapshot that has it takes it out of the image, qcow2_truncate to another size and qcow2_make_empty drop it.
+ * Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
+ * with the snapshot.
+ *
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and as qcow2_pwrite.
+ * Specification: "Snapshots", size of the VM state.
+ */
+ssize_t qcow2_vmstate_write(qcow2_image *image,
+                            const void *buffer,
+                            size_t count,
+                            uint64_t offset);
+
+/*
+ * Reads `count` bytes at `offset` of the VM state: that of the snapshot on a handle that was opened with the option
+ * snapshot.id or snapshot.name, else that of the image as it is, as qcow2_snapshot_apply has left it. What nobody has
+ * written reads as zeroes, past the end too: vm_state_size of qcow2_get_snapshot tells how long it is.
+ *
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and as qcow2_pread.
+ * Specification: "Snapshots", size of the VM state.
+ */
+ssize_t qcow2_vmstate_read(qcow2_image *image,
+                           void *buffer,
+                           size_t count,
+                           uint64_t offset);
 
 /*
  * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512

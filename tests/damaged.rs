@@ -26,6 +26,7 @@ fn image(setup: &Setup) -> Vec<u8> {
         date_nanoseconds: 0,
         guest_clock_nanoseconds: 0,
         icount: u64::MAX,
+        vm_state_bytes: 0,
     };
     snapshot::create(&handle, &name).expect("snapshot");
     // The disk's first table is its own again, the second one is shared.

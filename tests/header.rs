@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "types",
     "callbacks",
     "custom_io",
@@ -23,6 +23,7 @@ const SOURCES: [&str; 13] = [
     "convert",
     "measure",
     "snapshot",
+    "vm_state",
     "create",
     "options",
 ];

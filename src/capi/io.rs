@@ -14,7 +14,7 @@ use std::io::{IoSlice, IoSliceMut};
 const MAX_IOVCNT: c_int = 1024;
 
 #[inline]
-fn check_count(count: usize) -> Result<()> {
+pub(super) fn check_count(count: usize) -> Result<()> {
     match count > isize::MAX as usize {
         true => Err(past_ssize_max(count)),
         false => Ok(()),
@@ -50,6 +50,28 @@ unsafe fn vectors<'a>(iov: *const libc::iovec, iovcnt: c_int) -> Result<&'a [lib
     Ok(list)
 }
 
+/// The caller's buffer, to read from.
+#[inline]
+pub(super) unsafe fn slice_of<'a>(buffer: *const c_void, count: usize) -> Result<&'a [u8]> {
+    match (buffer.is_null(), count) {
+        (_, 0) => Ok(&[]),
+        (true, _) => Err(Error::invalid("buffer is NULL")),
+        // SAFETY: the caller's buffer of `count` bytes.
+        _ => Ok(unsafe { std::slice::from_raw_parts(buffer.cast(), count) }),
+    }
+}
+
+/// The caller's buffer, to write to.
+#[inline]
+pub(super) unsafe fn slice_to_fill<'a>(buffer: *mut c_void, count: usize) -> Result<&'a mut [u8]> {
+    match (buffer.is_null(), count) {
+        (_, 0) => Ok(&mut []),
+        (true, _) => Err(Error::invalid("buffer is NULL")),
+        // SAFETY: the caller's buffer of `count` bytes, its own during the call.
+        _ => Ok(unsafe { std::slice::from_raw_parts_mut(buffer.cast(), count) }),
+    }
+}
+
 unsafe fn buffers_to_fill<'a>(list: &[libc::iovec]) -> Vec<IoSliceMut<'a>> {
     let filled = list.iter().filter(|v| v.iov_len > 0);
     // SAFETY: the caller's buffers, writable and its own during the call.
@@ -80,15 +102,7 @@ pub unsafe extern "C" fn qcow2_pread(
 ) -> ssize_t {
     with_read(image, |guarded| {
         check_count(count)?;
-        if buffer.is_null() && count > 0 {
-            return Err(Error::invalid("buffer is NULL"));
-        }
-        let slice: &mut [u8] = if count == 0 {
-            &mut []
-        } else {
-            // SAFETY: the caller's buffer of `count` bytes.
-            unsafe { std::slice::from_raw_parts_mut(buffer.cast(), count) }
-        };
+        let slice = unsafe { slice_to_fill(buffer, count) }?;
         guarded.handle.disk().read(offset, &mut [IoSliceMut::new(slice)])?;
         Ok(count as i64)
     }) as ssize_t
@@ -109,16 +123,7 @@ pub unsafe extern "C" fn qcow2_pwrite(
 ) -> ssize_t {
     let bytes = || {
         check_count(count)?;
-        if buffer.is_null() && count > 0 {
-            return Err(Error::invalid("buffer is NULL"));
-        }
-        let slice: &[u8] = if count == 0 {
-            &[]
-        } else {
-            // SAFETY: the caller's buffer of `count` bytes.
-            unsafe { std::slice::from_raw_parts(buffer.cast(), count) }
-        };
-        Ok(slice)
+        unsafe { slice_of(buffer, count) }
     };
     with_shortcut(
         image,

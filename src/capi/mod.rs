@@ -22,6 +22,7 @@ mod open;
 mod options;
 mod snapshot;
 mod types;
+mod vm_state;
 
 pub use backing::*;
 pub use callbacks::*;
@@ -36,3 +37,4 @@ pub use open::*;
 pub use options::*;
 pub use snapshot::*;
 pub use types::*;
+pub use vm_state::*;

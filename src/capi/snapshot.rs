@@ -23,14 +23,16 @@ fn now() -> qcow2_snapshot_options {
         reserved: 0,
         vm_clock_nanoseconds: 0,
         icount: u64::MAX,
+        vm_state_size: 0,
     }
 }
 
 /// Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
 /// unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
-/// crash before leaves the image without it.
+/// crash before leaves the image without it. VM state that it has (vm_state_size) has gone from the image then.
 ///
-/// Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use), EFBIG (65,536
+/// Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; there is no room for so
+/// much VM state, so that it cannot have been written), EFBIG (65,536
 /// snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk), ENOSPC, EIO.
 /// Specification: "Snapshots".
 #[no_mangle]
@@ -58,6 +60,7 @@ pub unsafe extern "C" fn qcow2_snapshot_create(
             date_nanoseconds: given.date_nanoseconds,
             guest_clock_nanoseconds: given.vm_clock_nanoseconds,
             icount: given.icount,
+            vm_state_bytes: given.vm_state_size,
         };
         create(&guarded.handle, &new).map(|()| 0)
     }) as c_int

@@ -308,4 +308,6 @@ pub struct qcow2_snapshot_options {
     pub vm_clock_nanoseconds: u64,
     /// Instruction count of record and replay; UINT64_MAX: none.
     pub icount: u64,
+    /// Bytes of VM state, written before with qcow2_vmstate_write; 0: none.
+    pub vm_state_size: u64,
 }

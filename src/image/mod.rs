@@ -18,6 +18,7 @@ mod rebase;
 mod resize;
 mod snapshots;
 mod status;
+mod vm_state;
 mod write;
 mod zero;
 
@@ -127,6 +128,22 @@ impl Disk {
         match self {
             Disk::Qcow2(image) => image.discard(offset, length),
             Disk::Raw(raw) => raw.discard(offset, length),
+        }
+    }
+
+    /// Fills `buffer` from `offset` of the VM state.
+    pub fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match self {
+            Disk::Qcow2(image) => image.read_vm_state(offset, buffer),
+            Disk::Raw(_) => Err(Error::unsupported("a raw disk has no VM state")),
+        }
+    }
+
+    /// Writes `bytes` at `offset` of the VM state.
+    pub fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        match self {
+            Disk::Qcow2(image) => image.write_vm_state(offset, bytes),
+            Disk::Raw(_) => Err(Error::unsupported("a raw disk has no VM state")),
         }
     }
 

@@ -180,6 +180,26 @@ impl Image {
         self.finish_write(&self.core.load(), false)
     }
 
+    /// Fills `buffer` from `offset` of the VM state.
+    pub fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let _pin = self.gate.enter();
+        self.core.load().read_vm_state(offset, buffer)
+    }
+
+    /// Writes `bytes` at `offset` of the VM state. The L1 table grows where it has to.
+    pub fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        loop {
+            {
+                let _pin = self.gate.enter();
+                let core = self.core.load();
+                if core.write_vm_state(offset, bytes, &self.flusher)? {
+                    return self.finish_write(&core, false);
+                }
+            }
+            self.alone().make_vm_state_room(offset + bytes.len() as u64)?;
+        }
+    }
+
     /// Durable, in the file or in memory, as request and cache mode ask.
     fn finish_write(&self, core: &Core, fua: bool) -> Result<()> {
         let options = &core.settings.options;

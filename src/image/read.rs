@@ -69,9 +69,12 @@ impl Core {
     /// Bytes that are not in the data file.
     fn fill(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
         match extent.source {
+            // Past the end of the disk is VM state, which has nothing below it.
             Source::Hole => match &self.settings.backing {
-                Some(backing) => return backing.read_as_backing(guest_offset, part),
-                None => part.fill(0),
+                Some(backing) if guest_offset < self.virtual_size => {
+                    return backing.read_as_backing(guest_offset, part)
+                }
+                _ => part.fill(0),
             },
             Source::Compressed(span) => return self.read_part(span, guest_offset, part),
             Source::Zero | Source::Data => part.fill(0),
@@ -124,7 +127,7 @@ impl Core {
 
     fn backing_reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
         let Some(backing) = &self.settings.backing else { return Ok(true) };
-        let end = (offset + length).min(backing.length());
+        let end = (offset + length).min(backing.length()).min(self.virtual_size);
         let mut at = offset;
         while at < end {
             let status = backing.status(at, end - at, false)?;

@@ -4,6 +4,7 @@ use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
 use super::{Core, ZeroFlags};
+use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::Link;
@@ -35,22 +36,19 @@ impl Alone<'_> {
         if size > old {
             self.image().check_chain()?;
         }
+        if size < old && preallocation != Preallocation::Off {
+            return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
+        }
+        if size != old {
+            // It begins where the disk's L1 entries end: it would be part of the disk, or out of its place.
+            self.drop_vm_state()?;
+        }
         if size < old {
-            if preallocation != Preallocation::Off {
-                return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
-            }
-            core.cut(size)?;
+            self.core().cut(size)?;
         }
-        // Loading anew is sound only from a medium that has everything, counts of a lazy image too.
-        self.settle()?;
-        let needed = geometry.l1_entries_for(size).max(1);
-        if needed > u64::from(header.l1_size) {
-            core.grow_l1(needed)?;
-            // The header names the new table: the core in force writes to the old one and must not go on.
-            self.settle().map_err(|e| core.shared.medium.latch().close(e))?;
-            self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        }
+        self.make_l1_room(geometry.l1_entries_for(size))?;
         self.hide(old, size)?;
+        let core = self.core();
         self.core().shared.header.change(|h| h.virtual_size = size)?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())?;
         if size > old && preallocation != Preallocation::Off {
@@ -61,6 +59,21 @@ impl Alone<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Has the L1 table hold `entries` at least.
+    pub(super) fn make_l1_room(&self, entries: u64) -> Result<()> {
+        // Loading anew is sound only from a medium that has everything, counts of a lazy image too.
+        self.settle()?;
+        let core = self.core();
+        let needed = entries.max(1);
+        if needed <= u64::from(core.header().l1_size) {
+            return Ok(());
+        }
+        core.grow_l1(needed)?;
+        // The header names the new table: the core in force writes to the old one and must not go on.
+        self.settle().map_err(|e| core.shared.medium.latch().close(e))?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())
     }
 
     fn preallocate(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
@@ -110,19 +123,25 @@ impl Alone<'_> {
     /// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes.
     pub fn make_empty(&self) -> Result<()> {
         let core = self.core();
-        let (io, alloc) = core.writer()?;
+        let (_, alloc) = core.writer()?;
+        self.drop_tables(&core, alloc, 0)?;
+        alloc.cut_file().map_err(|e| core.shared.medium.latch().close(e))?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())
+    }
+
+    /// Lets go of what the L1 entries from number `first` on hold. The caller loads the image anew.
+    pub(super) fn drop_tables(&self, core: &Core, alloc: &Allocator, first: u64) -> Result<()> {
         let latch = core.shared.medium.latch();
         // Slices of dropped tables are still cached: once the first entry is gone only a reload may go on.
-        let releases = io.map.drop_tables().map_err(|e| latch.close(e))?;
+        let releases = core.io()?.map.drop_tables(first).map_err(|e| latch.close(e))?;
         core.barrier().map_err(|e| latch.close(e))?;
         crate::meta::Settler::settle_after(alloc, Ticket::PAST, releases);
-        self.settle().and_then(|()| alloc.cut_file()).map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.settle().map_err(|e| latch.close(e))
     }
 }
 
 impl Core {
-    fn writer(&self) -> Result<(&Io, &crate::alloc::Allocator)> {
+    fn writer(&self) -> Result<(&Io, &Allocator)> {
         let (io, alloc) = self.begin_write()?;
         Ok((io, alloc))
     }
@@ -237,7 +256,7 @@ impl Core {
     fn preallocate_run(
         &self,
         io: &Io,
-        alloc: &crate::alloc::Allocator,
+        alloc: &Allocator,
         claim: &crate::map::Claim<'_>,
         at: u64,
         end: u64,

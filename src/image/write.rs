@@ -44,6 +44,19 @@ impl Core {
         };
         check_range(self.virtual_size, offset, bytes)?;
         let (io, alloc) = self.begin_write()?;
+        self.write_at(io, alloc, offset, bytes, buffers, flusher)
+    }
+
+    /// Writes to a range of the disk or of the VM state, which the L1 table has room for.
+    pub(super) fn write_at(
+        &self,
+        io: &Io,
+        alloc: &Allocator,
+        offset: u64,
+        bytes: u64,
+        buffers: &[IoSlice<'_>],
+        flusher: &Flusher,
+    ) -> Result<()> {
         let mut source = Gather::new(buffers);
         let mut done = 0;
         while done < bytes {
@@ -192,7 +205,7 @@ impl Core {
         let full = self.span_to_fill(&run, payload);
         let run_start = geometry.cluster_offset(run.first_cluster);
         // Past the end of the disk, the last cluster's bytes are zero.
-        let disk_end = self.virtual_size - run_start;
+        let disk_end = self.area_end(run_start) - run_start;
         let was_zero = self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?;
         let fresh = reserved.as_ref().is_some_and(|r| r.is_fresh());
         let padded = !(fresh && was_zero);

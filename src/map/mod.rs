@@ -234,6 +234,10 @@ impl Map {
         if let Some(page) = self.front_page(key) {
             return Ok(Arc::clone(page));
         }
+        if key as usize >= self.front.len() && !self.front.is_empty() {
+            // VM state: a slice past the disk may take the place of one of the front's.
+            self.front_stale.store(true, Ordering::SeqCst);
+        }
         let mut loaded = false;
         let page = self.cache.get(key, &self.write_out(), || {
             loaded = true;
@@ -439,12 +443,22 @@ impl Map {
         }
     }
 
-    /// Clears every L1 entry and returns what the tables and their entries referred to; the caller is alone,
-    /// makes the L1 table durable first and loads the image again afterwards.
-    pub fn drop_tables(&self) -> Result<Vec<Release>> {
+    /// Whether an L1 entry from number `first` on has a table.
+    pub fn has_tables_from(&self, first: u64) -> bool {
+        self.tables_end() > first.saturating_mul(self.geometry.l2_table_guest_bytes())
+    }
+
+    /// Guest bytes that the L1 table can map.
+    pub fn room(&self) -> u64 {
+        self.l1_entries.saturating_mul(self.geometry.l2_table_guest_bytes())
+    }
+
+    /// Clears the L1 entries from number `first` on and returns what the tables and their entries referred to; the
+    /// caller is alone, makes the L1 table durable first and loads the image again afterwards.
+    pub fn drop_tables(&self, first: u64) -> Result<Vec<Release>> {
         let geometry = self.geometry;
         let mut releases = Vec::new();
-        for index in 0..self.l1_entries {
+        for index in first..self.l1_entries {
             let table = self.l1_entry(index)?.table_offset();
             if table == 0 {
                 continue;

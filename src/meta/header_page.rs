@@ -129,7 +129,8 @@ impl HeaderPage {
             next.autoclear &= kept;
             self.write(header, sector, next)?;
         }
-        self.autoclear_pending.store(false, Ordering::Relaxed);
+        // What is kept waits for a change that it does not survive.
+        self.autoclear_pending.store(header.autoclear != 0, Ordering::Relaxed);
         Ok(())
     }
 

@@ -30,6 +30,7 @@ pub fn take_snapshot(handle: &Handle, name: &str) {
         date_nanoseconds: 2,
         guest_clock_nanoseconds: 3,
         icount: u64::MAX,
+        vm_state_bytes: 0,
     };
     snapshot::create(handle, &new).unwrap();
 }

@@ -158,17 +158,25 @@ fn apply_snapshot(handle: &Handle, op: &Op, name: &str) -> Result<(), Error> {
     match op {
         Op::Apply { .. } => snapshot::apply(handle, wanted),
         Op::Delete { .. } => snapshot::delete(handle, wanted),
-        _ => snapshot::create(
-            handle,
-            &NewSnapshot {
-                id: None,
-                name: name.into(),
-                date_seconds: 1,
-                date_nanoseconds: 2,
-                guest_clock_nanoseconds: 3,
-                icount: 4,
-            },
-        ),
+        _ => {
+            let state = setup::vm_state_of(name);
+            if !state.is_empty() {
+                handle.disk().write_vm_state(0, &state)?;
+            }
+            let vm_state_bytes = state.len() as u64;
+            snapshot::create(
+                handle,
+                &NewSnapshot {
+                    id: None,
+                    name: name.into(),
+                    date_seconds: 1,
+                    date_nanoseconds: 2,
+                    guest_clock_nanoseconds: 3,
+                    icount: 4,
+                    vm_state_bytes,
+                },
+            )
+        }
     }
 }
 
@@ -182,6 +190,8 @@ pub fn touched_bytes(op: &Op, size: u64) -> (Bytes, Bytes) {
         Op::Zero { .. } | Op::Discard { .. } => (range, range),
         Op::Resize { sectors } => resized_bytes(size * SECTOR, sectors * SECTOR),
         Op::Apply { .. } => (Some((0, u64::MAX)), Some((0, u64::MAX))),
+        // VM state is written before.
+        Op::Snapshot => (Some((size * SECTOR, u64::MAX)), None),
         _ => (range, None),
     }
 }

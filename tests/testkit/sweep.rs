@@ -138,9 +138,24 @@ fn read_snapshots(setup: &Setup, medium: &Arc<Overlay>) -> Result<Vec<(String, V
         let handle =
             setup.open_snapshot(medium.clone(), &name).map_err(|e| format!("snapshot {name}: {e}"))?;
         let tags = setup::read_all(&handle).map_err(|e| format!("reading snapshot {name}: {e}"))?;
+        check_vm_state(&handle, &name)?;
         Ok((name, tags))
     };
     names.map(read).collect()
+}
+
+/// A snapshot that is in the table has the VM state that it was taken with.
+fn check_vm_state(handle: &Handle, name: &str) -> Result<(), String> {
+    let wanted = setup::vm_state_of(name);
+    let mut found = vec![0x55; wanted.len()];
+    handle
+        .disk()
+        .read_vm_state(0, &mut found)
+        .map_err(|e| format!("reading the VM state of snapshot {name}: {e}"))?;
+    match found == wanted {
+        true => Ok(()),
+        false => Err(format!("the VM state of snapshot {name} is another one")),
+    }
 }
 
 /// Version 2 has no dirty bit: a snapshot operation that was cut may leave COPIED flags that fit neither the old

@@ -8,6 +8,7 @@
 //! ```text
 //! create   room for the L1 copy and the new table -> both written -> counts of the whole tree rise, durable
 //!          -> COPIED flags of the active tree cleared -> header names the new table -> old table goes
+//!          -> VM state that the snapshot has goes from the active table
 //! apply    room for a new L1 table -> counts of the snapshot's tree rise, durable -> L1 table written
 //!          -> header names it, with the size -> loaded anew -> counts of the old tree fall
 //! delete   new table written, its counts durable -> header names it -> counts of the snapshot's tree fall, durable
@@ -44,6 +45,8 @@ pub struct NewSnapshot {
     pub guest_clock_nanoseconds: u64,
     /// Instructions executed; `u64::MAX` for none.
     pub icount: u64,
+    /// Bytes of VM state that go over to it; 0 for none.
+    pub vm_state_bytes: u64,
 }
 
 /// Bytes of extra data that a new entry gets: VM state size, virtual size, icount.
@@ -64,24 +67,31 @@ impl Alone<'_> {
         }
         let header = core.header();
         let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
-        let copy = active.entries.iter().map(|e| e & !COPIED).collect();
+        let held = active.first(core.l1_entries_with(new.vm_state_bytes)?);
+        let mut copy: Vec<u64> = held.entries.iter().map(|e| e & !COPIED).collect();
+        copy.resize(active.entries.len(), 0);
         let (l1_room, copy) = core.write_l1(alloc, copy)?;
         list.push(core.describe(new, &list, &copy)?);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        core.raise_tree(alloc, &active)?;
+        core.raise_tree(alloc, &held)?;
         let latch = core.shared.medium.latch();
         let finish = || {
             // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
             core.make_durable(alloc)?;
-            core.set_flags(&mut active, true, Flags::ClearOwned)?;
+            core.set_flags(&mut active, held.entries.len(), true, Flags::ClearOwned)?;
             core.replace_table(table_offset, list.len())?;
             keep([l1_room, table_room]);
             self.settle()
         };
         finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
+        match new.vm_state_bytes {
+            0 => Ok(()),
+            // The disk does not need it any more; keeping it would have the next one copied.
+            _ => self.drop_vm_state(),
+        }
     }
 
     /// Makes the disk what it was when snapshot number `index` was taken, its size too.
@@ -106,7 +116,8 @@ impl Alone<'_> {
         let latch = core.shared.medium.latch();
         let finish = || {
             core.make_durable(alloc)?;
-            core.set_flags(&mut wanted, false, Flags::Clear)?;
+            let all = wanted.entries.len();
+            core.set_flags(&mut wanted, all, false, Flags::Clear)?;
             core.shared.header.change(|h| {
                 h.l1_table_offset = wanted.offset;
                 h.l1_size = wanted.entries.len() as u32;
@@ -147,7 +158,8 @@ impl Alone<'_> {
             keep([table_room]);
             if core.lower_tree(alloc, &tree)? {
                 core.make_durable(alloc)?;
-                core.set_flags(&mut active, true, Flags::Match(alloc))?;
+                let all = active.entries.len();
+                core.set_flags(&mut active, all, true, Flags::Match(alloc))?;
             }
             self.settle()
         };
@@ -177,7 +189,7 @@ fn next_id(list: &[Snapshot]) -> Vec<u8> {
 
 impl Core {
     /// The allocator, for changes that leave the guest's contents as they are.
-    fn structure_writer(&self) -> Result<&Allocator> {
+    pub(in crate::image) fn structure_writer(&self) -> Result<&Allocator> {
         let io = self.io()?;
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
@@ -223,7 +235,7 @@ impl Core {
             date_seconds: new.date_seconds,
             date_nanoseconds: new.date_nanoseconds,
             guest_clock_nanoseconds: new.guest_clock_nanoseconds,
-            vm_state_bytes: 0,
+            vm_state_bytes: new.vm_state_bytes,
             virtual_size: Some(self.virtual_size),
             icount: Some(new.icount),
             extra_bytes: EXTRA_BYTES,

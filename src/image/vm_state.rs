@@ -1,0 +1,98 @@
+//! VM state: bytes that belong to a running machine and not to its disk, stored like guest data from the first L1
+//! entry on that maps nothing of the disk. The active table has what is being saved or was just restored; a
+//! snapshot has what it was taken with.
+
+use super::flush::Flusher;
+use super::qcow2::Alone;
+use super::Core;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::MAX_L1_BYTES;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+impl Core {
+    /// Where the VM state begins, as a guest offset.
+    fn vm_state_start(&self) -> u64 {
+        self.geometry.l1_entries_for(self.virtual_size) << self.geometry.l1_shift()
+    }
+
+    /// One past the last guest byte of what the byte at `offset` is part of: the disk, or the VM state.
+    pub(super) fn area_end(&self, offset: u64) -> u64 {
+        match offset < self.virtual_size {
+            true => self.virtual_size,
+            false => u64::MAX,
+        }
+    }
+
+    /// The guest range of `bytes` at `offset` of the VM state; `(first, end)`.
+    fn vm_state_range(&self, offset: u64, bytes: u64) -> Result<(u64, u64)> {
+        let limit = (MAX_L1_BYTES / 8).saturating_mul(self.geometry.l2_table_guest_bytes());
+        let start = self.vm_state_start();
+        let end = offset.checked_add(bytes).and_then(|end| start.checked_add(end));
+        match end {
+            Some(end) if end <= limit => Ok((start + offset, end)),
+            _ => Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "VM state: {bytes} bytes at {offset} need an L1 table over its limit of {MAX_L1_BYTES} bytes"
+                ),
+            )),
+        }
+    }
+
+    /// L1 entries that map the disk and the first `bytes` of the VM state.
+    pub(super) fn l1_entries_with(&self, bytes: u64) -> Result<usize> {
+        let room = self.io()?.map.room().saturating_sub(self.vm_state_start());
+        if bytes > room {
+            return Err(Error::invalid(format!(
+                "vm_state_size {bytes}: the L1 table has room for {room} bytes of VM state; write it first"
+            )));
+        }
+        Ok(self.geometry.l1_entries_for(self.vm_state_start() + bytes) as usize)
+    }
+
+    pub(super) fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let (from, _) = self.vm_state_range(offset, buffer.len() as u64)?;
+        self.read_range(from, buffer)
+    }
+
+    /// Writes where the L1 table has room; `false`: it has none, and nothing has been done.
+    pub(super) fn write_vm_state(&self, offset: u64, bytes: &[u8], flusher: &Flusher) -> Result<bool> {
+        let (from, end) = self.vm_state_range(offset, bytes.len() as u64)?;
+        // The disk's contents stay, and with them bitmaps that say what has changed.
+        self.structure_writer()?;
+        let io = self.io()?;
+        match &io.alloc {
+            Some(alloc) if end <= io.map.room() => {
+                let buffers = [IoSlice::new(bytes)];
+                self.write_at(io, alloc, from, bytes.len() as u64, &buffers, flusher).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+impl Alone<'_> {
+    /// Has the L1 table map `bytes` of VM state, and some more: each growth loads the image anew.
+    pub(super) fn make_vm_state_room(&self, bytes: u64) -> Result<()> {
+        let core = self.core();
+        core.structure_writer()?;
+        let (_, end) = core.vm_state_range(0, bytes)?;
+        let needed = core.geometry.l1_entries_for(end);
+        let ample = u64::from(core.header().l1_size) * 3 / 2;
+        self.make_l1_room(needed.max(ample.min(MAX_L1_BYTES / 8)))
+    }
+
+    /// Lets go of the VM state in the active table.
+    pub(super) fn drop_vm_state(&self) -> Result<()> {
+        let core = self.core();
+        let first = core.geometry.l1_entries_for(core.virtual_size);
+        if !core.io()?.map.has_tables_from(first) {
+            return Ok(());
+        }
+        let alloc = core.structure_writer()?;
+        self.settle()?;
+        self.drop_tables(&core, alloc, first)?;
+        self.reload(Arc::clone(core.storage()), core.settings.clone())
+    }
+}
