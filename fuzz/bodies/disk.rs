@@ -151,7 +151,20 @@ impl<'a> Disk<'a> {
         judge(unsafe { qcow2_pwritev2(self.image, &iov, 1, at, QCOW2_REQ_COMPRESSED) } as i64).map(drop)
     }
 
-    pub fn create_snapshot(&self, name: &CStr) -> Answer<()> {
+    pub fn write_vm_state(&self, data: &[u8], at: u64) -> Answer<()> {
+        // SAFETY: the buffer lives across the call, here and below.
+        judge(unsafe { qcow2_vmstate_write(self.image, data.as_ptr().cast(), data.len(), at) } as i64)
+            .map(drop)
+    }
+
+    pub fn read_vm_state(&self, at: u64, bytes: usize) -> Answer<Vec<u8>> {
+        let mut out = vec![0xa5; bytes];
+        // SAFETY: as above.
+        judge(unsafe { qcow2_vmstate_read(self.image, out.as_mut_ptr().cast(), bytes, at) } as i64)?;
+        Ok(out)
+    }
+
+    pub fn create_snapshot(&self, name: &CStr, vm_state_size: u64) -> Answer<()> {
         let options = qcow2_snapshot_options {
             struct_size: std::mem::size_of::<qcow2_snapshot_options>(),
             id: std::ptr::null(),
@@ -161,6 +174,7 @@ impl<'a> Disk<'a> {
             reserved: 0,
             vm_clock_nanoseconds: 9,
             icount: u64::MAX,
+            vm_state_size,
         };
         // SAFETY: everything lives across the call, here and below.
         judge_int(unsafe { qcow2_snapshot_create(self.image, name.as_ptr(), &options) })

@@ -77,7 +77,12 @@ impl Request {
                 let (at, bytes) = self.whole_clusters(disk);
                 let _ = disk.write_compressed(&self.data(bytes), at);
             }
-            11 => drop(disk.create_snapshot(self.name())),
+            11 => {
+                let state = self.vm_state();
+                if disk.write_vm_state(&state, 0).is_ok() {
+                    let _ = disk.create_snapshot(self.name(), state.len() as u64);
+                }
+            }
             12 => drop(disk.apply_snapshot(self.name())),
             _ => drop(disk.delete_snapshot(self.name())),
         }
@@ -158,11 +163,21 @@ impl Request {
         }
     }
 
+    /// The VM state of snapshots of this name; one of the names has none.
+    fn vm_state(&self) -> Vec<u8> {
+        match self.name() == NAMES[1] {
+            true => b"a state".repeat(100),
+            false => Vec::new(),
+        }
+    }
+
     fn snapshot_with_model(&self, disk: &Disk, model: &mut Model) {
         let (name, known) = (self.name(), model.find(self.name()));
         match self.kind % 14 {
             11 => {
-                if disk.create_snapshot(name).is_ok() {
+                let state = self.vm_state();
+                disk.write_vm_state(&state, 0).expect("a consistent image takes VM state");
+                if disk.create_snapshot(name, state.len() as u64).is_ok() {
                     model.snapshots.push((name, model.bytes.clone()));
                 }
             }
@@ -171,6 +186,8 @@ impl Request {
                 assert!(done.is_err() || known.is_some(), "a snapshot that nobody took was applied");
                 if let (Ok(()), Some(index)) = (done, known) {
                     model.bytes.clone_from(&model.snapshots[index].1);
+                    let state = self.vm_state();
+                    assert_eq!(disk.read_vm_state(0, state.len()), Ok(state), "the VM state of a snapshot");
                 }
             }
             _ => {
