@@ -189,7 +189,10 @@ impl Scene {
         let tag = index as u32 + 1;
         let ends = |(s, n): &(u64, u64)| [s * SECTOR, (s + n) * SECTOR];
         let bytes = row.ranges.iter().flat_map(ends);
-        let range = bytes.clone().min().zip(bytes.max());
+        let range = match row.past_end {
+            true => Some((SHRUNK * SECTOR, u64::MAX)),
+            false => bytes.clone().min().zip(bytes.max()),
+        };
         let zeroes = match (row.drops, row.gives) {
             (Some(from), _) => Some((from * SECTOR, u64::MAX)),
             (None, Gives::Zero | Gives::MayZero) => range,

@@ -54,6 +54,8 @@ pub struct Row {
     pub reads: &'static [(u64, u64)],
     pub gives: Gives,
     pub promise: Promise,
+    /// It writes past the end of the disk.
+    pub past_end: bool,
     /// It keeps all others out.
     pub alone: bool,
     /// It may load or make tables other than the contested one.
@@ -71,6 +73,7 @@ const NONE: Row = Row {
     reads: &[],
     gives: Gives::Nothing,
     promise: Promise::Nothing,
+    past_end: false,
     alone: false,
     loads: false,
     drops: None,
@@ -86,7 +89,7 @@ const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 22] = [
+pub static ROWS: [Row; 23] = [
     Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
     Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
@@ -129,6 +132,13 @@ pub static ROWS: [Row; 22] = [
             let (sector, count) = row.ranges[0];
             handle.disk().discard(sector * SECTOR, count * SECTOR)
         },
+        ..NONE
+    },
+    Row {
+        name: "VM state write",
+        past_end: true,
+        loads: true,
+        run: |handle, _, tag| write_vm_state(handle, tag),
         ..NONE
     },
     Row { name: "flush", promise: Promise::All, run: |handle, _, _| handle.disk().flush(), ..NONE },
@@ -197,6 +207,19 @@ pub fn prepare(handle: &Handle, with_snapshot: bool) -> Result<()> {
 
 fn write(handle: &Handle, row: &Row, tag: u32, fua: bool) -> Result<()> {
     row.ranges.iter().try_for_each(|(s, n)| setup::write(handle, *s, *n, tag, fua))
+}
+
+/// Behind the disk as it is now: the L1 table grows.
+fn write_vm_state(handle: &Handle, tag: u32) -> Result<()> {
+    let bytes = tag.to_be_bytes().repeat(300);
+    handle.disk().write_vm_state(0, &bytes)?;
+    let mut read = vec![0; bytes.len()];
+    handle.disk().read_vm_state(0, &mut read)?;
+    // Nothing where a change of the size came after it, another actor's where one has written its own.
+    match read.chunks(4).all(|word| word[..3] == [0; 3] && word[3] < 4) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Corrupt, "VM state that nobody wrote")),
+    }
 }
 
 fn write_compressed(handle: &Handle, row: &Row, tag: u32) -> Result<()> {
