@@ -52,7 +52,7 @@ uint64_t parse_size(const char *text);
 const char *word(char *const *words, const char *key, const char *absent);
 
 const struct engine *find_engine(const char *name);
-extern const struct engine codec_engine;
+extern const struct engine codec_engine, places_engine;
 
 /* Runs and prints one line of JSON. */
 void run_workload(struct disk *disk, const struct workload *w);

@@ -198,5 +198,7 @@ const struct engine *find_engine(const char *name)
             return &engines[i];
     if (strcmp(name, codec_engine.name) == 0)
         return &codec_engine;
+    if (strcmp(name, places_engine.name) == 0)
+        return &places_engine;
     fail("%s: no such engine", name);
 }

@@ -7,6 +7,8 @@ from harness import Absent, Driver, Row, command, memory_available, qemu_bench, 
 TABLE = 'Reads and overwrites'
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 ENGINES = {'raw': 'raw', 'ours': 'qcow2', 'imago': 'imago', 'qcow2-rs': 'qcow2rs'}
+# With the bare system call to the image file at the right place.
+WITH_FLOOR = {'raw': 'raw', 'floor': 'floor', **ENGINES}
 
 
 def big_size(env):
@@ -79,7 +81,7 @@ def runs(calls, text):
 def random_reads(env, rows):
     for name, size, count in (('read-4g', big_size(env), 300000), ('read-hot', 32 * MIB, 300000)):
         raw, image = pair(env, 'read', size)
-        with warmed(env, raw, image), opened(env, raw, image) as calls:
+        with warmed(env, raw, image), opened(env, raw, image, engines=WITH_FLOOR) as calls:
             variants = runs(calls, f'bs=4k span={size} count={count // env.scale}')
             for title, depth in (('QEMU', 1), ('QEMU QD32', 32)):
                 variants[title] = lambda _, depth=depth: qemu_bench(
@@ -106,9 +108,9 @@ def two_threads(env, calls, size, count):
 def overwrites(env, rows):
     size = 64 * MIB
     text = f'op=write bs=4k span={size} count={100000 // env.scale}'
-    images = {variant: env.path(f'over-{engine}') for variant, engine in ENGINES.items()}
+    images = {variant: env.path(f'over-{engine}') for variant, engine in WITH_FLOOR.items()}
     drivers, variants = [warmed(env)], {}
-    for variant, engine in ENGINES.items():
+    for variant, engine in WITH_FLOOR.items():
         fill(env, 'raw' if engine == 'raw' else 'qcow2', images[variant], size)
         drivers[0](f'warm {images[variant]}')
 
@@ -127,7 +129,7 @@ def overwrites(env, rows):
     row.reach('ours', 1.05)
     rows.append(row)
     drivers[0].end()
-    env.remove(*(f'over-{engine}' for engine in ENGINES.values()))
+    env.remove(*(f'over-{engine}' for engine in WITH_FLOOR.values()))
 
 
 def sequential_reads(env, rows):
@@ -199,7 +201,8 @@ def chains(env, rows):
     for overlays, limit in ((1, 1.06), (4, 1.10), (16, 1.25)):
         fill(env, 'raw', env.path('chain.raw'), size)
         paths = make_chain(env, overlays, size)
-        with warmed(env, env.path('chain.raw'), *paths), opened(env, env.path('chain.raw'), paths[-1]) as calls:
+        with warmed(env, env.path('chain.raw'), *paths), \
+                opened(env, env.path('chain.raw'), paths[-1], engines=WITH_FLOOR) as calls:
             variants = runs(calls, f'bs=4k span={size} count={200000 // env.scale}')
             variants['QEMU'] = lambda _: qemu_bench(env, paths[-1], 50000 // env.scale,
                                                     step=scattered(size, 4 * KIB))

@@ -1,5 +1,6 @@
 //! The state of an open image: everything that was loaded from the medium, and what may be done with it.
 
+use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
 use super::snapshots::{index_snapshots, snapshot_header, Wanted};
@@ -18,7 +19,6 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,32 +53,10 @@ pub struct Core {
     pub(super) compressors: Pool<Compressor>,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
-    below: Option<Below>,
+    /// What reads pass through where the image has holes.
+    pub(super) chain: Option<Chain>,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
     pub(super) writes_are_plain: bool,
-}
-
-/// The state of a backing image that nobody may change while this one is open, but for a commit, which keeps
-/// requests out: read through it without entering its gate.
-struct Below {
-    core: Arc<Core>,
-    /// The backing image's count of states, and what it was.
-    generation: Arc<AtomicU64>,
-    seen: u64,
-}
-
-impl Below {
-    fn of(settings: &CoreSettings) -> Option<Below> {
-        match settings.backing.as_deref() {
-            Some(Disk::Qcow2(image)) => {
-                let generation = Arc::clone(image.generation());
-                let seen = generation.load(Ordering::SeqCst);
-                let core = image.core();
-                core.is_read_only().then_some(Below { core, generation, seen })
-            }
-            _ => None,
-        }
-    }
 }
 
 /// Reads and parses the header cluster: the header, and the first sector as it is.
@@ -166,7 +144,7 @@ impl Core {
         };
         let inflation = Inflation::new(codec, &geometry);
         let compressors = Pool::default();
-        let below = Below::of(&settings);
+        let chain = Chain::of(&settings, &geometry, virtual_size);
         let options = &settings.options;
         let writes_are_plain = !settings.read_only
             && options.detect_zeroes == DetectZeroes::Off
@@ -181,7 +159,7 @@ impl Core {
             compressors,
             settings,
             io,
-            below,
+            chain,
             writes_are_plain,
         })
     }
@@ -296,13 +274,6 @@ impl Core {
     /// What holes read from.
     pub fn backing(&self) -> Option<&Arc<Disk>> {
         self.settings.backing.as_ref()
-    }
-
-    /// The backing image's state, if it may be read as it is.
-    #[inline]
-    pub(super) fn below(&self) -> Option<&Core> {
-        let below = self.below.as_ref()?;
-        (below.generation.load(Ordering::SeqCst) == below.seen).then_some(&below.core)
     }
 
     /// How the image was opened.

@@ -5,6 +5,7 @@
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place.
 
 mod buffers;
+mod chain;
 mod compressed;
 mod copy;
 mod core;

@@ -28,16 +28,10 @@ impl Core {
     /// Where in the chain the data of a range inside one cluster is, when looks alone can tell.
     #[inline(always)]
     fn find_data(&self, offset: u64, bytes: u64) -> Option<(&Medium, u64)> {
-        let mut core = self;
-        loop {
-            match core.io.as_ref()?.map.look(offset, bytes) {
-                Look::Data(host, _) => return Some((&core.shared.medium, host)),
-                Look::Hole => core = core.below()?,
-                Look::Unknown => return None,
-            }
-            if offset + bytes > core.virtual_size {
-                return None;
-            }
+        match self.io.as_ref()?.map.look(offset, bytes) {
+            Look::Data(host, _) => Some((&self.shared.medium, host)),
+            Look::Hole => self.chain.as_ref()?.find(offset, bytes),
+            Look::Unknown => None,
         }
     }
 
