@@ -137,6 +137,21 @@
 /* qcow2_convert: workers write as they come, not in the order of the disk. */
 #define QCOW2_CONVERT_ANY_ORDER 16
 
+/* qcow2_compare: sizes must be equal, and each range allocated and zero in the same way. */
+#define QCOW2_COMPARE_STRICT 1
+
+/* The disks show the same. */
+#define QCOW2_COMPARE_SAME 0
+
+/* The contents differ. */
+#define QCOW2_COMPARE_CONTENTS 1
+
+/* Strict: the sizes differ. */
+#define QCOW2_COMPARE_SIZES 2
+
+/* Strict: the status of a range differs. */
+#define QCOW2_COMPARE_STATUS 3
+
 /* Only metadata that is needed now. */
 #define QCOW2_PREALLOC_OFF 0
 
@@ -434,6 +449,18 @@ typedef struct qcow2_check_result {
 
 /* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
 typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
+/* What qcow2_compare has found. */
+typedef struct qcow2_compare_result {
+    /* sizeof(qcow2_compare_result), set by the caller. */
+    size_t struct_size;
+    /* QCOW2_COMPARE_SAME, _CONTENTS, _SIZES or _STATUS. After a failure: what could not be read, _CONTENTS or _STATUS. */
+    uint32_t verdict;
+    /* After a failure: 1 for the first disk, 2 for the second, 0 for neither. */
+    uint32_t failed_disk;
+    /* Guest offset of the first sector that differs, or where the failure was. */
+    uint64_t offset;
+} qcow2_compare_result;
 
 /* How qcow2_convert copies. */
 typedef struct qcow2_convert_params {
@@ -758,6 +785,21 @@ int qcow2_rebase(qcow2_image *image,
  * Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.
  */
 int qcow2_make_empty(qcow2_image *image);
+
+/*
+ * Compares what two open disks show, qcow2 or raw, up to the first difference. What one is longer counts as zeroes
+ * on the other. `flags`: QCOW2_COMPARE_STRICT. What both have from the same place of the same file, and what both
+ * know to be zeroes, is not read. Nobody should write to either meanwhile. `progress` may be NULL.
+ *
+ * Returns 0 when the comparison has an answer, whatever it is, or -errno: EINVAL, ECANCELED (`progress` returned
+ * non-zero), and as qcow2_pread. `result` is filled on success and after a failure to read.
+ */
+int qcow2_compare(qcow2_image *image,
+                  qcow2_image *other,
+                  uint64_t flags,
+                  qcow2_compare_result *result,
+                  qcow2_progress_fn progress,
+                  void *progress_opaque);
 
 /*
  * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long;

@@ -72,6 +72,17 @@ pub const QCOW2_CONVERT_ALLOCATE: u64 = 0x8;
 /// qcow2_convert: workers write as they come, not in the order of the disk.
 pub const QCOW2_CONVERT_ANY_ORDER: u64 = 0x10;
 
+/// qcow2_compare: sizes must be equal, and each range allocated and zero in the same way.
+pub const QCOW2_COMPARE_STRICT: u64 = 0x1;
+/// The disks show the same.
+pub const QCOW2_COMPARE_SAME: u32 = 0;
+/// The contents differ.
+pub const QCOW2_COMPARE_CONTENTS: u32 = 1;
+/// Strict: the sizes differ.
+pub const QCOW2_COMPARE_SIZES: u32 = 2;
+/// Strict: the status of a range differs.
+pub const QCOW2_COMPARE_STATUS: u32 = 3;
+
 /// Only metadata that is needed now.
 pub const QCOW2_PREALLOC_OFF: i32 = 0;
 /// All tables.

@@ -4,6 +4,7 @@ pub mod backing;
 pub mod check;
 pub mod checksum;
 pub mod commit;
+pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod handle;
