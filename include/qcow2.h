@@ -80,6 +80,12 @@
 /* Ignore a recorded backing file: holes read as zeroes. */
 #define QCOW2_OPEN_NO_BACKING 128
 
+/*
+ * Another program has the image, which will be taken over with qcow2_invalidate: until then the handle takes no lock
+ * that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
+ */
+#define QCOW2_OPEN_INACTIVE 256
+
 /* The request is durable when the call returns. */
 #define QCOW2_REQ_FUA 1
 
@@ -585,6 +591,30 @@ int qcow2_close(qcow2_image *image);
  * flushed first. On failure the handle stays as it was. Errors as qcow2_open.
  */
 int qcow2_reopen(qcow2_image *image, uint64_t flags, const char *const *options);
+
+/*
+ * Hands the image to another program, as the source of a migration does: waits for requests under way, brings
+ * everything to the medium, leaves the image clean, drops all caches, and gives the locks back that keep others out;
+ * the files of its chain go with it. From then on reads, writes, flushes and every change are refused (-EPERM) until
+ * qcow2_invalidate, and what is told about the image is what it was. On a raw disk no request may be under way. On
+ * an inactive handle it does nothing. The other side must see the same bytes: over a network file system with a cache
+ * of its own, use cache=none on both sides.
+ *
+ * Returns 0 or -errno; after a failed write or sync the handle stays what it is, and takes no more writes.
+ */
+int qcow2_inactivate(qcow2_image *image);
+
+/*
+ * Takes an image over that is inactive (qcow2_inactivate, QCOW2_OPEN_INACTIVE), as the target of a migration does:
+ * takes the locks, reads header and tables anew (its size, its snapshots and its backing file may be others), and
+ * repairs a dirty image as a writable open does. A backing file with the same recorded name is used by the descriptor
+ * that is open; for another one, the flags of the open or the resolver in `params` decide. Of `params`, which may be
+ * NULL, only `resolve`, `message` and their opaque values are used. On a handle that is not inactive it does nothing.
+ *
+ * Returns 0 or -errno as qcow2_open; EAGAIN: the other side still has it. After a failure the handle is inactive.
+ */
+int qcow2_invalidate(qcow2_image *image,
+                     const qcow2_open_params *params);
 
 /*
  * Drops cached tables that no request has used since the last call, and what is kept of compressed clusters (1 MiB

@@ -26,6 +26,10 @@ pub const QCOW2_OPEN_RAW: u64 = 0x40;
 /// Ignore a recorded backing file: holes read as zeroes.
 pub const QCOW2_OPEN_NO_BACKING: u64 = 0x80;
 
+/// Another program has the image, which will be taken over with qcow2_invalidate: until then the handle takes no lock
+/// that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
+pub const QCOW2_OPEN_INACTIVE: u64 = 0x100;
+
 /// The request is durable when the call returns.
 pub const QCOW2_REQ_FUA: u64 = 0x1;
 /// qcow2_write_zeroes: host clusters may be given back.

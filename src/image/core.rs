@@ -53,6 +53,8 @@ pub struct Core {
     pub(super) compressors: Pool<Compressor>,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
+    /// Somebody else may have the image: there is no guest I/O until it is read anew.
+    inactive: bool,
     /// What reads pass through where the image has holes.
     pub(super) chain: Option<Chain>,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
@@ -159,9 +161,27 @@ impl Core {
             compressors,
             settings,
             io,
+            inactive: false,
             chain,
             writes_are_plain,
         })
+    }
+
+    /// The same without anything cached and without guest I/O. Everything is on the medium.
+    pub(super) fn inactive(&self) -> Core {
+        Core {
+            shared: self.shared.clone(),
+            geometry: self.geometry,
+            virtual_size: self.virtual_size,
+            codec: self.codec,
+            inflation: Inflation::new(self.codec, &self.geometry),
+            compressors: Pool::default(),
+            settings: self.settings.clone(),
+            io: None,
+            inactive: true,
+            chain: None,
+            writes_are_plain: false,
+        }
     }
 
     fn load_io(shared: &Shared, header: &Header, settings: &CoreSettings) -> Result<Io> {
@@ -194,6 +214,7 @@ impl Core {
     pub(super) fn io(&self) -> Result<&Io> {
         match &self.io {
             Some(io) => Ok(io),
+            None if self.inactive => Err(inactive_error()),
             None => Err(Error::new(
                 ErrorKind::NotAllowed,
                 "guest I/O on a handle that was opened for metadata only",
@@ -231,6 +252,9 @@ impl Core {
 
     /// Brings everything to the medium and leaves the image clean. The caller is alone.
     pub(super) fn settle(&self) -> Result<()> {
+        if self.inactive {
+            return Ok(());
+        }
         self.shared.medium.latch().check()?;
         let Some(Io { map, alloc: Some(alloc) }) = &self.io else { return Ok(()) };
         map.barrier()?;
@@ -302,10 +326,27 @@ impl Core {
         }
     }
 
+    /// Fails while another program may have the image.
+    pub fn check_active(&self) -> Result<()> {
+        match self.inactive {
+            true => Err(inactive_error()),
+            false => Ok(()),
+        }
+    }
+
     /// Whether the corrupt bit is set.
     pub fn is_corrupt(&self) -> bool {
         self.shared.header.is_corrupt()
     }
+}
+
+/// Why an inactive image is not used.
+#[cold]
+pub(crate) fn inactive_error() -> Error {
+    Error::new(
+        ErrorKind::NotAllowed,
+        "the image is inactive: another program may have it until it is invalidated",
+    )
 }
 
 /// Whether refcounts are lazy: the option if given, else the image's compatible bit.

@@ -24,12 +24,13 @@ mod write;
 mod zero;
 
 pub use compressed::PackedClusters;
-pub(crate) use core::{read_header, validate};
+pub(crate) use core::{inactive_error, read_header, validate};
 pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
 pub use raw::RawDisk;
+pub(crate) use rebase::names as backing_names;
 pub(crate) use snapshots::load_snapshots;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;

@@ -71,6 +71,11 @@ impl Image {
         }
     }
 
+    /// Whether the chain that is open is the one that the header means.
+    pub fn is_chain_kept(&self) -> bool {
+        !self.chain_left.load(Ordering::SeqCst)
+    }
+
     /// Notes whether the header names another backing file. Called alone.
     pub(super) fn leave_chain(&self, left: bool) {
         self.chain_left.store(left, Ordering::SeqCst);
@@ -318,13 +323,31 @@ impl Alone<'_> {
         Ok(core)
     }
 
+    /// Drops everything that is cached: somebody else may change the image from now on, and requests are refused.
+    /// Everything is on the medium.
+    pub fn deactivate(&self) {
+        self.put(self.core().inactive());
+    }
+
+    /// Loads an inactive image as it is now. On failure it stays inactive.
+    pub fn activate(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        let core = Image::load(storage, &self.image.gate, settings)?;
+        self.put(core);
+        self.image.leave_chain(false);
+        Ok(())
+    }
+
+    fn put(&self, core: Core) {
+        self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
+        self.image.generation.fetch_add(1, Ordering::SeqCst);
+        self.image.core.store(Arc::new(core));
+    }
+
     /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold:
     /// it takes no more writes.
     pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         let core = self.load(storage, settings)?;
-        self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
-        self.image.generation.fetch_add(1, Ordering::SeqCst);
-        self.image.core.store(Arc::new(core));
+        self.put(core);
         Ok(())
     }
 }

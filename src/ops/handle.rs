@@ -3,18 +3,19 @@
 use super::check::{check, CheckOptions, CheckReport, Messages};
 use super::open::{sync_before_repair, OpenFlags, Opening, Origin};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{CoreSettings, Disk, Image};
+use crate::image::{inactive_error, CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
+use arc_swap::ArcSwapOption;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What changes when a handle is reopened.
 pub(super) struct Manner {
-    flags: OpenFlags,
-    options: OpenOptions,
-    file: Option<Arc<FileStorage>>,
-    repaired: Option<CheckReport>,
+    pub(super) flags: OpenFlags,
+    pub(super) options: OpenOptions,
+    pub(super) file: Option<Arc<FileStorage>>,
+    pub(super) repaired: Option<CheckReport>,
 }
 
 impl Manner {
@@ -49,12 +50,13 @@ pub struct Handle {
     origin: Origin,
     manner: Mutex<Manner>,
     /// The backing file's handle; its disk is the one that holes of this disk read from.
-    below: Option<Box<Handle>>,
+    below: ArcSwapOption<Handle>,
 }
 
 impl Handle {
     pub(super) fn new(disk: Disk, origin: Origin, manner: Manner, below: Option<Handle>) -> Handle {
-        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below: below.map(Box::new) }
+        let below = ArcSwapOption::from(below.map(Arc::new));
+        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below }
     }
 
     /// Opens `origin`.
@@ -62,7 +64,7 @@ impl Handle {
         opening.open(origin)
     }
 
-    fn manner(&self) -> MutexGuard<'_, Manner> {
+    pub(super) fn manner(&self) -> MutexGuard<'_, Manner> {
         self.manner.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -77,13 +79,18 @@ impl Handle {
     }
 
     /// The backing file's handle.
-    pub fn below(&self) -> Option<&Handle> {
-        self.below.as_deref()
+    pub fn below(&self) -> Option<Arc<Handle>> {
+        self.below.load_full()
+    }
+
+    /// Another backing file's handle.
+    pub(super) fn put_below(&self, below: Option<Arc<Handle>>) {
+        self.below.store(below);
     }
 
     /// Whether this disk or one below it is on a caller's storage.
     pub fn uses_callbacks(&self) -> bool {
-        matches!(self.origin, Origin::Custom(_)) || self.below().is_some_and(Handle::uses_callbacks)
+        matches!(self.origin, Origin::Custom(_)) || self.below().is_some_and(|b| b.uses_callbacks())
     }
 
     /// Where it was opened.
@@ -121,6 +128,9 @@ impl Handle {
         messages: Option<super::open::Messages<'_>>,
     ) -> Result<()> {
         let mut manner = self.manner();
+        if manner.flags.inactive {
+            return Err(inactive_error());
+        }
         let mut options = manner.options.clone();
         options.update(changes)?;
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
@@ -177,6 +187,7 @@ impl Handle {
         let repairs = options.repair_leaks || options.repair_errors;
         let alone = image.alone();
         let core = alone.core();
+        core.check_active()?;
         if repairs && core.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "repairing needs a writable open"));
         }
@@ -197,6 +208,7 @@ impl Handle {
     /// Brings everything to the medium, reports the first failure, and lets go of the file.
     pub fn close(self) -> Result<()> {
         match self.disk() {
+            _ if self.flags().inactive => Ok(()),
             Disk::Qcow2(image) => close_image(image),
             Disk::Raw(raw) => raw.flush(),
         }

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod handle;
+pub mod inactive;
 pub mod measure;
 mod offload;
 pub mod open;

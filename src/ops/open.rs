@@ -42,6 +42,8 @@ pub struct OpenFlags {
     pub raw: bool,
     /// Ignore a recorded backing file.
     pub no_backing: bool,
+    /// Another program has the image: no guest I/O and no repair until it is invalidated.
+    pub inactive: bool,
 }
 
 /// Where the bytes of a node are.
@@ -79,7 +81,7 @@ pub struct ResolveAnswer {
 /// A storage, and the file behind it where there is one.
 pub(super) type StorageAndFile = (Arc<dyn Storage>, Option<Arc<FileStorage>>);
 /// The nodes above, top first; a caller's storage has no identity and still counts as a link.
-type Seen = Vec<Option<(u64, u64)>>;
+pub(super) type Seen = Vec<Option<(u64, u64)>>;
 /// Decides about each file that an image names.
 pub type Resolver<'a> = &'a mut dyn FnMut(&ResolveRequest) -> Result<ResolveAnswer>;
 
@@ -106,8 +108,9 @@ impl Opening<'_> {
         self.open_node(origin, storage, file, &mut seen)
     }
 
-    fn access(&self, read_only: bool) -> Access {
+    pub(super) fn access(&self, read_only: bool) -> Access {
         match (read_only, self.flags.force_share) {
+            _ if self.flags.inactive => Access::ReadShared,
             (true, true) => Access::ReadShared,
             (true, false) => Access::Read,
             (false, _) => Access::Write,
@@ -178,8 +181,11 @@ impl Opening<'_> {
         let manner = Manner::new(self.flags, self.options.clone(), file);
         if self.flags.raw {
             let sync = self.options.cache.sync_each_write();
-            let disk = Disk::Raw(RawDisk::open(storage, self.flags.read_only, sync)?);
-            return Ok(Handle::new(disk, origin.clone(), manner, None));
+            let raw = RawDisk::open(storage, self.flags.read_only, sync)?;
+            if self.flags.inactive {
+                raw.deactivate();
+            }
+            return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None));
         }
         let (header, _) = read_header(&*storage)?;
         let mut settings = CoreSettings {
@@ -192,8 +198,13 @@ impl Opening<'_> {
         seen.push(storage.identity());
         let below = self.open_backing(&header, origin, seen)?;
         settings.backing = below.as_ref().map(Handle::shared_disk);
+        settings.metadata_only |= self.flags.inactive;
         let repaired = self.repair_if_dirty(&header, &*storage)?;
-        let disk = Disk::Qcow2(Box::new(Image::open(storage, settings)?));
+        let image = Image::open(storage, settings)?;
+        if self.flags.inactive {
+            image.alone().deactivate();
+        }
+        let disk = Disk::Qcow2(Box::new(image));
         Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below))
     }
 
@@ -204,7 +215,8 @@ impl Opening<'_> {
         storage: &dyn Storage,
     ) -> Result<Option<CheckReport>> {
         let flags = self.flags;
-        if header.incompatible & INCOMPAT_DIRTY == 0 || flags.read_only || flags.metadata_only {
+        let untouched = flags.read_only || flags.metadata_only || flags.inactive;
+        if header.incompatible & INCOMPAT_DIRTY == 0 || untouched {
             return Ok(None);
         }
         if flags.no_repair {
@@ -228,7 +240,12 @@ impl Opening<'_> {
         Ok(Some(report))
     }
 
-    fn open_backing(&mut self, header: &Header, origin: &Origin, seen: &mut Seen) -> Result<Option<Handle>> {
+    pub(super) fn open_backing(
+        &mut self,
+        header: &Header,
+        origin: &Origin,
+        seen: &mut Seen,
+    ) -> Result<Option<Handle>> {
         let Some(recorded_name) = header.backing_file_text() else { return Ok(None) };
         if self.flags.metadata_only || self.flags.no_backing {
             return Ok(None);
@@ -348,7 +365,7 @@ fn in_chain_already(request: &ResolveRequest) -> Error {
 }
 
 /// A node's name for messages.
-fn shown_name(origin: &Origin) -> String {
+pub(super) fn shown_name(origin: &Origin) -> String {
     match origin {
         Origin::Path(path) => path.display().to_string(),
         Origin::Descriptor(fd) => format!("fd {fd}"),

@@ -35,6 +35,7 @@ pub fn delete(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
 }
 
 fn find(core: &Core, wanted: Wanted<'_>) -> Result<usize> {
+    core.check_active()?;
     let (list, _) = load_snapshots(&**core.storage(), &core.header())?;
     wanted.index_in(&list)
 }

@@ -119,6 +119,14 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Changes the access of the lock, where there is one. On failure it is as it was.
+    pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
+        match &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
+            Some(lock) => lock.change(access, shown),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the lock over from another descriptor of the same file, with another access. On failure `old`
     /// keeps it as it was.
     pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {

@@ -39,6 +39,12 @@ impl Access {
         }
     }
 
+    /// The bytes to lock.
+    fn bytes(self) -> impl Iterator<Item = u64> {
+        let not_shared = self.not_shared().iter().map(|p| NOT_SHARED + p);
+        self.in_use().iter().map(|p| IN_USE + p).chain(not_shared)
+    }
+
     fn not_shared(self) -> &'static [u64] {
         match self {
             Access::ReadShared => &[],
@@ -154,6 +160,24 @@ impl FileLock {
         Ok(lock)
     }
 
+    /// Changes the access. Bytes that stay are not let go of meanwhile; on failure the lock is as it was.
+    pub fn change(&mut self, access: Access, shown: &str) -> Result<()> {
+        let before = self.access;
+        self.registry.change(self.identity, before, access, shown)?;
+        self.access = access;
+        // All our locks are shared ones, so placing them cannot fail for somebody else's.
+        let done = self.place_all(shown).and_then(|()| self.test_all(shown));
+        let (gone, kept) = if done.is_ok() { (before, access) } else { (access, before) };
+        for byte in gone.bytes().filter(|b| !kept.bytes().any(|k| k == *b)) {
+            let _ = lock_byte_release(&self.file, byte);
+        }
+        if done.is_err() {
+            self.access = before;
+            let _ = self.registry.change(self.identity, access, before, shown);
+        }
+        done
+    }
+
     /// Goes over to another descriptor of the same file and another access, without a moment in which the
     /// file is not locked. On failure the old lock is handed back as it was.
     pub fn exchange(
@@ -192,13 +216,7 @@ impl FileLock {
     }
 
     fn place_all(&self, shown: &str) -> Result<()> {
-        for p in self.access.in_use() {
-            self.place(IN_USE + p, shown)?;
-        }
-        for p in self.access.not_shared() {
-            self.place(NOT_SHARED + p, shown)?;
-        }
-        Ok(())
+        self.access.bytes().try_for_each(|byte| self.place(byte, shown))
     }
 
     fn test_all(&self, shown: &str) -> Result<()> {
@@ -212,11 +230,8 @@ impl FileLock {
     }
 
     fn release_all(&self) {
-        for p in self.access.in_use() {
-            let _ = lock_byte_release(&self.file, IN_USE + p);
-        }
-        for p in self.access.not_shared() {
-            let _ = lock_byte_release(&self.file, NOT_SHARED + p);
+        for byte in self.access.bytes() {
+            let _ = lock_byte_release(&self.file, byte);
         }
     }
 
