@@ -11,7 +11,6 @@
 mod backing;
 mod callbacks;
 mod check;
-mod compare;
 mod convert;
 mod create;
 mod custom_io;

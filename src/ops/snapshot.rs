@@ -10,7 +10,10 @@ fn image_of(handle: &Handle) -> Result<&Image> {
         Disk::Qcow2(image) if image.core().is_read_only() => {
             Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"))
         }
-        Disk::Qcow2(image) => Ok(image),
+        Disk::Qcow2(image) => {
+            image.core().refuse_data_file("internal snapshots")?;
+            Ok(image)
+        }
         Disk::Raw(_) => Err(Error::unsupported("a raw disk has no internal snapshots")),
     }
 }
@@ -35,7 +38,6 @@ pub fn delete(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
 }
 
 fn find(core: &Core, wanted: Wanted<'_>) -> Result<usize> {
-    core.check_active()?;
     let (list, _) = load_snapshots(&**core.storage(), &core.header())?;
     wanted.index_in(&list)
 }
