@@ -66,6 +66,8 @@ static int64_t snapshot_create_name(void) { return qcow2_snapshot_create(image, 
 static int64_t snapshot_apply_image(void) { return qcow2_snapshot_apply(NULL, "1", NULL); }
 static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, NULL, NULL); }
 static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
+static int64_t inactivate_image(void) { return qcow2_inactivate(NULL); }
+static int64_t invalidate_image(void) { return qcow2_invalidate(NULL, NULL); }
 static int64_t vmstate_write_image(void) { return qcow2_vmstate_write(NULL, "x", 1, 0); }
 static int64_t vmstate_read_image(void)
 {
@@ -138,6 +140,8 @@ static const struct {
     {"snapshot apply: which", snapshot_apply_which},
     {"snapshot delete: image", snapshot_delete_image},
     {"snapshot delete: which", snapshot_delete_which},
+    {"inactivate: image", inactivate_image},
+    {"invalidate: image", invalidate_image},
     {"vmstate_write: image", vmstate_write_image},
     {"vmstate_read: image", vmstate_read_image},
     {"change_backing_file: image", change_backing_file},

@@ -80,6 +80,12 @@
 /* Ignore a recorded backing file: holes read as zeroes. */
 #define QCOW2_OPEN_NO_BACKING 128
 
+/*
+ * Another program has the image, which will be taken over with qcow2_invalidate: until then the handle takes no lock
+ * that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
+ */
+#define QCOW2_OPEN_INACTIVE 256
+
 /* The request is durable when the call returns. */
 #define QCOW2_REQ_FUA 1
 
@@ -106,9 +112,6 @@
 
 /* `host_offset` is valid. */
 #define QCOW2_EXTENT_HOST_OFFSET 16
-
-/* `host_offset` is in the external data file of that layer. */
-#define QCOW2_EXTENT_IN_DATA_FILE 32
 
 /* qcow2_block_status: do not look into backing files. */
 #define QCOW2_STATUS_TOP_ONLY 1
@@ -139,6 +142,21 @@
 
 /* qcow2_convert: workers write as they come, not in the order of the disk. */
 #define QCOW2_CONVERT_ANY_ORDER 16
+
+/* qcow2_compare: sizes must be equal, and each range allocated and zero in the same way. */
+#define QCOW2_COMPARE_STRICT 1
+
+/* The disks show the same. */
+#define QCOW2_COMPARE_SAME 0
+
+/* The contents differ. */
+#define QCOW2_COMPARE_CONTENTS 1
+
+/* Strict: the sizes differ. */
+#define QCOW2_COMPARE_SIZES 2
+
+/* Strict: the status of a range differs. */
+#define QCOW2_COMPARE_STATUS 3
 
 /* Only metadata that is needed now. */
 #define QCOW2_PREALLOC_OFF 0
@@ -211,19 +229,13 @@ typedef struct qcow2_resolve_request {
     size_t struct_size;
     /* QCOW2_NODE_*. */
     int kind;
-    /*
-     * Of a backing file, its own: 1 for the top image's. Of a data file, that of the image that names it: 0 for the top
-     * image.
-     */
+    /* 1 for the top image's backing file. */
     int depth;
     /* As stored in the image. */
     const char *recorded_name;
-    /*
-     * A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
-     * the working directory. NULL when that is not known or not a file name.
-     */
+    /* Relative names joined to the image's directory; NULL when that is not known or not a file name. */
     const char *resolved_path;
-    /* Recorded format, or NULL; "raw" for a data file. */
+    /* Recorded format, or NULL. */
     const char *format;
 } qcow2_resolve_request;
 
@@ -283,10 +295,7 @@ typedef struct qcow2_extent {
     size_t struct_size;
     /* Bytes from the offset asked for that are alike. */
     uint64_t length;
-    /*
-     * Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET; with QCOW2_EXTENT_IN_DATA_FILE in its
-     * external data file.
-     */
+    /* Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET. */
     uint64_t host_offset;
     /* QCOW2_EXTENT_*. */
     uint32_t flags;
@@ -447,6 +456,18 @@ typedef struct qcow2_check_result {
 /* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
 typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 
+/* What qcow2_compare has found. */
+typedef struct qcow2_compare_result {
+    /* sizeof(qcow2_compare_result), set by the caller. */
+    size_t struct_size;
+    /* QCOW2_COMPARE_SAME, _CONTENTS, _SIZES or _STATUS. After a failure: what could not be read, _CONTENTS or _STATUS. */
+    uint32_t verdict;
+    /* After a failure: 1 for the first disk, 2 for the second, 0 for neither. */
+    uint32_t failed_disk;
+    /* Guest offset of the first sector that differs, or where the failure was. */
+    uint64_t offset;
+} qcow2_compare_result;
+
 /* How qcow2_convert copies. */
 typedef struct qcow2_convert_params {
     /* sizeof(qcow2_convert_params), set by the caller. */
@@ -499,35 +520,6 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
-/* Everything that a create can be given. Set `struct_size`, zero the rest, both descriptors to -1. */
-typedef struct qcow2_create_params {
-    /* sizeof(qcow2_create_params). */
-    size_t struct_size;
-    /* One of path, fd, io. */
-    const char *path;
-    /* Duplicated; the caller keeps its own. -1: none. */
-    int fd;
-    /* Copied; its `close` is called before the call returns. */
-    const qcow2_io_ops *io;
-    /* Handed to the functions of `io`. */
-    void *io_opaque;
-    /* Bytes, rounded up to 512; UINT64_MAX: the option "size" says. */
-    uint64_t size;
-    /* "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list. */
-    const char *const *options;
-    /*
-     * With the option data_file, at most one of data_path, data_fd, data_io says where that file is; none: at the name
-     * that is recorded.
-     */
-    const char *data_path;
-    /* As `fd`. */
-    int data_fd;
-    /* As `io`. */
-    const qcow2_io_ops *data_io;
-    /* Handed to the functions of `data_io`. */
-    void *data_io_opaque;
-} qcow2_create_params;
-
 /* One option of the table that drives parsing, help texts and the manual. */
 typedef struct qcow2_option_info {
     /* sizeof(qcow2_option_info), set by the caller. */
@@ -569,13 +561,10 @@ const char *qcow2_last_error(void);
  *
  * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
  * named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
- * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
+ * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file, not allowed),
  * ELOOP, ENOENT and what else the host says.
  */
-int qcow2_open(const char *path,
-               uint64_t flags,
-               const char *const *options,
-               qcow2_image **image);
+int qcow2_open(const char *path, uint64_t flags, const char *const *options, qcow2_image **image);
 
 /*
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
@@ -602,6 +591,30 @@ int qcow2_close(qcow2_image *image);
  * flushed first. On failure the handle stays as it was. Errors as qcow2_open.
  */
 int qcow2_reopen(qcow2_image *image, uint64_t flags, const char *const *options);
+
+/*
+ * Hands the image to another program, as the source of a migration does: waits for requests under way, brings
+ * everything to the medium, leaves the image clean, drops all caches, and gives the locks back that keep others out;
+ * the files of its chain go with it. From then on reads, writes, flushes and every change are refused (-EPERM) until
+ * qcow2_invalidate, and what is told about the image is what it was. On a raw disk no request may be under way. On
+ * an inactive handle it does nothing. The other side must see the same bytes: over a network file system with a cache
+ * of its own, use cache=none on both sides.
+ *
+ * Returns 0 or -errno; after a failed write or sync the handle stays what it is, and takes no more writes.
+ */
+int qcow2_inactivate(qcow2_image *image);
+
+/*
+ * Takes an image over that is inactive (qcow2_inactivate, QCOW2_OPEN_INACTIVE), as the target of a migration does:
+ * takes the locks, reads header and tables anew (its size, its snapshots and its backing file may be others), and
+ * repairs a dirty image as a writable open does. A backing file with the same recorded name is used by the descriptor
+ * that is open; for another one, the flags of the open or the resolver in `params` decide. Of `params`, which may be
+ * NULL, only `resolve`, `message` and their opaque values are used. On a handle that is not inactive it does nothing.
+ *
+ * Returns 0 or -errno as qcow2_open; EAGAIN: the other side still has it. After a failure the handle is inactive.
+ */
+int qcow2_invalidate(qcow2_image *image,
+                     const qcow2_open_params *params);
 
 /*
  * Drops cached tables that no request has used since the last call, and what is kept of compressed clusters (1 MiB
@@ -804,6 +817,21 @@ int qcow2_rebase(qcow2_image *image,
 int qcow2_make_empty(qcow2_image *image);
 
 /*
+ * Compares what two open disks show, qcow2 or raw, up to the first difference. What one is longer counts as zeroes
+ * on the other. `flags`: QCOW2_COMPARE_STRICT. What both have from the same place of the same file, and what both
+ * know to be zeroes, is not read. Nobody should write to either meanwhile. `progress` may be NULL.
+ *
+ * Returns 0 when the comparison has an answer, whatever it is, or -errno: EINVAL, ECANCELED (`progress` returned
+ * non-zero), and as qcow2_pread. `result` is filled on success and after a failure to read.
+ */
+int qcow2_compare(qcow2_image *image,
+                  qcow2_image *other,
+                  uint64_t flags,
+                  qcow2_compare_result *result,
+                  qcow2_progress_fn progress,
+                  void *progress_opaque);
+
+/*
  * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long;
  * what is past the source's length stays. Each guest byte of the range is read and written once, in time
  * proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
@@ -899,8 +927,7 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
 /*
  * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
  * (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
- * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and what
- * it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
+ * recorded, never opened. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
  * nothing that opens.
  *
@@ -919,12 +946,6 @@ int qcow2_create_io(const qcow2_io_ops *io,
                     void *io_opaque,
                     uint64_t size,
                     const char *const *options);
-
-/*
- * The general form of create: the image, and its external data file, by path, descriptor or callbacks. Otherwise as
- * qcow2_create. Specification: "External data file name".
- */
-int qcow2_create_with(const qcow2_create_params *params);
 
 /*
  * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are

@@ -166,6 +166,7 @@ fn each_call_of_each_operation_fails() {
         Apply { pick: 0 },
         Delete { pick: 0 },
         Reopen,
+        HandOver,
         Kill,
     ];
     let mut lists = Vec::new();

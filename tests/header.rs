@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "types",
     "callbacks",
     "custom_io",
@@ -20,6 +20,7 @@ const SOURCES: [&str; 14] = [
     "info",
     "check",
     "backing",
+    "compare",
     "convert",
     "measure",
     "snapshot",

@@ -77,21 +77,25 @@ pub(super) struct Guarded {
     /// A panic was caught in a call on this handle.
     broken: AtomicBool,
     /// Reads go through functions of the caller, which may hold cancellation points.
-    may_be_cancelled: bool,
+    may_be_cancelled: AtomicBool,
     /// Strings handed out by info calls.
     pub(super) strings: std::sync::Mutex<super::info::Strings>,
 }
 
 impl Guarded {
     pub(super) fn new(handle: Handle) -> Self {
-        let may_be_cancelled = handle.uses_callbacks();
         Guarded {
+            may_be_cancelled: AtomicBool::new(handle.uses_callbacks()),
             handle,
-            may_be_cancelled,
             forks: forks(),
             broken: AtomicBool::new(false),
             strings: std::sync::Mutex::default(),
         }
+    }
+
+    /// The chain may have changed.
+    pub(super) fn note_callbacks(&self) {
+        self.may_be_cancelled.store(self.handle.uses_callbacks(), Ordering::Relaxed);
     }
 
     /// Fails in a forked child and after a panic.
@@ -144,7 +148,7 @@ pub(super) fn with_read(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> 
     }
     // SAFETY: the caller passes a pointer from an open that has not been closed.
     let guarded = unsafe { &*image.cast::<Guarded>() };
-    if guarded.may_be_cancelled {
+    if guarded.may_be_cancelled.load(Ordering::Relaxed) {
         return with(image, call);
     }
     run(guarded, call)
@@ -163,7 +167,7 @@ pub(super) fn with_shortcut(
     }
     // SAFETY: the caller passes a pointer from an open that has not been closed.
     let guarded = unsafe { &*image.cast::<Guarded>() };
-    match guarded.may_be_cancelled {
+    match guarded.may_be_cancelled.load(Ordering::Relaxed) {
         true => with(image, call),
         false => match attempt(guarded, shortcut) {
             Ok(Some(value)) => value,

@@ -153,6 +153,7 @@ pub unsafe extern "C" fn qcow2_get_snapshot(
 ) -> c_int {
     with(image, |guarded| {
         let core = qcow2_core(guarded)?;
+        core.check_active()?;
         let (all, _) = load_snapshots(&**core.storage(), &core.header())?;
         let Some(found) = all.get(index) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot number {index}")));

@@ -11,6 +11,7 @@
 mod backing;
 mod callbacks;
 mod check;
+mod compare;
 mod convert;
 mod create;
 mod custom_io;

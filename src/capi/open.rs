@@ -7,11 +7,12 @@ use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::MessageKind;
 use crate::ops::handle::Handle;
-use crate::ops::open::{OpenFlags, Opening, Origin, ResolveRequest};
+use crate::ops::inactive::{inactivate, invalidate};
+use crate::ops::open::{Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver};
 use crate::options::OpenOptions;
 use std::ffi::{c_char, c_int, c_void};
 
-const ALL_OPEN_FLAGS: u64 = 0xff;
+const ALL_OPEN_FLAGS: u64 = 0x1ff;
 
 /// Everything that an open can be given. Set `struct_size`, zero the rest, `fd` to -1.
 #[repr(C)]
@@ -73,6 +74,7 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
         no_lock: has(QCOW2_OPEN_NO_LOCK),
         raw: has(QCOW2_OPEN_RAW),
         no_backing: has(QCOW2_OPEN_NO_BACKING),
+        inactive: has(QCOW2_OPEN_INACTIVE),
     })
 }
 
@@ -93,6 +95,20 @@ unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
     }
 }
 
+/// Runs `run` with the caller's resolver and receiver of messages.
+fn with_callbacks<T>(
+    params: &qcow2_open_params,
+    run: impl for<'a> FnOnce(Option<Resolver<'a>>, Option<Messages<'a>>) -> T,
+) -> T {
+    let mut ask = params.resolve.map(|function| {
+        let opaque = params.resolve_opaque;
+        move |request: &ResolveRequest| ask_resolver(function, opaque, request)
+    });
+    let mut say =
+        |kind: MessageKind, text: &str| send_message(params.message, params.message_opaque, kind, text);
+    run(ask.as_mut().map(|a| a as _), params.message.is_some().then_some(&mut say as _))
+}
+
 unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Result<i64> {
     if image.is_null() {
         return Err(Error::invalid("image is NULL"));
@@ -103,19 +119,9 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     let origin = unsafe { origin_of(params) }?;
     let flags = open_flags(params.flags)?;
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
-    let mut ask = params.resolve.map(|function| {
-        let opaque = params.resolve_opaque;
-        move |request: &ResolveRequest| ask_resolver(function, opaque, request)
-    });
-    let mut say =
-        |kind: MessageKind, text: &str| send_message(params.message, params.message_opaque, kind, text);
-    let mut opening = Opening {
-        flags,
-        options,
-        resolver: ask.as_mut().map(|a| a as _),
-        messages: params.message.is_some().then_some(&mut say as _),
-    };
-    let handle = Handle::open(&mut opening, &origin)?;
+    let handle = with_callbacks(params, |resolver, messages| {
+        Handle::open(&mut Opening { flags, options, resolver, messages }, &origin)
+    })?;
     // SAFETY: as above. The box is taken back by `qcow2_close`.
     unsafe { *image = Box::into_raw(Box::new(Guarded::new(handle))).cast() };
     Ok(0)
@@ -143,7 +149,7 @@ pub extern "C" fn qcow2_last_error() -> *const c_char {
 ///
 /// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
 /// named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
-/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
+/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file, not allowed),
 /// ELOOP, ENOENT and what else the host says.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open(
@@ -225,6 +231,43 @@ pub unsafe extern "C" fn qcow2_reopen(
         let flags = open_flags(flags)?;
         let changes = unsafe { option_list(options) }?;
         guarded.handle.reopen(flags.read_only, flags.no_repair, &changes, None).map(|()| 0)
+    }) as c_int
+}
+
+/// Hands the image to another program, as the source of a migration does: waits for requests under way, brings
+/// everything to the medium, leaves the image clean, drops all caches, and gives the locks back that keep others out;
+/// the files of its chain go with it. From then on reads, writes, flushes and every change are refused (-EPERM) until
+/// qcow2_invalidate, and what is told about the image is what it was. On a raw disk no request may be under way. On
+/// an inactive handle it does nothing. The other side must see the same bytes: over a network file system with a cache
+/// of its own, use cache=none on both sides.
+///
+/// Returns 0 or -errno; after a failed write or sync the handle stays what it is, and takes no more writes.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_inactivate(image: *mut qcow2_image) -> c_int {
+    with(image, |guarded| inactivate(&guarded.handle).map(|()| 0)) as c_int
+}
+
+/// Takes an image over that is inactive (qcow2_inactivate, QCOW2_OPEN_INACTIVE), as the target of a migration does:
+/// takes the locks, reads header and tables anew (its size, its snapshots and its backing file may be others), and
+/// repairs a dirty image as a writable open does. A backing file with the same recorded name is used by the descriptor
+/// that is open; for another one, the flags of the open or the resolver in `params` decide. Of `params`, which may be
+/// NULL, only `resolve`, `message` and their opaque values are used. On a handle that is not inactive it does nothing.
+///
+/// Returns 0 or -errno as qcow2_open; EAGAIN: the other side still has it. After a failure the handle is inactive.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_invalidate(
+    image: *mut qcow2_image,
+    params: *const qcow2_open_params,
+) -> c_int {
+    with(image, |guarded| {
+        let params = match params.is_null() {
+            true => qcow2_open_params::empty(),
+            // SAFETY: the caller's struct.
+            false => unsafe { take(params, qcow2_open_params::empty(), "params") }?,
+        };
+        with_callbacks(&params, |resolver, messages| invalidate(&guarded.handle, resolver, messages))?;
+        guarded.note_callbacks();
+        Ok(0)
     }) as c_int
 }
 

@@ -26,6 +26,10 @@ pub const QCOW2_OPEN_RAW: u64 = 0x40;
 /// Ignore a recorded backing file: holes read as zeroes.
 pub const QCOW2_OPEN_NO_BACKING: u64 = 0x80;
 
+/// Another program has the image, which will be taken over with qcow2_invalidate: until then the handle takes no lock
+/// that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
+pub const QCOW2_OPEN_INACTIVE: u64 = 0x100;
+
 /// The request is durable when the call returns.
 pub const QCOW2_REQ_FUA: u64 = 0x1;
 /// qcow2_write_zeroes: host clusters may be given back.
@@ -46,8 +50,6 @@ pub const QCOW2_EXTENT_ALLOCATED: u32 = 0x4;
 pub const QCOW2_EXTENT_COMPRESSED: u32 = 0x8;
 /// `host_offset` is valid.
 pub const QCOW2_EXTENT_HOST_OFFSET: u32 = 0x10;
-/// `host_offset` is in the external data file of that layer.
-pub const QCOW2_EXTENT_IN_DATA_FILE: u32 = 0x20;
 
 /// qcow2_block_status: do not look into backing files.
 pub const QCOW2_STATUS_TOP_ONLY: u64 = 0x1;
@@ -73,6 +75,17 @@ pub const QCOW2_CONVERT_TARGET_ZERO: u64 = 0x4;
 pub const QCOW2_CONVERT_ALLOCATE: u64 = 0x8;
 /// qcow2_convert: workers write as they come, not in the order of the disk.
 pub const QCOW2_CONVERT_ANY_ORDER: u64 = 0x10;
+
+/// qcow2_compare: sizes must be equal, and each range allocated and zero in the same way.
+pub const QCOW2_COMPARE_STRICT: u64 = 0x1;
+/// The disks show the same.
+pub const QCOW2_COMPARE_SAME: u32 = 0;
+/// The contents differ.
+pub const QCOW2_COMPARE_CONTENTS: u32 = 1;
+/// Strict: the sizes differ.
+pub const QCOW2_COMPARE_SIZES: u32 = 2;
+/// Strict: the status of a range differs.
+pub const QCOW2_COMPARE_STATUS: u32 = 3;
 
 /// Only metadata that is needed now.
 pub const QCOW2_PREALLOC_OFF: i32 = 0;
@@ -110,8 +123,7 @@ pub struct qcow2_extent {
     pub struct_size: usize,
     /// Bytes from the offset asked for that are alike.
     pub length: u64,
-    /// Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET; with QCOW2_EXTENT_IN_DATA_FILE in its
-    /// external data file.
+    /// Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET.
     pub host_offset: u64,
     /// QCOW2_EXTENT_*.
     pub flags: u32,

@@ -33,8 +33,6 @@ pub struct CoreSettings {
     pub metadata_only: bool,
     /// What holes read from.
     pub backing: Option<Arc<Disk>>,
-    /// Where guest data is, for an image with an external data file.
-    pub data_file: Option<Arc<dyn Storage>>,
 }
 
 /// The parts that serve guest I/O.
@@ -55,10 +53,10 @@ pub struct Core {
     pub(super) compressors: Pool<Compressor>,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
+    /// Somebody else may have the image: there is no guest I/O until it is read anew.
+    inactive: bool,
     /// What reads pass through where the image has holes.
     pub(super) chain: Option<Chain>,
-    /// The data file shows what the disk shows.
-    pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
     pub(super) writes_are_plain: bool,
 }
@@ -85,6 +83,9 @@ fn not_served(header: &Header) -> Option<String> {
     if header.crypt_method == 2 {
         return Some("encryption method 2 (LUKS) is not served yet".into());
     }
+    if header.incompatible & INCOMPAT_DATA_FILE != 0 {
+        return Some("an external data file (incompatible feature bit 2) is not served yet".into());
+    }
     None
 }
 
@@ -102,9 +103,6 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     if !settings.read_only && header.incompatible & INCOMPAT_CORRUPT != 0 {
         let text = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(Error::new(ErrorKind::MarkedCorrupt, text));
-    }
-    if header.autoclear & AUTOCLEAR_RAW_DATA != 0 && !geometry.external_data {
-        return Err(Error::invalid("data-file-raw requires a data file"));
     }
     if !settings.read_only && Wanted::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
@@ -132,9 +130,6 @@ impl Core {
             return Err(Error::new(ErrorKind::Dirty, text));
         }
         let geometry = header.geometry();
-        if geometry.external_data && medium.data_file().is_none() && !settings.metadata_only {
-            return Err(Error::invalid("'data-file' is required for this image"));
-        }
         let virtual_size = header.virtual_size;
         let codec = Codec::from_type(header.compression_type);
         let checked = if settings.read_only { 0 } else { checked_owners(&settings.options) };
@@ -152,7 +147,6 @@ impl Core {
         let inflation = Inflation::new(codec, &geometry);
         let compressors = Pool::default();
         let chain = Chain::of(&settings, &geometry, virtual_size);
-        let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let writes_are_plain = !settings.read_only
             && options.detect_zeroes == DetectZeroes::Off
@@ -167,10 +161,27 @@ impl Core {
             compressors,
             settings,
             io,
+            inactive: false,
             chain,
-            raw_data_file,
             writes_are_plain,
         })
+    }
+
+    /// The same without anything cached and without guest I/O. Everything is on the medium.
+    pub(super) fn inactive(&self) -> Core {
+        Core {
+            shared: self.shared.clone(),
+            geometry: self.geometry,
+            virtual_size: self.virtual_size,
+            codec: self.codec,
+            inflation: Inflation::new(self.codec, &self.geometry),
+            compressors: Pool::default(),
+            settings: self.settings.clone(),
+            io: None,
+            inactive: true,
+            chain: None,
+            writes_are_plain: false,
+        }
     }
 
     fn load_io(shared: &Shared, header: &Header, settings: &CoreSettings) -> Result<Io> {
@@ -203,6 +214,7 @@ impl Core {
     pub(super) fn io(&self) -> Result<&Io> {
         match &self.io {
             Some(io) => Ok(io),
+            None if self.inactive => Err(inactive_error()),
             None => Err(Error::new(
                 ErrorKind::NotAllowed,
                 "guest I/O on a handle that was opened for metadata only",
@@ -218,8 +230,8 @@ impl Core {
         };
         self.shared.medium.latch().check()?;
         if self.shared.header.autoclear_pending() {
-            // Bitmaps would go stale, so their bit goes first. A raw data file stays one.
-            self.shared.header.clear_autoclear(AUTOCLEAR_RAW_DATA)?;
+            // No autoclear feature is maintained yet: bitmaps would go stale, so their bit goes first.
+            self.shared.header.clear_autoclear(0)?;
         }
         Ok((io, alloc))
     }
@@ -240,6 +252,9 @@ impl Core {
 
     /// Brings everything to the medium and leaves the image clean. The caller is alone.
     pub(super) fn settle(&self) -> Result<()> {
+        if self.inactive {
+            return Ok(());
+        }
         self.shared.medium.latch().check()?;
         let Some(Io { map, alloc: Some(alloc) }) = &self.io else { return Ok(()) };
         map.barrier()?;
@@ -311,10 +326,27 @@ impl Core {
         }
     }
 
+    /// Fails while another program may have the image.
+    pub fn check_active(&self) -> Result<()> {
+        match self.inactive {
+            true => Err(inactive_error()),
+            false => Ok(()),
+        }
+    }
+
     /// Whether the corrupt bit is set.
     pub fn is_corrupt(&self) -> bool {
         self.shared.header.is_corrupt()
     }
+}
+
+/// Why an inactive image is not used.
+#[cold]
+pub(crate) fn inactive_error() -> Error {
+    Error::new(
+        ErrorKind::NotAllowed,
+        "the image is inactive: another program may have it until it is invalidated",
+    )
 }
 
 /// Whether refcounts are lazy: the option if given, else the image's compatible bit.

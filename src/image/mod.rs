@@ -9,7 +9,6 @@ mod chain;
 mod compressed;
 mod copy;
 mod core;
-mod data_file;
 mod flush;
 mod inflate;
 mod pool;
@@ -25,12 +24,13 @@ mod write;
 mod zero;
 
 pub use compressed::PackedClusters;
-pub(crate) use core::{read_header, validate};
+pub(crate) use core::{inactive_error, read_header, validate};
 pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
 pub use raw::RawDisk;
+pub(crate) use rebase::names as backing_names;
 pub(crate) use snapshots::load_snapshots;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;
@@ -179,7 +179,7 @@ impl Disk {
         matches!(self, Disk::Qcow2(image) if image.core().is_snapshot())
     }
 
-    /// Device and inode of the image file, where there is one.
+    /// Device and inode of the file, where there is one.
     pub fn identity(&self) -> Option<(u64, u64)> {
         match self {
             Disk::Qcow2(image) => image.core().storage().identity(),

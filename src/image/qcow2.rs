@@ -49,9 +49,7 @@ impl Image {
 
     fn load(storage: Arc<dyn Storage>, gate: &Arc<Gate>, settings: CoreSettings) -> Result<Core> {
         let (header, sector) = read_header(&*storage)?;
-        let data_file = settings.data_file.clone().filter(|_| header.geometry().external_data);
-        let medium = Medium::with_data_file(storage, data_file);
-        Core::load(Arc::new(medium), Arc::clone(gate), header, sector, settings)
+        Core::load(Arc::new(Medium::new(storage)), Arc::clone(gate), header, sector, settings)
     }
 
     /// The state as of now. Structure changes replace it.
@@ -71,6 +69,11 @@ impl Image {
             true => Err(Error::invalid("the backing file has been changed: open the image anew first")),
             false => Ok(()),
         }
+    }
+
+    /// Whether the chain that is open is the one that the header means.
+    pub fn is_chain_kept(&self) -> bool {
+        !self.chain_left.load(Ordering::SeqCst)
     }
 
     /// Notes whether the header names another backing file. Called alone.
@@ -320,13 +323,31 @@ impl Alone<'_> {
         Ok(core)
     }
 
+    /// Drops everything that is cached: somebody else may change the image from now on, and requests are refused.
+    /// Everything is on the medium.
+    pub fn deactivate(&self) {
+        self.put(self.core().inactive());
+    }
+
+    /// Loads an inactive image as it is now. On failure it stays inactive.
+    pub fn activate(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        let core = Image::load(storage, &self.image.gate, settings)?;
+        self.put(core);
+        self.image.leave_chain(false);
+        Ok(())
+    }
+
+    fn put(&self, core: Core) {
+        self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
+        self.image.generation.fetch_add(1, Ordering::SeqCst);
+        self.image.core.store(Arc::new(core));
+    }
+
     /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold:
     /// it takes no more writes.
     pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         let core = self.load(storage, settings)?;
-        self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
-        self.image.generation.fetch_add(1, Ordering::SeqCst);
-        self.image.core.store(Arc::new(core));
+        self.put(core);
         Ok(())
     }
 }

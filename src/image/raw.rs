@@ -3,20 +3,28 @@
 use super::buffers::total;
 use super::copy::UseHost;
 use super::status::Status;
-use super::{check_range, ZeroFlags};
+use super::{check_range, inactive_error, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::round_up;
 use crate::storage::{is_not_supported, zero_range, Purpose, Storage};
 use arc_swap::ArcSwap;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+
+/// The file's length, rounded up to a sector.
+fn length_of(storage: &dyn Storage) -> Result<u64> {
+    let length = storage.length().map_err(|e| Error::host("length of the raw file", &e))?;
+    Ok(round_up(length, 512))
+}
 
 /// See the module.
 pub struct RawDisk {
     /// Replaced by a reopen.
     file: ArcSwap<RawFile>,
     length: AtomicU64,
+    /// Somebody else may have the file.
+    inactive: AtomicBool,
 }
 
 struct RawFile {
@@ -28,9 +36,28 @@ struct RawFile {
 impl RawDisk {
     /// A disk of the file's length, rounded up to a sector as the stock driver does.
     pub fn open(storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) -> Result<RawDisk> {
-        let length = storage.length().map_err(|e| Error::host("length of the raw file", &e))?;
-        let length = AtomicU64::new(round_up(length, 512));
-        Ok(RawDisk { file: ArcSwap::from_pointee(RawFile { storage, read_only, sync_each_write }), length })
+        let length = AtomicU64::new(length_of(&*storage)?);
+        let file = ArcSwap::from_pointee(RawFile { storage, read_only, sync_each_write });
+        Ok(RawDisk { file, length, inactive: AtomicBool::new(false) })
+    }
+
+    /// Refuses requests from now on: somebody else may change the file.
+    pub fn deactivate(&self) {
+        self.inactive.store(true, Ordering::SeqCst);
+    }
+
+    /// Goes on with the file as it is now.
+    pub fn activate(&self) -> Result<()> {
+        self.length.store(length_of(&*self.storage())?, Ordering::Relaxed);
+        self.inactive.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn check_active(&self) -> Result<()> {
+        match self.inactive.load(Ordering::Relaxed) {
+            true => Err(inactive_error()),
+            false => Ok(()),
+        }
     }
 
     /// Goes on with another descriptor of the same file.
@@ -55,6 +82,7 @@ impl RawDisk {
 
     /// Fills `buffers` from `offset`.
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.check_active()?;
         let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
         check_range(self.length(), offset, bytes)?;
         let answer = self.file.load().storage.read(Purpose::Data, offset, buffers);
@@ -62,6 +90,7 @@ impl RawDisk {
     }
 
     fn begin_write(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.check_active()?;
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "the raw file is open read-only"));
         }
@@ -86,6 +115,7 @@ impl RawDisk {
 
     /// Hands a range to `use_host`.
     pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        self.check_active()?;
         check_range(self.length(), offset, length)?;
         use_host(&*self.storage(), offset, length)
     }
@@ -111,15 +141,12 @@ impl RawDisk {
         if length == 0 {
             return self.finish_write(fua);
         }
-        let file = self.file.load();
-        let punched = flags.unmap
-            && file.storage.traits().discard_zeroes
-            && file.storage.discard(offset, length).is_ok();
+        let punched = flags.unmap && self.file.load().storage.discard(offset, length).is_ok();
         if !punched && flags.no_fallback {
-            let answer = file.storage.write_zeroes(Purpose::Data, offset, length);
+            let answer = self.file.load().storage.write_zeroes(Purpose::Data, offset, length);
             answer.map_err(|e| Error::host("zeroing the raw file", &e))?;
         } else if !punched {
-            zero_range(&*file.storage, Purpose::Data, offset, length)?;
+            zero_range(&*self.storage(), Purpose::Data, offset, length)?;
         }
         self.finish_write(fua)
     }
@@ -135,6 +162,7 @@ impl RawDisk {
 
     /// Makes completed writes durable.
     pub fn flush(&self) -> Result<()> {
+        self.check_active()?;
         if self.is_read_only() {
             return Ok(());
         }
@@ -143,6 +171,7 @@ impl RawDisk {
 
     /// The first run of a range.
     pub fn status(&self, offset: u64, length: u64) -> Result<Status> {
+        self.check_active()?;
         let run =
             self.file.load().storage.host_run(offset).map_err(|e| Error::host("map of the raw file", &e))?;
         let end = if run.end <= offset { offset + length } else { run.end.min(offset + length) };
@@ -154,13 +183,13 @@ impl RawDisk {
             allocated: true,
             compressed: false,
             host: Some(offset),
-            in_data_file: false,
             depth: 0,
         })
     }
 
     /// Changes the size.
     pub fn resize(&self, length: u64) -> Result<()> {
+        self.check_active()?;
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "the raw file is open read-only"));
         }

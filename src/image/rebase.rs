@@ -64,7 +64,7 @@ impl Alone<'_> {
 }
 
 /// The backing file that a header records, and its format.
-fn names(header: &Header) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+pub(crate) fn names(header: &Header) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     let format = header.extensions.iter().find(|e| e.kind == BACKING_FORMAT);
     (header.backing_file.clone(), format.map(|e| e.data.clone()))
 }

@@ -35,7 +35,7 @@ pub fn commit(
     // what has been copied.
     let alone = image.alone();
     base.reopen(false, false, &[], messages)?;
-    let copied = grow_base(base, handle.disk().length())
+    let copied = grow_base(&base, handle.disk().length())
         .and_then(|()| copy_down(&alone.core(), base.disk(), progress));
     let back = base.reopen(true, false, &[], None);
     copied.and(back)?;

@@ -1,38 +1,38 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
 use super::check::{check, CheckOptions, CheckReport, Messages};
-use super::data_file::DataFile;
-use super::open::{sync_before_repair, OpenFlags, Opening, Origin, Role};
+use super::open::{sync_before_repair, OpenFlags, Opening, Origin};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{CoreSettings, Disk, Image};
+use crate::image::{inactive_error, CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
+use arc_swap::ArcSwapOption;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What changes when a handle is reopened.
 pub(super) struct Manner {
-    flags: OpenFlags,
-    options: OpenOptions,
-    file: Option<Arc<FileStorage>>,
-    /// The data file's, where it is a file.
-    data_file: Option<Arc<FileStorage>>,
-    repaired: Option<CheckReport>,
+    pub(super) flags: OpenFlags,
+    pub(super) options: OpenOptions,
+    pub(super) file: Option<Arc<FileStorage>>,
+    pub(super) repaired: Option<CheckReport>,
 }
 
 impl Manner {
     pub(super) fn new(flags: OpenFlags, options: OpenOptions, file: Option<Arc<FileStorage>>) -> Self {
-        Manner { flags, options, file, data_file: None, repaired: None }
+        Manner { flags, options, file, repaired: None }
     }
 
-    fn settle(&mut self, opening: Opening<'_>, files: NewFiles, repaired: Option<CheckReport>) {
+    fn settle(
+        &mut self,
+        opening: Opening<'_>,
+        file: Option<Arc<FileStorage>>,
+        repaired: Option<CheckReport>,
+    ) {
         self.flags = opening.flags;
         self.options = opening.options;
-        if files.image.is_some() {
-            self.file = files.image;
-        }
-        if files.data.is_some() {
-            self.data_file = files.data;
+        if file.is_some() {
+            self.file = file;
         }
         if repaired.is_some() {
             self.repaired = repaired;
@@ -50,35 +50,13 @@ pub struct Handle {
     origin: Origin,
     manner: Mutex<Manner>,
     /// The backing file's handle; its disk is the one that holes of this disk read from.
-    below: Option<Box<Handle>>,
-    /// Where the data file was opened.
-    data_origin: Option<Origin>,
-}
-
-/// What a reopen has opened anew; the others stay.
-#[derive(Default)]
-struct NewFiles {
-    image: Option<Arc<FileStorage>>,
-    data: Option<Arc<FileStorage>>,
+    below: ArcSwapOption<Handle>,
 }
 
 impl Handle {
-    pub(super) fn new(
-        disk: Disk,
-        origin: Origin,
-        mut manner: Manner,
-        below: Option<Handle>,
-        data_file: Option<DataFile>,
-    ) -> Handle {
-        let data_origin = data_file.as_ref().map(|d| d.origin.clone());
-        manner.data_file = data_file.and_then(|d| d.file);
-        Handle {
-            disk: Arc::new(disk),
-            origin,
-            manner: Mutex::new(manner),
-            below: below.map(Box::new),
-            data_origin,
-        }
+    pub(super) fn new(disk: Disk, origin: Origin, manner: Manner, below: Option<Handle>) -> Handle {
+        let below = ArcSwapOption::from(below.map(Arc::new));
+        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below }
     }
 
     /// Opens `origin`.
@@ -86,7 +64,7 @@ impl Handle {
         opening.open(origin)
     }
 
-    fn manner(&self) -> MutexGuard<'_, Manner> {
+    pub(super) fn manner(&self) -> MutexGuard<'_, Manner> {
         self.manner.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -101,16 +79,18 @@ impl Handle {
     }
 
     /// The backing file's handle.
-    pub fn below(&self) -> Option<&Handle> {
-        self.below.as_deref()
+    pub fn below(&self) -> Option<Arc<Handle>> {
+        self.below.load_full()
+    }
+
+    /// Another backing file's handle.
+    pub(super) fn put_below(&self, below: Option<Arc<Handle>>) {
+        self.below.store(below);
     }
 
     /// Whether this disk or one below it is on a caller's storage.
     pub fn uses_callbacks(&self) -> bool {
-        let custom = |origin: &Origin| matches!(origin, Origin::Custom(_));
-        custom(&self.origin)
-            || self.data_origin.as_ref().is_some_and(custom)
-            || self.below().is_some_and(Handle::uses_callbacks)
+        matches!(self.origin, Origin::Custom(_)) || self.below().is_some_and(|b| b.uses_callbacks())
     }
 
     /// Where it was opened.
@@ -148,6 +128,9 @@ impl Handle {
         messages: Option<super::open::Messages<'_>>,
     ) -> Result<()> {
         let mut manner = self.manner();
+        if manner.flags.inactive {
+            return Err(inactive_error());
+        }
         let mut options = manner.options.clone();
         options.update(changes)?;
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
@@ -155,10 +138,10 @@ impl Handle {
             Disk::Raw(raw) => {
                 raw.flush()?;
                 let opening = Opening { flags, options, resolver: None, messages };
-                let files = self.reopen_files(&manner, &opening)?;
-                let storage = as_storage(&files.image).unwrap_or_else(|| raw.storage());
+                let file = reopen_file(&manner, &opening, &self.origin)?;
+                let storage = file.as_ref().map_or(raw.storage(), |f| Arc::clone(f) as Arc<dyn Storage>);
                 raw.replace(storage, read_only, opening.options.cache.sync_each_write());
-                manner.settle(opening, files, None);
+                manner.settle(opening, file, None);
                 return Ok(());
             }
             Disk::Qcow2(image) => image,
@@ -166,54 +149,29 @@ impl Handle {
         let alone = image.alone();
         alone.settle()?;
         let core = alone.core();
-        let mut settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
+        let settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
         crate::image::validate(&core.header(), &settings)?;
         let mut opening = Opening { flags, options, resolver: None, messages };
-        let files = self.reopen_files(&manner, &opening)?;
-        let storage = as_storage(&files.image).unwrap_or_else(|| Arc::clone(core.storage()));
-        settings.data_file = as_storage(&files.data).or(settings.data_file);
+        let file = reopen_file(&manner, &opening, &self.origin)?;
+        let storage = file.as_ref().map_or(Arc::clone(core.storage()), |f| Arc::clone(f) as Arc<dyn Storage>);
         let done = opening
             .repair_if_dirty(&core.header(), &*storage)
             .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
         match done {
             Ok(repaired) => {
-                manner.settle(opening, files, repaired);
+                manner.settle(opening, file, repaired);
                 Ok(())
             }
             Err(e) => {
-                self.take_back(&manner, &files)?;
+                if let (Some(new), Some(old)) = (&file, &manner.file) {
+                    let (flags, options) = (manner.flags, manner.options.clone());
+                    let back = Opening { flags, options, resolver: None, messages: None };
+                    back.take_back(new, old, &self.origin)?;
+                }
                 alone.reload(Arc::clone(core.storage()), core.settings().clone())?;
                 Err(e)
             }
         }
-    }
-
-    /// The handle's files with the access that `opening` asks for.
-    fn reopen_files(&self, manner: &Manner, opening: &Opening<'_>) -> Result<NewFiles> {
-        let image = reopen_file(manner.file.as_deref(), opening, &self.origin, Role::Image)?;
-        let mut files = NewFiles { image, data: None };
-        let Some(origin) = &self.data_origin else { return Ok(files) };
-        match reopen_file(manner.data_file.as_deref(), opening, origin, Role::DataFile) {
-            Ok(data) => files.data = data,
-            Err(e) => {
-                self.take_back(manner, &files)?;
-                return Err(e);
-            }
-        }
-        Ok(files)
-    }
-
-    /// Undoes `reopen_files`.
-    fn take_back(&self, manner: &Manner, files: &NewFiles) -> Result<()> {
-        let (flags, options) = (manner.flags, manner.options.clone());
-        let back = Opening { flags, options, resolver: None, messages: None };
-        if let (Some(new), Some(old)) = (&files.image, &manner.file) {
-            back.take_back(new, old, &self.origin, Role::Image)?;
-        }
-        if let (Some(new), Some(old), Some(origin)) = (&files.data, &manner.data_file, &self.data_origin) {
-            back.take_back(new, old, origin, Role::DataFile)?;
-        }
-        Ok(())
     }
 
     /// Checks the image, and repairs it when asked. Requests wait; caches are dropped.
@@ -229,6 +187,7 @@ impl Handle {
         let repairs = options.repair_leaks || options.repair_errors;
         let alone = image.alone();
         let core = alone.core();
+        core.check_active()?;
         if repairs && core.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "repairing needs a writable open"));
         }
@@ -249,30 +208,22 @@ impl Handle {
     /// Brings everything to the medium, reports the first failure, and lets go of the file.
     pub fn close(self) -> Result<()> {
         match self.disk() {
+            _ if self.flags().inactive => Ok(()),
             Disk::Qcow2(image) => close_image(image),
             Disk::Raw(raw) => raw.flush(),
         }
     }
 }
 
-/// A file with another access; `None` when it stays as it is, or is not a file.
-fn reopen_file(
-    old: Option<&FileStorage>,
-    opening: &Opening<'_>,
-    origin: &Origin,
-    role: Role,
-) -> Result<Option<Arc<FileStorage>>> {
-    match (old, origin) {
-        (Some(old), _) => opening.reopen_file(old, origin, role),
+/// The handle's file with another access; `None` when it stays as it is, or is not a file.
+fn reopen_file(manner: &Manner, opening: &Opening<'_>, origin: &Origin) -> Result<Option<Arc<FileStorage>>> {
+    match (&manner.file, origin) {
+        (Some(old), _) => opening.reopen_file(old, origin),
         (None, Origin::Custom(storage)) if !opening.flags.read_only && storage.traits().read_only => {
             Err(Error::new(ErrorKind::ReadOnly, "the caller's storage takes no writes"))
         }
         (None, _) => Ok(None),
     }
-}
-
-fn as_storage(file: &Option<Arc<FileStorage>>) -> Option<Arc<dyn Storage>> {
-    file.as_ref().map(|f| Arc::clone(f) as Arc<dyn Storage>)
 }
 
 /// Settles an image that nobody will use any more.

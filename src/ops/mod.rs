@@ -1,14 +1,14 @@
-//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
+//! Whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
 
 pub mod backing;
 pub mod check;
 pub mod checksum;
 pub mod commit;
+pub mod compare;
 pub mod convert;
 pub mod create;
-pub mod create_at;
-pub mod data_file;
 pub mod handle;
+pub mod inactive;
 pub mod measure;
 mod offload;
 pub mod open;

@@ -5,13 +5,14 @@
 
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
+use super::create::create;
 use super::handle::{Handle, Manner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DIRTY;
 use crate::format::Header;
 use crate::image::{read_header, validate, CoreSettings, Disk, Image, RawDisk};
-use crate::options::OpenOptions;
+use crate::options::{CreateOptions, OpenOptions};
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
 use crate::storage::Storage;
@@ -41,6 +42,8 @@ pub struct OpenFlags {
     pub raw: bool,
     /// Ignore a recorded backing file.
     pub no_backing: bool,
+    /// Another program has the image: no guest I/O and no repair until it is invalidated.
+    pub inactive: bool,
 }
 
 /// Where the bytes of a node are.
@@ -54,25 +57,14 @@ pub enum Origin {
     Custom(Arc<dyn Storage>),
 }
 
-/// A file that an image names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Named {
-    /// Its backing file.
-    Backing,
-    /// Its external data file.
-    DataFile,
-}
-
-/// An image asks for a file that it names.
+/// An image asks for its backing file.
 #[derive(Debug)]
 pub struct ResolveRequest {
-    /// Which one.
-    pub named: Named,
-    /// Of a backing file, its own: 1 for the top image's. Of a data file, that of the image that names it.
+    /// 1 for the top image's backing file.
     pub depth: usize,
     /// As stored.
     pub recorded_name: String,
-    /// Of a backing file, joined to the image's directory, when that is known.
+    /// Joined to the image's directory, when that is known.
     pub resolved_path: Option<PathBuf>,
     /// Recorded format.
     pub format: Option<String>,
@@ -86,26 +78,10 @@ pub struct ResolveAnswer {
     pub format: Option<String>,
 }
 
-impl Named {
-    fn words(self) -> &'static str {
-        match self {
-            Named::Backing => "backing file",
-            Named::DataFile => "data file",
-        }
-    }
-}
-
-/// What a file is to its image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    Image,
-    DataFile,
-}
-
 /// A storage, and the file behind it where there is one.
 pub(super) type StorageAndFile = (Arc<dyn Storage>, Option<Arc<FileStorage>>);
 /// The nodes above, top first; a caller's storage has no identity and still counts as a link.
-type Seen = Vec<Option<(u64, u64)>>;
+pub(super) type Seen = Vec<Option<(u64, u64)>>;
 /// Decides about each file that an image names.
 pub type Resolver<'a> = &'a mut dyn FnMut(&ResolveRequest) -> Result<ResolveAnswer>;
 
@@ -128,27 +104,21 @@ impl Opening<'_> {
             return Err(Error::invalid("force-share needs a read-only open"));
         }
         let mut seen = Vec::new();
-        let (storage, file) = self.open_storage(origin, self.flags.read_only, Role::Image)?;
+        let (storage, file) = self.open_storage(origin, self.flags.read_only)?;
         self.open_node(origin, storage, file, &mut seen)
     }
 
-    fn access(&self, read_only: bool, role: Role) -> Access {
-        match (read_only, self.flags.force_share, role) {
-            (true, true, _) => Access::ReadShared,
-            (true, false, Role::Image) => Access::Read,
-            (true, false, Role::DataFile) => Access::ReadData,
-            (false, _, Role::Image) => Access::Write,
-            (false, _, Role::DataFile) => Access::WriteData,
+    pub(super) fn access(&self, read_only: bool) -> Access {
+        match (read_only, self.flags.force_share) {
+            _ if self.flags.inactive => Access::ReadShared,
+            (true, true) => Access::ReadShared,
+            (true, false) => Access::Read,
+            (false, _) => Access::Write,
         }
     }
 
     /// Opens and locks the file of a node.
-    pub(super) fn open_storage(
-        &self,
-        origin: &Origin,
-        read_only: bool,
-        role: Role,
-    ) -> Result<StorageAndFile> {
+    pub fn open_storage(&self, origin: &Origin, read_only: bool) -> Result<StorageAndFile> {
         let options = self.file_options(read_only);
         let (file, shown) = match origin {
             Origin::Custom(storage) => {
@@ -171,7 +141,7 @@ impl Opening<'_> {
         };
         let file = Arc::new(file);
         if !self.flags.no_lock {
-            file.lock(self.access(read_only, role), &shown)?;
+            file.lock(self.access(read_only), &shown)?;
         }
         Ok((Arc::clone(&file) as Arc<dyn Storage>, Some(file)))
     }
@@ -184,12 +154,7 @@ impl Opening<'_> {
 
     /// The file of `old` with the access that the flags ask for; `None` when it is open that way already. The
     /// lock goes over to the new one.
-    pub(super) fn reopen_file(
-        &self,
-        old: &FileStorage,
-        origin: &Origin,
-        role: Role,
-    ) -> Result<Option<Arc<FileStorage>>> {
+    pub(super) fn reopen_file(&self, old: &FileStorage, origin: &Origin) -> Result<Option<Arc<FileStorage>>> {
         let options = self.file_options(self.flags.read_only);
         if (FileOptions { create: false, ..old.options() }) == options {
             return Ok(None);
@@ -197,19 +162,13 @@ impl Opening<'_> {
         let shown = shown_name(origin);
         let file = old.reopen(options);
         let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
-        file.take_lock_from(old, self.access(self.flags.read_only, role), &shown)?;
+        file.take_lock_from(old, self.access(self.flags.read_only), &shown)?;
         Ok(Some(file))
     }
 
     /// Undoes `reopen_file`: `old` is in use again, with the access of these flags.
-    pub(super) fn take_back(
-        &self,
-        new: &FileStorage,
-        old: &FileStorage,
-        origin: &Origin,
-        role: Role,
-    ) -> Result<()> {
-        old.take_lock_from(new, self.access(self.flags.read_only, role), &shown_name(origin))
+    pub(super) fn take_back(&self, new: &FileStorage, old: &FileStorage, origin: &Origin) -> Result<()> {
+        old.take_lock_from(new, self.access(self.flags.read_only), &shown_name(origin))
     }
 
     fn open_node(
@@ -222,8 +181,11 @@ impl Opening<'_> {
         let manner = Manner::new(self.flags, self.options.clone(), file);
         if self.flags.raw {
             let sync = self.options.cache.sync_each_write();
-            let disk = Disk::Raw(RawDisk::open(storage, self.flags.read_only, sync)?);
-            return Ok(Handle::new(disk, origin.clone(), manner, None, None));
+            let raw = RawDisk::open(storage, self.flags.read_only, sync)?;
+            if self.flags.inactive {
+                raw.deactivate();
+            }
+            return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None));
         }
         let (header, _) = read_header(&*storage)?;
         let mut settings = CoreSettings {
@@ -231,17 +193,19 @@ impl Opening<'_> {
             read_only: self.flags.read_only,
             metadata_only: self.flags.metadata_only,
             backing: None,
-            data_file: None,
         };
         validate(&header, &settings)?;
         seen.push(storage.identity());
-        let data_file = self.open_data_file(&header, seen)?;
-        settings.data_file = data_file.as_ref().map(|d| Arc::clone(&d.storage));
         let below = self.open_backing(&header, origin, seen)?;
         settings.backing = below.as_ref().map(Handle::shared_disk);
+        settings.metadata_only |= self.flags.inactive;
         let repaired = self.repair_if_dirty(&header, &*storage)?;
-        let disk = Disk::Qcow2(Box::new(Image::open(storage, settings)?));
-        Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below, data_file))
+        let image = Image::open(storage, settings)?;
+        if self.flags.inactive {
+            image.alone().deactivate();
+        }
+        let disk = Disk::Qcow2(Box::new(image));
+        Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below))
     }
 
     /// Repairs a dirty image before its first request. The dirty bit goes last, after the counts.
@@ -251,7 +215,8 @@ impl Opening<'_> {
         storage: &dyn Storage,
     ) -> Result<Option<CheckReport>> {
         let flags = self.flags;
-        if header.incompatible & INCOMPAT_DIRTY == 0 || flags.read_only || flags.metadata_only {
+        let untouched = flags.read_only || flags.metadata_only || flags.inactive;
+        if header.incompatible & INCOMPAT_DIRTY == 0 || untouched {
             return Ok(None);
         }
         if flags.no_repair {
@@ -275,7 +240,12 @@ impl Opening<'_> {
         Ok(Some(report))
     }
 
-    fn open_backing(&mut self, header: &Header, origin: &Origin, seen: &mut Seen) -> Result<Option<Handle>> {
+    pub(super) fn open_backing(
+        &mut self,
+        header: &Header,
+        origin: &Origin,
+        seen: &mut Seen,
+    ) -> Result<Option<Handle>> {
         let Some(recorded_name) = header.backing_file_text() else { return Ok(None) };
         if self.flags.metadata_only || self.flags.no_backing {
             return Ok(None);
@@ -288,7 +258,6 @@ impl Opening<'_> {
             ));
         }
         let request = ResolveRequest {
-            named: Named::Backing,
             depth,
             resolved_path: resolve_path(&recorded_name, origin),
             format: header.extension_text(extensions::BACKING_FORMAT),
@@ -301,7 +270,7 @@ impl Opening<'_> {
         opened.map(Some).map_err(|e| if e.to_string().starts_with(PREFIX) { e } else { e.within(PREFIX) })
     }
 
-    pub(super) fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
+    fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
         if let Some(resolver) = &mut self.resolver {
             return resolver(request);
         }
@@ -309,16 +278,14 @@ impl Opening<'_> {
             return Err(Error::new(
                 ErrorKind::NotAllowed,
                 format!(
-                    "the image records {} '{}': opening it needs the flag that allows recorded files, or a resolver",
-                    request.named.words(),
+                    "the image records backing file '{}': opening it needs the flag that allows recorded files, or a resolver",
                     request.recorded_name
                 ),
             ));
         }
         let Some(path) = &request.resolved_path else {
             return Err(Error::unsupported(format!(
-                "{} name '{}' is not a file name, or is relative to an image without a path",
-                request.named.words(),
+                "backing file name '{}' is not a file name, or is relative to an image without a path",
                 request.recorded_name
             )));
         };
@@ -355,7 +322,7 @@ impl Opening<'_> {
         let below_options = OpenOptions { cache: self.options.cache, ..OpenOptions::default() };
         let top = std::mem::replace(&mut self.flags, below);
         let top_options = std::mem::replace(&mut self.options, below_options);
-        let opened = self.open_storage(&answer.origin, true, Role::Image).and_then(|(storage, file)| {
+        let opened = self.open_storage(&answer.origin, true).and_then(|(storage, file)| {
             if storage.identity().is_some() && seen.contains(&storage.identity()) {
                 return Err(in_chain_already(request));
             }
@@ -371,6 +338,26 @@ impl Opening<'_> {
 /// not become durable before it.
 pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
     storage.sync().map_err(|e| Error::host("sync before a repair", &e))
+}
+
+/// Creates an image at `origin`, in place of whatever is there. The file is locked meanwhile.
+pub fn create_at(origin: &Origin, virtual_size: u64, options: &CreateOptions) -> Result<()> {
+    options.validate()?;
+    let shown = shown_name(origin);
+    let is_new = matches!(origin, Origin::Path(path) if !path.exists());
+    let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
+    let file = match origin {
+        Origin::Custom(storage) => return create(&**storage, virtual_size, options),
+        Origin::Path(path) => FileStorage::open(path, how),
+        Origin::Descriptor(fd) => FileStorage::from_fd(*fd, how),
+    };
+    let file = file.map_err(|e| Error::host(format_args!("Could not create '{shown}'"), &e))?;
+    file.lock(Access::Write, &shown)?;
+    let created = create(&file, virtual_size, options);
+    if let (Err(_), Origin::Path(path), true) = (&created, origin, is_new) {
+        let _ = std::fs::remove_file(path);
+    }
+    created
 }
 
 fn in_chain_already(request: &ResolveRequest) -> Error {

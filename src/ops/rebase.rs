@@ -24,7 +24,7 @@ pub fn rebase(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
     let image = writable(handle)?;
-    check_names(image, name, format)?;
+    check_names(name, format)?;
     if backing.is_some() != name.is_some() {
         return Err(Error::invalid("a backing file needs a name, and a name a backing file"));
     }
@@ -68,13 +68,13 @@ fn in_chain(chain: &Disk, image: &Disk) -> bool {
 
 /// Which file decides about a guest range.
 #[derive(PartialEq, Eq)]
-struct Node {
-    identity: Option<(u64, u64)>,
+pub(super) struct Node {
+    pub identity: Option<(u64, u64)>,
     raw: bool,
 }
 
 /// The disk at `depth` of a chain.
-fn node(disk: &Disk, depth: u32) -> Option<Node> {
+pub(super) fn node(disk: &Disk, depth: u32) -> Option<Node> {
     match disk {
         _ if depth == 0 => Some(Node { identity: disk.identity(), raw: matches!(disk, Disk::Raw(_)) }),
         Disk::Qcow2(image) => node(image.core().backing()?, depth - 1),

@@ -10,10 +10,7 @@ fn image_of(handle: &Handle) -> Result<&Image> {
         Disk::Qcow2(image) if image.core().is_read_only() => {
             Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"))
         }
-        Disk::Qcow2(image) => {
-            image.core().refuse_data_file("internal snapshots")?;
-            Ok(image)
-        }
+        Disk::Qcow2(image) => Ok(image),
         Disk::Raw(_) => Err(Error::unsupported("a raw disk has no internal snapshots")),
     }
 }
@@ -38,6 +35,7 @@ pub fn delete(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
 }
 
 fn find(core: &Core, wanted: Wanted<'_>) -> Result<usize> {
+    core.check_active()?;
     let (list, _) = load_snapshots(&**core.storage(), &core.header())?;
     wanted.index_in(&list)
 }

@@ -119,6 +119,14 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Changes the access of the lock, where there is one. On failure it is as it was.
+    pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
+        match &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
+            Some(lock) => lock.change(access, shown),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the lock over from another descriptor of the same file, with another access. On failure `old`
     /// keeps it as it was.
     pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
@@ -285,7 +293,6 @@ impl Storage for FileStorage {
         Traits {
             alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
             zero_past_end: self.regular,
-            discard_zeroes: self.regular,
             read_only: !self.options.writable,
         }
     }

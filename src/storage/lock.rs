@@ -29,25 +29,26 @@ pub enum Access {
     ReadShared,
     /// Reads and writes; nobody else may write.
     Write,
-    /// As `Read`, of an external data file: the image's lock says who may write.
-    ReadData,
-    /// As `Write`, of an external data file.
-    WriteData,
 }
 
 impl Access {
     fn in_use(self) -> &'static [u64] {
         match self {
-            Access::Read | Access::ReadShared | Access::ReadData => &[CONSISTENT_READ],
-            Access::Write | Access::WriteData => &[CONSISTENT_READ, WRITE, RESIZE],
+            Access::Read | Access::ReadShared => &[CONSISTENT_READ],
+            Access::Write => &[CONSISTENT_READ, WRITE, RESIZE],
         }
+    }
+
+    /// The bytes to lock.
+    fn bytes(self) -> impl Iterator<Item = u64> {
+        let not_shared = self.not_shared().iter().map(|p| NOT_SHARED + p);
+        self.in_use().iter().map(|p| IN_USE + p).chain(not_shared)
     }
 
     fn not_shared(self) -> &'static [u64] {
         match self {
             Access::ReadShared => &[],
             Access::Read | Access::Write => &[WRITE, RESIZE],
-            Access::ReadData | Access::WriteData => &[RESIZE],
         }
     }
 }
@@ -62,10 +63,8 @@ struct Users {
 impl Users {
     fn enter(&mut self, access: Access, shown: &str) -> Result<()> {
         match access {
-            Access::Write | Access::WriteData if self.writers + self.readers > 0 => {
-                Err(refused("\"write\"", shown))
-            }
-            Access::Read | Access::ReadData if self.writers > 0 => Err(refused("shared \"write\"", shown)),
+            Access::Write if self.writers + self.readers > 0 => Err(refused("\"write\"", shown)),
+            Access::Read if self.writers > 0 => Err(refused("shared \"write\"", shown)),
             _ => {
                 self.count(access);
                 Ok(())
@@ -75,16 +74,16 @@ impl Users {
 
     fn count(&mut self, access: Access) {
         match access {
-            Access::Write | Access::WriteData => self.writers += 1,
-            Access::Read | Access::ReadData => self.readers += 1,
+            Access::Write => self.writers += 1,
+            Access::Read => self.readers += 1,
             Access::ReadShared => {}
         }
     }
 
     fn leave(&mut self, access: Access) {
         match access {
-            Access::Write | Access::WriteData => self.writers -= 1,
-            Access::Read | Access::ReadData => self.readers -= 1,
+            Access::Write => self.writers -= 1,
+            Access::Read => self.readers -= 1,
             Access::ReadShared => {}
         }
     }
@@ -161,6 +160,24 @@ impl FileLock {
         Ok(lock)
     }
 
+    /// Changes the access. Bytes that stay are not let go of meanwhile; on failure the lock is as it was.
+    pub fn change(&mut self, access: Access, shown: &str) -> Result<()> {
+        let before = self.access;
+        self.registry.change(self.identity, before, access, shown)?;
+        self.access = access;
+        // All our locks are shared ones, so placing them cannot fail for somebody else's.
+        let done = self.place_all(shown).and_then(|()| self.test_all(shown));
+        let (gone, kept) = if done.is_ok() { (before, access) } else { (access, before) };
+        for byte in gone.bytes().filter(|b| !kept.bytes().any(|k| k == *b)) {
+            let _ = lock_byte_release(&self.file, byte);
+        }
+        if done.is_err() {
+            self.access = before;
+            let _ = self.registry.change(self.identity, access, before, shown);
+        }
+        done
+    }
+
     /// Goes over to another descriptor of the same file and another access, without a moment in which the
     /// file is not locked. On failure the old lock is handed back as it was.
     pub fn exchange(
@@ -199,13 +216,7 @@ impl FileLock {
     }
 
     fn place_all(&self, shown: &str) -> Result<()> {
-        for p in self.access.in_use() {
-            self.place(IN_USE + p, shown)?;
-        }
-        for p in self.access.not_shared() {
-            self.place(NOT_SHARED + p, shown)?;
-        }
-        Ok(())
+        self.access.bytes().try_for_each(|byte| self.place(byte, shown))
     }
 
     fn test_all(&self, shown: &str) -> Result<()> {
@@ -219,11 +230,8 @@ impl FileLock {
     }
 
     fn release_all(&self) {
-        for p in self.access.in_use() {
-            let _ = lock_byte_release(&self.file, IN_USE + p);
-        }
-        for p in self.access.not_shared() {
-            let _ = lock_byte_release(&self.file, NOT_SHARED + p);
+        for byte in self.access.bytes() {
+            let _ = lock_byte_release(&self.file, byte);
         }
     }
 

@@ -28,6 +28,7 @@ pub const WRITABLE: OpenFlags = OpenFlags {
     no_lock: false,
     raw: false,
     no_backing: false,
+    inactive: false,
 };
 
 /// A directory with images, and the stock tools on them.

@@ -177,7 +177,7 @@ impl Expect {
                 self.current.truncate(sectors as usize);
                 self.all_durable();
             }
-            Op::Flush | Op::Reopen => self.all_durable(),
+            Op::Flush | Op::Reopen | Op::HandOver => self.all_durable(),
             Op::Kill => {
                 for s in 0..self.size() {
                     self.settle(s, reads(s), false)?;

@@ -24,6 +24,8 @@ pub enum Op {
     Flush,
     /// Close and open again.
     Reopen,
+    /// Given away and taken back by one handle.
+    HandOver,
     /// The process dies and another one opens the image (and repairs it if it is dirty).
     Kill,
     Resize {
@@ -91,7 +93,7 @@ pub fn random_op(rng: &mut Rng, size: u64, cluster_sectors: u64) -> Op {
         9..=11 => Zero { sector, count, unmap: rng.one_in(2), fua: rng.one_in(6) },
         12..=14 => Discard { sector, count },
         15..=16 => Flush,
-        17 => Reopen,
+        17 => *rng.pick(&[Reopen, HandOver]),
         18 => Kill,
         _ => Resize { sectors: (size / 2 + rng.below(size)).max(8) },
     }

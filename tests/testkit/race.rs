@@ -200,14 +200,15 @@ impl Scene {
         };
         let began = stage.clock.fetch_add(1, Ordering::SeqCst);
         let answer = stage.recorder.request(range, zeroes, || (row.run)(&stage.handle, row, tag));
-        let gone = [ErrorKind::PastEnd, ErrorKind::NotFound, ErrorKind::Occupied];
+        // The last one: the image has been given away.
+        let gone = [ErrorKind::PastEnd, ErrorKind::NotFound, ErrorKind::Occupied, ErrorKind::NotAllowed];
         let refused = matches!(&answer, Err(e) if gone.contains(&e.kind()));
         let mut seen = Vec::new();
         let told = |e| format!("{}: {e}", row.name);
         answer.or_else(|e| if refused { Ok(()) } else { Err(e) }).map_err(told)?;
         for (first, count) in row.reads {
             match setup::read(&stage.handle, *first, *count) {
-                Err(e) if e.kind() == ErrorKind::PastEnd => {}
+                Err(e) if gone.contains(&e.kind()) => {}
                 tags => seen.extend((*first..).zip(tags.map_err(told)?)),
             }
         }

@@ -1,6 +1,7 @@
 //! The operations that race with each other: one row each. A new kind of request is one more row.
 
 use super::race::Scene;
+use super::runner::hand_over;
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
@@ -89,7 +90,7 @@ const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 23] = [
+pub static ROWS: [Row; 24] = [
     Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
     Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
@@ -159,6 +160,7 @@ pub static ROWS: [Row; 23] = [
     },
     Row { name: "check", promise: Promise::Nothing, run: check, ..ALONE },
     Row { name: "reopen", run: |handle, _, _| handle.reopen(false, false, &[], None), ..ALONE },
+    Row { name: "hand over", run: |handle, _, _| hand_over(handle), ..ALONE },
     Row { name: "close", run: close, ..ALONE },
     Row {
         name: "commit",

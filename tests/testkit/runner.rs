@@ -8,6 +8,7 @@ use super::SECTOR;
 use qcow2::error::{Error, ErrorKind};
 use qcow2::image::{NewSnapshot, Wanted, ZeroFlags};
 use qcow2::ops::handle::Handle;
+use qcow2::ops::inactive::{inactivate, invalidate};
 use qcow2::ops::resize::resize;
 use qcow2::ops::snapshot;
 use qcow2::options::Preallocation;
@@ -207,6 +208,12 @@ pub fn apply_recorded(recorder: &Recorder, handle: &Handle, op: &Op, tag: u32) -
     recorder.request(range, zeroes, || apply_plain(handle, op, tag))
 }
 
+/// What two sides of a migration do, by one handle.
+pub fn hand_over(handle: &Handle) -> Result<(), Error> {
+    inactivate(handle)?;
+    invalidate(handle, None, None)
+}
+
 /// An operation that needs no new handle.
 pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
     match *op {
@@ -219,6 +226,7 @@ pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
         Op::Flush => handle.disk().flush(),
         Op::Resize { sectors } => resize(handle, sectors * SECTOR, Preallocation::Off),
         Op::Compressed { sector, count } => setup::write_compressed(handle, sector, count, tag),
+        Op::HandOver => hand_over(handle),
         // They need names and a new handle.
         Op::Reopen | Op::Kill | Op::Snapshot | Op::Apply { .. } | Op::Delete { .. } => Ok(()),
     }

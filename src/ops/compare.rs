@@ -1,0 +1,147 @@
+//! Compare: whether two disks show the same.
+//!
+//! Ranges that both know to be zeroes, or that both have from the same place of the same file, are not read. A
+//! difference is found to the sector, as the stock tool tells it; so is its strict mode, which wants equal sizes
+//! and an equal status of every range.
+
+use super::rebase::node;
+use crate::error::{Error, ErrorKind};
+use crate::format::geometry::SECTOR_BYTES;
+use crate::image::{Disk, Status};
+use std::io::IoSliceMut;
+
+/// Most bytes that are read at once, of each disk.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Where two disks part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nowhere; what one is longer is zeroes.
+    Same,
+    /// Strict: their sizes differ.
+    Sizes,
+    /// The sector at this guest offset.
+    Contents(u64),
+    /// Strict: one is allocated or zero at this guest offset in another way.
+    Status(u64),
+}
+
+/// What could not be done.
+#[derive(Debug)]
+pub struct Failure {
+    /// Why.
+    pub error: Error,
+    /// Of which disk, 0 or 1; `None`: it is not a matter of one.
+    pub side: Option<usize>,
+    /// Its status, and not its bytes.
+    pub status: bool,
+    /// The guest offset.
+    pub offset: u64,
+}
+
+/// One of the two.
+struct Side<'a> {
+    index: usize,
+    disk: &'a Disk,
+    length: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Side<'a> {
+    fn new(index: usize, disk: &'a Disk) -> Side<'a> {
+        Side { index, disk, length: disk.length(), buffer: Vec::new() }
+    }
+
+    fn failure(&self, error: Error, status: bool, offset: u64) -> Failure {
+        Failure { error, side: Some(self.index), status, offset }
+    }
+
+    /// The first extent; past the end `None`.
+    fn status(&self, at: u64) -> Result<Option<Status>, Failure> {
+        if at >= self.length {
+            return Ok(None);
+        }
+        let status = self.disk.status(at, self.length - at, false);
+        status.map(Some).map_err(|e| self.failure(e, true, at))
+    }
+
+    /// Bytes of the disk; zeroes where it has none to read.
+    fn read(&mut self, at: u64, bytes: u64, zero: bool) -> Result<(), Failure> {
+        self.buffer.resize(bytes as usize, 0);
+        if zero {
+            self.buffer.fill(0);
+            return Ok(());
+        }
+        let done = self.disk.read(at, &mut [IoSliceMut::new(&mut self.buffer)]);
+        done.map_err(|e| self.failure(e, false, at))
+    }
+
+    /// In strict mode an extent that reaches the disk's end is not the same as one that does not.
+    fn kind(&self, at: u64, status: &Status) -> [bool; 5] {
+        let ends = at + status.length >= self.length;
+        [status.data, status.zero, status.allocated, status.compressed, ends]
+    }
+}
+
+/// Compares from the start on, up to the first difference. `progress(done, total)` in guest bytes; `false` cancels.
+pub fn compare(
+    left: &Disk,
+    right: &Disk,
+    strict: bool,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Verdict, Failure> {
+    let (mut left, mut right) = (Side::new(0, left), Side::new(1, right));
+    let total = left.length.max(right.length);
+    if strict && left.length != right.length {
+        return Ok(Verdict::Sizes);
+    }
+    let mut at = 0;
+    while at < total {
+        if !progress(at, total) {
+            let error = Error::new(ErrorKind::Cancelled, "compare: the caller asked to stop");
+            return Err(Failure { error, side: None, status: false, offset: at });
+        }
+        let (a, b) = (left.status(at)?, right.status(at)?);
+        if let (true, Some(a), Some(b)) = (strict, &a, &b) {
+            if left.kind(at, a) != right.kind(at, b) {
+                return Ok(Verdict::Status(at));
+            }
+        }
+        let length = [&a, &b].into_iter().flatten().map(|s| s.length).min().unwrap_or(total - at);
+        let zero = |status: &Option<Status>| status.as_ref().is_none_or(|s| s.zero);
+        if zero(&a) && zero(&b) || same_place(&left, &right, &a, &b) {
+            at += length;
+            continue;
+        }
+        let bytes = length.min(CHUNK_BYTES);
+        left.read(at, bytes, zero(&a))?;
+        right.read(at, bytes, zero(&b))?;
+        if let Some(sector) = first_difference(&left.buffer, &right.buffer) {
+            return Ok(Verdict::Contents(at + sector));
+        }
+        at += bytes;
+    }
+    progress(total, total);
+    Ok(Verdict::Same)
+}
+
+/// Whether both have the bytes from one place of one file.
+fn same_place(left: &Side<'_>, right: &Side<'_>, a: &Option<Status>, b: &Option<Status>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return false };
+    let place = |side: &Side<'_>, status: &Status| {
+        let file = node(side.disk, status.depth).filter(|n| n.identity.is_some() && status.data);
+        file.map(|n| n.identity).zip(status.host)
+    };
+    let first = place(left, a);
+    first.is_some() && first == place(right, b)
+}
+
+/// The offset of the first sector that differs.
+fn first_difference(left: &[u8], right: &[u8]) -> Option<u64> {
+    if left == right {
+        return None;
+    }
+    let sector = SECTOR_BYTES as usize;
+    let pairs = left.chunks(sector).zip(right.chunks(sector));
+    pairs.zip(0..).find(|((a, b), _)| a != b).map(|(_, index): (_, u64)| index * SECTOR_BYTES)
+}

@@ -1,0 +1,129 @@
+//! An image that changes hands, as a migration does: one side brings everything to the medium and lets go of it, the
+//! other reads all of it anew.
+//!
+//! An inactive handle holds nothing of the image but the header, and the locks of one that reads whatever others do.
+//! The chain goes along with the image. Files that the header still names the same way are used by the descriptors
+//! that are open; any other is opened.
+
+use super::handle::{Handle, Manner};
+use super::open::{shown_name, Messages, Opening, Resolver, Seen};
+use crate::error::Result;
+use crate::image::{backing_names, read_header, validate, CoreSettings, Disk};
+use crate::storage::lock::Access;
+use std::sync::Arc;
+
+/// Hands the image over: requests are refused until `invalidate`.
+pub fn inactivate(handle: &Handle) -> Result<()> {
+    let mut manner = handle.manner();
+    if manner.flags.inactive {
+        return Ok(());
+    }
+    // Held to the end: whoever comes in afterwards finds the chain inactive too.
+    let _alone = match handle.disk() {
+        Disk::Qcow2(image) => {
+            let alone = image.alone();
+            alone.settle()?;
+            alone.deactivate();
+            Some(alone)
+        }
+        Disk::Raw(raw) => {
+            raw.flush()?;
+            raw.deactivate();
+            None
+        }
+    };
+    manner.flags.inactive = true;
+    let below = handle.below().map_or(Ok(()), |below| inactivate(&below));
+    below.and(unlock(handle, &manner))
+}
+
+/// Takes an inactive image back as it is now. On failure it stays inactive.
+pub fn invalidate<'a>(
+    handle: &Handle,
+    resolver: Option<Resolver<'a>>,
+    messages: Option<Messages<'a>>,
+) -> Result<()> {
+    activate(handle, resolver, messages, &mut Vec::new())
+}
+
+fn activate<'a>(
+    handle: &Handle,
+    resolver: Option<Resolver<'a>>,
+    messages: Option<Messages<'a>>,
+    seen: &mut Seen,
+) -> Result<()> {
+    let mut manner = handle.manner();
+    if !manner.flags.inactive {
+        return Ok(());
+    }
+    manner.flags.inactive = false;
+    let mut opening = Opening { flags: manner.flags, options: manner.options.clone(), resolver, messages };
+    let done = lock(handle, &manner, &opening).and_then(|()| load(handle, &mut manner, &mut opening, seen));
+    if done.is_err() {
+        manner.flags.inactive = true;
+        let _ = unlock(handle, &manner);
+    }
+    done
+}
+
+fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
+    let image = match handle.disk() {
+        Disk::Qcow2(image) => image,
+        Disk::Raw(raw) => return raw.activate(),
+    };
+    let alone = image.alone();
+    let old = alone.core();
+    let storage = Arc::clone(old.storage());
+    let (header, _) = read_header(&*storage)?;
+    let mut settings = CoreSettings {
+        options: opening.options.clone(),
+        read_only: opening.flags.read_only,
+        metadata_only: opening.flags.metadata_only,
+        backing: None,
+    };
+    validate(&header, &settings)?;
+    seen.push(storage.identity());
+    let same = image.is_chain_kept() && backing_names(&header) == backing_names(&old.header());
+    let below = match handle.below().filter(|_| same) {
+        Some(below) => {
+            let resolver = opening.resolver.as_mut().map(|r| &mut **r as Resolver<'_>);
+            let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);
+            activate(&below, resolver, messages, seen)?;
+            Some(below)
+        }
+        None => opening.open_backing(&header, handle.origin(), seen)?.map(Arc::new),
+    };
+    settings.backing = below.as_ref().map(|b| b.shared_disk());
+    let loaded = opening.repair_if_dirty(&header, &*storage).and_then(|repaired| {
+        alone.activate(storage, settings)?;
+        Ok(repaired)
+    });
+    match loaded {
+        Ok(repaired) => {
+            manner.repaired = repaired;
+            handle.put_below(below);
+            Ok(())
+        }
+        Err(e) => {
+            let _ = below.map(|b| inactivate(&b));
+            Err(e)
+        }
+    }
+}
+
+/// Takes the lock that the flags ask for.
+fn lock(handle: &Handle, manner: &Manner, opening: &Opening<'_>) -> Result<()> {
+    change_lock(handle, manner, opening.access(opening.flags.read_only))
+}
+
+/// Leaves the lock of one who does not mind what others do.
+fn unlock(handle: &Handle, manner: &Manner) -> Result<()> {
+    change_lock(handle, manner, Access::ReadShared)
+}
+
+fn change_lock(handle: &Handle, manner: &Manner, access: Access) -> Result<()> {
+    match &manner.file {
+        Some(file) => file.change_lock(access, &shown_name(handle.origin())),
+        None => Ok(()),
+    }
+}
