@@ -113,6 +113,9 @@
 /* `host_offset` is valid. */
 #define QCOW2_EXTENT_HOST_OFFSET 16
 
+/* `host_offset` is in the external data file of that layer. */
+#define QCOW2_EXTENT_IN_DATA_FILE 32
+
 /* qcow2_block_status: do not look into backing files. */
 #define QCOW2_STATUS_TOP_ONLY 1
 
@@ -229,13 +232,19 @@ typedef struct qcow2_resolve_request {
     size_t struct_size;
     /* QCOW2_NODE_*. */
     int kind;
-    /* 1 for the top image's backing file. */
+    /*
+     * Of a backing file, its own: 1 for the top image's. Of a data file, that of the image that names it: 0 for the top
+     * image.
+     */
     int depth;
     /* As stored in the image. */
     const char *recorded_name;
-    /* Relative names joined to the image's directory; NULL when that is not known or not a file name. */
+    /*
+     * A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
+     * the working directory. NULL when that is not known or not a file name.
+     */
     const char *resolved_path;
-    /* Recorded format, or NULL. */
+    /* Recorded format, or NULL; "raw" for a data file. */
     const char *format;
 } qcow2_resolve_request;
 
@@ -295,7 +304,10 @@ typedef struct qcow2_extent {
     size_t struct_size;
     /* Bytes from the offset asked for that are alike. */
     uint64_t length;
-    /* Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET. */
+    /*
+     * Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET; with QCOW2_EXTENT_IN_DATA_FILE in its
+     * external data file.
+     */
     uint64_t host_offset;
     /* QCOW2_EXTENT_*. */
     uint32_t flags;
@@ -520,6 +532,35 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
+/* Everything that a create can be given. Set `struct_size`, zero the rest, both descriptors to -1. */
+typedef struct qcow2_create_params {
+    /* sizeof(qcow2_create_params). */
+    size_t struct_size;
+    /* One of path, fd, io. */
+    const char *path;
+    /* Duplicated; the caller keeps its own. -1: none. */
+    int fd;
+    /* Copied; its `close` is called before the call returns. */
+    const qcow2_io_ops *io;
+    /* Handed to the functions of `io`. */
+    void *io_opaque;
+    /* Bytes, rounded up to 512; UINT64_MAX: the option "size" says. */
+    uint64_t size;
+    /* "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list. */
+    const char *const *options;
+    /*
+     * With the option data_file, at most one of data_path, data_fd, data_io says where that file is; none: at the name
+     * that is recorded.
+     */
+    const char *data_path;
+    /* As `fd`. */
+    int data_fd;
+    /* As `io`. */
+    const qcow2_io_ops *data_io;
+    /* Handed to the functions of `data_io`. */
+    void *data_io_opaque;
+} qcow2_create_params;
+
 /* One option of the table that drives parsing, help texts and the manual. */
 typedef struct qcow2_option_info {
     /* sizeof(qcow2_option_info), set by the caller. */
@@ -561,10 +602,13 @@ const char *qcow2_last_error(void);
  *
  * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
  * named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
- * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file, not allowed),
+ * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
  * ELOOP, ENOENT and what else the host says.
  */
-int qcow2_open(const char *path, uint64_t flags, const char *const *options, qcow2_image **image);
+int qcow2_open(const char *path,
+               uint64_t flags,
+               const char *const *options,
+               qcow2_image **image);
 
 /*
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
@@ -927,7 +971,8 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
 /*
  * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
  * (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
- * recorded, never opened. `options`: "key=value" strings, NULL at the end; may be NULL; see
+ * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and what
+ * it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
  * nothing that opens.
  *
@@ -946,6 +991,12 @@ int qcow2_create_io(const qcow2_io_ops *io,
                     void *io_opaque,
                     uint64_t size,
                     const char *const *options);
+
+/*
+ * The general form of create: the image, and its external data file, by path, descriptor or callbacks. Otherwise as
+ * qcow2_create. Specification: "External data file name".
+ */
+int qcow2_create_with(const qcow2_create_params *params);
 
 /*
  * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are

@@ -17,7 +17,7 @@
 //! alloc            who owns which host cluster: refcount table and blocks, the ledger
 //! map              guest -> host: L1, L2 slices, resolve, link, claims
 //! image            a disk: read, write, copy-on-write, zero, discard, flush, backing
-//! ops              whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, convert, checksum
+//! ops              whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, convert, checksum
 //! capi             conversion to C, nothing else
 //! ```
 //!
@@ -74,6 +74,11 @@
 //! the durable length of the file, reads as zeroes; if the guest range read as zeroes too, then with any
 //! subset of the new data surviving, each sector is old or new. The file therefore grows ahead of the clusters
 //! handed out, and the first pointers into the new length wait for the sync that makes it durable.
+//!
+//! **External data files** hold the guest's clusters at their guest offsets; nothing is counted there (R1, R3) or reused
+//! (R4). R2 spans both files: each sync of the clock is one of the data file, where anything has changed there, and then
+//! one of the image, and a ticket is past when both have returned. In a raw data file an entry that says zero waits for
+//! the zeroes there as one that points waits for its contents (`image/data_file.rs`).
 //!
 //! **Lazy refcounts** (version 3) are the same code with two differences: a barrier skips refcount blocks, and
 //! tickets do not wait for counts. The dirty bit is durable before the first count is outrun, and is cleared

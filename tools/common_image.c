@@ -175,6 +175,19 @@ static int backing_option(struct image_spec *spec, const char *key, const char *
     return 0;
 }
 
+static int data_file_option(struct image_spec *spec, const char *key, const char *value, char **error)
+{
+    if (same(key, "filename")) {
+        free(list_take(&spec->options, "data-file"));
+        list_addf(&spec->options, "data-file=%s", value);
+    } else if (same(key, "driver") && !same(value, "file")) {
+        return refuse(error, -EINVAL, text_format("Unknown driver '%s'", value));
+    } else if (!same(key, "driver") && !same(key, "node-name")) {
+        return refuse(error, -ENOTSUP, text_format("The option 'data-file.%s' is not supported", key));
+    }
+    return 0;
+}
+
 static bool library_knows(const char *key)
 {
     qcow2_option_info info;
@@ -202,6 +215,12 @@ int image_option(struct image_spec *spec, const char *key, const char *value, ch
     }
     if (strncmp(key, "backing.", 8) == 0) {
         return backing_option(spec, key + 8, value, error);
+    }
+    if (strncmp(key, "data-file.", 10) == 0 && !same(format, "raw")) {
+        return data_file_option(spec, key + 10, value, error);
+    }
+    if (same(key, "data-file") && !same(format, "raw")) {
+        return refuse(error, -ENODEV, text_format("Cannot find device='%s' nor node-name='%s'", value, value));
     }
     if (same(key, "backing")) {
         spec->flags |= QCOW2_OPEN_NO_BACKING;

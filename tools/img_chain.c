@@ -50,7 +50,7 @@ static char *add_layer(struct chain *chain, const char *name, const char *format
         image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image,
                    &error) == 0) {
         if (qcow2_get_info(image, &info) == 0) {
-            data = info.data_file ? resolve_recorded(spec.path, info.data_file) : text_copy(spec.path);
+            data = text_copy(info.data_file ? info.data_file : spec.path);
             list_add(&chain->paths, spec.path);
             list_add(&chain->data_names, data);
             free(data);

@@ -4,7 +4,7 @@ use super::custom_io::qcow2_io_ops;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
-use crate::ops::open::{Origin, ResolveAnswer, ResolveRequest};
+use crate::ops::open::{Named, Origin, ResolveAnswer, ResolveRequest};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -25,13 +25,15 @@ pub struct qcow2_resolve_request {
     pub struct_size: usize,
     /// QCOW2_NODE_*.
     pub kind: c_int,
-    /// 1 for the top image's backing file.
+    /// Of a backing file, its own: 1 for the top image's. Of a data file, that of the image that names it: 0 for the top
+    /// image.
     pub depth: c_int,
     /// As stored in the image.
     pub recorded_name: *const c_char,
-    /// Relative names joined to the image's directory; NULL when that is not known or not a file name.
+    /// A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
+    /// the working directory. NULL when that is not known or not a file name.
     pub resolved_path: *const c_char,
-    /// Recorded format, or NULL.
+    /// Recorded format, or NULL; "raw" for a data file.
     pub format: *const c_char,
 }
 
@@ -121,7 +123,10 @@ pub(super) fn ask_resolver(
     let format = c_text(request.format.as_ref().map(|f| f.as_bytes()));
     let asked = qcow2_resolve_request {
         struct_size: std::mem::size_of::<qcow2_resolve_request>(),
-        kind: QCOW2_NODE_BACKING,
+        kind: match request.named {
+            Named::Backing => QCOW2_NODE_BACKING,
+            Named::DataFile => QCOW2_NODE_DATA_FILE,
+        },
         depth: request.depth as c_int,
         recorded_name: recorded.as_ptr(),
         resolved_path: pointer_or_null(&resolved, request.resolved_path.is_some()),

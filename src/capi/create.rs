@@ -1,25 +1,98 @@
 //! Create.
 
 use super::custom_io::{self, qcow2_io_ops};
-use super::edge::{enter, option_list, path};
+use super::edge::{enter, option_list, path, take};
 use crate::error::{Error, Result};
-use crate::ops::open::{create_at, Origin};
+use crate::ops::create_at::create_at;
+use crate::ops::open::Origin;
 use crate::options::CreateOptions;
 use std::ffi::{c_char, c_int, c_void};
 
-unsafe fn make(origin: &Origin, size: u64, options: *const *const c_char) -> Result<i64> {
+/// Everything that a create can be given. Set `struct_size`, zero the rest, both descriptors to -1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_create_params {
+    /// sizeof(qcow2_create_params).
+    pub struct_size: usize,
+    /// One of path, fd, io.
+    pub path: *const c_char,
+    /// Duplicated; the caller keeps its own. -1: none.
+    pub fd: c_int,
+    /// Copied; its `close` is called before the call returns.
+    pub io: *const qcow2_io_ops,
+    /// Handed to the functions of `io`.
+    pub io_opaque: *mut c_void,
+    /// Bytes, rounded up to 512; UINT64_MAX: the option "size" says.
+    pub size: u64,
+    /// "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list.
+    pub options: *const *const c_char,
+    /// With the option data_file, at most one of data_path, data_fd, data_io says where that file is; none: at the name
+    /// that is recorded.
+    pub data_path: *const c_char,
+    /// As `fd`.
+    pub data_fd: c_int,
+    /// As `io`.
+    pub data_io: *const qcow2_io_ops,
+    /// Handed to the functions of `data_io`.
+    pub data_io_opaque: *mut c_void,
+}
+
+impl qcow2_create_params {
+    fn empty() -> Self {
+        qcow2_create_params {
+            struct_size: std::mem::size_of::<qcow2_create_params>(),
+            path: std::ptr::null(),
+            fd: -1,
+            io: std::ptr::null(),
+            io_opaque: std::ptr::null_mut(),
+            size: 0,
+            options: std::ptr::null(),
+            data_path: std::ptr::null(),
+            data_fd: -1,
+            data_io: std::ptr::null(),
+            data_io_opaque: std::ptr::null_mut(),
+        }
+    }
+}
+
+/// The one place that is given, if any.
+unsafe fn place(
+    name: *const c_char,
+    fd: c_int,
+    io: *const qcow2_io_ops,
+    opaque: *mut c_void,
+) -> Result<Option<Origin>> {
+    // SAFETY: the caller's pointers, as the contract says.
+    unsafe {
+        match (!name.is_null(), fd >= 0, !io.is_null()) {
+            (false, false, false) => Ok(None),
+            (true, false, false) => Ok(Some(Origin::Path(path(name)?))),
+            (false, true, false) => Ok(Some(Origin::Descriptor(fd))),
+            (false, false, true) => Ok(Some(Origin::Custom(custom_io::wrap(io, opaque)?))),
+            _ => Err(Error::invalid("more than one of path, fd and io is given")),
+        }
+    }
+}
+
+unsafe fn make(
+    origin: &Origin,
+    data_file: Option<&Origin>,
+    size: u64,
+    options: *const *const c_char,
+) -> Result<i64> {
     let options = CreateOptions::parse(&unsafe { option_list(options) }?)?;
     let size = match (size, options.size) {
         (u64::MAX, Some(size)) => size,
         (u64::MAX, None) => return Err(Error::invalid("no size is given")),
         (size, _) => size,
     };
-    create_at(origin, size, &options).map(|()| 0)
+    create_at(origin, data_file, size, &options).map(|()| 0)
 }
 
 /// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
 /// (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
-/// recorded, never opened. `options`: "key=value" strings, NULL at the end; may be NULL; see
+/// recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and what
+/// it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
 /// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
 /// nothing that opens.
 ///
@@ -31,13 +104,13 @@ pub unsafe extern "C" fn qcow2_create(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Path(path(name)?), size, options) }) as c_int
+    enter(|| unsafe { make(&Origin::Path(path(name)?), None, size, options) }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create_fd(fd: c_int, size: u64, options: *const *const c_char) -> c_int {
-    enter(|| unsafe { make(&Origin::Descriptor(fd), size, options) }) as c_int
+    enter(|| unsafe { make(&Origin::Descriptor(fd), None, size, options) }) as c_int
 }
 
 /// qcow2_create over a caller's storage; `close` of `io` is called before it returns.
@@ -48,5 +121,21 @@ pub unsafe extern "C" fn qcow2_create_io(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), size, options) }) as c_int
+    enter(|| unsafe { make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options) }) as c_int
+}
+
+/// The general form of create: the image, and its external data file, by path, descriptor or callbacks. Otherwise as
+/// qcow2_create. Specification: "External data file name".
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -> c_int {
+    enter(|| unsafe {
+        let p = take(params, qcow2_create_params::empty(), "params")?;
+        // Both storages first: their `close` is owed from here on, whatever else is wrong.
+        let image = place(p.path, p.fd, p.io, p.io_opaque);
+        let data_file = place(p.data_path, p.data_fd, p.data_io, p.data_io_opaque)?;
+        let Some(image) = image? else {
+            return Err(Error::invalid("exactly one of path, fd and io must be given"));
+        };
+        make(&image, data_file.as_ref(), p.size, p.options)
+    }) as c_int
 }

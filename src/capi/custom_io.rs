@@ -183,6 +183,7 @@ impl Storage for CustomIo {
         Traits {
             alignment: 1,
             zero_past_end: self.ops.truncate.is_some(),
+            discard_zeroes: false,
             read_only: self.ops.pwritev.is_none(),
         }
     }

@@ -255,6 +255,7 @@ pub unsafe extern "C" fn qcow2_block_status(
             (status.allocated, QCOW2_EXTENT_ALLOCATED),
             (status.compressed, QCOW2_EXTENT_COMPRESSED),
             (status.host.is_some(), QCOW2_EXTENT_HOST_OFFSET),
+            (status.in_data_file, QCOW2_EXTENT_IN_DATA_FILE),
         ];
         let found = qcow2_extent {
             struct_size: 0,

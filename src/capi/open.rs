@@ -149,7 +149,7 @@ pub extern "C" fn qcow2_last_error() -> *const c_char {
 ///
 /// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
 /// named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
-/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file, not allowed),
+/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
 /// ELOOP, ENOENT and what else the host says.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open(

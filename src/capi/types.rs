@@ -50,6 +50,8 @@ pub const QCOW2_EXTENT_ALLOCATED: u32 = 0x4;
 pub const QCOW2_EXTENT_COMPRESSED: u32 = 0x8;
 /// `host_offset` is valid.
 pub const QCOW2_EXTENT_HOST_OFFSET: u32 = 0x10;
+/// `host_offset` is in the external data file of that layer.
+pub const QCOW2_EXTENT_IN_DATA_FILE: u32 = 0x20;
 
 /// qcow2_block_status: do not look into backing files.
 pub const QCOW2_STATUS_TOP_ONLY: u64 = 0x1;
@@ -123,7 +125,8 @@ pub struct qcow2_extent {
     pub struct_size: usize,
     /// Bytes from the offset asked for that are alike.
     pub length: u64,
-    /// Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET.
+    /// Offset in the file of the layer at `depth`, with QCOW2_EXTENT_HOST_OFFSET; with QCOW2_EXTENT_IN_DATA_FILE in its
+    /// external data file.
     pub host_offset: u64,
     /// QCOW2_EXTENT_*.
     pub flags: u32,

@@ -129,6 +129,14 @@ impl From<Mapping> for L2Entry {
 }
 
 impl RawL2 {
+    /// Whether an entry that is not compressed has a host cluster. With an external data file, offset 0 is one and COPIED
+    /// says that it is meant; a standard entry that reads as zeroes cannot say so.
+    pub fn is_assigned(self, geometry: &Geometry) -> bool {
+        let plain_zero = !geometry.extended_l2 && self.descriptor & ZERO != 0;
+        let first = geometry.external_data && self.descriptor & COPIED != 0 && !plain_zero;
+        self.descriptor & OFFSET_MASK != 0 || first
+    }
+
     /// Decodes an entry; an error is the rule that it breaks.
     pub fn decode(self, geometry: &Geometry) -> Result<L2Entry, &'static str> {
         if self.descriptor & COMPRESSED != 0 {
@@ -139,8 +147,7 @@ impl RawL2 {
             return Err("host offset is not a multiple of the cluster size");
         }
         let copied = self.descriptor & COPIED != 0;
-        // With an external data file, offset 0 is a valid cluster and COPIED says that it is there.
-        let assigned = offset != 0 || (geometry.external_data && copied);
+        let assigned = self.is_assigned(geometry);
         let host = assigned.then_some(offset);
         let (alloc, zero) = if geometry.extended_l2 {
             let (alloc, zero) = (self.bitmap as u32, (self.bitmap >> 32) as u32);

@@ -85,6 +85,7 @@ impl Core {
 
     /// Fails unless the range is whole clusters of the disk.
     pub(super) fn check_clusters(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.refuse_data_file("compressed clusters")?;
         check_range(self.virtual_size, offset, bytes)?;
         let (geometry, end) = (&self.geometry, offset + bytes);
         if geometry.in_cluster(offset) != 0 || (geometry.in_cluster(end) != 0 && end != self.virtual_size) {

@@ -9,8 +9,9 @@ use crate::alloc::Reserved;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, Link, Source};
-use crate::meta::guard::Owner;
+use crate::storage::medium::Ticket;
 use crate::storage::Storage;
+use std::ops::Range;
 
 /// Takes bytes where a file has them: the storage, the offset in it, and how many; says how many it has used.
 pub type UseHost<'a> = &'a mut dyn FnMut(&dyn Storage, u64, u64) -> Result<u64>;
@@ -40,7 +41,9 @@ impl Core {
         check_range(self.virtual_size, offset, length)?;
         let extent = self.io()?.map.resolve(offset, length)?;
         match (extent.source, extent.host, self.backing()) {
-            (Source::Data, Some(host), _) => use_host(&**self.storage(), host, extent.length),
+            (Source::Data, Some(host), _) => {
+                use_host(&**self.shared.medium.data_storage(), host, extent.length)
+            }
             (Source::Hole, _, Some(backing)) if offset < backing.length() => {
                 let inside = extent.length.min(backing.length() - offset);
                 backing.with_host_bytes(offset, inside, use_host)
@@ -79,50 +82,56 @@ impl Core {
                 break;
             }
             io.map.own_table(&claim, cluster)?;
-            let reserved = alloc.reserve(count)?;
+            let reserved = if geometry.external_data { None } else { Some(alloc.reserve(count)?) };
+            let count = reserved.as_ref().map_or(count, Reserved::cluster_count);
             let done = geometry.cluster_offset(cluster) - offset;
-            cluster += self.copy_run(&claim, cluster, reserved, source, source_offset + done)?;
+            self.copy_run(&claim, cluster..cluster + count, reserved, source, source_offset + done)?;
+            cluster += count;
         }
         Ok(geometry.cluster_offset(cluster) - offset)
     }
 
-    /// Fills reserved clusters from the other file and links them; returns how many there were.
+    /// Fills reserved clusters, or those of the data file, from the other file and links them.
     fn copy_run(
         &self,
         claim: &Claim<'_>,
-        cluster: u64,
-        reserved: Reserved<'_>,
+        clusters: Range<u64>,
+        mut reserved: Option<Reserved<'_>>,
         source: &dyn Storage,
         source_offset: u64,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let geometry = &self.geometry;
         let map = &self.io()?.map;
-        let count = reserved.cluster_count();
-        let (start, bytes) = (geometry.cluster_offset(cluster), count << geometry.cluster_bits);
+        let start = geometry.cluster_offset(clusters.start);
+        let bytes = (clusters.end - clusters.start) << geometry.cluster_bits;
         // Past the end of the disk, the last cluster's bytes are nobody's.
         let was_zero = self.reads_zero(start, bytes.min(self.virtual_size - start))?;
-        let host_start = geometry.cluster_offset(reserved.first_cluster());
-        self.shared.guard.check(Owner(0), host_start, bytes)?;
+        let host_start = reserved.as_ref().map_or(start, |r| geometry.cluster_offset(r.first_cluster()));
+        self.check_data_write(host_start, bytes)?;
         self.shared.medium.copy_data(host_start, source, source_offset, bytes)?;
-        let mut after = reserved.ticket();
-        if !(reserved.is_fresh() && was_zero) {
+        let mut after = reserved.as_ref().map_or(Ticket::PAST, Reserved::ticket);
+        let fresh = reserved.as_ref().is_some_and(Reserved::is_fresh);
+        if !(fresh && was_zero) {
             after = after.max(self.shared.medium.ticket());
         }
-        for index in 0..count {
+        for cluster in clusters.clone() {
+            let index = cluster - clusters.start;
             let host = Some(host_start + geometry.cluster_offset(index));
-            let old = map.entry(claim, cluster + index)?;
+            let old = map.entry(claim, cluster)?;
             let mapping = Mapping { host, copied: true, alloc: geometry.all_subclusters(), zero: 0 };
             let dropped = self.dropped_by(&old, false);
-            let link = Link { cluster: cluster + index, new: mapping.into(), after, dropped };
-            if let Err(e) = map.link(claim, link) {
+            if let Err(e) = map.link(claim, Link { cluster, new: mapping.into(), after, dropped }) {
                 // What has been linked stays; the rest goes back.
-                let mut part = reserved;
-                part.shrink(index);
-                part.keep();
+                if let Some(mut part) = reserved.take() {
+                    part.shrink(index);
+                    part.keep();
+                }
                 return Err(e);
             }
         }
-        reserved.keep();
-        Ok(count)
+        if let Some(reserved) = reserved {
+            reserved.keep();
+        }
+        Ok(())
     }
 }

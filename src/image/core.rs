@@ -33,6 +33,8 @@ pub struct CoreSettings {
     pub metadata_only: bool,
     /// What holes read from.
     pub backing: Option<Arc<Disk>>,
+    /// Where guest data is, for an image with an external data file.
+    pub data_file: Option<Arc<dyn Storage>>,
 }
 
 /// The parts that serve guest I/O.
@@ -57,6 +59,8 @@ pub struct Core {
     inactive: bool,
     /// What reads pass through where the image has holes.
     pub(super) chain: Option<Chain>,
+    /// The data file shows what the disk shows.
+    pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
     pub(super) writes_are_plain: bool,
 }
@@ -83,9 +87,6 @@ fn not_served(header: &Header) -> Option<String> {
     if header.crypt_method == 2 {
         return Some("encryption method 2 (LUKS) is not served yet".into());
     }
-    if header.incompatible & INCOMPAT_DATA_FILE != 0 {
-        return Some("an external data file (incompatible feature bit 2) is not served yet".into());
-    }
     None
 }
 
@@ -103,6 +104,9 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     if !settings.read_only && header.incompatible & INCOMPAT_CORRUPT != 0 {
         let text = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(Error::new(ErrorKind::MarkedCorrupt, text));
+    }
+    if header.autoclear & AUTOCLEAR_RAW_DATA != 0 && !geometry.external_data {
+        return Err(Error::invalid("data-file-raw requires a data file"));
     }
     if !settings.read_only && Wanted::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
@@ -130,6 +134,9 @@ impl Core {
             return Err(Error::new(ErrorKind::Dirty, text));
         }
         let geometry = header.geometry();
+        if geometry.external_data && medium.data_file().is_none() && !settings.metadata_only {
+            return Err(Error::invalid("'data-file' is required for this image"));
+        }
         let virtual_size = header.virtual_size;
         let codec = Codec::from_type(header.compression_type);
         let checked = if settings.read_only { 0 } else { checked_owners(&settings.options) };
@@ -147,6 +154,7 @@ impl Core {
         let inflation = Inflation::new(codec, &geometry);
         let compressors = Pool::default();
         let chain = Chain::of(&settings, &geometry, virtual_size);
+        let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let writes_are_plain = !settings.read_only
             && options.detect_zeroes == DetectZeroes::Off
@@ -163,6 +171,7 @@ impl Core {
             io,
             inactive: false,
             chain,
+            raw_data_file,
             writes_are_plain,
         })
     }
@@ -180,6 +189,7 @@ impl Core {
             io: None,
             inactive: true,
             chain: None,
+            raw_data_file: self.raw_data_file,
             writes_are_plain: false,
         }
     }
@@ -230,8 +240,8 @@ impl Core {
         };
         self.shared.medium.latch().check()?;
         if self.shared.header.autoclear_pending() {
-            // No autoclear feature is maintained yet: bitmaps would go stale, so their bit goes first.
-            self.shared.header.clear_autoclear(0)?;
+            // Bitmaps would go stale, so their bit goes first. A raw data file stays one.
+            self.shared.header.clear_autoclear(AUTOCLEAR_RAW_DATA)?;
         }
         Ok((io, alloc))
     }

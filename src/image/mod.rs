@@ -9,6 +9,7 @@ mod chain;
 mod compressed;
 mod copy;
 mod core;
+mod data_file;
 mod flush;
 mod inflate;
 mod pool;
@@ -179,7 +180,7 @@ impl Disk {
         matches!(self, Disk::Qcow2(image) if image.core().is_snapshot())
     }
 
-    /// Device and inode of the file, where there is one.
+    /// Device and inode of the image file, where there is one.
     pub fn identity(&self) -> Option<(u64, u64)> {
         match self {
             Disk::Qcow2(image) => image.core().storage().identity(),

@@ -49,7 +49,9 @@ impl Image {
 
     fn load(storage: Arc<dyn Storage>, gate: &Arc<Gate>, settings: CoreSettings) -> Result<Core> {
         let (header, sector) = read_header(&*storage)?;
-        Core::load(Arc::new(Medium::new(storage)), Arc::clone(gate), header, sector, settings)
+        let data_file = settings.data_file.clone().filter(|_| header.geometry().external_data);
+        let medium = Medium::with_data_file(storage, data_file);
+        Core::load(Arc::new(medium), Arc::clone(gate), header, sector, settings)
     }
 
     /// The state as of now. Structure changes replace it.

@@ -141,12 +141,15 @@ impl RawDisk {
         if length == 0 {
             return self.finish_write(fua);
         }
-        let punched = flags.unmap && self.file.load().storage.discard(offset, length).is_ok();
+        let file = self.file.load();
+        let punched = flags.unmap
+            && file.storage.traits().discard_zeroes
+            && file.storage.discard(offset, length).is_ok();
         if !punched && flags.no_fallback {
-            let answer = self.file.load().storage.write_zeroes(Purpose::Data, offset, length);
+            let answer = file.storage.write_zeroes(Purpose::Data, offset, length);
             answer.map_err(|e| Error::host("zeroing the raw file", &e))?;
         } else if !punched {
-            zero_range(&*self.storage(), Purpose::Data, offset, length)?;
+            zero_range(&*file.storage, Purpose::Data, offset, length)?;
         }
         self.finish_write(fua)
     }
@@ -183,6 +186,7 @@ impl RawDisk {
             allocated: true,
             compressed: false,
             host: Some(offset),
+            in_data_file: false,
             depth: 0,
         })
     }

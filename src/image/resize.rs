@@ -33,8 +33,14 @@ impl Alone<'_> {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
         core.begin_write()?;
+        let preallocation = match preallocation {
+            // A raw data file has no holes that only the tables know of.
+            Preallocation::Off if size > old && core.raw_data_file => Preallocation::Metadata,
+            asked => asked,
+        };
         if size > old {
             self.image().check_chain()?;
+            core.grow_data_file(old, size)?;
         }
         if size < old && preallocation != Preallocation::Off {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
@@ -51,6 +57,9 @@ impl Alone<'_> {
         let core = self.core();
         self.core().shared.header.change(|h| h.virtual_size = size)?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())?;
+        if size < old {
+            return self.core().cut_data_file(size);
+        }
         if size > old && preallocation != Preallocation::Off {
             if let Err(e) = self.preallocate(old, size, preallocation) {
                 // A resize that failed has not happened. If this fails too, the disk is longer than asked for.
@@ -124,7 +133,10 @@ impl Alone<'_> {
     pub fn make_empty(&self) -> Result<()> {
         let core = self.core();
         let (_, alloc) = core.writer()?;
+        // Entries that let go of a raw data file's clusters read as zeroes: the file has them first.
+        core.zero_raw_data(0, core.virtual_size, true, false, ZeroFlags::default())?;
         self.drop_tables(&core, alloc, 0)?;
+        core.give_back_data(0, core.virtual_size)?;
         alloc.cut_file().map_err(|e| core.shared.medium.latch().close(e))?;
         self.reload(Arc::clone(core.storage()), core.settings.clone())
     }
@@ -151,7 +163,10 @@ impl Core {
         let table_bytes = self.geometry.l2_table_guest_bytes();
         let (mut at, mut changed) = (from, false);
         while at < to {
-            let step = (table_bytes - at % table_bytes).min(to - at);
+            // The cluster that the old end cuts by itself: what it shows says nothing about those behind it.
+            let unit =
+                if self.geometry.in_cluster(at) == 0 { table_bytes } else { self.geometry.cluster_bytes() };
+            let step = (unit - at % unit).min(to - at);
             match self.reads_zero(at, step) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -267,6 +282,9 @@ impl Core {
         while at + wanted < end && io.map.entry(claim, at + wanted)? == L2Entry::Plain(Mapping::default()) {
             wanted += 1;
         }
+        if geometry.external_data {
+            return self.preallocate_in_data_file(io, claim, at, wanted, host_space);
+        }
         let reserved = alloc.reserve(wanted)?;
         let count = reserved.cluster_count();
         let host = geometry.cluster_offset(reserved.first_cluster());
@@ -290,6 +308,32 @@ impl Core {
             io.map.link(claim, Link { cluster: at + index, new: mapping.into(), after, dropped: None })?;
         }
         reserved.keep();
+        Ok(count)
+    }
+
+    /// Maps clusters of a data file, which reads as zeroes there, durably.
+    fn preallocate_in_data_file(
+        &self,
+        io: &Io,
+        claim: &crate::map::Claim<'_>,
+        first: u64,
+        count: u64,
+        host_space: bool,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
+        if host_space {
+            let bytes = to.min(self.virtual_size) - from;
+            let done = self.shared.medium.change_data(|storage| storage.preallocate(from, bytes))?;
+            done.map_err(|e| Error::host("preallocating host space", &e))?;
+        }
+        // As in a new image: subclusters that nobody has written are not there.
+        let alloc = if geometry.extended_l2 { 0 } else { 1 };
+        for cluster in first..first + count {
+            let host = Some(geometry.cluster_offset(cluster));
+            let mapping = Mapping { host, copied: true, alloc, zero: 0 };
+            io.map.link(claim, Link { cluster, new: mapping.into(), after: Ticket::PAST, dropped: None })?;
+        }
         Ok(count)
     }
 }

@@ -18,8 +18,10 @@ pub struct Status {
     pub allocated: bool,
     /// Inside compressed clusters.
     pub compressed: bool,
-    /// Offset in the file of that layer.
+    /// Offset in the file of that layer, or in its data file.
     pub host: Option<u64>,
+    /// `host` is in an external data file.
+    pub in_data_file: bool,
     /// 0 this disk, 1 its backing disk, ...
     pub depth: u32,
 }
@@ -59,6 +61,7 @@ impl Core {
             allocated: true,
             compressed: false,
             host: extent.host,
+            in_data_file: self.geometry.external_data && extent.host.is_some(),
             depth: 0,
         };
         match extent.source {
@@ -88,7 +91,7 @@ impl Core {
         }
         let mut at = self.next_cluster(host);
         while at < end && self.host_hole(at, end).is_none() {
-            at = match self.shared.medium.storage().host_run(at) {
+            at = match self.shared.medium.data_storage().host_run(at) {
                 Ok(run) if run.data && run.end > at => self.next_cluster(run.end - 1),
                 _ => self.next_cluster(at),
             };
@@ -99,7 +102,7 @@ impl Core {
     /// Where the whole clusters without host data end that begin with the cluster of `at`, at most `end`;
     /// `None` when that cluster has some, or the host cannot tell.
     fn host_hole(&self, at: u64, end: u64) -> Option<u64> {
-        let storage = self.shared.medium.storage();
+        let storage = self.shared.medium.data_storage();
         let start = self.geometry.cluster_floor(at);
         let run = storage.host_run(start).ok()?;
         if run.data || run.end <= start {

@@ -11,7 +11,6 @@ use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, Link, Look, Source};
-use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
@@ -102,7 +101,7 @@ impl Core {
     }
 
     fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {
-        self.shared.guard.check(Owner(0), host, length)?;
+        self.check_data_write(host, length)?;
         if let Some(part) = source.peek_one(length) {
             return self.shared.medium.write_data(host, &[IoSlice::new(part)]);
         }
@@ -169,6 +168,8 @@ impl Core {
             let from = at.max(start) - start;
             let to = (end - start).min(geometry.cluster_bytes());
             let reuse = match &entry {
+                // In the data file every guest cluster has its place, used or not.
+                _ if geometry.external_data => Some(start),
                 L2Entry::Plain(m) if m.copied => m.host,
                 _ => None,
             };
@@ -202,10 +203,13 @@ impl Core {
             (Some(r), _) => geometry.cluster_offset(r.first_cluster()),
             (None, reuse) => reuse.unwrap_or_default(),
         };
-        let full = self.span_to_fill(&run, payload);
+        let mut full = self.span_to_fill(&run, payload);
         let run_start = geometry.cluster_offset(run.first_cluster);
-        // Past the end of the disk, the last cluster's bytes are zero.
+        // Past the end of the disk, the last cluster's bytes are zero; a data file has none there.
         let disk_end = self.area_end(run_start) - run_start;
+        if geometry.external_data {
+            full.to = full.to.min(disk_end);
+        }
         let was_zero = self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?;
         let fresh = reserved.as_ref().is_some_and(|r| r.is_fresh());
         let padded = !(fresh && was_zero);
@@ -216,7 +220,7 @@ impl Core {
         parts.extend((!head.is_empty()).then(|| IoSlice::new(&head)));
         source.peek_into(payload.to - payload.from, &mut parts);
         parts.extend((!tail.is_empty()).then(|| IoSlice::new(&tail)));
-        self.shared.guard.check(Owner(0), host_start + written.from, written.to - written.from)?;
+        self.check_data_write(host_start + written.from, written.to - written.from)?;
         let done = self.shared.medium.write_data(host_start + written.from, &parts);
         if done.is_err() && planted(Plant::LinkedAfterFailedWrite) {
             self.link_run(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
@@ -313,9 +317,10 @@ impl Core {
         Ok(())
     }
 
-    /// The host clusters that lose a reference when `old` is replaced.
+    /// The host clusters that lose a reference when `old` is replaced; those of a data file are not counted.
     pub(super) fn dropped_by(&self, old: &L2Entry, discard: bool) -> Option<Release> {
         match old {
+            _ if self.geometry.external_data => None,
             L2Entry::Plain(m) => m.host.map(|h| Release::new(self.geometry.cluster_index(h), 1, discard)),
             L2Entry::Compressed(span) => {
                 let (first, end) = span.clusters(&self.geometry);

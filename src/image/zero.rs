@@ -98,7 +98,7 @@ impl Core {
         let rest_is_zero = self.reads_zero(start, from - start)? && self.reads_zero(to, cluster_end - to)?;
         let has_data = !self.reads_zero(from, to - from)?;
         let may_widen = rest_is_zero && !has_data && self.is_unassigned(io, from)?;
-        if may_widen && self.change_widened(io, cluster, fate, cluster_end)? {
+        if may_widen && self.change_widened(io, cluster, fate, flags, cluster_end)? {
             return Ok(());
         }
         if self.geometry.extended_l2 {
@@ -108,7 +108,14 @@ impl Core {
     }
 
     /// Zeroes a whole cluster for a request on a part of it; `false` when somebody has written it meanwhile.
-    fn change_widened(&self, io: &Io, cluster: u64, fate: Fate, cluster_end: u64) -> Result<bool> {
+    fn change_widened(
+        &self,
+        io: &Io,
+        cluster: u64,
+        fate: Fate,
+        flags: ZeroFlags,
+        cluster_end: u64,
+    ) -> Result<bool> {
         let start = self.geometry.cluster_offset(cluster);
         let claim = io.map.claim(cluster, cluster + 1);
         // Who writes the cluster for the first time holds its claim: from here on this does not change.
@@ -119,7 +126,10 @@ impl Core {
         let Some(new) = self.fate_of(&old, fate) else { return Ok(false) };
         if L2Entry::Plain(new) != old {
             io.map.own_table(&claim, cluster)?;
-            self.replace(io, &claim, cluster, &old, new)?;
+            let Some(after) = self.zero_raw_data_for(fate, start, cluster_end, flags)? else {
+                return Ok(true);
+            };
+            self.replace(io, &claim, cluster, &old, new, after)?;
         }
         Ok(true)
     }
@@ -163,7 +173,10 @@ impl Core {
             return Ok(());
         }
         io.map.own_table(&claim, cluster)?;
-        io.map.link(&claim, Link { cluster, new: mapping.into(), after: Ticket::PAST, dropped: None })
+        let Some(after) = self.zero_raw_data_for(Fate::Zero, inner_from, inner_to, flags)? else {
+            return Ok(());
+        };
+        io.map.link(&claim, Link { cluster, new: mapping.into(), after, dropped: None })
     }
 
     fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags, flusher: &Flusher) -> Result<()> {
@@ -214,7 +227,7 @@ impl Core {
             if fate == Fate::Discard && !self.has_backing() && self.skip_tableless(io, &mut at, last)? {
                 continue;
             }
-            let by_hand = self.change_step(io, at, end, fate)?;
+            let by_hand = self.change_step(io, at, end, fate, flags)?;
             for cluster in by_hand {
                 let from = self.geometry.cluster_offset(cluster);
                 let to = (from + self.geometry.cluster_bytes()).min(self.virtual_size);
@@ -242,8 +255,10 @@ impl Core {
     }
 
     /// Changes the entries of claimed clusters; returns those that must be zeroed by writing.
-    fn change_step(&self, io: &Io, first: u64, end: u64, fate: Fate) -> Result<Vec<u64>> {
+    fn change_step(&self, io: &Io, first: u64, end: u64, fate: Fate, flags: ZeroFlags) -> Result<Vec<u64>> {
         let claim = io.map.claim(first, end);
+        let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(end));
+        let Some(after) = self.zero_raw_data_for(fate, from, to, flags)? else { return Ok(Vec::new()) };
         let mut by_hand = Vec::new();
         let mut owned = false;
         for cluster in first..end {
@@ -262,7 +277,7 @@ impl Core {
                 io.map.own_table(&claim, cluster)?;
                 owned = true;
             }
-            self.replace(io, &claim, cluster, &old, new)?;
+            self.replace(io, &claim, cluster, &old, new, after)?;
         }
         if self.geometry.version < 3 && self.has_backing() && fate != Fate::Discard {
             let mut needed = Vec::new();
@@ -278,10 +293,29 @@ impl Core {
         Ok(by_hand)
     }
 
-    fn replace(&self, io: &Io, claim: &Claim<'_>, cluster: u64, old: &L2Entry, new: Mapping) -> Result<()> {
+    fn replace(
+        &self,
+        io: &Io,
+        claim: &Claim<'_>,
+        cluster: u64,
+        old: &L2Entry,
+        new: Mapping,
+        after: Ticket,
+    ) -> Result<()> {
         let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
         let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
-        io.map.link(claim, Link { cluster, new: new.into(), after: Ticket::PAST, dropped })
+        io.map.link(claim, Link { cluster, new: new.into(), after, dropped })?;
+        if keeps_host {
+            return Ok(());
+        }
+        let from = self.geometry.cluster_offset(cluster);
+        self.give_back_data(from, from + self.geometry.cluster_bytes())
+    }
+
+    /// What a raw data file needs before entries of `[from, to)` change; see `zero_raw_data`.
+    fn zero_raw_data_for(&self, fate: Fate, from: u64, to: u64, flags: ZeroFlags) -> Result<Option<Ticket>> {
+        let passed = fate == Fate::ZeroUnmap || self.settings.options.passes_discard_request();
+        self.zero_raw_data(from, to, fate != Fate::Zero && passed, fate == Fate::Discard, flags)
     }
 
     /// The new mapping of a whole cluster; `None` when only writing zeroes will do.

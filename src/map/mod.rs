@@ -306,10 +306,25 @@ impl Map {
     }
 
     fn decode(&self, cluster: u64, raw: RawL2) -> Result<L2Entry> {
-        raw.decode(&self.geometry).map_err(|rule| {
+        let decoded = match raw.decode(&self.geometry) {
+            Ok(L2Entry::Plain(mapping)) if self.geometry.external_data => self.in_data_file(cluster, mapping),
+            decoded => decoded,
+        };
+        decoded.map_err(|rule| {
             let index = format_args!("of guest cluster {cluster}").to_string();
             self.broken(Error::corrupt("L2 entry", index, raw.descriptor, rule))
         })
+    }
+
+    /// An entry of an image with an external data file: every guest cluster is at its own offset there, where
+    /// nobody else can refer to it.
+    fn in_data_file(&self, cluster: u64, mapping: Mapping) -> std::result::Result<L2Entry, &'static str> {
+        match mapping.host {
+            Some(host) if host != self.geometry.cluster_offset(cluster) => {
+                Err("offset in the external data file does not match the guest offset")
+            }
+            host => Ok(L2Entry::Plain(Mapping { copied: host.is_some(), ..mapping })),
+        }
     }
 
     /// The entry of a claimed cluster.
@@ -467,6 +482,8 @@ impl Map {
             for cluster in first..first + geometry.l2_entry_count() {
                 let page = self.slice(cluster, table)?;
                 match self.decode(cluster, page.entry(self.index_in_slice(cluster)))? {
+                    // What is in a data file is not counted.
+                    L2Entry::Plain(_) if geometry.external_data => {}
                     L2Entry::Plain(m) => {
                         releases.extend(m.host.map(|h| Release::new(geometry.cluster_index(h), 1, true)))
                     }

@@ -142,7 +142,7 @@ impl Map {
         let index = self.index_in_slice(cluster);
         let in_cluster = geometry.in_cluster(guest_offset);
         let raw = page.entry(index);
-        if let Some(host) = self.plain_data(raw) {
+        if let Some(host) = self.plain_data(cluster, raw) {
             // The common case: a request inside one cluster with data.
             if geometry.cluster_bytes() - in_cluster >= max_bytes {
                 return Ok(Extent {
@@ -167,11 +167,12 @@ impl Map {
 
     /// The host cluster of a standard entry that holds data and nothing else; `None`: decode it in full.
     #[inline]
-    fn plain_data(&self, raw: RawL2) -> Option<u64> {
+    fn plain_data(&self, cluster: u64, raw: RawL2) -> Option<u64> {
         let host = raw.descriptor & OFFSET_MASK;
         let other = COMPRESSED | ZERO;
         let simple = !self.geometry.extended_l2 && raw.descriptor & other == 0 && host != 0;
-        (simple && self.geometry.in_cluster(host) == 0).then_some(host)
+        let in_place = !self.geometry.external_data || host == self.geometry.cluster_offset(cluster);
+        (simple && in_place && self.geometry.in_cluster(host) == 0).then_some(host)
     }
 
     /// Lengthens an extent over the following subclusters and entries of the slice while they continue it.

@@ -17,9 +17,12 @@ pub(super) fn writable(handle: &Handle) -> Result<&Image> {
     Ok(image)
 }
 
-/// Fails unless a header may record these.
-pub(super) fn check_names(name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
+/// Fails unless the header of `image` may record these.
+pub(super) fn check_names(image: &Image, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
     match (name, format) {
+        (Some(_), _) if image.core().has_raw_data_file() => {
+            Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"))
+        }
         (None, None) => Ok(()),
         (None, Some(_)) => Err(Error::invalid("Backing format cannot be used without backing file")),
         (Some([]), _) => Err(Error::invalid("Expected backing file name, got empty string")),
@@ -35,7 +38,7 @@ pub(super) fn check_names(name: Option<&[u8]>, format: Option<&str>) -> Result<(
 /// Records another backing file, whatever it holds; `None`: none. The chain that is open stays.
 pub fn change_backing_file(handle: &Handle, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
     let image = writable(handle)?;
-    check_names(name, format)?;
+    check_names(image, name, format)?;
     image.alone().change_backing(name, format.map(str::as_bytes))
 }
 

@@ -8,9 +8,10 @@ mod plan;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, COPIED};
-use crate::format::extensions::{Extension, BACKING_FORMAT, FEATURE_NAMES};
+use crate::format::extensions::{Extension, BACKING_FORMAT, DATA_FILE, FEATURE_NAMES};
 use crate::format::features::{
-    encode_name_table, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION, INCOMPAT_EXTENDED_L2,
+    encode_name_table, AUTOCLEAR_RAW_DATA, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION, INCOMPAT_DATA_FILE,
+    INCOMPAT_EXTENDED_L2,
 };
 use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
@@ -33,14 +34,28 @@ const BATCH_BYTES: usize = 1 << 20;
 /// What the storage held is lost, unless the options or the size are refused: then nothing has changed.
 /// A backing file is recorded and not opened. After an error in the middle the storage holds no image.
 pub fn create(storage: &dyn Storage, virtual_size: u64, options: &CreateOptions) -> Result<()> {
+    create_with_data_file(storage, None, virtual_size, options)
+}
+
+/// As `create`, of an image with an external data file too, which is `data_file`: what it held is lost.
+pub fn create_with_data_file(
+    storage: &dyn Storage,
+    data_file: Option<&dyn Storage>,
+    virtual_size: u64,
+    options: &CreateOptions,
+) -> Result<()> {
     options.validate()?;
+    if data_file.is_some() != options.data_file.is_some() {
+        return Err(Error::invalid("a data file needs a name to record, and a name a data file"));
+    }
     let virtual_size = match (virtual_size, options.size) {
         (SIZE_FROM_OPTIONS, Some(size)) if size != SIZE_FROM_OPTIONS => size,
         (SIZE_FROM_OPTIONS, _) => return Err(Error::invalid("Image creation needs a size parameter")),
         (size, _) => size,
     };
     let virtual_size = checked_size(virtual_size, options)?;
-    let plan = Plan::new(options.geometry(), virtual_size, options.preallocation)?;
+    let preallocation = options.preallocation_in_force();
+    let plan = Plan::new(options.geometry(), virtual_size, preallocation)?;
     let header = encode_header(&plan, virtual_size, options)?;
     let is_blank = clear(storage)?;
     let file_bytes = plan.file_bytes();
@@ -50,7 +65,10 @@ pub fn create(storage: &dyn Storage, virtual_size: u64, options: &CreateOptions)
     write_refcounts(&mut out, &plan)?;
     write_tables(&mut out, &plan)?;
     out.flush()?;
-    prepare_data(&out, &plan, options.preallocation)?;
+    match data_file {
+        Some(data_file) => prepare_data_file(data_file, virtual_size, preallocation)?,
+        None => prepare_data(&out, &plan, preallocation)?,
+    }
     write_header(&out, &plan, header)
 }
 
@@ -83,6 +101,9 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
     if let Some(format) = &options.backing_format {
         extend(BACKING_FORMAT, format.clone().into_bytes());
     }
+    if let Some(name) = &options.data_file {
+        extend(DATA_FILE, name.clone().into_bytes());
+    }
     if is_v3 && geometry.cluster_bytes() >= MIN_NAME_TABLE_CLUSTER_BYTES {
         extend(FEATURE_NAMES, encode_name_table());
     }
@@ -101,7 +122,7 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         snapshots_offset: 0,
         incompatible: incompatible(options),
         compatible: if options.lazy_refcounts { COMPAT_LAZY_REFCOUNTS } else { 0 },
-        autoclear: 0,
+        autoclear: if options.data_file_raw { AUTOCLEAR_RAW_DATA } else { 0 },
         refcount_order: options.refcount_order,
         header_length: if is_v3 { V3_BYTES } else { V2_BYTES } as u32,
         compression_type: options.zstd.into(),
@@ -122,7 +143,11 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
 }
 
 fn incompatible(options: &CreateOptions) -> u64 {
-    let bits = [(options.zstd, INCOMPAT_COMPRESSION), (options.extended_l2, INCOMPAT_EXTENDED_L2)];
+    let bits = [
+        (options.zstd, INCOMPAT_COMPRESSION),
+        (options.extended_l2, INCOMPAT_EXTENDED_L2),
+        (options.data_file.is_some(), INCOMPAT_DATA_FILE),
+    ];
     bits.iter().filter(|b| b.0).fold(0, |all, b| all | b.1)
 }
 
@@ -278,11 +303,35 @@ fn prepare_data(out: &Writer<'_>, plan: &Plan, preallocation: Preallocation) -> 
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
         return out.zero(Purpose::Data, start, length);
     }
+    write_zero_bytes(out.storage, start, length)
+}
+
+/// Makes a data file one of zeroes, as long as the disk, durably.
+fn prepare_data_file(storage: &dyn Storage, virtual_size: u64, preallocation: Preallocation) -> Result<()> {
+    let is_blank = clear(storage)?;
+    let could_not = |e| Error::host("Could not resize the data file", &e);
+    match storage.set_length(virtual_size) {
+        Err(e) if !is_blank && is_not_supported(&e) => {}
+        done => done.map_err(could_not)?,
+    }
+    if preallocation == Preallocation::Falloc && virtual_size > 0 {
+        let reserved = storage.preallocate(0, virtual_size);
+        reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
+    }
+    if preallocation == Preallocation::Full {
+        write_zero_bytes(storage, 0, virtual_size)?;
+    } else if !is_blank && virtual_size > 0 {
+        zero_range(storage, Purpose::Data, 0, virtual_size)?;
+    }
+    sync(storage)
+}
+
+fn write_zero_bytes(storage: &dyn Storage, start: u64, length: u64) -> Result<()> {
     let zeroes = vec![0; length.min(BATCH_BYTES as u64) as usize];
     let mut done = 0;
     while done < length {
         let bytes = (length - done).min(BATCH_BYTES as u64);
-        write_all(out.storage, Purpose::Data, start + done, &zeroes[..bytes as usize])
+        write_all(storage, Purpose::Data, start + done, &zeroes[..bytes as usize])
             .map_err(|e| e.within("Could not preallocate data clusters"))?;
         done += bytes;
     }

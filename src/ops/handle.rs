@@ -1,7 +1,8 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
 use super::check::{check, CheckOptions, CheckReport, Messages};
-use super::open::{sync_before_repair, OpenFlags, Opening, Origin};
+use super::data_file::DataFile;
+use super::open::{sync_before_repair, OpenFlags, Opening, Origin, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{inactive_error, CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
@@ -15,24 +16,24 @@ pub(super) struct Manner {
     pub(super) flags: OpenFlags,
     pub(super) options: OpenOptions,
     pub(super) file: Option<Arc<FileStorage>>,
+    /// The data file's, where it is a file.
+    pub(super) data_file: Option<Arc<FileStorage>>,
     pub(super) repaired: Option<CheckReport>,
 }
 
 impl Manner {
     pub(super) fn new(flags: OpenFlags, options: OpenOptions, file: Option<Arc<FileStorage>>) -> Self {
-        Manner { flags, options, file, repaired: None }
+        Manner { flags, options, file, data_file: None, repaired: None }
     }
 
-    fn settle(
-        &mut self,
-        opening: Opening<'_>,
-        file: Option<Arc<FileStorage>>,
-        repaired: Option<CheckReport>,
-    ) {
+    fn settle(&mut self, opening: Opening<'_>, files: NewFiles, repaired: Option<CheckReport>) {
         self.flags = opening.flags;
         self.options = opening.options;
-        if file.is_some() {
-            self.file = file;
+        if files.image.is_some() {
+            self.file = files.image;
+        }
+        if files.data.is_some() {
+            self.data_file = files.data;
         }
         if repaired.is_some() {
             self.repaired = repaired;
@@ -51,12 +52,29 @@ pub struct Handle {
     manner: Mutex<Manner>,
     /// The backing file's handle; its disk is the one that holes of this disk read from.
     below: ArcSwapOption<Handle>,
+    /// Where the data file was opened.
+    pub(super) data_origin: Option<Origin>,
+}
+
+/// What a reopen has opened anew; the others stay.
+#[derive(Default)]
+struct NewFiles {
+    image: Option<Arc<FileStorage>>,
+    data: Option<Arc<FileStorage>>,
 }
 
 impl Handle {
-    pub(super) fn new(disk: Disk, origin: Origin, manner: Manner, below: Option<Handle>) -> Handle {
+    pub(super) fn new(
+        disk: Disk,
+        origin: Origin,
+        mut manner: Manner,
+        below: Option<Handle>,
+        data_file: Option<DataFile>,
+    ) -> Handle {
+        let data_origin = data_file.as_ref().map(|d| d.origin.clone());
+        manner.data_file = data_file.and_then(|d| d.file);
         let below = ArcSwapOption::from(below.map(Arc::new));
-        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below }
+        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below, data_origin }
     }
 
     /// Opens `origin`.
@@ -90,7 +108,10 @@ impl Handle {
 
     /// Whether this disk or one below it is on a caller's storage.
     pub fn uses_callbacks(&self) -> bool {
-        matches!(self.origin, Origin::Custom(_)) || self.below().is_some_and(|b| b.uses_callbacks())
+        let custom = |origin: &Origin| matches!(origin, Origin::Custom(_));
+        custom(&self.origin)
+            || self.data_origin.as_ref().is_some_and(custom)
+            || self.below().is_some_and(|b| b.uses_callbacks())
     }
 
     /// Where it was opened.
@@ -138,10 +159,10 @@ impl Handle {
             Disk::Raw(raw) => {
                 raw.flush()?;
                 let opening = Opening { flags, options, resolver: None, messages };
-                let file = reopen_file(&manner, &opening, &self.origin)?;
-                let storage = file.as_ref().map_or(raw.storage(), |f| Arc::clone(f) as Arc<dyn Storage>);
+                let files = self.reopen_files(&manner, &opening)?;
+                let storage = as_storage(&files.image).unwrap_or_else(|| raw.storage());
                 raw.replace(storage, read_only, opening.options.cache.sync_each_write());
-                manner.settle(opening, file, None);
+                manner.settle(opening, files, None);
                 return Ok(());
             }
             Disk::Qcow2(image) => image,
@@ -149,29 +170,54 @@ impl Handle {
         let alone = image.alone();
         alone.settle()?;
         let core = alone.core();
-        let settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
+        let mut settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
         crate::image::validate(&core.header(), &settings)?;
         let mut opening = Opening { flags, options, resolver: None, messages };
-        let file = reopen_file(&manner, &opening, &self.origin)?;
-        let storage = file.as_ref().map_or(Arc::clone(core.storage()), |f| Arc::clone(f) as Arc<dyn Storage>);
+        let files = self.reopen_files(&manner, &opening)?;
+        let storage = as_storage(&files.image).unwrap_or_else(|| Arc::clone(core.storage()));
+        settings.data_file = as_storage(&files.data).or(settings.data_file);
         let done = opening
             .repair_if_dirty(&core.header(), &*storage)
             .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
         match done {
             Ok(repaired) => {
-                manner.settle(opening, file, repaired);
+                manner.settle(opening, files, repaired);
                 Ok(())
             }
             Err(e) => {
-                if let (Some(new), Some(old)) = (&file, &manner.file) {
-                    let (flags, options) = (manner.flags, manner.options.clone());
-                    let back = Opening { flags, options, resolver: None, messages: None };
-                    back.take_back(new, old, &self.origin)?;
-                }
+                self.take_back(&manner, &files)?;
                 alone.reload(Arc::clone(core.storage()), core.settings().clone())?;
                 Err(e)
             }
         }
+    }
+
+    /// The handle's files with the access that `opening` asks for.
+    fn reopen_files(&self, manner: &Manner, opening: &Opening<'_>) -> Result<NewFiles> {
+        let image = reopen_file(manner.file.as_deref(), opening, &self.origin, Role::Image)?;
+        let mut files = NewFiles { image, data: None };
+        let Some(origin) = &self.data_origin else { return Ok(files) };
+        match reopen_file(manner.data_file.as_deref(), opening, origin, Role::DataFile) {
+            Ok(data) => files.data = data,
+            Err(e) => {
+                self.take_back(manner, &files)?;
+                return Err(e);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Undoes `reopen_files`.
+    fn take_back(&self, manner: &Manner, files: &NewFiles) -> Result<()> {
+        let (flags, options) = (manner.flags, manner.options.clone());
+        let back = Opening { flags, options, resolver: None, messages: None };
+        if let (Some(new), Some(old)) = (&files.image, &manner.file) {
+            back.take_back(new, old, &self.origin, Role::Image)?;
+        }
+        if let (Some(new), Some(old), Some(origin)) = (&files.data, &manner.data_file, &self.data_origin) {
+            back.take_back(new, old, origin, Role::DataFile)?;
+        }
+        Ok(())
     }
 
     /// Checks the image, and repairs it when asked. Requests wait; caches are dropped.
@@ -215,15 +261,24 @@ impl Handle {
     }
 }
 
-/// The handle's file with another access; `None` when it stays as it is, or is not a file.
-fn reopen_file(manner: &Manner, opening: &Opening<'_>, origin: &Origin) -> Result<Option<Arc<FileStorage>>> {
-    match (&manner.file, origin) {
-        (Some(old), _) => opening.reopen_file(old, origin),
+/// A file with another access; `None` when it stays as it is, or is not a file.
+fn reopen_file(
+    old: Option<&FileStorage>,
+    opening: &Opening<'_>,
+    origin: &Origin,
+    role: Role,
+) -> Result<Option<Arc<FileStorage>>> {
+    match (old, origin) {
+        (Some(old), _) => opening.reopen_file(old, origin, role),
         (None, Origin::Custom(storage)) if !opening.flags.read_only && storage.traits().read_only => {
             Err(Error::new(ErrorKind::ReadOnly, "the caller's storage takes no writes"))
         }
         (None, _) => Ok(None),
     }
+}
+
+fn as_storage(file: &Option<Arc<FileStorage>>) -> Option<Arc<dyn Storage>> {
+    file.as_ref().map(|f| Arc::clone(f) as Arc<dyn Storage>)
 }
 
 /// Settles an image that nobody will use any more.

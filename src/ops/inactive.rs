@@ -6,10 +6,11 @@
 //! that are open; any other is opened.
 
 use super::handle::{Handle, Manner};
-use super::open::{shown_name, Messages, Opening, Resolver, Seen};
-use crate::error::Result;
+use super::open::{shown_name, Messages, Opening, Origin, Resolver, Role, Seen};
+use crate::error::{Error, Result};
+use crate::format::extensions::DATA_FILE;
 use crate::image::{backing_names, read_header, validate, CoreSettings, Disk};
-use crate::storage::lock::Access;
+use crate::storage::file::FileStorage;
 use std::sync::Arc;
 
 /// Hands the image over: requests are refused until `invalidate`.
@@ -80,8 +81,13 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
         read_only: opening.flags.read_only,
         metadata_only: opening.flags.metadata_only,
         backing: None,
+        data_file: old.settings().data_file.clone(),
     };
     validate(&header, &settings)?;
+    if opening.options.data_file.is_none() && header.extension(DATA_FILE) != old.header().extension(DATA_FILE)
+    {
+        return Err(Error::invalid("the image names another data file: open it anew"));
+    }
     seen.push(storage.identity());
     let same = image.is_chain_kept() && backing_names(&header) == backing_names(&old.header());
     let below = match handle.below().filter(|_| same) {
@@ -111,19 +117,28 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
     }
 }
 
-/// Takes the lock that the flags ask for.
+/// Takes the locks that the flags ask for.
 fn lock(handle: &Handle, manner: &Manner, opening: &Opening<'_>) -> Result<()> {
-    change_lock(handle, manner, opening.access(opening.flags.read_only))
+    change_lock(&manner.file, Some(handle.origin()), Role::Image, opening)?;
+    change_lock(&manner.data_file, handle.data_origin.as_ref(), Role::DataFile, opening)
 }
 
-/// Leaves the lock of one who does not mind what others do.
+/// Leaves the locks of one who does not mind what others do.
 fn unlock(handle: &Handle, manner: &Manner) -> Result<()> {
-    change_lock(handle, manner, Access::ReadShared)
+    let (flags, options) = (manner.flags, manner.options.clone());
+    lock(handle, manner, &Opening { flags, options, resolver: None, messages: None })
 }
 
-fn change_lock(handle: &Handle, manner: &Manner, access: Access) -> Result<()> {
-    match &manner.file {
-        Some(file) => file.change_lock(access, &shown_name(handle.origin())),
-        None => Ok(()),
+fn change_lock(
+    file: &Option<Arc<FileStorage>>,
+    origin: Option<&Origin>,
+    role: Role,
+    opening: &Opening<'_>,
+) -> Result<()> {
+    match (file, origin) {
+        (Some(file), Some(origin)) => {
+            file.change_lock(opening.access(opening.flags.read_only, role), &shown_name(origin))
+        }
+        _ => Ok(()),
     }
 }

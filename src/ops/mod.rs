@@ -1,4 +1,4 @@
-//! Whole-image work: open with its chain and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
+//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
 
 pub mod backing;
 pub mod check;
@@ -7,6 +7,8 @@ pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;
+pub mod create_at;
+pub mod data_file;
 pub mod handle;
 pub mod inactive;
 pub mod measure;

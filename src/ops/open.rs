@@ -5,14 +5,13 @@
 
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
-use super::create::create;
 use super::handle::{Handle, Manner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DIRTY;
 use crate::format::Header;
 use crate::image::{read_header, validate, CoreSettings, Disk, Image, RawDisk};
-use crate::options::{CreateOptions, OpenOptions};
+use crate::options::OpenOptions;
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
 use crate::storage::Storage;
@@ -57,14 +56,25 @@ pub enum Origin {
     Custom(Arc<dyn Storage>),
 }
 
-/// An image asks for its backing file.
+/// A file that an image names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// Its backing file.
+    Backing,
+    /// Its external data file.
+    DataFile,
+}
+
+/// An image asks for a file that it names.
 #[derive(Debug)]
 pub struct ResolveRequest {
-    /// 1 for the top image's backing file.
+    /// Which one.
+    pub named: Named,
+    /// Of a backing file, its own: 1 for the top image's. Of a data file, that of the image that names it.
     pub depth: usize,
     /// As stored.
     pub recorded_name: String,
-    /// Joined to the image's directory, when that is known.
+    /// Of a backing file, joined to the image's directory, when that is known.
     pub resolved_path: Option<PathBuf>,
     /// Recorded format.
     pub format: Option<String>,
@@ -76,6 +86,22 @@ pub struct ResolveAnswer {
     pub origin: Origin,
     /// Its format; `None`: the recorded one.
     pub format: Option<String>,
+}
+
+impl Named {
+    fn words(self) -> &'static str {
+        match self {
+            Named::Backing => "backing file",
+            Named::DataFile => "data file",
+        }
+    }
+}
+
+/// What a file is to its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Image,
+    DataFile,
 }
 
 /// A storage, and the file behind it where there is one.
@@ -104,21 +130,28 @@ impl Opening<'_> {
             return Err(Error::invalid("force-share needs a read-only open"));
         }
         let mut seen = Vec::new();
-        let (storage, file) = self.open_storage(origin, self.flags.read_only)?;
+        let (storage, file) = self.open_storage(origin, self.flags.read_only, Role::Image)?;
         self.open_node(origin, storage, file, &mut seen)
     }
 
-    pub(super) fn access(&self, read_only: bool) -> Access {
-        match (read_only, self.flags.force_share) {
+    pub(super) fn access(&self, read_only: bool, role: Role) -> Access {
+        match (read_only, self.flags.force_share, role) {
             _ if self.flags.inactive => Access::ReadShared,
-            (true, true) => Access::ReadShared,
-            (true, false) => Access::Read,
-            (false, _) => Access::Write,
+            (true, true, _) => Access::ReadShared,
+            (true, false, Role::Image) => Access::Read,
+            (true, false, Role::DataFile) => Access::ReadData,
+            (false, _, Role::Image) => Access::Write,
+            (false, _, Role::DataFile) => Access::WriteData,
         }
     }
 
     /// Opens and locks the file of a node.
-    pub fn open_storage(&self, origin: &Origin, read_only: bool) -> Result<StorageAndFile> {
+    pub(super) fn open_storage(
+        &self,
+        origin: &Origin,
+        read_only: bool,
+        role: Role,
+    ) -> Result<StorageAndFile> {
         let options = self.file_options(read_only);
         let (file, shown) = match origin {
             Origin::Custom(storage) => {
@@ -141,7 +174,7 @@ impl Opening<'_> {
         };
         let file = Arc::new(file);
         if !self.flags.no_lock {
-            file.lock(self.access(read_only), &shown)?;
+            file.lock(self.access(read_only, role), &shown)?;
         }
         Ok((Arc::clone(&file) as Arc<dyn Storage>, Some(file)))
     }
@@ -154,7 +187,12 @@ impl Opening<'_> {
 
     /// The file of `old` with the access that the flags ask for; `None` when it is open that way already. The
     /// lock goes over to the new one.
-    pub(super) fn reopen_file(&self, old: &FileStorage, origin: &Origin) -> Result<Option<Arc<FileStorage>>> {
+    pub(super) fn reopen_file(
+        &self,
+        old: &FileStorage,
+        origin: &Origin,
+        role: Role,
+    ) -> Result<Option<Arc<FileStorage>>> {
         let options = self.file_options(self.flags.read_only);
         if (FileOptions { create: false, ..old.options() }) == options {
             return Ok(None);
@@ -162,13 +200,19 @@ impl Opening<'_> {
         let shown = shown_name(origin);
         let file = old.reopen(options);
         let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
-        file.take_lock_from(old, self.access(self.flags.read_only), &shown)?;
+        file.take_lock_from(old, self.access(self.flags.read_only, role), &shown)?;
         Ok(Some(file))
     }
 
     /// Undoes `reopen_file`: `old` is in use again, with the access of these flags.
-    pub(super) fn take_back(&self, new: &FileStorage, old: &FileStorage, origin: &Origin) -> Result<()> {
-        old.take_lock_from(new, self.access(self.flags.read_only), &shown_name(origin))
+    pub(super) fn take_back(
+        &self,
+        new: &FileStorage,
+        old: &FileStorage,
+        origin: &Origin,
+        role: Role,
+    ) -> Result<()> {
+        old.take_lock_from(new, self.access(self.flags.read_only, role), &shown_name(origin))
     }
 
     fn open_node(
@@ -185,7 +229,7 @@ impl Opening<'_> {
             if self.flags.inactive {
                 raw.deactivate();
             }
-            return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None));
+            return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None, None));
         }
         let (header, _) = read_header(&*storage)?;
         let mut settings = CoreSettings {
@@ -193,9 +237,12 @@ impl Opening<'_> {
             read_only: self.flags.read_only,
             metadata_only: self.flags.metadata_only,
             backing: None,
+            data_file: None,
         };
         validate(&header, &settings)?;
         seen.push(storage.identity());
+        let data_file = self.open_data_file(&header, seen)?;
+        settings.data_file = data_file.as_ref().map(|d| Arc::clone(&d.storage));
         let below = self.open_backing(&header, origin, seen)?;
         settings.backing = below.as_ref().map(Handle::shared_disk);
         settings.metadata_only |= self.flags.inactive;
@@ -205,7 +252,7 @@ impl Opening<'_> {
             image.alone().deactivate();
         }
         let disk = Disk::Qcow2(Box::new(image));
-        Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below))
+        Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below, data_file))
     }
 
     /// Repairs a dirty image before its first request. The dirty bit goes last, after the counts.
@@ -258,6 +305,7 @@ impl Opening<'_> {
             ));
         }
         let request = ResolveRequest {
+            named: Named::Backing,
             depth,
             resolved_path: resolve_path(&recorded_name, origin),
             format: header.extension_text(extensions::BACKING_FORMAT),
@@ -270,7 +318,7 @@ impl Opening<'_> {
         opened.map(Some).map_err(|e| if e.to_string().starts_with(PREFIX) { e } else { e.within(PREFIX) })
     }
 
-    fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
+    pub(super) fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
         if let Some(resolver) = &mut self.resolver {
             return resolver(request);
         }
@@ -278,14 +326,16 @@ impl Opening<'_> {
             return Err(Error::new(
                 ErrorKind::NotAllowed,
                 format!(
-                    "the image records backing file '{}': opening it needs the flag that allows recorded files, or a resolver",
+                    "the image records {} '{}': opening it needs the flag that allows recorded files, or a resolver",
+                    request.named.words(),
                     request.recorded_name
                 ),
             ));
         }
         let Some(path) = &request.resolved_path else {
             return Err(Error::unsupported(format!(
-                "backing file name '{}' is not a file name, or is relative to an image without a path",
+                "{} name '{}' is not a file name, or is relative to an image without a path",
+                request.named.words(),
                 request.recorded_name
             )));
         };
@@ -322,7 +372,7 @@ impl Opening<'_> {
         let below_options = OpenOptions { cache: self.options.cache, ..OpenOptions::default() };
         let top = std::mem::replace(&mut self.flags, below);
         let top_options = std::mem::replace(&mut self.options, below_options);
-        let opened = self.open_storage(&answer.origin, true).and_then(|(storage, file)| {
+        let opened = self.open_storage(&answer.origin, true, Role::Image).and_then(|(storage, file)| {
             if storage.identity().is_some() && seen.contains(&storage.identity()) {
                 return Err(in_chain_already(request));
             }
@@ -338,26 +388,6 @@ impl Opening<'_> {
 /// not become durable before it.
 pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
     storage.sync().map_err(|e| Error::host("sync before a repair", &e))
-}
-
-/// Creates an image at `origin`, in place of whatever is there. The file is locked meanwhile.
-pub fn create_at(origin: &Origin, virtual_size: u64, options: &CreateOptions) -> Result<()> {
-    options.validate()?;
-    let shown = shown_name(origin);
-    let is_new = matches!(origin, Origin::Path(path) if !path.exists());
-    let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
-    let file = match origin {
-        Origin::Custom(storage) => return create(&**storage, virtual_size, options),
-        Origin::Path(path) => FileStorage::open(path, how),
-        Origin::Descriptor(fd) => FileStorage::from_fd(*fd, how),
-    };
-    let file = file.map_err(|e| Error::host(format_args!("Could not create '{shown}'"), &e))?;
-    file.lock(Access::Write, &shown)?;
-    let created = create(&file, virtual_size, options);
-    if let (Err(_), Origin::Path(path), true) = (&created, origin, is_new) {
-        let _ = std::fs::remove_file(path);
-    }
-    created
 }
 
 fn in_chain_already(request: &ResolveRequest) -> Error {

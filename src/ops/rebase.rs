@@ -24,7 +24,7 @@ pub fn rebase(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
     let image = writable(handle)?;
-    check_names(name, format)?;
+    check_names(image, name, format)?;
     if backing.is_some() != name.is_some() {
         return Err(Error::invalid("a backing file needs a name, and a name a backing file"));
     }

@@ -10,7 +10,10 @@ fn image_of(handle: &Handle) -> Result<&Image> {
         Disk::Qcow2(image) if image.core().is_read_only() => {
             Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"))
         }
-        Disk::Qcow2(image) => Ok(image),
+        Disk::Qcow2(image) => {
+            image.core().refuse_data_file("internal snapshots")?;
+            Ok(image)
+        }
         Disk::Raw(_) => Err(Error::unsupported("a raw disk has no internal snapshots")),
     }
 }

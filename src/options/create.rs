@@ -52,6 +52,10 @@ pub struct CreateOptions {
     pub extended_l2: bool,
     /// How much is allocated at once.
     pub preallocation: Preallocation,
+    /// Name of the external data file to record.
+    pub data_file: Option<String>,
+    /// The data file shows what the disk shows.
+    pub data_file_raw: bool,
     /// Name to record; never opened here.
     pub backing_file: Option<String>,
     /// Format to record for it; required with a backing file, because nobody probes it.
@@ -69,6 +73,8 @@ impl Default for CreateOptions {
             zstd: false,
             extended_l2: false,
             preallocation: Preallocation::Off,
+            data_file: None,
+            data_file_raw: false,
             backing_file: None,
             backing_format: None,
         }
@@ -176,7 +182,9 @@ impl CreateOptions {
             ("backing_fmt", Value::Text(word)) => words.backing_format = Some(word),
             ("compression_type", Value::Text(word)) => words.compression_type = Some(word),
             ("extended_l2", Value::Bool(on)) => self.extended_l2 = on,
-            ("data_file_raw" | "encryption", Value::Bool(false)) => {}
+            ("data_file", Value::Text(file)) => self.data_file = Some(file.into()),
+            ("data_file_raw", Value::Bool(on)) => self.data_file_raw = on,
+            ("encryption", Value::Bool(false)) => {}
             (later, _) => words.not_yet = Some(later),
         }
     }
@@ -242,6 +250,33 @@ impl CreateOptions {
         Ok(())
     }
 
+    fn check_data_file(&self) -> Result<()> {
+        if self.data_file.is_none() && self.data_file_raw {
+            return Err(Error::invalid("data-file-raw requires data-file"));
+        }
+        if self.data_file.is_some() && self.version < 3 {
+            return Err(Error::invalid(
+                "External data files are only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            ));
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
+        }
+        match &self.data_file {
+            Some(name) if name.is_empty() => Err(Error::invalid("Expected data file name, got empty string")),
+            _ => Ok(()),
+        }
+    }
+
+    /// How much is allocated: a raw data file has no holes that only the tables know of.
+    pub fn preallocation_in_force(&self) -> Preallocation {
+        match self.preallocation {
+            Preallocation::Off if self.data_file_raw => Preallocation::Metadata,
+            asked => asked,
+        }
+    }
+
     /// Fails unless `word` names a format that a header may record.
     pub fn check_backing_format(word: &str) -> Result<()> {
         match BACKING_FORMATS.contains(&word) {
@@ -264,6 +299,7 @@ impl CreateOptions {
                  (use version=v3 or greater)",
             ));
         }
+        self.check_data_file()?;
         if self.version < 3 && self.zstd {
             return Err(Error::invalid(
                 "Non-zlib compression type is only supported with compatibility level 1.1 and above \
@@ -280,7 +316,7 @@ impl CreateOptions {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
             extended_l2: self.extended_l2,
-            external_data: false,
+            external_data: self.data_file.is_some(),
         }
     }
 }
@@ -370,7 +406,7 @@ mod tests {
                 "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
             ),
             (&["encrypt.format=luks"], "Option 'encrypt.format' is not supported yet"),
-            (&["data_file=x"], "Option 'data_file' is not supported yet"),
+
         ];
         for (options, text) in cases {
             assert_eq!(refused(options), *text, "{options:?}");

@@ -89,6 +89,11 @@ const fn open(
     OptionInfo { name, kind, default, help, scope: Scope::Open, runtime: true }
 }
 
+/// An option that an open has once and for all.
+const fn fixed(name: &'static str, kind: Kind, help: &'static str) -> OptionInfo {
+    OptionInfo { name, kind, default: None, help, scope: Scope::Open, runtime: false }
+}
+
 /// Every option, per scope in the order of `-o help`.
 #[rustfmt::skip]
 pub const TABLE: &[OptionInfo] = &[
@@ -118,6 +123,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("cache-clean-interval", Kind::Number, Some("600"), "Seconds after which unused cache entries are dropped; 0 never"),
     open("cache-size", Kind::Size, None, "Most memory for L2 and refcount cache together"),
     open("compress-threads", Kind::Number, Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
+    fixed("data-file", Kind::Text, "Path of the external data file, instead of the one that the image names"),
     open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
     open("discard", Kind::Text, Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
     open("discard-no-unref", Kind::Bool, Some("off"), "Keep the host clusters of discarded guest clusters"),

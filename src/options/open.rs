@@ -49,6 +49,8 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// Threads that compress one request.
     pub compress_threads: u32,
+    /// The path of the external data file, instead of the recorded one.
+    pub data_file: Option<String>,
     /// The ID of the snapshot that is read instead of the disk.
     pub snapshot_id: Option<String>,
     /// The name of the snapshot that is read instead of the disk.
@@ -80,6 +82,7 @@ impl Default for OpenOptions {
             refcounts_ahead: RefcountsAhead::Auto,
             detect_zeroes: DetectZeroes::Off,
             compress_threads: 1,
+            data_file: None,
             snapshot_id: None,
             snapshot_name: None,
         }
@@ -173,6 +176,7 @@ impl OpenOptions {
             "discard" => self.discard = Discard::parse(word)?,
             "detect-zeroes" => self.detect_zeroes = DetectZeroes::parse(word)?,
             "refcounts-ahead" => self.refcounts_ahead = RefcountsAhead::parse(word)?,
+            "data-file" => self.data_file = Some(word.into()),
             "snapshot.id" => self.snapshot_id = Some(word.into()),
             "snapshot.name" => self.snapshot_name = Some(word.into()),
             "overlap-check" => self.overlap_check = Some(OverlapTemplate::parse(word)?),

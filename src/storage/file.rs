@@ -293,6 +293,7 @@ impl Storage for FileStorage {
         Traits {
             alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
             zero_past_end: self.regular,
+            discard_zeroes: self.regular,
             read_only: !self.options.writable,
         }
     }

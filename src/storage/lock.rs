@@ -29,13 +29,17 @@ pub enum Access {
     ReadShared,
     /// Reads and writes; nobody else may write.
     Write,
+    /// As `Read`, of an external data file: the image's lock says who may write.
+    ReadData,
+    /// As `Write`, of an external data file.
+    WriteData,
 }
 
 impl Access {
     fn in_use(self) -> &'static [u64] {
         match self {
-            Access::Read | Access::ReadShared => &[CONSISTENT_READ],
-            Access::Write => &[CONSISTENT_READ, WRITE, RESIZE],
+            Access::Read | Access::ReadShared | Access::ReadData => &[CONSISTENT_READ],
+            Access::Write | Access::WriteData => &[CONSISTENT_READ, WRITE, RESIZE],
         }
     }
 
@@ -49,6 +53,7 @@ impl Access {
         match self {
             Access::ReadShared => &[],
             Access::Read | Access::Write => &[WRITE, RESIZE],
+            Access::ReadData | Access::WriteData => &[RESIZE],
         }
     }
 }
@@ -63,8 +68,10 @@ struct Users {
 impl Users {
     fn enter(&mut self, access: Access, shown: &str) -> Result<()> {
         match access {
-            Access::Write if self.writers + self.readers > 0 => Err(refused("\"write\"", shown)),
-            Access::Read if self.writers > 0 => Err(refused("shared \"write\"", shown)),
+            Access::Write | Access::WriteData if self.writers + self.readers > 0 => {
+                Err(refused("\"write\"", shown))
+            }
+            Access::Read | Access::ReadData if self.writers > 0 => Err(refused("shared \"write\"", shown)),
             _ => {
                 self.count(access);
                 Ok(())
@@ -74,16 +81,16 @@ impl Users {
 
     fn count(&mut self, access: Access) {
         match access {
-            Access::Write => self.writers += 1,
-            Access::Read => self.readers += 1,
+            Access::Write | Access::WriteData => self.writers += 1,
+            Access::Read | Access::ReadData => self.readers += 1,
             Access::ReadShared => {}
         }
     }
 
     fn leave(&mut self, access: Access) {
         match access {
-            Access::Write => self.writers -= 1,
-            Access::Read => self.readers -= 1,
+            Access::Write | Access::WriteData => self.writers -= 1,
+            Access::Read | Access::ReadData => self.readers -= 1,
             Access::ReadShared => {}
         }
     }

@@ -4,6 +4,7 @@
 //! the ticket was taken is durable. Syncs are numbered by `begin_sync`, so that the caller can fix under its
 //! own lock what the sync will cover.
 
+use super::data_file::DataFile;
 use super::latch::Latch;
 use super::{read_exact, zero_range, Purpose, Storage};
 use crate::error::{Error, Result};
@@ -28,6 +29,8 @@ pub struct StartedSync(u64);
 /// The storages of one image.
 pub struct Medium {
     image: Arc<dyn Storage>,
+    /// Where guest data is, if not beside the tables.
+    data_file: Option<DataFile>,
     latch: Latch,
     started: AtomicU64,
     completed: AtomicU64,
@@ -36,12 +39,34 @@ pub struct Medium {
 impl Medium {
     /// A medium on one storage, where guest data is beside the tables.
     pub fn new(image: Arc<dyn Storage>) -> Self {
-        Medium { image, latch: Latch::default(), started: AtomicU64::new(0), completed: AtomicU64::new(0) }
+        Medium::with_data_file(image, None)
     }
 
-    /// The storage itself, for reads and properties.
+    /// A medium with guest data in a storage of its own, if there is one.
+    pub fn with_data_file(image: Arc<dyn Storage>, data_file: Option<Arc<dyn Storage>>) -> Self {
+        Medium {
+            image,
+            data_file: data_file.map(DataFile::new),
+            latch: Latch::default(),
+            started: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+        }
+    }
+
+    /// The storage of the image itself, for reads and properties.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.image
+    }
+
+    /// The external data file.
+    pub fn data_file(&self) -> Option<&DataFile> {
+        self.data_file.as_ref()
+    }
+
+    /// The storage that guest data is in, for reads and properties.
+    #[inline]
+    pub fn data_storage(&self) -> &Arc<dyn Storage> {
+        self.data_file.as_ref().map_or(&self.image, DataFile::storage)
     }
 
     /// The failure latch.
@@ -81,7 +106,11 @@ impl Medium {
         self.sync_storages()
     }
 
+    /// The data file first: whoever sees the image synced may rely on what its pointers lead to.
     fn sync_storages(&self) -> Result<()> {
+        if let Some(data_file) = &self.data_file {
+            data_file.sync().map_err(|e| self.latch.close(Error::host("sync of the data file", &e)))?;
+        }
         let done = match self.image.sync() {
             Err(_) if planted(Plant::SyncRetried) => self.image.sync(),
             done => done,
@@ -91,16 +120,15 @@ impl Medium {
 
     /// Fills `buffers` with guest data.
     pub fn read_data(&self, host_offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        self.image
+        self.data_storage()
             .read(Purpose::Data, host_offset, buffers)
             .map_err(|e| Error::host(format_args!("reading guest data at host offset {host_offset:#x}"), &e))
     }
 
     /// Writes guest data. A failure is the caller's to undo and closes nothing.
     pub fn write_data(&self, host_offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
-        self.latch.check()?;
-        self.image
-            .write(Purpose::Data, host_offset, buffers)
+        let write = |storage: &dyn Storage| storage.write(Purpose::Data, host_offset, buffers);
+        self.change_data(write)?
             .map_err(|e| Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
     }
 
@@ -112,10 +140,22 @@ impl Medium {
         source_offset: u64,
         length: u64,
     ) -> Result<()> {
-        self.latch.check()?;
-        self.image
-            .copy_from(Purpose::Data, host_offset, source, source_offset, length)
+        let copy = |storage: &dyn Storage| {
+            storage.copy_from(Purpose::Data, host_offset, source, source_offset, length)
+        };
+        self.change_data(copy)?
             .map_err(|e| Error::host(format_args!("copying guest data to host offset {host_offset:#x}"), &e))
+    }
+
+    /// Changes the storage of guest data; a sync from now on has something to do there.
+    #[inline]
+    pub fn change_data<T>(&self, change: impl FnOnce(&dyn Storage) -> T) -> Result<T> {
+        self.latch.check()?;
+        let done = change(&**self.data_storage());
+        if let Some(data_file) = &self.data_file {
+            data_file.note_change();
+        }
+        Ok(done)
     }
 
     /// Reads a table or a part of one.

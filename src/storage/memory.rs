@@ -107,6 +107,6 @@ impl Storage for Memory {
     }
 
     fn traits(&self) -> Traits {
-        Traits { alignment: 1, zero_past_end: true, read_only: false }
+        Traits { alignment: 1, zero_past_end: true, discard_zeroes: true, read_only: false }
     }
 }

@@ -8,6 +8,7 @@
 //! returns `Ok` they are durable; bytes outside a write do not change; a file that grows by `set_length` reads as
 //! zeroes there.
 
+mod data_file;
 mod direct;
 pub mod file;
 pub mod gate;
@@ -22,7 +23,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 /// What a storage call is for. Traces, injected faults and the ownership map of tests use it; files ignore it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// Guest data, with the copy-on-write bytes around it.
+    /// Guest data, with the copy-on-write bytes around it; of an external data file everything.
     Data,
     /// Header, extensions and names.
     Header,
@@ -49,6 +50,8 @@ pub struct Traits {
     pub alignment: u64,
     /// Bytes past the current length read as zeroes once the length has grown over them (regular files).
     pub zero_past_end: bool,
+    /// What `discard` gives back reads as zeroes; otherwise it may keep its bytes.
+    pub discard_zeroes: bool,
     /// No write is accepted.
     pub read_only: bool,
 }

@@ -378,7 +378,7 @@ fn c08_a_refused_open_changes_nothing() {
     for (at, byte, kind) in [
         (79usize, 0x20u8, ErrorKind::Unsupported), // an unknown incompatible feature
         (79, 0x02, ErrorKind::MarkedCorrupt),
-        (79, 0x04, ErrorKind::Unsupported), // a data file
+        (79, 0x04, ErrorKind::Invalid),     // a data file without a name
         (35, 0x02, ErrorKind::Unsupported), // encryption
         (23, 40, ErrorKind::Invalid),       // cluster size
     ] {

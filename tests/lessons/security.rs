@@ -87,17 +87,23 @@ fn security_data_file_is_never_opened() {
         let at = be32(&bytes, 100) as usize;
         put(&mut bytes, at, &extension);
         bench.write("image", &bytes);
-        for allow_recorded in [false, true] {
-            for read_only in [false, true] {
-                let flags = OpenFlags { allow_recorded, read_only, ..WRITABLE };
-                let refused = open_file(&bench.path("image"), flags, &[]).map(drop).unwrap_err();
-                assert!(refused.to_string().contains("data file"), "{refused}");
-                let look = OpenFlags { metadata_only: true, ..flags };
+        for read_only in [false, true] {
+            let flags = OpenFlags { read_only, ..WRITABLE };
+            let refused = open_file(&bench.path("image"), flags, &[]).map(drop).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotAllowed);
+            assert!(refused.to_string().contains(&format!("data file '{name}'")), "{refused}");
+            for allow_recorded in [false, true] {
+                let look = OpenFlags { metadata_only: true, allow_recorded, ..flags };
                 open_file(&bench.path("image"), look, &[]).unwrap().close().unwrap();
             }
         }
+        // With the permission, too, a name is a file's or nothing.
+        let allowed = OpenFlags { allow_recorded: true, ..READ_ONLY };
+        let opened = open_file(&bench.path("image"), allowed, &[]).map(drop);
+        assert!(!name.contains(':') || opened.is_err_and(|e| e.kind() == ErrorKind::Unsupported), "{name}");
         assert!(bench.read("image") == bytes);
     }
+    assert!(bench.read("secret") == b"a secret");
 }
 
 /// Sizes from the header became allocations of gigabytes. Every field and the length of an extension at their

@@ -298,7 +298,7 @@ impl Pass<'_> {
         }
         let offset = entry.descriptor & OFFSET_MASK;
         let copied = entry.descriptor & COPIED != 0;
-        let assigned = offset != 0 || (self.geometry.external_data && copied);
+        let assigned = entry.is_assigned(&self.geometry);
         let holds_data = self.check_bitmap(look, entry, assigned);
         if !assigned {
             return Ok(None);

@@ -11,6 +11,8 @@
 //! full
 //! ```
 //!
+//! With an external data file every preallocation is `metadata` without the data, which is there at its guest offset.
+//!
 //! A larger refcount table gets its final size at once (the reference implementation moves it when it is full).
 //!
 //! A block that counts a cluster past the blocks so far is the next free cluster, and may count itself.
@@ -25,7 +27,7 @@ use crate::options::Preallocation;
 pub(super) struct L2Table {
     /// Cluster index of the table.
     pub(super) at: u64,
-    /// Cluster index of its first data cluster.
+    /// Cluster index of its first data cluster, in the data file where there is one.
     pub(super) data_at: u64,
     /// Data clusters.
     pub(super) data_clusters: u64,
@@ -115,6 +117,7 @@ impl Plan {
         let plan = match preallocation {
             _ if virtual_size == 0 => Plan::interleaved(geometry, 0, false)?,
             Preallocation::Off => Plan::interleaved(geometry, virtual_size, false)?,
+            _ if geometry.external_data => Plan::interleaved(geometry, virtual_size, true)?,
             Preallocation::Metadata => Plan::interleaved(geometry, virtual_size, true)?,
             Preallocation::Falloc | Preallocation::Full => Plan::contiguous(geometry, virtual_size)?,
         };
@@ -151,12 +154,17 @@ impl Plan {
         let mut l2 = Vec::new();
         if with_data {
             l2.reserve(l1_entries as usize);
+            let mut guest_cluster = 0;
             for data_clusters in data_runs(&geometry, virtual_size) {
                 let at = placer.take(1);
                 placer.cover()?;
-                let data_at = placer.take(data_clusters);
+                let data_at = match geometry.external_data {
+                    true => guest_cluster,
+                    false => placer.take(data_clusters),
+                };
                 placer.cover()?;
                 l2.push(L2Table { at, data_at, data_clusters });
+                guest_cluster += data_clusters;
             }
         }
         let Placer { next: end, blocks, .. } = placer;
@@ -209,7 +217,8 @@ impl Plan {
         if self.l1_entries > 0 && l1_end == self.end {
             return self.geometry.cluster_offset(self.l1_at) + self.l1_entries * 8;
         }
-        let ends_with_data = self.l2.last().is_some_and(|l2| l2.data_at + l2.data_clusters == self.end);
+        let ends_with_data = !self.geometry.external_data
+            && self.l2.last().is_some_and(|l2| l2.data_at + l2.data_clusters == self.end);
         self.geometry.cluster_offset(self.end) - if ends_with_data { self.unused_bytes } else { 0 }
     }
 }

@@ -134,7 +134,7 @@ impl Storage for Mortal {
     }
 
     fn traits(&self) -> Traits {
-        Traits { alignment: 1, zero_past_end: true, read_only: false }
+        Traits { alignment: 1, zero_past_end: true, discard_zeroes: true, read_only: false }
     }
 }
 

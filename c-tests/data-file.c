@@ -1,0 +1,237 @@
+/* An external data file: made and opened behind the permission, by path, descriptor or callbacks; guest data is in it at
+   its own offset, and a raw one shows the disk to whoever reads it alone.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include "test.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#define CLUSTER 65536
+
+/* What the file itself holds. */
+static void expect_file(const char *path, uint64_t offset, uint64_t length, int value)
+{
+    unsigned char *bytes = malloc(length);
+
+    CHECK(bytes != NULL);
+    test_file_read(path, bytes, length, offset);
+    CHECK_FILLED(bytes, length, value);
+    free(bytes);
+}
+
+static qcow2_extent extent_at(qcow2_image *image, uint64_t offset)
+{
+    qcow2_extent extent = {.struct_size = sizeof extent};
+
+    CHECK_OK(qcow2_block_status(image, offset, qcow2_length(image) - offset, 0, &extent));
+    return extent;
+}
+
+static void opens_with_permission_only(const char *image_path, const char *data_path)
+{
+    qcow2_image *image;
+    struct stat before, after;
+
+    CHECK(stat(data_path, &before) == 0);
+    CHECK_ERROR(qcow2_open(image_path, 0, NULL, &image), EPERM);
+    CHECK_TEXT("data file");
+    /* Looks at the header need no data file. */
+    image = test_open(image_path, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, NULL);
+    CHECK(strcmp(test_info(image).data_file, data_path) == 0);
+    CHECK_EQ(test_info(image).data_file_raw, 0);
+    test_close(image);
+    CHECK(stat(data_path, &after) == 0);
+    CHECK_EQ(before.st_atim.tv_nsec, after.st_atim.tv_nsec);
+
+    image = test_open(image_path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    qcow2_image *second;
+    const char *option[] = {NULL, NULL};
+    char named[4200];
+    /* One writer, whichever of the two files somebody else comes by. */
+    CHECK_ERROR(qcow2_open(data_path, QCOW2_OPEN_RAW, NULL, &second), EAGAIN);
+    test_close(image);
+    /* An option of the caller needs no permission, and goes before the name. */
+    snprintf(named, sizeof named, "data-file=%s", data_path);
+    option[0] = named;
+    CHECK_OK(qcow2_open(image_path, 0, option, &image));
+    test_close(image);
+    CHECK_ERROR(qcow2_open(test_create("plain.qcow2", MIB, NULL), 0, option, &image), EINVAL);
+    CHECK_TEXT("data-file");
+
+    /* Missing: one clear error, and the image is as it was. */
+    uint64_t digest = test_digest(image_path);
+    const char *away = test_path("away");
+    CHECK(rename(data_path, away) == 0);
+    CHECK_ERROR(qcow2_open(image_path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), ENOENT);
+    CHECK_TEXT("Could not open");
+    CHECK_EQ(test_digest(image_path), digest);
+    CHECK(rename(away, data_path) == 0);
+    /* The image as its own data file. */
+    snprintf(named, sizeof named, "data-file=%s", image_path);
+    CHECK_ERROR(qcow2_open(image_path, 0, option, &image), ELOOP);
+}
+
+static void serves_guest_data(const char *image_path, const char *data_path)
+{
+    qcow2_image *image = test_open(image_path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    qcow2_extent extent;
+
+    test_fill(image, 3 * CLUSTER, CLUSTER, 7);
+    test_fill(image, CLUSTER / 2, 512, 8);
+    expect_file(data_path, 3 * CLUSTER, CLUSTER, 7);
+    expect_file(data_path, CLUSTER / 2, 512, 8);
+    extent = extent_at(image, 3 * CLUSTER);
+    CHECK_EQ(extent.host_offset, 3 * CLUSTER);
+    CHECK(extent.flags & QCOW2_EXTENT_IN_DATA_FILE);
+    CHECK(extent.flags & QCOW2_EXTENT_DATA);
+    CHECK(!(extent_at(image, 2 * CLUSTER).flags & QCOW2_EXTENT_IN_DATA_FILE));
+
+    CHECK_OK(qcow2_write_zeroes(image, 3 * CLUSTER, CLUSTER, 0));
+    test_expect(image, 3 * CLUSTER, CLUSTER, 0);
+    CHECK_OK(qcow2_discard(image, 0, CLUSTER));
+    test_expect(image, 0, CLUSTER, 0);
+    test_fill(image, 3 * CLUSTER + 4096, 512, 9);
+    test_expect(image, 3 * CLUSTER, 4096, 0);
+    test_expect(image, 3 * CLUSTER + 4096, 512, 9);
+    test_expect(image, 3 * CLUSTER + 4608, CLUSTER - 4608, 0);
+
+    /* What such an image cannot have. */
+    char cluster[CLUSTER] = {1};
+    struct iovec iov = {cluster, sizeof cluster};
+    CHECK_ERROR(qcow2_pwritev2(image, &iov, 1, 5 * CLUSTER, QCOW2_REQ_COMPRESSED), ENOTSUP);
+    CHECK_TEXT("external data file");
+    CHECK_ERROR(qcow2_snapshot_create(image, "s", NULL), ENOTSUP);
+    CHECK_TEXT("external data file");
+
+    /* Both ways, and the file goes along. */
+    CHECK_OK(qcow2_truncate(image, 8 * MIB, QCOW2_PREALLOC_METADATA));
+    CHECK_EQ(test_file_length(data_path), 8 * MIB);
+    test_expect(image, 4 * MIB, 4 * MIB, 0);
+    test_fill(image, 8 * MIB - 512, 512, 6);
+    CHECK_OK(qcow2_truncate(image, 2 * MIB, QCOW2_PREALLOC_OFF));
+    CHECK_EQ(test_file_length(data_path), 2 * MIB);
+    CHECK_OK(qcow2_truncate(image, 4 * MIB, QCOW2_PREALLOC_OFF));
+    test_expect(image, 2 * MIB, 2 * MIB, 0);
+
+    /* Read-only and back: both files. */
+    CHECK_OK(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL));
+    CHECK_ERROR(qcow2_pwrite(image, "x", 1, 0), EROFS);
+    test_expect(image, 3 * CLUSTER + 4096, 512, 9);
+    CHECK_OK(qcow2_reopen(image, 0, NULL));
+    test_fill(image, MIB, 512, 5);
+    CHECK_OK(qcow2_flush(image));
+    test_close(image);
+    test_expect_sound(image_path, false);
+    image = test_open(image_path, QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_READ_ONLY, "cache=none", NULL);
+    test_expect(image, MIB, 512, 5);
+    test_close(image);
+}
+
+static void keeps_a_raw_file_true(void)
+{
+    const char *data = test_path("raw.data");
+    char option[4200];
+    snprintf(option, sizeof option, "data_file=%s", data);
+    const char *path = test_create("raw.qcow2", 2 * MIB + 512, option, "data_file_raw=on", NULL);
+    qcow2_image *image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL), *alone;
+
+    CHECK_EQ(test_info(image).data_file_raw, 1);
+    CHECK(extent_at(image, 0).flags & QCOW2_EXTENT_IN_DATA_FILE);
+    test_fill(image, 0, 2 * MIB + 512, 3);
+    CHECK_OK(qcow2_write_zeroes(image, CLUSTER, 2 * CLUSTER, 0));
+    CHECK_OK(qcow2_write_zeroes(image, 4 * CLUSTER + 512, 1024, 0));
+    CHECK_OK(qcow2_write_zeroes(image, 6 * CLUSTER, CLUSTER, QCOW2_REQ_UNMAP));
+    CHECK_OK(qcow2_discard(image, 8 * CLUSTER, CLUSTER));
+    expect_file(data, CLUSTER, 2 * CLUSTER, 0);
+    expect_file(data, 4 * CLUSTER, 512, 3);
+    expect_file(data, 4 * CLUSTER + 512, 1024, 0);
+    expect_file(data, 6 * CLUSTER, CLUSTER, 0);
+    uint32_t digest = test_checksum(image);
+    test_close(image);
+    CHECK_EQ(test_file_length(data), 2 * MIB + 512);
+    alone = test_open(data, QCOW2_OPEN_RAW | QCOW2_OPEN_READ_ONLY, NULL);
+    CHECK_EQ(test_checksum(alone), digest);
+    test_close(alone);
+
+    /* What somebody left behind the end does not become the guest's. */
+    test_file_write(data, "left behind", 11, 2 * MIB + 512);
+    image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK_OK(qcow2_truncate(image, 3 * MIB, QCOW2_PREALLOC_OFF));
+    test_expect(image, 2 * MIB + 512, MIB - 512, 0);
+    CHECK_ERROR(qcow2_change_backing_file(image, "base", "raw"), EINVAL);
+    CHECK_TEXT("data-file-raw");
+    test_close(image);
+    test_expect_sound(path, false);
+}
+
+static int give_memory(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer)
+{
+    CHECK_EQ(request->kind, QCOW2_NODE_DATA_FILE);
+    CHECK_EQ(request->depth, 0);
+    CHECK(strcmp(request->recorded_name, "in-memory") == 0);
+    CHECK(strcmp(request->resolved_path, "in-memory") == 0);
+    CHECK(strcmp(request->format, "raw") == 0);
+    answer->io = &test_memory_ops;
+    answer->io_opaque = opaque;
+    return 0;
+}
+
+static void works_over_callbacks(void)
+{
+    struct test_memory tables = TEST_MEMORY_INIT, data = TEST_MEMORY_INIT;
+    const char *options[] = {"data_file=in-memory", "data_file_raw=on", NULL};
+    qcow2_create_params create = {.struct_size = sizeof create, .fd = -1, .data_fd = -1, .size = MIB};
+    qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
+    qcow2_image *image;
+
+    create.io = create.data_io = &test_memory_ops;
+    create.io_opaque = &tables;
+    create.data_io_opaque = &data;
+    create.options = options;
+    CHECK_OK(qcow2_create_with(&create));
+    CHECK_EQ(data.length, MIB);
+    CHECK_EQ(tables.closes, 1);
+    CHECK_EQ(data.closes, 1);
+    params.io = &test_memory_ops;
+    params.io_opaque = &tables;
+    params.resolve = give_memory;
+    params.resolve_opaque = &data;
+    CHECK_OK(qcow2_open_with(&params, &image));
+    test_fill(image, 1000, 100000, 4);
+    CHECK_FILLED(data.bytes + 1000, 100000, 4);
+    CHECK_OK(qcow2_flush(image));
+
+    /* A failed sync of either file is the end of writing. */
+    data.fail_sync = EIO;
+    test_fill(image, 0, 512, 5);
+    CHECK_ERROR(qcow2_flush(image), EIO);
+    data.fail_sync = 0;
+    CHECK_ERROR(qcow2_pwrite(image, "x", 1, 0), ENOTRECOVERABLE);
+    CHECK(qcow2_close(image) < 0);
+
+    /* Not both, not none, not without a name. */
+    create.data_fd = 0;
+    CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    create.data_fd = -1;
+    create.options = NULL;
+    CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    CHECK_ERROR(qcow2_create_with(NULL), EINVAL);
+    CHECK_EQ(tables.closes, 4);
+    CHECK_EQ(data.closes, 3);
+    test_memory_free(&tables);
+    test_memory_free(&data);
+}
+
+int main(void)
+{
+    const char *data = test_path("the.data");
+    char option[4200];
+    snprintf(option, sizeof option, "data_file=%s", data);
+    const char *path = test_create("disk.qcow2", 4 * MIB, option, NULL);
+
+    CHECK_EQ(test_file_length(data), 4 * MIB);
+    opens_with_permission_only(path, data);
+    serves_guest_data(path, data);
+    keeps_a_raw_file_true();
+    works_over_callbacks();
+    return 0;
+}

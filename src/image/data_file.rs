@@ -1,0 +1,135 @@
+//! Guest data in an external data file.
+//!
+//! The image file has the header and the tables, the data file the guest's bytes, each cluster at its guest offset.
+//! So nothing is allocated there and nothing is counted: an entry says only whether the bytes in the file count. The
+//! allocator, the overlap check and the claims know nothing of its offsets; its clusters are never reused by another
+//! guest cluster, and R4 asks nothing of them. Its length is the disk's: nothing is written past the end of the disk.
+//!
+//! R2 spans both files: a ticket is past once the data file and then the image have been synced
+//! ([`crate::storage::medium`]), so an entry that begins to point waits as it does with one file. A failed sync of either
+//! closes the latch.
+//!
+//! A **raw** data file (autoclear bit 1) shows what the disk shows to whoever reads it alone. An entry that says
+//! zero is therefore linked once the file has zeroes there, and becomes durable after them. Space that the host cannot
+//! give back as zeroes is not discarded at all. After a power cut, what was not flushed may be old in one view and new
+//! in the other, until it is written again.
+//!
+//! Elsewhere zeroing and discarding change entries only, and the space goes back to the host at once: a reader by the old
+//! entry finds zeroes, which the request asked for.
+
+use super::{Core, ZeroFlags};
+use crate::error::{Error, Result};
+use crate::meta::guard::Owner;
+use crate::storage::medium::Ticket;
+use crate::storage::{is_not_supported, zero_range, Purpose};
+
+impl Core {
+    /// Fails for an image with an external data file, which cannot have `what`.
+    pub(crate) fn refuse_data_file(&self, what: &str) -> Result<()> {
+        match self.geometry.external_data {
+            true => Err(Error::unsupported(format!("an image with an external data file has no {what}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the data file shows what the disk shows.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.raw_data_file
+    }
+
+    /// Fails when a write of guest data would hit metadata.
+    #[inline]
+    pub(super) fn check_data_write(&self, host_offset: u64, length: u64) -> Result<()> {
+        match self.geometry.external_data {
+            true => Ok(()),
+            false => self.shared.guard.check(Owner(0), host_offset, length),
+        }
+    }
+
+    /// The part of guest bytes `[from, to)` that a data file has.
+    fn inside(&self, from: u64, to: u64) -> (u64, u64) {
+        let end = to.min(self.virtual_size);
+        (from.min(end), end - from.min(end))
+    }
+
+    /// Zeroes `[from, to)` in a raw data file before entries say so; when they may. `None`: the range is to stay as it
+    /// is. The caller has claimed it. `give_back`: the host may take the space.
+    pub(super) fn zero_raw_data(
+        &self,
+        from: u64,
+        to: u64,
+        give_back: bool,
+        keep_otherwise: bool,
+        flags: ZeroFlags,
+    ) -> Result<Option<Ticket>> {
+        if !self.raw_data_file {
+            return Ok(Some(Ticket::PAST));
+        }
+        let medium = &self.shared.medium;
+        let (offset, length) = self.inside(from, to);
+        let punched = give_back && medium.data_storage().traits().discard_zeroes && {
+            medium.change_data(|storage| storage.discard(offset, length))?.is_ok()
+        };
+        if !punched && keep_otherwise {
+            return Ok(None);
+        }
+        if !punched {
+            let zeroed = medium.change_data(|storage| match flags.no_fallback {
+                true => storage
+                    .write_zeroes(Purpose::Data, offset, length)
+                    .map_err(|e| Error::host("zeroing the data file", &e)),
+                false => zero_range(storage, Purpose::Data, offset, length),
+            })?;
+            zeroed?;
+        }
+        Ok(Some(medium.ticket()))
+    }
+
+    /// Gives guest bytes `[from, to)`, which read as zeroes by their entries now, back to the host. A courtesy.
+    pub(super) fn give_back_data(&self, from: u64, to: u64) -> Result<()> {
+        let wanted = self.settings.options.passes_discard_request();
+        if self.geometry.external_data && wanted && !self.raw_data_file {
+            let (offset, length) = self.inside(from, to);
+            let _ = self.shared.medium.change_data(|storage| storage.discard(offset, length))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the data file end with a disk of `size` bytes, with zeroes from `from` on. The header's change, which
+    /// comes after it, syncs it.
+    pub(super) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
+        let Some(data_file) = self.shared.medium.data_file() else { return Ok(()) };
+        let length = data_file.storage().length().map_err(|e| Error::host("length of the data file", &e))?;
+        let grow = |e| Error::host("Could not resize the data file", &e);
+        // What is there past the end of the disk is nobody's, and must not become the guest's.
+        if length > from {
+            match self.shared.medium.change_data(|storage| storage.set_length(from))? {
+                Err(e) if !is_not_supported(&e) => return Err(grow(e)),
+                _ => {}
+            }
+            let left =
+                data_file.storage().length().map_err(|e| Error::host("length of the data file", &e))?;
+            if left > from {
+                let bytes = left.min(size) - from;
+                self.shared
+                    .medium
+                    .change_data(|storage| zero_range(storage, Purpose::Data, from, bytes))??;
+            }
+            if left >= size {
+                return Ok(());
+            }
+        }
+        self.shared.medium.change_data(|storage| storage.set_length(size))?.map_err(grow)
+    }
+
+    /// Cuts the data file to a disk that has become smaller.
+    pub(super) fn cut_data_file(&self, size: u64) -> Result<()> {
+        if self.shared.medium.data_file().is_none() {
+            return Ok(());
+        }
+        match self.shared.medium.change_data(|storage| storage.set_length(size))? {
+            Err(e) if !is_not_supported(&e) => Err(Error::host("Could not resize the data file", &e)),
+            _ => self.shared.medium.sync_step(),
+        }
+    }
+}
