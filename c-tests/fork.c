@@ -35,6 +35,7 @@ static void use_the_parents_handle(void *opaque)
     CHECK_ERROR(qcow2_check(image, 0, &result, NULL, NULL, NULL, NULL), EOWNERDEAD);
     CHECK_ERROR(qcow2_commit(image, 0, NULL, NULL), EOWNERDEAD);
     CHECK_ERROR(qcow2_snapshot_create(image, "child", NULL), EOWNERDEAD);
+    CHECK_ERROR(qcow2_amend(image, NULL, 0, NULL, NULL), EOWNERDEAD);
     CHECK_ERROR(qcow2_snapshot_apply(image, "1", NULL), EOWNERDEAD);
     CHECK_ERROR(qcow2_snapshot_delete(image, "1", NULL), EOWNERDEAD);
     CHECK_ERROR(qcow2_checksum(image, &crc, NULL, NULL), EOWNERDEAD);

@@ -76,6 +76,7 @@ static int64_t vmstate_read_image(void)
 }
 static int64_t snapshot_delete_which(void) { return qcow2_snapshot_delete(image, NULL, NULL); }
 static int64_t commit(void) { return qcow2_commit(NULL, 0, NULL, NULL); }
+static int64_t amend_image(void) { return qcow2_amend(NULL, NULL, 0, NULL, NULL); }
 static int64_t change_backing_file(void) { return qcow2_change_backing_file(NULL, NULL, NULL); }
 static int64_t rebase(void) { return qcow2_rebase(NULL, NULL, NULL, NULL, 0, NULL, NULL); }
 static int64_t make_empty(void) { return qcow2_make_empty(NULL); }
@@ -106,6 +107,7 @@ static const struct {
     {"open_with: image", open_with_without_image},
     {"open_with: path, fd and io", open_with_nothing_named},
     {"reopen: image", reopen},
+    {"amend: image", amend_image},
     {"clean_caches: image", clean_caches},
     {"pread: image", pread_image},
     {"pread: buffer", pread_buffer},

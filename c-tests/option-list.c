@@ -54,7 +54,8 @@ int main(void)
                                           "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
                                           "discard-no-unref", "cache", "metadata-writethrough", "discard", "detect-zeroes"};
 
-    printf("%zu create options, %zu open options\n", walk(QCOW2_SCOPE_CREATE), walk(QCOW2_SCOPE_OPEN));
+    printf("%zu create options, %zu open options, %zu amend options\n", walk(QCOW2_SCOPE_CREATE), walk(QCOW2_SCOPE_OPEN),
+           walk(QCOW2_SCOPE_AMEND));
     for (unsigned i = 0; i < sizeof of_create / sizeof of_create[0]; i++) {
         if (!listed(QCOW2_SCOPE_CREATE, of_create[i]))
             test_fail(__FILE__, __LINE__, "the create option %s is not listed", of_create[i]);

@@ -48,6 +48,8 @@ static int64_t call_check(uint64_t flags)
     return qcow2_check(image, flags, &result, NULL, NULL, NULL, NULL);
 }
 
+static int64_t call_amend(uint64_t flags) { return qcow2_amend(image, NULL, flags, NULL, NULL); }
+
 int main(void)
 {
     path = test_create("disk.qcow2", MIB, NULL);
@@ -58,6 +60,7 @@ int main(void)
     each_unknown_bit(QCOW2_REQ_FUA | QCOW2_REQ_UNMAP | QCOW2_REQ_NO_FALLBACK, call_zeroes);
     each_unknown_bit(QCOW2_REQ_FUA | QCOW2_REQ_COMPRESSED, call_write);
     each_unknown_bit(QCOW2_COMMIT_KEEP, call_commit);
+    each_unknown_bit(0, call_amend);
     each_unknown_bit(QCOW2_STATUS_TOP_ONLY, call_status);
     each_unknown_bit(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, call_check);
     test_expect(image, 0, MIB, 1);

@@ -197,6 +197,9 @@
 /* Options of qcow2_open. */
 #define QCOW2_SCOPE_OPEN 2
 
+/* Options of qcow2_amend. */
+#define QCOW2_SCOPE_AMEND 4
+
 /* An open disk. Opaque. Any number of threads may use one handle at once. */
 typedef struct qcow2_image qcow2_image;
 
@@ -573,7 +576,7 @@ typedef struct qcow2_option_info {
     const char *default_value;
     /* One line. */
     const char *help;
-    /* QCOW2_SCOPE_CREATE or QCOW2_SCOPE_OPEN. */
+    /* QCOW2_SCOPE_*. */
     uint32_t scope;
     /* 1: qcow2_reopen may change it. */
     uint32_t runtime;
@@ -811,6 +814,38 @@ int qcow2_checksum(qcow2_image *image,
                    void *progress_opaque);
 
 /*
+ * Changes settings of an open image: "key=value" strings, NULL at the end, of qcow2_option_list(QCOW2_SCOPE_AMEND).
+ *
+ * compat: "1.1" (version 3) or "0.10" (version 2). Version 2 has no zero clusters: they become holes where no backing
+ * file is recorded, else clusters of zeroes, in snapshots too; lazy_refcounts goes off. Refused (ENOTSUP) with other
+ * than 16 refcount bits, extended L2 entries, an external data file, bitmaps, compressed zstd clusters, and snapshots
+ * of a disk of another size.
+ *
+ * refcount_bits: 1, 2, 4, ... 64; EINVAL where a count does not fit. New tables are built beside the old ones.
+ *
+ * lazy_refcounts: what the image says; this session follows, if qcow2_open was not told otherwise.
+ *
+ * size: the virtual size in bytes; a smaller one drops what lies beyond.
+ *
+ * data_file: the name of the external data file to record, "": none. data_file_raw: "off" only.
+ *
+ * backing_file, backing_fmt: accepted where nothing changes; see qcow2_rebase.
+ *
+ * `flags` is 0. Requests of other threads wait. What cannot be is refused before anything changes, but for counts that
+ * do not fit. Then the settings change one after another: version 3, refcount_bits, data file, lazy_refcounts, size,
+ * version 2; each is durable before the next one begins. Guest contents stay. A failure, a non-zero answer of
+ * `progress` (may be NULL; ECANCELED) or a power cut leaves each setting old or new, and clusters leaked at most.
+ *
+ * Returns 0 or -errno: EINVAL, ENOTSUP, EFBIG (size), EROFS, ECANCELED, ENOSPC, EIO. Specification: "Header",
+ * "Refcounts", "Cluster mapping".
+ */
+int qcow2_amend(qcow2_image *image,
+                const char *const *options,
+                uint64_t flags,
+                qcow2_progress_fn progress,
+                void *progress_opaque);
+
+/*
  * Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name`
  * (at most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no
  * backing file, and what the image does not hold reads as zeroes from now on. `format` is required with a name, and
@@ -999,9 +1034,9 @@ int qcow2_create_io(const qcow2_io_ops *io,
 int qcow2_create_with(const qcow2_create_params *params);
 
 /*
- * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are
- * joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past
- * the last one, or -EINVAL.
+ * Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create or amend
+ * option are joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0,
+ * -ENOENT past the last one, or -EINVAL.
  */
 int qcow2_option_list(int scope, size_t index, qcow2_option_info *info);
 

@@ -152,8 +152,13 @@ fn each_call_fails() {
 fn each_call_of_each_operation_fails() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let before =
-        [Write { sector: 3, count: 70, fua: false }, Compressed { sector: 100, count: 1 }, Snapshot, Flush];
+    let before = [
+        Write { sector: 3, count: 70, fua: false },
+        Zero { sector: 30, count: 9, unmap: false, fua: false },
+        Compressed { sector: 100, count: 1 },
+        Snapshot,
+        Flush,
+    ];
     let single = [
         Write { sector: 60, count: 20, fua: false },
         Write { sector: 3, count: 2, fua: true },
@@ -168,12 +173,32 @@ fn each_call_of_each_operation_fails() {
         Reopen,
         HandOver,
         Kill,
+        Amend { option: "compat=0.10" },
+        Amend { option: "compat=1.1" },
+        Amend { option: "refcount_bits=2" },
+        Amend { option: "refcount_bits=64" },
+        Amend { option: "lazy_refcounts=on" },
+        Amend { option: "lazy_refcounts=off" },
     ];
     let mut lists = Vec::new();
     for lazy in [false, true] {
         for op in single {
             let backing = lazy.then_some(130);
-            let setup = Setup { lazy, backing, refcount_order: 6, ahead: !lazy, ..Setup::default() };
+            let (version, refcount_order) = match op {
+                Amend { option: "compat=1.1" } => (2, 4),
+                Amend { .. } => (3, 4),
+                _ => (3, 6),
+            };
+            let lazy = lazy && version == 3;
+            let setup = Setup {
+                version,
+                lazy,
+                backing,
+                refcount_order,
+                ahead: !lazy,
+                snapshots: true,
+                ..Setup::default()
+            };
             let list = before.into_iter().chain([op, Write { sector: 10, count: 3, fua: true }, Flush]);
             lists.push((setup, list.collect(), rng.next()));
         }

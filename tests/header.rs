@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "types",
     "callbacks",
     "custom_io",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 15] = [
     "io",
     "info",
     "check",
+    "amend",
     "backing",
     "compare",
     "convert",

@@ -38,6 +38,7 @@ fn any_setup(rng: &mut Rng) -> Setup {
         extended: version == 3 && cluster_bits >= 14 && rng.one_in(2),
         ahead: rng.one_in(2),
         snapshots: false,
+        amends: false,
     }
 }
 

@@ -166,6 +166,44 @@ fn short_lists_with_snapshots_and_compressed_clusters() {
     run("short_lists_with_snapshots_and_compressed_clusters", 0, &share(lists));
 }
 
+/// All short lists in which settings change and change back over data, zero clusters and snapshots.
+#[test]
+fn short_lists_of_amended_settings() {
+    let (write, zero) =
+        (Write { sector: 3, count: 2, fua: false }, Zero { sector: 3, count: 2, unmap: false, fua: false });
+    let (down, up) = (Amend { option: "compat=0.10" }, Amend { option: "compat=1.1" });
+    let (wide, narrow) = (Amend { option: "refcount_bits=64" }, Amend { option: "refcount_bits=2" });
+    let (lazy_on, lazy_off) = (Amend { option: "lazy_refcounts=on" }, Amend { option: "lazy_refcounts=off" });
+    let alphabets: [[Op; 4]; 4] = [
+        [write, zero, down, up],
+        [zero, Snapshot, down, up],
+        [write, Snapshot, wide, narrow],
+        [write, lazy_on, lazy_off, down],
+    ];
+    let mut lists = Vec::new();
+    for (number, alphabet) in alphabets.into_iter().enumerate() {
+        for (lazy, backing) in [(false, None), (true, Some(90)), (false, Some(90))] {
+            for length in 2..=4 {
+                for list in 0..4usize.pow(length) {
+                    let op = |digit: u32| alphabet[list / 4usize.pow(digit) % 4];
+                    let refcount_order = if number == 2 { list as u32 % 7 } else { 4 };
+                    let setup = Setup {
+                        lazy,
+                        backing,
+                        refcount_order,
+                        sectors: 70,
+                        prefill: 5,
+                        snapshots: true,
+                        ..Setup::default()
+                    };
+                    lists.push((setup, (0..length).map(op).collect(), list as u64));
+                }
+            }
+        }
+    }
+    run("short_lists_of_amended_settings", 0, &share(lists));
+}
+
 /// A snapshot shares its L2 tables. What was dropped from the disk's copy of one was freed once the copy was
 /// durable; the durable L1 table still named the shared one.
 #[test]

@@ -131,6 +131,8 @@ void create_option_set(struct create_option *option, const char *value);
 /* " key=value key=value", in the order and with the defaults of the stock tool. */
 void create_options_print(const struct create_options *options, FILE *out);
 void create_options_help(const struct create_options *options);
+/* One line of -o help. */
+void print_option_help(const char *key, const char *type, const char *help);
 /* What -o help prints; 0 or 1. */
 int create_options_print_help(const char *format, bool file_level);
 /* Makes or empties the file, with what the options say: 0, or 1 after a message with that prefix. */
@@ -143,7 +145,7 @@ void json_snapshots(struct json *json, qcow2_image *image);
 
 /* --- the commands --- */
 
-extern const struct img_command img_check, img_checksum, img_commit, img_compare, img_convert, img_create,
+extern const struct img_command img_amend, img_check, img_checksum, img_commit, img_compare, img_convert, img_create,
     img_dump_header, img_info, img_map, img_measure, img_rebase, img_resize, img_snapshot;
 
 #endif

@@ -210,15 +210,18 @@ static int by_key(const void *left, const void *right)
     return strcmp(((const struct create_option *)left)->key, ((const struct create_option *)right)->key);
 }
 
+void print_option_help(const char *key, const char *type, const char *help)
+{
+    int width = printf("  %s=<%s>", key, type);
+
+    printf("%*s - %s\n", width < 24 ? 24 - width : 0, "", help);
+}
+
 void create_options_help(const struct create_options *options)
 {
     qsort(options->items, options->count, sizeof(options->items[0]), by_key);
-    for (size_t i = 0; i < options->count; i++) {
-        const struct create_option *option = &options->items[i];
-        int width = printf("  %s=<%s>", option->key, option->type);
-
-        printf("%*s - %s\n", width < 24 ? 24 - width : 0, "", option->help);
-    }
+    for (size_t i = 0; i < options->count; i++)
+        print_option_help(options->items[i].key, options->items[i].type, options->items[i].help);
 }
 
 int create_options_join(char **option_text, const char *text)

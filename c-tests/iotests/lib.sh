@@ -119,7 +119,6 @@ need_create_option() {
 need_feature() {
     local probe
     case $1 in
-        amend) probe=$("$QCOW2_IMG" amend -o lazy_refcounts=on missing 2>&1) ;;
         rebase) probe=$("$QCOW2_IMG" rebase -u -b '' missing 2>&1) ;;
         snapshot) probe=$("$QCOW2_IMG" snapshot -c probe missing 2>&1) ;;
         convert-compressed)

@@ -18,6 +18,7 @@ mod grow;
 mod ledger;
 mod packed;
 mod table;
+mod width;
 
 pub use bulk::ClusterRun;
 pub use ledger::{Ledger, Reserved};

@@ -8,6 +8,7 @@
 // What a caller owes is said once, above; repeating it at each function would not add to it.
 #![allow(clippy::missing_safety_doc)]
 
+mod amend;
 mod backing;
 mod callbacks;
 mod check;
@@ -25,6 +26,7 @@ mod snapshot;
 mod types;
 mod vm_state;
 
+pub use amend::*;
 pub use backing::*;
 pub use callbacks::*;
 pub use check::*;

@@ -23,6 +23,7 @@ fn scope_of(scope: c_int) -> Result<Scope> {
     match scope {
         QCOW2_SCOPE_CREATE => Ok(Scope::Create),
         QCOW2_SCOPE_OPEN => Ok(Scope::Open),
+        QCOW2_SCOPE_AMEND => Ok(Scope::Amend),
         other => Err(Error::invalid(format!("unknown scope {other}"))),
     }
 }
@@ -39,9 +40,9 @@ fn describe(option: &OptionInfo, scope: c_int) -> qcow2_option_info {
     }
 }
 
-/// Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create option are
-/// joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0, -ENOENT past
-/// the last one, or -EINVAL.
+/// Option number `index` of a scope (QCOW2_SCOPE_*), counted from 0. As in QEMU, words of a create or amend
+/// option are joined by '_' (lazy_refcounts) and words of an open option by '-' (lazy-refcounts). Returns 0,
+/// -ENOENT past the last one, or -EINVAL.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_option_list(
     scope: c_int,

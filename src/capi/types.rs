@@ -116,6 +116,8 @@ pub const QCOW2_NODE_DATA_FILE: i32 = 2;
 pub const QCOW2_SCOPE_CREATE: i32 = 1;
 /// Options of qcow2_open.
 pub const QCOW2_SCOPE_OPEN: i32 = 2;
+/// Options of qcow2_amend.
+pub const QCOW2_SCOPE_AMEND: i32 = 4;
 
 /// Where the bytes of a guest range come from. See qcow2_block_status.
 #[repr(C)]
@@ -176,7 +178,7 @@ pub struct qcow2_option_info {
     pub default_value: *const c_char,
     /// One line.
     pub help: *const c_char,
-    /// QCOW2_SCOPE_CREATE or QCOW2_SCOPE_OPEN.
+    /// QCOW2_SCOPE_*.
     pub scope: u32,
     /// 1: qcow2_reopen may change it.
     pub runtime: u32,

@@ -47,6 +47,9 @@ pub const NAMES: [(FeatureKind, u8, &str); 8] = [
     (FeatureKind::Autoclear, 1, "raw external data"),
 ];
 
+/// Smallest cluster with a name table; the reference implementation leaves it out below.
+pub const MIN_NAME_TABLE_CLUSTER_BYTES: u64 = 8192;
+
 /// Bytes of one entry: kind, bit number, name padded with zeroes.
 pub const NAME_ENTRY_BYTES: usize = 48;
 

@@ -4,6 +4,7 @@
 //! is a [`Core`] behind a gate: requests enter shared and use the core as it is; structure changes enter
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place.
 
+mod amend;
 mod buffers;
 mod chain;
 mod compressed;

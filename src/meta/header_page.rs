@@ -1,9 +1,9 @@
 //! The header of an open image: feature bits and table positions, changed in place.
 //!
 //! Every change rewrites sector 0 only, which the medium writes whole or not at all; extensions, names and
-//! unknown fields stay as they are, byte for byte. Only `backing` changes names and the extensions around them.
+//! unknown fields stay as they are, byte for byte. Only `names` changes names, extensions and the version.
 
-mod backing;
+mod names;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;

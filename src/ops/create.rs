@@ -11,7 +11,7 @@ use crate::format::entries::{L1Entry, COPIED};
 use crate::format::extensions::{Extension, BACKING_FORMAT, DATA_FILE, FEATURE_NAMES};
 use crate::format::features::{
     encode_name_table, AUTOCLEAR_RAW_DATA, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION, INCOMPAT_DATA_FILE,
-    INCOMPAT_EXTENDED_L2,
+    INCOMPAT_EXTENDED_L2, MIN_NAME_TABLE_CLUSTER_BYTES,
 };
 use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
@@ -24,8 +24,6 @@ use plan::Plan;
 pub const SIZE_FROM_OPTIONS: u64 = u64::MAX;
 /// Largest length that the reference implementation accepts for any file.
 const MAX_LENGTH_BYTES: u64 = 0x7fff_ffff_c000_0000;
-/// Smallest cluster with a feature name table; the reference implementation leaves it out below.
-const MIN_NAME_TABLE_CLUSTER_BYTES: u64 = 8192;
 /// Most bytes that are gathered for one write.
 const BATCH_BYTES: usize = 1 << 20;
 

@@ -1,5 +1,6 @@
 //! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
 
+pub mod amend;
 pub mod backing;
 pub mod check;
 pub mod checksum;

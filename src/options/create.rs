@@ -133,7 +133,7 @@ fn cluster_bits(bytes: u64) -> Result<u32> {
 }
 
 /// log2 of a valid refcount width.
-fn refcount_order(bits: u64) -> Result<u32> {
+pub(super) fn refcount_order(bits: u64) -> Result<u32> {
     if !bits.is_power_of_two() || bits > 64 {
         return Err(Error::invalid("Refcount width must be a power of two and may not exceed 64 bits"));
     }

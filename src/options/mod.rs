@@ -5,12 +5,14 @@
 //! An option is one string, `key=value`; values may hold commas. A bare `key` is `key=on` and a bare `nokey`
 //! is `key=off`, as in the stock tools' short form. Of a key given twice, the last value counts.
 
+mod amend;
 mod cache;
 mod create;
 mod open;
 mod parse;
 mod words;
 
+pub use amend::AmendOptions;
 pub use cache::{cache_sizes, l2_bytes_for, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
 pub use open::OpenOptions;
@@ -27,6 +29,8 @@ pub enum Scope {
     Create,
     /// Opening one; with `runtime` also while it is open.
     Open,
+    /// Amending one that is open.
+    Amend,
 }
 
 /// What a value looks like.
@@ -94,6 +98,10 @@ const fn fixed(name: &'static str, kind: Kind, help: &'static str) -> OptionInfo
     OptionInfo { name, kind, default: None, help, scope: Scope::Open, runtime: false }
 }
 
+const fn amend(name: &'static str, kind: Kind, help: &'static str) -> OptionInfo {
+    OptionInfo { name, kind, default: None, help, scope: Scope::Amend, runtime: true }
+}
+
 /// Every option, per scope in the order of `-o help`.
 #[rustfmt::skip]
 pub const TABLE: &[OptionInfo] = &[
@@ -149,6 +157,20 @@ pub const TABLE: &[OptionInfo] = &[
     open("refcounts-ahead", Kind::Text, Some("auto"), "Raise refcounts before they are needed, so that an eager image writes and syncs less; a killed handle leaks them (allowed values: off, on, auto)"),
     open("snapshot.id", Kind::Text, None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
     open("snapshot.name", Kind::Text, None, "Read the internal snapshot with this name instead of the disk (read-only)"),
+
+    amend("backing_file", Kind::Text, "File name of a base image"),
+    amend("backing_fmt", Kind::Text, "Image format of the base image"),
+    amend("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    amend("data_file", Kind::Text, "File name of an external data file"),
+    amend("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
+    amend("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    amend("encrypt.keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    amend("encrypt.new-secret", Kind::Text, "New secret to set in the matching keyslots. Empty string to erase"),
+    amend("encrypt.old-secret", Kind::Text, "Select all keyslots that match this password"),
+    amend("encrypt.state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
+    amend("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
+    amend("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+    amend("size", Kind::Size, "Virtual disk size"),
 ];
 
 /// The options of one scope, in the order of `-o help`.
@@ -199,7 +221,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_sorted() {
-        for scope in [Scope::Create, Scope::Open] {
+        for scope in [Scope::Create, Scope::Open, Scope::Amend] {
             let names: Vec<_> = list(scope).map(|o| o.name).collect();
             assert!(names.windows(2).all(|w| w[0] < w[1]), "{names:?}");
         }
@@ -238,6 +260,7 @@ mod tests {
             let _ = match option.scope {
                 Scope::Create => CreateOptions::parse(&[&text]).map(drop),
                 Scope::Open => OpenOptions::parse(&[&text]).map(drop),
+                Scope::Amend => AmendOptions::parse(&[&text]).map(drop),
             };
         }
     }

@@ -34,6 +34,7 @@ const LAZY: Setup = Setup {
     extended: false,
     ahead: false,
     snapshots: false,
+    amends: false,
 };
 
 fn write_op(sector: u64, count: u64) -> Op {

@@ -46,6 +46,10 @@ pub enum Op {
     Delete {
         pick: u64,
     },
+    /// Changes a setting; nothing happens where that is refused.
+    Amend {
+        option: &'static str,
+    },
 }
 
 use Op::*;
@@ -103,12 +107,29 @@ pub fn random_op(rng: &mut Rng, size: u64, cluster_sectors: u64) -> Op {
 pub fn random_list(rng: &mut Rng, setup: &Setup, length: usize) -> Vec<Op> {
     let cluster_sectors = 1 << (setup.cluster_bits - 9);
     (0..length)
-        .map(|_| match setup.snapshots && rng.one_in(3) {
-            true => random_snapshot_op(rng),
-            false => random_op(rng, setup.sectors, cluster_sectors),
+        .map(|_| match () {
+            () if setup.amends && rng.one_in(3) => {
+                Amend { option: AMENDS[rng.below(AMENDS.len() as u64) as usize] }
+            }
+            () if setup.snapshots && rng.one_in(3) => random_snapshot_op(rng),
+            () => random_op(rng, setup.sectors, cluster_sectors),
         })
         .collect()
 }
+
+/// Settings that lists change.
+const AMENDS: [&str; 10] = [
+    "compat=0.10",
+    "compat=0.10",
+    "compat=1.1",
+    "refcount_bits=1",
+    "refcount_bits=4",
+    "refcount_bits=16",
+    "refcount_bits=16",
+    "refcount_bits=64",
+    "lazy_refcounts=on",
+    "lazy_refcounts=off",
+];
 
 fn random_snapshot_op(rng: &mut Rng) -> Op {
     match rng.below(5) {
@@ -143,5 +164,6 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         extended,
         ahead: rng.one_in(2),
         snapshots: rng.one_in(3),
+        amends: rng.one_in(4),
     }
 }

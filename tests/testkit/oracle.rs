@@ -18,6 +18,10 @@ pub fn is_dirty(bytes: &[u8]) -> bool {
     be32(bytes, 4) >= 3 && be64(bytes, 72) & 1 != 0
 }
 
+pub fn is_version_2(bytes: &[u8]) -> bool {
+    be32(bytes, 4) == 2
+}
+
 /// The header's fields that place tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {

@@ -112,15 +112,28 @@ impl Trace<'_> {
         let cluster = event.offset >> head.cluster_bits;
         let uses = live.uses(cluster);
         if !uses.iter().any(is_l2) {
-            return Ok(false);
+            return Ok(
+                uses.iter().any(|u| matches!(u, Use::SnapshotL2 { .. })) && self.takes_zero_flags(event)
+            );
         }
         if (event.offset + event.length - 1) >> head.cluster_bits != cluster {
             return Err("C13: an L2 table is written past its end".into());
         }
         match uses.iter().find(|u| !is_l2(u)) {
+            Some(_) if self.takes_zero_flags(event) => Ok(true),
             Some(other) => Err(format!("C5: the L2 table is not the disk's alone: {other:?}")),
             None => Ok(true),
         }
+    }
+
+    /// Of an L2 table, only entries with a zero flag change, and have none afterwards: what a snapshot shows stays.
+    fn takes_zero_flags(&self, event: &Event) -> bool {
+        let of_guest = event.request.is_none_or(|r| r.guest.is_some());
+        let stays = |(i, new): (usize, &[u8])| {
+            let (old, new) = (be64(&self.issued, event.offset as usize + i * 8), be64(new, 0));
+            old == new || old & (COMPRESSED | 1) == 1 && new & (COMPRESSED | 1) == 0
+        };
+        self.amended && !of_guest && event.bytes.chunks_exact(8).enumerate().all(stays)
     }
 
     /// Snapshots, bitmaps and keys are written to their own clusters or to nobody's.

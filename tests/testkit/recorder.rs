@@ -136,8 +136,10 @@ struct State {
     judged: Option<usize>,
     /// Guest bytes from here on read as zeroes where the image has nothing.
     backing_end: u64,
-    /// A request changes the backing file's name.
+    /// A request changes the backing file's name, or the version.
     names_may_change: bool,
+    /// A request changes settings, which may take zero flags out of shared tables.
+    amended: bool,
     unjudged: Option<&'static str>,
     /// What threads work for that run no request of their own: those that the library starts.
     helped: Option<Request>,
@@ -286,6 +288,16 @@ impl Recorder {
     /// The trace is about a change of the backing file's name.
     pub fn change_names(&self) {
         self.lock().names_may_change = true;
+    }
+
+    /// The trace has a change of settings.
+    pub fn amend(&self) {
+        let mut state = self.lock();
+        (state.amended, state.names_may_change) = (true, true);
+    }
+
+    pub fn is_amended(&self) -> bool {
+        self.lock().amended
     }
 
     pub fn names_may_change(&self) -> bool {

@@ -44,6 +44,8 @@ pub(super) struct Trace<'a> {
     pub(super) issued: Vec<u8>,
     /// The header's names are what the trace is about.
     pub(super) names_may_change: bool,
+    /// Zero flags may go from tables that are shared.
+    pub(super) amended: bool,
     /// Events that a sync covers.
     covered: usize,
     /// The event that is judged.
@@ -69,6 +71,7 @@ pub fn check_trace(recorder: &Recorder) -> Result<(), String> {
         zeroed,
         backing_end: recorder.backing_end(),
         names_may_change: recorder.names_may_change(),
+        amended: recorder.is_amended(),
         durable,
         issued,
         covered: 0,

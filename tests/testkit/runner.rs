@@ -7,6 +7,7 @@ use super::setup::{self, Setup};
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind};
 use qcow2::image::{NewSnapshot, Wanted, ZeroFlags};
+use qcow2::ops::amend::amend;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::inactive::{inactivate, invalidate};
 use qcow2::ops::resize::resize;
@@ -62,6 +63,9 @@ impl Runner {
         self.expect.begin(&op, tag);
         let running = self.expect.clone();
         let recorder = self.recorder.clone();
+        if matches!(op, Op::Amend { .. }) {
+            recorder.amend();
+        }
         let answer = recorder.request(range, zeroes, || self.apply(handle, &op, name.as_deref(), tag));
         let after = self.recorder.log_length();
         if after > before {
@@ -150,6 +154,7 @@ fn refused(op: &Op, e: &Error) -> bool {
             e.kind() == ErrorKind::Invalid && e.to_string().contains("refcount")
         }
         Op::Resize { .. } => e.to_string().contains("v2 image which has snapshots"),
+        Op::Amend { .. } => matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported),
         _ => false,
     }
 }
@@ -225,6 +230,7 @@ pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
         Op::Discard { sector, count } => handle.disk().discard(sector * SECTOR, count * SECTOR),
         Op::Flush => handle.disk().flush(),
         Op::Resize { sectors } => resize(handle, sectors * SECTOR, Preallocation::Off),
+        Op::Amend { option } => amend(handle, &[option], &mut |_, _| true),
         Op::Compressed { sector, count } => setup::write_compressed(handle, sector, count, tag),
         Op::HandOver => hand_over(handle),
         // They need names and a new handle.

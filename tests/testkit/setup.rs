@@ -50,6 +50,8 @@ pub struct Setup {
     pub ahead: bool,
     /// Random lists take, apply and delete snapshots.
     pub snapshots: bool,
+    /// Random lists change settings.
+    pub amends: bool,
 }
 
 impl Default for Setup {
@@ -67,6 +69,7 @@ impl Default for Setup {
             extended: false,
             ahead: false,
             snapshots: false,
+            amends: false,
         }
     }
 }

@@ -116,7 +116,7 @@ fn open_state(
 pub fn recover(setup: &Setup, medium: &Arc<Overlay>, was_dirty: bool) -> Result<Contents, String> {
     let handle = setup.open(medium.clone()).map_err(|e| format!("open: {e}"))?;
     let (handle, leaks) = match check_clean(&**medium) {
-        Err(e) if setup.version == 2 && setup.snapshots => {
+        Err(e) if oracle::is_version_2(&medium.contents()) && setup.snapshots => {
             let leaks = mend_flags(handle, medium, e)?;
             (setup.open(medium.clone()).map_err(|e| format!("open: {e}"))?, leaks)
         }

@@ -168,7 +168,7 @@ impl Alone<'_> {
     }
 }
 
-fn keep<const N: usize>(rooms: [Option<Reserved<'_>>; N]) {
+pub(super) fn keep<const N: usize>(rooms: [Option<Reserved<'_>>; N]) {
     rooms.into_iter().flatten().for_each(Reserved::keep);
 }
 
@@ -208,7 +208,7 @@ impl Core {
     }
 
     /// Counts, and everything written before, are durable when it returns.
-    fn make_durable(&self, alloc: &Allocator) -> Result<()> {
+    pub(in crate::image) fn make_durable(&self, alloc: &Allocator) -> Result<()> {
         alloc.write_counts()?;
         alloc.advance()
     }
@@ -243,7 +243,7 @@ impl Core {
         })
     }
 
-    fn read_snapshot_l1(&self, snapshot: &Snapshot) -> Result<L1Table> {
+    pub(super) fn read_snapshot_l1(&self, snapshot: &Snapshot) -> Result<L1Table> {
         let id = String::from_utf8_lossy(&snapshot.id);
         self.read_l1(&format!("of snapshot '{id}'"), snapshot.l1_table_offset, snapshot.l1_size)
     }
@@ -262,7 +262,7 @@ impl Core {
     }
 
     /// Writes a snapshot table that nothing points to yet.
-    fn write_snapshots<'a>(
+    pub(super) fn write_snapshots<'a>(
         &self,
         alloc: &'a Allocator,
         list: &[Snapshot],
@@ -338,7 +338,7 @@ impl Core {
     }
 
     /// Has the header name a snapshot table that is written; the old one goes.
-    fn replace_table(&self, offset: u64, count: usize) -> Result<()> {
+    pub(super) fn replace_table(&self, offset: u64, count: usize) -> Result<()> {
         let old = self.header();
         let (_, old_bytes) = load_snapshots(&**self.storage(), &old)?;
         self.shared.header.change(|h| {

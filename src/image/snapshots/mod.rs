@@ -1,7 +1,8 @@
 //! Internal snapshots of an open image: the snapshot table, read for listings and for the overlap index, and
-//! what creates, applies and deletes them ([`change`]).
+//! what creates, applies and deletes them ([`change`]); and what concerns the tables of all of them ([`expand`]).
 
 mod change;
+mod expand;
 mod find;
 mod walk;
 

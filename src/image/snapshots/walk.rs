@@ -108,7 +108,7 @@ impl Core {
     }
 
     /// The host offset of the L2 table of an L1 entry, checked; 0 for none.
-    fn table_of(&self, index: usize, entry: u64) -> Result<u64> {
+    pub(super) fn table_of(&self, index: usize, entry: u64) -> Result<u64> {
         let table = L1Entry(entry).table_offset();
         if self.geometry.in_cluster(table) != 0 || table >= MAX_HOST_OFFSET {
             let rule = "L2 table offset must be a multiple of the cluster size below 2^56";

@@ -1,7 +1,8 @@
-//! Another backing file name and format in the header of an open image.
+//! Other names, extensions or another version in the header of an open image: what moves everything behind the fixed
+//! fields.
 //!
 //! What does not fit into sector 0 is written and durable before sector 0 refers to it, in bytes that the header
-//! does not refer to until then; so a power cut shows the old names or the new ones, with every extension. When
+//! does not refer to until then; so a power cut shows the old header or the new one, with every extension. When
 //! the place of the new tail is taken by the old one, the header passes through a state between the two:
 //!
 //! ```text
@@ -10,14 +11,16 @@
 //! new      fixed | extensions .......... | name |
 //! ```
 //!
-//! The filler is an extension that nobody knows. Where the cluster is too small for that, the state between has
-//! the new names without the feature name table (which is text only) in sector 0; where that is too small as
+//! The filler is an extension that nobody knows. Where the cluster is too small for that, the state between is
+//! the new header without the feature name table (which is text only) in sector 0; where that is too small as
 //! well, the change is refused.
 
 use super::HeaderPage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::{self, Extension};
+use crate::format::features::{encode_name_table, MIN_NAME_TABLE_CLUSTER_BYTES};
 use crate::format::geometry::{round_up, SECTOR_BYTES};
+use crate::format::header::{V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::Header;
 use crate::storage::Purpose;
 
@@ -35,6 +38,28 @@ struct Step {
 impl HeaderPage {
     /// Records another backing file; `name` `None`: none. Durable when it returns. The caller is alone.
     pub fn change_backing(&self, name: Option<&[u8]>, format: Option<&[u8]>) -> Result<()> {
+        self.rewrite(|header| with_backing(header, name, format))
+    }
+
+    /// Records another data file, `None`: none by name. Durable when it returns. The caller is alone.
+    pub fn change_data_file(&self, name: Option<&[u8]>) -> Result<()> {
+        self.rewrite(|header| with_data_file(header, name))
+    }
+
+    /// Makes it a header of version 2 or 3. Durable when it returns; the image is to be loaded anew. The caller is
+    /// alone and has made the tables valid in both versions.
+    pub fn change_version(&self, version: u32) -> Result<()> {
+        self.rewrite(|header| {
+            let next = with_version(header, version, true);
+            // The names of the features are text only, and the first to go where a small cluster lacks room.
+            match next.clone().encode() {
+                Ok(_) => next,
+                Err(_) => with_version(header, version, false),
+            }
+        })
+    }
+
+    fn rewrite(&self, edit: impl FnOnce(&Header) -> Header) -> Result<()> {
         let mut guard = self.lock();
         let (header, sector) = &mut *guard;
         let mut cluster = vec![0; 1 << header.cluster_bits];
@@ -45,7 +70,7 @@ impl HeaderPage {
         cluster[..SECTOR].copy_from_slice(sector);
         let mut used = used_bytes(&Header::parse(&cluster)?, &cluster);
         let mut end = 0;
-        for step in plan(&cluster, with_backing(header, name, format))? {
+        for step in plan(&cluster, edit(header))? {
             if !step.tail.is_empty() {
                 self.medium.write_unlinked(Purpose::Header, step.tail_at as u64, &step.tail)?;
                 cluster[step.tail_at..step.tail_at + step.tail.len()].copy_from_slice(&step.tail);
@@ -78,6 +103,40 @@ fn with_backing(header: &Header, name: Option<&[u8]>, format: Option<&[u8]>) -> 
         next.extensions.insert(0, format);
     }
     next
+}
+
+fn with_data_file(header: &Header, name: Option<&[u8]>) -> Header {
+    let mut next = header.clone();
+    next.extensions.retain(|e| e.kind != extensions::DATA_FILE && e.kind != FILLER);
+    if let Some(name) = name {
+        let name = Extension { kind: extensions::DATA_FILE, data: name.to_vec(), offset: 0 };
+        next.extensions.insert(after(&next, &[extensions::BACKING_FORMAT]), name);
+    }
+    next
+}
+
+/// Version 3 gets the fields as the reference implementation writes them; version 2 has none of them.
+fn with_version(header: &Header, version: u32, feature_names: bool) -> Header {
+    let mut next = header.clone();
+    next.extensions.retain(|e| e.kind != extensions::FEATURE_NAMES && e.kind != FILLER);
+    next.version = version;
+    (next.incompatible, next.compatible, next.autoclear) = (0, 0, 0);
+    (next.refcount_order, next.compression_type) = (4, 0);
+    if version == 2 {
+        (next.header_length, next.extra) = (V2_BYTES as u32, Vec::new());
+        return next;
+    }
+    (next.header_length, next.extra) = (V3_BYTES as u32, vec![0; V3_BYTES - V3_MIN_BYTES - 1]);
+    if feature_names && 1 << next.cluster_bits >= MIN_NAME_TABLE_CLUSTER_BYTES {
+        let names = Extension { kind: extensions::FEATURE_NAMES, data: encode_name_table(), offset: 0 };
+        next.extensions.insert(after(&next, &[extensions::BACKING_FORMAT, extensions::ENCRYPTION]), names);
+    }
+    next
+}
+
+/// The place behind the last extension of these kinds, as the reference implementation orders them.
+fn after(header: &Header, kinds: &[u32]) -> usize {
+    header.extensions.iter().rposition(|e| kinds.contains(&e.kind)).map_or(0, |at| at + 1)
 }
 
 /// Bytes of the cluster that the header refers to.

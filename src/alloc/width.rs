@@ -1,0 +1,208 @@
+//! Refcounts of another width: a new table with new blocks beside the old ones, put in force by one header write.
+//!
+//! ```text
+//! 1. choose clusters that are free for a block wherever anything is counted, and a run for the table; they count
+//!    themselves, which may ask for more blocks, until nothing is missing
+//! 2. write blocks and table: counts as they are, one more for each new cluster, one less for each old one
+//! 3. sync, header with table and width in one sector, sync
+//! ```
+//!
+//! The old structures know nothing of the new ones and the new ones nothing of the old: a power cut leaves either,
+//! without a leak, and at most a longer file. The caller is alone, has settled everything, and loads the image anew.
+
+use super::ledger::{refuse_header, Ledger};
+use super::{Allocator, Shared};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::entries::REFCOUNT_TABLE_RESERVED;
+use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
+use crate::format::{refcount, Geometry};
+use crate::meta::guard::Owner;
+use crate::storage::Purpose;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// `false`: the caller asks to stop.
+type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
+impl Allocator {
+    /// Gives every refcount 2^`order` bits. Refused where a count does not fit; a failure leaves the old width.
+    pub fn change_width(&self, order: u32, progress: Progress<'_>) -> Result<()> {
+        let mut ledger = self.lock();
+        let storage = self.shared.medium.storage();
+        let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+        let done = Plan::new(&ledger, order).carry_out(&mut ledger, &self.shared, progress);
+        let longer = storage.length().is_ok_and(|now| now > length);
+        if done.is_err() && longer && self.shared.medium.latch().check().is_ok() {
+            // What has been written belongs to nobody; whether it stays is no reason for another failure.
+            let _ = storage.set_length(length);
+        }
+        done
+    }
+}
+
+/// Where the new structures go.
+struct Plan {
+    geometry: Geometry,
+    /// Clusters of the old structures.
+    old: HashSet<u64>,
+    /// Clusters of the new ones.
+    new: BTreeSet<u64>,
+    /// Host cluster of each new block, by index in the table.
+    blocks: BTreeMap<u64, u64>,
+    /// Blocks that have no cluster yet.
+    missing: BTreeSet<u64>,
+    table_cluster: u64,
+    table_clusters: u64,
+    /// No cluster before this one is free.
+    cursor: u64,
+}
+
+impl Plan {
+    fn new(ledger: &Ledger, order: u32) -> Plan {
+        let old = ledger.geometry();
+        let blocks = ledger.table.entries.iter().map(|e| e & !REFCOUNT_TABLE_RESERVED).filter(|e| *e != 0);
+        let table = old.cluster_index(ledger.table.offset);
+        let table_clusters = old.clusters_ceil(ledger.table.entries.len() as u64 * 8);
+        Plan {
+            geometry: Geometry { refcount_order: order, ..old },
+            old: blocks.map(|e| old.cluster_index(e)).chain(table..table + table_clusters).collect(),
+            new: BTreeSet::new(),
+            blocks: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            table_cluster: 0,
+            table_clusters: 0,
+            cursor: 0,
+        }
+    }
+
+    fn carry_out(&mut self, ledger: &mut Ledger, shared: &Shared, progress: Progress<'_>) -> Result<()> {
+        self.find_blocks(ledger, shared)?;
+        self.place(ledger, shared)?;
+        let total = self.blocks.len() as u64 + 1;
+        let mut table = vec![0; (self.table_clusters << self.geometry.cluster_bits) as usize];
+        for (done, (index, cluster)) in self.blocks.iter().enumerate() {
+            if !progress(done as u64, total) {
+                return Err(Error::new(ErrorKind::Cancelled, "refcount_bits: the caller asked to stop"));
+            }
+            let offset = self.geometry.cluster_offset(*cluster);
+            let bytes = self.render(ledger, shared, *index)?;
+            shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
+            table[*index as usize * 8..][..8].copy_from_slice(&offset.to_be_bytes());
+        }
+        let table_offset = self.geometry.cluster_offset(self.table_cluster);
+        shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &table)?;
+        shared.header.change(|h| {
+            h.refcount_table_offset = table_offset;
+            h.refcount_table_clusters = self.table_clusters as u32;
+            h.refcount_order = self.geometry.refcount_order;
+        })
+    }
+
+    /// The count that a cluster will have.
+    fn count(&self, ledger: &mut Ledger, shared: &Shared, cluster: u64) -> Result<u64> {
+        let count = ledger.count(shared, cluster)?;
+        let kept = if self.old.contains(&cluster) { count.saturating_sub(1) } else { count };
+        Ok(kept + u64::from(self.new.contains(&cluster)))
+    }
+
+    /// Every block that has anything to count.
+    fn find_blocks(&mut self, ledger: &mut Ledger, shared: &Shared) -> Result<()> {
+        let (per_old, max) = (ledger.geometry().refcount_block_entries(), self.geometry.refcount_max());
+        let per_new = self.geometry.refcount_block_entries();
+        for index in 0..ledger.table.entries.len() as u64 {
+            let (mut at, end) = (index * per_old, (index + 1) * per_old);
+            let (_, most) = ledger.table.bounds(shared, at, per_old)?;
+            while most > 0 && at < end {
+                let count = self.count(ledger, shared, at)?;
+                if count > max {
+                    return Err(self.does_not_fit(at, count));
+                }
+                if count > 0 {
+                    self.missing.insert(at / per_new);
+                }
+                // Where nothing can be too large, one count for a block is enough.
+                let known = most <= max && self.missing.contains(&(at / per_new));
+                at = if known { (at / per_new + 1) * per_new } else { at + 1 };
+            }
+        }
+        Ok(())
+    }
+
+    fn does_not_fit(&self, cluster: u64, count: u64) -> Error {
+        Error::invalid(format!(
+            "Cannot decrease refcount entry width to {} bits: Cluster at offset {:#x} has a refcount of {count}",
+            1u64 << self.geometry.refcount_order,
+            self.geometry.cluster_offset(cluster)
+        ))
+    }
+
+    /// Gives all blocks and the table their clusters.
+    fn place(&mut self, ledger: &mut Ledger, shared: &Shared) -> Result<()> {
+        loop {
+            while let Some(index) = self.missing.pop_first() {
+                if !self.blocks.contains_key(&index) {
+                    let cluster = self.take(ledger, shared, 1)?;
+                    self.blocks.insert(index, cluster);
+                }
+            }
+            let entries = self.blocks.keys().next_back().map_or(1, |last| last + 1);
+            if entries * 8 > MAX_REFCOUNT_TABLE_BYTES {
+                let text = format!("a refcount table of {entries} entries is needed, the limit is 2^20");
+                return Err(Error::new(ErrorKind::TooLarge, text));
+            }
+            let needed = self.geometry.clusters_ceil(entries * 8);
+            if needed <= self.table_clusters {
+                return Ok(());
+            }
+            for cluster in self.table_cluster..self.table_cluster + self.table_clusters {
+                self.new.remove(&cluster);
+            }
+            self.table_clusters = needed;
+            self.table_cluster = self.take(ledger, shared, needed)?;
+        }
+    }
+
+    /// `count` free clusters in a row, the first that there are, and asks for the blocks that count them.
+    fn take(&mut self, ledger: &mut Ledger, shared: &Shared, count: u64) -> Result<u64> {
+        let mut first = self.next_free(ledger, shared, self.cursor)?;
+        if count == 1 {
+            self.cursor = first + 1;
+        }
+        let mut end = first + 1;
+        while end - first < count {
+            let free = self.next_free(ledger, shared, end)?;
+            first = if free == end { first } else { free };
+            end = free + 1;
+        }
+        let geometry = self.geometry;
+        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
+        refuse_header(shared, first)?;
+        for cluster in first..end {
+            self.new.insert(cluster);
+            let index = geometry.refcount_table_index(cluster);
+            if !self.blocks.contains_key(&index) {
+                self.missing.insert(index);
+            }
+        }
+        Ok(first)
+    }
+
+    fn next_free(&self, ledger: &mut Ledger, shared: &Shared, from: u64) -> Result<u64> {
+        let mut at = ledger.first_free(shared, from)?;
+        while self.new.contains(&at) {
+            at = ledger.first_free(shared, at + 1)?;
+        }
+        Ok(at)
+    }
+
+    fn render(&self, ledger: &mut Ledger, shared: &Shared, index: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
+        let per_block = self.geometry.refcount_block_entries();
+        for slot in 0..per_block {
+            let count = self.count(ledger, shared, index * per_block + slot)?;
+            if count > 0 {
+                refcount::set(&mut bytes, self.geometry.refcount_order, slot, count);
+            }
+        }
+        Ok(bytes)
+    }
+}

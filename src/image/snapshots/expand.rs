@@ -1,0 +1,212 @@
+//! Tables that another version of the format reads as this one does: the active L2 tables and those of snapshots.
+//!
+//! Version 2 has no zero flag. An entry with one becomes a hole where nothing is below the image, else a new cluster of
+//! zeroes. A table that several L1 tables share is changed in place, and what it gets or lets go of is counted once
+//! for each of them.
+//!
+//! ```text
+//! each table   clusters reserved, zeroed, counted -> durable -> the entries -> counts fall, after the next sync
+//! ```
+//!
+//! Contents stay what they are after any part of this: a power cut leaves some entries with their flag, and leaks.
+
+use super::super::qcow2::Alone;
+use super::super::Core;
+use super::change::keep;
+use super::load_snapshots;
+use super::walk::L1Table;
+use crate::alloc::{Allocator, ClusterRun, Reserved};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::be64;
+use crate::format::entries::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
+use crate::format::geometry::SECTOR_BYTES;
+use crate::meta::guard::Owner;
+use crate::meta::{Release, Settler};
+use crate::storage::Purpose;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Called with each table's offset and bytes, and with how many L1 entries of how many have been seen.
+type EachTable<'a> = &'a mut dyn FnMut(u64, &mut [u8], (u64, u64)) -> Result<()>;
+
+/// What the L2 tables hold that another version or compression type would read otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::image) struct Found {
+    /// Bit 0 of a standard entry is set somewhere.
+    pub(in crate::image) zero_flag: bool,
+    /// There are compressed clusters.
+    pub(in crate::image) compressed: bool,
+}
+
+impl Core {
+    /// Gives each L2 table of the image and its snapshots to `each`, once, as the medium has it.
+    fn each_table(&self, each: EachTable<'_>) -> Result<()> {
+        let header = self.header();
+        let mut trees = vec![self.read_l1("of the image", header.l1_table_offset, header.l1_size)?];
+        for snapshot in load_snapshots(&**self.storage(), &header)?.0 {
+            trees.push(self.read_snapshot_l1(&snapshot)?);
+        }
+        let total = trees.iter().map(|t: &L1Table| t.entries.len() as u64).sum();
+        let (mut seen, mut done) = (HashSet::new(), 0);
+        let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
+        for tree in &trees {
+            for (index, entry) in tree.entries.iter().enumerate() {
+                let table = self.table_of(index, *entry)?;
+                done += 1;
+                if table != 0 && seen.insert(table) {
+                    self.shared.medium.read_table(Purpose::L2, table, &mut bytes)?;
+                    each(table, &mut bytes, (done, total))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all L2 tables, standard entries only. The caller is alone and has settled everything.
+    pub(in crate::image) fn look_at_tables(&self) -> Result<Found> {
+        let mut found = Found::default();
+        self.each_table(&mut |_, bytes, _| {
+            for raw in bytes.chunks_exact(8) {
+                let entry = be64(raw, 0);
+                found.compressed |= entry & COMPRESSED != 0;
+                found.zero_flag |= entry & (COMPRESSED | ZERO) == ZERO;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+}
+
+impl Alone<'_> {
+    /// Leaves no entry with a zero flag. The image is loaded anew.
+    pub(in crate::image) fn expand_zeroes(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+        let core = self.core();
+        let alloc = core.structure_writer()?;
+        self.settle()?;
+        let backed = core.header().backing_file.is_some();
+        let done = core.each_table(&mut |table, bytes, (done, total)| {
+            if !progress(done, total) {
+                return Err(Error::new(ErrorKind::Cancelled, "compat: the caller asked to stop"));
+            }
+            core.expand_table(alloc, table, bytes, backed)
+        });
+        // Tables have changed behind the cache's back, also before a failure.
+        let loaded =
+            self.settle().and_then(|()| self.reload(Arc::clone(core.storage()), core.settings.clone()));
+        done.and(loaded)
+    }
+
+    /// Writes a snapshot table whose entries have all that version 3 asks for.
+    pub(in crate::image) fn complete_snapshots(&self) -> Result<()> {
+        let core = self.core();
+        let (list, _) = load_snapshots(&**core.storage(), &core.header())?;
+        if list.iter().all(|s| s.is_complete()) {
+            return Ok(());
+        }
+        let alloc = core.structure_writer()?;
+        let (room, offset) = core.write_snapshots(alloc, &list)?;
+        core.make_durable(alloc)?;
+        core.replace_table(offset, list.len())?;
+        keep([room]);
+        self.settle()
+    }
+}
+
+/// Clusters taken for one table, given back unless kept.
+struct Taken<'a> {
+    alloc: &'a Allocator,
+    rooms: Vec<Reserved<'a>>,
+    /// References besides the one that `rooms` has.
+    raised: Vec<ClusterRun>,
+    kept: bool,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            // A failure leaves leaks.
+            let _ = self.alloc.lower_all(&mut self.raised);
+        }
+    }
+}
+
+impl Taken<'_> {
+    fn keep(mut self) {
+        self.kept = true;
+        self.rooms.drain(..).for_each(Reserved::keep);
+    }
+}
+
+impl Core {
+    fn expand_table(&self, alloc: &Allocator, table: u64, bytes: &mut [u8], backed: bool) -> Result<()> {
+        let geometry = &self.geometry;
+        let flagged = |at: &usize| be64(bytes, *at) & (COMPRESSED | ZERO) == ZERO;
+        let slots: Vec<usize> = (0..bytes.len()).step_by(8).filter(flagged).collect();
+        let (Some(&first), Some(&last)) = (slots.first(), slots.last()) else { return Ok(()) };
+        let references = alloc.count(geometry.cluster_index(table))?;
+        if references == 0 {
+            let rule = "a table refers to the cluster";
+            return Err(Error::corrupt("refcount of cluster", geometry.cluster_index(table), 0, rule));
+        }
+        let mut taken = Taken { alloc, rooms: Vec::new(), raised: Vec::new(), kept: false };
+        let mut dropped = Vec::new();
+        for &at in &slots {
+            let host = be64(bytes, at) & OFFSET_MASK;
+            if host != 0 {
+                dropped.push(geometry.cluster_index(host));
+            }
+            bytes[at..at + 8].fill(0);
+        }
+        if backed {
+            self.take_zeroes(&mut taken, &slots, references, bytes)?;
+            self.make_durable(alloc)?;
+        }
+        let (from, to) =
+            (first as u64 / SECTOR_BYTES * SECTOR_BYTES, (last as u64 / SECTOR_BYTES + 1) * SECTOR_BYTES);
+        // A table that a snapshot shares with the active tree is in the index as both.
+        let allowed = Owner(Owner::ACTIVE_L2.0 | Owner::INACTIVE_L2.0);
+        self.shared.guard.check(allowed, table + from, to - from)?;
+        self.shared.medium.write_live(Purpose::L2, table + from, &bytes[from as usize..to as usize])?;
+        taken.keep();
+        let after = self.shared.medium.ticket();
+        for _ in 0..references {
+            let releases = dropped.iter().map(|host| Release::new(*host, 1, false)).collect();
+            alloc.settle_after(after, releases);
+        }
+        Ok(())
+    }
+
+    /// A cluster of zeroes for each of the entries `wanted`, counted `references` times.
+    fn take_zeroes<'a>(
+        &self,
+        taken: &mut Taken<'a>,
+        wanted: &[usize],
+        references: u64,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        let geometry = &self.geometry;
+        let copied = if references == 1 { COPIED } else { 0 };
+        let mut left = wanted;
+        while !left.is_empty() {
+            let room = taken.alloc.reserve(left.len() as u64)?;
+            let (first, count) = (room.first_cluster(), room.cluster_count());
+            let fresh = room.is_fresh();
+            taken.rooms.push(room);
+            if !fresh {
+                let length = count << geometry.cluster_bits;
+                self.shared.medium.zero_unlinked(Purpose::Data, geometry.cluster_offset(first), length)?;
+            }
+            for _ in 1..references {
+                taken.alloc.raise_all(&mut [ClusterRun { first, count }])?;
+                taken.raised.push(ClusterRun { first, count });
+            }
+            let (now, later) = left.split_at(count as usize);
+            for (at, cluster) in now.iter().zip(first..) {
+                let entry = geometry.cluster_offset(cluster) | copied;
+                bytes[*at..*at + 8].copy_from_slice(&entry.to_be_bytes());
+            }
+            left = later;
+        }
+        Ok(())
+    }
+}
