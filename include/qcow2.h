@@ -778,7 +778,8 @@ int qcow2_get_snapshot(qcow2_image *image, size_t index, qcow2_snapshot_info *sn
 /*
  * Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,
  * QCOW2_CHECK_REPAIR_ERRORS (needs a writable handle). Each finding goes to `message`. One call is one pass;
- * after a repair a second call without flags shows that nothing is left. Requests of other threads wait.
+ * after a repair a second call without flags shows that nothing is left. Requests of other threads wait. With the
+ * open option check-threads, more threads read tables, which end with the call.
  *
  * Returns 0 when the check ran, whatever it found, or -errno: ECANCELED, EROFS, ENOTSUP (a raw disk), EIO
  * and what the host says. `result` is filled on success.

@@ -73,8 +73,8 @@ fn stock(path: &Path, repair: Option<&str>) -> Outcome {
 
 /// The same two passes that the stock tool makes, with this library.
 fn ours(path: &Path, repair: Option<&str>) -> Outcome {
-    let options =
-        CheckOptions { repair_leaks: repair.is_some(), repair_errors: repair.is_some_and(|r| r == "all") };
+    let all = repair.is_some_and(|r| r == "all");
+    let options = CheckOptions { repair_leaks: repair.is_some(), repair_errors: all, workers: 2 };
     let storage =
         FileStorage::open(path, FileOptions { writable: repair.is_some(), ..FileOptions::default() })
             .unwrap();

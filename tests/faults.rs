@@ -212,7 +212,7 @@ fn each_call_of_each_operation_fails() {
 /// A repair of an open image synced, that failed, the image was loaded anew with another sync, and went on.
 #[test]
 fn a_failed_sync_of_a_repair_is_final() {
-    let repair = CheckOptions { repair_leaks: true, repair_errors: true };
+    let repair = CheckOptions { repair_leaks: true, repair_errors: true, workers: 1 };
     let setup = Setup { prefill: 20, ..Setup::default() };
     for call in 0.. {
         let mut image = setup.create();

@@ -27,7 +27,8 @@ fn result_of(report: &CheckReport) -> qcow2_check_result {
 
 /// Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,
 /// QCOW2_CHECK_REPAIR_ERRORS (needs a writable handle). Each finding goes to `message`. One call is one pass;
-/// after a repair a second call without flags shows that nothing is left. Requests of other threads wait.
+/// after a repair a second call without flags shows that nothing is left. Requests of other threads wait. With the
+/// open option check-threads, more threads read tables, which end with the call.
 ///
 /// Returns 0 when the check ran, whatever it found, or -errno: ECANCELED, EROFS, ENOTSUP (a raw disk), EIO
 /// and what the host says. `result` is filled on success.
@@ -51,6 +52,7 @@ pub unsafe extern "C" fn qcow2_check(
         let options = CheckOptions {
             repair_leaks: flags & QCOW2_CHECK_REPAIR_LEAKS != 0,
             repair_errors: flags & QCOW2_CHECK_REPAIR_ERRORS != 0,
+            workers: guarded.handle.check_workers(),
         };
         let mut say = |kind: MessageKind, text: &str| send_message(message, message_opaque, kind, text);
         let report = guarded.handle.check(

@@ -177,7 +177,7 @@ impl Handle {
         let storage = as_storage(&files.image).unwrap_or_else(|| Arc::clone(core.storage()));
         settings.data_file = as_storage(&files.data).or(settings.data_file);
         let done = opening
-            .repair_if_dirty(&core.header(), &*storage)
+            .repair_if_dirty(&core.header(), &*storage, &self.origin)
             .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
         match done {
             Ok(repaired) => {
@@ -218,6 +218,14 @@ impl Handle {
             back.take_back(new, old, origin, Role::DataFile)?;
         }
         Ok(())
+    }
+
+    /// Threads that a check of this image may use. A caller's storage is called on the caller's thread only.
+    pub fn check_workers(&self) -> u32 {
+        match self.disk() {
+            Disk::Qcow2(image) if !self.uses_callbacks() => image.core().settings().options.check_threads,
+            _ => 1,
+        }
     }
 
     /// Checks the image, and repairs it when asked. Requests wait; caches are dropped.

@@ -100,7 +100,7 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
         None => opening.open_backing(&header, handle.origin(), seen)?.map(Arc::new),
     };
     settings.backing = below.as_ref().map(|b| b.shared_disk());
-    let loaded = opening.repair_if_dirty(&header, &*storage).and_then(|repaired| {
+    let loaded = opening.repair_if_dirty(&header, &*storage, handle.origin()).and_then(|repaired| {
         alone.activate(storage, settings)?;
         Ok(repaired)
     });

@@ -246,7 +246,7 @@ impl Opening<'_> {
         let below = self.open_backing(&header, origin, seen)?;
         settings.backing = below.as_ref().map(Handle::shared_disk);
         settings.metadata_only |= self.flags.inactive;
-        let repaired = self.repair_if_dirty(&header, &*storage)?;
+        let repaired = self.repair_if_dirty(&header, &*storage, origin)?;
         let image = Image::open(storage, settings)?;
         if self.flags.inactive {
             image.alone().deactivate();
@@ -260,6 +260,7 @@ impl Opening<'_> {
         &mut self,
         header: &Header,
         storage: &dyn Storage,
+        origin: &Origin,
     ) -> Result<Option<CheckReport>> {
         let flags = self.flags;
         let untouched = flags.read_only || flags.metadata_only || flags.inactive;
@@ -270,7 +271,8 @@ impl Opening<'_> {
             let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and the caller asked for no repair";
             return Err(Error::new(ErrorKind::Dirty, text));
         }
-        let options = CheckOptions { repair_leaks: true, repair_errors: true };
+        let workers = if matches!(origin, Origin::Custom(_)) { 1 } else { self.options.check_threads };
+        let options = CheckOptions { repair_leaks: true, repair_errors: true, workers };
         let messages = self.messages.as_mut().map(|messages| &mut **messages as Messages<'_>);
         sync_before_repair(storage)?;
         let report = check(storage, options, messages, &mut |_, _| true)?;

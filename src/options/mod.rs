@@ -130,6 +130,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("cache", Kind::Text, Some("writeback"), "Host cache mode (allowed values: writeback, writethrough, none, directsync, unsafe)"),
     open("cache-clean-interval", Kind::Number, Some("600"), "Seconds after which unused cache entries are dropped; 0 never"),
     open("cache-size", Kind::Size, None, "Most memory for L2 and refcount cache together"),
+    open("check-threads", Kind::Number, Some("1"), "Threads that a check or repair reads L2 tables with (1 to 64; with callbacks 1)"),
     open("compress-threads", Kind::Number, Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
     fixed("data-file", Kind::Text, "Path of the external data file, instead of the one that the image names"),
     open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),

@@ -49,6 +49,8 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// Threads that compress one request.
     pub compress_threads: u32,
+    /// Threads that a check reads tables with.
+    pub check_threads: u32,
     /// The path of the external data file, instead of the recorded one.
     pub data_file: Option<String>,
     /// The ID of the snapshot that is read instead of the disk.
@@ -57,8 +59,8 @@ pub struct OpenOptions {
     pub snapshot_name: Option<String>,
 }
 
-/// Most threads that compress one request.
-const MAX_COMPRESS_THREADS: u32 = 64;
+/// Most threads of one request.
+const MAX_THREADS: u32 = 64;
 
 impl Default for OpenOptions {
     fn default() -> Self {
@@ -82,6 +84,7 @@ impl Default for OpenOptions {
             refcounts_ahead: RefcountsAhead::Auto,
             detect_zeroes: DetectZeroes::Off,
             compress_threads: 1,
+            check_threads: 1,
             data_file: None,
             snapshot_id: None,
             snapshot_name: None,
@@ -126,11 +129,14 @@ impl OpenOptions {
         match value {
             Value::Size(bytes) => self.assign_size(name, bytes),
             Value::Bool(on) => self.assign_bool(name, on),
-            Value::Number(threads) if name == "compress-threads" => {
-                let fits = u32::try_from(threads).ok().filter(|t| (1..=MAX_COMPRESS_THREADS).contains(t));
-                self.compress_threads = fits.ok_or_else(|| {
-                    Error::invalid(format!("compress-threads is {threads}: 1 to {MAX_COMPRESS_THREADS}"))
-                })?;
+            Value::Number(threads) if name.ends_with("-threads") => {
+                let fits = u32::try_from(threads).ok().filter(|t| (1..=MAX_THREADS).contains(t));
+                let threads =
+                    fits.ok_or_else(|| Error::invalid(format!("{name} is {threads}: 1 to {MAX_THREADS}")))?;
+                match name {
+                    "check-threads" => self.check_threads = threads,
+                    _ => self.compress_threads = threads,
+                }
             }
             Value::Number(seconds) => {
                 self.cache_clean_interval_seconds =

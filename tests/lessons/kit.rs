@@ -227,8 +227,8 @@ pub fn checked(storage: &dyn Storage, options: CheckOptions) -> (CheckReport, Ve
     (report.unwrap(), texts)
 }
 
-pub const LOOK: CheckOptions = CheckOptions { repair_leaks: false, repair_errors: false };
-pub const REPAIR: CheckOptions = CheckOptions { repair_leaks: true, repair_errors: true };
+pub const LOOK: CheckOptions = CheckOptions { repair_leaks: false, repair_errors: false, workers: 1 };
+pub const REPAIR: CheckOptions = CheckOptions { repair_leaks: true, repair_errors: true, workers: 1 };
 
 pub fn assert_sound(storage: &dyn Storage) {
     let (report, texts) = checked(storage, LOOK);

@@ -168,7 +168,7 @@ fn mend_flags(handle: Handle, medium: &Arc<Overlay>, found: String) -> Result<u6
             others.push(text.to_string());
         }
     };
-    let options = CheckOptions { repair_errors: true, repair_leaks: true };
+    let options = CheckOptions { repair_errors: true, repair_leaks: true, workers: 1 };
     handle.check(options, Some(&mut look), &mut |_, _| true).map_err(|e| format!("repair: {e}"))?;
     if !others.is_empty() {
         return Err(found);

@@ -34,6 +34,7 @@ mod line;
 mod metadata;
 mod pass;
 mod rebuild;
+mod scout;
 mod snapshots;
 mod stored;
 mod tables;
@@ -51,6 +52,8 @@ pub struct CheckOptions {
     pub repair_leaks: bool,
     /// Mend everything that can be; with `repair_leaks` this is `-r all`.
     pub repair_errors: bool,
+    /// Threads that read L2 tables, the caller's among them; 0 is 1.
+    pub workers: u32,
 }
 
 /// How a message came to be.

@@ -7,11 +7,13 @@
 use super::counts::no_memory;
 use super::guard::{ACTIVE_L1, ACTIVE_L2, INACTIVE_L1};
 use super::pass::Pass;
+use super::scout::{Digest, Scout};
 use crate::error::Result;
 use crate::format::entries::{plain_run, L1Entry, RawL2};
 use crate::format::entries::{COMPRESSED, COPIED, L1_RESERVED, OFFSET_MASK, ZERO};
 use crate::format::{be64, snapshot::Snapshot};
 use crate::storage::{read_exact, write_all, Purpose};
+use std::collections::HashMap;
 
 /// Bits 1-8 and 56-61 of a standard L2 entry.
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
@@ -57,6 +59,20 @@ struct Look {
     stats: Stats,
     /// Entries changed, first and one past the last.
     changed: Option<(u64, u64)>,
+}
+
+impl Look {
+    fn new(times: u64, active: bool, quiet: bool) -> Look {
+        Look {
+            times,
+            active,
+            quiet,
+            mends: false,
+            next_contiguous: 0,
+            stats: Stats::default(),
+            changed: None,
+        }
+    }
 }
 
 impl Pass<'_> {
@@ -107,15 +123,30 @@ impl Pass<'_> {
         while at < inside {
             let mut chunk = vec![0; (inside - at).min(L1_CHUNK_BYTES) as usize];
             read_exact(self.storage, Purpose::L1, offset + at, &mut chunk)?;
-            for entry_at in (0..chunk.len()).step_by(8) {
-                self.count_l1_entry(be64(&chunk, entry_at), active)?;
-            }
+            self.count_l1_entries(&chunk, active)?;
             at += chunk.len() as u64;
         }
         self.advance((bytes - inside) / 8)
     }
 
-    fn count_l1_entry(&mut self, entry: u64, active: bool) -> Result<()> {
+    fn count_l1_entries(&mut self, entries: &[u8], active: bool) -> Result<()> {
+        let workers = self.options.workers.max(1) as usize;
+        let (storage, geometry) = (self.storage, self.geometry);
+        let scout = Scout { storage, geometry: &geometry, file_length: self.file_length, workers };
+        for batch in entries.chunks(scout.batch_entries() * 8) {
+            let helps = workers > 1 && !self.unsynced;
+            let mut digests = match helps {
+                true => scout.digests(batch, |table| self.visits.contains_key(&table)),
+                false => HashMap::new(),
+            };
+            for entry_at in (0..batch.len()).step_by(8) {
+                self.count_l1_entry(be64(batch, entry_at), active, &mut digests)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_l1_entry(&mut self, entry: u64, active: bool, digests: &mut HashMap<u64, Digest>) -> Result<()> {
         self.done += 1;
         if entry == 0 {
             return Ok(());
@@ -137,13 +168,14 @@ impl Pass<'_> {
             ));
         }
         if l2_offset < self.file_length {
-            self.count_l2(l2_offset, active)?;
+            let digest = digests.remove(&l2_offset).filter(|_| !self.unsynced);
+            self.count_l2(l2_offset, active, digest)?;
         }
         self.advance(0)
     }
 
     /// Counts what an L2 table refers to, or remembers to do so.
-    fn count_l2(&mut self, l2_offset: u64, active: bool) -> Result<()> {
+    fn count_l2(&mut self, l2_offset: u64, active: bool, digest: Option<Digest>) -> Result<()> {
         let known = self.visits.get(&l2_offset).copied();
         if let Some(mut visits) = known {
             visits.named += 1;
@@ -157,7 +189,10 @@ impl Pass<'_> {
                 return Ok(());
             }
         }
-        let look = self.look_at_l2(l2_offset, 1, active, false)?;
+        let look = match digest {
+            Some(digest) => self.look_at_digest(&digest, active)?,
+            None => self.look_at_l2(l2_offset, 1, active, false)?,
+        };
         let mut visits = known.unwrap_or_default();
         visits.named += 1;
         visits.looks += 1;
@@ -194,27 +229,31 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Counts what `look_at_l2` would in a table that has been read.
+    fn look_at_digest(&mut self, digest: &Digest, active: bool) -> Result<Look> {
+        let before = self.report.corruptions;
+        let mut look = Look::new(1, active, false);
+        for (first, count) in digest {
+            self.count_plain_run(&mut look, *first, *count)?;
+        }
+        look.stats.corruptions = self.report.corruptions - before;
+        Ok(look)
+    }
+
     /// Reads an L2 table and counts each of its references `times`.
     fn look_at_l2(&mut self, l2_offset: u64, times: u64, active: bool, quiet: bool) -> Result<Look> {
         let mut table = std::mem::take(&mut self.table);
         table.resize(self.geometry.cluster_bytes() as usize, 0);
         read_exact(self.storage, Purpose::L2, l2_offset, &mut table)?;
         let before = self.report.corruptions;
-        let mut look = Look {
-            times,
-            active,
-            quiet,
-            mends: !quiet && self.may_mend(l2_offset, &table),
-            next_contiguous: 0,
-            stats: Stats::default(),
-            changed: None,
-        };
+        let mut look = Look::new(times, active, quiet);
+        look.mends = !quiet && self.may_mend(l2_offset, &table);
         let entry_bytes = self.geometry.l2_entry_bytes() as usize;
         let mut at = 0;
         while at < table.len() {
             let run = plain_run(&self.geometry, &table[at..]);
             if run > 0 {
-                self.count_plain_run(&mut look, &table[at..][..run * entry_bytes])?;
+                self.count_plain_run(&mut look, be64(&table, at), run as u64)?;
                 at += run * entry_bytes;
                 continue;
             }
@@ -242,8 +281,7 @@ impl Pass<'_> {
     }
 
     /// Counts what `count_l2_entry` would for each entry of a plain run.
-    fn count_plain_run(&mut self, look: &mut Look, run: &[u8]) -> Result<()> {
-        let (first, count) = (be64(run, 0), (run.len() / 8) as u64);
+    fn count_plain_run(&mut self, look: &mut Look, first: u64, count: u64) -> Result<()> {
         let offset = first & OFFSET_MASK;
         self.any_not_copied |= look.active && first & COPIED == 0;
         look.stats.allocated += count;

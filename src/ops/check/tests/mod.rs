@@ -10,9 +10,9 @@ use crate::error::Result;
 use crate::storage::memory::Memory;
 use crate::storage::Storage;
 
-const LOOK: CheckOptions = CheckOptions { repair_leaks: false, repair_errors: false };
-const LEAKS: CheckOptions = CheckOptions { repair_leaks: true, repair_errors: false };
-const ALL: CheckOptions = CheckOptions { repair_leaks: true, repair_errors: true };
+const LOOK: CheckOptions = CheckOptions { repair_leaks: false, repair_errors: false, workers: 1 };
+const LEAKS: CheckOptions = CheckOptions { repair_leaks: true, repair_errors: false, workers: 1 };
+const ALL: CheckOptions = CheckOptions { repair_leaks: true, repair_errors: true, workers: 1 };
 
 /// One pass over a storage, with its messages.
 fn run(storage: &dyn Storage, options: CheckOptions) -> (Result<CheckReport>, Vec<String>) {
@@ -31,11 +31,18 @@ fn run(storage: &dyn Storage, options: CheckOptions) -> (Result<CheckReport>, Ve
     (report, messages)
 }
 
-/// One pass over bytes; answers the bytes afterwards too.
+/// One pass over bytes; answers the bytes afterwards too. Threads that help change nothing.
 fn run_bytes(bytes: &[u8], options: CheckOptions) -> (Result<CheckReport>, Vec<String>, Vec<u8>) {
-    let storage = Memory::new(bytes.to_vec());
-    let (report, messages) = run(&storage, options);
-    (report, messages, storage.contents())
+    let once = |options| {
+        let storage = Memory::new(bytes.to_vec());
+        let (report, messages) = run(&storage, options);
+        (report, messages, storage.contents())
+    };
+    let (alone, helped) = (once(options), once(CheckOptions { workers: 3, ..options }));
+    assert_eq!(alone.1, helped.1);
+    assert!(alone.2 == helped.2, "with more threads the image is another one");
+    assert_eq!(format!("{:?}", alone.0), format!("{:?}", helped.0));
+    alone
 }
 
 fn assert_clean(bytes: &[u8], why: &str) {
