@@ -31,6 +31,10 @@ plants! {
     CountsNotWritten,
     /// A barrier does not sync.
     SyncSkipped,
+    /// A sync leaves the data file out (R2).
+    DataFileNotSynced,
+    /// An entry says zero before a raw data file has the zeroes (R2).
+    RawZeroesNotWaitedFor,
     /// A count falls before the page that dropped the pointer is durable (R3).
     CountLoweredAtOnce,
     /// A freed cluster is used again at once, whoever may still read it (R4).

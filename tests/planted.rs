@@ -39,6 +39,8 @@ const RULES: Level =
 const CUT: Level = level("power cut", "power_cut", "random_lists_on_random_images", "0.6");
 const GROWTH: Level = level("power cut of a table growth", "power_cut", "the_refcount_table_grows", "1");
 const GROWTH_RULES: Level = Level { name: "rules on a table growth", rules: true, cuts: false, ..GROWTH };
+const DATA_FILE: Level = level("power cut of a data file", "power_cut", "external_data_files", "0.3");
+const DATA_FILE_RULES: Level = Level { name: "rules on a data file", rules: true, cuts: false, ..DATA_FILE };
 const PAIRS_RULES: Level = Level { name: "rules on races", rules: true, ..PAIRS };
 const DAMAGED: Level = level("damaged images", "damaged", "", "1");
 const DAMAGED_RULES: Level = Level { name: "rules on damaged images", rules: true, ..DAMAGED };
@@ -50,12 +52,14 @@ const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
-const LEVELS: [Level; 15] = [
+const LEVELS: [Level; 17] = [
     PARTS,
     RULES,
     CUT,
     GROWTH_RULES,
     GROWTH,
+    DATA_FILE_RULES,
+    DATA_FILE,
     FAULTS,
     FINAL,
     READER,
@@ -76,6 +80,8 @@ fn catchers(plant: Plant) -> &'static [Level] {
         LengthNotWaitedFor => &[RULES, CUT],
         CountsNotWritten => &[RULES, CUT],
         SyncSkipped => &[RULES, CUT],
+        DataFileNotSynced => &[DATA_FILE_RULES, DATA_FILE],
+        RawZeroesNotWaitedFor => &[DATA_FILE_RULES],
         CountLoweredAtOnce => &[RULES, CUT],
         FreedClusterReusedAtOnce => &[READER],
         StaleStreamKept => &[STREAM],

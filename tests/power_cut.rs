@@ -7,6 +7,7 @@ use testkit::pair::{sweep_commit, Pair};
 use testkit::rebase::{sweep_rebase, Change, Other};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::setup::{Mode, Setup};
+use testkit::split::sweep_split;
 use testkit::sweep::{run_cases, sweep, Work};
 
 fn run(test: &str, seed: u64, cases: &[(Setup, Vec<Op>, u64)]) {
@@ -249,6 +250,47 @@ fn commits() {
         sweep_commit(&pair, ops, rng.one_in(4), rng).map_err(|e| format!("{pair:?}: {e}"))
     };
     report("commits", &replay_line("power_cut", "commits", seed), &cases, &work);
+}
+
+/// Guest data in an external data file, raw or not: each of the two files loses what it has not synced.
+#[test]
+fn external_data_files() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let alphabet = [
+        Write { sector: 3, count: 1, fua: false },
+        Write { sector: 3, count: 7, fua: false },
+        Zero { sector: 2, count: 4, unmap: true, fua: false },
+        Discard { sector: 0, count: 8 },
+        Flush,
+        Kill,
+    ];
+    let mut lists = Vec::new();
+    for (raw, lazy, backing) in [(true, false, None), (false, true, None), (false, false, Some(40))] {
+        // Clusters of two sectors, so that a write has something beside it.
+        let data_file = Some(raw);
+        let base = Setup { cluster_bits: 10, lazy, backing, sectors: 70, data_file, ..Setup::default() };
+        for number in 0..alphabet.len().pow(3) {
+            let ops = (0..3).map(|digit| alphabet[number / alphabet.len().pow(digit) % alphabet.len()]);
+            lists.push((base, ops.collect(), number as u64));
+        }
+    }
+    let mut lists = share(lists);
+    lists.extend((0..cases(200)).map(|_| {
+        let mut setup = Setup { version: 3, snapshots: false, ..random_setup(&mut rng) };
+        let raw = rng.one_in(2);
+        setup.data_file = Some(raw);
+        setup.backing = setup.backing.filter(|_| !raw);
+        let length = 1 + rng.below(6) as usize;
+        let list = random_list(&mut rng, &setup, length);
+        (setup, list.into_iter().filter(|op| !matches!(op, Compressed { .. })).collect(), rng.next())
+    }));
+    report(
+        "external_data_files",
+        &replay_line("power_cut", "external_data_files", seed),
+        &lists,
+        &sweep_split,
+    );
 }
 
 /// Another backing file, by name and with a safe rebase: the old name over the old contents, or the new one over

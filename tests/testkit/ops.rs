@@ -165,5 +165,6 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         ahead: rng.one_in(2),
         snapshots: rng.one_in(3),
         amends: rng.one_in(4),
+        data_file: None,
     }
 }

@@ -36,6 +36,10 @@ pub struct Head {
     pub refcount_order: u32,
     /// Bytes of an L2 entry: 16 with subclusters.
     pub entry_bytes: u64,
+    /// Guest data is in another file, each cluster at its guest offset.
+    pub external: bool,
+    /// That file shows what the disk shows.
+    pub raw: bool,
 }
 
 impl Head {
@@ -55,6 +59,8 @@ impl Head {
             dirty: is_dirty(bytes),
             refcount_order: if version >= 3 { be32(bytes, 96) as u32 } else { 4 },
             entry_bytes: if version >= 3 && be64(bytes, 72) & 1 << 4 != 0 { 16 } else { 8 },
+            external: version >= 3 && be64(bytes, 72) & 1 << 2 != 0,
+            raw: version >= 3 && be64(bytes, 88) & 1 << 1 != 0,
         })
     }
 
@@ -203,6 +209,9 @@ impl Owners {
             let owner = snapshot.map_or(Use::L2 { l1_index }, |number| Use::SnapshotL2 { number, l1_index });
             self.add_entry(head, entry, (table, cluster), owner);
             let entries = cluster / head.entry_bytes;
+            if head.external {
+                continue;
+            }
             for index in 0..entries {
                 let entry = be64(bytes, (table + index * head.entry_bytes) as usize);
                 let guest_cluster = l1_index * entries + index;

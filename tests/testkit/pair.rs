@@ -130,11 +130,11 @@ pub fn sweep_commit(
     }
 }
 
-type Look<'l, 'a> =
+pub(super) type Look<'l, 'a> =
     &'l mut dyn FnMut(&mut [Cutter<'a>; 2], &[Vec<Keep>; 2]) -> std::result::Result<(), String>;
 
 /// Choices of survivors of both files: all of one with nothing, everything and something of the other.
-fn survivors<'a>(
+pub(super) fn survivors<'a>(
     cutters: &mut [Cutter<'a>; 2],
     rng: &mut Rng,
     look: Look<'_, 'a>,

@@ -141,6 +141,8 @@ struct State {
     /// A request changes settings, which may take zero flags out of shared tables.
     amended: bool,
     unjudged: Option<&'static str>,
+    /// Where the guest data of the image is, if not in it.
+    data_file: Option<Arc<Recorder>>,
     /// What threads work for that run no request of their own: those that the library starts.
     helped: Option<Request>,
 }
@@ -274,6 +276,20 @@ impl Recorder {
 
     pub fn zeroed(&self) -> Vec<Zeroed> {
         self.lock().zeroed.clone()
+    }
+
+    /// The guest data of the image is on `data_file`: their traces are judged together.
+    pub fn set_data_file(&self, data_file: Arc<Recorder>) {
+        self.lock().data_file = Some(data_file);
+    }
+
+    pub fn data_file(&self) -> Option<Arc<Recorder>> {
+        self.lock().data_file.clone()
+    }
+
+    /// Events so far, those of the data file too.
+    pub fn events(&self) -> usize {
+        self.log_length() + self.data_file().map_or(0, |d| d.log_length())
     }
 
     /// Holes below this many guest bytes show a backing disk.

@@ -39,7 +39,7 @@ impl Runner {
     }
 
     pub fn on(setup: &Setup, recorder: Arc<Recorder>) -> Result<Runner, String> {
-        let handle = setup.open(recorder.clone()).map_err(|e| format!("open: {e}"))?;
+        let handle = setup.open_recorded(&recorder).map_err(|e| format!("open: {e}"))?;
         let expect = Expect::new(setup);
         let stages = vec![Stage { first: 0, expect: expect.clone() }];
         let handle = Some(handle);
@@ -52,7 +52,7 @@ impl Runner {
         let Some(handle) = self.handle.take() else { return Ok(None) };
         let tag = self.next_tag;
         self.next_tag += 1;
-        let before = self.recorder.log_length();
+        let before = self.recorder.events();
         let (range, zeroes) = touched_bytes(&op, self.expect.size());
         let name = self.expect.name_of(&op, tag);
         if matches!(op, Op::Apply { .. } | Op::Delete { .. }) && name.is_none() {
@@ -67,7 +67,7 @@ impl Runner {
             recorder.amend();
         }
         let answer = recorder.request(range, zeroes, || self.apply(handle, &op, name.as_deref(), tag));
-        let after = self.recorder.log_length();
+        let after = self.recorder.events();
         if after > before {
             self.stages.push(Stage { first: before + 1, expect: running });
         }
@@ -116,13 +116,13 @@ impl Runner {
         match *op {
             Op::Reopen => {
                 handle.close()?;
-                self.handle = Some(self.setup.open(self.recorder.clone())?);
+                self.handle = Some(self.setup.open_recorded(&self.recorder)?);
                 return Ok(());
             }
             Op::Kill => {
                 drop(handle);
                 self.killed = true;
-                self.handle = Some(self.setup.open(self.recorder.clone())?);
+                self.handle = Some(self.setup.open_recorded(&self.recorder)?);
                 return Ok(());
             }
             _ => {}

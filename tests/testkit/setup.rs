@@ -4,9 +4,9 @@ use super::recorder::{as_request, Recorder};
 use super::SECTOR;
 use qcow2::error::Result;
 use qcow2::image::NewSnapshot;
-use qcow2::ops::create::create;
+use qcow2::ops::create::create_with_data_file;
 use qcow2::ops::handle::Handle;
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
 use qcow2::options::{CreateOptions, OpenOptions};
 use qcow2::storage::memory::Memory;
 use qcow2::storage::Storage;
@@ -52,6 +52,8 @@ pub struct Setup {
     pub snapshots: bool,
     /// Random lists change settings.
     pub amends: bool,
+    /// Guest data is in an external data file; `true`: a raw one.
+    pub data_file: Option<bool>,
 }
 
 impl Default for Setup {
@@ -70,6 +72,7 @@ impl Default for Setup {
             ahead: false,
             snapshots: false,
             amends: false,
+            data_file: None,
         }
     }
 }
@@ -77,6 +80,11 @@ impl Default for Setup {
 impl Setup {
     /// The bytes of a new image, with its prefill.
     pub fn create(&self) -> Vec<u8> {
+        self.create_files().0
+    }
+
+    /// The bytes of a new image and of its data file.
+    fn create_files(&self) -> (Vec<u8>, Vec<u8>) {
         let options = CreateOptions {
             version: self.version,
             cluster_bits: self.cluster_bits,
@@ -85,22 +93,29 @@ impl Setup {
             extended_l2: self.extended,
             backing_file: self.backing.map(|_| "base".into()),
             backing_format: self.backing.map(|_| "raw".into()),
+            data_file: self.data_file.map(|_| "data".into()),
+            data_file_raw: self.data_file == Some(true),
             ..CreateOptions::default()
         };
-        let storage = Arc::new(Memory::default());
-        create(&*storage, self.sectors * SECTOR, &options).expect("create");
+        let (storage, data) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
+        let data_file = self.data_file.map(|_| &*data as &dyn Storage);
+        create_with_data_file(&*storage, data_file, self.sectors * SECTOR, &options).expect("create");
         if self.prefill > 0 {
-            let handle = self.open(storage.clone()).expect("open for the prefill");
+            let handle = self.open_split(storage.clone(), data.clone()).expect("open for the prefill");
             write(&handle, 0, self.prefill, PREFILL_TAG, false).expect("prefill");
             handle.close().expect("close after the prefill");
         }
-        storage.contents()
+        (storage.contents(), data.contents())
     }
 
     /// A recorder that holds a new image.
     pub fn recorder(&self) -> Arc<Recorder> {
-        let recorder = Recorder::new(self.create());
+        let (image, data) = self.create_files();
+        let recorder = Recorder::new(image);
         recorder.set_backing(self.backing.unwrap_or(0) * SECTOR);
+        if self.data_file.is_some() {
+            recorder.set_data_file(Recorder::new(data));
+        }
         recorder
     }
 
@@ -123,6 +138,31 @@ impl Setup {
     pub fn open(&self, storage: Arc<dyn Storage>) -> Result<Handle> {
         let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
         self.open_over(storage, backing)
+    }
+
+    /// Opens the image on a recorder, with its data file.
+    pub fn open_recorded(&self, recorder: &Arc<Recorder>) -> Result<Handle> {
+        match recorder.data_file() {
+            Some(data) => self.open_split(recorder.clone(), data),
+            None => self.open(recorder.clone()),
+        }
+    }
+
+    /// Opens the image with its guest data on `data`.
+    pub fn open_split(&self, storage: Arc<dyn Storage>, data: Arc<dyn Storage>) -> Result<Handle> {
+        let backing: Arc<dyn Storage> =
+            Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
+        let mut resolver = |request: &ResolveRequest| {
+            let file = if request.named == Named::DataFile { &data } else { &backing };
+            Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(file)), format: None })
+        };
+        let mut opening = Opening {
+            flags: OpenFlags::default(),
+            options: self.options(),
+            resolver: Some(&mut resolver),
+            messages: None,
+        };
+        opening.open(&Origin::Custom(storage))
     }
 
     /// Opens a snapshot of the image, to read it.

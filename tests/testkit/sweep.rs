@@ -39,7 +39,7 @@ const EXHAUSTIVE_EVENTS: [usize; 2] = [16, 12];
 const WRITTEN_STATES: u64 = 16;
 
 /// `QCOW2_TEST_CUTS=0` is for tests of the kit, which ask what the rules see by themselves.
-fn tries_cuts() -> bool {
+pub(super) fn tries_cuts() -> bool {
     std::env::var("QCOW2_TEST_CUTS").map_or(true, |s| s != "0")
 }
 
