@@ -39,6 +39,7 @@ fn any_setup(rng: &mut Rng) -> Setup {
         ahead: rng.one_in(2),
         snapshots: false,
         amends: false,
+        data_file: None,
     }
 }
 

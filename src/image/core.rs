@@ -240,8 +240,8 @@ impl Core {
         };
         self.shared.medium.latch().check()?;
         if self.shared.header.autoclear_pending() {
-            // Bitmaps would go stale, so their bit goes first. A raw data file stays one.
-            self.shared.header.clear_autoclear(AUTOCLEAR_RAW_DATA)?;
+            // Bitmaps would go stale, so their bit goes first.
+            self.shared.header.clear_autoclear(0)?;
         }
         Ok((io, alloc))
     }

@@ -33,7 +33,7 @@ impl HeaderPage {
             medium,
             dirty: AtomicBool::new(header.incompatible & INCOMPAT_DIRTY != 0),
             corrupt: AtomicBool::new(header.incompatible & INCOMPAT_CORRUPT != 0),
-            autoclear_pending: AtomicBool::new(header.autoclear != 0),
+            autoclear_pending: AtomicBool::new(header.autoclear & !AUTOCLEAR_RAW_DATA != 0),
             header: Mutex::new((header, sector)),
         }
     }
@@ -117,20 +117,22 @@ impl HeaderPage {
         self.change(|h| h.incompatible &= !INCOMPAT_DIRTY)
     }
 
-    /// Clears the autoclear bits that this writer does not maintain, before the first change of the image.
+    /// Clears the autoclear bits that this writer does not maintain, before the first change of the image. A raw data
+    /// file stays one whatever is done.
     pub fn clear_autoclear(&self, kept: u64) -> Result<()> {
         if !self.autoclear_pending() {
             return Ok(());
         }
         let mut guard = self.lock();
         let (header, sector) = &mut *guard;
+        let kept = kept | AUTOCLEAR_RAW_DATA;
         if header.autoclear & !kept != 0 {
             let mut next = header.clone();
             next.autoclear &= kept;
             self.write(header, sector, next)?;
         }
         // What is kept waits for a change that it does not survive.
-        self.autoclear_pending.store(header.autoclear != 0, Ordering::Relaxed);
+        self.autoclear_pending.store(header.autoclear & !AUTOCLEAR_RAW_DATA != 0, Ordering::Relaxed);
         Ok(())
     }
 

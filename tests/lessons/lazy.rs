@@ -35,6 +35,7 @@ const LAZY: Setup = Setup {
     ahead: false,
     snapshots: false,
     amends: false,
+    data_file: None,
 };
 
 fn write_op(sector: u64, count: u64) -> Op {
