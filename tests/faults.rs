@@ -6,6 +6,8 @@ mod testkit;
 use qcow2::error::ErrorKind;
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::convert::{convert, ConvertOptions};
+use std::sync::Arc;
+use testkit::expect::Contents;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
@@ -14,20 +16,41 @@ use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::runner::Runner;
 use testkit::setup::{self, Setup};
+use testkit::split;
 use testkit::sweep::{check_clean, recover, run_cases, Count};
 
 /// Most calls of one list that are failed one by one.
 const MAX_CALLS: u64 = 160;
 
+/// Which of an image's files fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Image,
+    DataFile,
+}
+
+/// The file of a side.
+fn file_of(image: &Arc<Recorder>, side: Side) -> Arc<Recorder> {
+    match side {
+        Side::Image => image.clone(),
+        Side::DataFile => image.data_file().expect("a data file"),
+    }
+}
+
 fn run_with(
     setup: &Setup,
     ops: &[Op],
-    fault: Option<Fault>,
+    fault: Option<(Fault, Side)>,
     refusals: Refusals,
 ) -> Result<(Runner, bool), String> {
-    let recorder = setup.recorder();
-    recorder.refuse(refusals);
-    let mut runner = Runner::on(setup, recorder.clone())?;
+    let image = setup.recorder();
+    image.refuse(refusals);
+    if let Some(data) = image.data_file() {
+        data.refuse(refusals);
+    }
+    let mut runner = Runner::on(setup, image.clone())?;
+    let recorder = file_of(&image, fault.map_or(Side::Image, |f| f.1));
+    let fault = fault.map(|f| f.0);
     recorder.inject(fault);
     let mut sync_failed = false;
     for op in ops {
@@ -64,13 +87,12 @@ fn run_with(
 fn judge(runner: &mut Runner, setup: &Setup) -> Result<(), String> {
     let recorder = runner.recorder.clone();
     recorder.inject(None);
+    if let Some(data) = recorder.data_file() {
+        data.inject(None);
+    }
     recorder.judge()?;
     // The process dies here: everything that was written is in the file.
-    let bytes = recorder.contents();
-    let dirty = oracle::is_dirty(&bytes);
-    let length = bytes.len() as u64;
-    let medium = Overlay::new(bytes.into(), Default::default(), length);
-    let tags = recover(setup, &medium, dirty).map_err(|e| format!("after the fault: {e}"))?;
+    let tags = left_on(setup, &recorder).map_err(|e| format!("after the fault: {e}"))?;
     runner.expect.check(&tags, false).map_err(|e| format!("after the fault: {e}"))?;
     let Some(handle) = runner.handle.take() else { return Ok(()) };
     // A handle that still serves reads serves the right bytes.
@@ -78,26 +100,44 @@ fn judge(runner: &mut Runner, setup: &Setup) -> Result<(), String> {
         runner.expect.check_live(&tags)?;
     }
     let closed = handle.close();
-    let bytes = recorder.contents();
-    let dirty = oracle::is_dirty(&bytes);
-    let length = bytes.len() as u64;
-    let medium = Overlay::new(bytes.into(), Default::default(), length);
-    let tags = recover(setup, &medium, dirty).map_err(|e| format!("after closing ({closed:?}): {e}"))?;
+    let tags = left_on(setup, &recorder).map_err(|e| format!("after closing ({closed:?}): {e}"))?;
     match closed {
         Ok(()) => runner.expect.check_live(&tags.disk).map_err(|e| format!("after a good close: {e}")),
         Err(_) => runner.expect.check(&tags, false).map_err(|e| format!("after a failed close: {e}")),
     }
 }
 
-fn calls_of(setup: &Setup, ops: &[Op], kind: Option<Kind>) -> Result<u64, String> {
-    // Never reached: counts the calls.
-    let never = Fault { kind, call: u64::MAX, errno: libc_errno::EIO, forever: false, torn: false };
-    let (runner, _) = run_with(setup, ops, Some(never), Refusals::default())?;
-    Ok(runner.recorder.counted())
+/// What a new open finds.
+fn left_on(setup: &Setup, recorder: &Recorder) -> Result<Contents, String> {
+    let medium = |file: &Recorder| {
+        let bytes = file.contents();
+        let length = bytes.len() as u64;
+        Overlay::new(bytes.into(), Default::default(), length)
+    };
+    let image = medium(recorder);
+    match recorder.data_file() {
+        Some(data) => split::recover(setup, &image, &medium(&data)).map(|(_, contents)| contents),
+        None => recover(setup, &image, oracle::is_dirty(&image.contents())),
+    }
 }
 
-/// Fails every call of a list in every way.
+fn calls_of(setup: &Setup, ops: &[Op], kind: Option<Kind>, side: Side) -> Result<u64, String> {
+    // Never reached: counts the calls.
+    let never = Fault { kind, call: u64::MAX, errno: libc_errno::EIO, forever: false, torn: false };
+    let (runner, _) = run_with(setup, ops, Some((never, side)), Refusals::default())?;
+    Ok(file_of(&runner.recorder, side).counted())
+}
+
+/// Fails every call of a list in every way, on each file of the image.
 fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
+    let mut count = sweep_side(setup, ops, rng, Side::Image)?;
+    if setup.data_file.is_some() {
+        count.enumerated += sweep_side(setup, ops, rng, Side::DataFile)?.enumerated;
+    }
+    Ok(count)
+}
+
+fn sweep_side(setup: &Setup, ops: &[Op], rng: &mut Rng, side: Side) -> Result<Count, String> {
     let mut count = Count::default();
     let ways = [
         (None, libc_errno::EIO, false, false),
@@ -107,14 +147,15 @@ fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
         (Some(Kind::SetLength), libc_errno::ENOSPC, true, false),
     ];
     for (kind, errno, forever, torn) in ways {
-        let calls = calls_of(setup, ops, kind)?;
+        let calls = calls_of(setup, ops, kind, side)?;
         let step = calls.div_ceil(MAX_CALLS).max(1);
         let first = if step > 1 { rng.below(step) } else { 0 };
         for call in (first..calls).step_by(step as usize) {
             let fault = Fault { kind, call, errno, forever, torn };
-            let told = |e: String| format!("{fault:?}: {e}");
-            let (mut runner, _) = run_with(setup, ops, Some(fault), Refusals::default()).map_err(told)?;
-            if runner.recorder.failed() == 0 {
+            let told = |e: String| format!("{fault:?} of {side:?}: {e}");
+            let (mut runner, _) =
+                run_with(setup, ops, Some((fault, side)), Refusals::default()).map_err(told)?;
+            if runner.recorder.failures() == 0 {
                 return Err(told("the fault was not reached".into()));
             }
             judge(&mut runner, setup).map_err(told)?;
@@ -145,6 +186,28 @@ fn each_call_fails() {
     let count = run_cases(&replay_line("faults", "each_call_fails", seed), &cases, &sweep);
     report("each_call_fails", cases.len(), count);
     assert!(count.enumerated > 100);
+}
+
+/// The same with guest data in an external data file, whose calls fail too.
+#[test]
+fn each_call_on_a_data_file_fails() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let cases: Vec<_> = (0..cases(30))
+        .map(|number| {
+            let raw = number % 2 == 0;
+            let mut setup = Setup { version: 3, snapshots: false, ..random_setup(&mut rng) };
+            setup.data_file = Some(raw);
+            setup.backing = setup.backing.filter(|_| !raw);
+            let list = random_list(&mut rng, &setup, 6);
+            let mut list: Vec<_> = list.into_iter().filter(|o| !matches!(o, Compressed { .. })).collect();
+            list.push(Flush);
+            (setup, list, rng.next())
+        })
+        .collect();
+    let count = run_cases(&replay_line("faults", "each_call_on_a_data_file_fails", seed), &cases, &sweep);
+    report("each_call_on_a_data_file_fails", cases.len(), count);
+    assert!(count.enumerated > cases.len() as u64 * 5);
 }
 
 /// Each operation by itself, at each of its calls, on an image that has some of everything.
@@ -250,8 +313,13 @@ fn a_poor_host_is_enough() {
     let mut rng = Rng::new(seed);
     let cases: Vec<_> = (0..cases(200))
         .map(|_| {
-            let setup = random_setup(&mut rng);
-            (setup, random_list(&mut rng, &setup, 12), rng.next())
+            let mut setup = random_setup(&mut rng);
+            if setup.version == 3 && !setup.snapshots && setup.backing.is_none() && rng.one_in(3) {
+                setup.data_file = Some(rng.one_in(2));
+            }
+            let list = random_list(&mut rng, &setup, 12).into_iter();
+            let fits = |o: &Op| setup.data_file.is_none() || !matches!(o, Compressed { .. });
+            (setup, list.filter(fits).collect(), rng.next())
         })
         .collect();
     let poor = |setup: &Setup, ops: &[Op], _: &mut Rng| {

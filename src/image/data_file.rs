@@ -123,7 +123,17 @@ impl Core {
                 return Ok(());
             }
         }
-        self.shared.medium.change_data(|storage| storage.set_length(size))?.map_err(grow)
+        match self.shared.medium.change_data(|storage| storage.set_length(size))? {
+            // Past its end it reads as zeroes; a raw one must have the disk's length.
+            Err(e) if is_not_supported(&e) && self.raw_data_file => {
+                let from = from.min(length);
+                self.shared
+                    .medium
+                    .change_data(|storage| zero_range(storage, Purpose::Data, from, size - from))?
+            }
+            Err(e) if !is_not_supported(&e) => Err(grow(e)),
+            _ => Ok(()),
+        }
     }
 
     /// Cuts the data file to a disk that has become smaller.

@@ -241,6 +241,11 @@ impl Recorder {
         self.lock().failed
     }
 
+    /// As `failed`, those of the data file too.
+    pub fn failures(&self) -> u64 {
+        self.failed() + self.data_file().map_or(0, |d| d.failed())
+    }
+
     /// Counts from now on for `fault`.
     pub fn inject(&self, fault: Option<Fault>) {
         let mut state = self.lock();
@@ -589,7 +594,8 @@ impl Storage for Recorder {
     }
 
     fn traits(&self) -> Traits {
-        Traits { alignment: 1, zero_past_end: true, discard_zeroes: true, read_only: false }
+        let discard_zeroes = !self.lock().refusals.discard_keeps;
+        Traits { alignment: 1, zero_past_end: true, discard_zeroes, read_only: false }
     }
 }
 

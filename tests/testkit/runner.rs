@@ -97,7 +97,7 @@ impl Runner {
                 match setup::read(handle, sector, count) {
                     Ok(tags) => (sector, tags),
                     // An injected fault: old and new value stay possible.
-                    Err(_) if self.recorder.failed() > 0 => {
+                    Err(_) if self.recorder.failures() > 0 => {
                         self.expect.forget_current();
                         return Ok(());
                     }

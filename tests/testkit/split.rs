@@ -5,6 +5,7 @@ use super::cut::{CrashState, Cutter, Keep};
 use super::expect::{Contents, Expect};
 use super::ops::Op;
 use super::oracle::{self, be64, Head, OFFSET};
+use super::overlay::Overlay;
 use super::pair::survivors;
 use super::recorder::{Event, Recorder, What};
 use super::rng::Rng;
@@ -12,8 +13,10 @@ use super::runner::Runner;
 use super::setup::{self, Setup, BAD_TAG};
 use super::sweep::{check_clean, tries_cuts, Count};
 use super::SECTOR;
+use qcow2::ops::handle::Handle;
 use qcow2::storage::Purpose;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// One state in so many is also written to after its recovery.
 const WRITTEN_STATES: u64 = 16;
@@ -73,11 +76,9 @@ fn judge(
 ) -> Result<(), String> {
     let (image, data) = (cutters[0].medium(&states[0]), cutters[1].medium(&states[1]));
     let alone = data.contents();
-    let handle = setup.open_split(image.clone(), data.clone()).map_err(|e| format!("open: {e}"))?;
-    check_clean(&*image)?;
-    let disk = setup::read_all(&handle).map_err(|e| format!("reading: {e}"))?;
-    let sectors = disk.len() as u64;
-    expect.check(&whole(disk)?, states.iter().all(|s| s.killed))?;
+    let (handle, disk) = recover(setup, &image, &data)?;
+    let sectors = disk.disk.len() as u64;
+    expect.check(&disk, states.iter().all(|s| s.killed))?;
     if setup.data_file == Some(true) {
         expect.check(&whole(tags_of(alone, sectors))?, false).map_err(|e| format!("the raw file: {e}"))?;
     }
@@ -95,6 +96,18 @@ fn judge(
         true => Ok(()),
         false => Err("after recovery: a write is lost".into()),
     }
+}
+
+/// Opens a state, checks it and reads everything.
+pub fn recover(
+    setup: &Setup,
+    image: &Arc<Overlay>,
+    data: &Arc<Overlay>,
+) -> Result<(Handle, Contents), String> {
+    let handle = setup.open_split(image.clone(), data.clone()).map_err(|e| format!("open: {e}"))?;
+    check_clean(&**image)?;
+    let disk = setup::read_all(&handle).map_err(|e| format!("reading: {e}"))?;
+    Ok((handle, whole(disk)?))
 }
 
 fn whole(disk: Vec<u32>) -> Result<Contents, String> {
