@@ -888,6 +888,28 @@ int qcow2_rebase(qcow2_image *image,
                  void *progress_opaque);
 
 /*
+ * Copies what a range shows of the disks below into the image; the disk shows the same before, meanwhile and
+ * afterwards. What the image holds itself stays; zeroes are not written as data (but in version 2). `base` is the depth
+ * of the layer to stop at, as in qcow2_extent: what it and those below it hold is not copied; 0: everything is.
+ * Requests of other threads go on, and a write of the guest's wins. `flags`: 0. `progress` may be NULL.
+ *
+ * After a stream of the whole disk with `base` 0 the image needs no backing file: qcow2_change_backing_file with NULL
+ * lets go of it. After one with a base, its name can be recorded instead. Both make the copies durable first. Where
+ * all of it is zeroes a hole may stay, so that no other file may follow. Internal snapshots are not looked at.
+ *
+ * Returns 0 or -errno: EINVAL (flags; no layer at `base`; opened with QCOW2_OPEN_NO_BACKING, or the backing file has
+ * been changed), ECANCELED (`progress` returned non-zero), ENOTSUP (a raw disk), and as qcow2_pwrite. What has been
+ * copied by then stays.
+ */
+int qcow2_stream(qcow2_image *image,
+                 uint64_t offset,
+                 uint64_t length,
+                 uint32_t base,
+                 uint64_t flags,
+                 qcow2_progress_fn progress,
+                 void *progress_opaque);
+
+/*
  * Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
  * file is as short as it gets. Internal snapshots stay. Requests of other threads wait. A power cut leaves each part
  * of the disk as it was or as below.

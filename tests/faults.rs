@@ -235,6 +235,8 @@ fn each_call_of_each_operation_fails() {
         Delete { pick: 0 },
         Reopen,
         HandOver,
+        Stream { sector: 2, count: 120, reads: false },
+        Stream { sector: 90, count: 60, reads: true },
         Kill,
         Amend { option: "compat=0.10" },
         Amend { option: "compat=1.1" },

@@ -42,9 +42,8 @@ static int specify(const struct io_open_request *request, char **error)
 
 static int refuse_unsupported(const struct io_open_request *request, char **error)
 {
-    if (request->copy_on_read) {
-        return request->read_only ? fail(error, -EINVAL, "Can't use copy-on-read on read-only device")
-                                  : fail(error, -ENOTSUP, "copy-on-read is not supported");
+    if (request->copy_on_read && request->read_only) {
+        return fail(error, -EINVAL, "Can't use copy-on-read on read-only device");
     }
     if (request->aio != NULL && strcmp(request->aio, "native") == 0 && !io.spec.cache.direct) {
         return fail(error, -EINVAL,
@@ -72,6 +71,9 @@ int io_open(const struct io_open_request *request)
     ret = specify(request, &error);
     if (ret == 0) {
         ret = refuse_unsupported(request, &error);
+    }
+    if (request->copy_on_read) {
+        list_add(&io.spec.options, "copy-on-read=on");
     }
     if (ret == 0) {
         ret = request->snapshot && !request->read_only ? io_open_overlay(&io.spec, &io.image, &error)

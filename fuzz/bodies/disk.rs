@@ -216,6 +216,19 @@ impl<'a> Disk<'a> {
         judge_int(unsafe { qcow2_reopen(self.image, flags, std::ptr::null()) })
     }
 
+    pub fn stream(&self, at: u64, bytes: u64) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_stream(self.image, at, bytes, 0, 0, None, std::ptr::null_mut()) })
+    }
+
+    /// Given away and taken back.
+    pub fn hand_over(&self) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_inactivate(self.image) })?;
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_invalidate(self.image, std::ptr::null()) })
+    }
+
     pub fn clean_caches(&self) -> Answer<()> {
         // SAFETY: an open handle.
         judge_int(unsafe { qcow2_clean_caches(self.image) })

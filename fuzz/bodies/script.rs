@@ -72,7 +72,11 @@ impl Request {
             6 => drop(disk.truncate(disk.length().saturating_add(at & !511).min(1 << 40), self.fill)),
             7 => drop(disk.truncate((at & !511).min(disk.length()), 0)),
             8 => drop(disk.reopen(self.fill & 1 != 0)),
-            9 => drop(disk.clean_caches()),
+            9 => match self.fill & 3 {
+                0 => drop(disk.stream(at, bytes)),
+                1 => drop(disk.hand_over()),
+                _ => drop(disk.clean_caches()),
+            },
             10 => {
                 let (at, bytes) = self.whole_clusters(disk);
                 let _ = disk.write_compressed(&self.data(bytes), at);
@@ -152,7 +156,11 @@ impl Request {
                 }
             }
             8 => disk.reopen(false).expect("a consistent image reopens"),
-            9 => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+            9 => match self.fill & 3 {
+                0 => drop(disk.stream(at, bytes)),
+                1 => disk.hand_over().expect("a consistent image changes hands"),
+                _ => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+            },
             _ => {
                 let (at, bytes) = self.whole_clusters(disk);
                 let data = self.data(bytes);

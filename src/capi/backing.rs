@@ -6,6 +6,7 @@ use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::backing::{change_backing_file, make_empty};
 use crate::ops::rebase::rebase;
+use crate::ops::stream::stream;
 use std::ffi::{c_char, c_int, c_void, CStr};
 
 /// NULL and "" mean none.
@@ -82,6 +83,37 @@ pub unsafe extern "C" fn qcow2_rebase(
             &mut |done, total| send_progress(progress, progress_opaque, done, total),
         )?;
         Ok(0)
+    }) as c_int
+}
+
+/// Copies what a range shows of the disks below into the image; the disk shows the same before, meanwhile and
+/// afterwards. What the image holds itself stays; zeroes are not written as data (but in version 2). `base` is the depth
+/// of the layer to stop at, as in qcow2_extent: what it and those below it hold is not copied; 0: everything is.
+/// Requests of other threads go on, and a write of the guest's wins. `flags`: 0. `progress` may be NULL.
+///
+/// After a stream of the whole disk with `base` 0 the image needs no backing file: qcow2_change_backing_file with NULL
+/// lets go of it. After one with a base, its name can be recorded instead. Both make the copies durable first. Where
+/// all of it is zeroes a hole may stay, so that no other file may follow. Internal snapshots are not looked at.
+///
+/// Returns 0 or -errno: EINVAL (flags; no layer at `base`; opened with QCOW2_OPEN_NO_BACKING, or the backing file has
+/// been changed), ECANCELED (`progress` returned non-zero), ENOTSUP (a raw disk), and as qcow2_pwrite. What has been
+/// copied by then stays.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_stream(
+    image: *mut qcow2_image,
+    offset: u64,
+    length: u64,
+    base: u32,
+    flags: u64,
+    progress: qcow2_progress_fn,
+    progress_opaque: *mut c_void,
+) -> c_int {
+    with(image, |guarded| {
+        if flags != 0 {
+            return Err(Error::invalid(format!("unknown stream flags {flags:#x}")));
+        }
+        let mut told = |done, total| send_progress(progress, progress_opaque, done, total);
+        stream(&guarded.handle, offset, length, base, &mut told).map(|()| 0)
     }) as c_int
 }
 

@@ -63,6 +63,8 @@ pub struct Core {
     pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
     pub(super) writes_are_plain: bool,
+    /// What is read of the disks below becomes the image's own.
+    pub(super) copies_on_read: bool,
 }
 
 /// Reads and parses the header cluster: the header, and the first sector as it is.
@@ -110,6 +112,9 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     }
     if !settings.read_only && Wanted::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
+    }
+    if settings.read_only && settings.options.copy_on_read {
+        return Err(Error::invalid("Can't use copy-on-read on read-only device"));
     }
     lazy_in_force(header, &settings.options)?;
     cache_sizes(&settings.options, &geometry, header.virtual_size).map(drop)
@@ -160,6 +165,7 @@ impl Core {
             && options.detect_zeroes == DetectZeroes::Off
             && !options.cache.sync_each_write()
             && !options.metadata_writethrough;
+        let copies_on_read = options.copy_on_read && settings.backing.is_some();
         Ok(Core {
             shared,
             geometry,
@@ -173,6 +179,7 @@ impl Core {
             chain,
             raw_data_file,
             writes_are_plain,
+            copies_on_read,
         })
     }
 
@@ -191,6 +198,7 @@ impl Core {
             chain: None,
             raw_data_file: self.raw_data_file,
             writes_are_plain: false,
+            copies_on_read: false,
         }
     }
 

@@ -21,6 +21,7 @@ mod rebase;
 mod resize;
 mod snapshots;
 mod status;
+mod stream;
 mod vm_state;
 mod write;
 mod zero;
@@ -36,6 +37,8 @@ pub(crate) use rebase::names as backing_names;
 pub(crate) use snapshots::load_snapshots;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;
+pub(crate) use stream::no_layer;
+pub use stream::Takes;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::io::{IoSlice, IoSliceMut};

@@ -8,7 +8,7 @@ use super::status::Status;
 use super::{check_range, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::options::DetectZeroes;
-use crate::storage::gate::{Exclusive, Gate};
+use crate::storage::gate::{Exclusive, Gate, Pin};
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
 use arc_swap::ArcSwap;
@@ -92,7 +92,20 @@ impl Image {
     #[inline]
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         let _pin = self.gate.enter();
-        self.core.load().read(offset, buffers)
+        let core = self.core.load();
+        if core.copies_on_read {
+            self.copy_on_read(&core, offset, buffers)?;
+        }
+        core.read(offset, buffers)
+    }
+
+    #[cold]
+    fn copy_on_read(&self, core: &Core, offset: u64, buffers: &[IoSliceMut<'_>]) -> Result<()> {
+        if self.check_chain().is_err() {
+            // What is below is not what the image is meant to show.
+            return Ok(());
+        }
+        core.copy_on_read(offset, buffers.iter().map(|b| b.len() as u64).sum(), &self.flusher)
     }
 
     /// Overwrites a range where it is, if that is all there is to do; `false`: nothing has been done.
@@ -254,6 +267,16 @@ impl Image {
         alone.settle()?;
         let core = alone.core();
         alone.reload(Arc::clone(core.storage()), core.settings.clone())
+    }
+
+    /// Enters as a request.
+    pub(super) fn enter(&self) -> Pin<'_> {
+        self.gate.enter()
+    }
+
+    /// The image's flushes.
+    pub(super) fn flusher(&self) -> &Flusher {
+        &self.flusher
     }
 
     /// Keeps every request out.

@@ -141,8 +141,23 @@ impl Core {
             self.write_in_place(host, now.length, source)?;
             return Ok(now.length);
         }
-        io.map.own_table(&claim, first_cluster)?;
-        let mut run = self.find_run(io, &claim, at, end)?;
+        self.write_claimed(io, alloc, &claim, at, end, source)
+    }
+
+    /// Writes the start of a claimed range inside one L2 table, where it cannot be written in place; how much.
+    pub(super) fn write_claimed(
+        &self,
+        io: &Io,
+        alloc: &Allocator,
+        claim: &Claim<'_>,
+        at: u64,
+        end: u64,
+        source: &Gather<'_>,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let first_cluster = geometry.cluster_index(at);
+        io.map.own_table(claim, first_cluster)?;
+        let mut run = self.find_run(io, claim, at, end)?;
         let reserved = match run.reuse {
             Some(_) => None,
             None => Some(alloc.reserve(run.old.len() as u64)?),
@@ -153,7 +168,7 @@ impl Core {
         let run_start = geometry.cluster_offset(first_cluster);
         let run_bytes = (run.old.len() as u64) << geometry.cluster_bits;
         let payload = Span { from: at - run_start, to: (end - run_start).min(run_bytes) };
-        self.fill_and_link(io, &claim, run, reserved, &payload, source)?;
+        self.fill_and_link(io, claim, run, reserved, &payload, source)?;
         Ok(payload.to - payload.from)
     }
 

@@ -19,3 +19,4 @@ mod pieces;
 pub mod rebase;
 pub mod resize;
 pub mod snapshot;
+pub mod stream;

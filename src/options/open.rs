@@ -47,6 +47,8 @@ pub struct OpenOptions {
     pub refcounts_ahead: RefcountsAhead,
     /// What a write of zero bytes becomes.
     pub detect_zeroes: DetectZeroes,
+    /// What is read of the backing file is written to the image.
+    pub copy_on_read: bool,
     /// Threads that compress one request.
     pub compress_threads: u32,
     /// Threads that a check reads tables with.
@@ -83,6 +85,7 @@ impl Default for OpenOptions {
             discard_no_unref: false,
             refcounts_ahead: RefcountsAhead::Auto,
             detect_zeroes: DetectZeroes::Off,
+            copy_on_read: false,
             compress_threads: 1,
             check_threads: 1,
             data_file: None,
@@ -165,6 +168,7 @@ impl OpenOptions {
             "pass-discard-snapshot" => self.pass_discard_snapshot = on,
             "pass-discard-other" => self.pass_discard_other = on,
             "discard-no-unref" => self.discard_no_unref = on,
+            "copy-on-read" => self.copy_on_read = on,
             other => {
                 let structure = other.strip_prefix("overlap-check.").unwrap_or(other);
                 let place = Protected::ALL.iter().position(|p| p.name() == structure);

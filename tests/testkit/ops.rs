@@ -36,6 +36,12 @@ pub enum Op {
         sector: u64,
         count: u64,
     },
+    /// Takes over what is below a range, by request or as a read does.
+    Stream {
+        sector: u64,
+        count: u64,
+        reads: bool,
+    },
     /// Takes a snapshot; nothing happens where a count would not fit.
     Snapshot,
     /// Goes back to one of the snapshots there are, if there are any.
@@ -68,6 +74,9 @@ impl Op {
 
     /// The same on a disk of `size` sectors; `None` if nothing is left of it.
     pub fn clipped(self, size: u64) -> Option<Op> {
+        if let Stream { sector, count, reads } = self {
+            return (sector < size).then(|| Stream { sector, count: count.min(size - sector), reads });
+        }
         let Some((sector, count)) = self.range() else { return Some(self) };
         if sector >= size {
             return None;
@@ -112,6 +121,7 @@ pub fn random_list(rng: &mut Rng, setup: &Setup, length: usize) -> Vec<Op> {
                 Amend { option: AMENDS[rng.below(AMENDS.len() as u64) as usize] }
             }
             () if setup.snapshots && rng.one_in(3) => random_snapshot_op(rng),
+            () if setup.backing.is_some() && rng.one_in(8) => random_stream(rng, setup.sectors),
             () => random_op(rng, setup.sectors, cluster_sectors),
         })
         .collect()
@@ -130,6 +140,13 @@ const AMENDS: [&str; 10] = [
     "lazy_refcounts=on",
     "lazy_refcounts=off",
 ];
+
+fn random_stream(rng: &mut Rng, size: u64) -> Op {
+    let sector = rng.below(size);
+    let most = if rng.one_in(2) { 8 } else { size };
+    let count = 1 + rng.below(most);
+    Stream { sector, count, reads: rng.one_in(2) }
+}
 
 fn random_snapshot_op(rng: &mut Rng) -> Op {
     match rng.below(5) {

@@ -1,7 +1,7 @@
 //! The operations that race with each other: one row each. A new kind of request is one more row.
 
 use super::race::Scene;
-use super::runner::hand_over;
+use super::runner::{hand_over, take_over};
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
@@ -90,7 +90,7 @@ const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 24] = [
+pub static ROWS: [Row; 25] = [
     Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
     Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
@@ -133,6 +133,14 @@ pub static ROWS: [Row; 24] = [
             let (sector, count) = row.ranges[0];
             handle.disk().discard(sector * SECTOR, count * SECTOR)
         },
+        ..NONE
+    },
+    Row {
+        name: "stream",
+        ranges: &[(46, 20)],
+        loads: true,
+        run: |handle, _, tag| take_over(handle, 46, 20, tag % 2 == 0),
+        fits: |scene| scene.setup.backing.is_some(),
         ..NONE
     },
     Row {

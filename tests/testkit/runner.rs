@@ -6,12 +6,13 @@ use super::recorder::Recorder;
 use super::setup::{self, Setup};
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind};
-use qcow2::image::{NewSnapshot, Wanted, ZeroFlags};
+use qcow2::image::{Disk, NewSnapshot, Takes, Wanted, ZeroFlags};
 use qcow2::ops::amend::amend;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::inactive::{inactivate, invalidate};
 use qcow2::ops::resize::resize;
 use qcow2::ops::snapshot;
+use qcow2::ops::stream::stream;
 use qcow2::options::Preallocation;
 use std::sync::Arc;
 
@@ -196,6 +197,7 @@ pub fn touched_bytes(op: &Op, size: u64) -> (Bytes, Bytes) {
         Op::Zero { .. } | Op::Discard { .. } => (range, range),
         Op::Resize { sectors } => resized_bytes(size * SECTOR, sectors * SECTOR),
         Op::Apply { .. } => (Some((0, u64::MAX)), Some((0, u64::MAX))),
+        Op::Stream { sector, count, .. } => (Some((sector * SECTOR, (sector + count) * SECTOR)), None),
         // VM state is written before.
         Op::Snapshot => (Some((size * SECTOR, u64::MAX)), None),
         _ => (range, None),
@@ -211,6 +213,15 @@ pub fn resized_bytes(old: u64, new: u64) -> (Bytes, Bytes) {
 pub fn apply_recorded(recorder: &Recorder, handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
     let (range, zeroes) = touched_bytes(op, handle.disk().length() / SECTOR);
     recorder.request(range, zeroes, || apply_plain(handle, op, tag))
+}
+
+/// Takes over what is below a range; nothing happens where nothing can be below.
+pub fn take_over(handle: &Handle, sector: u64, count: u64, reads: bool) -> Result<(), Error> {
+    let (offset, length) = (sector * SECTOR, count * SECTOR);
+    match handle.disk() {
+        Disk::Qcow2(image) if reads => image.stream(offset, length, Takes::Read, &mut |_, _| true),
+        _ => stream(handle, offset, length, 0, &mut |_, _| true),
+    }
 }
 
 /// What two sides of a migration do, by one handle.
@@ -233,6 +244,7 @@ pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
         Op::Amend { option } => amend(handle, &[option], &mut |_, _| true),
         Op::Compressed { sector, count } => setup::write_compressed(handle, sector, count, tag),
         Op::HandOver => hand_over(handle),
+        Op::Stream { sector, count, reads } => take_over(handle, sector, count, reads),
         // They need names and a new handle.
         Op::Reopen | Op::Kill | Op::Snapshot | Op::Apply { .. } | Op::Delete { .. } => Ok(()),
     }

@@ -1,0 +1,198 @@
+//! What an image shows of the disks below it becomes its own: a range of it when somebody asks for that (stream), or
+//! what is read (copy on read). The disk shows the same before, meanwhile and afterwards.
+//!
+//! Each step claims guest clusters and looks again: where somebody has written by then there is no hole any more, and
+//! who writes later waits for the claim and finds the data in its place. Power cut: as for any allocating write, with
+//! contents that are durable before the entry is, for a hole shows no zeroes (R2).
+
+use super::buffers::Gather;
+use super::flush::Flusher;
+use super::{check_range, Core, Disk, Image, Io};
+use crate::alloc::Allocator;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::{Claim, Link, Source};
+use crate::storage::medium::Ticket;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+/// Most bytes of one step, unless a cluster has more.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// What is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// What is read: all that is a hole, as the stock driver does.
+    Read,
+    /// What layers of the chain hold. Zeroes may stay holes: once nothing is below they are zeroes too.
+    All,
+    /// What the layers above the one at this depth hold; that one will be the backing file.
+    Above(u32),
+}
+
+/// What is below the first bytes of a hole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// Nothing to take over.
+    Nothing,
+    Zeroes,
+    Data,
+}
+
+impl Image {
+    /// Takes over what is below a range. `progress(done, total)` in bytes; `false` cancels.
+    pub fn stream(
+        &self,
+        offset: u64,
+        length: u64,
+        takes: Takes,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        check_range(self.length(), offset, length)?;
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            if !progress(at - offset, length) {
+                return Err(Error::new(ErrorKind::Cancelled, "stream: the caller asked to stop"));
+            }
+            let _pin = self.enter();
+            let core = self.core();
+            // Somebody may have made the disk smaller.
+            let here = end.min(core.virtual_size);
+            if at >= here {
+                break;
+            }
+            self.check_chain()?;
+            at += core.take_over(at, here, takes, self.flusher())?;
+        }
+        progress(length, length);
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Takes over what is below a range that is about to be read.
+    #[cold]
+    pub(super) fn copy_on_read(&self, offset: u64, bytes: u64, flusher: &Flusher) -> Result<()> {
+        check_range(self.virtual_size, offset, bytes)?;
+        let mut at = offset;
+        while at < offset + bytes {
+            at += self.take_over(at, offset + bytes, Takes::Read, flusher)?;
+        }
+        Ok(())
+    }
+
+    /// One step from `at` towards `end`, inside the disk: how far it went, at least one byte.
+    fn take_over(&self, at: u64, end: u64, takes: Takes, flusher: &Flusher) -> Result<u64> {
+        let (io, alloc) = self.begin_write()?;
+        let unit = self.geometry.subcluster_bytes();
+        let ceil = |offset: u64| offset.div_ceil(unit).saturating_mul(unit).min(self.virtual_size);
+        let from = at / unit * unit;
+        let extent = io.map.resolve(from, ceil(end) - from)?;
+        if extent.source != Source::Hole {
+            return Ok(from + extent.length - at);
+        }
+        let (length, mut below) = self.look_below(from, extent.length, takes)?;
+        let mut to = from + length;
+        if to < self.virtual_size && to % unit != 0 {
+            // What lies in one unit with something else is copied with it.
+            let whole = to / unit * unit;
+            (to, below) = if whole > from { (whole, below) } else { (ceil(to), Below::Data) };
+        }
+        let most = STEP_BYTES.max(self.geometry.cluster_bytes());
+        let to = match below {
+            Below::Nothing => to,
+            _ => {
+                self.relieve(io, alloc, flusher)?;
+                from + self.hold(io, alloc, from, to.min((from / most + 1) * most), below)?
+            }
+        };
+        Ok(to - at)
+    }
+
+    /// Makes the start of `[from, to)`, whole units, the image's own; how much was looked at.
+    fn hold(&self, io: &Io, alloc: &Allocator, from: u64, to: u64, below: Below) -> Result<u64> {
+        let geometry = &self.geometry;
+        let table_bytes = geometry.l2_table_guest_bytes();
+        let to = to.min((from / table_bytes + 1) * table_bytes);
+        let claim = io.map.claim(geometry.cluster_index(from), geometry.clusters_ceil(to));
+        let now = io.map.resolve(from, to - from)?;
+        if now.source != Source::Hole {
+            return Ok(now.length);
+        }
+        let to = from + now.length;
+        let mut bytes = vec![0; now.length as usize];
+        if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
+            backing.read_as_backing(from, &mut bytes)?;
+        }
+        if bytes.iter().all(|b| *b == 0) && geometry.version >= 3 {
+            self.hold_zeroes(io, &claim, from, to)?;
+            return Ok(to - from);
+        }
+        let buffers = [IoSlice::new(&bytes)];
+        self.write_claimed(io, alloc, &claim, from, to, &Gather::new(&buffers))
+    }
+
+    /// Says of claimed holes that they are zeroes.
+    fn hold_zeroes(&self, io: &Io, claim: &Claim<'_>, from: u64, to: u64) -> Result<()> {
+        let geometry = &self.geometry;
+        io.map.own_table(claim, geometry.cluster_index(from))?;
+        for cluster in geometry.cluster_index(from)..geometry.clusters_ceil(to) {
+            let start = geometry.cluster_offset(cluster);
+            let bits = geometry
+                .subclusters_touched(from.max(start) - start, (to - start).min(geometry.cluster_bytes()));
+            let L2Entry::Plain(old) = io.map.entry(claim, cluster)? else { continue };
+            let new = Mapping { zero: old.zero | bits & !old.alloc, ..old };
+            io.map.link(claim, Link { cluster, new: new.into(), after: Ticket::PAST, dropped: None })?;
+        }
+        Ok(())
+    }
+
+    /// What is below the first bytes of a hole.
+    fn look_below(&self, at: u64, length: u64, takes: Takes) -> Result<(u64, Below)> {
+        let Some(backing) = &self.settings.backing else { return Ok((length, Below::Nothing)) };
+        let limit = match takes {
+            Takes::Above(depth) => return look_above(backing, at, length, depth),
+            // A hole whose zeroes come from no layer at all is not worth an entry.
+            Takes::All => Below::Nothing,
+            Takes::Read => Below::Zeroes,
+        };
+        if at >= backing.length() {
+            return Ok((length, limit));
+        }
+        let status = backing.status(at, length.min(backing.length() - at), false)?;
+        Ok((status.length, if status.zero { limit } else { Below::Data }))
+    }
+}
+
+/// What the layers from `first` down to the one above `depth` hold; `first` is at depth 1.
+fn look_above(first: &Arc<Disk>, at: u64, mut length: u64, depth: u32) -> Result<(u64, Below)> {
+    let mut layer = Arc::clone(first);
+    for here in 1..depth {
+        if at >= layer.length() {
+            // It ends here, and hides what is below it.
+            return Ok((length, Below::Zeroes));
+        }
+        let status = layer.status(at, length.min(layer.length() - at), true)?;
+        length = status.length;
+        if status.allocated {
+            return Ok((length, if status.zero { Below::Zeroes } else { Below::Data }));
+        }
+        if here + 1 < depth {
+            layer = next_layer(&layer).ok_or_else(|| no_layer(depth))?;
+        }
+    }
+    Ok((length, Below::Nothing))
+}
+
+fn next_layer(disk: &Disk) -> Option<Arc<Disk>> {
+    match disk {
+        Disk::Qcow2(image) => image.core().backing().cloned(),
+        Disk::Raw(_) => None,
+    }
+}
+
+/// Why there is no layer to stop at.
+pub(crate) fn no_layer(depth: u32) -> Error {
+    Error::invalid(format!("stream: the chain has no layer at depth {depth}"))
+}
