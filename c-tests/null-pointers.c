@@ -68,6 +68,7 @@ static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, N
 static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
 static int64_t inactivate_image(void) { return qcow2_inactivate(NULL); }
 static int64_t invalidate_image(void) { return qcow2_invalidate(NULL, NULL); }
+static int64_t stream_image(void) { return qcow2_stream(NULL, 0, 1, 0, 0, NULL, NULL); }
 static int64_t vmstate_write_image(void) { return qcow2_vmstate_write(NULL, "x", 1, 0); }
 static int64_t vmstate_read_image(void)
 {
@@ -144,6 +145,7 @@ static const struct {
     {"snapshot delete: which", snapshot_delete_which},
     {"inactivate: image", inactivate_image},
     {"invalidate: image", invalidate_image},
+    {"stream: image", stream_image},
     {"vmstate_write: image", vmstate_write_image},
     {"vmstate_read: image", vmstate_read_image},
     {"change_backing_file: image", change_backing_file},
