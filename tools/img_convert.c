@@ -45,6 +45,15 @@ static int parse_sparse(struct convert_job *job, const char *text)
     return EXIT_FAILURE;
 }
 
+/* More threads than two for each processor cost memory and gain nothing. */
+static uint32_t useful_workers(int64_t wanted)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    int64_t most = processors > 0 ? 2 * processors : 2;
+
+    return (uint32_t)(wanted < most ? wanted : most);
+}
+
 static int parse_coroutines(struct convert_job *job, const char *text)
 {
     int64_t number = 0;
@@ -292,7 +301,7 @@ static int copy_contents(struct convert_job *job)
     bool progress = job->args.progress && !job->args.quiet;
     int result;
 
-    params.workers = (uint32_t)job->workers;
+    params.workers = useful_workers(job->workers);
     params.sparse_bytes = job->offload ? 0 : (uint64_t)job->sparse;
     if (job->sparse == 0)
         params.flags |= QCOW2_CONVERT_ALLOCATE;
