@@ -21,9 +21,10 @@ struct host {
     int fail_errno;          /* with this; 0: none fails */
     bool fail_on;            /* and all after it */
     bool torn;               /* a failing write leaves its first half behind */
+    uint64_t kill_at;        /* the process ends instead of the call of this number, from 1, that changes a file; 0: none */
     /* What happened. */
     uint64_t calls[HOST_CALLS], shortened[HOST_CALLS], interrupted[HOST_CALLS];
-    uint64_t counted, failed;
+    uint64_t counted, failed, changes;
     int failed_kind;         /* of the first failure */
 };
 
