@@ -34,6 +34,13 @@ pub fn commit(
     // Alone from the first byte copied to the last entry dropped: a write in between would be dropped with
     // what has been copied.
     let alone = image.alone();
+    // A change of the backing file may have come before: what is open below is not what the image belongs to then.
+    if alone.core().backing().is_none() {
+        return Err(Error::unsupported("Image does not have a backing file"));
+    }
+    if !image.is_chain_kept() {
+        return Err(Error::invalid("the backing file has been changed: open the image anew first"));
+    }
     base.reopen(false, false, &[], messages)?;
     let copied = grow_base(&base, handle.disk().length())
         .and_then(|()| copy_down(&alone.core(), base.disk(), progress));

@@ -62,7 +62,7 @@ pub fn convert(
     let cluster_bytes = validate(source, target, options)?;
     let total = source.length();
     let job = Job {
-        pieces: Pieces::new(source, options, cluster_bytes),
+        pieces: Pieces::new(source, total, options, cluster_bytes),
         offload: Offload::new(source, target, options.sparse_bytes, cluster_bytes),
         source,
         target,

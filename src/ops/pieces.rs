@@ -36,6 +36,8 @@ pub(super) struct Piece {
 /// The rest of the source.
 pub(super) struct Pieces<'a> {
     source: &'a Disk,
+    /// Of the source when it began: a resize beside makes it no longer, and is an error where it makes it shorter.
+    length: u64,
     top_only: bool,
     allocate: bool,
     /// Pieces of data end at multiples of it.
@@ -57,7 +59,7 @@ struct Next {
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) fn new(source: &'a Disk, options: &ConvertOptions, cluster_bytes: u64) -> Self {
+    pub(super) fn new(source: &'a Disk, length: u64, options: &ConvertOptions, cluster_bytes: u64) -> Self {
         let sparse = options.sparse_bytes.max(512);
         let piece_bytes = match options.compressed {
             true => PIECE_BYTES.max(cluster_bytes),
@@ -65,6 +67,7 @@ impl<'a> Pieces<'a> {
         };
         Pieces {
             source,
+            length,
             top_only: options.top_only,
             allocate: options.allocate,
             piece_bytes,
@@ -83,7 +86,7 @@ impl<'a> Pieces<'a> {
     pub(super) fn next(&self) -> std::result::Result<Option<Piece>, (u64, Error)> {
         let mut next = self.next.lock().unwrap_or_else(|e| e.into_inner());
         let next = &mut *next;
-        if next.at == self.source.length() {
+        if next.at == self.length {
             return Ok(None);
         }
         if next.at == next.end {
@@ -106,7 +109,7 @@ impl<'a> Pieces<'a> {
 
     /// End and kind of the extent at `at`.
     fn extent(&self, at: u64) -> Result<(u64, What)> {
-        let status = self.source.status(at, self.source.length() - at, self.top_only)?;
+        let status = self.source.status(at, self.length - at, self.top_only)?;
         let zero = status.zero || !status.data;
         let what = match () {
             _ if self.top_only && !status.allocated => What::Below,
@@ -120,7 +123,7 @@ impl<'a> Pieces<'a> {
     /// End and kind of the whole clusters at `at`. Data goes with what is around it, except where that is the
     /// backing file's; a cluster that is neither all zeroes nor all the backing file's is data.
     fn clusters(&self, known: &mut (Range<u64>, What), at: u64, cluster_bytes: u64) -> Result<(u64, What)> {
-        let length = self.source.length();
+        let length = self.length;
         let mut look = |at: u64| {
             if !known.0.contains(&at) {
                 let (end, what) = self.extent(at)?;

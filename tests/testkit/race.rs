@@ -141,6 +141,7 @@ impl Scene {
             let write = || setup::write(&handle, sector, count, tag, false);
             recorder.request(bytes, None, write).map_err(|e| e.to_string())?;
         }
+        parts.iter().for_each(|part| (part.row.tell)(&recorder));
         let stage = Stage { handle, recorder, base, clock: AtomicU64::new(1) };
         let actors: Vec<Actor> = parts.iter().map(|_| Actor::default()).collect();
         let mut played = Played::default();
@@ -319,7 +320,7 @@ fn touches(part: &Ran, sector: u64) -> bool {
     }
     part.row.ranges.iter().any(|(first, count)| (*first..first + count).contains(&sector))
         || part.row.gives == Gives::Shrunk && sector >= SHRUNK
-        || part.row.gives == Gives::Initial
+        || matches!(part.row.gives, Gives::Initial | Gives::Empty)
 }
 
 /// Every order of the parts `must` and of some of `may` that agrees with when they began and ended.
@@ -351,6 +352,7 @@ fn outcomes(ran: &[Ran], order: &[usize], (sector, initial): (u64, u32), mut val
             Gives::MayZero => values.push(0),
             Gives::Shrunk => values = vec![0],
             Gives::Initial => values = vec![initial],
+            Gives::Empty => values = vec![0],
         }
     }
     values

@@ -1,17 +1,24 @@
 //! The operations that race with each other: one row each. A new kind of request is one more row.
 
 use super::race::Scene;
+use super::recorder::Recorder;
 use super::runner::{hand_over, take_over};
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
 use qcow2::image::{Disk, Wanted, ZeroFlags};
+use qcow2::ops::amend::amend;
+use qcow2::ops::backing::make_empty;
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::commit::commit;
+use qcow2::ops::convert::{convert, ConvertOptions};
 use qcow2::ops::handle::{close_image, Handle};
+use qcow2::ops::rebase::rebase;
 use qcow2::ops::resize::resize;
 use qcow2::ops::snapshot;
 use qcow2::options::Preallocation;
+use qcow2::storage::memory::Memory;
+use std::sync::Arc;
 
 /// Sectors of the disk at first, after a shrink (the contested ones are past it), and after a growth that
 /// needs a longer L1 table.
@@ -34,6 +41,8 @@ pub enum Gives {
     Shrunk,
     /// What they held when the scene was prepared, everywhere.
     Initial,
+    /// Zeroes, everywhere.
+    Empty,
 }
 
 /// What is durable when an operation returns, whatever the cache mode.
@@ -63,6 +72,8 @@ pub struct Row {
     pub loads: bool,
     /// From this sector on it drops what is there, besides what `gives` says.
     pub drops: Option<u64>,
+    /// It changes what the header names, or settings.
+    pub tell: fn(&Recorder),
     pub run: fn(&Handle, &Row, u32) -> Result<()>,
     pub fits: fn(&Scene) -> bool,
 }
@@ -78,6 +89,7 @@ const NONE: Row = Row {
     alone: false,
     loads: false,
     drops: None,
+    tell: |_| {},
     run: |_, _, _| Ok(()),
     fits: |_| true,
 };
@@ -90,7 +102,7 @@ const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 25] = [
+pub static ROWS: [Row; 31] = [
     Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
     Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
@@ -173,7 +185,11 @@ pub static ROWS: [Row; 25] = [
     Row {
         name: "commit",
         drops: Some(0),
-        run: |handle, _, _| commit(handle, false, None, &mut |_, _| true),
+        run: |handle, _, _| match commit(handle, false, None, &mut |_, _| true) {
+            // A rebase came before.
+            Err(e) if e.kind() == ErrorKind::Unsupported => handle.disk().flush(),
+            done => done,
+        },
         fits: |scene| scene.setup.backing.is_some() && !scene.snapshot,
         ..ALONE
     },
@@ -196,6 +212,43 @@ pub static ROWS: [Row; 25] = [
         fits: |scene| scene.snapshot,
         ..ALONE
     },
+    Row {
+        name: "amend refcounts",
+        tell: Recorder::amend,
+        run: |handle, _, _| amend(handle, &["compat=1.1", "refcount_bits=64"], &mut |_, _| true),
+        ..ALONE
+    },
+    // With a snapshot, version 2 refuses what others do.
+    Row {
+        name: "amend version",
+        tell: Recorder::amend,
+        run: |handle, _, _| amend(handle, &["refcount_bits=16", "compat=0.10"], &mut |_, _| true),
+        fits: |scene| !scene.snapshot,
+        ..ALONE
+    },
+    Row {
+        name: "amend lazy refcounts",
+        tell: Recorder::amend,
+        run: |handle, _, _| amend(handle, &["lazy_refcounts=off"], &mut |_, _| true),
+        fits: |scene| scene.setup.lazy,
+        ..ALONE
+    },
+    Row {
+        name: "rebase",
+        tell: Recorder::change_names,
+        run: |handle, _, _| rebase(handle, None, None, None, false, &mut |_, _| true),
+        fits: |scene| scene.setup.backing.is_some(),
+        ..ALONE
+    },
+    Row {
+        name: "make empty",
+        gives: Gives::Empty,
+        drops: Some(0),
+        run: |handle, _, _| make_empty(handle),
+        fits: |scene| scene.setup.backing.is_none(),
+        ..ALONE
+    },
+    Row { name: "convert", loads: true, run: |handle, _, _| copy_out(handle), ..NONE },
 ];
 
 /// The row of this name.
@@ -250,6 +303,17 @@ fn check(handle: &Handle, _: &Row, _: u32) -> Result<()> {
     match report.corruptions + report.check_errors {
         0 => Ok(()),
         _ => Err(Error::new(ErrorKind::Corrupt, format!("{report:?}"))),
+    }
+}
+
+/// A copy of the disk holds what somebody has written there, nothing else.
+fn copy_out(handle: &Handle) -> Result<()> {
+    let setup = setup::Setup { sectors: GROWN, ..Default::default() };
+    let target = setup.open(Arc::new(Memory::new(setup.create())))?;
+    convert(handle.disk(), target.disk(), &ConvertOptions::default(), &mut |_, _| true)?;
+    match setup::read_all(&target)?.iter().position(|tag| *tag == setup::BAD_TAG) {
+        Some(sector) => Err(Error::new(ErrorKind::Corrupt, format!("sector {sector} of the copy"))),
+        None => Ok(()),
     }
 }
 
