@@ -22,7 +22,7 @@ use super::walk::{Flags, L1Table};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::COPIED;
-use crate::format::features::AUTOCLEAR_KNOWN;
+use crate::format::features::AUTOCLEAR_BITMAPS;
 use crate::format::header::MAX_SNAPSHOTS;
 use crate::format::snapshot::{Snapshot, MAX_TABLE_BYTES, REQUIRED_EXTRA_BYTES};
 use crate::meta::{Release, Settler};
@@ -195,7 +195,7 @@ impl Core {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
         };
         self.shared.medium.latch().check()?;
-        self.shared.header.clear_autoclear(AUTOCLEAR_KNOWN)?;
+        self.shared.header.clear_autoclear(AUTOCLEAR_BITMAPS)?;
         Ok(alloc)
     }
 
