@@ -38,7 +38,7 @@ static void print_help(void)
            "  -r, --read-only      open read-only\n"
            "  -s, --snapshot       write to a temporary overlay\n"
            "  -n, --nocache        same as -t none\n"
-           "  -C, --copy-on-read   refused: not supported\n"
+           "  -C, --copy-on-read   what the backing chain shows is kept when it is read\n"
            "  -m, --misalign       accepted and ignored\n"
            "  -k, --native-aio     same as -i native\n"
            "  -i, --aio=MODE       threads, native or io_uring: checked, then ignored\n"

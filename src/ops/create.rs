@@ -137,7 +137,13 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         return Err(Error::invalid(assign("Invalid argument")));
     }
     // The fixed fields and our extensions fit in any cluster; only a name can be too long.
-    header.encode().map_err(|e| Error::new(e.kind(), assign("No space left on device")))
+    header.encode().map_err(|e| {
+        let text = match options.backing_file {
+            Some(_) => assign("No space left on device"),
+            None => "Could not update qcow2 header: No space left on device".into(),
+        };
+        Error::new(e.kind(), text)
+    })
 }
 
 fn incompatible(options: &CreateOptions) -> u64 {
