@@ -36,7 +36,8 @@ static enum answer decide(enum host_call kind)
     if (!host.on)
         return GO;
     host.calls[kind]++;
-    if ((kind == HOST_WRITE || kind == HOST_TRUNCATE || kind == HOST_FALLOCATE) && ++host.changes == host.kill_at)
+    if ((kind == HOST_WRITE || kind == HOST_COPY || kind == HOST_TRUNCATE || kind == HOST_FALLOCATE) &&
+        ++host.changes == host.kill_at)
         kill(getpid(), SIGKILL);
     if (one_in(host.eintr_one_in)) {
         host.interrupted[kind]++;
@@ -57,7 +58,7 @@ static enum answer decide(enum host_call kind)
             return FAIL;
         }
     }
-    return kind <= HOST_WRITE && one_in(host.short_one_in) ? SHORT : GO;
+    return kind <= HOST_COPY && one_in(host.short_one_in) ? SHORT : GO;
 }
 
 static size_t shortened(enum host_call kind, size_t count)
@@ -204,6 +205,14 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
 
         memcpy(&iov, &a[1], sizeof iov);
         return pwritev((int)a[0], iov, (int)a[2], a[3]);
+    }
+    if (number == SYS_copy_file_range) {
+        enum answer answer = decide(HOST_COPY);
+
+        if (answer == FAIL)
+            return -1;
+        if (answer == SHORT)
+            a[4] = (long)shortened(HOST_COPY, (size_t)a[4]);
     }
     return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
