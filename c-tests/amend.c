@@ -147,6 +147,25 @@ static void refused(void)
     test_expect_sound(path, false);
 }
 
+/* A name for which the header has no room is refused before the other settings change. */
+static void a_name_that_does_not_fit(void)
+{
+    char create[4200], name[1100] = "data_file=";
+    const char *path;
+    qcow2_image *image;
+
+    snprintf(create, sizeof create, "data_file=%s", test_path("d.raw"));
+    path = test_create("small.qcow2", MIB, "cluster_size=512", create, NULL);
+    for (size_t i = strlen(name); i < 800; i++)
+        name[i] = 'n';
+    image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK_ERROR(amend(image, "refcount_bits=1", name), ENOSPC);
+    CHECK_EQ(test_info(image).refcount_bits, 16);
+    CHECK(strcmp(test_info(image).data_file, test_path("d.raw")) == 0);
+    test_close(image);
+    test_expect_sound(path, false);
+}
+
 struct stop {
     unsigned calls, at;
     uint64_t last;
@@ -200,6 +219,7 @@ int main(void)
     versions("cluster_size=4k", true);
     widths();
     refused();
+    a_name_that_does_not_fit();
     cancelled();
     return 0;
 }

@@ -99,6 +99,30 @@ static void what_both_have_from_one_place_is_not_read(void)
     free(words);
 }
 
+/* One image over two data files: the place in the image's own file says nothing. */
+static void one_image_and_two_data_files(void)
+{
+    char create[4200], first[4200], second[4200];
+    const char *image_path;
+    qcow2_image *left, *right;
+
+    snprintf(create, sizeof create, "data_file=%s", test_path("a.raw"));
+    snprintf(first, sizeof first, "data-file=%s", test_path("a.raw"));
+    snprintf(second, sizeof second, "data-file=%s", test_path("b.raw"));
+    image_path = test_create("data.qcow2", MIB, create, NULL);
+    left = test_open(image_path, 0, first, NULL);
+    test_fill(left, 0, MIB, 1);
+    test_close(left);
+    test_file_copy(test_path("a.raw"), test_path("b.raw"));
+    test_file_write(test_path("b.raw"), "2", 1, MIB / 2);
+    left = test_open(image_path, QCOW2_OPEN_READ_ONLY, first, NULL);
+    right = test_open(image_path, QCOW2_OPEN_READ_ONLY, second, NULL);
+    expect(left, right, 0, QCOW2_COMPARE_CONTENTS, MIB / 2);
+    expect(left, left, 0, QCOW2_COMPARE_SAME, 0);
+    test_close(left);
+    test_close(right);
+}
+
 static int stop(void *opaque, uint64_t done, uint64_t total)
 {
     (void)opaque;
@@ -125,6 +149,7 @@ int main(void)
     the_first_difference();
     what_one_is_longer_is_zeroes();
     what_both_have_from_one_place_is_not_read();
+    one_image_and_two_data_files();
     what_is_refused();
     return 0;
 }

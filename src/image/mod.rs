@@ -192,6 +192,14 @@ impl Disk {
         }
     }
 
+    /// Device and inode of the file that guest data is in, where there is one.
+    pub fn data_identity(&self) -> Option<(u64, u64)> {
+        match self {
+            Disk::Qcow2(image) => image.core().shared.medium.data_storage().identity(),
+            Disk::Raw(raw) => raw.storage().identity(),
+        }
+    }
+
     /// Disks in the chain below this one.
     pub fn backing_depth(&self) -> usize {
         match self {

@@ -77,14 +77,13 @@ fn plan(alone: &Alone<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
         return Err(Error::unsupported("encryption options are not served yet"));
     }
     let version = options.version()?.unwrap_or(header.version);
-    let mut steps = Vec::new();
+    // First, for the header may have no room for the name.
+    let mut steps = plan_data_file(&header, options)?;
     if version > header.version {
         steps.push(Step::Upgrade);
     }
     let highest = version.max(header.version);
-    let data_file = plan_data_file(&header, options)?;
     let order = plan_refcounts(&header, options, version, &mut steps)?;
-    steps.extend(data_file);
     check_backing(&header, options)?;
     let lazy = header.compatible & COMPAT_LAZY_REFCOUNTS != 0;
     if let Some(on) = options.lazy_refcounts.filter(|on| *on != lazy) {

@@ -129,8 +129,8 @@ pub fn compare(
 fn same_place(left: &Side<'_>, right: &Side<'_>, a: &Option<Status>, b: &Option<Status>) -> bool {
     let (Some(a), Some(b)) = (a, b) else { return false };
     let place = |side: &Side<'_>, status: &Status| {
-        let file = node(side.disk, status.depth).filter(|n| n.identity.is_some() && status.data);
-        file.map(|n| n.identity).zip(status.host)
+        let file = node(side.disk, status.depth).filter(|_| status.data).and_then(|n| n.data);
+        file.zip(status.host)
     };
     let first = place(left, a);
     first.is_some() && first == place(right, b)

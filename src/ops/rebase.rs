@@ -70,13 +70,25 @@ fn in_chain(chain: &Disk, image: &Disk) -> bool {
 #[derive(PartialEq, Eq)]
 pub(super) struct Node {
     pub identity: Option<(u64, u64)>,
+    /// Of the file that has its data.
+    pub data: Option<(u64, u64)>,
     raw: bool,
+}
+
+impl Node {
+    /// Whether it can be told from others.
+    pub fn is_known(&self) -> bool {
+        self.identity.is_some() && self.data.is_some()
+    }
 }
 
 /// The disk at `depth` of a chain.
 pub(super) fn node(disk: &Disk, depth: u32) -> Option<Node> {
     match disk {
-        _ if depth == 0 => Some(Node { identity: disk.identity(), raw: matches!(disk, Disk::Raw(_)) }),
+        _ if depth == 0 => {
+            let (identity, data) = (disk.identity(), disk.data_identity());
+            Some(Node { identity, data, raw: matches!(disk, Disk::Raw(_)) })
+        }
         Disk::Qcow2(image) => node(image.core().backing()?, depth - 1),
         Disk::Raw(_) => None,
     }
@@ -95,7 +107,7 @@ fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
     };
     let status = disk.status(at, length.min(disk.length() - at), false)?;
     let from = if status.allocated { node(disk, status.depth) } else { None };
-    Ok(Side { length: status.length, zero: status.zero, from: from.filter(|n| n.identity.is_some()) })
+    Ok(Side { length: status.length, zero: status.zero, from: from.filter(Node::is_known) })
 }
 
 struct Work<'a> {
