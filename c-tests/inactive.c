@@ -30,6 +30,11 @@ static void expect_refused(qcow2_image *image)
     CHECK_ERROR(qcow2_change_backing_file(image, NULL, NULL), EPERM);
     CHECK_ERROR(qcow2_check(image, 0, &result, NULL, NULL, NULL, NULL), EPERM);
     CHECK_ERROR(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL), EPERM);
+    /* What would change nothing, too: what the handle remembers may be old. */
+    CHECK_ERROR(qcow2_truncate(image, (uint64_t)qcow2_length(image), QCOW2_PREALLOC_OFF), EPERM);
+    CHECK_ERROR(qcow2_amend(image, (const char *const[]){"lazy_refcounts=off", NULL}, 0, NULL, NULL), EPERM);
+    CHECK_ERROR(qcow2_rebase(image, NULL, NULL, NULL, 0, NULL, NULL), EPERM);
+    CHECK_ERROR(qcow2_stream(image, 0, 65536, 0, 0, NULL, NULL), EPERM);
     CHECK_OK(qcow2_clean_caches(image));
 }
 

@@ -35,6 +35,7 @@ pub fn amend(handle: &Handle, options: &[&str], progress: &mut dyn FnMut(u64, u6
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
     }
     let alone = image.alone();
+    alone.core().check_active()?;
     let steps = plan(&alone, &options)?;
     let total = steps.len() as u64 * STEP_UNITS;
     for (index, step) in steps.iter().enumerate() {
