@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::Header;
-use crate::image::{load_snapshots, Core, Disk};
+use crate::image::{Core, Disk};
 use crate::ops::open::Origin;
 use std::ffi::{c_char, c_int, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -153,8 +153,7 @@ pub unsafe extern "C" fn qcow2_get_snapshot(
 ) -> c_int {
     with(image, |guarded| {
         let core = qcow2_core(guarded)?;
-        core.check_active()?;
-        let (all, _) = load_snapshots(&**core.storage(), &core.header())?;
+        let all = core.snapshots()?;
         let Some(found) = all.get(index) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot number {index}")));
         };

@@ -3,13 +3,14 @@
 use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
-use super::snapshots::{index_snapshots, snapshot_header, Wanted};
+use super::snapshots::{index_snapshots, load_snapshots, snapshot_header, Wanted};
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
+use crate::format::snapshot::Snapshot;
 use crate::format::{Geometry, Header};
 use crate::map::Map;
 use crate::meta::guard::Owner;
@@ -19,7 +20,7 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How an image is opened, below paths and locks.
@@ -65,6 +66,8 @@ pub struct Core {
     pub(super) writes_are_plain: bool,
     /// What is read of the disks below becomes the image's own.
     pub(super) copies_on_read: bool,
+    /// The snapshot table, once somebody has asked for it.
+    snapshots: Mutex<Option<Arc<[Snapshot]>>>,
 }
 
 /// Reads and parses the header cluster: the header, and the first sector as it is.
@@ -180,6 +183,7 @@ impl Core {
             raw_data_file,
             writes_are_plain,
             copies_on_read,
+            snapshots: Mutex::default(),
         })
     }
 
@@ -199,6 +203,7 @@ impl Core {
             raw_data_file: self.raw_data_file,
             writes_are_plain: false,
             copies_on_read: false,
+            snapshots: Mutex::default(),
         }
     }
 
@@ -291,6 +296,24 @@ impl Core {
     pub(super) fn forget_inflated(&self) {
         self.inflation.clear();
         self.compressors.clear();
+    }
+
+    /// The snapshots, in table order: read once for all who ask, for a list may be long.
+    pub fn snapshots(&self) -> Result<Arc<[Snapshot]>> {
+        self.check_active()?;
+        let mut known = self.snapshots.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(list) = &*known {
+            return Ok(Arc::clone(list));
+        }
+        let (list, _) = load_snapshots(&**self.storage(), &self.header())?;
+        let list: Arc<[Snapshot]> = list.into();
+        *known = Some(Arc::clone(&list));
+        Ok(list)
+    }
+
+    /// Forgets the snapshots that somebody has asked for.
+    pub(super) fn forget_snapshots(&self) {
+        *self.snapshots.lock().unwrap_or_else(|e| e.into_inner()) = None;
     }
 
     /// Nothing more is written, because of `why`: only a new open helps.

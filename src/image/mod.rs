@@ -34,7 +34,6 @@ pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
 pub use raw::RawDisk;
 pub(crate) use rebase::names as backing_names;
-pub(crate) use snapshots::load_snapshots;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;
 pub(crate) use stream::no_layer;

@@ -257,6 +257,7 @@ impl Image {
         let pin = self.gate.enter();
         let core = self.core.load();
         core.forget_inflated();
+        core.forget_snapshots();
         let idle = core.io.as_ref().is_some_and(|io| io.map.forget_unused());
         drop(core);
         drop(pin);

@@ -3,7 +3,7 @@
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 pub use crate::image::Wanted;
-use crate::image::{load_snapshots, Core, Disk, Image, NewSnapshot};
+use crate::image::{Core, Disk, Image, NewSnapshot};
 
 fn image_of(handle: &Handle) -> Result<&Image> {
     match handle.disk() {
@@ -38,7 +38,5 @@ pub fn delete(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
 }
 
 fn find(core: &Core, wanted: Wanted<'_>) -> Result<usize> {
-    core.check_active()?;
-    let (list, _) = load_snapshots(&**core.storage(), &core.header())?;
-    wanted.index_in(&list)
+    wanted.index_in(&core.snapshots()?)
 }
