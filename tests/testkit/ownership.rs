@@ -13,11 +13,19 @@ impl Trace<'_> {
     pub(super) fn possible_uses(&mut self, head: &Head, cluster: u64) -> Vec<Use> {
         let mut uses = self.owners().uses(cluster).to_vec();
         let wanted = cluster << head.cluster_bits;
+        let named = Head::parse(&self.durable);
+        let in_force = |event: &Event| {
+            let mut heads = named.iter().chain([head]);
+            heads.any(|h| self.is_live_table(h, event.offset, event.length, 3))
+        };
         for event in self.pending() {
             let owner = match (event.what, event.purpose) {
                 (What::Write, Purpose::L2) => Use::Data { guest_cluster: u64::MAX },
                 (What::Write, Purpose::L1) => Use::L2 { l1_index: u64::MAX },
-                (What::Write, Purpose::RefcountTable) => Use::RefcountBlock { index: u64::MAX },
+                // One that no header has named refers to nothing.
+                (What::Write, Purpose::RefcountTable) if in_force(event) => {
+                    Use::RefcountBlock { index: u64::MAX }
+                }
                 _ => continue,
             };
             // What is still in force shows in the issued view; here are the versions before.

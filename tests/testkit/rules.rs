@@ -225,7 +225,7 @@ impl Trace<'_> {
         }
     }
 
-    fn is_live_table(&self, head: &Head, offset: u64, length: u64, level: u32) -> bool {
+    pub(super) fn is_live_table(&self, head: &Head, offset: u64, length: u64, level: u32) -> bool {
         let (start, bytes) = match level {
             1 => (head.l1_offset, (head.l1_size * 8).div_ceil(SECTOR) * SECTOR),
             _ => (head.table_offset, head.table_clusters << head.cluster_bits),
