@@ -50,6 +50,11 @@ static int64_t extension_image(void)
     return qcow2_get_header_extension(NULL, 0, &e);
 }
 static int64_t extension_out(void) { return qcow2_get_header_extension(image, 0, NULL); }
+static int64_t bitmap_image(void)
+{
+    qcow2_bitmap_info b = {.struct_size = sizeof b};
+    return qcow2_get_bitmap(NULL, 0, &b);
+}
 static int64_t snapshot_image(void)
 {
     qcow2_snapshot_info s = {.struct_size = sizeof s};
@@ -109,6 +114,7 @@ static const struct {
     {"open_with: path, fd and io", open_with_nothing_named},
     {"reopen: image", reopen},
     {"amend: image", amend_image},
+    {"get_bitmap: image", bitmap_image},
     {"clean_caches: image", clean_caches},
     {"pread: image", pread_image},
     {"pread: buffer", pread_buffer},

@@ -191,6 +191,12 @@
 /* qcow2_resolve_request: an external data file. */
 #define QCOW2_NODE_DATA_FILE 2
 
+/* qcow2_bitmap_info: the bitmap was not saved and may be wrong. */
+#define QCOW2_BITMAP_IN_USE (1 << 0)
+
+/* qcow2_bitmap_info: the bitmap tracks every write. */
+#define QCOW2_BITMAP_AUTO (1 << 1)
+
 /* Options of qcow2_create. */
 #define QCOW2_SCOPE_CREATE 1
 
@@ -441,6 +447,20 @@ typedef struct qcow2_snapshot_info {
     /* Host offset of its L1 table. */
     uint64_t l1_table_offset;
 } qcow2_snapshot_info;
+
+/* One bitmap: which parts of the disk have been written since some point in time. */
+typedef struct qcow2_bitmap_info {
+    /* sizeof(qcow2_bitmap_info), set by the caller. */
+    size_t struct_size;
+    /* Its name. */
+    const char *name;
+    /* Guest bytes that one bit stands for. */
+    uint64_t granularity;
+    /* QCOW2_BITMAP_*. */
+    uint32_t flags;
+    /* 0. */
+    uint32_t reserved;
+} qcow2_bitmap_info;
 
 /* What a check found and did. */
 typedef struct qcow2_check_result {
@@ -776,6 +796,16 @@ int qcow2_get_header_extension(qcow2_image *image,
 int qcow2_get_snapshot(qcow2_image *image, size_t index, qcow2_snapshot_info *snapshot);
 
 /*
+ * Bitmap number `index`, counted from 0, in the order of their directory. There are none where a writer that knew no
+ * bitmaps has changed the image: qcow2_info.bitmap_count counts those that the header names, valid or not. Returns 0,
+ * -ENOENT past the last one, or another -errno (EINVAL, EIO: the directory is damaged). The name is valid until the
+ * next call of this function.
+ */
+int qcow2_get_bitmap(qcow2_image *image,
+                     size_t index,
+                     qcow2_bitmap_info *bitmap);
+
+/*
  * Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,
  * QCOW2_CHECK_REPAIR_ERRORS (needs a writable handle). Each finding goes to `message`. One call is one pass;
  * after a repair a second call without flags shows that nothing is left. Requests of other threads wait. With the
@@ -828,7 +858,8 @@ int qcow2_checksum(qcow2_image *image,
  *
  * size: the virtual size in bytes; a smaller one drops what lies beyond.
  *
- * data_file: the name of the external data file to record, "": none. data_file_raw: "off" only.
+ * data_file: the name of the external data file to record, "": none; this session goes on with the file that it has
+ * open. data_file_raw: "off" only.
  *
  * backing_file, backing_fmt: accepted where nothing changes; see qcow2_rebase.
  *

@@ -1,4 +1,5 @@
 /* qcow2-img info.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +8,8 @@
 
 #define CRYPT_AES 1
 #define SECTOR_BYTES 512
+#define INCOMPATIBLE_DATA_FILE 4
+#define AUTOCLEAR_BITMAPS 1
 
 struct info_job {
     struct image_args args;
@@ -42,12 +45,45 @@ static void print_size(FILE *out, const char *indent, const char *label, uint64_
     putc('\n', out);
 }
 
-static void print_specific(FILE *out, const qcow2_info *info)
+static bool next_bitmap(qcow2_image *image, size_t index, qcow2_bitmap_info *bitmap)
+{
+    bitmap->struct_size = sizeof(*bitmap);
+    return qcow2_get_bitmap(image, index, bitmap) == 0;
+}
+
+static const char *const bitmap_flags[] = { "in-use", "auto" };
+#define BITMAP_FLAGS 2
+
+static void print_bitmaps(FILE *out, qcow2_image *image)
+{
+    qcow2_bitmap_info bitmap;
+
+    for (size_t index = 0; next_bitmap(image, index, &bitmap); index++) {
+        int shown = 0;
+
+        if (index == 0)
+            fputs("    bitmaps:\n", out);
+        fprintf(out, "        [%zu]:\n            flags:\n", index);
+        for (int i = 0; i < BITMAP_FLAGS; i++)
+            if (bitmap.flags & 1u << i)
+                fprintf(out, "                [%d]: %s\n", shown++, bitmap_flags[i]);
+        fprintf(out, "            name: %s\n            granularity: %llu\n", bitmap.name,
+                (unsigned long long)bitmap.granularity);
+    }
+}
+
+static bool has_data_file(const qcow2_info *info)
+{
+    return info->incompatible_features & INCOMPATIBLE_DATA_FILE;
+}
+
+static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info)
 {
     fprintf(out, "Format specific information:\n    compat: %s\n    compression type: %s\n",
             info->version >= 3 ? "1.1" : "0.10", compression_name(info));
     if (info->version >= 3)
         fprintf(out, "    lazy refcounts: %s\n", info->compatible_features & 1 ? "true" : "false");
+    print_bitmaps(out, image);
     fprintf(out, "    refcount bits: %u\n", (unsigned)info->refcount_bits);
     if (encrypted(info))
         fprintf(out, "    encrypt:\n        format: %s\n", crypt_name(info));
@@ -55,7 +91,7 @@ static void print_specific(FILE *out, const qcow2_info *info)
         fprintf(out, "    data file: %s\n", info->data_file);
     if (info->version < 3)
         return;
-    if (info->data_file)
+    if (has_data_file(info))
         fprintf(out, "    data file raw: %s\n", info->data_file_raw ? "true" : "false");
     fprintf(out, "    corrupt: %s\n    extended l2: %s\n", info->corrupt ? "true" : "false",
             info->extended_l2 ? "true" : "false");
@@ -82,7 +118,7 @@ static void print_human(FILE *out, qcow2_image *image, const qcow2_info *info, c
     }
     print_snapshot_list(out, image);
     if (info->version)
-        print_specific(out, info);
+        print_specific(out, image, info);
     fprintf(out, "Child node '/file':\n    filename: %s\n    protocol type: file\n", name);
     print_size(out, "    ", "file length", info->file_length, true);
     print_size(out, "    ", "disk size", info->allocated_bytes, false);
@@ -113,7 +149,29 @@ static void json_file_node(struct json *json, const qcow2_info *info, const char
     json_close(json, ']');
 }
 
-static void json_specific(struct json *json, const qcow2_info *info)
+static void json_bitmaps(struct json *json, qcow2_image *image)
+{
+    qcow2_bitmap_info bitmap;
+    size_t index;
+
+    for (index = 0; next_bitmap(image, index, &bitmap); index++) {
+        if (index == 0)
+            json_open(json, "bitmaps", '[');
+        json_open(json, NULL, '{');
+        json_open(json, "flags", '[');
+        for (int i = 0; i < BITMAP_FLAGS; i++)
+            if (bitmap.flags & 1u << i)
+                json_string(json, NULL, bitmap_flags[i]);
+        json_close(json, ']');
+        json_string(json, "name", bitmap.name);
+        json_number(json, "granularity", bitmap.granularity);
+        json_close(json, '}');
+    }
+    if (index > 0)
+        json_close(json, ']');
+}
+
+static void json_specific(struct json *json, qcow2_image *image, const qcow2_info *info)
 {
     json_open(json, "format-specific", '{');
     json_string(json, "type", "qcow2");
@@ -122,6 +180,7 @@ static void json_specific(struct json *json, const qcow2_info *info)
     json_string(json, "compression-type", compression_name(info));
     if (info->version >= 3)
         json_bool(json, "lazy-refcounts", info->compatible_features & 1);
+    json_bitmaps(json, image);
     json_number(json, "refcount-bits", info->refcount_bits);
     if (encrypted(info)) {
         json_open(json, "encrypt", '{');
@@ -131,7 +190,7 @@ static void json_specific(struct json *json, const qcow2_info *info)
     if (info->data_file)
         json_string(json, "data-file", info->data_file);
     if (info->version >= 3) {
-        if (info->data_file)
+        if (has_data_file(info))
             json_bool(json, "data-file-raw", info->data_file_raw);
         json_bool(json, "corrupt", info->corrupt);
         json_bool(json, "extended-l2", info->extended_l2);
@@ -155,7 +214,7 @@ static void print_json(struct json *json, qcow2_image *image, const qcow2_info *
     json_string(json, "format", info->version ? "qcow2" : "raw");
     json_number(json, "actual-size", info->allocated_bytes);
     if (info->version)
-        json_specific(json, info);
+        json_specific(json, image, info);
     if (below)
         json_string(json, "full-backing-filename", below);
     if (encrypted(info))
@@ -179,6 +238,21 @@ static bool seen_before(struct info_job *job, const char *name)
     return false;
 }
 
+/* An image whose list of bitmaps is broken does not open. */
+static bool bitmaps_are_readable(qcow2_image *image, const qcow2_info *info, const char *name)
+{
+    qcow2_bitmap_info bitmap = { .struct_size = sizeof(bitmap) };
+    int result = info->bitmap_count ? qcow2_get_bitmap(image, 0, &bitmap) : 0;
+
+    if (info->version >= 3 && info->bitmap_count && !(info->autoclear_features & AUTOCLEAR_BITMAPS))
+        warn_report("a program lacking bitmap support modified this file, so all bitmaps are now considered "
+                    "inconsistent");
+    if (result == 0 || result == -ENOENT)
+        return true;
+    error_report("Could not open '%s': %s", name, failure_text());
+    return false;
+}
+
 /* Prints one image. *below and *below_format: what it stands on, allocated or NULL. */
 static int print_one(struct info_job *job, const char *name, char **below, char **below_format)
 {
@@ -189,7 +263,7 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
 
     if (!seen_before(job, name) &&
         open_image(&job->args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
-        if (image_info(image, &info)) {
+        if (image_info(image, &info) && bitmaps_are_readable(image, &info, name)) {
             /* Told in whole sectors, as the stock tool counts. */
             info.file_length = (info.file_length + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
             if (info.version == 0)

@@ -20,7 +20,8 @@ use std::ffi::{c_char, c_int, c_void};
 ///
 /// size: the virtual size in bytes; a smaller one drops what lies beyond.
 ///
-/// data_file: the name of the external data file to record, "": none. data_file_raw: "off" only.
+/// data_file: the name of the external data file to record, "": none; this session goes on with the file that it has
+/// open. data_file_raw: "off" only.
 ///
 /// backing_file, backing_fmt: accepted where nothing changes; see qcow2_rebase.
 ///

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::Header;
-use crate::image::{Core, Disk};
+use crate::image::{load_bitmaps, Core, Disk};
 use crate::ops::open::Origin;
 use std::ffi::{c_char, c_int, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +18,7 @@ pub(super) struct Strings {
     info: Vec<CString>,
     extensions: Vec<Vec<u8>>,
     snapshots: Vec<CString>,
+    bitmaps: Vec<CString>,
 }
 
 fn keep(list: &mut Vec<CString>, text: Option<&[u8]>) -> *const c_char {
@@ -175,5 +176,36 @@ pub unsafe extern "C" fn qcow2_get_snapshot(
         };
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(answer, snapshot, "snapshot") }.map(|()| 0)
+    }) as c_int
+}
+
+/// Bitmap number `index`, counted from 0, in the order of their directory. There are none where a writer that knew no
+/// bitmaps has changed the image: qcow2_info.bitmap_count counts those that the header names, valid or not. Returns 0,
+/// -ENOENT past the last one, or another -errno (EINVAL, EIO: the directory is damaged). The name is valid until the
+/// next call of this function.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_get_bitmap(
+    image: *mut qcow2_image,
+    index: usize,
+    bitmap: *mut qcow2_bitmap_info,
+) -> c_int {
+    with(image, |guarded| {
+        let core = qcow2_core(guarded)?;
+        core.check_active()?;
+        let all = load_bitmaps(&**core.storage(), &core.header())?;
+        let Some(found) = all.get(index) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no bitmap number {index}")));
+        };
+        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        strings.bitmaps.clear();
+        let answer = qcow2_bitmap_info {
+            struct_size: 0,
+            name: keep(&mut strings.bitmaps, Some(&found.name)),
+            granularity: 1 << found.granularity_bits,
+            flags: found.flags & (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO),
+            reserved: 0,
+        };
+        // SAFETY: the caller's struct, checked for NULL.
+        unsafe { give(answer, bitmap, "bitmap") }.map(|()| 0)
     }) as c_int
 }

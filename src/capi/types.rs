@@ -112,6 +112,11 @@ pub const QCOW2_NODE_BACKING: i32 = 1;
 /// qcow2_resolve_request: an external data file.
 pub const QCOW2_NODE_DATA_FILE: i32 = 2;
 
+/// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
+pub const QCOW2_BITMAP_IN_USE: u32 = 1 << 0;
+/// qcow2_bitmap_info: the bitmap tracks every write.
+pub const QCOW2_BITMAP_AUTO: u32 = 1 << 1;
+
 /// Options of qcow2_create.
 pub const QCOW2_SCOPE_CREATE: i32 = 1;
 /// Options of qcow2_open.
@@ -280,6 +285,22 @@ pub struct qcow2_header_extension {
     pub offset: u64,
     /// The payload.
     pub data: *const std::ffi::c_void,
+}
+
+/// One bitmap: which parts of the disk have been written since some point in time.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_bitmap_info {
+    /// sizeof(qcow2_bitmap_info), set by the caller.
+    pub struct_size: usize,
+    /// Its name.
+    pub name: *const c_char,
+    /// Guest bytes that one bit stands for.
+    pub granularity: u64,
+    /// QCOW2_BITMAP_*.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// An internal snapshot. Strings belong to the handle, like those of qcow2_info.

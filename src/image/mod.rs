@@ -5,6 +5,7 @@
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place.
 
 mod amend;
+mod bitmaps;
 mod buffers;
 mod chain;
 mod compressed;
@@ -26,6 +27,7 @@ mod vm_state;
 mod write;
 mod zero;
 
+pub(crate) use bitmaps::load_bitmaps;
 pub use compressed::PackedClusters;
 pub(crate) use core::{inactive_error, read_header, validate};
 pub use core::{Core, CoreSettings, Io};
