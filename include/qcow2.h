@@ -773,10 +773,12 @@ int64_t qcow2_length(qcow2_image *image);
 
 /*
  * Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
- * Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG (no L1 table within the limit maps
- * it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+ * Another size drops VM state that no snapshot has. Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG
+ * (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
  */
-int qcow2_truncate(qcow2_image *image, uint64_t size, int preallocation);
+int qcow2_truncate(qcow2_image *image,
+                   uint64_t size,
+                   int preallocation);
 
 /* Fills `info`. Returns 0 or -errno. */
 int qcow2_get_info(qcow2_image *image, qcow2_info *info);
@@ -942,7 +944,7 @@ int qcow2_stream(qcow2_image *image,
 
 /*
  * Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
- * file is as short as it gets. Internal snapshots stay. Requests of other threads wait. A power cut leaves each part
+ * file is as short as it gets. Internal snapshots stay, VM state that none of them has goes. Requests of other threads wait. A power cut leaves each part
  * of the disk as it was or as below.
  *
  * Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.

@@ -118,7 +118,7 @@ pub unsafe extern "C" fn qcow2_stream(
 }
 
 /// Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
-/// file is as short as it gets. Internal snapshots stay. Requests of other threads wait. A power cut leaves each part
+/// file is as short as it gets. Internal snapshots stay, VM state that none of them has goes. Requests of other threads wait. A power cut leaves each part
 /// of the disk as it was or as below.
 ///
 /// Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.

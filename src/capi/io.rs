@@ -276,8 +276,8 @@ pub unsafe extern "C" fn qcow2_length(image: *mut qcow2_image) -> i64 {
 }
 
 /// Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
-/// Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG (no L1 table within the limit maps
-/// it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+/// Another size drops VM state that no snapshot has. Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG
+/// (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_truncate(image: *mut qcow2_image, size: u64, preallocation: c_int) -> c_int {
     with(image, |guarded| {

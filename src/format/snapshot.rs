@@ -95,6 +95,8 @@ impl Snapshot {
         let name_at = id_at + usize::from(sizes.id_bytes);
         let extra = &entry[FIXED_BYTES..id_at];
         let field = |at: usize| (extra.len() >= at + 8).then(|| be64(extra, at));
+        let without_icount = REQUIRED_EXTRA_BYTES as usize;
+        let known_end = if extra.len() < KNOWN_EXTRA_BYTES { without_icount } else { KNOWN_EXTRA_BYTES };
         Ok(Snapshot {
             l1_table_offset: be64(entry, 0),
             l1_size: be32(entry, 8),
@@ -107,7 +109,7 @@ impl Snapshot {
             virtual_size: field(8),
             icount: field(16),
             extra_bytes: sizes.extra_bytes,
-            unknown_extra: extra.get(KNOWN_EXTRA_BYTES..).unwrap_or_default().to_vec(),
+            unknown_extra: extra.get(known_end..).unwrap_or_default().to_vec(),
         })
     }
 
@@ -121,10 +123,8 @@ impl Snapshot {
         let mut extra = Vec::with_capacity(KNOWN_EXTRA_BYTES + self.unknown_extra.len());
         extra.extend(self.vm_state_bytes.to_be_bytes());
         extra.extend(self.virtual_size.unwrap_or(default_virtual_size).to_be_bytes());
-        if self.icount.is_some() || !self.unknown_extra.is_empty() {
-            extra.extend(self.icount.unwrap_or(u64::MAX).to_be_bytes());
-            extra.extend(&self.unknown_extra);
-        }
+        extra.extend(self.icount.map(u64::to_be_bytes).into_iter().flatten());
+        extra.extend(&self.unknown_extra);
         out.extend(self.l1_table_offset.to_be_bytes());
         out.extend(self.l1_size.to_be_bytes());
         out.extend((self.id.len() as u16).to_be_bytes());
@@ -202,6 +202,23 @@ mod tests {
         let (parsed, end) = parse_table(&bytes, 4).unwrap();
         assert_eq!(parsed, list);
         assert_eq!(end.div_ceil(8) * 8, bytes.len() as u64);
+    }
+
+    #[test]
+    fn extra_data_of_every_length_is_kept() {
+        let mut bytes = Vec::new();
+        sample(1000).encode(0, &mut bytes);
+        let names = bytes[FIXED_BYTES + 1023..].to_vec();
+        for length in 16..=1023u32 {
+            let mut entry = bytes[..FIXED_BYTES + length as usize].to_vec();
+            entry[36..40].copy_from_slice(&length.to_be_bytes());
+            entry.extend(&names);
+            let whole = entry.len();
+            let mut again = Vec::new();
+            Snapshot::parse(&entry).unwrap().encode(0, &mut again);
+            assert_eq!(again[..whole.min(again.len())], entry[..whole.min(again.len())], "{length} bytes");
+            assert_eq!(again.len(), EntrySizes::parse(&entry).entry_bytes().div_ceil(8) as usize * 8);
+        }
     }
 
     #[test]
