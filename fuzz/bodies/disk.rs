@@ -229,6 +229,23 @@ impl<'a> Disk<'a> {
         judge_int(unsafe { qcow2_invalidate(self.image, std::ptr::null()) })
     }
 
+    pub fn amend(&self, option: &str) -> Answer<()> {
+        let options = OptionList::new(&[option]);
+        // SAFETY: the list lives across the call.
+        judge_int(unsafe { qcow2_amend(self.image, options.pointer(), 0, None, std::ptr::null_mut()) })
+    }
+
+    pub fn make_empty(&self) -> Answer<()> {
+        // SAFETY: an open handle.
+        judge_int(unsafe { qcow2_make_empty(self.image) })
+    }
+
+    /// Records that nothing is below.
+    pub fn drop_backing_file(&self) -> Answer<()> {
+        // SAFETY: an open handle; NULL is a value of both.
+        judge_int(unsafe { qcow2_change_backing_file(self.image, std::ptr::null(), std::ptr::null()) })
+    }
+
     pub fn clean_caches(&self) -> Answer<()> {
         // SAFETY: an open handle.
         judge_int(unsafe { qcow2_clean_caches(self.image) })

@@ -10,6 +10,18 @@ const MAX_BYTES: u64 = 1 << 18;
 /// Names of snapshots that scripts take.
 const NAMES: [&CStr; 2] = [c"script-0", c"script-1"];
 
+/// Settings that scripts change.
+const AMENDS: [&str; 8] = [
+    "compat=0.10",
+    "compat=1.1",
+    "refcount_bits=1",
+    "refcount_bits=4",
+    "refcount_bits=16",
+    "refcount_bits=64",
+    "lazy_refcounts=on",
+    "lazy_refcounts=off",
+];
+
 /// What a consistent disk holds, and held when snapshots were taken.
 pub struct Model {
     pub bytes: Vec<u8>,
@@ -75,6 +87,7 @@ impl Request {
             9 => match self.fill & 3 {
                 0 => drop(disk.stream(at, bytes)),
                 1 => drop(disk.hand_over()),
+                2 => self.change(disk, None),
                 _ => drop(disk.clean_caches()),
             },
             10 => {
@@ -89,6 +102,20 @@ impl Request {
             }
             12 => drop(disk.apply_snapshot(self.name())),
             _ => drop(disk.delete_snapshot(self.name())),
+        }
+    }
+
+    /// Another setting, no backing file any more, or nothing in the image.
+    fn change(&self, disk: &Disk, model: Option<&mut Vec<u8>>) {
+        match (usize::from(self.length) % (AMENDS.len() + 2)).checked_sub(AMENDS.len()) {
+            None => drop(disk.amend(AMENDS[usize::from(self.length) % (AMENDS.len() + 2)])),
+            Some(0) => drop(disk.drop_backing_file()),
+            Some(_) if disk.make_empty().is_ok() => {
+                if let Some(model) = model {
+                    model.fill(0);
+                }
+            }
+            Some(_) => {}
         }
     }
 
@@ -159,6 +186,7 @@ impl Request {
             9 => match self.fill & 3 {
                 0 => drop(disk.stream(at, bytes)),
                 1 => disk.hand_over().expect("a consistent image changes hands"),
+                2 => self.change(disk, Some(model)),
                 _ => disk.clean_caches().expect("caches of a consistent image can be dropped"),
             },
             _ => {

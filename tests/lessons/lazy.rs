@@ -13,6 +13,7 @@ use crate::testkit::setup::{self, Setup, PREFILL_TAG};
 use crate::testkit::sweep::{check_clean, recover, sweep};
 use crate::testkit::SECTOR;
 use qcow2::error::ErrorKind;
+use qcow2::ops::amend::amend;
 use qcow2::ops::create::create;
 use qcow2::ops::open::OpenFlags;
 use qcow2::ops::resize::resize;
@@ -220,7 +221,7 @@ fn lazy_06_the_bit_brackets_everything_in_the_trace() {
     assert!(counts < cleaned, "counts are written after the bit is gone");
 }
 
-/// Row 8: Switching at run time. On version 2 it is an error. (Amend does not exist yet.)
+/// Row 8: Switching at run time, and by amend, in a handle that is dirty. On version 2 it is an error.
 #[test]
 fn lazy_08_switching_on_and_off() {
     let eager = Setup { lazy: false, ..LAZY };
@@ -241,6 +242,8 @@ fn lazy_08_switching_on_and_off() {
     handle.close().unwrap();
     assert_eq!(check_clean(&*recorder), Ok(0));
     rules::check_trace(&recorder).unwrap();
+
+    amended_while_dirty();
 
     // The image says lazy, the caller says no, and the other way round; the image's own word stays.
     for (options, lazy) in [(&["lazy_refcounts=on"][..], "off"), (&[], "on")] {
@@ -269,6 +272,35 @@ fn lazy_08_switching_on_and_off() {
     assert_sound(&*image);
     let refused = CreateOptions::parse(&["compat=0.10", "lazy_refcounts=on"]).and_then(|o| o.validate());
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+/// The image's own word changes below a session that has outrun its counts.
+fn amended_while_dirty() {
+    let recorder = LAZY.recorder();
+    recorder.amend();
+    let handle = LAZY.open(recorder.clone()).unwrap();
+    let set = |option: &str| {
+        recorder.request(None, None, || amend(&handle, &[option], &mut |_, _| true)).map_err(|e| e.kind())
+    };
+    let (dirty, compatible) =
+        (|| oracle::is_dirty(&recorder.contents()), || oracle::be64(&recorder.contents(), 80) & 1);
+    setup::write(&handle, 40, 5, 1, false).unwrap();
+    assert!(dirty() && compatible() == 1);
+    assert_eq!(set("lazy_refcounts=off"), Ok(()));
+    assert!(!dirty() && compatible() == 0, "the switch settles everything");
+    assert_eq!(check_clean(&*recorder), Ok(0));
+    setup::write(&handle, 60, 5, 2, false).unwrap();
+    assert!(!dirty(), "the session follows the image");
+    assert_eq!(set("lazy_refcounts=on"), Ok(()));
+    setup::write(&handle, 80, 5, 3, false).unwrap();
+    assert!(dirty());
+    assert_eq!(set("compat=0.10"), Ok(()));
+    assert!(!dirty(), "version 2 has no dirty bit");
+    assert_eq!(set("lazy_refcounts=on"), Err(ErrorKind::Invalid));
+    setup::write(&handle, 100, 5, 4, false).unwrap();
+    handle.close().unwrap();
+    assert_eq!(check_clean(&*recorder), Ok(0));
+    rules::check_trace(&recorder).unwrap();
 }
 
 /// Row 9: No space while repairing, a storage that takes no writes, a lock that somebody else has: an error each, the
