@@ -339,10 +339,10 @@ impl Core {
             Fate::Zero => kept,
             Fate::ZeroUnmap if self.settings.options.discard_no_unref => kept,
             Fate::ZeroUnmap => zero,
+            // Nothing there and nothing below: it stays as it is.
+            Fate::Discard if !self.has_backing() && plain.is_some_and(|m| m.host.is_none()) => plain?,
             Fate::Discard if self.settings.options.discard_no_unref => kept,
             Fate::Discard if planted(Plant::DiscardShowsBacking) => Mapping::default(),
-            // Nothing there and nothing below: it stays as it is.
-            Fate::Discard if plain == Some(Mapping::default()) && !self.has_backing() => Mapping::default(),
             Fate::Discard => zero,
         })
     }

@@ -226,8 +226,14 @@ class Script:
                                        "pass-discard-request=off"]))
         if self.version == 3 and rng.random() < 0.25:
             options.append(rng.choice(["lazy-refcounts=on", "lazy-refcounts=off"]))
+        discard = rng.choice(["unmap", "unmap", "unmap", "ignore"])
+        if rng.random() < 0.3:
+            options.append(rng.choice(["detect-zeroes=on", "pass-discard-snapshot=off", "pass-discard-other=on"] +
+                                      ["detect-zeroes=unmap"] * (discard == "unmap") +
+                                      # With snapshots the stock tool loses data that a snapshot shares.
+                                      ["discard-no-unref=on"] * 2 * (self.version == 3 and not self.snapshots_wanted)))
         step.args = {"end": end, "cache": rng.choice(["writeback", "writeback", "writethrough", "none", "directsync"]),
-                     "discard": rng.choice(["unmap", "unmap", "unmap", "ignore"]), "options": options,
+                     "discard": discard, "options": options,
                      # After a kill both sides go on with one of the two images.
                      "follow": rng.randrange(2)}
         return count
