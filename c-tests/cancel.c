@@ -35,6 +35,19 @@ static void *run(void *opaque)
     return NULL;
 }
 
+/* Each read copies what it finds below, and so writes. */
+static void *run_copying(void *opaque)
+{
+    struct job *job = opaque;
+
+    for (uint64_t i = 0;; i = (i + 1) % BLOCKS) {
+        CHECK_OK(qcow2_pread(job->image, job->block, BLOCK, (i * THREADS + job->number) * BLOCK));
+        CHECK_FILLED(job->block, BLOCK, 3);
+        pthread_testcancel();
+    }
+    return NULL;
+}
+
 static void wait_until_idle(qcow2_image *image)
 {
     unsigned char block[BLOCK];
@@ -47,7 +60,7 @@ static void wait_until_idle(qcow2_image *image)
     alarm(0);
 }
 
-static void cancel_them(qcow2_image *image, unsigned rounds, uint64_t seed)
+static void cancel_them(qcow2_image *image, void *(*job)(void *), unsigned rounds, uint64_t seed)
 {
     for (unsigned round = 0; round < rounds; round++) {
         pthread_t threads[THREADS];
@@ -56,7 +69,7 @@ static void cancel_them(qcow2_image *image, unsigned rounds, uint64_t seed)
         for (unsigned t = 0; t < THREADS; t++) {
             jobs[t].image = image;
             jobs[t].number = t;
-            CHECK_EQ(pthread_create(&threads[t], NULL, run, &jobs[t]), 0);
+            CHECK_EQ(pthread_create(&threads[t], NULL, job, &jobs[t]), 0);
         }
         struct timespec pause = {0, (long)(test_random(&seed) % 5000000)};
         nanosleep(&pause, NULL);
@@ -78,7 +91,7 @@ int main(void)
     const char *path = test_create("disk.qcow2", 8 * MIB, "lazy_refcounts=on", "cluster_size=4k", NULL);
     qcow2_image *image = test_open(path, 0, NULL);
 
-    cancel_them(image, rounds, 1);
+    cancel_them(image, run, rounds, 1);
     test_close(image);
     test_expect_sound(path, false);
 
@@ -86,9 +99,20 @@ int main(void)
     struct test_memory memory = TEST_MEMORY_INIT;
     CHECK_OK(qcow2_create_io(&test_memory_ops, &memory, 8 * MIB, NULL));
     CHECK_OK(test_memory_open(&test_memory_ops, &memory, 0, &image));
-    cancel_them(image, rounds, 2);
+    cancel_them(image, run, rounds, 2);
     test_close(image);
     test_memory_free(&memory);
 
+    image = test_open(test_create("base.qcow2", 8 * MIB, NULL), 0, NULL);
+    test_fill(image, 0, 8 * MIB, 3);
+    test_close(image);
+    for (unsigned round = 0; round < rounds; round++) {
+        path = test_create("copies.qcow2", 8 * MIB, "backing_file=base.qcow2", "backing_fmt=qcow2", "cluster_size=4k",
+                           NULL);
+        image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, "copy-on-read=on", NULL);
+        cancel_them(image, run_copying, 1, round);
+        test_close(image);
+        test_expect_sound(path, false);
+    }
     return 0;
 }

@@ -146,6 +146,27 @@ static void parts_and_refusals(void)
     test_close(image);
 }
 
+/* Bitmaps of the stock tool say what the guest has changed: nothing, by this. */
+static void bitmaps_stay(void)
+{
+    const char *path = make_chain("cluster_size=65536", "lazy_refcounts=off");
+    const char *const add[] = {"sh", "-c", "qemu-img bitmap --add -f qcow2 \"$0\" b >/dev/null 2>&1", path, NULL};
+    qcow2_image *image;
+    char byte;
+
+    if (test_run(add) != 0)
+        return;
+    image = test_open(path, CHAIN, "copy-on-read=on", NULL);
+    CHECK_EQ(qcow2_pread(image, &byte, 1, 0), 1);
+    CHECK_OK(qcow2_stream(image, 0, SIZE, 0, 0, NULL, NULL));
+    CHECK_EQ(qcow2_vmstate_write(image, "x", 1, 0), 1);
+    CHECK_EQ(test_info(image).autoclear_features & 1, 1);
+    test_fill(image, 0, 1, 9);
+    CHECK_EQ(test_info(image).autoclear_features & 1, 0);
+    test_close(image);
+    test_expect_sound(path, true); /* those of the bitmap that is void now */
+}
+
 static void by_reading(const char *one, const char *other)
 {
     const char *path = make_chain(one, other);
@@ -298,6 +319,7 @@ int main(void)
         beside_the_guest(one, other, i % 2 == 0);
     }
     beside_the_guest("cluster_size=65536", "extended_l2=on", false);
+    bitmaps_stay();
     parts_and_refusals();
     a_full_host();
     return 0;

@@ -76,7 +76,7 @@ pub(super) struct Guarded {
     forks: u64,
     /// A panic was caught in a call on this handle.
     broken: AtomicBool,
-    /// Reads go through functions of the caller, which may hold cancellation points.
+    /// Reads meet cancellation points: in functions of the caller, or because they copy what they read.
     may_be_cancelled: AtomicBool,
     /// Strings handed out by info calls.
     pub(super) strings: std::sync::Mutex<super::info::Strings>,
@@ -85,7 +85,7 @@ pub(super) struct Guarded {
 impl Guarded {
     pub(super) fn new(handle: Handle) -> Self {
         Guarded {
-            may_be_cancelled: AtomicBool::new(handle.uses_callbacks()),
+            may_be_cancelled: AtomicBool::new(may_be_cancelled(&handle)),
             handle,
             forks: forks(),
             broken: AtomicBool::new(false),
@@ -93,9 +93,12 @@ impl Guarded {
         }
     }
 
-    /// The chain may have changed.
-    pub(super) fn note_callbacks(&self) {
-        self.may_be_cancelled.store(self.handle.uses_callbacks(), Ordering::Relaxed);
+    /// Runs something that may change the chain or the options.
+    pub(super) fn changing<T>(&self, change: impl FnOnce(&Handle) -> T) -> T {
+        self.may_be_cancelled.store(true, Ordering::SeqCst);
+        let done = change(&self.handle);
+        self.may_be_cancelled.store(may_be_cancelled(&self.handle), Ordering::SeqCst);
+        done
     }
 
     /// Fails in a forked child and after a panic.
@@ -123,6 +126,11 @@ impl Guarded {
     pub(super) fn is_foreign(&self) -> bool {
         self.forks != forks_so_far()
     }
+}
+
+/// Whether reads meet cancellation points.
+fn may_be_cancelled(handle: &Handle) -> bool {
+    handle.uses_callbacks() || handle.options().copy_on_read
 }
 
 fn caught() -> Error {

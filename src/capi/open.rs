@@ -230,7 +230,7 @@ pub unsafe extern "C" fn qcow2_reopen(
         }
         let flags = open_flags(flags)?;
         let changes = unsafe { option_list(options) }?;
-        guarded.handle.reopen(flags.read_only, flags.no_repair, &changes, None).map(|()| 0)
+        guarded.changing(|handle| handle.reopen(flags.read_only, flags.no_repair, &changes, None)).map(|()| 0)
     }) as c_int
 }
 
@@ -265,9 +265,10 @@ pub unsafe extern "C" fn qcow2_invalidate(
             // SAFETY: the caller's struct.
             false => unsafe { take(params, qcow2_open_params::empty(), "params") }?,
         };
-        with_callbacks(&params, |resolver, messages| invalidate(&guarded.handle, resolver, messages))?;
-        guarded.note_callbacks();
-        Ok(0)
+        with_callbacks(&params, |resolver, messages| {
+            guarded.changing(|handle| invalidate(handle, resolver, messages))
+        })
+        .map(|()| 0)
     }) as c_int
 }
 

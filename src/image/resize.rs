@@ -184,7 +184,7 @@ impl Core {
 
     /// Moves the L1 table to a longer place.
     fn grow_l1(&self, entries: u64) -> Result<()> {
-        let (io, alloc) = self.writer()?;
+        let (io, alloc) = (self.io()?, self.structure_writer()?);
         let geometry = &self.geometry;
         let clusters = geometry.clusters_ceil(entries * 8);
         let reserved = alloc.reserve_contiguous(clusters)?;
