@@ -180,7 +180,7 @@ impl Trace<'_> {
                 // A hole may become a cluster whose durable bytes are zeroes still, if it reads as zeroes.
                 let place = if level == 2 { self.place(head, at)? } else { None };
                 let zeroed = place.as_ref().is_some_and(|p| old & 1 != 0 || self.was_zeroed(p));
-                let bare = place.as_ref().is_none_or(|p| p.from >= self.backing_end);
+                let bare = place.as_ref().is_none_or(|p| !self.shows_backing(p.from));
                 let kind = Target {
                     level,
                     zeroes_do: level != 3 && (old & OFFSET == 0 && bare || zeroed),
@@ -293,6 +293,12 @@ impl Trace<'_> {
         self.contents(head, target, kind)
     }
 
+    /// Whether a hole shows a backing disk at this guest offset: not where VM state is, past the end of the disk.
+    fn shows_backing(&self, offset: u64) -> bool {
+        let size = Head::parse(&self.issued).map_or(0, |head| head.size);
+        offset < size.min(self.backing_end)
+    }
+
     /// R2, R5: no sector of the target waits for a sync, unless its durable bytes are zeroes and may be read so.
     fn contents(&self, head: &Head, target: u64, kind: &Target) -> Result<(), String> {
         let end = target + head.cluster_bytes();
@@ -322,7 +328,7 @@ impl Trace<'_> {
             let (start, end) = (place.from + (sub << bits), place.from + ((sub + 1) << bits));
             let part = Place { from: start, to: end.min(place.to), ..*place };
             let allocated = descriptor & COMPRESSED != 0 || bitmap >> sub & 1 != 0;
-            let zero = bitmap >> (32 + sub) & 1 != 0 || part.from >= self.backing_end;
+            let zero = bitmap >> (32 + sub) & 1 != 0 || !self.shows_backing(part.from);
             !allocated && zero || part.from >= part.to || self.was_zeroed(&part)
         })
     }
