@@ -8,7 +8,7 @@
 //! Skipped where `qemu-img` is missing.
 
 use qcow2::format::Header;
-use qcow2::ops::create::create;
+use qcow2::ops::create::{create, create_with_data_file};
 use qcow2::options::CreateOptions;
 use qcow2::storage::file::{FileOptions, FileStorage};
 use std::fs::File;
@@ -98,6 +98,28 @@ impl Bench {
         self.equivalent += 1;
     }
 
+    /// Whether both have made an image, which is the same then.
+    fn compare_data_file(&mut self, cluster: &str, mode: &str, raw: &str, more: &str, size: u64) -> bool {
+        let (stock, ours, data) = (self.path("stock.qcow2"), self.path("ours.qcow2"), self.path("data"));
+        let name = format!("data_file={}", data.display());
+        let (cluster, mode) = (format!("cluster_size={cluster}"), format!("preallocation={mode}"));
+        let raw = format!("data_file_raw={raw}");
+        let options = [name.as_str(), &cluster, &mode, &raw, more];
+        let (shown, list, bytes) = (stock.to_str().unwrap(), options.join(","), size.to_string());
+        let (stock_did, text) = qemu_img(&["create", "-q", "-f", "qcow2", "-o", &list, shown, &bytes]);
+        let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
+        let (file, data_file) =
+            (FileStorage::open(&ours, how).unwrap(), FileStorage::open(&data, how).unwrap());
+        let answer = CreateOptions::parse(&options)
+            .and_then(|o| create_with_data_file(&file, Some(&data_file), size, &o));
+        assert_eq!(answer.is_ok(), stock_did, "{options:?} {size}: {answer:?} {text}");
+        if stock_did {
+            assert_eq!(first_difference(&stock, &ours), None, "{options:?} {size}");
+            assert_eq!(std::fs::metadata(&data).unwrap().len(), size, "{options:?}");
+        }
+        stock_did
+    }
+
     fn check_with_stock_tool(&self, what: &str, stock: &Path, ours: &Path) {
         let (clean, text) = qemu_img(&["check", "-f", "qcow2", ours.to_str().unwrap()]);
         assert!(clean && text.contains("No errors were found"), "{what}: {text}");
@@ -183,6 +205,28 @@ const FORMS: [&[&str]; 6] = [
 
 fn with<'a>(form: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     form.iter().chain(more).copied().collect()
+}
+
+/// An external data file has another path on each side, and one name in both images.
+#[test]
+fn images_with_external_data_files_are_the_same_files() {
+    if is_missing() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let mut same = 0;
+    for cluster_size in ["512", "4k", "64k", "2M"] {
+        for mode in ["off", "metadata", "falloc", "full"] {
+            for raw in ["off", "on"] {
+                for more in ["lazy_refcounts=on", "refcount_bits=1", "extended_l2=on"] {
+                    for size in [0, 1000 << 10, 5 << 20] {
+                        same += u32::from(bench.compare_data_file(cluster_size, mode, raw, more, size));
+                    }
+                }
+            }
+        }
+    }
+    assert!(same > 200, "{same}");
 }
 
 #[test]
