@@ -10,6 +10,7 @@ import zlib
 from . import compare
 from .layers import make_chain
 from .model import Model
+from .script import DATA_NAME
 from .session import Session
 from .tools import ABORTED, KILLED, SECTOR, Failure, tail
 
@@ -400,6 +401,17 @@ class Runner:
                 raise Failure("contents", "%s: at %d is %s..., should be %s..." % (
                     what, sector + at, actual[at:at + 8].hex(), want[at:at + 8].hex()))
 
+    def compare_raw_data(self, side):
+        """A raw data file shows the disk by itself; the stock tools leave up to a cluster behind its end."""
+        view = os.path.join(self.directory, "view.raw")
+        shutil.copyfile(side.path(DATA_NAME), view)
+        length = len(side.model.now)
+        if not length <= os.path.getsize(view) < length + self.script.cluster:
+            raise Failure("data file", "%s: the data file of %d bytes has %d" % (
+                side.label, length, os.path.getsize(view)))
+        os.truncate(view, length)
+        self.compare_file(view, side.model, "%s/%s" % (side.label, DATA_NAME))
+
     def compare_base(self, side):
         kind = self.script.backing[0]["format"]
         if kind == "raw":
@@ -429,6 +441,8 @@ class Runner:
         checks, maps, infos = [], [], []
         for side in self.sides:
             checks.append((side.label, self.check(side)))
+            if self.script.data_file == "raw" and not side.killed:
+                self.compare_raw_data(side)
             # The image that ours wrote through the stock tools, and the other way round.
             for tools in self.tools() if full else [self.stock if side.label == "A" else self.ours]:
                 self.compare_contents(side, tools)

@@ -9,8 +9,12 @@ import random
 from .tools import MIB, SECTOR
 
 # What --without can name, in the order in which shrinking tries them.
-PROPERTIES = ("bitmaps", "extended_l2", "compression", "preallocation", "refcount_bits", "backing", "backing2",
+PROPERTIES = ("data_file", "bitmaps", "extended_l2", "compression", "preallocation", "refcount_bits", "backing", "backing2",
               "lazy", "compat", "cluster", "options", "cache", "swap")
+
+
+# The external data file, beside the image.
+DATA_NAME = "disk.data"
 
 
 class Step:
@@ -64,6 +68,7 @@ class Script:
         rng = random.Random("differential %d" % seed)
         self.rng = rng  # Draws everything here, nothing later: a replay must not depend on the run.
         self.draw_image()
+        self.draw_data_file()
         self.draw_backing()
         self.noise = rng.randbytes(3 * 65536 + 512)
         self.steps = []
@@ -102,6 +107,11 @@ class Script:
         self.ours_makes = rng.random() < 0.4
         self.snapshots_wanted = rng.random() < 0.4
 
+    def draw_data_file(self):
+        # From numbers of its own: what the image without a data file does is what it was before there were any.
+        rng = random.Random("data file %d" % self.seed)
+        self.data_file = rng.choice(["plain", "raw"]) if self.version == 3 and rng.random() < 0.25 else None
+
     def draw_backing(self):
         """Formats and sizes of the files below, the nearest first."""
         rng = self.rng
@@ -123,6 +133,10 @@ class Script:
 
     def apply_without(self):
         off = self.without
+        if "data_file" in off:
+            self.data_file = None
+        if self.data_file:
+            self.without_what_data_files_exclude()
         if "bitmaps" in off:
             self.bitmaps = 0
         if "extended_l2" in off:
@@ -157,6 +171,18 @@ class Script:
         if self.extended_l2 or self.compression == "zstd":
             self.ours_makes = False
 
+    def without_what_data_files_exclude(self):
+        self.bitmaps = 0
+        self.compression = None
+        self.steps = [step for step in self.steps if step.kind not in ("compress", "snapshot")]
+        if self.data_file == "raw":
+            self.backing = []
+            self.steps = [step for step in self.steps if step.kind != "commit"]
+            for step in self.steps:
+                # Then the stock tools' discard leaves other bytes in the raw file than in the disk (compare.py).
+                step.args["options"] = [one for one in step.args.get("options", [])
+                                        if one != "pass-discard-request=off"]
+
     def preallocates(self):
         return self.preallocation != "off" or any(
             step.kind == "resize" and step.args["preallocation"] for step in self.steps)
@@ -171,6 +197,8 @@ class Script:
             text += ",compression_type=" + self.compression
         if self.preallocation != "off":
             text += ",preallocation=" + self.preallocation
+        if self.data_file:
+            text += ",data_file=%s,data_file_raw=%s" % (DATA_NAME, "on" if self.data_file == "raw" else "off")
         return text
 
     def properties(self):
@@ -180,7 +208,7 @@ class Script:
         words.append("refcount_bits=%s" % (
             "16" if self.refcount_bits == 16 else "narrow" if self.refcount_bits < 16 else "wide"))
         for name, value in (("lazy_refcounts", self.lazy), ("extended_l2", self.extended_l2),
-                            ("bitmaps", self.bitmaps), ("snapshots", any(
+                            ("data_file=%s" % self.data_file, self.data_file), ("bitmaps", self.bitmaps), ("snapshots", any(
                                 step.kind == "snapshot" for step in self.steps))):
             if value:
                 words.append(name)
