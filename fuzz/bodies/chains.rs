@@ -77,7 +77,11 @@ impl Chains {
     }
 }
 
+/// Guest data in a data file is out of reach of the damage.
 fn host_range(head: &Head, entry: u64) -> Option<(u64, u64)> {
+    if head.has_data_file() {
+        return None;
+    }
     if entry & COMPRESSED != 0 {
         let shift = 62 - (head.cluster_bits - 8);
         let host = entry & ((1 << shift) - 1);

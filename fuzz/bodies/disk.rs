@@ -58,10 +58,24 @@ impl OptionList {
 
 /// Creates an image on `medium`.
 pub fn create<T: AsRef<[u8]>>(medium: &Medium, size: u64, options: &[T]) -> Answer<()> {
+    let names_data_file = options.iter().any(|o| o.as_ref().starts_with(b"data_file="));
     let options = OptionList::new(options);
-    let ops = Medium::ops(true);
+    let (ops, data_ops) = (Medium::ops(true, false), Medium::ops(true, true));
+    let params = qcow2_create_params {
+        struct_size: std::mem::size_of::<qcow2_create_params>(),
+        path: std::ptr::null(),
+        fd: -1,
+        io: &ops,
+        io_opaque: medium.opaque(),
+        size,
+        options: options.pointer(),
+        data_path: std::ptr::null(),
+        data_fd: -1,
+        data_io: if names_data_file { &data_ops } else { std::ptr::null() },
+        data_io_opaque: medium.opaque(),
+    };
     // SAFETY: everything lives across the call.
-    judge_int(unsafe { qcow2_create_io(&ops, medium.opaque(), size, options.pointer()) })
+    judge_int(unsafe { qcow2_create_with(&params) })
 }
 
 /// Counts of one check pass.
@@ -82,6 +96,27 @@ unsafe extern "C" fn say(opaque: *mut c_void, kind: c_int, text: *const c_char) 
     }
 }
 
+/// The data file that an image gets, whatever it is called.
+struct DataFile {
+    ops: qcow2_io_ops,
+    opaque: *mut c_void,
+}
+
+/// Nothing else that an image names is there.
+unsafe extern "C" fn give_data_file(
+    opaque: *mut c_void,
+    request: *const qcow2_resolve_request,
+    answer: *mut qcow2_resolve_answer,
+) -> c_int {
+    // SAFETY: `opaque` is the caller's `DataFile`; both structs live across the call.
+    let (data, request, answer) = unsafe { (&*opaque.cast::<DataFile>(), &*request, &mut *answer) };
+    if request.kind != QCOW2_NODE_DATA_FILE {
+        return -libc::EPERM;
+    }
+    (answer.io, answer.io_opaque) = (&data.ops, data.opaque);
+    0
+}
+
 /// Cancels a walk after so many reports.
 unsafe extern "C" fn patience(opaque: *mut c_void, done: u64, total: u64) -> c_int {
     assert!(done <= total, "progress says {done} of {total}");
@@ -94,7 +129,9 @@ unsafe extern "C" fn patience(opaque: *mut c_void, done: u64, total: u64) -> c_i
 impl<'a> Disk<'a> {
     pub fn open<T: AsRef<[u8]>>(medium: &'a Medium, flags: u64, options: &[T]) -> Answer<Disk<'a>> {
         let options = OptionList::new(options);
-        let ops = Medium::ops(flags & QCOW2_OPEN_READ_ONLY == 0);
+        let writable = flags & QCOW2_OPEN_READ_ONLY == 0;
+        let ops = Medium::ops(writable, false);
+        let mut data = DataFile { ops: Medium::ops(writable, true), opaque: medium.opaque() };
         let mut messages: Vec<String> = Vec::new();
         let params = qcow2_open_params {
             struct_size: std::mem::size_of::<qcow2_open_params>(),
@@ -104,8 +141,8 @@ impl<'a> Disk<'a> {
             io_opaque: medium.opaque(),
             flags,
             options: options.pointer(),
-            resolve: None,
-            resolve_opaque: std::ptr::null_mut(),
+            resolve: Some(give_data_file),
+            resolve_opaque: (&raw mut data).cast(),
             message: Some(say),
             message_opaque: (&raw mut messages).cast(),
         };

@@ -77,6 +77,16 @@ impl Head {
         }
     }
 
+    /// Guest data is in another file.
+    pub fn has_data_file(&self) -> bool {
+        self.version >= 3 && self.incompatible & 4 != 0
+    }
+
+    /// That file shows what the disk shows.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.has_data_file() && self.autoclear & 2 != 0
+    }
+
     pub fn has_bitmaps(&self) -> bool {
         self.autoclear & AUTOCLEAR_BITMAPS != 0
     }
@@ -187,6 +197,9 @@ pub fn is_plain(c: &Contents) -> bool {
 
 impl Ranges {
     fn add_data(&mut self, c: &Contents, head: &Head, table: u64) {
+        if head.has_data_file() {
+            return;
+        }
         for at in (0..head.cluster_bytes()).step_by(head.entry_bytes() as usize) {
             let entry = be64(c, table + at);
             if entry & COMPRESSED != 0 {

@@ -18,9 +18,16 @@ pub struct Contents {
     pub length: u64,
     /// A call was refused for room: errors that follow are no findings.
     pub was_full: bool,
+    /// The external data file, which goes where the image goes; made by the first call that asks for it.
+    data_file: Option<Box<Contents>>,
 }
 
 impl Contents {
+    /// The external data file.
+    pub fn data_file(&mut self) -> &mut Contents {
+        self.data_file.get_or_insert_default()
+    }
+
     /// Copies from `offset` on; past the end are zeroes.
     pub fn read(&self, offset: u64, out: &mut [u8]) {
         for (at, piece) in pieces(offset, out.len()) {
@@ -129,16 +136,24 @@ impl Medium {
         std::ptr::from_ref(self).cast_mut().cast()
     }
 
-    pub fn ops(writable: bool) -> qcow2_io_ops {
+    /// Callbacks on the image, or on its data file.
+    pub fn ops(writable: bool, of_data_file: bool) -> qcow2_io_ops {
+        match of_data_file {
+            true => Self::ops_of::<true>(writable),
+            false => Self::ops_of::<false>(writable),
+        }
+    }
+
+    fn ops_of<const DATA: bool>(writable: bool) -> qcow2_io_ops {
         qcow2_io_ops {
             struct_size: std::mem::size_of::<qcow2_io_ops>(),
-            preadv: Some(preadv),
-            pwritev: writable.then_some(pwritev),
+            preadv: Some(preadv::<DATA>),
+            pwritev: writable.then_some(pwritev::<DATA>),
             sync: Some(sync),
-            length: Some(length),
-            truncate: writable.then_some(truncate),
-            discard: writable.then_some(discard),
-            write_zeroes: writable.then_some(zeroes),
+            length: Some(length::<DATA>),
+            truncate: writable.then_some(truncate::<DATA>),
+            discard: writable.then_some(discard::<DATA>),
+            write_zeroes: writable.then_some(zeroes::<DATA>),
             close: None,
         }
     }
@@ -149,16 +164,31 @@ unsafe fn medium<'a>(opaque: *mut c_void) -> &'a Medium {
     unsafe { &*opaque.cast::<Medium>() }
 }
 
+/// The file that a callback is for.
+fn part<const DATA: bool>(contents: &mut Contents) -> &mut Contents {
+    if DATA {
+        contents.data_file()
+    } else {
+        contents
+    }
+}
+
 unsafe fn buffers<'a>(iov: *const libc::iovec, count: c_int) -> &'a [libc::iovec] {
     assert!((0..=1024).contains(&count), "the library passed {count} buffers");
     // SAFETY: the library passes as many as it says.
     unsafe { std::slice::from_raw_parts(iov, count as usize) }
 }
 
-unsafe extern "C" fn preadv(opaque: *mut c_void, iov: *const libc::iovec, count: c_int, at: u64) -> c_int {
+unsafe extern "C" fn preadv<const DATA: bool>(
+    opaque: *mut c_void,
+    iov: *const libc::iovec,
+    count: c_int,
+    at: u64,
+) -> c_int {
     // SAFETY: the contract of `qcow2_io_ops`.
     let (medium, buffers) = unsafe { (medium(opaque), buffers(iov, count)) };
-    let contents = medium.contents();
+    let mut contents = medium.contents();
+    let contents = part::<DATA>(&mut contents);
     let mut at = at;
     for buffer in buffers {
         // SAFETY: as above.
@@ -169,10 +199,16 @@ unsafe extern "C" fn preadv(opaque: *mut c_void, iov: *const libc::iovec, count:
     0
 }
 
-unsafe extern "C" fn pwritev(opaque: *mut c_void, iov: *const libc::iovec, count: c_int, at: u64) -> c_int {
+unsafe extern "C" fn pwritev<const DATA: bool>(
+    opaque: *mut c_void,
+    iov: *const libc::iovec,
+    count: c_int,
+    at: u64,
+) -> c_int {
     // SAFETY: the contract of `qcow2_io_ops`.
     let (medium, buffers) = unsafe { (medium(opaque), buffers(iov, count)) };
     let mut contents = medium.contents();
+    let contents = part::<DATA>(&mut contents);
     let mut at = at;
     for buffer in buffers {
         // SAFETY: as above.
@@ -189,30 +225,31 @@ unsafe extern "C" fn sync(_: *mut c_void) -> c_int {
     0
 }
 
-unsafe extern "C" fn length(opaque: *mut c_void) -> i64 {
+unsafe extern "C" fn length<const DATA: bool>(opaque: *mut c_void) -> i64 {
     // SAFETY: the contract of `qcow2_io_ops`.
-    unsafe { medium(opaque) }.contents().length as i64
+    part::<DATA>(&mut unsafe { medium(opaque) }.contents()).length as i64
 }
 
-unsafe extern "C" fn truncate(opaque: *mut c_void, length: u64) -> c_int {
+unsafe extern "C" fn truncate<const DATA: bool>(opaque: *mut c_void, length: u64) -> c_int {
     // SAFETY: the contract of `qcow2_io_ops`.
-    match unsafe { medium(opaque) }.contents().set_length(length) {
+    match part::<DATA>(&mut unsafe { medium(opaque) }.contents()).set_length(length) {
         true => 0,
         false => -libc::EFBIG,
     }
 }
 
-unsafe extern "C" fn zeroes(opaque: *mut c_void, offset: u64, length: u64) -> c_int {
+unsafe extern "C" fn zeroes<const DATA: bool>(opaque: *mut c_void, offset: u64, length: u64) -> c_int {
     // SAFETY: the contract of `qcow2_io_ops`.
     let mut contents = unsafe { medium(opaque) }.contents();
+    let contents = part::<DATA>(&mut contents);
     let Some(end) = offset.checked_add(length).filter(|end| *end <= MAX_LENGTH) else { return -libc::EINVAL };
     contents.clear(offset, length);
     contents.length = contents.length.max(end);
     0
 }
 
-unsafe extern "C" fn discard(opaque: *mut c_void, offset: u64, length: u64) -> c_int {
+unsafe extern "C" fn discard<const DATA: bool>(opaque: *mut c_void, offset: u64, length: u64) -> c_int {
     // SAFETY: the contract of `qcow2_io_ops`.
-    unsafe { medium(opaque) }.contents().clear(offset, length);
+    part::<DATA>(&mut unsafe { medium(opaque) }.contents()).clear(offset, length);
     0
 }

@@ -5,6 +5,7 @@ use super::container::{self, take};
 use super::damage::{Damage, DAMAGE_BYTES};
 use super::disk::{create, last_error, Disk};
 use super::image::{first_difference, options, repair_all, use_repaired, Outcome};
+use super::layout::Head;
 use super::medium::{Contents, Medium};
 use super::script::{Request, REQUEST_BYTES};
 use qcow2::capi::*;
@@ -63,6 +64,10 @@ fn new_image(kind: u8, shape: u8, size: u8) -> Contents {
     if shape & 0x20 != 0 {
         options.push("preallocation=metadata".into());
     }
+    if kind & 8 != 0 && shape & 0x10 == 0 {
+        options.push("data_file=data".into());
+        options.push(format!("data_file_raw={}", if shape & 0x40 != 0 { "on" } else { "off" }));
+    }
     let unit = if kind & 0x10 != 0 { 1 << cluster_bits } else { 512 };
     let bytes = (u64::from(size) * unit).min(MAX_DISK_BYTES);
     let medium = Medium::new(Contents::default());
@@ -92,6 +97,10 @@ pub fn run(input: &[u8]) -> Outcome {
     damages.iter().for_each(|damage| damage.apply(&mut damaged, &chains));
     let untouched = chains.untouched(&image, &damaged);
     let before = read_all(&image).expect("a valid image can be read");
+    if Head::read(&image).has_raw_data_file() {
+        let alone = image.clone().data_file().bytes(0, before.len());
+        assert!(alone == before, "the raw data file differs at {:?}", first_difference(&alone, &before));
+    }
 
     let opened = compare(&damaged, &untouched, &before, "damaged", &damages);
     let mut outcome = repaired(&damaged, manner, &untouched, &before, &damages);

@@ -182,6 +182,9 @@ class Script:
                 # Then the stock tools' discard leaves other bytes in the raw file than in the disk (compare.py).
                 step.args["options"] = [one for one in step.args.get("options", [])
                                         if one != "pass-discard-request=off"]
+                for op in step.ops:
+                    if op.kind == "aio":
+                        op.value = [value or 77 for value in op.value]
 
     def preallocates(self):
         return self.preallocation != "off" or any(
