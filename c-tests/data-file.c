@@ -118,6 +118,17 @@ static void serves_guest_data(const char *image_path, const char *data_path)
     test_expect(image, 3 * CLUSTER + 4096, 512, 9);
     CHECK_OK(qcow2_reopen(image, 0, NULL));
     test_fill(image, MIB, 512, 5);
+
+    /* Given away: both files are free, and taken back. */
+    qcow2_image *other;
+    CHECK_OK(qcow2_inactivate(image));
+    CHECK_OK(qcow2_open(image_path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &other));
+    test_fill(other, MIB + 512, 512, 4);
+    CHECK_ERROR(qcow2_invalidate(image, NULL), EAGAIN);
+    test_close(other);
+    CHECK_OK(qcow2_invalidate(image, NULL));
+    test_expect(image, MIB + 512, 512, 4);
+    CHECK_ERROR(qcow2_open(data_path, QCOW2_OPEN_RAW, NULL, &other), EAGAIN);
     CHECK_OK(qcow2_flush(image));
     test_close(image);
     test_expect_sound(image_path, false);

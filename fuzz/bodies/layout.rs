@@ -188,11 +188,33 @@ pub fn is_plain(c: &Contents) -> bool {
             }
         }
     }
+    if head.has_data_file() && !is_in_place(c, &head) {
+        return false;
+    }
     for table in ranges.l2_tables.clone() {
         ranges.metadata.push((table, cluster));
         ranges.add_data(c, &head, table);
     }
     ranges.are_apart(cluster)
+}
+
+/// Whether every entry of an image with a data file names its guest offset there. No check tells, as with the stock tool;
+/// whoever uses another entry finds the image corrupt.
+fn is_in_place(c: &Contents, head: &Head) -> bool {
+    let (cluster, step) = (head.cluster_bytes(), head.entry_bytes());
+    (0..head.l1_size).all(|index| {
+        let table = be64(c, head.l1_offset + index * 8) & OFFSET_MASK;
+        let entries = cluster / step;
+        let in_place = |i: u64| {
+            let entry = be64(c, table + i * step);
+            let host = entry & OFFSET_MASK;
+            entry & COMPRESSED == 0 && (host == 0 || host == (index * entries + i).wrapping_mul(cluster))
+        };
+        // Offset 0 that is called assigned is the first cluster's.
+        let first = |i: u64| be64(c, table + i * step) >> 63 == 0 || index + i == 0;
+        table == 0
+            || (0..entries).all(|i| in_place(i) && (be64(c, table + i * step) & OFFSET_MASK != 0 || first(i)))
+    })
 }
 
 impl Ranges {
