@@ -240,6 +240,7 @@ class Script:
     def draw_step(self, left):
         rng = self.rng
         kinds = ["io"] * 12 + ["resize"] * 2 + ["check"] * 2 + ["compress"] * (3 if self.compression else 0)
+        kinds += ["amend"] * 2
         kinds += ["snapshot"] * (4 if self.snapshots_wanted else 0) + ["commit"] * (1 if self.backing else 0)
         step = Step(len(self.steps), rng.choice(kinds), rng)
         self.steps.append(step)
@@ -333,6 +334,15 @@ class Script:
     def draw_snapshot(self, step, _left):
         step.args = {"action": self.rng.choice(["-c", "-c", "-a", "-d"]), "pick": self.rng.randrange(100),
                      "name": "s%d" % step.number}
+        return 1
+
+    def draw_amend(self, step, _left):
+        """Settings, one command each. The version goes there and back: later steps know which one it is."""
+        there, back = ("1.1", "0.10") if self.version == 2 else ("0.10", "1.1")
+        step.args = {"settings": self.rng.choice([
+            ["compat=" + there, "compat=" + back], ["compat=" + there, "compat=" + back],
+            ["lazy_refcounts=on"], ["lazy_refcounts=off"],
+            ["refcount_bits=%d" % self.rng.choice([1, 2, 4, 8, 16, 16, 32, 64])]])}
         return 1
 
     def draw_commit(self, _step, _left):
