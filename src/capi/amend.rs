@@ -26,7 +26,7 @@ use std::ffi::{c_char, c_int, c_void};
 /// backing_file, backing_fmt: accepted where nothing changes; see qcow2_rebase.
 ///
 /// `flags` is 0. Requests of other threads wait. What cannot be is refused before anything changes, but for counts that
-/// do not fit. Then the settings change one after another: version 3, refcount_bits, data file, lazy_refcounts, size,
+/// do not fit. Then the settings change one after another: data file, version 3, refcount_bits, lazy_refcounts, size,
 /// version 2; each is durable before the next one begins. Guest contents stay. A failure, a non-zero answer of
 /// `progress` (may be NULL; ECANCELED) or a power cut leaves each setting old or new, and clusters leaked at most.
 ///
