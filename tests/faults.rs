@@ -54,8 +54,9 @@ fn run_with(
     recorder.inject(fault);
     let mut sync_failed = false;
     for op in ops {
-        // A kill or reopen would be a new handle, for which an earlier failure does not count.
-        if matches!(op, Kill | Reopen) && recorder.failed() > 0 {
+        // A kill or reopen would be a new handle, and an image that is taken back is as one that is opened: an earlier
+        // failure does not count there.
+        if matches!(op, Kill | Reopen | HandOver) && recorder.failed() > 0 {
             continue;
         }
         if runner.handle.is_none() {
