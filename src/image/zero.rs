@@ -129,7 +129,9 @@ impl Core {
             let Some(after) = self.zero_raw_data_for(fate, start, cluster_end, flags)? else {
                 return Ok(true);
             };
-            self.replace(io, &claim, cluster, &old, new, after)?;
+            if self.replace(io, &claim, cluster, &old, new, after)? {
+                self.give_back_data(start, cluster_end)?;
+            }
         }
         Ok(true)
     }
@@ -261,6 +263,8 @@ impl Core {
         let Some(after) = self.zero_raw_data_for(fate, from, to, flags)? else { return Ok(Vec::new()) };
         let mut by_hand = Vec::new();
         let mut owned = false;
+        // Of a data file, clusters in a row that are to be given back together.
+        let mut freed = None;
         for cluster in first..end {
             let old = io.map.entry(&claim, cluster)?;
             let new = match self.fate_of(&old, fate) {
@@ -277,8 +281,17 @@ impl Core {
                 io.map.own_table(&claim, cluster)?;
                 owned = true;
             }
-            self.replace(io, &claim, cluster, &old, new, after)?;
+            if self.replace(io, &claim, cluster, &old, new, after)? {
+                freed = match freed {
+                    Some((from, to)) if to == cluster => Some((from, cluster + 1)),
+                    before => {
+                        self.give_back_clusters(before)?;
+                        Some((cluster, cluster + 1))
+                    }
+                };
+            }
         }
+        self.give_back_clusters(freed)?;
         if self.geometry.version < 3 && self.has_backing() && fate != Fate::Discard {
             let mut needed = Vec::new();
             for cluster in by_hand {
@@ -293,6 +306,7 @@ impl Core {
         Ok(by_hand)
     }
 
+    /// Links `new`; whether it lets go of the host cluster.
     fn replace(
         &self,
         io: &Io,
@@ -301,15 +315,16 @@ impl Core {
         old: &L2Entry,
         new: Mapping,
         after: Ticket,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
         let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
         io.map.link(claim, Link { cluster, new: new.into(), after, dropped })?;
-        if keeps_host {
-            return Ok(());
-        }
-        let from = self.geometry.cluster_offset(cluster);
-        self.give_back_data(from, from + self.geometry.cluster_bytes())
+        Ok(!keeps_host)
+    }
+
+    fn give_back_clusters(&self, clusters: Option<(u64, u64)>) -> Result<()> {
+        let Some((first, end)) = clusters else { return Ok(()) };
+        self.give_back_data(self.geometry.cluster_offset(first), self.geometry.cluster_offset(end))
     }
 
     /// What a raw data file needs before entries of `[from, to)` change; see `zero_raw_data`.
