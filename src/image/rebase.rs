@@ -46,7 +46,7 @@ impl Alone<'_> {
     pub fn change_backing(&self, name: Option<&[u8]>, format: Option<&[u8]>) -> Result<()> {
         self.settle()?;
         let core = self.core();
-        core.begin_write()?;
+        core.structure_writer()?;
         let before = names(&core.header());
         let done = core.shared.header.change_backing(name, format);
         // Some of it may be in force after a failure.

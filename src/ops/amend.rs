@@ -165,7 +165,8 @@ fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
 
 /// Answers the size that the image will have. `highest`: the version while it is resized.
 fn plan_size(header: &Header, options: &AmendOptions, highest: u32, steps: &mut Vec<Step>) -> Result<u64> {
-    let Some(size) = options.size else { return Ok(header.virtual_size) };
+    // 0 means "as it is", as in the reference implementation.
+    let Some(size) = options.size.filter(|size| *size > 0) else { return Ok(header.virtual_size) };
     if size % 512 != 0 {
         return Err(Error::invalid("The new size must be a multiple of 512"));
     }

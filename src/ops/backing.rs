@@ -3,7 +3,7 @@
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::MAX_BACKING_NAME_BYTES;
-use crate::image::{Disk, Image};
+use crate::image::{Alone, Disk, Image};
 use crate::options::CreateOptions;
 
 /// The writable image behind `handle`.
@@ -39,7 +39,21 @@ pub(super) fn check_names(image: &Image, name: Option<&[u8]>, format: Option<&st
 pub fn change_backing_file(handle: &Handle, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
     let image = writable(handle)?;
     check_names(image, name, format)?;
-    image.alone().change_backing(name, format.map(str::as_bytes))
+    change_names(handle, &image.alone(), name, format)
+}
+
+/// Records the names; without a backing file its handle is let go of.
+pub(super) fn change_names(
+    handle: &Handle,
+    alone: &Alone<'_>,
+    name: Option<&[u8]>,
+    format: Option<&str>,
+) -> Result<()> {
+    alone.change_backing(name, format.map(str::as_bytes))?;
+    if name.is_none() {
+        handle.put_below(None);
+    }
+    Ok(())
 }
 
 /// Lets go of everything that the image holds.

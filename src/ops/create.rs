@@ -157,6 +157,9 @@ fn incompatible(options: &CreateOptions) -> u64 {
 
 /// Makes what the storage holds unrecognisable, durably. Answers whether all of it reads as zeroes now.
 fn clear(storage: &dyn Storage) -> Result<bool> {
+    if storage.traits().read_only {
+        return Err(Error::new(ErrorKind::ReadOnly, "the storage takes no writes"));
+    }
     let length = || storage.length().map_err(|e| Error::host("reading the length of the file", &e));
     let zero_past_end = storage.traits().zero_past_end;
     if length()? == 0 {

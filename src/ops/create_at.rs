@@ -1,8 +1,7 @@
 //! Creating an image in files: its own, and that of an external data file.
 
 use super::create::create_with_data_file;
-use super::data_file::data_file_path;
-use super::open::{shown_name, Origin};
+use super::open::{has_protocol, shown_name, Origin};
 use crate::error::{Error, Result};
 use crate::options::CreateOptions;
 use crate::storage::file::{FileOptions, FileStorage};
@@ -21,10 +20,10 @@ pub fn create_at(
 ) -> Result<()> {
     options.validate()?;
     let named = match (&options.data_file, data_origin) {
-        (Some(name), None) => Some(Origin::Path(
-            data_file_path(name)
-                .ok_or_else(|| Error::unsupported(format!("data file name '{name}' is not a file name")))?,
-        )),
+        (Some(name), None) if has_protocol(name) => {
+            return Err(Error::unsupported(format!("data file name '{name}' is not a file name")));
+        }
+        (Some(name), None) => Some(Origin::Path(PathBuf::from(name))),
         _ => None,
     };
     let image = NewFile::open(origin, Access::Write)?;

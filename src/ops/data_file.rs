@@ -2,10 +2,11 @@
 //! and cache mode, and reopened with it.
 //!
 //! A relative name means the process's working directory, as in the reference implementation, at create and at open:
-//! two programs that disagree here would put one disk's data into two files. An option of the caller goes before the
+//! two programs that disagree here would put one disk's data into two files. For the same reason a recorded name is a
+//! file's name letter by letter, whatever it begins with. An option of the caller goes before the
 //! recorded name and needs no permission.
 
-use super::open::{resolve_path, Named, Opening, Origin, ResolveRequest, Role};
+use super::open::{Named, Opening, Origin, ResolveRequest, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DATA_FILE;
@@ -24,11 +25,6 @@ pub struct DataFile {
     pub origin: Origin,
     /// There where it is a file.
     pub(super) file: Option<Arc<FileStorage>>,
-}
-
-/// The path that a recorded data file name stands for.
-pub fn data_file_path(name: &str) -> Option<PathBuf> {
-    resolve_path(name, &Origin::Path(PathBuf::new()))
 }
 
 impl Opening<'_> {
@@ -52,6 +48,7 @@ impl Opening<'_> {
             return Ok(None);
         }
         let recorded = header.extension_text(extensions::DATA_FILE);
+        refuse_other_bytes(header.extension(extensions::DATA_FILE), "data file")?;
         let origin = match (asked, recorded) {
             (Some(path), _) => Origin::Path(path.into()),
             (None, None) => return Err(Error::invalid("'data-file' is required for this image")),
@@ -59,7 +56,7 @@ impl Opening<'_> {
                 let request = ResolveRequest {
                     named: Named::DataFile,
                     depth: seen.len() - 1,
-                    resolved_path: data_file_path(&recorded_name),
+                    resolved_path: Some(PathBuf::from(&recorded_name)),
                     format: Some("raw".into()),
                     recorded_name,
                 };
@@ -82,6 +79,14 @@ impl Opening<'_> {
         let (storage, file) = self.open_storage(&origin, self.flags.read_only, Role::DataFile)?;
         refuse_seen(storage.identity(), seen)?;
         Ok(Some(DataFile { storage, origin, file }))
+    }
+}
+
+/// Fails for a recorded name that is no text: read as one, it would be the name of another file.
+pub(super) fn refuse_other_bytes(name: Option<&[u8]>, what: &str) -> Result<()> {
+    match std::str::from_utf8(name.unwrap_or_default()) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::invalid(format!("the recorded name of the {what} is not UTF-8"))),
     }
 }
 

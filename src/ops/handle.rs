@@ -4,7 +4,9 @@ use super::check::{check, CheckOptions, CheckReport, Messages};
 use super::data_file::DataFile;
 use super::open::{sync_before_repair, OpenFlags, Opening, Origin, Role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{inactive_error, CoreSettings, Disk, Image};
+use crate::format::extensions::DATA_FILE;
+use crate::format::Header;
+use crate::image::{backing_names, inactive_error, read_header, CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
@@ -176,8 +178,8 @@ impl Handle {
         let files = self.reopen_files(&manner, &opening)?;
         let storage = as_storage(&files.image).unwrap_or_else(|| Arc::clone(core.storage()));
         settings.data_file = as_storage(&files.data).or(settings.data_file);
-        let done = opening
-            .repair_if_dirty(&core.header(), &*storage, &self.origin)
+        let done = header_now(&*storage, &core.header())
+            .and_then(|header| opening.repair_if_dirty(&header, &*storage, &self.origin))
             .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
         match done {
             Ok(repaired) => {
@@ -283,6 +285,16 @@ fn reopen_file(
         }
         (None, _) => Ok(None),
     }
+}
+
+/// The header as the file has it now, which somebody may have changed where the handle had no lock to prevent it.
+fn header_now(storage: &dyn Storage, old: &Header) -> Result<Header> {
+    let (header, _) = read_header(storage)?;
+    if header.extension(DATA_FILE) != old.extension(DATA_FILE) || backing_names(&header) != backing_names(old)
+    {
+        return Err(Error::invalid("the image names another data file or backing file: open it anew"));
+    }
+    Ok(header)
 }
 
 fn as_storage(file: &Option<Arc<FileStorage>>) -> Option<Arc<dyn Storage>> {

@@ -90,7 +90,7 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
     }
     seen.push(storage.identity());
     let same = image.is_chain_kept() && backing_names(&header) == backing_names(&old.header());
-    let below = match handle.below().filter(|_| same) {
+    let below = match handle.below().filter(|_| same && header.backing_file.is_some()) {
         Some(below) => {
             let resolver = opening.resolver.as_mut().map(|r| &mut **r as Resolver<'_>);
             let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);

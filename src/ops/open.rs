@@ -5,6 +5,7 @@
 
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
+use super::data_file::refuse_other_bytes;
 use super::handle::{Handle, Manner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
@@ -299,6 +300,7 @@ impl Opening<'_> {
         if self.flags.metadata_only || self.flags.no_backing {
             return Ok(None);
         }
+        refuse_other_bytes(header.backing_file.as_deref(), "backing file")?;
         let depth = seen.len();
         if depth > MAX_CHAIN {
             return Err(Error::new(
@@ -422,7 +424,7 @@ pub fn resolve_path(name: &str, origin: &Origin) -> Option<PathBuf> {
 }
 
 /// "nbd:...", "json:{...}": a colon before any slash.
-fn has_protocol(name: &str) -> bool {
+pub(super) fn has_protocol(name: &str) -> bool {
     name.find(':').is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash))
 }
 

@@ -4,9 +4,10 @@
 //! first, and is durable before the header has the new name. A power cut before leaves the old name over the same
 //! contents. Internal snapshots share the backing file and are not looked at, as in the reference implementation.
 
-use super::backing::{check_names, writable};
+use super::backing::{change_names, check_names, writable};
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::features::INCOMPAT_DATA_FILE;
 use crate::image::{Alone, Disk};
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ pub fn rebase(
     if backing.is_some() != name.is_some() {
         return Err(Error::invalid("a backing file needs a name, and a name a backing file"));
     }
+    if compressed && image.core().header().incompatible & INCOMPAT_DATA_FILE != 0 {
+        return Err(Error::unsupported("an image with an external data file has no compressed clusters"));
+    }
     if backing.is_some_and(|b| b.disk().is_snapshot()) {
         return Err(Error::invalid("the new backing file is open as one of its snapshots"));
     }
@@ -44,7 +48,7 @@ pub fn rebase(
     let work = Work { alone: &alone, new: backing.map(Handle::shared_disk), compressed };
     work.run(progress)?;
     let stays = backing.is_none_or(|b| core.backing().is_some_and(|old| node(old, 0) == node(b.disk(), 0)));
-    alone.change_backing(name, format.map(str::as_bytes))?;
+    change_names(handle, &alone, name, format)?;
     if !stays {
         alone.leave_chain();
     }

@@ -182,7 +182,10 @@ impl CreateOptions {
             ("backing_fmt", Value::Text(word)) => words.backing_format = Some(word),
             ("compression_type", Value::Text(word)) => words.compression_type = Some(word),
             ("extended_l2", Value::Bool(on)) => self.extended_l2 = on,
-            ("data_file", Value::Text(file)) => self.data_file = Some(file.into()),
+            // The prefix is the option's, as in the reference implementation: what is recorded is a file's name.
+            ("data_file", Value::Text(file)) => {
+                self.data_file = Some(file.strip_prefix("file:").unwrap_or(file).into())
+            }
             ("data_file_raw", Value::Bool(on)) => self.data_file_raw = on,
             ("encryption", Value::Bool(false)) => {}
             (later, _) => words.not_yet = Some(later),

@@ -83,6 +83,10 @@ impl FileStorage {
         if mode == libc::O_WRONLY || (options.writable && mode == libc::O_RDONLY) {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
+        // The host would append every write, whatever its offset.
+        if options.writable && flags & libc::O_APPEND != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let direct = flags & libc::O_DIRECT != 0;
         Self::from_file(file, FileOptions { direct, ..options })
     }
