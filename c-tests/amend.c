@@ -128,6 +128,8 @@ static void refused(void)
     CHECK_OK(qcow2_amend(image, none, 0, NULL, NULL));
     CHECK_OK(qcow2_amend(image, NULL, 0, NULL, NULL));
     CHECK_OK(amend(image, "compat=1.1", "lazy_refcounts=off")); /* nothing to do */
+    CHECK_OK(amend(image, "size=0", NULL));                     /* "as it is" */
+    CHECK_EQ(qcow2_length(image), MIB);
     digest = test_digest(path);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         CHECK_ERROR(amend(image, cases[i].first, cases[i].second), cases[i].number);

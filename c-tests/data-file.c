@@ -232,6 +232,59 @@ static void works_over_callbacks(void)
     test_memory_free(&data);
 }
 
+/* A recorded name is a file's name letter by letter, as for the stock tools, or it is refused. */
+static void names_are_taken_literally(void)
+{
+    const char *path;
+    char option[4200], name[4300];
+    qcow2_image *image;
+
+    snprintf(option, sizeof option, "data_file=file:%s", test_path("x.raw"));
+    path = test_create("literal.qcow2", MIB, option, NULL);
+    image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK(strcmp(test_info(image).data_file, test_path("x.raw")) == 0);
+    test_fill(image, 0, MIB, 1);
+    snprintf(name, sizeof name, "data_file=file:%s", test_path("x.raw"));
+    CHECK_OK(qcow2_amend(image, (const char *const[]){name, NULL}, 0, NULL, NULL));
+    test_close(image);
+    /* That is a file "x.raw" in a directory "file:...", which is not there. */
+    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), ENOENT);
+}
+
+/* A rebase that is to compress cannot. */
+static void nothing_is_compressed(void)
+{
+    char option[4200];
+    qcow2_image *image;
+
+    test_create("below.qcow2", MIB, NULL);
+    snprintf(option, sizeof option, "data_file=%s", test_path("over.raw"));
+    image = test_open(test_create("over.qcow2", MIB, option, "backing_file=below.qcow2", "backing_fmt=qcow2", NULL),
+                      QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK_ERROR(qcow2_rebase(image, NULL, NULL, NULL, QCOW2_REBASE_COMPRESSED, NULL, NULL), ENOTSUP);
+    test_close(image);
+}
+
+/* Somebody names another data file while a handle without a lock only reads: it does not go on to write the old one. */
+static void another_name_meanwhile(void)
+{
+    char option[4200];
+    const char *path;
+    qcow2_image *reader, *writer;
+
+    snprintf(option, sizeof option, "data_file=%s", test_path("one.raw"));
+    path = test_create("names.qcow2", MIB, option, NULL);
+    test_file_copy(test_path("one.raw"), test_path("two.raw"));
+    reader = test_open(path, QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE, NULL);
+    writer = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    snprintf(option, sizeof option, "data_file=%s", test_path("two.raw"));
+    CHECK_OK(qcow2_amend(writer, (const char *const[]){option, NULL}, 0, NULL, NULL));
+    test_close(writer);
+    CHECK_ERROR(qcow2_reopen(reader, 0, NULL), EINVAL);
+    CHECK_TEXT("another data file");
+    test_close(reader);
+}
+
 int main(void)
 {
     const char *data = test_path("the.data");
@@ -244,5 +297,8 @@ int main(void)
     serves_guest_data(path, data);
     keeps_a_raw_file_true();
     works_over_callbacks();
+    names_are_taken_literally();
+    nothing_is_compressed();
+    another_name_meanwhile();
     return 0;
 }

@@ -286,8 +286,29 @@ static void the_stock_tool_takes_over(void)
     test_expect_sound(path, false);
 }
 
+/* An image that has left its chain does not come back with it. */
+static void without_a_backing_file_any_more(void)
+{
+    qcow2_image *image = test_open(test_create("left-base.qcow2", MIB, NULL), 0, NULL);
+
+    test_fill(image, 0, MIB, 7);
+    test_close(image);
+    test_create("left.qcow2", MIB, "backing_file=left-base.qcow2", "backing_fmt=qcow2", NULL);
+    image = test_open(test_path("left.qcow2"), QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK_OK(qcow2_change_backing_file(image, NULL, NULL));
+    CHECK_ERROR(qcow2_commit(image, 0, NULL, NULL), ENOTSUP);
+    test_expect(image, 0, MIB, 0);
+    CHECK_OK(qcow2_inactivate(image));
+    CHECK_OK(qcow2_invalidate(image, NULL));
+    test_expect(image, 0, MIB, 0);
+    test_fill(image, 0, 1, 1);
+    test_expect(image, 1, MIB - 1, 0);
+    test_close(image);
+}
+
 int main(void)
 {
+    without_a_backing_file_any_more();
     the_stock_tool_takes_over();
     back_and_forth(0);
     back_and_forth(QCOW2_OPEN_ALLOW_RECORDED);

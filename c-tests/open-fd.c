@@ -51,6 +51,16 @@ int main(void)
     test_close(image);
     CHECK(descriptor_is_open(read_only));
 
+    /* The host would append whatever is written, wherever it belongs. */
+    int appends = open(test_path("elsewhere.qcow2"), O_RDWR | O_APPEND);
+    uint64_t digest = test_digest(test_path("elsewhere.qcow2"));
+    CHECK(appends >= 0);
+    CHECK_ERROR(qcow2_open_fd(appends, 0, NULL, &image), EINVAL);
+    CHECK_ERROR(qcow2_create_fd(appends, MIB, NULL), EINVAL);
+    CHECK_EQ(test_digest(test_path("elsewhere.qcow2")), digest);
+    CHECK_OK(qcow2_open_fd(appends, QCOW2_OPEN_READ_ONLY, NULL, &image));
+    test_close(image);
+
     /* What is no file. */
     int pipes[2];
     CHECK_EQ(pipe(pipes), 0);

@@ -77,7 +77,11 @@
 /* The file is a raw disk; every guest call works on it the same way. */
 #define QCOW2_OPEN_RAW 64
 
-/* Ignore a recorded backing file: holes read as zeroes. */
+/*
+ * Ignore a recorded backing file: holes read as zeroes. What such a handle makes a hole (by growing; in version 2 also
+ * by zeroing and discarding) shows the backing file again to an open without this flag. What such a handle makes a hole (by growing; in version 2 also
+ * by zeroing and discarding) shows the backing file again to an open without this flag.
+ */
 #define QCOW2_OPEN_NO_BACKING 128
 
 /*
@@ -635,9 +639,13 @@ int qcow2_open(const char *path,
 
 /*
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
- * Relative backing file names need a resolver, for a descriptor has no directory. Otherwise as qcow2_open.
+ * Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
+ * EINVAL for a writable open. Otherwise as qcow2_open.
  */
-int qcow2_open_fd(int fd, uint64_t flags, const char *const *options, qcow2_image **image);
+int qcow2_open_fd(int fd,
+                  uint64_t flags,
+                  const char *const *options,
+                  qcow2_image **image);
 
 /*
  * The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a

@@ -163,7 +163,8 @@ pub unsafe extern "C" fn qcow2_open(
 }
 
 /// Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
-/// Relative backing file names need a resolver, for a descriptor has no directory. Otherwise as qcow2_open.
+/// Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
+/// EINVAL for a writable open. Otherwise as qcow2_open.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open_fd(
     fd: c_int,

@@ -23,7 +23,9 @@ pub const QCOW2_OPEN_METADATA_ONLY: u64 = 0x10;
 pub const QCOW2_OPEN_NO_LOCK: u64 = 0x20;
 /// The file is a raw disk; every guest call works on it the same way.
 pub const QCOW2_OPEN_RAW: u64 = 0x40;
-/// Ignore a recorded backing file: holes read as zeroes.
+/// Ignore a recorded backing file: holes read as zeroes. What such a handle makes a hole (by growing; in version 2 also
+/// by zeroing and discarding) shows the backing file again to an open without this flag. What such a handle makes a hole (by growing; in version 2 also
+/// by zeroing and discarding) shows the backing file again to an open without this flag.
 pub const QCOW2_OPEN_NO_BACKING: u64 = 0x80;
 
 /// Another program has the image, which will be taken over with qcow2_invalidate: until then the handle takes no lock

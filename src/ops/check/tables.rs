@@ -83,6 +83,10 @@ impl Pass<'_> {
         self.count_region(offset, u64::from(size) * 8, 1)?;
         self.note_region(ACTIVE_L1, offset, u64::from(size) * 8);
         self.count_l1(offset, size, true)?;
+        let snapshots = self.snapshots.list.len();
+        if self.geometry.external_data && snapshots > 0 {
+            self.corruption(&format!("ERROR {snapshots} snapshots in image with data file"));
+        }
         for index in 0..self.snapshots.list.len() {
             self.count_snapshot(index)?;
         }
