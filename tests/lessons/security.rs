@@ -100,7 +100,10 @@ fn security_data_file_is_never_opened() {
         // With the permission, too, a name is a file's, letter by letter: these are not there.
         let allowed = OpenFlags { allow_recorded: true, ..READ_ONLY };
         let opened = open_file(&bench.path("image"), allowed, &[]).map(drop);
-        assert!(!name.contains(':') || opened.is_err_and(|e| e.kind() == ErrorKind::Host(libc::ENOENT)), "{name}");
+        assert!(
+            !name.contains(':') || opened.is_err_and(|e| e.kind() == ErrorKind::Host(libc::ENOENT)),
+            "{name}"
+        );
         assert!(bench.read("image") == bytes);
     }
     assert!(bench.read("secret") == b"a secret");
