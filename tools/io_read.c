@@ -121,18 +121,19 @@ int cmd_read(const struct io_command *command, int argc, char **argv)
     if (ret < 0) {
         return ret;
     }
-    if (options.vm_state) {
-        if (!io_sector_aligned(offset, "offset") || !io_sector_aligned(bytes, "count")) {
-            return -EINVAL;
-        }
-        return io_failed(stdout, "read", -ENOTSUP, 0, 0);
+    if (options.vm_state && (!io_sector_aligned(offset, "offset") || !io_sector_aligned(bytes, "count"))) {
+        return -EINVAL;
     }
     buffer = io_buffer((size_t)bytes, 0xab);
     if (buffer == NULL) {
         return -ENOMEM;
     }
     start = monotonic_nanoseconds();
-    count = qcow2_pread(io.image, buffer, (size_t)bytes, (uint64_t)offset);
+    if (options.vm_state) {
+        count = qcow2_vmstate_read(io.image, buffer, (size_t)bytes, (uint64_t)offset);
+    } else {
+        count = qcow2_pread(io.image, buffer, (size_t)bytes, (uint64_t)offset);
+    }
     if (count < 0) {
         ret = io_failed(stdout, "read", (int)count, offset, bytes);
     } else {

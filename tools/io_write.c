@@ -82,8 +82,12 @@ static int write_zeroes(const struct write_options *options, int64_t offset, int
 static int write_data(const struct write_options *options, const struct iovec *parts, int count, int64_t offset)
 {
     uint64_t flags = (options->fua ? QCOW2_REQ_FUA : 0) | (options->compressed ? QCOW2_REQ_COMPRESSED : 0);
-    ssize_t ret = qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, flags);
+    ssize_t ret;
 
+    if (options->vm_state)
+        ret = qcow2_vmstate_write(io.image, parts[0].iov_base, parts[0].iov_len, (uint64_t)offset);
+    else
+        ret = qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, flags);
     return ret < 0 ? (int)ret : 0;
 }
 
@@ -100,9 +104,6 @@ static int write_buffer(const struct write_options *options, int64_t offset, int
     uint64_t start;
     int ret;
 
-    if (options->vm_state) {
-        return io_failed(stdout, "write", -ENOTSUP, 0, 0);
-    }
     if (!options->zero) {
         part.iov_base = options->source != NULL ? io_buffer_from_file(options->source, (size_t)bytes)
                                                 : io_buffer((size_t)bytes, options->pattern);
