@@ -60,8 +60,8 @@
 #define QCOW2_OPEN_FORCE_SHARE 4
 
 /*
- * Open the backing files that the image names. Without it, and without a resolver, an image that
- * names a backing file is not opened (-EPERM).
+ * Open the backing files and data files that images name. Without it, and without a resolver, an image that
+ * names one is not opened (-EPERM).
  */
 #define QCOW2_OPEN_ALLOW_RECORDED 8
 
@@ -79,7 +79,6 @@
 
 /*
  * Ignore a recorded backing file: holes read as zeroes. What such a handle makes a hole (by growing; in version 2 also
- * by zeroing and discarding) shows the backing file again to an open without this flag. What such a handle makes a hole (by growing; in version 2 also
  * by zeroing and discarding) shows the backing file again to an open without this flag.
  */
 #define QCOW2_OPEN_NO_BACKING 128
@@ -735,7 +734,8 @@ ssize_t qcow2_pwritev(qcow2_image *image, const struct iovec *iov, int iovcnt, u
  * A compressed write is whole clusters (the disk's last one may be shorter) that the image itself does not hold
  * yet; a cluster that does not get smaller is written as it is. The option compress-threads has one request
  * compressed by several threads, which end with the call. Beside the errors of qcow2_pwrite: EINVAL (not whole
- * clusters), EIO (a cluster is allocated), ENOTSUP (a raw disk). Specification: "Compressed Clusters Descriptor".
+ * clusters), EIO (a cluster is allocated), ENOTSUP (a raw disk, an external data file).
+ * Specification: "Compressed Clusters Descriptor".
  */
 ssize_t qcow2_pwritev2(qcow2_image *image,
                        const struct iovec *iov,
@@ -908,17 +908,17 @@ int qcow2_change_backing_file(qcow2_image *image,
 /*
  * Gives the image another backing file without changing what the disk shows: what the image has from its chain and
  * `backing` would show otherwise is written into the image, and durable before the header changes as by
- * qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where both
- * chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have from
- * the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not change.
- * With another name or format the handle goes on with the chain that it has open, which shows the same; zeroing,
- * discarding and growing are refused (EINVAL) until the image is opened anew. `flags`: QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a
- * failure or a power cut the image has its old backing file, or the new one if the header's change had begun, and
- * shows the same.
+ * qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where
+ * both chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have
+ * from the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not
+ * change. With another name or format the handle goes on with the chain that it has open, which shows the same;
+ * zeroing, discarding and growing are refused (EINVAL) until the image is opened anew. `flags`:
+ * QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a failure or a power cut the image has its old backing
+ * file, or the new one if the header's change had begun, and shows the same.
  *
- * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one of
- * its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of
- * both chains and qcow2_pwrite.
+ * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one
+ * of its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as
+ * qcow2_change_backing_file, qcow2_pread of both chains and qcow2_pwrite.
  */
 int qcow2_rebase(qcow2_image *image,
                  qcow2_image *backing,
@@ -930,9 +930,9 @@ int qcow2_rebase(qcow2_image *image,
 
 /*
  * Copies what a range shows of the disks below into the image; the disk shows the same before, meanwhile and
- * afterwards. What the image holds itself stays; zeroes are not written as data (but in version 2). `base` is the depth
- * of the layer to stop at, as in qcow2_extent: what it and those below it hold is not copied; 0: everything is.
- * Requests of other threads go on, and a write of the guest's wins. `flags`: 0. `progress` may be NULL.
+ * afterwards. What the image holds itself stays; zeroes are not written as data (but in version 2). `base` is the
+ * depth of the layer to stop at, as in qcow2_extent: what it and those below it hold is not copied; 0: everything
+ * is. Requests of other threads go on, and a write of the guest's wins. `flags`: 0. `progress` may be NULL.
  *
  * After a stream of the whole disk with `base` 0 the image needs no backing file: qcow2_change_backing_file with NULL
  * lets go of it. After one with a base, its name can be recorded instead. Both make the copies durable first. Where
@@ -952,8 +952,8 @@ int qcow2_stream(qcow2_image *image,
 
 /*
  * Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
- * file is as short as it gets. Internal snapshots stay, VM state that none of them has goes. Requests of other threads wait. A power cut leaves each part
- * of the disk as it was or as below.
+ * file is as short as it gets. Internal snapshots stay, VM state that none of them has goes. Requests of other
+ * threads wait. A power cut leaves each part of the disk as it was or as below.
  *
  * Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.
  */
@@ -1011,7 +1011,7 @@ int qcow2_measure(uint64_t size,
  *
  * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; there is no room for so
  * much VM state, so that it cannot have been written), EFBIG (65,536
- * snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk), ENOSPC, EIO.
+ * snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk, an external data file), ENOSPC, EIO.
  * Specification: "Snapshots".
  */
 int qcow2_snapshot_create(qcow2_image *image,
@@ -1024,7 +1024,7 @@ int qcow2_snapshot_create(qcow2_image *image,
  * other counts. Requests of other threads wait meanwhile. A crash leaves the old disk or the new one.
  *
  * Returns 0 or -errno: ENOENT (no such snapshot), EINVAL (neither given, or a count would not fit), EROFS,
- * ENOTSUP (a raw disk), ENOSPC, EIO. Specification: "Snapshots".
+ * ENOTSUP (a raw disk, an external data file), ENOSPC, EIO. Specification: "Snapshots".
  */
 int qcow2_snapshot_apply(qcow2_image *image, const char *id, const char *name);
 
@@ -1046,7 +1046,7 @@ int qcow2_snapshot_delete(qcow2_image *image,
  * Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
  * with the snapshot.
  *
- * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and as qcow2_pwrite.
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and as qcow2_pwrite.
  * Specification: "Snapshots", size of the VM state.
  */
 ssize_t qcow2_vmstate_write(qcow2_image *image,
@@ -1059,7 +1059,7 @@ ssize_t qcow2_vmstate_write(qcow2_image *image,
  * snapshot.id or snapshot.name, else that of the image as it is, as qcow2_snapshot_apply has left it. What nobody has
  * written reads as zeroes, past the end too: vm_state_size of qcow2_get_snapshot tells how long it is.
  *
- * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and as qcow2_pread.
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and as qcow2_pread.
  * Specification: "Snapshots", size of the VM state.
  */
 ssize_t qcow2_vmstate_read(qcow2_image *image,
@@ -1068,12 +1068,12 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
                            uint64_t offset);
 
 /*
- * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
- * (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
- * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and what
- * it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
- * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
- * nothing that opens.
+ * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
+ * option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
+ * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
+ * what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
+ * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
+ * that opens.
  *
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
  * file is in use), ENOSPC and what else the host says.

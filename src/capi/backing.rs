@@ -42,17 +42,17 @@ pub unsafe extern "C" fn qcow2_change_backing_file(
 
 /// Gives the image another backing file without changing what the disk shows: what the image has from its chain and
 /// `backing` would show otherwise is written into the image, and durable before the header changes as by
-/// qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where both
-/// chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have from
-/// the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not change.
-/// With another name or format the handle goes on with the chain that it has open, which shows the same; zeroing,
-/// discarding and growing are refused (EINVAL) until the image is opened anew. `flags`: QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a
-/// failure or a power cut the image has its old backing file, or the new one if the header's change had begun, and
-/// shows the same.
+/// qcow2_change_backing_file. `backing` is open already, NULL: none, and is recorded as `name` and `format`. Where
+/// both chains have a range from the same file nothing is read. Internal snapshots are not looked at: what they have
+/// from the backing file becomes what the new one has. Requests of other threads on `image` wait; `backing` must not
+/// change. With another name or format the handle goes on with the chain that it has open, which shows the same;
+/// zeroing, discarding and growing are refused (EINVAL) until the image is opened anew. `flags`:
+/// QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a failure or a power cut the image has its old backing
+/// file, or the new one if the header's change had begun, and shows the same.
 ///
-/// Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one of
-/// its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as qcow2_change_backing_file, qcow2_pread of
-/// both chains and qcow2_pwrite.
+/// Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one
+/// of its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as
+/// qcow2_change_backing_file, qcow2_pread of both chains and qcow2_pwrite.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_rebase(
     image: *mut qcow2_image,
@@ -87,9 +87,9 @@ pub unsafe extern "C" fn qcow2_rebase(
 }
 
 /// Copies what a range shows of the disks below into the image; the disk shows the same before, meanwhile and
-/// afterwards. What the image holds itself stays; zeroes are not written as data (but in version 2). `base` is the depth
-/// of the layer to stop at, as in qcow2_extent: what it and those below it hold is not copied; 0: everything is.
-/// Requests of other threads go on, and a write of the guest's wins. `flags`: 0. `progress` may be NULL.
+/// afterwards. What the image holds itself stays; zeroes are not written as data (but in version 2). `base` is the
+/// depth of the layer to stop at, as in qcow2_extent: what it and those below it hold is not copied; 0: everything
+/// is. Requests of other threads go on, and a write of the guest's wins. `flags`: 0. `progress` may be NULL.
 ///
 /// After a stream of the whole disk with `base` 0 the image needs no backing file: qcow2_change_backing_file with NULL
 /// lets go of it. After one with a base, its name can be recorded instead. Both make the copies durable first. Where
@@ -118,8 +118,8 @@ pub unsafe extern "C" fn qcow2_stream(
 }
 
 /// Lets go of everything that the image holds itself: afterwards the disk shows its backing file, or zeroes, and the
-/// file is as short as it gets. Internal snapshots stay, VM state that none of them has goes. Requests of other threads wait. A power cut leaves each part
-/// of the disk as it was or as below.
+/// file is as short as it gets. Internal snapshots stay, VM state that none of them has goes. Requests of other
+/// threads wait. A power cut leaves each part of the disk as it was or as below.
 ///
 /// Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), EIO.
 #[no_mangle]

@@ -89,12 +89,12 @@ unsafe fn make(
     create_at(origin, data_file, size, &options).map(|()| 0)
 }
 
-/// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512
-/// (UINT64_MAX: the option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
-/// recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and what
-/// it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
-/// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves
-/// nothing that opens.
+/// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
+/// option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
+/// recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
+/// what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
+/// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
+/// that opens.
 ///
 /// Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
 /// file is in use), ENOSPC and what else the host says.

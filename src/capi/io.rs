@@ -168,7 +168,8 @@ pub unsafe extern "C" fn qcow2_pwritev(
 /// A compressed write is whole clusters (the disk's last one may be shorter) that the image itself does not hold
 /// yet; a cluster that does not get smaller is written as it is. The option compress-threads has one request
 /// compressed by several threads, which end with the call. Beside the errors of qcow2_pwrite: EINVAL (not whole
-/// clusters), EIO (a cluster is allocated), ENOTSUP (a raw disk). Specification: "Compressed Clusters Descriptor".
+/// clusters), EIO (a cluster is allocated), ENOTSUP (a raw disk, an external data file).
+/// Specification: "Compressed Clusters Descriptor".
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_pwritev2(
     image: *mut qcow2_image,

@@ -33,7 +33,7 @@ fn now() -> qcow2_snapshot_options {
 ///
 /// Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; there is no room for so
 /// much VM state, so that it cannot have been written), EFBIG (65,536
-/// snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk), ENOSPC, EIO.
+/// snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk, an external data file), ENOSPC, EIO.
 /// Specification: "Snapshots".
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_snapshot_create(
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn qcow2_snapshot_create(
 /// other counts. Requests of other threads wait meanwhile. A crash leaves the old disk or the new one.
 ///
 /// Returns 0 or -errno: ENOENT (no such snapshot), EINVAL (neither given, or a count would not fit), EROFS,
-/// ENOTSUP (a raw disk), ENOSPC, EIO. Specification: "Snapshots".
+/// ENOTSUP (a raw disk, an external data file), ENOSPC, EIO. Specification: "Snapshots".
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_snapshot_apply(
     image: *mut qcow2_image,

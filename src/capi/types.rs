@@ -13,8 +13,8 @@ pub const QCOW2_OPEN_READ_ONLY: u64 = 0x1;
 pub const QCOW2_OPEN_NO_REPAIR: u64 = 0x2;
 /// Read although another program writes. Needs QCOW2_OPEN_READ_ONLY; what is read may be torn.
 pub const QCOW2_OPEN_FORCE_SHARE: u64 = 0x4;
-/// Open the backing files that the image names. Without it, and without a resolver, an image that
-/// names a backing file is not opened (-EPERM).
+/// Open the backing files and data files that images name. Without it, and without a resolver, an image that
+/// names one is not opened (-EPERM).
 pub const QCOW2_OPEN_ALLOW_RECORDED: u64 = 0x8;
 /// For info, header dumps and checks: guest I/O is -EPERM, no other file is opened, a dirty image is
 /// not repaired by the open, and images with features that guest I/O does not serve can be opened.
@@ -24,7 +24,6 @@ pub const QCOW2_OPEN_NO_LOCK: u64 = 0x20;
 /// The file is a raw disk; every guest call works on it the same way.
 pub const QCOW2_OPEN_RAW: u64 = 0x40;
 /// Ignore a recorded backing file: holes read as zeroes. What such a handle makes a hole (by growing; in version 2 also
-/// by zeroing and discarding) shows the backing file again to an open without this flag. What such a handle makes a hole (by growing; in version 2 also
 /// by zeroing and discarding) shows the backing file again to an open without this flag.
 pub const QCOW2_OPEN_NO_BACKING: u64 = 0x80;
 

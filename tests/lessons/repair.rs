@@ -1,5 +1,5 @@
 //! C4, C6 and a part of C8: what a repair must count, and what a compressed entry says. Images of the stock tools.
-//! (VM state, which the stock tools cannot write: `ops::check::tests::kinds`.)
+//! (VM state: `ops::check::tests::kinds`.)
 
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64};
