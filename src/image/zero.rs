@@ -202,7 +202,9 @@ impl Core {
     pub(super) fn discard(&self, offset: u64, length: u64, flusher: &Flusher) -> Result<()> {
         check_range(self.virtual_size, offset, length)?;
         let (io, _) = self.begin_write()?;
-        if self.settings.options.discard == Discard::Ignore {
+        // In version 2 an entry cannot say that it is zeroes where a backing file would show.
+        let says_nothing = self.geometry.version < 3 && self.has_backing();
+        if self.settings.options.discard == Discard::Ignore || says_nothing {
             return Ok(());
         }
         let (first, last) = self.whole_clusters(offset, offset + length);
@@ -341,12 +343,8 @@ impl Core {
             L2Entry::Compressed(_) => None,
         };
         if self.geometry.version < 3 {
-            return match (self.has_backing(), fate) {
-                (false, _) => Some(Mapping::default()),
-                // A hole would show the backing file.
-                (true, Fate::Discard) => Some(plain.unwrap_or_default()).filter(|_| plain.is_some()),
-                (true, _) => None,
-            };
+            // A hole would show the backing file.
+            return (!self.has_backing()).then(Mapping::default);
         }
         let zero = Mapping { zero: all, ..Mapping::default() };
         let kept = plain.map_or(zero, |m| Mapping { alloc: 0, zero: all, ..m });

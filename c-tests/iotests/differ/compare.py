@@ -28,8 +28,8 @@ the counters of `check` are equal, and so is the map, except
   over a longer backing file ("Failed to zero out new clusters"), nor an image that has an unfinished bitmap after a kill. The lists go on with the other image;
 * resize --preallocation=metadata|falloc after a kill is done by ours on both sides: the stock tools give out clusters that
   a killed writer has filled, and the new part of the disk shows it;
-* resize --preallocation from an end inside a cluster is done by ours on both sides: the stock tools show what the cluster
-  held past that end before the disk was shrunk;
+* growing from an end inside a cluster is done by ours on both sides: the stock tools show what the cluster held past that
+  end before the disk was shrunk;
 * check -r leaks of a dirty image is left out: the stock tools then take the image for clean though its counts are not;
 * check -r of an image with snapshots and with bitmaps that are void is done by ours on both sides: the stock tools take
   the snapshots for leaks and remove them;

@@ -275,8 +275,9 @@ class Runner:
             options.append("--shrink")
         elif step.args["preallocation"]:
             options.append("--preallocation=" + step.args["preallocation"])
-        safe = "--shrink" not in options and bool(options)
-        if safe and len(self.sides[0].model.now) % self.script.cluster:
+        grows = "--shrink" not in options
+        safe = grows and bool(options)
+        if grows and len(self.sides[0].model.now) % self.script.cluster:
             safe = "always"
         outcomes = self.both(step, lambda side: ["resize", "-q", "-f", "qcow2"] + options + [NAME, str(size)],
                              safe=safe)
