@@ -228,6 +228,22 @@ static void works_over_callbacks(void)
     CHECK_ERROR(qcow2_create_with(NULL), EINVAL);
     CHECK_EQ(tables.closes, 4);
     CHECK_EQ(data.closes, 3);
+
+    /* A storage that takes no writes, whichever it is, is seen before the other one has lost what it held. */
+    qcow2_io_ops no_writes = test_memory_ops;
+    uint64_t tables_length = tables.length, data_length = data.length;
+
+    no_writes.pwritev = NULL;
+    create.options = options;
+    create.data_io = &no_writes;
+    CHECK_ERROR(qcow2_create_with(&create), EROFS);
+    create.io = &no_writes;
+    create.data_io = &test_memory_ops;
+    CHECK_ERROR(qcow2_create_with(&create), EROFS);
+    CHECK(tables_length > 0 && memcmp(tables.bytes, "QFI\xfb", 4) == 0);
+    CHECK_EQ(tables.length, tables_length);
+    CHECK_EQ(data.length, data_length);
+    CHECK_FILLED(data.bytes + 1000, 100000 - 1000, 4);
     test_memory_free(&tables);
     test_memory_free(&data);
 }
@@ -249,6 +265,71 @@ static void names_are_taken_literally(void)
     test_close(image);
     /* That is a file "x.raw" in a directory "file:...", which is not there. */
     CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), ENOENT);
+}
+
+/* Puts a byte that no text has into the only place of the header cluster that says `name`. */
+static void spoil(const char *path, const char *name)
+{
+    char header[65536];
+    const char *found;
+
+    test_file_read(path, header, sizeof header, 0);
+    found = memmem(header, sizeof header, name, strlen(name));
+    CHECK(found != NULL);
+    test_file_write(path, "\xff", 1, (uint64_t)(found - header));
+}
+
+/* A name that is no text is not opened by the name that it looks like. */
+static void names_are_text(void)
+{
+    char option[4200];
+    const char *path;
+    qcow2_image *image;
+
+    snprintf(option, sizeof option, "data_file=%s", test_path("Xdata.raw"));
+    path = test_create("spoiled-data.qcow2", MIB, option, NULL);
+    spoil(path, "Xdata.raw");
+    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), EINVAL);
+    CHECK_TEXT("data file is not UTF-8");
+    path = test_create("spoiled-backing.qcow2", MIB, "backing_file=Xbase.raw", "backing_fmt=raw", NULL);
+    spoil(path, "Xbase.raw");
+    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), EINVAL);
+    CHECK_TEXT("backing file is not UTF-8");
+    /* Without them it opens. */
+    test_close(test_open(path, QCOW2_OPEN_NO_BACKING, NULL));
+}
+
+static void find_snapshots(void *opaque, int kind, const char *text)
+{
+    (void)kind;
+    *(bool *)opaque |= strstr(text, "1 snapshots in image with data file") != NULL;
+}
+
+/* There can be no snapshots: a check says so, and a repair leaves it. */
+static void snapshots_are_an_error(void)
+{
+    /* Big-endian: an entry without an L1 table, ID "1", name "s". */
+    static const unsigned char entry[42] = {[13] = 1, [15] = 1, [40] = '1', [41] = 's'};
+    unsigned char fields[12] = {[3] = 1, [9] = 6}; /* one, at 6 clusters */
+    char option[4200];
+    const char *path;
+    qcow2_image *image;
+    qcow2_check_result result = {.struct_size = sizeof result};
+    bool told = false;
+
+    snprintf(option, sizeof option, "data_file=%s", test_path("snap.raw"));
+    path = test_create("snap.qcow2", MIB, option, NULL);
+    test_file_write(path, fields, sizeof fields, 60);
+    test_file_write(path, entry, sizeof entry, 6 * CLUSTER);
+    image = test_open(path, QCOW2_OPEN_METADATA_ONLY, NULL);
+    CHECK_OK(qcow2_check(image, QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, &result, find_snapshots, &told,
+                         NULL, NULL));
+    CHECK(told);
+    told = false;
+    CHECK_OK(qcow2_check(image, 0, &result, find_snapshots, &told, NULL, NULL));
+    CHECK(told);
+    CHECK_EQ(result.corruptions, 1);
+    test_close(image);
 }
 
 /* A rebase that is to compress cannot. */
@@ -283,6 +364,18 @@ static void another_name_meanwhile(void)
     CHECK_ERROR(qcow2_reopen(reader, 0, NULL), EINVAL);
     CHECK_TEXT("another data file");
     test_close(reader);
+
+    /* And another backing file. */
+    test_create("first.qcow2", MIB, NULL);
+    test_create("second.qcow2", MIB, NULL);
+    path = test_create("over-first.qcow2", MIB, "backing_file=first.qcow2", "backing_fmt=qcow2", NULL);
+    reader = test_open(path, QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE, NULL);
+    writer = test_open(path, QCOW2_OPEN_NO_BACKING, NULL);
+    CHECK_OK(qcow2_change_backing_file(writer, "second.qcow2", "qcow2"));
+    test_close(writer);
+    CHECK_ERROR(qcow2_reopen(reader, 0, NULL), EINVAL);
+    test_expect(reader, 0, MIB, 0);
+    test_close(reader);
 }
 
 int main(void)
@@ -298,6 +391,8 @@ int main(void)
     keeps_a_raw_file_true();
     works_over_callbacks();
     names_are_taken_literally();
+    names_are_text();
+    snapshots_are_an_error();
     nothing_is_compressed();
     another_name_meanwhile();
     return 0;

@@ -46,6 +46,9 @@ pub fn create_with_data_file(
     if data_file.is_some() != options.data_file.is_some() {
         return Err(Error::invalid("a data file needs a name to record, and a name a data file"));
     }
+    if std::iter::once(storage).chain(data_file).any(|s| s.traits().read_only) {
+        return Err(Error::new(ErrorKind::ReadOnly, "a storage takes no writes"));
+    }
     let virtual_size = match (virtual_size, options.size) {
         (SIZE_FROM_OPTIONS, Some(size)) if size != SIZE_FROM_OPTIONS => size,
         (SIZE_FROM_OPTIONS, _) => return Err(Error::invalid("Image creation needs a size parameter")),
@@ -157,9 +160,6 @@ fn incompatible(options: &CreateOptions) -> u64 {
 
 /// Makes what the storage holds unrecognisable, durably. Answers whether all of it reads as zeroes now.
 fn clear(storage: &dyn Storage) -> Result<bool> {
-    if storage.traits().read_only {
-        return Err(Error::new(ErrorKind::ReadOnly, "the storage takes no writes"));
-    }
     let length = || storage.length().map_err(|e| Error::host("reading the length of the file", &e));
     let zero_past_end = storage.traits().zero_past_end;
     if length()? == 0 {
