@@ -74,7 +74,8 @@
 //! R2 does not wait where waiting would buy nothing: a cluster past everything that was ever written, inside
 //! the durable length of the file, reads as zeroes; if the guest range read as zeroes too, then with any
 //! subset of the new data surviving, each sector is old or new. The file therefore grows ahead of the clusters
-//! handed out, and the first pointers into the new length wait for the sync that makes it durable.
+//! handed out: mostly just before a barrier, whose sync makes the new length durable. Where it had to grow between
+//! barriers, the first pointers into the new length wait for a sync.
 //!
 //! **External data files** hold the guest's clusters at their guest offsets; nothing is counted there (R1, R3) or reused
 //! (R4). R2 spans both files: each sync of the clock is one of the data file, where anything has changed there, and then

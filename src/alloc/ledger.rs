@@ -13,7 +13,7 @@ use crate::storage::is_not_supported;
 use crate::storage::medium::Ticket;
 
 /// Least and most bytes by which the file grows ahead of what is handed out.
-const AHEAD_BYTES: (u64, u64) = (64 << 10, 16 << 20);
+const AHEAD_BYTES: (u64, u64) = (1 << 20, 16 << 20);
 
 /// Clusters chosen by the ledger.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +78,11 @@ impl Drop for Reserved<'_> {
             self.allocator.give_back(self.run.first, self.run.count);
         }
     }
+}
+
+/// Bytes that the file is longer than it need be when it grows.
+fn spare_after(end: u64) -> u64 {
+    (end / 8).clamp(AHEAD_BYTES.0, AHEAD_BYTES.1)
 }
 
 /// Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
@@ -168,7 +173,7 @@ impl Ledger {
             return Ok(run);
         }
         let first = self.first_covered_free(shared)?;
-        let mut taken = 0;
+        let mut taken = 1;
         while taken < count {
             let cluster = first + taken;
             // A cluster without a block ends the run: the next one makes the block.
@@ -251,12 +256,23 @@ impl Ledger {
         self.high_water = self.high_water.max(first + count);
     }
 
+    /// Before a barrier: a file that this handle has made longer, and that is almost used up, grows now. The sync
+    /// that comes in any case covers its length; clusters handed out later need not wait for one of their own.
+    pub(super) fn grow_ahead(&mut self, shared: &Shared) -> Result<()> {
+        let used = self.geometry().cluster_offset(self.high_water);
+        let almost = self.geometry().cluster_ceil(used + spare_after(used) / 2);
+        match almost.filter(|_| self.length > self.first_length) {
+            Some(almost) => self.extend_file(shared, almost),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the file at least `end` bytes long, with some to spare.
     pub(super) fn extend_file(&mut self, shared: &Shared, end: u64) -> Result<()> {
         if end <= self.length {
             return Ok(());
         }
-        let spare = (end / 8).clamp(AHEAD_BYTES.0, AHEAD_BYTES.1);
+        let spare = spare_after(end);
         let storage = shared.medium.storage();
         // A damaged image may have data past its end, written in place behind the ledger's back: the file must
         // never get shorter here.

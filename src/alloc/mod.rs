@@ -28,6 +28,7 @@ use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
+use ledger::Run;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -110,26 +111,22 @@ impl Allocator {
     ///
     /// The run starts at the first free cluster. Dropping the result gives the clusters back.
     pub fn reserve(&self, cluster_count: u64) -> Result<Reserved<'_>> {
-        self.shared.medium.latch().check()?;
-        if self.is_lazy() && !planted(Plant::DirtyBitAfterEntry) {
-            self.shared.header.mark_dirty()?;
-        }
-        let mut ledger = self.lock();
-        self.settle(&mut ledger)?;
-        let run = ledger.take_run(&self.shared, cluster_count, self.is_lazy())?;
-        Ok(Reserved::new(self, run))
+        self.reserve_by(|ledger| ledger.take_run(&self.shared, cluster_count, self.is_lazy()))
     }
 
     /// As `reserve`, but exactly `cluster_count` clusters, for a table that must be contiguous.
     pub fn reserve_contiguous(&self, cluster_count: u64) -> Result<Reserved<'_>> {
+        self.reserve_by(|ledger| ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy()))
+    }
+
+    fn reserve_by(&self, take: impl FnOnce(&mut Ledger) -> Result<Run>) -> Result<Reserved<'_>> {
         self.shared.medium.latch().check()?;
         if self.is_lazy() && !planted(Plant::DirtyBitAfterEntry) {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
         self.settle(&mut ledger)?;
-        let run = ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy())?;
-        Ok(Reserved::new(self, run))
+        Ok(Reserved::new(self, take(&mut ledger)?))
     }
 
     /// Writes dirty refcount blocks without a sync: after the birth of a table, whose count should be in the
@@ -218,8 +215,10 @@ impl Settler for Allocator {
         let started = {
             // Under the ledger lock: a count raised after this gets a ticket for the next sync.
             let mut ledger = self.lock();
+            // A courtesy: what fails here is told by those who need it.
+            let _ = ledger.grow_ahead(&self.shared);
             if !self.is_lazy() && !planted(Plant::CountsNotWritten) {
-                // A courtesy: what fails here is told by those who need it.
+                // A courtesy, too.
                 let _ = ledger.raise_ahead(&self.shared);
                 ledger.write_dirty(&self.shared)?;
             }

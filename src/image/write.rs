@@ -60,16 +60,12 @@ impl Core {
         let mut done = 0;
         while done < bytes {
             let at = offset + done;
-            let extent = io.map.resolve(at, bytes - done)?;
-            let step = match (
-                extent.in_place || extent.source == Source::Data && planted(Plant::CopiedIgnored),
-                extent.host,
-            ) {
-                (true, Some(host)) => {
-                    self.write_in_place(host, extent.length, &source)?;
-                    extent.length
+            let step = match self.in_place(io, at, bytes - done)? {
+                Some((host, length)) => {
+                    self.write_in_place(host, length, &source)?;
+                    length
                 }
-                _ => {
+                None => {
                     self.relieve(io, alloc, flusher)?;
                     self.write_allocating(io, alloc, at, bytes - done, &source)?
                 }
@@ -98,6 +94,17 @@ impl Core {
             }
             _ => Ok(false),
         }
+    }
+
+    /// Host offset and length of what may be overwritten where it is.
+    #[inline]
+    fn in_place(&self, io: &Io, at: u64, bytes: u64) -> Result<Option<(u64, u64)>> {
+        if io.map.look(at, bytes) == Look::Hole {
+            return Ok(None);
+        }
+        let extent = io.map.resolve(at, bytes)?;
+        let in_place = extent.in_place || extent.source == Source::Data && planted(Plant::CopiedIgnored);
+        Ok(extent.host.filter(|_| in_place).map(|host| (host, extent.length)))
     }
 
     fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {
@@ -136,10 +143,12 @@ impl Core {
         let first_cluster = geometry.cluster_index(at);
         let claim = io.map.claim(first_cluster, geometry.clusters_ceil(end));
         // The entry may have been linked while we waited for the claim.
-        let now = io.map.resolve(at, end - at)?;
-        if let (true, Some(host)) = (now.in_place, now.host) {
-            self.write_in_place(host, now.length, source)?;
-            return Ok(now.length);
+        if io.map.look(at, end - at) != Look::Hole {
+            let now = io.map.resolve(at, end - at)?;
+            if let (true, Some(host)) = (now.in_place, now.host) {
+                self.write_in_place(host, now.length, source)?;
+                return Ok(now.length);
+            }
         }
         self.write_claimed(io, alloc, &claim, at, end, source)
     }
@@ -225,7 +234,8 @@ impl Core {
         if geometry.external_data {
             full.to = full.to.min(disk_end);
         }
-        let was_zero = self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?;
+        let was_zero = self.is_void(&run.old)
+            || self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?;
         let fresh = reserved.as_ref().is_some_and(|r| r.is_fresh());
         let padded = !(fresh && was_zero);
         let written = if padded { Span { from: full.from, to: full.to } } else { Span { ..*payload } };
@@ -247,6 +257,12 @@ impl Core {
             after = after.max(self.shared.medium.ticket());
         }
         self.link_run(io, claim, &run, reserved, host_start, &full, after)
+    }
+
+    /// Whether clusters with these entries read as zeroes, as far as a look at the entries can tell.
+    fn is_void(&self, entries: &[L2Entry]) -> bool {
+        let void = |entry: &L2Entry| matches!(entry, L2Entry::Plain(m) if m.alloc == 0);
+        !self.has_backing() && entries.iter().all(void)
     }
 
     /// The payload widened to what the new clusters must hold: whole subclusters, and all that moves.

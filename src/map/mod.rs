@@ -334,8 +334,15 @@ impl Map {
         if table == 0 {
             return Ok(L2Entry::Plain(Mapping::default()));
         }
-        let page = self.slice(cluster, table)?;
-        self.decode(cluster, page.entry(self.index_in_slice(cluster)))
+        let index = self.index_in_slice(cluster);
+        let raw = match self.front_page(self.slice_key(cluster)) {
+            Some(page) => page.entry(index),
+            None => self.slice(cluster, table)?.entry(index),
+        };
+        if raw == RawL2::default() {
+            return Ok(L2Entry::Plain(Mapping::default()));
+        }
+        self.decode(cluster, raw)
     }
 
     /// Makes sure that the L2 table of a claimed cluster exists and is this L1 table's alone.
@@ -393,7 +400,7 @@ impl Map {
         let value = RawL2 { descriptor: L1Entry::owned(offset).0, bitmap: 0 };
         let change = Change { entry: l1_index as usize, value, after, dropped };
         let done = self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
-        debug_assert_eq!(done, Updated::Done, "the L1 page is never evicted");
+        debug_assert_ne!(done, Updated::Evicted, "the L1 page is never evicted");
         reserved.keep();
         if old.table_offset() != 0 {
             self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
@@ -414,14 +421,22 @@ impl Map {
         loop {
             let table = self.l1_entry(l1_index)?.table_offset();
             debug_assert_ne!(table, 0, "link without own_table");
-            let page = self.slice(link.cluster, table)?;
+            let loaded;
+            let page = match self.front_page(self.slice_key(link.cluster)) {
+                Some(page) => page,
+                None => {
+                    loaded = self.slice(link.cluster, table)?;
+                    &loaded
+                }
+            };
             // A slice of the table that has just been replaced may still be on its way out.
             if self.geometry.cluster_floor(page.home()) != table {
                 self.forget(self.slice_key(link.cluster));
                 continue;
             }
-            if page.update(change, &self.shared.medium, &self.shared.gate, &self.list) == Updated::Done {
-                if page.held_count() >= HELD_LIMIT {
+            let done = page.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+            if let Updated::Done(held) = done {
+                if held >= HELD_LIMIT {
                     self.write_through()?;
                 }
                 return Ok(());

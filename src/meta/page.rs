@@ -70,6 +70,8 @@ struct State {
     dirty: Vec<u64>,
     dirty_sectors: usize,
     held: Vec<Held>,
+    /// The latest ticket that a change has waited for.
+    latest: Ticket,
     listed: bool,
     /// A write-out failed: memory holds what the file does not, and must stay what readers see.
     stuck: bool,
@@ -124,10 +126,10 @@ impl DirtyList {
         *self.waiting.lock().unwrap_or_else(|e| e.into_inner()).entry(ticket).or_default() += 1;
     }
 
-    fn remove_waiting(&self, ticket: Ticket) {
+    fn remove_waiting(&self, ticket: Ticket, changes: u64) {
         let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(count) = waiting.get_mut(&ticket) {
-            *count -= 1;
+            *count -= changes;
             if *count == 0 {
                 waiting.remove(&ticket);
             }
@@ -147,8 +149,8 @@ impl DirtyList {
 /// What an update met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Updated {
-    /// The change is in the page.
-    Done,
+    /// The change is in the page, which holds as many that wait or have let go of something.
+    Done(usize),
     /// The page has been evicted: find it again.
     Evicted,
 }
@@ -312,7 +314,7 @@ impl Page {
         gate: &Gate,
         list: &DirtyList,
     ) -> Updated {
-        let after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
+        let mut after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
         let mut state = self.lock();
         if !self.is_live() {
             return Updated::Evicted;
@@ -330,6 +332,12 @@ impl Page {
         }
         let waits = !medium.is_past(after);
         if waits {
+            if after < state.latest {
+                // P2: it is not ripe before an older change of its entry, and a barrier must not wait for it sooner.
+                let same = state.held.iter().filter(|h| h.entry == change.entry);
+                after = same.map(|h| h.after).fold(after, Ticket::max);
+            }
+            state.latest = state.latest.max(after);
             // Who sees this count finds the page: on the list, or in the hands of an announced write-out.
             list.add_waiting(after);
         } else {
@@ -338,7 +346,7 @@ impl Page {
         if dropped.is_some() || waits {
             state.held.push(Held { entry: change.entry, before, after, waits, dropped });
         }
-        Updated::Done
+        Updated::Done(state.held.len())
     }
 
     fn sector_of(&self, entry: usize) -> usize {
@@ -352,11 +360,6 @@ impl Page {
             state.dirty[word] |= bit;
             state.dirty_sectors += 1;
         }
-    }
-
-    /// Changes that wait in this page; a caller that sees many asks for a barrier.
-    pub fn held_count(&self) -> usize {
-        self.lock().held.len()
     }
 
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
@@ -405,17 +408,27 @@ impl Page {
     /// Copies the dirty sectors with the values that may be on disk now, and what ripe changes let go of.
     fn take_ripe(self: &Arc<Self>, medium: &Medium, list: &DirtyList) -> Ripe {
         let mut state = self.lock();
+        let waits_whole = state.dirty_sectors == 0 && !state.held.iter().any(|h| medium.is_past(h.after));
+        if waits_whole && !state.held.is_empty() {
+            list.add(self);
+            return Ripe { runs: Vec::new(), releases: Vec::new(), clean: false };
+        }
         state.listed = false;
         let mut older = Vec::new();
         let mut blocked = BTreeSet::new();
         let mut releases = Vec::new();
         let mut kept = Vec::new();
+        // Neighbours mostly wait for the same.
+        let mut arrived = (Ticket::PAST, 0);
         for held in std::mem::take(&mut state.held) {
             if medium.is_past(held.after) && !blocked.contains(&held.entry) {
                 releases.extend(held.dropped);
                 self.mark_dirty(&mut state, held.entry);
-                if held.waits {
-                    list.remove_waiting(held.after);
+                if held.waits && held.after == arrived.0 {
+                    arrived.1 += 1;
+                } else if held.waits {
+                    list.remove_waiting(arrived.0, arrived.1);
+                    arrived = (held.after, 1);
                 }
                 continue;
             }
@@ -424,6 +437,7 @@ impl Page {
             }
             kept.push(held);
         }
+        list.remove_waiting(arrived.0, arrived.1);
         state.held = kept;
         let passed_on: u64 = releases.iter().map(|r: &Release| r.cluster_count).sum();
         list.held_clusters.fetch_sub(passed_on, Ordering::Relaxed);
@@ -536,6 +550,31 @@ mod tests {
     }
 
     #[test]
+    fn a_change_is_not_waited_for_before_an_older_one_of_its_entry() {
+        let medium = Medium::new(Arc::new(Memory::new(vec![0; 4096])));
+        let (gate, list, log, guard) =
+            (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
+        let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
+        let early = medium.ticket();
+        let sync = medium.begin_sync();
+        let late = medium.ticket();
+        for (entry, after) in [(3, late), (3, early), (4, early)] {
+            let change = Change { entry, value: raw(7), after, dropped: None };
+            assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
+        }
+        medium.finish_sync(sync).unwrap();
+        // A barrier that began with `early` has nothing to wait for once the page is written.
+        assert_eq!(list.take(&list.begin()).len(), 1);
+        assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+        assert_eq!(list.oldest_waiting(), Some(late));
+        let sync = medium.begin_sync();
+        medium.finish_sync(sync).unwrap();
+        assert_eq!(list.take(&list.begin()).len(), 1);
+        assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+        assert_eq!(list.oldest_waiting(), None);
+    }
+
+    #[test]
     fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
         let storage = Arc::new(Memory::new(vec![0; 4096]));
         let medium = Medium::new(storage.clone());
@@ -544,7 +583,7 @@ mod tests {
         let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
         let set = |entry, value, after, dropped| {
             let change = Change { entry, value: raw(value), after, dropped };
-            assert_eq!(page.update(change, &medium, &gate, &list), Updated::Done);
+            assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
         };
         let on_disk = |entry: usize| {
             let bytes = storage.contents();

@@ -68,7 +68,7 @@ impl Parts {
     fn change(&self, entry: usize, after: Ticket) {
         let change = Change { entry, value: RawL2 { descriptor: VALUE, bitmap: 0 }, after, dropped: None };
         // The cache lets go of an evicted page in a moment.
-        while self.page(0).update(change, &self.medium, &self.gate, &self.list) != Updated::Done {
+        while self.page(0).update(change, &self.medium, &self.gate, &self.list) == Updated::Evicted {
             thread::yield_now();
         }
     }

@@ -272,16 +272,16 @@ fn write_tables(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
         return out.zero(Purpose::L1, l1_offset, l1_area);
     }
     debug_assert_eq!(l1_bytes, plan.l1_entries * 8);
-    let mut table = Vec::with_capacity(geometry.cluster_bytes() as usize);
+    let mut table = vec![0; geometry.cluster_bytes() as usize];
     for l2 in &plan.l2 {
-        table.clear();
-        let first = geometry.cluster_offset(l2.data_at) | COPIED;
-        for index in 0..l2.data_clusters {
-            table.extend((first + geometry.cluster_offset(index)).to_be_bytes());
-            // No subcluster is allocated yet: a backing file shows through.
-            table.resize(table.len() + geometry.l2_entry_bytes() as usize - 8, 0);
+        let mut entry = geometry.cluster_offset(l2.data_at) | COPIED;
+        // The bitmap of an extended entry stays zero: no subcluster is allocated yet, a backing file shows through.
+        let (used, rest) = table.split_at_mut((l2.data_clusters * geometry.l2_entry_bytes()) as usize);
+        for raw in used.chunks_exact_mut(geometry.l2_entry_bytes() as usize) {
+            raw[..8].copy_from_slice(&entry.to_be_bytes());
+            entry += geometry.cluster_bytes();
         }
-        table.resize(geometry.cluster_bytes() as usize, 0);
+        rest.fill(0);
         out.write(Purpose::L2, geometry.cluster_offset(l2.at), &table)?;
     }
     let mut l1 = Vec::with_capacity(l1_area as usize);
