@@ -64,12 +64,12 @@ const struct io_command io_commands[] = {
       " -o, -- key=value,... : driver, file.filename and the library's open options\n"
       " -k, -i, -- accepted with -n; requests are synchronous\n"
       " -s, -- write to a temporary overlay that ends with the program\n"
-      " -C, -- refused: not supported\n", "Cd:i:knro:st:U", cmd_open },
+      " -C, -- keep what the backing chain shows when it is read\n", "Cd:i:knro:st:U", cmd_open },
     { "quit", "q", 0, -1, 0, NULL, "exit the program", NULL, NULL, cmd_quit },
     { "read", "r", 2, -1, NEEDS_FILE | WAITS, "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
       "reads a number of bytes at a specified offset",
       " Example: 'read -P 0xcd 64k 4k' checks 4 KiB at offset 64 KiB.\n"
-      " -b, -- from the VM state (not supported)\n"
+      " -b, -- from the VM state\n"
       READ_HELP
       " -p, -- ignored\n"
       " -s, -- with -P: check from this byte of the buffer on\n"
@@ -95,7 +95,7 @@ const struct io_command io_commands[] = {
     { "write", "w", 2, -1, NEEDS_FILE | NEEDS_WRITE | WAITS,
       "[-bcCfnqruz] [-P pattern | -s source_file] off len", "writes a number of bytes at a specified offset",
       " Example: 'write -z 1M 64k' makes 64 KiB at offset 1 MiB read as zeroes.\n"
-      " -b, -- to the VM state (not supported)\n"
+      " -b, -- to the VM state\n"
       " -c, -- compressed: whole clusters that are not allocated yet\n"
       WRITE_HELP ZERO_HELP
       " -n, -- with -z: fail rather than write zero bytes\n"
