@@ -188,7 +188,8 @@ class Row:
     def note_memory(self, base):
         """Peak memory of the programs beside their times; ours needs no more than `base`."""
         for name, samples in self.samples.items():
-            self.values.setdefault(name, {})['memory'] = max(sample['memory'] for sample in samples)
+            if 'memory' in samples[0]:
+                self.values.setdefault(name, {})['memory'] = max(sample['memory'] for sample in samples)
         if base in self.samples and 'ours' in self.samples:
             self.reach('ours', self.values[base]['memory'], self.values['ours']['memory'], what='bytes of memory')
 

@@ -60,7 +60,8 @@ static void places_open(struct disk *disk, const char *path, const char *const *
     (void)options;
     if (places == NULL)
         fail("no memory");
-    places->cluster_bits = open_layers(places, path, disk->flags & OPEN_WRITABLE ? O_RDWR : O_RDONLY);
+    places->cluster_bits = open_layers(places, path, (disk->flags & OPEN_WRITABLE ? O_RDWR : O_RDONLY) |
+                                                         (disk->flags & OPEN_DIRECT ? O_DIRECT : 0));
     bytes = 1ull << places->cluster_bits;
     if (qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_READ_ONLY, NULL, &image) < 0)
         fail("%s: %s", path, qcow2_last_error());

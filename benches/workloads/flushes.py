@@ -167,6 +167,10 @@ def writeback(env, rows):
             engine, create, options = VARIANTS[variant]
             variants[variant] = lambda _, e=engine, c=create, o=options: sample(
                 env, tmpfs, e, c, o, 'order=stride final=1', span)
+        # Where an image has its data: behind tables.
+        def floor(_, tmpfs=tmpfs, span=span):
+            return sample(env, tmpfs, 'raw', '', '', f'order=stride final=1 start={21 * 65536}', span)
+        variants = {'raw': variants['raw'], 'floor': floor, **variants}
         variants['QEMU eager'] = lambda _: by_qemu(env, tmpfs, 'qcow2', '', span // 65536,
                                                  [f'--flush-interval={span // 65536}'])
         title = 'tmpfs' if tmpfs else 'on a disk'

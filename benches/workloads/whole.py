@@ -11,8 +11,8 @@ KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 ADDRESS = 0x00fffffffffffe00
 
 
-def tool_row(env, name, title, arguments, limit, before):
-    """The same command of both tools. `before(variant)` makes what it works on and gives the path."""
+def tool_row(env, name, title, arguments, limit, before, others=None):
+    """The same command of both tools, and `others`. `before(variant)` makes what it works on and gives the path."""
     def run(variant, tool):
         def sample(_):
             if tool is None:
@@ -21,7 +21,7 @@ def tool_row(env, name, title, arguments, limit, before):
             return command(env, [tool, *(part.format(path=path) for part in arguments)])
         return sample
     row = Row(env, TABLE, name, title, base='QEMU', metric='wall')
-    row.run({'QEMU': run('QEMU', env.qemu), 'ours': run('ours', env.img)}, warmup=False)
+    row.run({'QEMU': run('QEMU', env.qemu), 'ours': run('ours', env.img), **(others or {})}, warmup=False)
     row.reach('ours', limit)
     row.note_memory('QEMU')
     return row
@@ -146,8 +146,18 @@ def creates(env, rows):
     def before(_):
         env.remove('create.qcow2')
         return env.path('create.qcow2')
+    def floor(_):
+        """As many writes of as many bytes to a raw file, and a sync."""
+        path, tables = before(None), TIB // 65536 * (8 + 2)
+        with Driver(env) as driver:
+            driver(f'create raw {path} {tables}')
+            driver(f'open disk raw {path} rw')
+            used = driver(f'run disk op=write order=seq bs=64k span={tables} final=1')
+            driver('close disk')
+        return dict(used, ops=1)
     rows.append(tool_row(env, 'create', 'create, 1 TiB, preallocation=metadata',
-                         ['create', '-q', '-f', 'qcow2', '-o', 'preallocation=metadata', '{path}', '1T'], 0.06, before=before))
+                         ['create', '-q', '-f', 'qcow2', '-o', 'preallocation=metadata', '{path}', '1T'], 0.06,
+                         before=before, others={'floor': floor}))
     env.remove('create.qcow2')
 
 
