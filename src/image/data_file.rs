@@ -10,14 +10,15 @@
 //! closes the latch.
 //!
 //! A **raw** data file (autoclear bit 1) shows what the disk shows to whoever reads it alone. An entry that says
-//! zero is therefore linked once the file has zeroes there, and becomes durable after them. Space that the host cannot
-//! give back as zeroes is not discarded at all. After a power cut, what was not flushed may be old in one view and new
-//! in the other, until it is written again.
+//! zero is therefore linked once the file has zeroes there, and becomes durable after them. A write in
+//! place, which has no claim, looks at the entry again when it is done. Space that the host cannot give back as zeroes is
+//! not discarded at all. After a power cut, what was not flushed may be old in one view and new in the other, until it is
+//! written again.
 //!
 //! Elsewhere zeroing and discarding change entries only, and the space goes back to the host at once: a reader by the old
 //! entry finds zeroes, which the request asked for.
 
-use super::{Core, ZeroFlags};
+use super::{Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::meta::guard::Owner;
 use crate::planted::{planted, Plant};
@@ -87,6 +88,15 @@ impl Core {
             true => Ok(Some(Ticket::PAST)),
             false => Ok(Some(medium.ticket())),
         }
+    }
+
+    /// Whether what was just written in place to a raw data file counts there. Who zeroes the range meanwhile holds its
+    /// claim until the entry says so: written once more after that, file and disk are the same again.
+    pub(super) fn is_still_in_place(&self, io: &Io, at: u64, length: u64) -> Result<bool> {
+        let geometry = &self.geometry;
+        drop(io.map.claim(geometry.cluster_index(at), geometry.clusters_ceil(at + length)));
+        let now = io.map.resolve(at, length)?;
+        Ok(now.in_place && now.length == length)
     }
 
     /// Gives guest bytes `[from, to)`, which read as zeroes by their entries now, back to the host. A courtesy.

@@ -63,6 +63,9 @@ impl Core {
             let step = match self.in_place(io, at, bytes - done)? {
                 Some((host, length)) => {
                     self.write_in_place(host, length, &source)?;
+                    if self.raw_data_file && !self.is_still_in_place(io, at, length)? {
+                        continue;
+                    }
                     length
                 }
                 None => {
@@ -77,7 +80,7 @@ impl Core {
     }
 
     /// Overwrites a range inside one cluster where it is, if looks alone can tell that there is no more to it.
-    /// `false`: nothing has been done.
+    /// `false`: it is to be written as any other.
     #[inline]
     pub(super) fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
         let length = bytes.len() as u64;
@@ -90,7 +93,7 @@ impl Core {
                 if self.shared.guard.is_clear(host, length) && !self.shared.header.autoclear_pending() =>
             {
                 self.shared.medium.write_data(host, &[IoSlice::new(bytes)])?;
-                Ok(true)
+                Ok(!self.raw_data_file || self.is_still_in_place(io, offset, length)?)
             }
             _ => Ok(false),
         }

@@ -4,13 +4,14 @@
 
 use super::recorder::{act_as, Recorder};
 use super::rows::{self, Gives, Promise, Row, GROWN, SHRUNK, SIZE};
-use super::setup::{self, Mode, Setup, BAD_TAG};
-use super::sweep::check_clean;
-use super::{oracle, SECTOR};
+use super::setup::{self, Mode, Setup, BACKING_TAG, BAD_TAG};
+use super::sweep::{check_clean, mend_flags};
+use super::{oracle, split, SECTOR};
 use qcow2::error::ErrorKind;
+use qcow2::image::Disk;
 use qcow2::ops::handle::Handle;
 use qcow2::storage::memory::Memory;
-use qcow2::storage::Purpose;
+use qcow2::storage::{Purpose, Storage};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,17 +32,32 @@ pub struct Scene {
     pub setup: Setup,
     /// It has an internal snapshot of what it holds.
     pub snapshot: bool,
-    image: Vec<u8>,
+    files: Files,
     base: Vec<u8>,
     /// What each compared sector holds, before and after the write that is under way when a race begins.
     initial: Vec<u32>,
     before: Vec<u32>,
 }
 
-/// Where an operation is parked: at a call of the image's storage or of the backing file's.
+/// The bytes of an image and of its external data file.
+#[derive(Clone)]
+struct Files {
+    image: Vec<u8>,
+    data: Option<Vec<u8>>,
+}
+
+/// A storage whose calls can be parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Image,
+    Backing,
+    DataFile,
+}
+
+/// Where an operation is parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
-    pub base: bool,
+    pub device: Device,
     /// Only writes with this purpose count.
     pub purpose: Option<Purpose>,
     pub call: u64,
@@ -72,8 +88,8 @@ struct Ran {
     ended: u64,
     /// Sectors and the tags that it read there.
     seen: Vec<(u64, u32)>,
-    /// What the medium held for sure when it returned, if it promised something.
-    promised: Option<Vec<u8>>,
+    /// What the media held for sure when it returned, if it promised something.
+    promised: Option<Files>,
     /// Its range was past the end: it did nothing.
     refused: bool,
 }
@@ -92,14 +108,19 @@ pub struct Played {
     pub parked: u32,
     /// The parts that were done while an earlier one was parked.
     pub beside: u32,
+    /// The parts whose range was past the end, or whose image was another.
+    pub refused: u32,
 }
 
 impl Scene {
     pub fn new(setup: Setup, snapshot: bool) -> Scene {
         let setup = Setup { sectors: SIZE, prefill: 52, ..setup };
-        let storage = Arc::new(Memory::new(setup.create()));
+        let (image, data) = setup.create_files();
+        let storage = Arc::new(Memory::new(image));
+        let data = setup.data_file.map(|_| Arc::new(Memory::new(data)));
         let base = setup.backing.map(setup::backing_bytes).unwrap_or_default();
-        let handle = setup.open(storage.clone()).expect("open");
+        let below = Arc::new(Memory::new(base.clone()));
+        let handle = setup.open_files(storage.clone(), below, data.clone().map(|d| d as _)).expect("open");
         rows::prepare(&handle, snapshot).expect("prepare");
         let initial = setup::read_all(&handle).expect("read");
         handle.close().expect("close");
@@ -109,8 +130,15 @@ impl Scene {
         };
         let mut before = initial.clone();
         EARLIER.iter().for_each(|(s, n, tag)| before[*s as usize..][..*n as usize].fill(*tag));
-        let image = storage.contents();
-        Scene { setup, snapshot, image, base, initial: grow(initial), before: grow(before) }
+        let files = Files { image: storage.contents(), data: data.map(|d| d.contents()) };
+        Scene { setup, snapshot, files, base, initial: grow(initial), before: grow(before) }
+    }
+
+    /// The storages that there are.
+    pub fn devices(&self) -> impl Iterator<Item = Device> {
+        let backing = self.setup.backing.map(|_| Device::Backing);
+        let data = self.setup.data_file.map(|_| Device::DataFile);
+        [Some(Device::Image), backing, data].into_iter().flatten()
     }
 
     fn read(&self, handle: &Handle) -> Result<Vec<u32>, String> {
@@ -118,24 +146,47 @@ impl Scene {
         setup::read(handle, 0, count).map_err(|e| format!("reading: {e}"))
     }
 
-    /// What a power cut or the end of the process leaves of `image` after recovery.
-    fn recover(&self, image: Vec<u8>, base: Vec<u8>) -> Result<Vec<u32>, String> {
-        let dirty = oracle::is_dirty(&image);
-        let storage = Arc::new(Memory::new(image));
-        let handle = self.setup.open_over(storage.clone(), Arc::new(Memory::new(base)));
-        let handle = handle.map_err(|e| format!("open: {e}"))?;
-        let leaks = check_clean(&*storage)?;
+    /// What a power cut or the end of the process leaves of `files` after recovery: what the disk shows, and what a raw
+    /// data file shows by itself.
+    fn recover(&self, files: Files, base: Vec<u8>) -> Result<Vec<Vec<u32>>, String> {
+        let dirty = oracle::is_dirty(&files.image);
+        let is_raw = oracle::Head::parse(&files.image).is_some_and(|head| head.raw);
+        let storage = Arc::new(Memory::new(files.image));
+        let data = files.data.map(|bytes| Arc::new(Memory::new(bytes)));
+        let below = Arc::new(Memory::new(base));
+        let open = || {
+            let handle = self.setup.open_files(storage.clone(), below.clone(), data.clone().map(|d| d as _));
+            handle.map_err(|e| format!("open: {e}"))
+        };
+        let handle = open()?;
+        let (handle, leaks) = match check_clean(&*storage) {
+            // A snapshot began when the image had become one of version 2.
+            Err(e) if oracle::is_version_2(&storage.contents()) => {
+                let leaks = mend_flags(handle, &*storage, e)?;
+                (open()?, leaks)
+            }
+            leaks => (handle, leaks?),
+        };
         if dirty && leaks > 0 {
             return Err(format!("{leaks} leaks after a repair"));
         }
-        self.read(&handle)
+        let disk = self.read(&handle)?;
+        let alone = data.filter(|_| is_raw).map(|d| split::tags_of(d.contents(), disk.len() as u64));
+        Ok([disk].into_iter().chain(alone).collect())
     }
 
     /// Starts the parts one after the other, each when the one before is parked, done or waiting; then lets them
     /// go on in the order of `release`.
     pub fn play(&self, parts: &[Part], release: &[usize]) -> Result<Played, String> {
-        let (recorder, base) = (Recorder::new(self.image.clone()), Recorder::new(self.base.clone()));
-        let handle = self.setup.open_over(recorder.clone(), base.clone()).map_err(|e| e.to_string())?;
+        let (recorder, base) = (Recorder::new(self.files.image.clone()), Recorder::new(self.base.clone()));
+        let data = self.files.data.clone().map(Recorder::new);
+        data.iter().for_each(|d| recorder.set_data_file(d.clone()));
+        let handle = self.setup.open_files(
+            recorder.clone(),
+            base.clone(),
+            data.clone().map(|d| d as Arc<dyn Storage>),
+        );
+        let handle = handle.map_err(|e| e.to_string())?;
         for (sector, count, tag) in EARLIER {
             let bytes = Some((sector * SECTOR, (sector + count) * SECTOR));
             let write = || setup::write(&handle, sector, count, tag, false);
@@ -150,7 +201,11 @@ impl Scene {
             let mut holds = Vec::new();
             for (index, part) in parts.iter().enumerate() {
                 let hold = part.point.map(|p| {
-                    let device = if p.base { &stage.base } else { &stage.recorder };
+                    let device = match p.device {
+                        Device::Image => &stage.recorder,
+                        Device::Backing => &stage.base,
+                        Device::DataFile => data.as_ref().expect("a scene with a data file"),
+                    };
                     (device, device.hold_call(index as u32 + 1, p.purpose, p.call, p.after))
                 });
                 holds.push(hold);
@@ -179,6 +234,8 @@ impl Scene {
             threads.into_iter().map(|t| t.join().map_err(|_| "panic".to_string())?).collect::<Vec<_>>()
         });
         let ran = ran.into_iter().collect::<Result<Vec<Ran>, String>>()?;
+        let refused = |(index, one): (usize, &Ran)| u32::from(one.refused) << index;
+        played.refused = ran.iter().enumerate().map(refused).sum();
         self.judge(stage, &ran)?;
         Ok(played)
     }
@@ -203,7 +260,9 @@ impl Scene {
         let answer = stage.recorder.request(range, zeroes, || (row.run)(&stage.handle, row, tag));
         // The last one: the image has been given away.
         let gone = [ErrorKind::PastEnd, ErrorKind::NotFound, ErrorKind::Occupied, ErrorKind::NotAllowed];
-        let refused = matches!(&answer, Err(e) if gone.contains(&e.kind()));
+        let other_name = matches!(stage.handle.disk(), Disk::Qcow2(image) if !image.is_chain_kept());
+        let refuses = |kind| gone.contains(&kind) || other_name && kind == ErrorKind::Invalid;
+        let refused = matches!(&answer, Err(e) if refuses(e.kind()));
         let mut seen = Vec::new();
         let told = |e| format!("{}: {e}", row.name);
         answer.or_else(|e| if refused { Ok(()) } else { Err(e) }).map_err(told)?;
@@ -216,9 +275,9 @@ impl Scene {
         let promised = match (self.promise(row), self.setup.mode) {
             (Promise::Nothing, _) => None,
             (Promise::Own, Mode::MetadataWritethrough) if row.promise == Promise::Nothing => {
-                Some(stage.recorder.contents())
+                Some(Files::of(&stage.recorder, Recorder::contents))
             }
-            _ => Some(stage.recorder.durable_contents()),
+            _ => Some(Files::of(&stage.recorder, Recorder::durable_contents)),
         };
         let ended = stage.clock.fetch_add(1, Ordering::SeqCst);
         Ok(Ran { row, tag, began, ended, seen, promised, refused })
@@ -245,16 +304,16 @@ impl Scene {
         let places = (0..).zip(tags.iter().copied());
         self.fits(ran, all, all, false, places, &[&self.before])?;
         // The process dies: what is in the file must be whole, with whatever values were on their way.
-        let killed =
-            self.recover(recorder.contents(), base.contents()).map_err(|e| format!("killed: {e}"))?;
-        let places_killed = (0..).zip(killed);
-        let fits = self.fits(ran, 0, all, true, places_killed, &[&self.before, &self.initial]);
-        fits.map_err(|e| format!("killed: {e}"))?;
+        let now = || self.recover(Files::of(&recorder, Recorder::contents), base.contents());
+        for killed in now().map_err(|e| format!("killed: {e}"))? {
+            let fits = self.fits(ran, 0, all, true, (0..).zip(killed), &[&self.before, &self.initial]);
+            fits.map_err(|e| format!("killed: {e}"))?;
+        }
         handle.close().map_err(|e| format!("close: {e}"))?;
         let leaks = check_clean(&*recorder)?;
-        let again = self.recover(recorder.contents(), base.contents())?;
-        if again != tags || leaks != 0 {
-            return Err(format!("after closing: {leaks} leaks, the same contents: {}", again == tags));
+        let same = now()?.iter().all(|again| *again == tags);
+        if !same || leaks != 0 {
+            return Err(format!("after closing: {leaks} leaks, the same contents: {same}"));
         }
         recorder.judge()
     }
@@ -270,13 +329,15 @@ impl Scene {
         self.fits(ran, before, beside, false, part.seen.iter().copied(), &[&self.before])?;
         let Some(view) = part.promised.clone().filter(|_| !part.refused) else { return Ok(()) };
         let told = |e: String| format!("what was promised when it returned: {e}");
-        let tags = self.recover(view, base.contents()).map_err(told)?;
         let own = self.promise(part.row) == Promise::Own;
         let inside = |s: &u64| part.row.ranges.iter().any(|(f, n)| (*f..f + n).contains(s));
-        let places = (0..).zip(tags).filter(|(s, _)| !own || inside(s));
         let starts = [&self.before[..], &self.initial[..]];
         let starts = if own { &starts[..] } else { &starts[..1] };
-        self.fits(ran, before | 1 << index, beside, true, places, starts).map_err(told)
+        for tags in self.recover(view, base.contents()).map_err(told)? {
+            let places = (0..).zip(tags).filter(|(s, _)| !own || inside(s));
+            self.fits(ran, before | 1 << index, beside, true, places, starts).map_err(told)?;
+        }
+        Ok(())
     }
 
     /// Whether the sectors can hold this after all of the parts `must`, some of `may`, in some order.
@@ -314,13 +375,26 @@ impl Scene {
     }
 }
 
+impl Files {
+    /// `view` of an image and of its data file, both at one moment.
+    fn of(image: &Recorder, view: fn(&Recorder) -> Vec<u8>) -> Files {
+        loop {
+            let events = image.events();
+            let files = Files { image: view(image), data: image.data_file().map(|data| view(&data)) };
+            if image.events() == events {
+                return files;
+            }
+        }
+    }
+}
+
 fn touches(part: &Ran, sector: u64) -> bool {
-    if part.refused && part.row.gives != Gives::Tag {
+    if part.refused && !matches!(part.row.gives, Gives::Tag | Gives::Zero | Gives::MayZero) {
         return false;
     }
     part.row.ranges.iter().any(|(first, count)| (*first..first + count).contains(&sector))
         || part.row.gives == Gives::Shrunk && sector >= SHRUNK
-        || matches!(part.row.gives, Gives::Initial | Gives::Empty)
+        || matches!(part.row.gives, Gives::Initial | Gives::Empty | Gives::Unbacked)
 }
 
 /// Every order of the parts `must` and of some of `may` that agrees with when they began and ended.
@@ -342,17 +416,23 @@ fn orders(ran: &[Ran], must: u32, may: u32) -> Vec<Vec<usize>> {
 }
 
 fn outcomes(ran: &[Ran], order: &[usize], (sector, initial): (u64, u32), mut values: Vec<u32>) -> Vec<u32> {
-    for part in order.iter().map(|i| &ran[*i]).filter(|p| touches(p, sector)) {
+    for (place, part) in order.iter().map(|i| &ran[*i]).enumerate().filter(|(_, p)| touches(p, sector)) {
         match part.row.gives {
             Gives::Nothing => {}
             // Refused in the middle.
             Gives::Tag if part.refused => values.push(part.tag),
             Gives::Tag => values = vec![part.tag],
+            Gives::Zero if part.refused => values.push(0),
             Gives::Zero => values = vec![0],
             Gives::MayZero => values.push(0),
             Gives::Shrunk => values = vec![0],
             Gives::Initial => values = vec![initial],
             Gives::Empty => values = vec![0],
+            Gives::Unbacked if place == 0 => {
+                values.iter_mut().filter(|v| **v == BACKING_TAG).for_each(|v| *v = 0);
+            }
+            // What came before may have copied it into the image, or the image's own out of it.
+            Gives::Unbacked => values.push(0),
         }
     }
     values
@@ -393,8 +473,13 @@ fn deadlocked(started: Instant, parts: &[Part]) {
 pub fn describe(parts: &[Part]) -> String {
     let one = |p: &Part| match p.point {
         None => p.row.name.to_string(),
-        Some(Point { base, purpose, call, after }) => {
-            let (when, device) = (if after { "after" } else { "before" }, if base { "backing " } else { "" });
+        Some(Point { device, purpose, call, after }) => {
+            let when = if after { "after" } else { "before" };
+            let device = match device {
+                Device::Image => "",
+                Device::Backing => "backing ",
+                Device::DataFile => "data file's ",
+            };
             let what = purpose.map_or("call".to_string(), |p| format!("{p:?} write"));
             format!("{} parked {when} its {device}{what} {call}", p.row.name)
         }
@@ -404,14 +489,14 @@ pub fn describe(parts: &[Part]) -> String {
 
 /// Points at which one operation is parked, in turn, until `play` says that it was not.
 pub fn at_each_call(
-    base: bool,
+    device: Device,
     purpose: Option<Purpose>,
     mut play: impl FnMut(Point) -> Result<bool, String>,
 ) -> Result<u64, String> {
     let mut parked = 0;
     for call in 0.. {
         for after in [false, true] {
-            if !play(Point { base, purpose, call, after })? {
+            if !play(Point { device, purpose, call, after })? {
                 return Ok(parked);
             }
             parked += 1;

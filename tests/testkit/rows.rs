@@ -2,17 +2,19 @@
 
 use super::race::Scene;
 use super::recorder::Recorder;
-use super::runner::{hand_over, take_over};
+use super::runner::take_over;
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
 use qcow2::image::{Disk, Wanted, ZeroFlags};
 use qcow2::ops::amend::amend;
-use qcow2::ops::backing::make_empty;
+use qcow2::ops::backing::{change_backing_file, make_empty};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::commit::commit;
 use qcow2::ops::convert::{convert, ConvertOptions};
 use qcow2::ops::handle::{close_image, Handle};
+use qcow2::ops::inactive::{inactivate, invalidate};
+use qcow2::ops::open::{ResolveAnswer, ResolveRequest};
 use qcow2::ops::rebase::rebase;
 use qcow2::ops::resize::resize;
 use qcow2::ops::snapshot;
@@ -43,6 +45,8 @@ pub enum Gives {
     Initial,
     /// Zeroes, everywhere.
     Empty,
+    /// Zeroes where they showed the backing file.
+    Unbacked,
 }
 
 /// What is durable when an operation returns, whatever the cache mode.
@@ -102,7 +106,7 @@ const WRITE: Row = Row { gives: Gives::Tag, run: |handle, row, tag| write(handle
 const AFAR: &[(u64, u64)] = &[(66, 2), (132, 2), (196, 2)];
 
 /// Sectors 0 to 51 have data, and those of `AFAR`; the others have none, and those from 256 on no table.
-pub static ROWS: [Row; 31] = [
+pub static ROWS: [Row; 34] = [
     Row { name: "write in place", ranges: &[(40, 12)], ..WRITE },
     Row { name: "allocating write", ranges: &[(50, 12)], ..WRITE },
     Row {
@@ -114,7 +118,13 @@ pub static ROWS: [Row; 31] = [
     },
     Row { name: "write afar", ranges: AFAR, loads: true, ..WRITE },
     Row { name: "write to a new table", ranges: &[(260, 3)], loads: true, ..WRITE },
-    Row { name: "compressed write", ranges: &[(54, 6)], run: write_compressed, ..WRITE },
+    Row {
+        name: "compressed write",
+        ranges: &[(54, 6)],
+        run: write_compressed,
+        fits: |scene| scene.setup.data_file.is_none(),
+        ..WRITE
+    },
     Row {
         name: "zero",
         ranges: &[(40, 24)],
@@ -160,6 +170,7 @@ pub static ROWS: [Row; 31] = [
         past_end: true,
         loads: true,
         run: |handle, _, tag| write_vm_state(handle, tag),
+        fits: |scene| scene.setup.data_file.is_none(),
         ..NONE
     },
     Row { name: "flush", promise: Promise::All, run: |handle, _, _| handle.disk().flush(), ..NONE },
@@ -180,7 +191,7 @@ pub static ROWS: [Row; 31] = [
     },
     Row { name: "check", promise: Promise::Nothing, run: check, ..ALONE },
     Row { name: "reopen", run: |handle, _, _| handle.reopen(false, false, &[], None), ..ALONE },
-    Row { name: "hand over", run: |handle, _, _| hand_over(handle), ..ALONE },
+    Row { name: "hand over", run: |handle, _, _| change_hands(handle), ..ALONE },
     Row { name: "close", run: close, ..ALONE },
     Row {
         name: "commit",
@@ -196,6 +207,7 @@ pub static ROWS: [Row; 31] = [
     Row {
         name: "snapshot",
         run: |handle, _, _| snapshot::create(handle, &setup::snapshot_named(b"later")),
+        fits: |scene| scene.setup.data_file.is_none(),
         ..ALONE
     },
     Row {
@@ -218,12 +230,12 @@ pub static ROWS: [Row; 31] = [
         run: |handle, _, _| amend(handle, &["compat=1.1", "refcount_bits=64"], &mut |_, _| true),
         ..ALONE
     },
-    // With a snapshot, version 2 refuses what others do.
+    // With a snapshot, version 2 refuses what others do; it has no data files.
     Row {
         name: "amend version",
         tell: Recorder::amend,
         run: |handle, _, _| amend(handle, &["refcount_bits=16", "compat=0.10"], &mut |_, _| true),
-        fits: |scene| !scene.snapshot,
+        fits: |scene| !scene.snapshot && scene.setup.data_file.is_none(),
         ..ALONE
     },
     Row {
@@ -231,6 +243,29 @@ pub static ROWS: [Row; 31] = [
         tell: Recorder::amend,
         run: |handle, _, _| amend(handle, &["lazy_refcounts=off"], &mut |_, _| true),
         fits: |scene| scene.setup.lazy,
+        ..ALONE
+    },
+    Row {
+        name: "amend raw data file",
+        tell: Recorder::amend,
+        run: |handle, _, _| amend(handle, &["data_file_raw=off"], &mut |_, _| true),
+        fits: |scene| scene.setup.data_file == Some(true),
+        ..ALONE
+    },
+    // The chain that is open stays, and what depends on what is below is refused from then on.
+    Row {
+        name: "change backing file",
+        tell: Recorder::change_names,
+        run: |handle, _, _| change_backing_file(handle, Some(b"another"), Some("raw")),
+        fits: |scene| scene.setup.backing.is_some(),
+        ..ALONE
+    },
+    Row {
+        name: "let go of the backing file",
+        gives: Gives::Unbacked,
+        tell: Recorder::change_names,
+        run: |handle, _, _| change_backing_file(handle, None, None),
+        fits: |scene| scene.setup.backing.is_some() && !scene.snapshot,
         ..ALONE
     },
     Row {
@@ -296,6 +331,17 @@ fn zero(handle: &Handle, row: &Row, unmap: bool, fua: bool) -> Result<()> {
     let (sector, count) = row.ranges[0];
     let flags = ZeroFlags { unmap, no_fallback: false };
     handle.disk().write_zeroes(sector * SECTOR, count * SECTOR, flags, fua)
+}
+
+/// Given away and taken back, with the same file below whatever the header calls it by then.
+fn change_hands(handle: &Handle) -> Result<()> {
+    let below = handle.below().map(|b| b.origin().clone());
+    inactivate(handle)?;
+    let mut resolver = |_: &ResolveRequest| match &below {
+        Some(origin) => Ok(ResolveAnswer { origin: origin.clone(), format: None }),
+        None => Err(Error::new(ErrorKind::Corrupt, "a backing file that was not there")),
+    };
+    invalidate(handle, Some(&mut resolver), None)
 }
 
 fn check(handle: &Handle, _: &Row, _: u32) -> Result<()> {

@@ -84,7 +84,7 @@ impl Setup {
     }
 
     /// The bytes of a new image and of its data file.
-    fn create_files(&self) -> (Vec<u8>, Vec<u8>) {
+    pub fn create_files(&self) -> (Vec<u8>, Vec<u8>) {
         let options = CreateOptions {
             version: self.version,
             cluster_bits: self.cluster_bits,
@@ -137,7 +137,7 @@ impl Setup {
     /// Opens the image on `storage`, repairing it if it is dirty.
     pub fn open(&self, storage: Arc<dyn Storage>) -> Result<Handle> {
         let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
-        self.open_over(storage, backing)
+        self.open_files(storage, backing, None)
     }
 
     /// Opens the image on a recorder, with its data file.
@@ -150,10 +150,20 @@ impl Setup {
 
     /// Opens the image with its guest data on `data`.
     pub fn open_split(&self, storage: Arc<dyn Storage>, data: Arc<dyn Storage>) -> Result<Handle> {
-        let backing: Arc<dyn Storage> =
-            Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
+        let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
+        self.open_files(storage, backing, Some(data))
+    }
+
+    /// The same over a backing disk of the caller's, with or without a data file.
+    pub fn open_files(
+        &self,
+        storage: Arc<dyn Storage>,
+        backing: Arc<dyn Storage>,
+        data: Option<Arc<dyn Storage>>,
+    ) -> Result<Handle> {
         let mut resolver = |request: &ResolveRequest| {
-            let file = if request.named == Named::DataFile { &data } else { &backing };
+            let data = data.as_ref().filter(|_| request.named == Named::DataFile);
+            let file = data.unwrap_or(&backing);
             Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(file)), format: None })
         };
         let mut opening = Opening {
@@ -173,19 +183,6 @@ impl Setup {
         let mut opening = Opening {
             flags: OpenFlags { read_only: true, ..OpenFlags::default() },
             options: OpenOptions::parse(&[&format!("snapshot.name={name}")])?,
-            resolver: Some(&mut resolver),
-            messages: None,
-        };
-        opening.open(&Origin::Custom(storage))
-    }
-
-    /// The same over a backing disk of the caller's.
-    pub fn open_over(&self, storage: Arc<dyn Storage>, backing: Arc<dyn Storage>) -> Result<Handle> {
-        let mut resolver =
-            |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&backing)), format: None });
-        let mut opening = Opening {
-            flags: OpenFlags::default(),
-            options: self.options(),
             resolver: Some(&mut resolver),
             messages: None,
         };

@@ -118,7 +118,7 @@ fn whole(disk: Vec<u32>) -> Result<Contents, String> {
 }
 
 /// What a reader of the data file alone finds on a disk of `sectors`.
-fn tags_of(mut bytes: Vec<u8>, sectors: u64) -> Vec<u32> {
+pub(super) fn tags_of(mut bytes: Vec<u8>, sectors: u64) -> Vec<u32> {
     bytes.resize((sectors * SECTOR) as usize, 0);
     let sectors = bytes.chunks_exact(SECTOR as usize).zip(0..);
     sectors.map(|(bytes, sector)| setup::tag_of(bytes, sector)).collect()
@@ -140,6 +140,8 @@ pub(super) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), Stri
             _ => {}
         }
         super::cut::apply(&mut tables, event);
+        // It may be told that the data file need not be raw any more.
+        entries.head.raw &= Head::parse(&tables).is_none_or(|h| h.raw);
     }
     data.iter().try_for_each(|e| in_its_place(head, e))
 }

@@ -117,7 +117,7 @@ pub fn recover(setup: &Setup, medium: &Arc<Overlay>, was_dirty: bool) -> Result<
     let handle = setup.open(medium.clone()).map_err(|e| format!("open: {e}"))?;
     let (handle, leaks) = match check_clean(&**medium) {
         Err(e) if oracle::is_version_2(&medium.contents()) && setup.snapshots => {
-            let leaks = mend_flags(handle, medium, e)?;
+            let leaks = mend_flags(handle, &**medium, e)?;
             (setup.open(medium.clone()).map_err(|e| format!("open: {e}"))?, leaks)
         }
         leaks => (handle, leaks?),
@@ -160,7 +160,7 @@ fn check_vm_state(handle: &Handle, name: &str) -> Result<(), String> {
 
 /// Version 2 has no dirty bit: a snapshot operation that was cut may leave COPIED flags that fit neither the old
 /// counts nor the new ones. They cost no data, and a repair sets them right.
-fn mend_flags(handle: Handle, medium: &Arc<Overlay>, found: String) -> Result<u64, String> {
+pub(super) fn mend_flags(handle: Handle, medium: &dyn Storage, found: String) -> Result<u64, String> {
     let before = setup::read_all(&handle).map_err(|e| format!("reading before the repair: {e}"))?;
     let mut others = Vec::new();
     let mut look = |kind, text: &str| {
@@ -178,7 +178,7 @@ fn mend_flags(handle: Handle, medium: &Arc<Overlay>, found: String) -> Result<u6
         return Err("a repair of COPIED flags changed what the disk shows".into());
     }
     handle.close().map_err(|e| format!("closing after the repair: {e}"))?;
-    check_clean(&**medium)
+    check_clean(medium)
 }
 
 /// No corruption; returns the leaks.
