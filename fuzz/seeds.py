@@ -160,12 +160,16 @@ def runs(data, gap=24):
         yield start, data[start:end]
 
 
-def container(data, randomness):
+def some_requests(randomness):
+    """See fuzz/bodies/script.rs."""
+    return [bytes((randomness.randrange(10), randomness.randrange(96), 0, randomness.randrange(12),
+                   randomness.choice((0, 0, 0, 4, 0x43, 0x81)), randomness.randrange(256)))
+            for _ in range(randomness.randrange(4, 9))]
+
+
+def container(data, requests, manner):
     """See fuzz/bodies/container.rs."""
-    requests = [bytes((randomness.randrange(10), randomness.randrange(96), 0, randomness.randrange(12),
-                       randomness.choice((0, 0, 0, 4, 0x43, 0x81)), randomness.randrange(256)))
-                for _ in range(randomness.randrange(4, 9))]
-    out = bytes((randomness.randrange(256), len(requests))) + b"".join(requests)
+    out = bytes((manner, len(requests))) + b"".join(requests)
     out += struct.pack("<I", (len(data) + 511) // 512)
     for at, run_of_bytes in runs(data):
         out += struct.pack("<IH", at, len(run_of_bytes)) + run_of_bytes
@@ -183,10 +187,13 @@ def main():
             with open(path, "rb") as file:
                 # Of a key area only the start matters.
                 data = file.read(8192) if name == "luks" else file.read()
-            seed = container(data, randomness)
+            requests = some_requests(randomness)
+            seed = container(data, requests, randomness.randrange(256))
             if len(seed) > 16384:
                 print(f"{name}: {len(seed)} bytes", file=sys.stderr)
             write(corpus, "image", name, seed)
+            if name in COPIED:
+                write(corpus, "image", "copies-" + name, container(data, COPIES, 0))
             if name in HEADERS:
                 # An even first byte: a file; its length comes from the upper half.
                 end = max((at for at in range(min(len(data), 1024)) if data[at]), default=0)
@@ -204,6 +211,9 @@ def write(corpus, target, name, data):
 
 HEADERS = ("empty-512", "empty-64k", "v2", "refcount-1", "refcount-64", "lazy", "snapshots", "extended-16k",
            "compressed-zstd-4k", "bitmaps", "backing", "backing-v2", "data-file", "luks", "dirty-bit", "corrupt-bit")
+COPIED = ("data-512", "v2", "snapshots", "extended-16k", "compressed-zstd-4k", "backing", "backing-v2", "data-file")
+# A write, then conversions and rebases of each kind.
+COPIES = [bytes((0, 3, 0, 5, 0, 9))] + [bytes((9, 0, 0, length, 0, 7)) for length in (0, 10, 4, 14, 1, 3, 7, 13)]
 OPTIONS = (
     ("cluster_size=512", "refcount_bits=1"),
     ("compat=0.10",),

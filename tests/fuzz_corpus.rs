@@ -57,6 +57,11 @@ fn images() {
     assert_reaches(&replayed, "opened", |o| o.opened, 25);
     assert_reaches(&replayed, "were repaired or clean", |o| o.repaired.is_some(), 25);
     assert_reaches(&replayed, "were compared", |o| o.compared, 15);
+    if std::env::var_os("QCOW2_FUZZ_CORPUS").is_none() {
+        let copied = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("copies-"));
+        let count = replayed.iter().filter(|(path, o)| copied(path) && o.compared).count();
+        assert!(count >= 6, "only {count} seeds with whole copies were compared");
+    }
     ask_qemu(&replayed);
 }
 

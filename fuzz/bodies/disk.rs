@@ -96,24 +96,36 @@ unsafe extern "C" fn say(opaque: *mut c_void, kind: c_int, text: *const c_char) 
     }
 }
 
-/// The data file that an image gets, whatever it is called.
-struct DataFile {
+/// A file that an image gets, whatever it is called.
+struct File {
     ops: qcow2_io_ops,
     opaque: *mut c_void,
 }
 
+/// The files that an image may name.
+struct Files {
+    data: File,
+    /// A raw disk.
+    below: Option<File>,
+}
+
 /// Nothing else that an image names is there.
-unsafe extern "C" fn give_data_file(
+unsafe extern "C" fn give_file(
     opaque: *mut c_void,
     request: *const qcow2_resolve_request,
     answer: *mut qcow2_resolve_answer,
 ) -> c_int {
-    // SAFETY: `opaque` is the caller's `DataFile`; both structs live across the call.
-    let (data, request, answer) = unsafe { (&*opaque.cast::<DataFile>(), &*request, &mut *answer) };
-    if request.kind != QCOW2_NODE_DATA_FILE {
-        return -libc::EPERM;
-    }
-    (answer.io, answer.io_opaque) = (&data.ops, data.opaque);
+    // SAFETY: `opaque` is the caller's `Files`; both structs live across the call.
+    let (files, request, answer) = unsafe { (&*opaque.cast::<Files>(), &*request, &mut *answer) };
+    let file = match (request.kind, &files.below) {
+        (QCOW2_NODE_DATA_FILE, _) => &files.data,
+        (_, Some(below)) => {
+            answer.format = c"raw".as_ptr();
+            below
+        }
+        _ => return -libc::EPERM,
+    };
+    (answer.io, answer.io_opaque) = (&file.ops, file.opaque);
     0
 }
 
@@ -128,10 +140,25 @@ unsafe extern "C" fn patience(opaque: *mut c_void, done: u64, total: u64) -> c_i
 
 impl<'a> Disk<'a> {
     pub fn open<T: AsRef<[u8]>>(medium: &'a Medium, flags: u64, options: &[T]) -> Answer<Disk<'a>> {
-        let options = OptionList::new(options);
+        Self::open_files(medium, None, flags, &OptionList::new(options))
+    }
+
+    /// Opens the image over a raw disk, if it has a backing file.
+    pub fn open_over(medium: &'a Medium, below: &'a Medium, flags: u64) -> Answer<Disk<'a>> {
+        Self::open_files(medium, Some(below), flags, &OptionList::new::<&str>(&[]))
+    }
+
+    fn open_files(
+        medium: &'a Medium,
+        below: Option<&'a Medium>,
+        flags: u64,
+        options: &OptionList,
+    ) -> Answer<Disk<'a>> {
         let writable = flags & QCOW2_OPEN_READ_ONLY == 0;
         let ops = Medium::ops(writable, false);
-        let mut data = DataFile { ops: Medium::ops(writable, true), opaque: medium.opaque() };
+        let below = below.map(|b| File { ops: Medium::ops(false, false), opaque: b.opaque() });
+        let data = File { ops: Medium::ops(writable, true), opaque: medium.opaque() };
+        let mut files = Files { data, below };
         let mut messages: Vec<String> = Vec::new();
         let params = qcow2_open_params {
             struct_size: std::mem::size_of::<qcow2_open_params>(),
@@ -141,8 +168,8 @@ impl<'a> Disk<'a> {
             io_opaque: medium.opaque(),
             flags,
             options: options.pointer(),
-            resolve: Some(give_data_file),
-            resolve_opaque: (&raw mut data).cast(),
+            resolve: Some(give_file),
+            resolve_opaque: (&raw mut files).cast(),
             message: Some(say),
             message_opaque: (&raw mut messages).cast(),
         };
@@ -275,6 +302,44 @@ impl<'a> Disk<'a> {
     pub fn make_empty(&self) -> Answer<()> {
         // SAFETY: an open handle.
         judge_int(unsafe { qcow2_make_empty(self.image) })
+    }
+
+    /// Another file below, or none.
+    pub fn rebase(&self, below: Option<&Disk>, name: Option<&CStr>, flags: u64) -> Answer<()> {
+        let image = below.map_or(std::ptr::null_mut(), |b| b.image);
+        let format = name.map_or(std::ptr::null(), |_| c"raw".as_ptr());
+        let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+        // SAFETY: open handles; the texts live across the call.
+        judge_int(unsafe { qcow2_rebase(self.image, image, name, format, flags, None, std::ptr::null_mut()) })
+    }
+
+    /// Copies the disk, by one thread: an input must do the same each time.
+    pub fn convert(&self, target: &Disk, flags: u64) -> Answer<()> {
+        let params = qcow2_convert_params {
+            struct_size: std::mem::size_of::<qcow2_convert_params>(),
+            flags,
+            sparse_bytes: 512,
+            workers: 1,
+            reserved: 0,
+        };
+        let mut left = u32::MAX;
+        // SAFETY: open handles; everything else lives across the call.
+        judge_int(unsafe {
+            qcow2_convert(self.image, target.image, &params, Some(patience), (&raw mut left).cast())
+        })
+    }
+
+    /// Whether both disks show the same.
+    pub fn is_same(&self, other: &Disk) -> Answer<bool> {
+        // SAFETY: numbers only.
+        let mut result: qcow2_compare_result = unsafe { std::mem::zeroed() };
+        result.struct_size = std::mem::size_of::<qcow2_compare_result>();
+        let mut left = u32::MAX;
+        // SAFETY: open handles; everything else lives across the call.
+        judge_int(unsafe {
+            qcow2_compare(self.image, other.image, 0, &mut result, Some(patience), (&raw mut left).cast())
+        })?;
+        Ok(result.verdict == QCOW2_COMPARE_SAME)
     }
 
     /// Records that nothing is below.

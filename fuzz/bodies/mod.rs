@@ -6,6 +6,7 @@
 
 pub mod chains;
 pub mod container;
+pub mod copies;
 pub mod damage;
 pub mod disk;
 pub mod header;

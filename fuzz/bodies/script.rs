@@ -1,5 +1,6 @@
 //! Guest requests that an input asks for, with or without a model of the disk.
 
+use super::copies;
 use super::disk::Disk;
 use std::ffi::CStr;
 
@@ -84,11 +85,12 @@ impl Request {
             6 => drop(disk.truncate(disk.length().saturating_add(at & !511).min(1 << 40), self.fill)),
             7 => drop(disk.truncate((at & !511).min(disk.length()), 0)),
             8 => drop(disk.reopen(self.fill & 1 != 0)),
-            9 => match self.fill & 3 {
-                0 => drop(disk.stream(at, bytes)),
-                1 => drop(disk.hand_over()),
-                2 => self.change(disk, None),
-                _ => drop(disk.clean_caches()),
+            9 => match self.fill & 7 {
+                0 | 4 => drop(disk.stream(at, bytes)),
+                1 | 5 => drop(disk.hand_over()),
+                2 | 6 => self.change(disk, None),
+                3 => drop(disk.clean_caches()),
+                _ => self.copy(disk, None),
             },
             10 => {
                 let (at, bytes) = self.whole_clusters(disk);
@@ -116,6 +118,14 @@ impl Request {
                 }
             }
             Some(_) => {}
+        }
+    }
+
+    /// A copy of the disk, or of the image with another file below.
+    fn copy(&self, disk: &Disk, model: Option<&[u8]>) {
+        match self.length & 1 {
+            0 => copies::convert(disk, self.length >> 1, model),
+            _ => copies::rebase(disk, self.length >> 1, model),
         }
     }
 
@@ -183,11 +193,12 @@ impl Request {
                 }
             }
             8 => disk.reopen(false).expect("a consistent image reopens"),
-            9 => match self.fill & 3 {
-                0 => drop(disk.stream(at, bytes)),
-                1 => disk.hand_over().expect("a consistent image changes hands"),
-                2 => self.change(disk, Some(model)),
-                _ => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+            9 => match self.fill & 7 {
+                0 | 4 => drop(disk.stream(at, bytes)),
+                1 | 5 => disk.hand_over().expect("a consistent image changes hands"),
+                2 | 6 => self.change(disk, Some(model)),
+                3 => disk.clean_caches().expect("caches of a consistent image can be dropped"),
+                _ => self.copy(disk, Some(model)),
             },
             _ => {
                 let (at, bytes) = self.whole_clusters(disk);

@@ -30,6 +30,7 @@ pub use amend::*;
 pub use backing::*;
 pub use callbacks::*;
 pub use check::*;
+pub use compare::*;
 pub use convert::*;
 pub use create::*;
 pub use custom_io::qcow2_io_ops;
