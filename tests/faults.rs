@@ -275,6 +275,24 @@ fn each_call_of_each_operation_fails() {
     report("each_call_of_each_operation_fails", lists.len(), count);
 }
 
+/// The file grows before a flush syncs: each call fails, among them those that make it longer.
+#[test]
+fn each_call_of_a_growing_file_fails() {
+    // Clusters of 1 MiB: each new one takes as much as the file grows by.
+    let write = |cluster: u64| Write { sector: (cluster << 11) + 3, count: 2, fua: false };
+    let ops = vec![write(0), Flush, write(1), Flush];
+    let setup = Setup { cluster_bits: 20, sectors: 2 << 11, ..Setup::default() };
+    let lists = [(setup, ops, 1)];
+    let count = run_cases("each_call_of_a_growing_file_fails", &lists, &sweep);
+    report("each_call_of_a_growing_file_fails", lists.len(), count);
+    for lazy in [false, true] {
+        let setup = Setup { lazy, ..setup };
+        let none = Refusals { set_length: true, ..Refusals::default() };
+        let (mut runner, _) = run_with(&setup, &lists[0].1, None, none).unwrap();
+        judge(&mut runner, &setup).unwrap();
+    }
+}
+
 /// A repair of an open image synced, that failed, the image was loaded anew with another sync, and went on.
 #[test]
 fn a_failed_sync_of_a_repair_is_final() {

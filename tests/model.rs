@@ -16,7 +16,7 @@ use testkit::history::{Did, History};
 use testkit::ops::Op;
 use testkit::recorder::Recorder;
 use testkit::rng::{base_seed, cases, replay_line, Rng};
-use testkit::runner::{apply_recorded, resized_bytes};
+use testkit::runner::{apply_plain, apply_recorded, resized_bytes};
 use testkit::setup::{self, Mode, Setup};
 use testkit::sweep::check_clean;
 use testkit::SECTOR;
@@ -263,8 +263,11 @@ fn one_request(recorder: &Recorder, handle: &Handle, history: &History, rng: &mu
         8..=9 => (Op::Discard { sector, count }, Did::MayZero),
         10 if rng.one_in(40) => {
             // What is cut off is gone; what is added later reads as zeroes.
-            let sectors = size / 2 + rng.below(size / 2) + 1;
-            apply_recorded(recorder, handle, &Op::Resize { sectors }, tag).unwrap();
+            let least = size / 2 + 1;
+            let sectors = least + rng.below(size / 2);
+            // Others resize too: the disk may be as short as that when this one's turn comes.
+            let (range, zeroes) = resized_bytes(least * SECTOR, sectors * SECTOR);
+            recorder.request(range, zeroes, || apply_plain(handle, &Op::Resize { sectors }, tag)).unwrap();
             return history.note(start, sectors, (sectors..size).map(|_| Did::Gave(0)));
         }
         _ => return other_request(handle, history, rng, tag, (sector, count)),

@@ -5,6 +5,7 @@ mod testkit;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::pair::{sweep_commit, Pair};
 use testkit::rebase::{sweep_rebase, Change, Other};
+use testkit::recorder::What;
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::setup::{Mode, Setup};
 use testkit::split::sweep_split;
@@ -353,4 +354,32 @@ fn the_refcount_table_grows() {
         cases.push((setup, ops, 1));
     }
     run("the_refcount_table_grows", 0, &cases);
+}
+
+/// A file that is almost used up grows before the sync of a flush, and clusters handed out later wait for no other.
+#[test]
+fn the_file_grows_before_a_barrier() {
+    // Clusters of 1 MiB: each new one takes as much as the file grows by.
+    let write = |cluster: u64| Write { sector: (cluster << 11) + 3, count: 2, fua: false };
+    let ops = [write(0), Flush, write(1), Flush, write(2), Kill, write(1)];
+    let mut cases = Vec::new();
+    for (lazy, backing) in [(false, None), (true, None), (true, Some(5000))] {
+        let setup = Setup { lazy, backing, cluster_bits: 20, sectors: 3 << 11, ..Setup::default() };
+        let mut runner = testkit::runner::Runner::new(&setup).unwrap();
+        let (mut grown, mut syncs) = (0, Vec::new());
+        for op in ops {
+            let before = runner.recorder.log_length();
+            assert!(runner.run(op).unwrap().is_none());
+            let log = runner.recorder.log().split_off(before);
+            if op == Flush {
+                let sync = log.iter().position(|e| matches!(e.what, What::Sync { .. })).expect("a sync");
+                grown += log[..sync].iter().filter(|e| e.what == What::SetLength).count();
+                syncs.push(log.iter().filter(|e| matches!(e.what, What::Sync { .. })).count());
+            }
+        }
+        assert!(grown > 0, "no flush has made the file longer: {setup:?}");
+        assert!(!lazy || backing.is_some() || syncs[1] == 1, "what waits for the length? {syncs:?}");
+        cases.push((setup, ops.to_vec(), 1));
+    }
+    run("the_file_grows_before_a_barrier", 0, &cases);
 }
