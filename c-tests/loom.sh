@@ -109,9 +109,9 @@ mutant "write-outs of a page overtake each other" meta/page.rs \
 mutant "an evicted page is changed" meta/page.rs '        if !self.is_live() {
             return Updated::Evicted;
         }' ''
-mutant "two threads load into one set" meta/cache.rs 'if !loading.iter().any(|k| (k ^ key) & self.set_mask == 0) {
-                loading.push(key);' 'if loading.len() < 9 {
-                loading.push(key);'
+mutant "two threads load into one set" meta/cache.rs 'if !self.is_owned(&loading, key) {
+                loading.keys.push(key);' 'if loading.keys.len() < 9 {
+                loading.keys.push(key);'
 
 echo "$caught passed, $missed failed"
 [ "$missed" -eq 0 ]
