@@ -59,8 +59,7 @@ mutant "a sync counts as completed when it begins" storage/medium.rs \
     '        if !planted(Plant::SyncSkipped) {' '        self.completed.fetch_max(sync.0, Ordering::SeqCst);
         if !planted(Plant::SyncSkipped) {'
 mutant "a flush joins the one that runs" image/flush.rs 'let mine = state.started + 1;' 'let mine = state.started.max(1);'
-mutant "a flush ends unannounced" image/flush.rs '        self.done.notify_all();
-' ''
+mutant "a flush ends unannounced" image/flush.rs 'self.flusher.done.notify_all();' ''
 mutant "pins are looked at without a fence" storage/gate.rs \
     '        fence(Ordering::SeqCst);
         let starts = self.places.iter().map(|p| p.0.load(Ordering::SeqCst));' \

@@ -259,6 +259,7 @@ impl Ledger {
     /// Before a barrier: a file that this handle has made longer, and that is almost used up, grows now. The sync
     /// that comes in any case covers its length; clusters handed out later need not wait for one of their own.
     pub(super) fn grow_ahead(&mut self, shared: &Shared) -> Result<()> {
+        shared.medium.latch().check()?;
         let used = self.geometry().cluster_offset(self.high_water);
         let almost = self.geometry().cluster_ceil(used + spare_after(used) / 2);
         match almost.filter(|_| self.length > self.first_length) {

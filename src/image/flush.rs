@@ -45,15 +45,40 @@ impl Flusher {
         state.started += 1;
         let number = state.started;
         drop(state);
+        let mut turn = Turn { flusher: self, served: None };
         let answer = barrier();
-        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-        state.running = false;
-        if answer.is_ok() {
-            state.completed = number;
-        }
-        if state.waiting > 0 {
-            self.done.notify_all();
-        }
+        turn.served = answer.is_ok().then_some(number);
         answer
+    }
+}
+
+/// The one barrier that runs. Its end lets the next one begin, after a panic too.
+struct Turn<'a> {
+    flusher: &'a Flusher,
+    served: Option<u64>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.flusher.state.lock().unwrap_or_else(|e| e.into_inner());
+        state.running = false;
+        state.completed = self.served.unwrap_or(state.completed);
+        if state.waiting > 0 {
+            self.flusher.done.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+
+    #[test]
+    fn a_panic_does_not_keep_the_next_barrier_out() {
+        let flusher = Flusher::default();
+        let panics = || flusher.join(|| panic!("a barrier that panics"));
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+        assert!(flusher.join(|| Ok(())).is_ok());
     }
 }
