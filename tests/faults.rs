@@ -11,6 +11,7 @@ use testkit::expect::Contents;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
+use testkit::pair::{fail_commit, Pair};
 use testkit::rebase::{fail_rebase, Change, Other};
 use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
@@ -465,6 +466,31 @@ fn each_call_of_a_change_of_the_backing_file_fails() {
     }
     testkit::tell!("{faults} faults injected into changes of the backing file");
     assert!(faults > cases(24) * 4);
+}
+
+/// A commit into a raw or a qcow2 base, each call on the overlay and on the base failing once.
+#[test]
+fn each_call_of_a_commit_fails() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed);
+    let mut faults = 0;
+    for case in 0..cases(16) {
+        let mut top = random_setup(&mut rng);
+        top.sectors = 16 + rng.below(60);
+        top.backing = Some(1 + rng.below(top.sectors * 5 / 4));
+        top.prefill = 0;
+        let ops = random_list(&mut rng, &top, 4);
+        let plain = |op: &Op| op.range().is_some() && !matches!(op, Compressed { .. });
+        let ops: Vec<_> = ops.into_iter().filter(plain).collect();
+        let base = (case % 3 > 0).then(|| Setup { backing: None, prefill: 0, ..random_setup(&mut rng) });
+        let pair = Pair { top, base };
+        faults += fail_commit(&pair, &ops, &mut rng).unwrap_or_else(|e| {
+            let replay = replay_line("faults", "each_call_of_a_commit_fails", seed);
+            panic!("case {case}: {e}\n{pair:?}\n{ops:?}\n{replay}")
+        });
+    }
+    testkit::tell!("{faults} faults injected into commits");
+    assert!(faults > cases(16) * 4);
 }
 
 fn has_streams(recorder: &Recorder) -> bool {

@@ -4,8 +4,7 @@
 use super::cut::{CrashState, Cutter, Keep};
 use super::ops::Op;
 use super::oracle;
-use super::overlay::Overlay;
-use super::recorder::Recorder;
+use super::recorder::{libc_errno, Fault, Recorder};
 use super::rng::Rng;
 use super::runner::apply_recorded;
 use super::setup::{self, backing_bytes, Setup, BACKING_TAG, BAD_TAG};
@@ -70,13 +69,16 @@ impl Pair {
     }
 }
 
-/// A commit, cut after each of its events; what the overlay shows never changes.
-pub fn sweep_commit(
-    pair: &Pair,
-    ops: &[Op],
-    keep: bool,
-    rng: &mut Rng,
-) -> std::result::Result<Count, String> {
+/// An overlay over its base, each on a storage double, and what it shows.
+struct Written {
+    top: Arc<Recorder>,
+    base: Arc<Recorder>,
+    handle: Handle,
+    shows: Vec<u32>,
+}
+
+/// The pair after `ops`, all of it durable.
+fn written(pair: &Pair, ops: &[Op]) -> std::result::Result<Written, String> {
     let (top, base) = (pair.top.recorder(), Recorder::new(pair.create_base()));
     let handle = pair.open(top.clone(), base.clone()).map_err(|e| format!("open: {e}"))?;
     for (op, tag) in ops.iter().zip(1..) {
@@ -84,7 +86,53 @@ pub fn sweep_commit(
         apply_recorded(&top, &handle, &op, tag).map_err(|e| format!("{op:?}: {e}"))?;
     }
     handle.disk().flush().map_err(|e| format!("flush: {e}"))?;
-    let wanted = setup::read_all(&handle).map_err(|e| e.to_string())?;
+    let shows = setup::read_all(&handle).map_err(|e| e.to_string())?;
+    Ok(Written { top, base, handle, shows })
+}
+
+/// Fails each call of a commit on either file once; how many. Afterwards the overlay shows what it did, both files are
+/// sound, and a commit can be made again.
+pub fn fail_commit(pair: &Pair, ops: &[Op], rng: &mut Rng) -> std::result::Result<u64, String> {
+    let (mut faults, errno) = (0, *rng.pick(&[libc_errno::EIO, libc_errno::ENOSPC]));
+    for side in [0, 1] {
+        for call in 0.. {
+            let Written { top, base, handle, shows } = written(pair, ops)?;
+            let failing = [&top, &base][side];
+            failing.inject(Some(Fault {
+                kind: None,
+                call,
+                errno,
+                forever: rng.one_in(2),
+                torn: rng.one_in(2),
+            }));
+            let all = Some((0, u64::MAX));
+            let answer = top.request(all, all, || commit(&handle, false, None, &mut |_, _| true));
+            let whole = failing.failed() == 0;
+            failing.inject(None);
+            drop(handle);
+            if whole {
+                answer.map_err(|e| format!("without a fault: {e}"))?;
+                break;
+            }
+            let told = |e| format!("call {call} of file {side} fails with {errno} ({answer:?}): {e}");
+            let dirty = oracle::is_dirty(&base.contents());
+            let handle = sound(pair, top.clone(), base.clone(), dirty, &shows).map_err(told)?;
+            let again = || commit_again(pair, handle, &(base.clone() as _), &shows);
+            top.request(all, all, again).map_err(|e| told(format!("committed again: {e}")))?;
+            faults += 1;
+        }
+    }
+    Ok(faults)
+}
+
+/// A commit, cut after each of its events; what the overlay shows never changes.
+pub fn sweep_commit(
+    pair: &Pair,
+    ops: &[Op],
+    keep: bool,
+    rng: &mut Rng,
+) -> std::result::Result<Count, String> {
+    let Written { top, base, handle, shows: wanted } = written(pair, ops)?;
     let begun = [top.log_length(), base.log_length()];
     // Of the base any cluster may be written, and any of the overlay dropped.
     let all = Some((0, u64::MAX));
@@ -164,16 +212,28 @@ fn judge(
     wanted: &[u32],
 ) -> std::result::Result<(), String> {
     let (top, base) = (cutters[0].medium(&states[0]), cutters[1].medium(&states[1]));
-    let handle = pair.open(top.clone(), base.clone()).map_err(|e| format!("open: {e}"))?;
-    check_clean(&*top).map_err(|e| format!("overlay: {e}"))?;
-    if pair.base.is_some() && !oracle::is_dirty(&base.contents()) {
-        check_clean(&*base).map_err(|e| format!("base: {e}"))?;
-    }
-    same(&handle, wanted)?;
+    let dirty = oracle::is_dirty(&base.contents());
+    let handle = sound(pair, top, base.clone(), dirty, wanted)?;
     if states[0].hash.wrapping_add(states[1].hash) % COMMITTED_STATES == 0 {
-        commit_again(pair, handle, &base, wanted).map_err(|e| format!("committed again: {e}"))?;
+        commit_again(pair, handle, &(base as _), wanted).map_err(|e| format!("committed again: {e}"))?;
     }
     Ok(())
+}
+
+/// Opens the overlay: it shows what it must, and neither file has a corruption.
+fn sound(
+    pair: &Pair,
+    top: Arc<dyn Storage>,
+    base: Arc<dyn Storage>,
+    base_is_dirty: bool,
+    wanted: &[u32],
+) -> std::result::Result<Handle, String> {
+    let handle = pair.open(top.clone(), base.clone()).map_err(|e| format!("open: {e}"))?;
+    check_clean(&*top).map_err(|e| format!("overlay: {e}"))?;
+    if pair.base.is_some() && !base_is_dirty {
+        check_clean(&*base).map_err(|e| format!("base: {e}"))?;
+    }
+    same(&handle, wanted).map(|()| handle)
 }
 
 fn same(handle: &Handle, wanted: &[u32]) -> std::result::Result<(), String> {
@@ -189,7 +249,7 @@ fn same(handle: &Handle, wanted: &[u32]) -> std::result::Result<(), String> {
 fn commit_again(
     pair: &Pair,
     handle: Handle,
-    base: &Arc<Overlay>,
+    base: &Arc<dyn Storage>,
     wanted: &[u32],
 ) -> std::result::Result<(), String> {
     commit(&handle, false, None, &mut |_, _| true).map_err(|e| e.to_string())?;
