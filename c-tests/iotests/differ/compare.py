@@ -28,8 +28,8 @@ the counters of `check` are equal, and so is the map, except
   over a longer backing file ("Failed to zero out new clusters"), nor an image that has an unfinished bitmap after a kill. The lists go on with the other image;
 * resize --preallocation=metadata|falloc after a kill is done by ours on both sides: the stock tools give out clusters that
   a killed writer has filled, and the new part of the disk shows it;
-* growing from an end inside a cluster is done by ours on both sides: the stock tools show what the cluster held past that
-  end before the disk was shrunk;
+* growing from an end inside a cluster is done by ours on both sides, and left out of sessions: the stock tools show what
+  the cluster held past that end before the disk was shrunk;
 * check -r leaks of a dirty image is left out: the stock tools then take the image for clean though its counts are not;
 * check -r of an image with snapshots and with bitmaps that are void is done by ours on both sides: the stock tools take
   the snapshots for leaks and remove them;
@@ -37,8 +37,9 @@ the counters of `check` are equal, and so is the map, except
 * the length of a raw data file: ours is the disk's, the stock tools round it up to a cluster here and there;
 * raw data files with pass-discard-request=off are left out: the stock tools' discard shows zeroes on the disk and the old
   bytes in the file. What the file alone shows is not compared after a kill: of what was not flushed, one view may have
-  the old bytes and the other the new ones. No zeroes are in flight beside bytes there: where both meet in one cluster
-  the stock tools now and then lose the bytes;
+  the old bytes and the other the new ones;
+* no zeroes are in flight beside bytes in raw data files and in images with extended L2 entries: where both meet in one
+  cluster the stock tools now and then lose the ones or the others;
 * after a kill: each engine had flushed what it liked. The lists go on with one of the two images, on both sides;
 * images with bitmaps that ours wrote to: they lose their bitmaps, as the format wants from a writer that does not keep
   them, and what these occupied is a leak. Contents and map stay comparable, `leaks` and `info` do not.

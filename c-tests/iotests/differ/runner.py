@@ -148,7 +148,7 @@ class Runner:
             if cache in ("none", "directsync") and not self.direct:
                 cache = "writeback" if cache == "none" else "writethrough"
             session = Session(self, side, step, cache in ("writethrough", "directsync"))
-            arguments = ["-t", cache, "-d", step.args["discard"]]
+            arguments = ["-t", cache, "-d", step.args["discard"]] + ["-C"] * step.args["copy_on_read"]
             for command in session.commands:
                 arguments += ["-c", command]
             if step.args["options"]:
@@ -514,7 +514,7 @@ class Runner:
                 if number == 3:
                     break
                 done = self.call(side, self.stock, "img", ["snapshot", "-q", "-a", name, NAME],
-                                 expect=(0, 1) if self.script.refcount_bits < 16 else (0,))
+                                 expect=(0, 1) if side.refcount_order() < 4 else (0,))
                 if done.returncode != 0:
                     # A narrow count has no room for one more user.
                     continue
