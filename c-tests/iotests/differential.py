@@ -5,10 +5,10 @@
 For each list, both images are made by the same commands, by the stock tools or by ours, with any create options that
 the library opens: compat, cluster_size, refcount_bits, lazy_refcounts, preallocation, extended_l2, compression_type, data_file,
 data_file_raw, backing files of every size, bitmaps; snapshots and compressed clusters come in between. Then both get the same steps:
-sessions of qemu-io commands (write, vectored, asynchronous, zeroes, FUA, discard, read, flush, reopen, truncate), some with copy on read, that
-end with a close or a kill, resize, commit, snapshot, check and repair. A model of plain bytes says what a guest must
-see. After each step contents and `check` are compared, after some of them also `map` and `info`, between the tools and
-between the images; differ/compare.py says what may differ.
+sessions of qemu-io commands (write, vectored, asynchronous, zeroes, FUA, discard, read, flush, reopen, truncate), some
+with copy on read, that end with a close or a kill, resize, commit, snapshot, check and repair. A model of plain bytes
+says what a guest must see. After each step contents and `check` are compared, after some of them also `map` and `info`,
+between the tools and between the images; differ/compare.py says what may differ.
 
 Encryption is left out: the library does not open such images.
 
