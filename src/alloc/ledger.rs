@@ -12,8 +12,11 @@ use crate::planted::{planted, Plant};
 use crate::storage::is_not_supported;
 use crate::storage::medium::Ticket;
 
-/// Least and most bytes by which the file grows ahead of what is handed out.
-const AHEAD_BYTES: (u64, u64) = (1 << 20, 16 << 20);
+/// Most bytes by which the file grows ahead of what is handed out.
+const MAX_SPARE_BYTES: u64 = 16 << 20;
+/// It is an eighth of the file, and at least these clusters, within limits.
+const LEAST_SPARE_CLUSTERS: u64 = 16;
+const LEAST_SPARE_BYTES: (u64, u64) = (64 << 10, 1 << 20);
 
 /// Clusters chosen by the ledger.
 #[derive(Clone, Copy, Debug)]
@@ -80,9 +83,10 @@ impl Drop for Reserved<'_> {
     }
 }
 
-/// Bytes that the file is longer than it need be when it grows.
-fn spare_after(end: u64) -> u64 {
-    (end / 8).clamp(AHEAD_BYTES.0, AHEAD_BYTES.1)
+/// Bytes by which a file that ends at `end` grows ahead.
+fn spare_after(geometry: &Geometry, end: u64) -> u64 {
+    let least = LEAST_SPARE_CLUSTERS << geometry.cluster_bits;
+    (end / 8).clamp(least.clamp(LEAST_SPARE_BYTES.0, LEAST_SPARE_BYTES.1), MAX_SPARE_BYTES)
 }
 
 /// Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
@@ -261,7 +265,7 @@ impl Ledger {
     pub(super) fn grow_ahead(&mut self, shared: &Shared) -> Result<()> {
         shared.medium.latch().check()?;
         let used = self.geometry().cluster_offset(self.high_water);
-        let almost = self.geometry().cluster_ceil(used + spare_after(used) / 2);
+        let almost = self.geometry().cluster_ceil(used + spare_after(&self.geometry(), used) / 2);
         match almost.filter(|_| self.length > self.first_length) {
             Some(almost) => self.extend_file(shared, almost),
             None => Ok(()),
@@ -273,7 +277,7 @@ impl Ledger {
         if end <= self.length {
             return Ok(());
         }
-        let spare = spare_after(end);
+        let spare = spare_after(&self.geometry(), end);
         let storage = shared.medium.storage();
         // A damaged image may have data past its end, written in place behind the ledger's back: the file must
         // never get shorter here.

@@ -18,7 +18,8 @@ the counters of `check` are equal, and so is the map, except
   - zeroes for a part of a cluster over a backing file: nothing happens where that has zeroes already, and the stock
     tools see that in its single host blocks, ours in its clusters; in version 2 they do not look at all;
   - zeroes in an image with extended L2 entries: ours widen them to the whole cluster when all of it reads as zeroes;
-  - amend to version 2: zero clusters that have a host cluster keep it with the stock tools, as data;
+  - amend to version 2: zero clusters that have a host cluster keep it with the stock tools, as data; and an image with
+    zstd clusters is refused by them only after zero clusters have become data;
 * amend to version 2 of an image with snapshots is done by ours on both sides: the stock tools change what a snapshot
   shows, and leave COPIED flags on what is shared;
 * amend to version 2 of an image with bitmaps is left out: the stock tools drop them, ours refuse;
