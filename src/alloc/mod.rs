@@ -136,10 +136,11 @@ impl Allocator {
     }
 
     /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
-    /// The caller is alone, so nothing waits for readers.
+    /// The caller is alone, so nothing waits for readers: who knocks at the gate meanwhile, and has a place there for
+    /// a moment, has read nothing.
     pub fn settle_all(&self) -> Result<()> {
         let mut ledger = self.lock();
-        self.settle(&mut ledger)?;
+        self.settle_before(&mut ledger, || u64::MAX)?;
         ledger.drop_ahead(&self.shared)?;
         ledger.write_dirty(&self.shared)?;
         ledger.trim(&self.shared)
@@ -167,10 +168,15 @@ impl Allocator {
 
     /// Lowers the counts whose time has come.
     fn settle(&self, ledger: &mut Ledger) -> Result<()> {
+        self.settle_before(ledger, || self.shared.gate.oldest())
+    }
+
+    /// As `settle`, where the readers inside started in epoch `oldest` or later.
+    fn settle_before(&self, ledger: &mut Ledger, oldest: impl FnOnce() -> u64) -> Result<()> {
         if self.pending_clusters() == 0 {
             return Ok(());
         }
-        let oldest = self.shared.gate.oldest();
+        let oldest = oldest();
         let mut due = Vec::new();
         {
             let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
