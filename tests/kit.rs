@@ -101,6 +101,55 @@ fn a_cluster_with_two_owners_is_found_at_the_end() {
     });
 }
 
+/// Host cluster and L2 entry of guest cluster 0, of which subcluster 0 is allocated; the rest shows a backing
+/// disk. Without `linked`, the entry is gone and its cluster still counted.
+fn subclusters(linked: bool) -> (Arc<Recorder>, u64, u64) {
+    let setup =
+        Setup { cluster_bits: 14, extended: true, prefill: 1, backing: Some(200), ..Setup::default() };
+    let mut bytes = setup.create();
+    let owners = Owners::of(&bytes);
+    let host =
+        |wanted: Use| owners.0.iter().find(|(_, uses)| uses.contains(&wanted)).expect("it has").0 << 14;
+    let (data, entry) = (host(Use::Data { guest_cluster: 0 }), host(Use::L2 { l1_index: 0 }));
+    if !linked {
+        bytes[entry as usize..][..16].fill(0);
+    }
+    let recorder = Recorder::new(bytes);
+    recorder.set_backing(200 * SECTOR);
+    (recorder, data, entry)
+}
+
+/// What the rules say when one subcluster is written and synced, then another, and the entry shows those of
+/// `shown`, a bit each.
+fn subclusters_verdict(linked: bool, shown: u64) -> Result<(), String> {
+    let (recorder, data, entry) = subclusters(linked);
+    let fill = |sub: u64| {
+        let guest = Some((sub * SECTOR, (sub + 1) * SECTOR));
+        as_request(guest, || write(&recorder, Purpose::Data, data + sub * SECTOR, &[1; 512]));
+    };
+    fill(3);
+    recorder.sync().unwrap();
+    fill(5);
+    let mut sector = recorder.base()[entry as usize..][..512].to_vec();
+    sector[..8].copy_from_slice(&(data | 1 << 63).to_be_bytes());
+    sector[8..16].copy_from_slice(&shown.to_be_bytes());
+    write(&recorder, Purpose::L2, entry, &sector);
+    let verdict = recorder.judge();
+    recorder.leave_unjudged("the judge has just been asked");
+    verdict
+}
+
+#[test]
+fn an_entry_shows_only_durable_subclusters() {
+    for linked in [true, false] {
+        subclusters_verdict(linked, 1 | 1 << 3).unwrap();
+        for shown in [1 | 1 << 5, 1 | 1 << 3 | 1 << 5] {
+            let e = subclusters_verdict(linked, shown).expect_err("a broken rule goes unnoticed");
+            assert!(e.contains("R2"), "{e}");
+        }
+    }
+}
+
 #[test]
 fn only_an_explicit_word_leaves_a_recording_unjudged() {
     let hit = |recorder: &Recorder| write(recorder, Purpose::L2, 0, &[0; 512]);

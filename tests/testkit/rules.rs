@@ -12,6 +12,9 @@ use qcow2::storage::Purpose;
 use std::collections::HashSet;
 use std::rc::Rc;
 
+/// The bits of an extended entry's bitmap that say where a subcluster's bytes are in the host cluster.
+const ALLOCATED: u64 = 0xffff_ffff;
+
 /// The guest bytes of an L2 entry.
 struct Place {
     from: u64,
@@ -30,8 +33,15 @@ struct Target {
     zeroes_do: bool,
     place: Option<Place>,
     cluster_bits: u32,
-    /// The extended entry that is replaced: zeroes may be a value of some subclusters alone.
-    extended: Option<(u64, u64)>,
+    extended: Option<Extended>,
+}
+
+/// An extended entry that is replaced: each subcluster has its own state.
+struct Extended {
+    descriptor: u64,
+    bitmap: u64,
+    /// Subclusters, a bit each, whose bytes the new entry shows and the old one did not.
+    shown: u64,
 }
 
 /// The views at one point of a trace.
@@ -174,7 +184,13 @@ impl Trace<'_> {
                 }
                 continue;
             }
-            let extended = (level == 2 && head.entry_bytes == 16).then(|| (old, be64(&self.issued, at + 8)));
+            let extended = (level == 2 && head.entry_bytes == 16).then(|| {
+                let (bitmap, next) = (be64(&self.issued, at + 8), be64(&event.bytes, index * 8 + 8));
+                let same = new & OFFSET == old & OFFSET && old & COMPRESSED == 0;
+                let shown = next & ALLOCATED & if same { !bitmap } else { u64::MAX };
+                Extended { descriptor: old, bitmap, shown }
+            });
+            let appears = extended.as_ref().is_some_and(|e| e.shown != 0);
             let old = if level == 2 && old & COMPRESSED != 0 { old & OFFSET & !1 } else { old };
             if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
                 // A hole may become a cluster whose durable bytes are zeroes still, if it reads as zeroes.
@@ -192,6 +208,10 @@ impl Trace<'_> {
             } else if level == 2 && new & OFFSET != 0 && old & 1 != 0 && new & 1 == 0 {
                 let place = self.place(head, at)?;
                 let kind = Target { level, zeroes_do: true, place, cluster_bits, extended };
+                self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
+            } else if new & OFFSET != 0 && appears {
+                let place = self.place(head, at)?;
+                let kind = Target { level, zeroes_do: false, place, cluster_bits, extended };
                 self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             }
         }
@@ -299,11 +319,25 @@ impl Trace<'_> {
         offset < size.min(self.backing_end)
     }
 
-    /// R2, R5: no sector of the target waits for a sync, unless its durable bytes are zeroes and may be read so.
+    /// R2, R5: no sector that the entry shows waits for a sync, unless its durable bytes are zeroes and may be
+    /// read so.
     fn contents(&self, head: &Head, target: u64, kind: &Target) -> Result<(), String> {
-        let end = target + head.cluster_bytes();
+        let bits = if kind.extended.is_some() { head.cluster_bits - 5 } else { head.cluster_bits };
+        for part in 0..head.cluster_bytes() >> bits {
+            let zero = match &kind.extended {
+                Some(e) if e.shown >> part & 1 == 0 => continue,
+                Some(e) => kind.zeroes_do || self.is_zero(kind, e, part),
+                None => kind.zeroes_do,
+            };
+            let start = target + (part << bits);
+            self.bytes(start, start + (1 << bits), zero, kind)?;
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, start: u64, end: u64, zeroes_do: bool, kind: &Target) -> Result<(), String> {
         for event in self.pending() {
-            let (from, to) = (event.offset.max(target), (event.offset + event.length).min(end));
+            let (from, to) = (event.offset.max(start), (event.offset + event.length).min(end));
             if from >= to || event.what == What::Discard {
                 continue;
             }
@@ -311,7 +345,6 @@ impl Trace<'_> {
                 continue;
             }
             let bytes = &self.durable[from as usize..(to as usize).min(self.durable.len())];
-            let zeroes_do = kind.zeroes_do || self.subclusters_zero(kind, from - target, to - target);
             if !zeroes_do || bytes.iter().any(|b| *b != 0) {
                 return Err(format!("R2: bytes {from:#x}..{to:#x} of the target are not durable"));
             }
@@ -319,18 +352,15 @@ impl Trace<'_> {
         Ok(())
     }
 
-    /// Whether bytes `[from, to)` of a cluster are in subclusters that read as zeroes by the entry before, or that
-    /// the guest has zeroed since.
-    fn subclusters_zero(&self, kind: &Target, from: u64, to: u64) -> bool {
-        let (Some((descriptor, bitmap)), Some(place)) = (kind.extended, &kind.place) else { return false };
+    /// Whether a subcluster reads as zeroes by the entry before, or the guest has zeroed it since.
+    fn is_zero(&self, kind: &Target, old: &Extended, sub: u64) -> bool {
+        let Some(place) = &kind.place else { return false };
         let bits = kind.cluster_bits - 5;
-        (from >> bits..=(to - 1) >> bits).all(|sub| {
-            let (start, end) = (place.from + (sub << bits), place.from + ((sub + 1) << bits));
-            let part = Place { from: start, to: end.min(place.to), ..*place };
-            let allocated = descriptor & COMPRESSED != 0 || bitmap >> sub & 1 != 0;
-            let zero = bitmap >> (32 + sub) & 1 != 0 || !self.shows_backing(part.from);
-            !allocated && zero || part.from >= part.to || self.was_zeroed(&part)
-        })
+        let (start, end) = (place.from + (sub << bits), place.from + ((sub + 1) << bits));
+        let part = Place { from: start, to: end.min(place.to), ..*place };
+        let allocated = old.descriptor & COMPRESSED != 0 || old.bitmap >> sub & 1 != 0;
+        let zero = old.bitmap >> (32 + sub) & 1 != 0 || !self.shows_backing(part.from);
+        !allocated && zero || part.from >= part.to || self.was_zeroed(&part)
     }
 
     /// What is under way is newer than a durable version of the same contents: an L2 table whose birth is
