@@ -18,6 +18,8 @@ mod grow;
 mod ledger;
 mod packed;
 mod table;
+#[cfg(test)]
+mod tests;
 mod width;
 
 pub use bulk::ClusterRun;
