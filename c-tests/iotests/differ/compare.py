@@ -18,6 +18,8 @@ the counters of `check` are equal, and so is the map, except
   - zeroes for a part of a cluster over a backing file: nothing happens where that has zeroes already, and the stock
     tools see that in its single host blocks, ours in its clusters; in version 2 they do not look at all;
   - zeroes in an image with extended L2 entries: ours widen them to the whole cluster when all of it reads as zeroes;
+  - copy-on-read of zeroes in whose first or last cluster the files below have bytes, too: the stock tools store all
+    that they read as bytes, ours the clusters that have some;
   - amend to version 2: zero clusters that have a host cluster keep it with the stock tools, as data; and an image with
     zstd clusters is refused by them only after zero clusters have become data;
 * amend to version 2 of an image with snapshots is done by ours on both sides: the stock tools change what a snapshot
@@ -35,7 +37,8 @@ the counters of `check` are equal, and so is the map, except
 * check -r of an image with snapshots and with bitmaps that are void is done by ours on both sides: the stock tools take
   the snapshots for leaks and remove them;
 * snapshots: their dates;
-* the length of a raw data file: ours is the disk's, the stock tools round it up to a cluster here and there;
+* the length of a raw data file: ours is the disk's, the stock tools round it up to a cluster or to the host's block here
+  and there;
 * raw data files with pass-discard-request=off are left out: the stock tools' discard shows zeroes on the disk and the old
   bytes in the file. What the file alone shows is not compared after a kill: of what was not flushed, one view may have
   the old bytes and the other the new ones;

@@ -12,6 +12,7 @@ class Session:
         self.side = side
         self.model = side.model
         self.through = through
+        self.copies = step.args["copy_on_read"]
         self.ignore_discard = step.args["discard"] == "ignore"
         self.clean_end = step.args["end"] == "close"
         self.lazy = side_is_lazy(side) or "lazy-refcounts=on" in step.args["options"]
@@ -98,6 +99,9 @@ class Session:
         for at, size, want in self.model.runs(offset, min(length, 1 << 16)):
             if size >= SECTOR or size == length:
                 self.commands.append("read -q -P %d %d %d" % (want, at, size))
+                cluster = self.runner.script.cluster
+                if self.copies and want == 0 and (at % cluster or (at + size) % cluster):
+                    self.runner.parted = True
                 shown += 1
                 if shown == 12:
                     break
