@@ -93,6 +93,20 @@ fn scrambled_counts_of_all_kinds_are_rebuilt() {
 }
 
 #[test]
+fn a_rebuild_spends_no_calls_on_the_structures_that_it_replaces() {
+    for image in shapes() {
+        let mut damaged = image.bytes.clone();
+        set_count(&mut damaged, &image.geometry, image.kinds[image.kinds.len() - 1].0, 0);
+        let after = repaired_shows_the_same(&image, &damaged, "a rebuild");
+        let table = be64(&damaged, 48);
+        assert_ne!(be64(&after, 48), table, "no new refcount table");
+        let block = be64(&damaged, table as usize) as usize;
+        // Given back, they would read as zeroes.
+        assert!(after[block..][..512].iter().any(|b| *b != 0));
+    }
+}
+
+#[test]
 fn every_wrong_copied_flag_is_mended() {
     let image = build(SMALL);
     let l1 = be64(&image.bytes, 40) as usize;
