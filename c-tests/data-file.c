@@ -267,7 +267,7 @@ static void names_are_taken_literally(void)
     CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), ENOENT);
 }
 
-/* Puts a byte that no text has into the only place of the header cluster that says `name`. */
+/* Puts a byte that no UTF-8 has into the only place of the header cluster that says `name`. */
 static void spoil(const char *path, const char *name)
 {
     char header[65536];
@@ -279,24 +279,42 @@ static void spoil(const char *path, const char *name)
     test_file_write(path, "\xff", 1, (uint64_t)(found - header));
 }
 
-/* A name that is no text is not opened by the name that it looks like. */
-static void names_are_text(void)
+/* A name is bytes, and stands for the file with these bytes and no other. */
+static void names_are_bytes(void)
 {
-    char option[4200];
+    char option[4300], plain[4200], odd[4200];
     const char *path;
     qcow2_image *image;
 
-    snprintf(option, sizeof option, "data_file=%s", test_path("Xdata.raw"));
+    snprintf(plain, sizeof plain, "%s", test_path("Xdata.raw"));
+    snprintf(option, sizeof option, "data_file=%s", plain);
     path = test_create("spoiled-data.qcow2", MIB, option, NULL);
     spoil(path, "Xdata.raw");
-    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), EINVAL);
-    CHECK_TEXT("data file is not UTF-8");
+    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), ENOENT);
+    snprintf(odd, sizeof odd, "%s", test_path("\377data.raw"));
+    CHECK(rename(plain, odd) == 0);
+    image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK(strcmp(test_info(image).data_file, odd) == 0);
+    test_fill(image, 0, MIB, 1);
+    /* The name as it is changes nothing; another one is recorded byte for byte. */
+    snprintf(option, sizeof option, "data_file=%s", odd);
+    CHECK_OK(qcow2_amend(image, (const char *const[]){option, NULL}, 0, NULL, NULL));
+    snprintf(option, sizeof option, "data_file=%s\376", odd);
+    CHECK_OK(qcow2_amend(image, (const char *const[]){option, NULL}, 0, NULL, NULL));
+    test_close(image);
+    snprintf(option, sizeof option, "data-file=%s", odd);
+    image = test_open(path, 0, option, NULL);
+    test_expect(image, 0, MIB, 1);
+    test_close(image);
+
     path = test_create("spoiled-backing.qcow2", MIB, "backing_file=Xbase.raw", "backing_fmt=raw", NULL);
     spoil(path, "Xbase.raw");
-    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), EINVAL);
-    CHECK_TEXT("backing file is not UTF-8");
-    /* Without them it opens. */
-    test_close(test_open(path, QCOW2_OPEN_NO_BACKING, NULL));
+    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image), ENOENT);
+    CHECK(symlink(odd, test_path("\377base.raw")) == 0);
+    image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK(strcmp(test_info(image).backing_file, "\377base.raw") == 0);
+    test_expect(image, 0, MIB, 1);
+    test_close(image);
 }
 
 static void find_snapshots(void *opaque, int kind, const char *text)
@@ -391,7 +409,7 @@ int main(void)
     keeps_a_raw_file_true();
     works_over_callbacks();
     names_are_taken_literally();
-    names_are_text();
+    names_are_bytes();
     snapshots_are_an_error();
     nothing_is_compressed();
     another_name_meanwhile();

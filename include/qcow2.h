@@ -21,7 +21,8 @@
  *
  * Buffers and strings that a caller passes are touched only during the call; the caller owns and frees them.
  * Strings that the library returns belong to it, and the functions say for how long. A handle is freed by
- * qcow2_close and by nothing else. Paths are bytes; options and image names are UTF-8.
+ * qcow2_close and by nothing else. Names of files and of snapshots are bytes, all other options are ASCII text. In what
+ * qcow2_last_error and messages say, bytes of a name that are not UTF-8 show as U+FFFD.
  *
  * fork. The child's copy of a handle is dead: every call answers EOWNERDEAD and touches nothing, and closing
  * it does not disturb the parent. pthread_cancel: a call is never interrupted half-way; a thread that is

@@ -51,7 +51,7 @@ fn use_image(setup: &Setup, bytes: Vec<u8>, rng: &mut Rng) -> Result<bool, Strin
     let recorder = Recorder::new(bytes);
     let handle = setup.open(recorder.clone()).map_err(|e| format!("open: {e}"))?;
     // The tables of snapshots are checked on request only, as with the stock driver.
-    handle.reopen(false, false, &["overlap-check=all"], None).map_err(|e| format!("reopen: {e}"))?;
+    handle.reopen(false, false, &["overlap-check=all".as_ref()], None).map_err(|e| format!("reopen: {e}"))?;
     let mut refused = false;
     for tag in 1..40 {
         let op = random_op(rng, setup.sectors, 1);

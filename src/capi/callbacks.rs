@@ -144,7 +144,7 @@ pub(super) fn ask_resolver(
     let code = unsafe { function(opaque, &asked, &mut answer) };
     if code != 0 {
         let errno = if (-4095..0).contains(&code) { -code } else { libc::EPERM };
-        let text = format!("the resolver refused '{}'", request.recorded_name);
+        let text = format!("the resolver refused '{}'", request.recorded_name.to_string_lossy());
         return Err(Error::new(ErrorKind::Host(errno), text));
     }
     // SAFETY: the caller fills the answer with valid pointers, as the contract says.

@@ -5,7 +5,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
 use crate::storage::file::{forks, forks_so_far};
 use std::cell::RefCell;
-use std::ffi::{c_char, c_int, CStr};
+use std::ffi::{c_char, c_int, CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -230,20 +231,19 @@ pub(super) unsafe fn optional_text<'a>(pointer: *const c_char, name: &str) -> Re
 
 /// A path from a C string; paths are bytes.
 pub(super) unsafe fn path(pointer: *const c_char) -> Result<std::path::PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
     if pointer.is_null() {
         return Err(Error::invalid("path is NULL"));
     }
     // SAFETY: as above.
     let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
-    Ok(std::ffi::OsStr::from_bytes(bytes).into())
+    Ok(OsStr::from_bytes(bytes).into())
 }
 
 /// Most options of one call.
 const MAX_OPTIONS: usize = 1000;
 
 /// A NULL-terminated array of "key=value" strings.
-pub(super) unsafe fn option_list<'a>(list: *const *const c_char) -> Result<Vec<&'a str>> {
+pub(super) unsafe fn option_list<'a>(list: *const *const c_char) -> Result<Vec<&'a OsStr>> {
     let mut options = Vec::new();
     if list.is_null() {
         return Ok(options);
@@ -251,10 +251,11 @@ pub(super) unsafe fn option_list<'a>(list: *const *const c_char) -> Result<Vec<&
     loop {
         // SAFETY: the caller's array ends with NULL, and this stops there.
         let pointer = unsafe { *list.add(options.len()) };
-        match unsafe { optional_text(pointer, "options") }? {
-            Some(option) => options.push(option),
-            None => return Ok(options),
+        if pointer.is_null() {
+            return Ok(options);
         }
+        // SAFETY: the caller's strings end with NUL and live across the call.
+        options.push(OsStr::from_bytes(unsafe { CStr::from_ptr(pointer) }.to_bytes()));
         if options.len() > MAX_OPTIONS {
             return Err(Error::invalid("options: more than 1000 strings, or no NULL at the end"));
         }

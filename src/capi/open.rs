@@ -2,7 +2,7 @@
 
 use super::callbacks::*;
 use super::custom_io::{self, qcow2_io_ops};
-use super::edge::{enter, last_error, option_list, optional_text, path, take, with, Guarded};
+use super::edge::{enter, last_error, option_list, path, take, with, Guarded};
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::MessageKind;
@@ -291,7 +291,7 @@ pub unsafe extern "C" fn qcow2_clean_caches(image: *mut qcow2_image) -> c_int {
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_check_open_option(option: *const c_char) -> c_int {
     enter(|| {
-        let text = unsafe { optional_text(option, "option") }?.unwrap_or_default();
-        OpenOptions::parse(&[text]).map(|_| 0)
+        let list = [option, std::ptr::null()];
+        OpenOptions::parse(&unsafe { option_list(list.as_ptr()) }?).map(|_| 0)
     }) as c_int
 }

@@ -8,6 +8,8 @@ use super::features::*;
 use super::geometry::*;
 use super::{be32, be64, Geometry};
 use crate::error::{Error, ErrorKind, Result};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// "QFI\xfb".
 pub const MAGIC: u32 = 0x5146_49fb;
@@ -323,9 +325,16 @@ impl Header {
         self.extension(kind).map(|d| String::from_utf8_lossy(d).trim_end_matches('\0').to_owned())
     }
 
-    /// The backing file's name as text; names are bytes in the format and UTF-8 in practice.
-    pub fn backing_file_text(&self) -> Option<String> {
-        self.backing_file.as_deref().map(|n| String::from_utf8_lossy(n).into_owned())
+    /// An extension's payload as a name.
+    pub fn extension_name(&self, kind: u32) -> Option<&OsStr> {
+        let bytes = self.extension(kind)?;
+        let padding = bytes.iter().rev().take_while(|b| **b == 0).count();
+        Some(OsStr::from_bytes(&bytes[..bytes.len() - padding]))
+    }
+
+    /// The backing file's name.
+    pub fn backing_name(&self) -> Option<&OsStr> {
+        self.backing_file.as_deref().map(OsStr::from_bytes)
     }
 
     /// The fixed fields, extensions and backing file name as the start of the first cluster.

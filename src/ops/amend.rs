@@ -10,6 +10,8 @@ use crate::format::features::*;
 use crate::format::{extensions, Header};
 use crate::image::{Alone, Disk};
 use crate::options::{AmendOptions, Preallocation};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 /// Progress units of one step.
 const STEP_UNITS: u64 = 1 << 20;
@@ -18,7 +20,7 @@ const STEP_UNITS: u64 = 1 << 20;
 enum Step {
     Upgrade,
     RefcountOrder(u32),
-    DataFile(String),
+    DataFile(OsString),
     ForgetRawDataFile,
     LazyRefcounts(bool),
     Size(u64),
@@ -26,7 +28,11 @@ enum Step {
 }
 
 /// Changes the settings of an open image. `progress(done, total)`: `false` cancels.
-pub fn amend(handle: &Handle, options: &[&str], progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+pub fn amend(
+    handle: &Handle,
+    options: &[impl AsRef<OsStr>],
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<()> {
     let Disk::Qcow2(image) = handle.disk() else {
         return Err(Error::unsupported("Format driver 'raw' does not support option amendment"));
     };
@@ -116,7 +122,7 @@ fn plan_data_file(header: &Header, options: &AmendOptions) -> Result<Vec<Step>> 
                 "data-file can only be set for images that use an external data file",
             ));
         }
-        if header.extension_text(extensions::DATA_FILE).as_deref().unwrap_or_default() != name {
+        if header.extension_name(extensions::DATA_FILE).unwrap_or_default() != name {
             steps.push(Step::DataFile(name.clone()));
         }
     }
@@ -155,7 +161,7 @@ fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
     if options.backing_file.is_none() && options.backing_format.is_none() {
         return Ok(());
     }
-    let same = options.backing_file == header.backing_file_text()
+    let same = options.backing_file.as_deref() == header.backing_name()
         && options.backing_format == header.extension_text(extensions::BACKING_FORMAT);
     match same {
         true => Ok(()),

@@ -19,6 +19,7 @@ use crate::format::{refcount, Header};
 use crate::options::{CreateOptions, Preallocation};
 use crate::storage::{is_not_supported, write_all, zero_range, Purpose, Storage};
 use plan::Plan;
+use std::os::unix::ffi::OsStrExt;
 
 /// Size argument that stands for "as the options say".
 pub const SIZE_FROM_OPTIONS: u64 = u64::MAX;
@@ -103,7 +104,7 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         extend(BACKING_FORMAT, format.clone().into_bytes());
     }
     if let Some(name) = &options.data_file {
-        extend(DATA_FILE, name.clone().into_bytes());
+        extend(DATA_FILE, name.as_bytes().to_vec());
     }
     if is_v3 && geometry.cluster_bytes() >= MIN_NAME_TABLE_CLUSTER_BYTES {
         extend(FEATURE_NAMES, encode_name_table());
@@ -129,10 +130,10 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         compression_type: options.zstd.into(),
         extra: if is_v3 { vec![0; V3_BYTES - V3_MIN_BYTES - 1] } else { Vec::new() },
         extensions,
-        backing_file: options.backing_file.clone().map(String::into_bytes),
+        backing_file: options.backing_file.as_ref().map(|name| name.as_bytes().to_vec()),
     };
     let assign = |why: &str| {
-        let name = options.backing_file.as_deref().unwrap_or_default();
+        let name = options.backing_file.as_deref().unwrap_or_default().to_string_lossy();
         let format = options.backing_format.as_deref().unwrap_or_default();
         format!("Could not assign backing file '{name}' with format '{format}': {why}")
     };

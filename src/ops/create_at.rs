@@ -21,7 +21,10 @@ pub fn create_at(
     options.validate()?;
     let named = match (&options.data_file, data_origin) {
         (Some(name), None) if has_protocol(name) => {
-            return Err(Error::unsupported(format!("data file name '{name}' is not a file name")));
+            return Err(Error::unsupported(format!(
+                "data file name '{}' is not a file name",
+                name.to_string_lossy()
+            )));
         }
         (Some(name), None) => Some(Origin::Path(PathBuf::from(name))),
         _ => None,

@@ -47,8 +47,7 @@ impl Opening<'_> {
         if self.flags.metadata_only {
             return Ok(None);
         }
-        let recorded = header.extension_text(extensions::DATA_FILE);
-        refuse_other_bytes(header.extension(extensions::DATA_FILE), "data file")?;
+        let recorded = header.extension_name(extensions::DATA_FILE);
         let origin = match (asked, recorded) {
             (Some(path), _) => Origin::Path(path.into()),
             (None, None) => return Err(Error::invalid("'data-file' is required for this image")),
@@ -56,15 +55,15 @@ impl Opening<'_> {
                 let request = ResolveRequest {
                     named: Named::DataFile,
                     depth: seen.len() - 1,
-                    resolved_path: Some(PathBuf::from(&recorded_name)),
+                    resolved_path: Some(PathBuf::from(recorded_name)),
                     format: Some("raw".into()),
-                    recorded_name,
+                    recorded_name: recorded_name.to_owned(),
                 };
                 let answer = self.resolve(&request)?;
                 if answer.format.as_deref().is_some_and(|f| f != "raw") {
                     return Err(Error::unsupported(format!(
                         "data file '{}': its format can only be raw",
-                        request.recorded_name
+                        request.recorded_name.to_string_lossy()
                     )));
                 }
                 answer.origin
@@ -79,14 +78,6 @@ impl Opening<'_> {
         let (storage, file) = self.open_storage(&origin, self.flags.read_only, Role::DataFile)?;
         refuse_seen(storage.identity(), seen)?;
         Ok(Some(DataFile { storage, origin, file }))
-    }
-}
-
-/// Fails for a recorded name that is no text: read as one, it would be the name of another file.
-pub(super) fn refuse_other_bytes(name: Option<&[u8]>, what: &str) -> Result<()> {
-    match std::str::from_utf8(name.unwrap_or_default()) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::invalid(format!("the recorded name of the {what} is not UTF-8"))),
     }
 }
 

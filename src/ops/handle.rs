@@ -11,6 +11,7 @@ use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
 use arc_swap::ArcSwapOption;
+use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What changes when a handle is reopened.
@@ -147,7 +148,7 @@ impl Handle {
         &self,
         read_only: bool,
         no_repair: bool,
-        changes: &[&str],
+        changes: &[&OsStr],
         messages: Option<super::open::Messages<'_>>,
     ) -> Result<()> {
         let mut manner = self.manner();

@@ -5,7 +5,6 @@
 
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
-use super::data_file::refuse_other_bytes;
 use super::handle::{Handle, Manner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
@@ -16,6 +15,8 @@ use crate::options::OpenOptions;
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
 use crate::storage::Storage;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +75,7 @@ pub struct ResolveRequest {
     /// Of a backing file, its own: 1 for the top image's. Of a data file, that of the image that names it.
     pub depth: usize,
     /// As stored.
-    pub recorded_name: String,
+    pub recorded_name: OsString,
     /// Of a backing file, joined to the image's directory, when that is known.
     pub resolved_path: Option<PathBuf>,
     /// Recorded format.
@@ -296,24 +297,26 @@ impl Opening<'_> {
         origin: &Origin,
         seen: &mut Seen,
     ) -> Result<Option<Handle>> {
-        let Some(recorded_name) = header.backing_file_text() else { return Ok(None) };
+        let Some(recorded_name) = header.backing_name() else { return Ok(None) };
         if self.flags.metadata_only || self.flags.no_backing {
             return Ok(None);
         }
-        refuse_other_bytes(header.backing_file.as_deref(), "backing file")?;
         let depth = seen.len();
         if depth > MAX_CHAIN {
             return Err(Error::new(
                 ErrorKind::Loop,
-                format!("backing file '{recorded_name}': the chain is longer than {MAX_CHAIN} files"),
+                format!(
+                    "backing file '{}': the chain is longer than {MAX_CHAIN} files",
+                    recorded_name.to_string_lossy()
+                ),
             ));
         }
         let request = ResolveRequest {
             named: Named::Backing,
             depth,
-            resolved_path: resolve_path(&recorded_name, origin),
+            resolved_path: resolve_path(recorded_name, origin),
             format: header.extension_text(extensions::BACKING_FORMAT),
-            recorded_name,
+            recorded_name: recorded_name.to_owned(),
         };
         let answer = self.resolve(&request)?;
         let opened = self.open_below(&request, answer, seen);
@@ -332,7 +335,7 @@ impl Opening<'_> {
                 format!(
                     "the image records {} '{}': opening it needs the flag that allows recorded files, or a resolver",
                     request.named.words(),
-                    request.recorded_name
+                    request.recorded_name.to_string_lossy()
                 ),
             ));
         }
@@ -340,7 +343,7 @@ impl Opening<'_> {
             return Err(Error::unsupported(format!(
                 "{} name '{}' is not a file name, or is relative to an image without a path",
                 request.named.words(),
-                request.recorded_name
+                request.recorded_name.to_string_lossy()
             )));
         };
         Ok(ResolveAnswer { origin: Origin::Path(path.clone()), format: None })
@@ -360,7 +363,7 @@ impl Opening<'_> {
             None => {
                 return Err(Error::invalid(format!(
                     "backing file '{}': no format is recorded, and formats are not probed",
-                    request.recorded_name
+                    request.recorded_name.to_string_lossy()
                 )))
             }
         };
@@ -395,7 +398,10 @@ pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
 }
 
 fn in_chain_already(request: &ResolveRequest) -> Error {
-    Error::new(ErrorKind::Loop, format!("'{}' is already in the chain", request.recorded_name))
+    Error::new(
+        ErrorKind::Loop,
+        format!("'{}' is already in the chain", request.recorded_name.to_string_lossy()),
+    )
 }
 
 /// A node's name for messages.
@@ -408,8 +414,9 @@ pub(super) fn shown_name(origin: &Origin) -> String {
 }
 
 /// The path that a recorded name stands for: relative to the directory of the image that records it.
-pub fn resolve_path(name: &str, origin: &Origin) -> Option<PathBuf> {
-    let name = name.strip_prefix("file:").unwrap_or(name);
+pub fn resolve_path(name: &OsStr, origin: &Origin) -> Option<PathBuf> {
+    let bytes = name.as_bytes();
+    let name = OsStr::from_bytes(bytes.strip_prefix(b"file:").unwrap_or(bytes));
     if has_protocol(name) {
         return None;
     }
@@ -424,8 +431,9 @@ pub fn resolve_path(name: &str, origin: &Origin) -> Option<PathBuf> {
 }
 
 /// "nbd:...", "json:{...}": a colon before any slash.
-pub(super) fn has_protocol(name: &str) -> bool {
-    name.find(':').is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash))
+pub(super) fn has_protocol(name: &OsStr) -> bool {
+    let mut marks = name.as_bytes().iter().filter(|b| matches!(b, b':' | b'/'));
+    marks.next() == Some(&b':')
 }
 
 #[cfg(test)]
@@ -435,12 +443,12 @@ mod tests {
     #[test]
     fn names_are_relative_to_the_image() {
         let image = Origin::Path("/a/b/top.qcow2".into());
-        assert_eq!(resolve_path("base", &image), Some("/a/b/base".into()));
-        assert_eq!(resolve_path("/c/base", &image), Some("/c/base".into()));
-        assert_eq!(resolve_path("file:x/base", &image), Some("/a/b/x/base".into()));
-        assert_eq!(resolve_path("nbd://host/x", &image), None);
-        assert_eq!(resolve_path("json:{\"a\": 1}", &image), None);
-        assert_eq!(resolve_path("./a:b", &image), Some("/a/b/./a:b".into()));
-        assert_eq!(resolve_path("base", &Origin::Descriptor(3)), None);
+        assert_eq!(resolve_path(OsStr::new("base"), &image), Some("/a/b/base".into()));
+        assert_eq!(resolve_path(OsStr::new("/c/base"), &image), Some("/c/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("/a/b/x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("nbd://host/x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new("json:{\"a\": 1}"), &image), None);
+        assert_eq!(resolve_path(OsStr::new("./a:b"), &image), Some("/a/b/./a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("base"), &Origin::Descriptor(3)), None);
     }
 }

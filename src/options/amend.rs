@@ -4,6 +4,7 @@ use super::create::refcount_order;
 use super::parse::Value;
 use super::{find, parse_one, Scope};
 use crate::error::{Error, Result};
+use std::ffi::{OsStr, OsString};
 
 /// What shall become of an image; `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,11 +18,11 @@ pub struct AmendOptions {
     /// Virtual size in bytes.
     pub size: Option<u64>,
     /// Accepted where it is the recorded one.
-    pub backing_file: Option<String>,
+    pub backing_file: Option<OsString>,
     /// The same.
     pub backing_format: Option<String>,
     /// Name of the external data file; "" for none recorded.
-    pub data_file: Option<String>,
+    pub data_file: Option<OsString>,
     /// The autoclear feature bit.
     pub data_file_raw: Option<bool>,
     /// Something about the encryption.
@@ -30,7 +31,7 @@ pub struct AmendOptions {
 
 impl AmendOptions {
     /// Options from `key=value` strings, each checked for its type.
-    pub fn parse(options: &[&str]) -> Result<AmendOptions> {
+    pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<AmendOptions> {
         let mut parsed = AmendOptions::default();
         for option in options {
             let unknown = |key: &str| {
@@ -38,7 +39,7 @@ impl AmendOptions {
                 let hint = if create { "\nThis option is only supported for image creation" } else { "" };
                 Error::invalid(format!("Invalid parameter '{key}'{hint}"))
             };
-            let (info, value) = parse_one(Scope::Amend, option, unknown)?;
+            let (info, value) = parse_one(Scope::Amend, option.as_ref(), unknown)?;
             parsed.assign(info.name, value);
         }
         Ok(parsed)
@@ -46,10 +47,10 @@ impl AmendOptions {
 
     fn assign(&mut self, name: &str, value: Value<'_>) {
         match (name, value) {
-            ("backing_file", Value::Text(name)) => self.backing_file = Some(name.into()),
+            ("backing_file", Value::Name(name)) => self.backing_file = Some(name.into()),
             ("backing_fmt", Value::Text(name)) => self.backing_format = Some(name.into()),
             ("compat", Value::Text(word)) => self.compat = Some(word.into()),
-            ("data_file", Value::Text(name)) => self.data_file = Some(name.into()),
+            ("data_file", Value::Name(name)) => self.data_file = Some(name.into()),
             ("data_file_raw", Value::Bool(on)) => self.data_file_raw = Some(on),
             ("lazy_refcounts", Value::Bool(on)) => self.lazy_refcounts = Some(on),
             ("refcount_bits", Value::Number(bits)) => self.refcount_bits = Some(bits),

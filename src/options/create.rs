@@ -5,6 +5,8 @@ use super::{parse_one, Scope};
 use crate::error::{Error, Result};
 use crate::format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS};
 use crate::format::Geometry;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 /// How much of a new image is allocated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,11 +55,11 @@ pub struct CreateOptions {
     /// How much is allocated at once.
     pub preallocation: Preallocation,
     /// Name of the external data file to record.
-    pub data_file: Option<String>,
+    pub data_file: Option<OsString>,
     /// The data file shows what the disk shows.
     pub data_file_raw: bool,
     /// Name to record; never opened here.
-    pub backing_file: Option<String>,
+    pub backing_file: Option<OsString>,
     /// Format to record for it; required with a backing file, because nobody probes it.
     pub backing_format: Option<String>,
 }
@@ -154,12 +156,12 @@ struct Words<'a> {
 
 impl CreateOptions {
     /// Options from `key=value` strings, checked one by one and together.
-    pub fn parse(options: &[&str]) -> Result<CreateOptions> {
+    pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<CreateOptions> {
         let mut parsed = CreateOptions::default();
         let mut words = Words::default();
         for option in options {
             let unknown = |key: &str| Error::invalid(format!("Invalid parameter '{key}'"));
-            let (info, value) = parse_one(Scope::Create, option, unknown)?;
+            let (info, value) = parse_one(Scope::Create, option.as_ref(), unknown)?;
             parsed.assign(&mut words, info.name, value);
         }
         parsed.apply(&words)?;
@@ -178,13 +180,15 @@ impl CreateOptions {
             ("refcount_bits", Value::Number(bits)) => words.refcount_bits = Some(bits),
             ("lazy_refcounts", Value::Bool(on)) => self.lazy_refcounts = on,
             ("preallocation", Value::Text(word)) => words.preallocation = Some(word),
-            ("backing_file", Value::Text(file)) => self.backing_file = Some(file.into()),
+            ("backing_file", Value::Name(file)) => self.backing_file = Some(file.into()),
             ("backing_fmt", Value::Text(word)) => words.backing_format = Some(word),
             ("compression_type", Value::Text(word)) => words.compression_type = Some(word),
             ("extended_l2", Value::Bool(on)) => self.extended_l2 = on,
             // The prefix is the option's, as in the reference implementation: what is recorded is a file's name.
-            ("data_file", Value::Text(file)) => {
-                self.data_file = Some(file.strip_prefix("file:").unwrap_or(file).into())
+            ("data_file", Value::Name(file)) => {
+                let bytes = file.as_bytes();
+                let name = bytes.strip_prefix(b"file:").unwrap_or(bytes);
+                self.data_file = Some(OsStr::from_bytes(name).into());
             }
             ("data_file_raw", Value::Bool(on)) => self.data_file_raw = on,
             ("encryption", Value::Bool(false)) => {}
@@ -220,7 +224,7 @@ impl CreateOptions {
     }
 
     fn check_combinations(&self) -> Result<()> {
-        if self.backing_file.as_deref() == Some("") {
+        if self.backing_file.as_deref().is_some_and(OsStr::is_empty) {
             return Err(Error::invalid("Expected backing file name, got empty string"));
         }
         if self.backing_file.is_some() && self.backing_format.is_none() {

@@ -3,7 +3,8 @@
 //!
 //! Keys, values and messages are those of the stock tools, so that a user's script and habits carry over.
 //! An option is one string, `key=value`; values may hold commas. A bare `key` is `key=on` and a bare `nokey`
-//! is `key=off`, as in the stock tools' short form. Of a key given twice, the last value counts.
+//! is `key=off`, as in the stock tools' short form. Of a key given twice, the last value counts. Names of files and of
+//! snapshots are bytes, everything else is text.
 
 mod amend;
 mod cache;
@@ -21,6 +22,8 @@ pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, P
 
 use crate::error::{Error, Result};
 use parse::Value;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// Where an option is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub enum Kind {
     Bool,
     /// Text, or one word of a list.
     Text,
+    /// The name of a file or of a snapshot: any bytes.
+    Name,
     /// A whole number.
     Number,
 }
@@ -52,7 +57,7 @@ impl Kind {
         match self {
             Kind::Size => "size",
             Kind::Bool => "bool (on/off)",
-            Kind::Text => "str",
+            Kind::Text | Kind::Name => "str",
             Kind::Number => "num",
         }
     }
@@ -105,12 +110,12 @@ const fn amend(name: &'static str, kind: Kind, help: &'static str) -> OptionInfo
 /// Every option, per scope in the order of `-o help`.
 #[rustfmt::skip]
 pub const TABLE: &[OptionInfo] = &[
-    create("backing_file", Kind::Text, None, "File name of a base image"),
+    create("backing_file", Kind::Name, None, "File name of a base image"),
     create("backing_fmt", Kind::Text, None, "Image format of the base image"),
     create("cluster_size", Kind::Size, Some("65536"), "qcow2 cluster size"),
     create("compat", Kind::Text, Some("1.1"), "Compatibility level (v2 [0.10] or v3 [1.1])"),
     create("compression_type", Kind::Text, Some("zlib"), "Compression method used for image cluster compression"),
-    create("data_file", Kind::Text, None, "File name of an external data file"),
+    create("data_file", Kind::Name, None, "File name of an external data file"),
     create("data_file_raw", Kind::Bool, Some("off"), "The external data file must stay valid as a raw image"),
     create("encrypt.cipher-alg", Kind::Text, None, "Name of encryption cipher algorithm"),
     create("encrypt.cipher-mode", Kind::Text, None, "Name of encryption cipher mode"),
@@ -133,7 +138,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("check-threads", Kind::Number, Some("1"), "Threads that a check or repair reads L2 tables with (1 to 64; with callbacks 1)"),
     open("compress-threads", Kind::Number, Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
     open("copy-on-read", Kind::Bool, Some("off"), "Write what is read of the backing file to the image"),
-    fixed("data-file", Kind::Text, "Path of the external data file, instead of the one that the image names"),
+    fixed("data-file", Kind::Name, "Path of the external data file, instead of the one that the image names"),
     open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
     open("discard", Kind::Text, Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
     open("discard-no-unref", Kind::Bool, Some("off"), "Keep the host clusters of discarded guest clusters"),
@@ -157,13 +162,13 @@ pub const TABLE: &[OptionInfo] = &[
     open("pass-discard-snapshot", Kind::Bool, Some("on"), "Give clusters back to the host when a snapshot operation frees them"),
     open("refcount-cache-size", Kind::Size, None, "Most memory for the refcount cache"),
     open("refcounts-ahead", Kind::Text, Some("auto"), "Raise refcounts before they are needed, so that an eager image writes and syncs less; a killed handle leaks them (allowed values: off, on, auto)"),
-    open("snapshot.id", Kind::Text, None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
-    open("snapshot.name", Kind::Text, None, "Read the internal snapshot with this name instead of the disk (read-only)"),
+    open("snapshot.id", Kind::Name, None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
+    open("snapshot.name", Kind::Name, None, "Read the internal snapshot with this name instead of the disk (read-only)"),
 
-    amend("backing_file", Kind::Text, "File name of a base image"),
+    amend("backing_file", Kind::Name, "File name of a base image"),
     amend("backing_fmt", Kind::Text, "Image format of the base image"),
     amend("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    amend("data_file", Kind::Text, "File name of an external data file"),
+    amend("data_file", Kind::Name, "File name of an external data file"),
     amend("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
     amend("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
     amend("encrypt.keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
@@ -195,18 +200,20 @@ pub fn help_text(scope: Scope) -> String {
 /// Splits one option string and checks its value's type. An unknown key is answered with `unknown(key)`.
 fn parse_one<'a>(
     scope: Scope,
-    option: &'a str,
+    option: &'a OsStr,
     unknown: impl Fn(&str) -> Error,
 ) -> Result<(&'static OptionInfo, Value<'a>)> {
-    let (key, text) = match option.split_once('=') {
-        Some(parts) => parts,
-        None => match option.strip_prefix("no") {
-            Some(rest) if find(scope, option).is_none() && find(scope, rest).is_some() => (rest, "off"),
-            _ => (option, "on"),
-        },
+    let mut parts = option.as_bytes().splitn(2, |b| *b == b'=');
+    let key = String::from_utf8_lossy(parts.next().unwrap_or_default());
+    let (key, value) = match (parts.next(), key.strip_prefix("no")) {
+        (Some(value), _) => (&*key, value),
+        (None, Some(rest)) if find(scope, &key).is_none() && find(scope, rest).is_some() => {
+            (rest, &b"off"[..])
+        }
+        (None, _) => (&*key, &b"on"[..]),
     };
     let info = find(scope, key).ok_or_else(|| unknown(key))?;
-    Ok((info, Value::parse(info, text)?))
+    Ok((info, Value::parse(info, value)?))
 }
 
 #[cfg(test)]
@@ -251,12 +258,27 @@ mod tests {
     }
 
     #[test]
+    fn names_are_bytes_and_the_rest_is_text() {
+        let odd = |key: &str| [key.as_bytes(), b"=a\xff=b"].concat();
+        let parsed = CreateOptions::parse(&[OsStr::from_bytes(&odd("data_file"))]).unwrap();
+        assert_eq!(parsed.data_file.unwrap().as_bytes(), b"a\xff=b");
+        let parsed = OpenOptions::parse(&[OsStr::from_bytes(&odd("snapshot.name"))]).unwrap();
+        assert_eq!(parsed.snapshot_name.unwrap().as_bytes(), b"a\xff=b");
+        for (key, rule) in
+            [("cache", "Parameter 'cache' is not text"), ("k\u{e9}", "does not support the option")]
+        {
+            let e = OpenOptions::parse(&[OsStr::from_bytes(&odd(key))]).unwrap_err().to_string();
+            assert!(e.contains(rule), "{e}");
+        }
+    }
+
+    #[test]
     fn every_option_is_known_to_the_parser() {
         for option in TABLE {
             let value = match option.kind {
                 Kind::Size | Kind::Number => "64",
                 Kind::Bool => "on",
-                Kind::Text => "none",
+                Kind::Text | Kind::Name => "none",
             };
             let text = format!("{}={value}", option.name);
             let _ = match option.scope {

@@ -7,6 +7,7 @@ use super::words::{
 use super::{parse_one, Scope};
 use crate::error::{Error, Result};
 use crate::format::Geometry;
+use std::ffi::{OsStr, OsString};
 
 /// How an image is used while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,11 +55,11 @@ pub struct OpenOptions {
     /// Threads that a check reads tables with.
     pub check_threads: u32,
     /// The path of the external data file, instead of the recorded one.
-    pub data_file: Option<String>,
+    pub data_file: Option<OsString>,
     /// The ID of the snapshot that is read instead of the disk.
-    pub snapshot_id: Option<String>,
+    pub snapshot_id: Option<OsString>,
     /// The name of the snapshot that is read instead of the disk.
-    pub snapshot_name: Option<String>,
+    pub snapshot_name: Option<OsString>,
 }
 
 /// Most threads of one request.
@@ -97,13 +98,13 @@ impl Default for OpenOptions {
 
 impl OpenOptions {
     /// Options from `key=value` strings.
-    pub fn parse(options: &[&str]) -> Result<OpenOptions> {
+    pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<OpenOptions> {
         let mut parsed = OpenOptions::default();
         for option in options {
             let unknown = |key: &str| {
                 Error::invalid(format!("Block format 'qcow2' does not support the option '{key}'"))
             };
-            let (info, value) = parse_one(Scope::Open, option, unknown)?;
+            let (info, value) = parse_one(Scope::Open, option.as_ref(), unknown)?;
             parsed.assign(info.name, value)?;
         }
         parsed.check_combinations()?;
@@ -112,11 +113,11 @@ impl OpenOptions {
 
     /// Changes options of an open image. Those not named keep their values; after an error all do.
     /// An option that cannot change may be named with the value it has.
-    pub fn update(&mut self, options: &[&str]) -> Result<()> {
+    pub fn update<O: AsRef<OsStr>>(&mut self, options: &[O]) -> Result<()> {
         let mut changed = self.clone();
         for option in options {
             let fixed = |key: &str| Error::invalid(format!("Cannot change the option '{key}'"));
-            let (info, value) = parse_one(Scope::Open, option, fixed)?;
+            let (info, value) = parse_one(Scope::Open, option.as_ref(), fixed)?;
             let before = changed.clone();
             changed.assign(info.name, value)?;
             if !info.runtime && changed != before {
@@ -146,6 +147,14 @@ impl OpenOptions {
                     u32::try_from(seconds).map_err(|_| Error::invalid("Cache clean interval too big"))?;
             }
             Value::Text(word) => self.assign_word(name, word)?,
+            Value::Name(bytes) => {
+                let field = match name {
+                    "data-file" => &mut self.data_file,
+                    "snapshot.id" => &mut self.snapshot_id,
+                    _ => &mut self.snapshot_name,
+                };
+                *field = Some(bytes.into());
+            }
         }
         Ok(())
     }
@@ -186,9 +195,6 @@ impl OpenOptions {
             "discard" => self.discard = Discard::parse(word)?,
             "detect-zeroes" => self.detect_zeroes = DetectZeroes::parse(word)?,
             "refcounts-ahead" => self.refcounts_ahead = RefcountsAhead::parse(word)?,
-            "data-file" => self.data_file = Some(word.into()),
-            "snapshot.id" => self.snapshot_id = Some(word.into()),
-            "snapshot.name" => self.snapshot_name = Some(word.into()),
             "overlap-check" => self.overlap_check = Some(OverlapTemplate::parse(word)?),
             _ => self.overlap_check_template = Some(OverlapTemplate::parse(word)?),
         }

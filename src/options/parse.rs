@@ -3,6 +3,8 @@
 
 use super::{Kind, OptionInfo};
 use crate::error::{Error, Result};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// A value of the right type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,15 +14,21 @@ pub(super) enum Value<'a> {
     /// Negative numbers wrap; every user of one has an upper limit that refuses them.
     Number(u64),
     Text(&'a str),
+    Name(&'a OsStr),
 }
 
 impl<'a> Value<'a> {
-    pub(super) fn parse(info: &OptionInfo, text: &'a str) -> Result<Value<'a>> {
+    pub(super) fn parse(info: &OptionInfo, value: &'a [u8]) -> Result<Value<'a>> {
+        if info.kind == Kind::Name {
+            return Ok(Value::Name(OsStr::from_bytes(value)));
+        }
+        let text = std::str::from_utf8(value)
+            .map_err(|_| Error::invalid(format!("Parameter '{}' is not text", info.name)))?;
         match info.kind {
             Kind::Size => parse_size(info.name, text).map(Value::Size),
             Kind::Bool => parse_bool(info.name, text).map(Value::Bool),
             Kind::Number => parse_number(info.name, text).map(Value::Number),
-            Kind::Text => Ok(Value::Text(text)),
+            Kind::Text | Kind::Name => Ok(Value::Text(text)),
         }
     }
 }

@@ -353,7 +353,7 @@ fn c08_an_operation_changes_its_own_header_fields_only() {
     same_but("snapshot", &fields);
     snapshot::delete(&handle, snapshot::Wanted { id: None, name: Some(b"one") }).unwrap();
     same_but("snapshot deleted", &fields);
-    handle.reopen(false, false, &["lazy-refcounts=on"], None).unwrap();
+    handle.reopen(false, false, &["lazy-refcounts=on".as_ref()], None).unwrap();
     write(&handle, 0, &[2; 9000]);
     assert_eq!(header_now()[79] & 1, 1);
     handle.close().unwrap();
@@ -494,7 +494,7 @@ fn c12_sizes_at_the_edges() {
         assert_sound(&*image);
         assert!(image.contents().len() as u64 <= 34 * MIB, "{size}");
     }
-    let over = qcow2::options::CreateOptions::parse(&[]).unwrap();
+    let over = qcow2::options::CreateOptions::parse::<&str>(&[]).unwrap();
     let memory = qcow2::storage::memory::Memory::default();
     let error = qcow2::ops::create::create(&memory, max + 512, &over).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);

@@ -230,11 +230,11 @@ fn lazy_08_switching_on_and_off() {
     let dirty = || oracle::is_dirty(&recorder.contents());
     setup::write(&handle, 40, 5, 1, false).unwrap();
     assert!(!dirty(), "an eager session is never dirty");
-    handle.reopen(false, false, &["lazy-refcounts=on"], None).unwrap();
+    handle.reopen(false, false, &["lazy-refcounts=on".as_ref()], None).unwrap();
     assert!(!dirty());
     setup::write(&handle, 60, 5, 2, false).unwrap();
     assert!(dirty(), "a lazy session is dirty from its first allocation on");
-    handle.reopen(false, false, &["lazy-refcounts=off"], None).unwrap();
+    handle.reopen(false, false, &["lazy-refcounts=off".as_ref()], None).unwrap();
     assert!(!dirty(), "the switch settles everything");
     assert_eq!(check_clean(&*recorder), Ok(0));
     setup::write(&handle, 80, 5, 3, false).unwrap();
@@ -264,7 +264,7 @@ fn lazy_08_switching_on_and_off() {
     assert_eq!(error.kind(), ErrorKind::Invalid);
     let handle = open_over(&image, None, WRITABLE, &[]).unwrap();
     assert_eq!(
-        handle.reopen(false, false, &["lazy-refcounts=on"], None).unwrap_err().kind(),
+        handle.reopen(false, false, &["lazy-refcounts=on".as_ref()], None).unwrap_err().kind(),
         ErrorKind::Invalid
     );
     write(&handle, 0, &[1; 70000]);

@@ -53,7 +53,7 @@ fn security_backing_name_is_never_opened() {
                 asked.set(asked.get() + 1);
                 Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base)), format: None })
             };
-            let options = OpenOptions::parse(&[]).unwrap();
+            let options = OpenOptions::parse::<&str>(&[]).unwrap();
             let mut opening =
                 Opening { flags: READ_ONLY, options, resolver: Some(&mut resolver), messages: None };
             let handle = opening.open(&Origin::Custom(top)).unwrap();
@@ -291,7 +291,7 @@ fn security_loops_and_endless_chains_end() {
         assert!(depth.get() <= 10_000);
         Ok(ResolveAnswer { origin: Origin::Custom(memory(link.clone())), format: None })
     };
-    let options = OpenOptions::parse(&[]).unwrap();
+    let options = OpenOptions::parse::<&str>(&[]).unwrap();
     let mut opening = Opening { flags: READ_ONLY, options, resolver: Some(&mut resolver), messages: None };
     let begun = Instant::now();
     let error = opening.open(&Origin::Custom(memory(link.clone()))).map(drop).unwrap_err();

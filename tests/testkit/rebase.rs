@@ -63,7 +63,7 @@ impl Other {
 /// Opens the image with the backing file that its header names.
 fn open(setup: &Setup, storage: Arc<dyn Storage>, other: &[u8]) -> Result<Handle> {
     let mut resolver = |request: &ResolveRequest| {
-        let bytes = match request.recorded_name.as_str() {
+        let bytes = match request.recorded_name.to_str().expect("a name of the test's") {
             "base" => backing_bytes(setup.backing.unwrap_or(0)),
             name if name.bytes().all(|b| b == b'n') => other.to_vec(),
             name => panic!("the header names {name:?}"),
@@ -205,7 +205,7 @@ fn names(storage: &dyn Storage) -> std::result::Result<Option<String>, String> {
     let bytes = qcow2::format::Header::peek_cluster_bytes(&start).map_err(|e| e.to_string())? as usize;
     start.truncate(bytes);
     let header = qcow2::format::Header::parse(&start).map_err(|e| format!("header: {e}"))?;
-    Ok(header.backing_file_text())
+    Ok(header.backing_name().map(|name| name.to_string_lossy().into_owned()))
 }
 
 struct Look<'a> {

@@ -6,6 +6,8 @@ use crate::format::snapshot::Snapshot;
 use crate::format::Header;
 use crate::options::OpenOptions;
 use crate::storage::Storage;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 /// Which snapshot: what is given must fit, the first in the table that fits is meant.
@@ -21,7 +23,7 @@ impl<'a> Wanted<'a> {
     /// The snapshot that an open asks for.
     pub fn of(options: &'a OpenOptions) -> Option<Wanted<'a>> {
         let (id, name) = (options.snapshot_id.as_deref(), options.snapshot_name.as_deref());
-        let wanted = Wanted { id: id.map(str::as_bytes), name: name.map(str::as_bytes) };
+        let wanted = Wanted { id: id.map(OsStr::as_bytes), name: name.map(OsStr::as_bytes) };
         (id.is_some() || name.is_some()).then_some(wanted)
     }
 

@@ -247,7 +247,7 @@ fn a_power_cut_leaves_the_old_image_or_none_or_the_new_one() {
     create(&old, 1 << 20, &options(&recorded)).unwrap();
     let old = old.contents();
     let mut overlay = options(&["cluster_size=1k", "backing_fmt=raw", "backing_file=x"]);
-    overlay.backing_file = Some("b".repeat(600));
+    overlay.backing_file = Some("b".repeat(600).into());
     for options in MODES.map(small).into_iter().chain([overlay]) {
         let double = Double { memory: Memory::new(old.clone()), ..Double::default() };
         create(&double, 300 * 512, &options).unwrap();
