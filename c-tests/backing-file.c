@@ -97,6 +97,21 @@ static void a_safe_rebase_keeps_the_disk(const char *geometry, uint64_t flags)
     test_expect_sound(top, false);
 }
 
+#define EXTENSION_BACKING_FORMAT 0xe2792acau
+
+/* The header extension says so to a handle that has looked at it before, too. */
+static void expect_format(qcow2_image *image, const char *format)
+{
+    qcow2_header_extension extension = {.struct_size = sizeof extension};
+    size_t index = 0;
+
+    do
+        CHECK_OK(qcow2_get_header_extension(image, index++, &extension));
+    while (extension.type != EXTENSION_BACKING_FORMAT);
+    CHECK_EQ(extension.length, strlen(format));
+    CHECK(memcmp(extension.data, format, extension.length) == 0);
+}
+
 static void a_name_is_only_a_name(void)
 {
     char name[1025];
@@ -109,8 +124,10 @@ static void a_name_is_only_a_name(void)
     name[1024] = '\0';
     CHECK_ERROR(qcow2_change_backing_file(image, name, "raw"), EINVAL);
     name[1023] = '\0';
+    expect_format(image, "qcow2");
     CHECK_OK(qcow2_change_backing_file(image, name, "raw"));
     expect_name(top, name, "raw");
+    expect_format(image, "raw");
     CHECK_ERROR(qcow2_change_backing_file(image, "x", NULL), EINVAL);
     CHECK_TEXT("backing format must be specified");
     CHECK_ERROR(qcow2_change_backing_file(image, "x", "no-such-format"), EINVAL);
@@ -119,6 +136,7 @@ static void a_name_is_only_a_name(void)
     /* What a handle without its chain shows is not the disk. */
     CHECK_ERROR(qcow2_rebase(image, NULL, NULL, NULL, 0, NULL, NULL), EINVAL);
     CHECK_OK(qcow2_change_backing_file(image, "base.qcow2", "qcow2"));
+    expect_format(image, "qcow2");
     test_close(image);
 
     image = test_open(top, QCOW2_OPEN_ALLOW_RECORDED, NULL);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(super) struct Strings {
     info: Vec<CString>,
-    extensions: Vec<Vec<u8>>,
+    extension: Vec<u8>,
     snapshots: Vec<CString>,
     bitmaps: Vec<CString>,
 }
@@ -113,7 +113,7 @@ fn qcow2_core(guarded: &Guarded) -> Result<Arc<Core>> {
 }
 
 /// Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
-/// another -errno.
+/// another -errno. `data` is valid until the next call of this function.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_get_header_extension(
     image: *mut qcow2_image,
@@ -129,15 +129,13 @@ pub unsafe extern "C" fn qcow2_get_header_extension(
             ));
         };
         let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
-        if strings.extensions.len() < header.extensions.len() {
-            strings.extensions = header.extensions.iter().map(|e| e.data.clone()).collect();
-        }
+        strings.extension.clone_from(&found.data);
         let answer = qcow2_header_extension {
             struct_size: 0,
             r#type: found.kind,
             length: found.data.len() as u32,
             offset: found.offset,
-            data: strings.extensions[index].as_ptr().cast(),
+            data: strings.extension.as_ptr().cast(),
         };
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(answer, extension, "extension") }.map(|()| 0)
