@@ -1,6 +1,9 @@
 /* Copies of whole disks: every pair of formats, geometries and numbers of workers shows the same bytes, holes stay
-   holes, compressed clusters, backing files, a cancel, and what is refused.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+   holes, compressed clusters, backing files, a cancel, what is refused, and the signals of workers.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "test.h"
+
+#include <signal.h>
+#include <stdatomic.h>
 
 #define SIZE (9 * MIB + 1536)
 
@@ -274,6 +277,57 @@ static void failing(void)
     }
 }
 
+static pthread_t caller;
+static atomic_uint helped;
+
+static bool takes(int number)
+{
+    sigset_t held;
+
+    CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &held), 0);
+    return !sigismember(&held, number);
+}
+
+/* The caller's thread gives the others the time to begin. */
+static int read_and_look(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+    bool is_data = iovcnt > 0 && iov[0].iov_len > 4096;
+
+    if (!pthread_equal(pthread_self(), caller)) {
+        CHECK(!takes(SIGUSR1) && !takes(SIGALRM) && !takes(SIGTERM));
+        CHECK(takes(SIGSEGV));
+        helped++;
+    }
+    for (int i = 0; is_data && helped == 0 && i < 5000; i++)
+        usleep(1000);
+    return test_memory_ops.preadv(opaque, iov, iovcnt, offset);
+}
+
+/* The handlers of a program run on its own threads, and these take signals as before. */
+static void signals(void)
+{
+    struct test_memory from = TEST_MEMORY_INIT;
+    const char *const options[] = {"cluster_size=4k", NULL};
+    qcow2_convert_params params = {.struct_size = sizeof params, .flags = QCOW2_CONVERT_ANY_ORDER, .workers = 4};
+    qcow2_io_ops ops = test_memory_ops;
+    qcow2_image *source, *target = test_open(test_create("signals.qcow2", SIZE, NULL), 0, NULL);
+
+    caller = pthread_self();
+    ops.preadv = read_and_look;
+    CHECK_OK(qcow2_create_io(&test_memory_ops, &from, SIZE, options));
+    CHECK_OK(test_memory_open(&test_memory_ops, &from, 0, &source));
+    test_fill(source, 0, SIZE, 3);
+    test_close(source);
+    CHECK_OK(test_memory_open(&ops, &from, QCOW2_OPEN_READ_ONLY, &source));
+    CHECK_OK(qcow2_convert(source, target, &params, NULL, NULL));
+    CHECK(helped > 0);
+    CHECK(takes(SIGUSR1) && takes(SIGALRM) && takes(SIGTERM));
+    test_expect(target, 0, SIZE, 3);
+    test_close(target);
+    test_close(source);
+    test_memory_free(&from);
+}
+
 int main(void)
 {
     make_source();
@@ -283,5 +337,6 @@ int main(void)
     cancelled();
     refused();
     failing();
+    signals();
     return 0;
 }

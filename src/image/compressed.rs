@@ -12,10 +12,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
 use crate::map::{Claim, Link};
 use crate::meta::guard::Owner;
+use crate::storage::helper;
 use std::borrow::Cow;
 use std::io::IoSlice;
 use std::ops::Range;
-use std::thread::Builder;
 
 /// Clusters in a row with their streams.
 #[derive(Default)]
@@ -105,7 +105,7 @@ impl Core {
         let (first, others) = data.split_at(share);
         std::thread::scope(|scope| {
             // A host that has no more threads to give leaves the share to this one.
-            let start = |part| Builder::new().spawn_scoped(scope, move || self.pack(part)).ok();
+            let start = |part| helper::start(scope, move || self.pack(part));
             let started: Vec<_> = others.chunks(share).map(|part| (part, start(part))).collect();
             let mut packed = vec![self.pack(first)?];
             for (part, helper) in started {

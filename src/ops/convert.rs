@@ -8,6 +8,7 @@ use super::offload::Offload;
 use super::pieces::{Piece, Pieces, What};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Disk, PackedClusters, ZeroFlags};
+use crate::storage::helper;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -76,7 +77,7 @@ pub fn convert(
     };
     std::thread::scope(|scope| {
         // A host that has no more threads to give has fewer workers.
-        let help = |_| std::thread::Builder::new().spawn_scoped(scope, || job.work(&mut || true)).ok();
+        let help = |_| helper::start(scope, || job.work(&mut || true));
         let helpers: Vec<_> = (1..options.workers).map_while(help).collect();
         job.work(&mut || progress(job.done.load(Ordering::Relaxed), total));
         for helper in helpers {

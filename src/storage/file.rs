@@ -505,6 +505,31 @@ fn copy_range(from: i32, from_offset: u64, to: &File, to_offset: u64, length: u6
     Ok(())
 }
 
+/// Holds the calling thread's signals back while it lives, but for those that the thread itself causes.
+pub(super) struct SignalsHeld(libc::sigset_t);
+
+impl SignalsHeld {
+    pub(super) fn new() -> Self {
+        // SAFETY: sigset_t is plain data, filled by the calls before it is read; the numbers are valid signals.
+        unsafe {
+            let (mut held, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+            libc::sigfillset(&mut held);
+            for own in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+                libc::sigdelset(&mut held, own);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &held, &mut before);
+            SignalsHeld(before)
+        }
+    }
+}
+
+impl Drop for SignalsHeld {
+    fn drop(&mut self) {
+        // SAFETY: the mask that `new` was given.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}
+
 fn lock_call(file: &File, command: i32, kind: i32, byte: u64) -> io::Result<libc::flock> {
     // SAFETY: flock is plain data; all-zero is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

@@ -12,6 +12,7 @@ mod data_file;
 mod direct;
 pub mod file;
 pub mod gate;
+pub mod helper;
 pub mod latch;
 pub mod lock;
 pub mod medium;

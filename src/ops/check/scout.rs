@@ -6,11 +6,10 @@
 
 use crate::format::entries::{plain_run, L1Entry, L1_RESERVED, OFFSET_MASK};
 use crate::format::{be64, Geometry};
-use crate::storage::{read_exact, Purpose, Storage};
+use crate::storage::{helper, read_exact, Purpose, Storage};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
-use std::thread::Builder;
 
 /// Tables that each thread is given at once.
 const TABLES_PER_WORKER: usize = 32;
@@ -61,8 +60,7 @@ impl Scout<'_> {
         };
         std::thread::scope(|scope| {
             // A host that has no more threads to give leaves the work to this one.
-            let helpers = (1..self.workers.min(tables.len()))
-                .map_while(|_| Builder::new().spawn_scoped(scope, work).ok());
+            let helpers = (1..self.workers.min(tables.len())).map_while(|_| helper::start(scope, work));
             let _helpers: Vec<_> = helpers.collect();
             work();
         });
