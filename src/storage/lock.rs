@@ -7,9 +7,8 @@
 use super::file::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Mutex, MutexGuard};
-use arc_swap::ArcSwap;
-use once_cell::sync::Lazy;
-use std::collections::HashMap;
+use once_cell::race::OnceBox;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -97,29 +96,34 @@ impl Users {
 }
 
 /// The opens of one process. A forked child starts with an empty one: it holds none of its parent's handles,
-/// and the parent's mutex may have been locked at the fork.
+/// and the parent's mutex may have been locked at the fork. Nothing waits on the way to it for the same reason.
 struct Registry {
     forks: u64,
-    files: Mutex<HashMap<(u64, u64), Users>>,
+    /// Gives all its memory back when the last file leaves, so that leak checkers find nothing at exit.
+    files: Mutex<BTreeMap<(u64, u64), Users>>,
+    /// That of a child of this process.
+    next: OnceBox<Registry>,
 }
 
 impl Registry {
     fn new(forks: u64) -> Self {
-        Registry { forks, files: Mutex::default() }
+        Registry { forks, files: Mutex::default(), next: OnceBox::new() }
     }
 
     /// The registry of this process.
-    fn current() -> Arc<Registry> {
-        static CURRENT: Lazy<ArcSwap<Registry>> = Lazy::new(|| ArcSwap::from_pointee(Registry::new(forks())));
-        let mut known = CURRENT.load_full();
-        while known.forks != forks() {
-            CURRENT.compare_and_swap(&known, Arc::new(Registry::new(forks())));
-            known = CURRENT.load_full();
+    fn current() -> &'static Registry {
+        static FIRST: OnceBox<Registry> = OnceBox::new();
+        let mut of = &FIRST;
+        loop {
+            let registry = of.get_or_init(|| Box::new(Registry::new(forks())));
+            if registry.forks == forks() {
+                return registry;
+            }
+            of = &registry.next;
         }
-        known
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Users>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(u64, u64), Users>> {
         self.files.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -150,7 +154,7 @@ pub struct FileLock {
     file: Arc<File>,
     access: Access,
     identity: (u64, u64),
-    registry: Arc<Registry>,
+    registry: &'static Registry,
     /// Another lock has taken over: there is nothing to release.
     replaced: bool,
 }
@@ -201,7 +205,7 @@ impl FileLock {
             file: Arc::clone(file),
             access,
             identity: self.identity,
-            registry: Arc::clone(&self.registry),
+            registry: self.registry,
             replaced: false,
         };
         // All our locks are shared ones, so placing them cannot fail for somebody else's.
