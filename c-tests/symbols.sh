@@ -25,6 +25,15 @@ for library in "$shared" "$archive"; do
     if grep -aq 'QCOW2_TEST_PLANT=' "$library"; then echo "$library is built with the planted bugs"; exit 1; fi
 done
 
+# Debug information apart, nothing tells where they were built (RUSTFLAGS of the environment have the say in it).
+top=$(cd "$(dirname "$list")/.." && pwd)
+[ -n "${RUSTFLAGS:-}" ] || for library in "$shared" "$archive"; do
+    strip --strip-debug -o "$scratch/stripped" "$library"
+    for place in "${CARGO_HOME:-$HOME/.cargo}/" "$top/"; do
+        if grep -aqF "$place" "$scratch/stripped"; then echo "$library names $place"; exit 1; fi
+    done
+done
+
 soname=$(readelf -d "$shared" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
 [ "$soname" = libqcow2.so.0 ] || { echo "the SONAME is '$soname'"; exit 1; }
 needed=$(readelf -d "$shared" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | tr '\n' ' ')
