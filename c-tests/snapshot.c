@@ -2,6 +2,8 @@
    changes.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "test.h"
 
+#include <time.h>
+
 static unsigned snapshot_count(qcow2_image *image)
 {
     return test_info(image).snapshot_count;
@@ -99,6 +101,24 @@ static void what_is_told_is_kept(void)
     test_expect_sound(path, false);
 }
 
+/* Options that say nothing of the time take it from the clock, as none do. */
+static void a_date_is_now(void)
+{
+    qcow2_image *image = test_open(test_create("now.qcow2", MIB, NULL), 0, NULL);
+    qcow2_snapshot_options options = {.struct_size = sizeof options, .icount = UINT64_MAX};
+    qcow2_snapshot_info info = {.struct_size = sizeof info};
+    uint64_t before = (uint64_t)time(NULL);
+
+    CHECK_OK(qcow2_snapshot_create(image, "options", &options));
+    CHECK_OK(qcow2_snapshot_create(image, "none", NULL));
+    for (size_t i = 0; i < 2; i++) {
+        CHECK_OK(qcow2_get_snapshot(image, i, &info));
+        /* time() may be some milliseconds behind. */
+        CHECK(info.date_seconds >= before && info.date_seconds <= (uint64_t)time(NULL) + 1);
+    }
+    test_close(image);
+}
+
 static void refused(void)
 {
     const char *path = test_create("narrow.qcow2", MIB, "refcount_bits=1", NULL);
@@ -134,6 +154,7 @@ int main(void)
         a_life(geometries[i]);
     sizes_come_back();
     what_is_told_is_kept();
+    a_date_is_now();
     refused();
     return 0;
 }

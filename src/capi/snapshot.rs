@@ -31,8 +31,8 @@ fn now() -> qcow2_snapshot_options {
 /// unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
 /// crash before leaves the image without it. VM state that it has (vm_state_size) has gone from the image then.
 ///
-/// Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; there is no room for so
-/// much VM state, so that it cannot have been written), EFBIG (65,536
+/// Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; the name or the ID is longer
+/// than 65,535 bytes; there is no room for so much VM state, so that it cannot have been written), EFBIG (65,536
 /// snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk, an external data file), ENOSPC, EIO.
 /// Specification: "Snapshots".
 #[no_mangle]
@@ -43,10 +43,14 @@ pub unsafe extern "C" fn qcow2_snapshot_create(
 ) -> c_int {
     with(image, |guarded| -> Result<i64> {
         let Some(name) = (unsafe { bytes(name) }) else { return Err(Error::invalid("name is NULL")) };
-        let given = match options.is_null() {
-            true => now(),
-            false => unsafe { take(options, now(), "options") }?,
+        let now = now();
+        let mut given = match options.is_null() {
+            true => now,
+            false => unsafe { take(options, now, "options") }?,
         };
+        if (given.date_seconds, given.date_nanoseconds) == (0, 0) {
+            (given.date_seconds, given.date_nanoseconds) = (now.date_seconds, now.date_nanoseconds);
+        }
         let Ok(date_seconds) = u32::try_from(given.date_seconds) else {
             return Err(Error::invalid(format!("date_seconds {}: has 32 bits at most", given.date_seconds)));
         };
