@@ -190,7 +190,7 @@ static void works_over_callbacks(void)
 {
     struct test_memory tables = TEST_MEMORY_INIT, data = TEST_MEMORY_INIT;
     const char *options[] = {"data_file=in-memory", "data_file_raw=on", NULL};
-    qcow2_create_params create = {.struct_size = sizeof create, .fd = -1, .data_fd = -1, .size = MIB};
+    qcow2_create_params create = QCOW2_CREATE_PARAMS_INIT;
     qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
     qcow2_image *image;
 
@@ -198,6 +198,7 @@ static void works_over_callbacks(void)
     create.io_opaque = &tables;
     create.data_io_opaque = &data;
     create.options = options;
+    create.size = MIB;
     CHECK_OK(qcow2_create_with(&create));
     CHECK_EQ(data.length, MIB);
     CHECK_EQ(tables.closes, 1);

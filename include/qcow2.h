@@ -7,22 +7,28 @@
  * with QEMU's, and a running QEMU and this library refuse to write one file at once. Link with -lqcow2
  * (pkg-config qcow2). This file is generated: change src/capi and see cbindgen.toml.
  *
- * Results. A call returns 0 or a count when it has done what it says, and -errno otherwise; it does not set
- * errno. Reads and writes are all or error, never short. qcow2_last_error() then has a sentence for the
- * user; it belongs to the thread, and what a call that succeeds does to it is left open. Errors that every
- * call on a handle can return: EINVAL (NULL, an unknown flag, an argument out of range), EOWNERDEAD (see
- * fork), ENOTRECOVERABLE (an earlier write of metadata or an earlier sync failed, and nothing more will be
- * written: close the handle and open the image again).
+ * Results. A call returns 0 or a count when it has done what it says, and -errno otherwise; errno itself means
+ * nothing after it. Reads and writes are all or error, never short. qcow2_last_error() then has a sentence for
+ * the user; it belongs to the thread, and what a call that succeeds does to it is left open. Errors that every
+ * call on a handle can return: EINVAL (NULL, an unknown flag, an argument out of range), EPERM (the handle is
+ * inactive, or for metadata only), EOWNERDEAD (see fork), ENOTRECOVERABLE (an earlier write of metadata or an
+ * earlier sync failed, and nothing more will be written: close the handle and open the image again).
  *
  * Threads. Any number of threads may call on one handle at once and need no lock of their own; reads do not
  * wait for each other. Only qcow2_close must be the last call. Requests of one moment that overlap are not
- * ordered. The library starts no threads, installs no signal handlers, prints nothing, and never ends the
- * process. Callbacks run on the thread that called, must not call on the same handle, and must return.
+ * ordered. The library has no threads but those that a call is told to use (workers, check-threads,
+ * compress-threads): these end with the call and take no signals. It installs no signal handlers, prints
+ * nothing, and never ends the process.
+ *
+ * Callbacks run on the thread that called, those of a storage also on the workers of qcow2_convert. They must
+ * not call on the same handle, and must return. A message or progress function may be NULL. Progress is `done`
+ * of `total`, in units of the call's own.
  *
  * Buffers and strings that a caller passes are touched only during the call; the caller owns and frees them.
- * Strings that the library returns belong to it, and the functions say for how long. A handle is freed by
- * qcow2_close and by nothing else. Names of files and of snapshots are bytes, all other options are ASCII text. In what
- * qcow2_last_error and messages say, bytes of a name that are not UTF-8 show as U+FFFD.
+ * Strings that the library returns belong to it, and the functions say for how long; until the next call
+ * means a call on the same handle by whatever thread, so that threads which list must agree. A handle is freed
+ * by qcow2_close and by nothing else. Names of files and of snapshots are bytes, all other options are ASCII
+ * text. In what qcow2_last_error and messages say, bytes of a name that are not UTF-8 show as U+FFFD.
  *
  * fork. The child's copy of a handle is dead: every call answers EOWNERDEAD and touches nothing, and closing
  * it does not disturb the parent. pthread_cancel: a call is never interrupted half-way; a thread that is
@@ -51,6 +57,10 @@
 #define QCOW2_OPEN_PARAMS_INIT \
     { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
 
+/* For a variable of type qcow2_create_params: struct_size set, the size by option, everything else "not given". */
+#define QCOW2_CREATE_PARAMS_INIT \
+    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL }
+
 /* Change nothing on disk. */
 #define QCOW2_OPEN_READ_ONLY 1
 
@@ -75,7 +85,11 @@
 /* Take no lock. */
 #define QCOW2_OPEN_NO_LOCK 32
 
-/* The file is a raw disk; every guest call works on it the same way. */
+/*
+ * The file is a raw disk; every guest call works on it the same way. Formats are never guessed: without this flag a
+ * file that does not begin with "QFI\xfb" is -EINVAL. Who guesses lets a guest that writes a header into its raw disk
+ * choose what is opened.
+ */
 #define QCOW2_OPEN_RAW 64
 
 /*
@@ -196,10 +210,10 @@
 #define QCOW2_NODE_DATA_FILE 2
 
 /* qcow2_bitmap_info: the bitmap was not saved and may be wrong. */
-#define QCOW2_BITMAP_IN_USE (1 << 0)
+#define QCOW2_BITMAP_IN_USE 1
 
 /* qcow2_bitmap_info: the bitmap tracks every write. */
-#define QCOW2_BITMAP_AUTO (1 << 1)
+#define QCOW2_BITMAP_AUTO 2
 
 /* Options of qcow2_create. */
 #define QCOW2_SCOPE_CREATE 1
@@ -265,7 +279,7 @@ typedef struct qcow2_resolve_request {
 typedef struct qcow2_resolve_answer {
     /* Set by the library. */
     size_t struct_size;
-    /* Open this path; must stay valid until the open call returns. */
+    /* Open this path; must stay valid until the call that asks returns. */
     const char *path;
     /* Duplicate this descriptor; -1: none. */
     int fd;
@@ -273,7 +287,7 @@ typedef struct qcow2_resolve_answer {
     const qcow2_io_ops *io;
     /* Handed to its functions. */
     void *io_opaque;
-    /* "qcow2" or "raw"; NULL: the recorded one. */
+    /* "qcow2" or "raw", valid as `path` is; NULL: the recorded one. */
     const char *format;
 } qcow2_resolve_answer;
 
@@ -285,9 +299,9 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
 /* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
 typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
 
-/* Everything that an open can be given. Set `struct_size`, zero the rest, `fd` to -1. */
+/* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT. */
 typedef struct qcow2_open_params {
-    /* sizeof(qcow2_open_params). */
+    /* sizeof(qcow2_open_params), set by the caller. */
     size_t struct_size;
     /* One of path, fd, io. */
     const char *path;
@@ -412,7 +426,7 @@ typedef struct qcow2_info {
     int32_t descriptor;
 } qcow2_info;
 
-/* A header extension as it is stored. `data` belongs to the handle, like the strings of qcow2_info. */
+/* A header extension as it is stored. See qcow2_get_header_extension. */
 typedef struct qcow2_header_extension {
     /* sizeof(qcow2_header_extension), set by the caller. */
     size_t struct_size;
@@ -426,7 +440,7 @@ typedef struct qcow2_header_extension {
     const void *data;
 } qcow2_header_extension;
 
-/* An internal snapshot. Strings belong to the handle, like those of qcow2_info. */
+/* An internal snapshot. See qcow2_get_snapshot. */
 typedef struct qcow2_snapshot_info {
     /* sizeof(qcow2_snapshot_info), set by the caller. */
     size_t struct_size;
@@ -526,7 +540,7 @@ typedef struct qcow2_convert_params {
 
 /* How long an image file gets. */
 typedef struct qcow2_measure_result {
-    /* sizeof(qcow2_measure_result). */
+    /* sizeof(qcow2_measure_result), set by the caller. */
     size_t struct_size;
     /* Bytes of the new file with the data of the source. */
     uint64_t required_bytes;
@@ -545,7 +559,7 @@ typedef struct qcow2_snapshot_options {
     size_t struct_size;
     /* The ID, unique in the image; NULL: the next free number. */
     const char *id;
-    /* When it was taken: seconds since 1970, 32 bits at most. */
+    /* When it was taken: seconds since 1970, 32 bits at most; 0, and no nanoseconds: now. */
     uint64_t date_seconds;
     /* And nanoseconds. */
     uint32_t date_nanoseconds;
@@ -559,9 +573,9 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
-/* Everything that a create can be given. Set `struct_size`, zero the rest, both descriptors to -1. */
+/* Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT. */
 typedef struct qcow2_create_params {
-    /* sizeof(qcow2_create_params). */
+    /* sizeof(qcow2_create_params), set by the caller. */
     size_t struct_size;
     /* One of path, fd, io. */
     const char *path;
@@ -580,7 +594,7 @@ typedef struct qcow2_create_params {
      * that is recorded.
      */
     const char *data_path;
-    /* As `fd`. */
+    /* As `fd`; -1: none. */
     int data_fd;
     /* As `io`. */
     const qcow2_io_ops *data_io;
@@ -794,7 +808,7 @@ int qcow2_get_info(qcow2_image *image, qcow2_info *info);
 
 /*
  * Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
- * another -errno.
+ * another -errno. `data` is valid until the next call of this function.
  */
 int qcow2_get_header_extension(qcow2_image *image,
                                size_t index,
@@ -872,7 +886,7 @@ int qcow2_checksum(qcow2_image *image,
  * data_file: the name of the external data file to record, "": none; this session goes on with the file that it has
  * open. data_file_raw: "off" only.
  *
- * backing_file, backing_fmt: accepted where nothing changes; see qcow2_rebase.
+ * backing_file, backing_fmt: accepted where nothing changes, otherwise ENOTSUP; see qcow2_rebase.
  *
  * `flags` is 0. Requests of other threads wait. What cannot be is refused before anything changes, but for counts that
  * do not fit. Then the settings change one after another: data file, version 3, refcount_bits, lazy_refcounts, size,
@@ -889,12 +903,13 @@ int qcow2_amend(qcow2_image *image,
                 void *progress_opaque);
 
 /*
- * Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name`
- * (at most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no
- * backing file, and what the image does not hold reads as zeroes from now on. `format` is required with a name, and
- * NULL without one. With another name or format the handle goes on with the chain that it has open, and zeroing,
- * discarding and growing are refused (EINVAL): open the image again to use the new one (QCOW2_OPEN_NO_BACKING opens
- * an image whose backing file is gone). Other header extensions stay byte for byte. Requests of other threads wait.
+ * Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name` (at
+ * most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no backing
+ * file, and what the image does not hold reads as zeroes from now on. `format` is required with a name, and NULL
+ * without one; names of QEMU's other formats are recorded too, which no open here serves. With another name or format
+ * the handle goes on with the chain that it has open, and zeroing, discarding and growing are refused (EINVAL): open
+ * the image again to use the new one (QCOW2_OPEN_NO_BACKING opens an image whose backing file is gone). Other header
+ * extensions stay byte for byte. Requests of other threads wait.
  *
  * Durable when it returns; a power cut before leaves the old name or the new one. ENOSPC also where a cluster of 1
  * or 2 KiB cannot hold the old names beside the new ones, which that takes.
@@ -917,9 +932,9 @@ int qcow2_change_backing_file(qcow2_image *image,
  * QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a failure or a power cut the image has its old backing
  * file, or the new one if the header's change had begun, and shows the same.
  *
- * Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one
- * of its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as
- * qcow2_change_backing_file, qcow2_pread of both chains and qcow2_pwrite.
+ * Returns 0 or -errno: EINVAL (parameters; `backing` is the image itself, or open as one of its snapshots; the image
+ * was opened with QCOW2_OPEN_NO_BACKING), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned
+ * non-zero), and as qcow2_change_backing_file, qcow2_pread of both chains and qcow2_pwrite.
  */
 int qcow2_rebase(qcow2_image *image,
                  qcow2_image *backing,
@@ -976,11 +991,12 @@ int qcow2_compare(qcow2_image *image,
                   void *progress_opaque);
 
 /*
- * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long;
- * what is past the source's length stays. Each guest byte of the range is read and written once, in time
- * proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
- * else writes holds a mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is
- * called on the caller's thread. Nothing is durable before a qcow2_flush or qcow2_close of `target`.
+ * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long; what
+ * is past the source's length stays. Each guest byte of the range is read and written once, in time proportional to
+ * what is allocated; other requests on the handles go on meanwhile, and a target that somebody else writes holds a
+ * mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the caller's
+ * thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
+ * qcow2_close of `target`.
  *
  * Returns 0 or -errno: EINVAL (parameters, the same disk twice, a target that is too short), EROFS, ENOTSUP (a raw
  * disk has no compressed clusters), ECANCELED (`progress` returned non-zero), EIO (QCOW2_CONVERT_COMPRESSED over
@@ -1010,8 +1026,8 @@ int qcow2_measure(uint64_t size,
  * unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
  * crash before leaves the image without it. VM state that it has (vm_state_size) has gone from the image then.
  *
- * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; there is no room for so
- * much VM state, so that it cannot have been written), EFBIG (65,536
+ * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; the name or the ID is longer
+ * than 65,535 bytes; there is no room for so much VM state, so that it cannot have been written), EFBIG (65,536
  * snapshots, or a table over 64 MiB), EROFS, ENOTSUP (a raw disk, an external data file), ENOSPC, EIO.
  * Specification: "Snapshots".
  */
@@ -1047,7 +1063,8 @@ int qcow2_snapshot_delete(qcow2_image *image,
  * Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
  * with the snapshot.
  *
- * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and as qcow2_pwrite.
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+ * as qcow2_pwrite.
  * Specification: "Snapshots", size of the VM state.
  */
 ssize_t qcow2_vmstate_write(qcow2_image *image,
@@ -1060,7 +1077,8 @@ ssize_t qcow2_vmstate_write(qcow2_image *image,
  * snapshot.id or snapshot.name, else that of the image as it is, as qcow2_snapshot_apply has left it. What nobody has
  * written reads as zeroes, past the end too: vm_state_size of qcow2_get_snapshot tells how long it is.
  *
- * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and as qcow2_pread.
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+ * as qcow2_pread.
  * Specification: "Snapshots", size of the VM state.
  */
 ssize_t qcow2_vmstate_read(qcow2_image *image,
@@ -1079,7 +1097,7 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
  * file is in use), ENOSPC and what else the host says.
  */
-int qcow2_create(const char *name,
+int qcow2_create(const char *path,
                  uint64_t size,
                  const char *const *options);
 

@@ -23,7 +23,7 @@ use std::ffi::{c_char, c_int, c_void};
 /// data_file: the name of the external data file to record, "": none; this session goes on with the file that it has
 /// open. data_file_raw: "off" only.
 ///
-/// backing_file, backing_fmt: accepted where nothing changes; see qcow2_rebase.
+/// backing_file, backing_fmt: accepted where nothing changes, otherwise ENOTSUP; see qcow2_rebase.
 ///
 /// `flags` is 0. Requests of other threads wait. What cannot be is refused before anything changes, but for counts that
 /// do not fit. Then the settings change one after another: data file, version 3, refcount_bits, lazy_refcounts, size,

@@ -16,12 +16,13 @@ unsafe fn name_of<'a>(pointer: *const c_char) -> Option<&'a [u8]> {
     name.filter(|n| !n.is_empty())
 }
 
-/// Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name`
-/// (at most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no
-/// backing file, and what the image does not hold reads as zeroes from now on. `format` is required with a name, and
-/// NULL without one. With another name or format the handle goes on with the chain that it has open, and zeroing,
-/// discarding and growing are refused (EINVAL): open the image again to use the new one (QCOW2_OPEN_NO_BACKING opens
-/// an image whose backing file is gone). Other header extensions stay byte for byte. Requests of other threads wait.
+/// Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name` (at
+/// most 1023 bytes, relative names: to the image's directory) is neither opened nor looked for; NULL or "": no backing
+/// file, and what the image does not hold reads as zeroes from now on. `format` is required with a name, and NULL
+/// without one; names of QEMU's other formats are recorded too, which no open here serves. With another name or format
+/// the handle goes on with the chain that it has open, and zeroing, discarding and growing are refused (EINVAL): open
+/// the image again to use the new one (QCOW2_OPEN_NO_BACKING opens an image whose backing file is gone). Other header
+/// extensions stay byte for byte. Requests of other threads wait.
 ///
 /// Durable when it returns; a power cut before leaves the old name or the new one. ENOSPC also where a cluster of 1
 /// or 2 KiB cannot hold the old names beside the new ones, which that takes.
@@ -50,9 +51,9 @@ pub unsafe extern "C" fn qcow2_change_backing_file(
 /// QCOW2_REBASE_COMPRESSED. `progress` may be NULL. After a failure or a power cut the image has its old backing
 /// file, or the new one if the header's change had begun, and shows the same.
 ///
-/// Returns 0 or -errno: EINVAL (parameters; the image was opened with QCOW2_OPEN_NO_BACKING; `backing` is open as one
-/// of its snapshots), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned non-zero), and as
-/// qcow2_change_backing_file, qcow2_pread of both chains and qcow2_pwrite.
+/// Returns 0 or -errno: EINVAL (parameters; `backing` is the image itself, or open as one of its snapshots; the image
+/// was opened with QCOW2_OPEN_NO_BACKING), ELOOP (`backing` has the image in its chain), ECANCELED (`progress` returned
+/// non-zero), and as qcow2_change_backing_file, qcow2_pread of both chains and qcow2_pwrite.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_rebase(
     image: *mut qcow2_image,

@@ -43,7 +43,7 @@ pub struct qcow2_resolve_request {
 pub struct qcow2_resolve_answer {
     /// Set by the library.
     pub struct_size: usize,
-    /// Open this path; must stay valid until the open call returns.
+    /// Open this path; must stay valid until the call that asks returns.
     pub path: *const c_char,
     /// Duplicate this descriptor; -1: none.
     pub fd: c_int,
@@ -51,7 +51,7 @@ pub struct qcow2_resolve_answer {
     pub io: *const qcow2_io_ops,
     /// Handed to its functions.
     pub io_opaque: *mut c_void,
-    /// "qcow2" or "raw"; NULL: the recorded one.
+    /// "qcow2" or "raw", valid as `path` is; NULL: the recorded one.
     pub format: *const c_char,
 }
 

@@ -56,11 +56,12 @@ impl qcow2_convert_params {
     }
 }
 
-/// Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long;
-/// what is past the source's length stays. Each guest byte of the range is read and written once, in time
-/// proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
-/// else writes holds a mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is
-/// called on the caller's thread. Nothing is durable before a qcow2_flush or qcow2_close of `target`.
+/// Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long; what
+/// is past the source's length stays. Each guest byte of the range is read and written once, in time proportional to
+/// what is allocated; other requests on the handles go on meanwhile, and a target that somebody else writes holds a
+/// mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the caller's
+/// thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
+/// qcow2_close of `target`.
 ///
 /// Returns 0 or -errno: EINVAL (parameters, the same disk twice, a target that is too short), EROFS, ENOTSUP (a raw
 /// disk has no compressed clusters), ECANCELED (`progress` returned non-zero), EIO (QCOW2_CONVERT_COMPRESSED over

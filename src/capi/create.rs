@@ -1,18 +1,18 @@
 //! Create.
 
 use super::custom_io::{self, qcow2_io_ops};
-use super::edge::{enter, option_list, path, take};
+use super::edge::{self, enter, option_list, take};
 use crate::error::{Error, Result};
 use crate::ops::create_at::create_at;
 use crate::ops::open::Origin;
 use crate::options::CreateOptions;
 use std::ffi::{c_char, c_int, c_void};
 
-/// Everything that a create can be given. Set `struct_size`, zero the rest, both descriptors to -1.
+/// Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_create_params {
-    /// sizeof(qcow2_create_params).
+    /// sizeof(qcow2_create_params), set by the caller.
     pub struct_size: usize,
     /// One of path, fd, io.
     pub path: *const c_char,
@@ -29,7 +29,7 @@ pub struct qcow2_create_params {
     /// With the option data_file, at most one of data_path, data_fd, data_io says where that file is; none: at the name
     /// that is recorded.
     pub data_path: *const c_char,
-    /// As `fd`.
+    /// As `fd`; -1: none.
     pub data_fd: c_int,
     /// As `io`.
     pub data_io: *const qcow2_io_ops,
@@ -66,7 +66,7 @@ unsafe fn place(
     unsafe {
         match (!name.is_null(), fd >= 0, !io.is_null()) {
             (false, false, false) => Ok(None),
-            (true, false, false) => Ok(Some(Origin::Path(path(name)?))),
+            (true, false, false) => Ok(Some(Origin::Path(edge::path(name)?))),
             (false, true, false) => Ok(Some(Origin::Descriptor(fd))),
             (false, false, true) => Ok(Some(Origin::Custom(custom_io::wrap(io, opaque)?))),
             _ => Err(Error::invalid("more than one of path, fd and io is given")),
@@ -100,11 +100,11 @@ unsafe fn make(
 /// file is in use), ENOSPC and what else the host says.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create(
-    name: *const c_char,
+    path: *const c_char,
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Path(path(name)?), None, size, options) }) as c_int
+    enter(|| unsafe { make(&Origin::Path(edge::path(path)?), None, size, options) }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.

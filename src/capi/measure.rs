@@ -11,7 +11,7 @@ use std::ffi::{c_char, c_int};
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_measure_result {
-    /// sizeof(qcow2_measure_result).
+    /// sizeof(qcow2_measure_result), set by the caller.
     pub struct_size: usize,
     /// Bytes of the new file with the data of the source.
     pub required_bytes: u64,

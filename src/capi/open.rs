@@ -14,11 +14,11 @@ use std::ffi::{c_char, c_int, c_void};
 
 const ALL_OPEN_FLAGS: u64 = 0x1ff;
 
-/// Everything that an open can be given. Set `struct_size`, zero the rest, `fd` to -1.
+/// Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_open_params {
-    /// sizeof(qcow2_open_params).
+    /// sizeof(qcow2_open_params), set by the caller.
     pub struct_size: usize,
     /// One of path, fd, io.
     pub path: *const c_char,

@@ -21,7 +21,9 @@ pub const QCOW2_OPEN_ALLOW_RECORDED: u64 = 0x8;
 pub const QCOW2_OPEN_METADATA_ONLY: u64 = 0x10;
 /// Take no lock.
 pub const QCOW2_OPEN_NO_LOCK: u64 = 0x20;
-/// The file is a raw disk; every guest call works on it the same way.
+/// The file is a raw disk; every guest call works on it the same way. Formats are never guessed: without this flag a
+/// file that does not begin with "QFI\xfb" is -EINVAL. Who guesses lets a guest that writes a header into its raw disk
+/// choose what is opened.
 pub const QCOW2_OPEN_RAW: u64 = 0x40;
 /// Ignore a recorded backing file: holes read as zeroes. What such a handle makes a hole (by growing; in version 2 also
 /// by zeroing and discarding) shows the backing file again to an open without this flag.
@@ -114,9 +116,9 @@ pub const QCOW2_NODE_BACKING: i32 = 1;
 pub const QCOW2_NODE_DATA_FILE: i32 = 2;
 
 /// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
-pub const QCOW2_BITMAP_IN_USE: u32 = 1 << 0;
+pub const QCOW2_BITMAP_IN_USE: u32 = 0x1;
 /// qcow2_bitmap_info: the bitmap tracks every write.
-pub const QCOW2_BITMAP_AUTO: u32 = 1 << 1;
+pub const QCOW2_BITMAP_AUTO: u32 = 0x2;
 
 /// Options of qcow2_create.
 pub const QCOW2_SCOPE_CREATE: i32 = 1;
@@ -272,7 +274,7 @@ pub struct qcow2_info {
     pub descriptor: i32,
 }
 
-/// A header extension as it is stored. `data` belongs to the handle, like the strings of qcow2_info.
+/// A header extension as it is stored. See qcow2_get_header_extension.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_header_extension {
@@ -304,7 +306,7 @@ pub struct qcow2_bitmap_info {
     pub reserved: u32,
 }
 
-/// An internal snapshot. Strings belong to the handle, like those of qcow2_info.
+/// An internal snapshot. See qcow2_get_snapshot.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_snapshot_info {
@@ -340,7 +342,7 @@ pub struct qcow2_snapshot_options {
     pub struct_size: usize,
     /// The ID, unique in the image; NULL: the next free number.
     pub id: *const c_char,
-    /// When it was taken: seconds since 1970, 32 bits at most.
+    /// When it was taken: seconds since 1970, 32 bits at most; 0, and no nanoseconds: now.
     pub date_seconds: u64,
     /// And nanoseconds.
     pub date_nanoseconds: u32,

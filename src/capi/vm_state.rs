@@ -13,7 +13,8 @@ use std::ffi::c_void;
 /// Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
 /// with the snapshot.
 ///
-/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and as qcow2_pwrite.
+/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+/// as qcow2_pwrite.
 /// Specification: "Snapshots", size of the VM state.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_vmstate_write(
@@ -33,7 +34,8 @@ pub unsafe extern "C" fn qcow2_vmstate_write(
 /// snapshot.id or snapshot.name, else that of the image as it is, as qcow2_snapshot_apply has left it. What nobody has
 /// written reads as zeroes, past the end too: vm_state_size of qcow2_get_snapshot tells how long it is.
 ///
-/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and as qcow2_pread.
+/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+/// as qcow2_pread.
 /// Specification: "Snapshots", size of the VM state.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_vmstate_read(
