@@ -1,7 +1,7 @@
 //! Inflating one cluster.
 
 use super::Codec;
-use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
+use zstd::zstd_safe::{self, DCtx};
 
 /// Inflates clusters one after the other; for one thread.
 pub struct Inflater {
@@ -50,30 +50,19 @@ fn inflate_deflate(
     }
 }
 
-/// Takes one frame, and no more than a cluster from it. With the size in the frame, as every known writer stores
-/// it, zstd inflates in one go into `cluster`; otherwise through its window.
+/// Takes frames until the cluster is full: one from every known writer. Each is inflated in one go, so that `cluster`
+/// itself is the history and the window that the frame asks for costs nothing.
 fn inflate_zstd(engine: &mut DCtx<'_>, input: &[u8], cluster: &mut [u8]) -> Result<(), &'static str> {
     let bad = "not a valid zstd frame";
-    // Whatever the last stream left half done.
-    engine.reset(ResetDirective::SessionOnly).map_err(|_| bad)?;
-    // The format's writers use a window of at most a cluster; zstd's least limit is 2^10.
-    let window_log = cluster.len().next_power_of_two().trailing_zeros().max(17);
-    engine.set_parameter(DParameter::WindowLogMax(window_log)).map_err(|_| bad)?;
-    let wanted = cluster.len();
-    let mut out = OutBuffer::around(cluster);
-    let mut stream = InBuffer::around(input);
-    while out.pos() < wanted {
-        let before = (stream.pos(), out.pos());
-        let left = engine.decompress_stream(&mut out, &mut stream).map_err(|_| bad)?;
-        if out.pos() == wanted {
-            break;
-        }
-        if left == 0 {
+    let (mut input, mut rest) = (input, cluster);
+    while !rest.is_empty() {
+        if input.is_empty() {
             return Err("the zstd frame is shorter than a cluster");
         }
-        if before == (stream.pos(), out.pos()) {
-            return Err(bad);
-        }
+        let length = zstd_safe::find_frame_compressed_size(input).map_err(|_| bad)?;
+        let (frame, behind) = input.split_at_checked(length).filter(|_| length > 0).ok_or(bad)?;
+        let done = engine.decompress(rest, frame).map_err(|_| bad)?;
+        (input, rest) = (behind, rest.get_mut(done..).ok_or(bad)?);
     }
     Ok(())
 }

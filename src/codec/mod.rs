@@ -1,6 +1,6 @@
 //! Compressed clusters: buffers to buffers. No I/O, no policy; memory is bounded by the cluster.
 //!
-//! A compressed cluster is a raw deflate stream or one zstd frame; what follows it up to the end of its last
+//! A compressed cluster is a raw deflate stream, or a zstd frame or several; what follows up to the end of its last
 //! sector belongs to somebody else and is ignored.
 
 mod compress;
@@ -76,25 +76,39 @@ mod tests {
         }
     }
 
-    /// A writer that does not know the size, and one whose window is larger than the cluster.
+    /// A writer that does not know the size asks for the window of its level, 2 MiB, whatever the cluster has.
     #[test]
     fn zstd_frames_without_a_size_and_with_large_windows() {
         use std::io::Write;
+        let mut inflater = Codec::Zstd.inflater().unwrap();
+        for bytes in [512, 65536] {
+            let data = sample(bytes);
+            for window_log in [10, 17, 21, 27] {
+                let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+                encoder.include_contentsize(false).unwrap();
+                encoder.window_log(window_log).unwrap();
+                data.chunks(1000).for_each(|part| encoder.write_all(part).unwrap());
+                let stream = [encoder.finish().unwrap(), sample(300)].concat();
+                let mut out = vec![0; bytes];
+                inflater.inflate(&stream, &mut out).unwrap();
+                assert!(out == data, "{bytes} {window_log}");
+            }
+        }
+    }
+
+    /// A cluster in several frames, empty and skippable ones among them.
+    #[test]
+    fn zstd_frames_one_behind_the_other() {
         let data = sample(65536);
-        let frame = |window_log| {
-            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
-            encoder.include_contentsize(false).unwrap();
-            encoder.window_log(window_log).unwrap();
-            data.chunks(1000).for_each(|part| encoder.write_all(part).unwrap());
-            encoder.finish().unwrap()
-        };
+        let frame = |part: &[u8]| zstd::bulk::compress(part, 3).unwrap();
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
+        let (first, second) = (frame(&data[..1000]), frame(&data[1000..]));
+        let stream = [&skippable[..], &first, &frame(&[]), &second, &[0xff; 300]].concat();
         let mut inflater = Codec::Zstd.inflater().unwrap();
         let mut out = vec![0; 65536];
-        inflater.inflate(&[frame(16), sample(300)].concat(), &mut out).unwrap();
+        inflater.inflate(&stream, &mut out).unwrap();
         assert!(out == data);
-        // 2 MiB of history for a cluster of 64 KiB: no writer of the format asks for that.
-        assert!(inflater.inflate(&frame(21), &mut out).is_err());
-        inflater.inflate(&frame(17), &mut out).unwrap();
-        assert!(out == data);
+        assert!(inflater.inflate(&frame(&[&data[..], b"x"].concat()), &mut out).is_err());
+        assert!(inflater.inflate(&[&first[..], &skippable].concat(), &mut out).is_err());
     }
 }
