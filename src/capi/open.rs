@@ -291,6 +291,9 @@ pub unsafe extern "C" fn qcow2_clean_caches(image: *mut qcow2_image) -> c_int {
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_check_open_option(option: *const c_char) -> c_int {
     enter(|| {
+        if option.is_null() {
+            return Err(Error::invalid("option is NULL"));
+        }
         let list = [option, std::ptr::null()];
         OpenOptions::parse(&unsafe { option_list(list.as_ptr()) }?).map(|_| 0)
     }) as c_int
