@@ -18,6 +18,7 @@ cat >"$scratch/alone.c" <<'END'
 #include <qcow2.h>
 qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
 qcow2_create_params create_params = QCOW2_CREATE_PARAMS_INIT;
+qcow2_snapshot_options snapshot_options = QCOW2_SNAPSHOT_OPTIONS_INIT;
 uint64_t flags = QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE;
 const char *(*first)(void) = qcow2_version;
 ssize_t (*last)(qcow2_image *, const struct iovec *, int, uint64_t) = qcow2_preadv;

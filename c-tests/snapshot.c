@@ -105,7 +105,7 @@ static void what_is_told_is_kept(void)
 static void a_date_is_now(void)
 {
     qcow2_image *image = test_open(test_create("now.qcow2", MIB, NULL), 0, NULL);
-    qcow2_snapshot_options options = {.struct_size = sizeof options, .icount = UINT64_MAX};
+    qcow2_snapshot_options options = QCOW2_SNAPSHOT_OPTIONS_INIT;
     qcow2_snapshot_info info = {.struct_size = sizeof info};
     uint64_t before = (uint64_t)time(NULL);
 
@@ -115,6 +115,7 @@ static void a_date_is_now(void)
         CHECK_OK(qcow2_get_snapshot(image, i, &info));
         /* time() may be some milliseconds behind. */
         CHECK(info.date_seconds >= before && info.date_seconds <= (uint64_t)time(NULL) + 1);
+        CHECK(info.icount == UINT64_MAX && info.vm_state_size == 0 && info.vm_clock_nanoseconds == 0);
     }
     test_close(image);
 }

@@ -61,6 +61,10 @@
 #define QCOW2_CREATE_PARAMS_INIT \
     { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL }
 
+/* For a variable of type qcow2_snapshot_options: struct_size set, now, the next free ID, no instruction count. */
+#define QCOW2_SNAPSHOT_OPTIONS_INIT \
+    { sizeof(qcow2_snapshot_options), NULL, 0, 0, 0, 0, UINT64_MAX, 0 }
+
 /* Change nothing on disk. */
 #define QCOW2_OPEN_READ_ONLY 1
 
@@ -553,7 +557,7 @@ typedef struct qcow2_measure_result {
     uint64_t bitmaps_bytes;
 } qcow2_measure_result;
 
-/* What qcow2_snapshot_create is told beside the name. Set all of it to 0, then `struct_size`, then what is wanted. */
+/* What qcow2_snapshot_create is told beside the name; begin with QCOW2_SNAPSHOT_OPTIONS_INIT. */
 typedef struct qcow2_snapshot_options {
     /* sizeof(qcow2_snapshot_options), set by the caller. */
     size_t struct_size;

@@ -334,7 +334,7 @@ pub struct qcow2_snapshot_info {
     pub l1_table_offset: u64,
 }
 
-/// What qcow2_snapshot_create is told beside the name. Set all of it to 0, then `struct_size`, then what is wanted.
+/// What qcow2_snapshot_create is told beside the name; begin with QCOW2_SNAPSHOT_OPTIONS_INIT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_snapshot_options {
