@@ -2,6 +2,7 @@
 //!
 //! `QCOW2_UPDATE_HEADER=1 cargo test --test header` writes it anew.
 
+use qcow2::options;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -155,6 +156,22 @@ fn nothing_internal_leaks() {
     for line in header.lines().filter(|l| l.starts_with("#define ")) {
         assert!(line.starts_with("#define QCOW2_"), "{line}");
     }
+}
+
+/// The rows of the page that tells C programmers what an open can be given.
+#[test]
+fn the_page_of_features_has_every_open_option() {
+    let page = fs::read_to_string(root().join("docs/features.md")).expect("docs/features.md");
+    let section = page.split("\n## ").find(|s| s.starts_with("Open options\n")).expect("the section");
+    let listed: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+    let open = || options::TABLE.iter().filter(|o| o.scope == options::Scope::Open);
+    let row = |o: &options::OptionInfo| {
+        format!("| `{}` | {} | {} | {} |", o.name, o.kind.name(), o.default.unwrap_or(""), o.help)
+    };
+    let rows: Vec<String> = open().map(row).collect();
+    assert!(listed == rows, "docs/features.md, \"Open options\": the rows should be\n{}", rows.join("\n"));
+    let fixed: Vec<&str> = open().filter(|o| !o.runtime).map(|o| o.name).collect();
+    assert_eq!(fixed, ["data-file"], "the section says which option stays");
 }
 
 fn output_of(program: &str, arguments: &[&str], library: &Path) -> Option<String> {

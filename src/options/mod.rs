@@ -142,7 +142,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
     open("discard", Kind::Text, Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
     open("discard-no-unref", Kind::Bool, Some("off"), "Keep the host clusters of discarded guest clusters"),
-    open("l2-cache-entry-size", Kind::Size, None, "Size of one entry of the L2 cache; default: 4 KiB, at most a cluster"),
+    open("l2-cache-entry-size", Kind::Size, None, "Size of one entry of the L2 cache; default: 4 KiB, or a cluster where the cache holds the whole disk"),
     open("l2-cache-size", Kind::Size, None, "Most memory for the L2 cache; default: what the whole disk needs, at most 32 MiB"),
     open("lazy-refcounts", Kind::Bool, None, "Postpone refcount updates; default: as the image says"),
     open("metadata-writethrough", Kind::Bool, Some("off"), "A write returns once its metadata is in the file too, so that no flush is needed to survive the end of the process"),
