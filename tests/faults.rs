@@ -294,6 +294,16 @@ fn each_call_of_a_growing_file_fails() {
     }
 }
 
+/// An L1 table of more clusters than a refcount block counts.
+#[test]
+fn each_call_of_a_growing_table_fails() {
+    let setup = Setup { refcount_order: 6, prefill: 30, ..Setup::default() };
+    let ops = vec![Resize { sectors: 270_000 }, Flush];
+    let lists = [(setup, ops, 1)];
+    let count = run_cases("each_call_of_a_growing_table_fails", &lists, &sweep);
+    report("each_call_of_a_growing_table_fails", lists.len(), count);
+}
+
 /// A repair of an open image synced, that failed, the image was loaded anew with another sync, and went on.
 #[test]
 fn a_failed_sync_of_a_repair_is_final() {

@@ -10,6 +10,7 @@ use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::setup::{Mode, Setup};
 use testkit::split::sweep_split;
 use testkit::sweep::{run_cases, sweep, Work};
+use testkit::SECTOR;
 
 fn run(test: &str, seed: u64, cases: &[(Setup, Vec<Op>, u64)]) {
     report(test, &replay_line("power_cut", test, seed), cases, &sweep);
@@ -354,6 +355,25 @@ fn the_refcount_table_grows() {
         cases.push((setup, ops, 1));
     }
     run("the_refcount_table_grows", 0, &cases);
+}
+
+/// An L1 table of more clusters than a refcount block counts: the block of the next range lies in front of the table.
+#[test]
+fn a_table_is_longer_than_a_block_counts() {
+    let mut cases = Vec::new();
+    for lazy in [false, true] {
+        let setup = Setup { lazy, refcount_order: 6, prefill: 30, ..Setup::default() };
+        let write = |sector| Write { sector, count: 3, fua: false };
+        let ops = vec![write(40), Resize { sectors: 270_000 }, write(7), Flush];
+        let mut runner = testkit::runner::Runner::new(&setup).unwrap();
+        ops.iter().for_each(|op| assert!(runner.run(*op).unwrap().is_none()));
+        let bytes = runner.recorder.contents();
+        let head = testkit::oracle::Head::parse(&bytes).unwrap();
+        let block = |i: u64| testkit::oracle::be64(&bytes, (head.table_offset + i * 8) as usize) / SECTOR;
+        assert!((0..64).any(|i| block(i) > 0 && block(i) < i * 64), "each block is in its own range");
+        cases.push((setup, ops, 1));
+    }
+    run("a_table_is_longer_than_a_block_counts", 0, &cases);
 }
 
 /// A file that is almost used up grows before the sync of a flush, and clusters handed out later wait for no other.

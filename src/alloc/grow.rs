@@ -15,14 +15,27 @@ impl Ledger {
     /// Makes the block that counts `cluster`, in `cluster` itself, which is free and the first without a count.
     pub(super) fn add_block(&mut self, shared: &Shared, cluster: u64) -> Result<()> {
         let geometry = self.geometry();
-        let table_index = geometry.refcount_table_index(cluster);
-        if table_index >= self.table.entries.len() as u64 {
+        if !self.table.has_entry_for(cluster) {
             return self.grow_table(shared, cluster);
         }
-        let offset = geometry.cluster_offset(cluster);
         self.claim_for_metadata(shared, cluster, 1)?;
         let mut bytes = vec![0; geometry.cluster_bytes() as usize];
         refcount::set(&mut bytes, geometry.refcount_order, geometry.refcount_block_index(cluster), 1);
+        self.write_block_at(shared, cluster, cluster, bytes)
+    }
+
+    /// Makes the block that counts `cluster`, for which the table has an entry, in `home`: free, and counted by another
+    /// block. A failure leaks it at most.
+    pub(super) fn add_block_at(&mut self, shared: &Shared, cluster: u64, home: u64) -> Result<()> {
+        self.raise(shared, home, 1, false)?;
+        self.write_dirty(shared)?;
+        let bytes = vec![0; self.geometry().cluster_bytes() as usize];
+        self.write_block_at(shared, cluster, home, bytes)
+    }
+
+    fn write_block_at(&mut self, shared: &Shared, cluster: u64, home: u64, bytes: Vec<u8>) -> Result<()> {
+        let geometry = self.geometry();
+        let (table_index, offset) = (geometry.refcount_table_index(cluster), geometry.cluster_offset(home));
         shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
         if !planted(Plant::NewBlockNotSynced) {
             shared.medium.sync_step()?;

@@ -191,12 +191,20 @@ impl Ledger {
 
     /// Exactly `count` free clusters in a row.
     pub(super) fn take_contiguous(&mut self, shared: &Shared, count: u64, lazy: bool) -> Result<Run> {
+        let per_block = self.geometry().refcount_block_entries();
         let mut first = self.first_covered_free(shared)?;
         let mut length = 0;
         while length < count {
             let cluster = first + length;
             if self.table.block_offset(cluster)?.is_none() {
-                self.add_block(shared, cluster)?;
+                // A block among the clusters that it counts parts the run: a longer one would never find its place.
+                if length > 0 && count >= per_block && self.table.has_entry_for(cluster) {
+                    self.add_block_at(shared, cluster, first)?;
+                    first += 1;
+                    length -= 1;
+                } else {
+                    self.add_block(shared, cluster)?;
+                }
             }
             if self.table.get(shared, cluster)? == 0 {
                 length += 1;

@@ -307,6 +307,11 @@ impl RefcountTable {
         Ok(())
     }
 
+    /// Whether the table is long enough for the block that counts `cluster`.
+    pub(super) fn has_entry_for(&self, cluster: u64) -> bool {
+        self.geometry.refcount_table_index(cluster) < self.entries.len() as u64
+    }
+
     /// Writes the table entry of a block that is durable.
     pub(super) fn link_block(&mut self, shared: &Shared, table_index: u64, block_offset: u64) -> Result<()> {
         self.entries[table_index as usize] = block_offset;

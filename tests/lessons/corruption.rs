@@ -477,6 +477,35 @@ fn c12_refcount_tables_grow_at_every_width() {
     }
 }
 
+/// A table that is longer than what one refcount block counts found no place, and the file grew until the host was
+/// full: each new block lay in its own range and parted the run.
+#[test]
+fn c12_a_table_longer_than_a_block_counts_finds_a_place() {
+    // In memory: a file that grows for ever ends in an error.
+    if !in_bounded_process("corruption::c12_a_table_longer_than_a_block_counts_finds_a_place") {
+        return;
+    }
+    for order in [0, 4, 6u32] {
+        let bits = format!("refcount_bits={}", 1 << order);
+        let image = new_image(MIB, &["cluster_size=512", &bits]);
+        let storage: Arc<dyn Storage> = image.clone();
+        let handle = open_over(&storage, None, WRITABLE, &[]).unwrap();
+        // An L1 table of so many blocks' worth of clusters, and its copy in a snapshot where the counts allow one.
+        let size = 5 * (4096u64 >> order) * (512 / 8) * 32 * KIB;
+        resize(&handle, size, Preallocation::Off).unwrap();
+        write(&handle, size - 512, &[7; 512]);
+        if order > 0 {
+            take_snapshot(&handle, "whole");
+            write(&handle, size - 512, &[8; 512]);
+        }
+        handle.close().unwrap();
+        assert!(image.contents().len() as u64 <= 4 * size / 4096, "{bits}: {}", image.contents().len());
+        assert_sound(&*image);
+        let handle = open_over(&storage, None, READ_ONLY, &[]).unwrap();
+        assert_eq!(read(&handle, size - 512, 512), [if order > 0 { 8 } else { 7 }; 512]);
+    }
+}
+
 /// Table sizes for more than 4 TiB were computed in 32 bits.
 #[test]
 fn c12_sizes_at_the_edges() {
