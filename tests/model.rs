@@ -12,6 +12,7 @@ use qcow2::ops::snapshot;
 use qcow2::options::Preallocation;
 use std::io::{IoSlice, IoSliceMut};
 use std::process::Command;
+use std::sync::Arc;
 use testkit::history::{Did, History};
 use testkit::ops::Op;
 use testkit::recorder::Recorder;
@@ -182,16 +183,29 @@ fn initial_bytes(setup: &Setup) -> Vec<u8> {
 }
 
 fn run_model(setup: &Setup, seed: u64, steps: u64) -> Result<(Vec<u8>, Vec<u8>), String> {
-    let mut rng = Rng::new(seed);
     let recorder = setup.recorder();
+    let end = run_recorded(setup, &recorder, seed, steps).and_then(|both| recorder.judge().map(|()| both));
+    if end.is_err() {
+        recorder.leave_unjudged("the list has failed, and is told how to replay");
+    }
+    end
+}
+
+fn run_recorded(
+    setup: &Setup,
+    recorder: &Arc<Recorder>,
+    seed: u64,
+    steps: u64,
+) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let mut rng = Rng::new(seed);
     let mut handle = setup.open(recorder.clone()).map_err(|e| e.to_string())?;
     let mut model = Model { bytes: initial_bytes(setup), step: 0 };
     for _ in 0..steps {
         let number = model.step;
-        model.step(&recorder, &handle, setup, &mut rng).map_err(|e| format!("step {number}: {e}"))?;
+        model.step(recorder, &handle, setup, &mut rng).map_err(|e| format!("step {number}: {e}"))?;
         if rng.one_in(25) {
             handle.close().map_err(|e| format!("close: {e}"))?;
-            let leaks = check_clean(&*recorder).map_err(|e| format!("closed after step {number}: {e}"))?;
+            let leaks = check_clean(&**recorder).map_err(|e| format!("closed after step {number}: {e}"))?;
             if leaks > 0 {
                 return Err(format!("closed after step {number}: {leaks} leaks"));
             }
@@ -200,7 +214,7 @@ fn run_model(setup: &Setup, seed: u64, steps: u64) -> Result<(Vec<u8>, Vec<u8>),
         }
     }
     handle.close().map_err(|e| format!("close: {e}"))?;
-    match check_clean(&*recorder)? {
+    match check_clean(&**recorder)? {
         0 => Ok((recorder.contents(), model.bytes)),
         leaks => Err(format!("{leaks} leaks after the last close")),
     }
@@ -357,7 +371,7 @@ fn many_threads_see_a_possible_history() {
 
 fn finish(
     setup: &Setup,
-    recorder: &std::sync::Arc<Recorder>,
+    recorder: &Arc<Recorder>,
     handle: Handle,
     history: &History,
     reads: &mut u64,

@@ -372,14 +372,26 @@ impl Trace<'_> {
         match (kind.level, &kind.place, event.request.and_then(|r| r.guest)) {
             (1, ..) => event.purpose == Purpose::L2,
             (2, Some(place), Some((first, end))) => {
-                // The cluster has not been dropped and taken again in between.
-                let cluster = from & !((1 << kind.cluster_bits) - 1);
-                let data = |(_, v): &(usize, u64)| v & OFFSET == cluster && v & 1 == 0;
-                let dropped = !self.threads && self.versions(place.at, last).iter().any(data);
+                // The cluster, or the subcluster, has not been dropped and taken again in between.
+                let dropped = !self.threads && self.was_shown(place, from, last, kind);
                 event.purpose == Purpose::Data && !dropped && first < place.to && place.from < end
             }
             _ => false,
         }
+    }
+
+    /// Whether the entry has shown the host byte at `host` as data since event `since`.
+    fn was_shown(&self, place: &Place, host: u64, since: usize, kind: &Target) -> bool {
+        let cluster_bytes = 1 << kind.cluster_bits;
+        let cluster = host & !(cluster_bytes - 1);
+        let data = |(_, v): &(usize, u64)| v & OFFSET == cluster && v & 1 == 0;
+        let versions = self.versions(place.at, since);
+        if kind.extended.is_none() {
+            return versions.iter().any(data);
+        }
+        let bit = 1 << ((host - cluster) / (cluster_bytes / 32));
+        let bitmaps = self.versions(place.at + 8, since);
+        versions.iter().zip(bitmaps).any(|(v, (_, bitmap))| data(v) && bitmap & bit != 0)
     }
 
     /// R3: a count is not below the references that may survive.
