@@ -21,6 +21,8 @@ pub struct Expect {
     tables: Vec<Vec<String>>,
     /// What each snapshot that was ever taken shows; for each sector, the values that it may have.
     images: BTreeMap<String, Vec<Vec<u32>>>,
+    /// The process has died: of what was not flushed, the disk and a raw data file may show different versions.
+    pub killed: bool,
 }
 
 /// What a medium holds: the disk's sectors, and those of each snapshot.
@@ -40,6 +42,7 @@ impl Expect {
             current: one,
             tables: vec![Vec::new()],
             images: BTreeMap::new(),
+            killed: false,
         }
     }
 
@@ -179,6 +182,7 @@ impl Expect {
             }
             Op::Flush | Op::Reopen | Op::HandOver => self.all_durable(),
             Op::Kill => {
+                self.killed = true;
                 for s in 0..self.size() {
                     self.settle(s, reads(s), false)?;
                 }

@@ -42,8 +42,8 @@ the counters of `check` are equal, and so is the map, except
 * raw data files with pass-discard-request=off are left out: the stock tools' discard shows zeroes on the disk and the old
   bytes in the file. What the file alone shows is not compared after a kill: of what was not flushed, one view may have
   the old bytes and the other the new ones;
-* no zeroes are in flight beside bytes in raw data files and in images with extended L2 entries: where both meet in one
-  cluster the stock tools now and then lose the ones or the others;
+* no zeroes are in flight beside bytes in raw data files and in images with a backing file or extended L2 entries: where
+  both meet in one cluster the stock tools now and then lose the ones or the others;
 * after a kill: each engine had flushed what it liked. The lists go on with one of the two images, on both sides;
 * images with bitmaps that ours wrote to: they lose their bitmaps, as the format wants from a writer that does not keep
   them, and what these occupied is a leak. Contents and map stay comparable, `leaks` and `info` do not.

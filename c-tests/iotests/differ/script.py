@@ -180,7 +180,7 @@ class Script:
                 step.args["cache"] = "writeback"
         if self.extended_l2 or self.compression == "zstd":
             self.ours_makes = False
-        if self.extended_l2 or self.data_file == "raw":
+        if self.extended_l2 or self.backing or self.data_file == "raw":
             # Where zeroes in flight and bytes meet in one cluster, the stock tools may lose either (compare.py).
             for op in (op for step in self.steps for op in step.ops if op.kind == "aio"):
                 op.value = [value or 77 for value in op.value]
