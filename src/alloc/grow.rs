@@ -121,8 +121,7 @@ impl Ledger {
             h.refcount_table_offset = table_offset;
             h.refcount_table_clusters = table_clusters as u32;
         })?;
-        self.table.entries = entries;
-        self.table.offset = table_offset;
+        self.table.replace(entries, table_offset);
         shared.guard.add(
             Owner::REFCOUNT_BLOCK,
             geometry.cluster_offset(start),

@@ -56,9 +56,10 @@ impl<'a> Reserved<'a> {
         self.run.fresh
     }
 
-    /// When the counts (eager images) and the file's length are durable.
-    pub fn ticket(&self) -> Ticket {
-        self.run.ticket
+    /// The clusters hold what they are to show: written before `contents` was taken, or durable (R2).
+    pub fn filled(self, contents: Ticket) -> Filled<'a> {
+        let after = self.run.ticket.max(contents);
+        Filled { reserved: self, after }
     }
 
     /// A pointer to the clusters has been stored: they stay.
@@ -79,6 +80,33 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if !self.kept {
             self.allocator.give_back(self.run.first, self.run.count);
+        }
+    }
+}
+
+/// Reserved clusters with their contents: all that a pointer to them asks for. Dropping gives the clusters back.
+#[must_use]
+pub struct Filled<'a> {
+    reserved: Reserved<'a>,
+    after: Ticket,
+}
+
+impl Filled<'_> {
+    /// When counts (eager images), contents and the file's length are durable (R1, R2).
+    pub fn ticket(&self) -> Ticket {
+        self.after
+    }
+
+    /// Pointers to all of the clusters have been stored.
+    pub fn keep(self) {
+        self.reserved.keep();
+    }
+
+    /// Pointers to the first `cluster_count` clusters have been stored; the others go back.
+    pub fn keep_first(mut self, cluster_count: u64) {
+        if cluster_count > 0 {
+            self.reserved.shrink(cluster_count);
+            self.reserved.keep();
         }
     }
 }

@@ -23,7 +23,7 @@ mod tests;
 mod width;
 
 pub use bulk::ClusterRun;
-pub use ledger::{Ledger, Reserved};
+pub use ledger::{Filled, Ledger, Reserved};
 
 use crate::error::Result;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
@@ -127,6 +127,7 @@ impl Allocator {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
+        self.shared.header.decide()?;
         self.settle(&mut ledger)?;
         Ok(Reserved::new(self, take(&mut ledger)?))
     }
@@ -134,7 +135,9 @@ impl Allocator {
     /// Writes dirty refcount blocks without a sync: after the birth of a table, whose count should be in the
     /// file before anybody can look.
     pub fn write_counts(&self) -> Result<()> {
-        self.lock().write_dirty(&self.shared)
+        let mut ledger = self.lock();
+        self.shared.header.decide()?;
+        ledger.write_dirty(&self.shared)
     }
 
     /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
@@ -189,21 +192,35 @@ impl Allocator {
                     break;
                 }
                 self.pending_clusters.fetch_sub(head.release.cluster_count, Ordering::Relaxed);
-                due.push(head.release);
+                due.push((head.ticket, head.release));
                 pending.pop_front();
             }
         }
         if planted(Plant::PunchedLate) {
             ledger.punch(&self.shared)?;
         }
-        for release in due {
+        let mut due = due.into_iter();
+        while let Some((_, release)) = due.next() {
             let pass = if release.discard { self.pass.requests } else { self.pass.others };
-            ledger.lower(&self.shared, release, pass)?;
+            if let Err(e) = ledger.lower(&self.shared, release, pass) {
+                // What of this one is left leaks; the others are due another time.
+                self.put_back(due);
+                ledger.punch(&self.shared)?;
+                return Err(e);
+            }
         }
         if planted(Plant::PunchedLate) {
             return Ok(());
         }
         ledger.punch(&self.shared)
+    }
+
+    fn put_back(&self, due: impl DoubleEndedIterator<Item = (Ticket, Release)>) {
+        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        for (ticket, release) in due.rev() {
+            self.pending_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
+            pending.push_front(Pending { ticket, release });
+        }
     }
 
     fn give_back(&self, first_cluster: u64, cluster_count: u64) {
@@ -223,6 +240,7 @@ impl Settler for Allocator {
         let started = {
             // Under the ledger lock: a count raised after this gets a ticket for the next sync.
             let mut ledger = self.lock();
+            self.shared.header.decide()?;
             // A courtesy: what fails here is told by those who need it.
             let _ = ledger.grow_ahead(&self.shared);
             if !self.is_lazy() && !planted(Plant::CountsNotWritten) {

@@ -7,8 +7,11 @@ use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64, refcount, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+
+/// Most bytes of blocks that are kept because they cannot be written.
+const MAX_HELD_BYTES: u64 = 64 << 20;
 
 /// A refcount block in memory.
 pub(super) struct Block {
@@ -35,6 +38,8 @@ pub(super) struct RefcountTable {
     pub(super) entries: Vec<u64>,
     pub(super) offset: u64,
     blocks: BTreeMap<u64, Block>,
+    /// Sectors of the table, by number, that the file may not have as they are here.
+    dirty_sectors: BTreeSet<u64>,
     capacity: usize,
     clock: u64,
 }
@@ -63,6 +68,7 @@ impl RefcountTable {
             entries,
             offset: header.refcount_table_offset,
             blocks: BTreeMap::new(),
+            dirty_sectors: BTreeSet::new(),
             capacity: capacity.max(2),
             clock: 0,
         })
@@ -268,10 +274,29 @@ impl RefcountTable {
     fn make_room(&mut self, shared: &Shared) -> Result<()> {
         while self.blocks.len() >= self.capacity {
             let Some((&oldest, _)) = self.blocks.iter().min_by_key(|(_, b)| b.used) else { return Ok(()) };
-            self.write_block(shared, oldest)?;
-            self.blocks.remove(&oldest);
+            match self.write_block(shared, oldest) {
+                Ok(()) => self.blocks.remove(&oldest),
+                Err(e) => return self.hold_dirty(shared, e),
+            };
         }
         Ok(())
+    }
+
+    /// A host that takes no writes must not keep counts from being changed back: what is dirty stays in memory, beyond
+    /// the cache's size, until it can be written.
+    #[cold]
+    fn hold_dirty(&mut self, shared: &Shared, failure: Error) -> Result<()> {
+        shared.medium.latch().check()?;
+        let clean = self.blocks.iter().filter(|(_, b)| b.dirty.0 == b.dirty.1).min_by_key(|(_, b)| b.used);
+        if let Some((&index, _)) = clean {
+            self.blocks.remove(&index);
+            return Ok(());
+        }
+        let most = (MAX_HELD_BYTES >> self.geometry.cluster_bits) as usize;
+        match self.blocks.len() < self.capacity.max(most) {
+            true => Ok(()),
+            false => Err(failure),
+        }
     }
 
     /// Takes a block that has just been written whole.
@@ -284,11 +309,14 @@ impl RefcountTable {
 
     fn write_block(&mut self, shared: &Shared, table_index: u64) -> Result<()> {
         let home = self.entries[table_index as usize] & !REFCOUNT_TABLE_RESERVED;
-        let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };
+        let Some(block) = self.blocks.get(&table_index) else { return Ok(()) };
         let (from, to) = block.dirty;
         if from == to {
             return Ok(());
         }
+        // The entry that leads to the block was to be written while what the file has of it was durable.
+        self.write_sectors(shared)?;
+        let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };
         let at = home + from as u64;
         shared.guard.check_table_write(Purpose::RefcountBlock, at, (to - from) as u64)?;
         shared.medium.write_live(Purpose::RefcountBlock, at, &block.bytes[from..to])?;
@@ -304,7 +332,7 @@ impl RefcountTable {
         for index in dirty {
             self.write_block(shared, index)?;
         }
-        Ok(())
+        self.write_sectors(shared)
     }
 
     /// Whether the table is long enough for the block that counts `cluster`.
@@ -312,16 +340,29 @@ impl RefcountTable {
         self.geometry.refcount_table_index(cluster) < self.entries.len() as u64
     }
 
-    /// Writes the table entry of a block that is durable.
+    /// Writes the table entry of a block that is durable. After a failure it is written with the next dirty blocks.
     pub(super) fn link_block(&mut self, shared: &Shared, table_index: u64, block_offset: u64) -> Result<()> {
         self.entries[table_index as usize] = block_offset;
-        let per_sector = SECTOR_BYTES / 8;
-        let first = table_index / per_sector * per_sector;
-        let last = (first + per_sector).min(self.entries.len() as u64);
-        let bytes: Vec<u8> =
-            self.entries[first as usize..last as usize].iter().flat_map(|e| e.to_be_bytes()).collect();
-        let at = self.offset + first * 8;
-        shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
-        shared.medium.write_live(Purpose::RefcountTable, at, &bytes)
+        self.dirty_sectors.insert(table_index * 8 / SECTOR_BYTES);
+        self.write_sectors(shared)
+    }
+
+    fn write_sectors(&mut self, shared: &Shared) -> Result<()> {
+        while let Some(&sector) = self.dirty_sectors.first() {
+            let first = (sector * SECTOR_BYTES / 8) as usize;
+            let last = (first + SECTOR_BYTES as usize / 8).min(self.entries.len());
+            let bytes: Vec<u8> = self.entries[first..last].iter().flat_map(|e| e.to_be_bytes()).collect();
+            let at = self.offset + sector * SECTOR_BYTES;
+            shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
+            shared.medium.write_live(Purpose::RefcountTable, at, &bytes)?;
+            self.dirty_sectors.remove(&sector);
+        }
+        Ok(())
+    }
+
+    /// Takes another table, which the file has.
+    pub(super) fn replace(&mut self, entries: Vec<u64>, offset: u64) {
+        (self.entries, self.offset) = (entries, offset);
+        self.dirty_sectors.clear();
     }
 }

@@ -31,7 +31,9 @@ impl Allocator {
         let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
         let done = Plan::new(&ledger, order).carry_out(&mut ledger, &self.shared, progress);
         let longer = storage.length().is_ok_and(|now| now > length);
-        if done.is_err() && longer && self.shared.medium.latch().check().is_ok() {
+        let shared = &self.shared;
+        let decided = || shared.medium.latch().check().and_then(|()| shared.header.decide()).is_ok();
+        if done.is_err() && longer && decided() {
             // What has been written belongs to nobody; whether it stays is no reason for another failure.
             let _ = storage.set_length(length);
         }

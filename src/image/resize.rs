@@ -7,7 +7,7 @@ use super::{Core, ZeroFlags};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::Link;
+use crate::map::NewEntry;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -233,8 +233,8 @@ impl Core {
                 }
                 io.map.own_table(&claim, cluster)?;
                 let dropped = self.dropped_by(&old, true);
-                let link = Link { cluster, new: Mapping::default().into(), after: Ticket::PAST, dropped };
-                io.map.link(&claim, link)?;
+                let entry = NewEntry { new: Mapping::default().into(), dropped };
+                io.map.relink(&claim, cluster, entry, Ticket::PAST)?;
             }
             at = step_end;
         }
@@ -289,25 +289,20 @@ impl Core {
         let count = reserved.cluster_count();
         let host = geometry.cluster_offset(reserved.first_cluster());
         let bytes = count << geometry.cluster_bits;
-        let mut after = reserved.ticket();
+        let mut written = Ticket::PAST;
         if !reserved.is_fresh() {
             self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
-            after = after.max(self.shared.medium.ticket());
+            written = self.shared.medium.ticket();
         }
         if host_space {
             let done = self.shared.medium.storage().preallocate(host, bytes);
             done.map_err(|e| Error::host("preallocating host space", &e))?;
         }
-        for index in 0..count {
-            let mapping = Mapping {
-                host: Some(host + (index << geometry.cluster_bits)),
-                copied: true,
-                alloc: geometry.all_subclusters(),
-                zero: 0,
-            };
-            io.map.link(claim, Link { cluster: at + index, new: mapping.into(), after, dropped: None })?;
-        }
-        reserved.keep();
+        io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
+            let host = Some(host + (index << geometry.cluster_bits));
+            let mapping = Mapping { host, copied: true, alloc: geometry.all_subclusters(), zero: 0 };
+            Ok(NewEntry { new: mapping.into(), dropped: None })
+        })?;
         Ok(count)
     }
 
@@ -332,7 +327,7 @@ impl Core {
         for cluster in first..first + count {
             let host = Some(geometry.cluster_offset(cluster));
             let mapping = Mapping { host, copied: true, alloc, zero: 0 };
-            io.map.link(claim, Link { cluster, new: mapping.into(), after: Ticket::PAST, dropped: None })?;
+            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, Ticket::PAST)?;
         }
         Ok(count)
     }

@@ -11,7 +11,7 @@ use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Source};
+use crate::map::{Claim, NewEntry, Source};
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -144,7 +144,7 @@ impl Core {
                 .subclusters_touched(from.max(start) - start, (to - start).min(geometry.cluster_bytes()));
             let L2Entry::Plain(old) = io.map.entry(claim, cluster)? else { continue };
             let new = Mapping { zero: old.zero | bits & !old.alloc, ..old };
-            io.map.link(claim, Link { cluster, new: new.into(), after: Ticket::PAST, dropped: None })?;
+            io.map.relink(claim, cluster, NewEntry { new: new.into(), dropped: None }, Ticket::PAST)?;
         }
         Ok(())
     }

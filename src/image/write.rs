@@ -10,7 +10,7 @@ use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Look, Source};
+use crate::map::{Claim, Look, NewEntry, Source};
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
@@ -251,15 +251,15 @@ impl Core {
         self.check_data_write(host_start + written.from, written.to - written.from)?;
         let done = self.shared.medium.write_data(host_start + written.from, &parts);
         if done.is_err() && planted(Plant::LinkedAfterFailedWrite) {
-            self.link_run(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
+            self.link_filled(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
         }
         done?;
-        let mut after = reserved.as_ref().map_or(Ticket::PAST, |r| r.ticket());
-        if padded && !planted(Plant::ContentsNotWaitedFor) {
-            // Until the contents are durable a reader after a power cut would see neither old nor new.
-            after = after.max(self.shared.medium.ticket());
-        }
-        self.link_run(io, claim, &run, reserved, host_start, &full, after)
+        // Until the contents are durable a reader after a power cut would see neither old nor new.
+        let written = match padded && !planted(Plant::ContentsNotWaitedFor) {
+            true => self.shared.medium.ticket(),
+            false => Ticket::PAST,
+        };
+        self.link_filled(io, claim, &run, reserved, host_start, &full, written)
     }
 
     /// Whether clusters with these entries read as zeroes, as far as a look at the entries can tell.
@@ -310,19 +310,19 @@ impl Core {
     }
 
     #[allow(clippy::too_many_arguments)] // the parts of one step, each with its own name
-    fn link_run(
+    fn link_filled(
         &self,
         io: &Io,
         claim: &Claim<'_>,
         run: &Run,
-        mut reserved: Option<Reserved<'_>>,
+        reserved: Option<Reserved<'_>>,
         host_start: u64,
         full: &Span,
-        after: Ticket,
+        written: Ticket,
     ) -> Result<()> {
         let geometry = &self.geometry;
-        for (index, old) in run.old.iter().enumerate() {
-            let start = (index as u64) << geometry.cluster_bits;
+        let entry_of = |index: u64| {
+            let (start, old) = (index << geometry.cluster_bits, &run.old[index as usize]);
             let from = full.from.max(start) - start;
             let to = (full.to - start).min(geometry.cluster_bytes());
             let filled = geometry.subclusters_touched(from, to);
@@ -334,21 +334,14 @@ impl Core {
             let mapping =
                 Mapping { host: Some(host_start + start), copied: true, alloc, zero: old_zero & !alloc };
             let dropped = if run.reuse.is_some() { None } else { self.dropped_by(old, false) };
-            let link =
-                Link { cluster: run.first_cluster + index as u64, new: mapping.into(), after, dropped };
-            if let Err(e) = io.map.link(claim, link) {
-                // What has been linked stays; the rest goes back.
-                if let Some(mut part) = reserved.take() {
-                    part.shrink(index as u64);
-                    part.keep();
-                }
-                return Err(e);
-            }
-        }
+            NewEntry { new: mapping.into(), dropped }
+        };
+        let (first, count) = (run.first_cluster, run.old.len() as u64);
         if let Some(reserved) = reserved {
-            reserved.keep();
+            let filled = reserved.filled(written);
+            return io.map.link_run(claim, first, count, filled, &mut |index| Ok(entry_of(index)));
         }
-        Ok(())
+        (0..count).try_for_each(|index| io.map.relink(claim, first + index, entry_of(index), written))
     }
 
     /// The host clusters that lose a reference when `old` is replaced; those of a data file are not counted.

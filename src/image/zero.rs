@@ -9,7 +9,7 @@ use super::flush::Flusher;
 use super::{check_range, Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link};
+use crate::map::{Claim, NewEntry};
 use crate::options::Discard;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
@@ -178,7 +178,7 @@ impl Core {
         let Some(after) = self.zero_raw_data_for(Fate::Zero, inner_from, inner_to, flags)? else {
             return Ok(());
         };
-        io.map.link(&claim, Link { cluster, new: mapping.into(), after, dropped: None })
+        io.map.relink(&claim, cluster, NewEntry { new: mapping.into(), dropped: None }, after)
     }
 
     fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags, flusher: &Flusher) -> Result<()> {
@@ -320,7 +320,7 @@ impl Core {
     ) -> Result<bool> {
         let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
         let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
-        io.map.link(claim, Link { cluster, new: new.into(), after, dropped })?;
+        io.map.relink(claim, cluster, NewEntry { new: new.into(), dropped }, after)?;
         Ok(!keeps_host)
     }
 

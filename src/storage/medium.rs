@@ -175,13 +175,14 @@ impl Medium {
         zero_range(&*self.image, purpose, host_offset, length)
     }
 
-    /// Writes a live table or header back. A failure closes the latch: memory and medium disagree from here on.
+    /// Writes a live table or header back. A failure closes nothing, but any part of the bytes may be in the file: the
+    /// caller keeps them and writes them again before anything may count on either.
     pub fn write_live(&self, purpose: Purpose, host_offset: u64, buffer: &[u8]) -> Result<()> {
         self.latch.check()?;
         let done = super::write_all(&*self.image, purpose, host_offset, buffer);
         if done.is_err() && planted(Plant::FailedWriteForgotten) {
             return Ok(());
         }
-        done.map_err(|e| self.latch.close(e))
+        done
     }
 }
