@@ -81,12 +81,13 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     text: Box<str>,
+    failed_sync: bool,
 }
 
 impl Error {
     /// An error of `kind` with the text for the user.
     pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
-        Error { kind, text: text.into().into_boxed_str() }
+        Error { kind, text: text.into().into_boxed_str(), failed_sync: false }
     }
 
     /// A broken rule of the format: which structure, where in it, what it holds, what it should.
@@ -118,6 +119,16 @@ impl Error {
         Error::new(ErrorKind::Host(errno), format!("{what}: {name}"))
     }
 
+    /// A sync that failed: the host may have dropped what was written before it, and a second one says nothing.
+    pub fn failed_sync(what: impl fmt::Display, error: &io::Error) -> Self {
+        Error { failed_sync: true, ..Error::host(what, error) }
+    }
+
+    /// Whether it is a sync that failed.
+    pub fn is_failed_sync(&self) -> bool {
+        self.failed_sync
+    }
+
     /// The kind, for decisions.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -130,6 +141,6 @@ impl Error {
 
     /// The same error with `prefix: ` before its text.
     pub fn within(self, prefix: impl fmt::Display) -> Self {
-        Error { kind: self.kind, text: format!("{prefix}: {}", self.text).into_boxed_str() }
+        Error { text: format!("{prefix}: {}", self.text).into_boxed_str(), ..self }
     }
 }

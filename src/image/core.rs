@@ -4,6 +4,7 @@ use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
 use super::snapshots::{index_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
@@ -20,7 +21,8 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// How an image is opened, below paths and locks.
@@ -63,7 +65,9 @@ pub struct Core {
     /// The data file shows what the disk shows.
     pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
-    pub(super) writes_are_plain: bool,
+    pub(super) writes_are_plain: AtomicBool,
+    /// Why nothing is to be changed before an earlier change is complete (`unfinished`).
+    suspended: OnceLock<Error>,
     /// What is read of the disks below becomes the image's own.
     pub(super) copies_on_read: bool,
     /// The snapshot table, once somebody has asked for it.
@@ -181,7 +185,8 @@ impl Core {
             inactive: false,
             chain,
             raw_data_file,
-            writes_are_plain,
+            writes_are_plain: AtomicBool::new(writes_are_plain),
+            suspended: OnceLock::new(),
             copies_on_read,
             snapshots: Mutex::default(),
         })
@@ -201,7 +206,8 @@ impl Core {
             inactive: true,
             chain: None,
             raw_data_file: self.raw_data_file,
-            writes_are_plain: false,
+            writes_are_plain: AtomicBool::new(false),
+            suspended: OnceLock::new(),
             copies_on_read: false,
             snapshots: Mutex::default(),
         }
@@ -251,12 +257,39 @@ impl Core {
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
         };
-        self.shared.medium.latch().check()?;
+        self.check_writable()?;
         if self.shared.header.autoclear_pending() {
             // Bitmaps would go stale, so their bit goes first.
             self.shared.header.clear_autoclear(0)?;
         }
         Ok((io, alloc))
+    }
+
+    /// Fails after a failed sync.
+    #[inline]
+    pub(super) fn check_latch(&self) -> Result<()> {
+        self.shared.medium.latch().check()
+    }
+
+    /// Fails after a failed sync, and while an earlier change is not complete.
+    #[inline]
+    pub(super) fn check_writable(&self) -> Result<()> {
+        self.check_latch()?;
+        match self.suspended.get() {
+            None => Ok(()),
+            Some(why) => Err(unfinished(why.clone())),
+        }
+    }
+
+    /// Why nothing is changed.
+    pub(super) fn suspended(&self) -> Option<&Error> {
+        self.suspended.get()
+    }
+
+    /// Changes nothing more: another state is to take its place (U1).
+    pub(super) fn suspend(&self, why: Error) {
+        self.writes_are_plain.store(false, Ordering::SeqCst);
+        let _ = self.suspended.set(why);
     }
 
     /// Everything that was stored is durable when it returns. One caller at a time.

@@ -23,6 +23,7 @@ mod resize;
 mod snapshots;
 mod status;
 mod stream;
+mod unfinished;
 mod vm_state;
 mod write;
 mod zero;

@@ -3,6 +3,7 @@
 use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
+use super::unfinished::Steps;
 use super::{Core, ZeroFlags};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
@@ -52,22 +53,23 @@ impl Alone<'_> {
         if size < old {
             self.core().cut(size)?;
         }
-        self.make_l1_room(geometry.l1_entries_for(size))?;
-        self.hide(old, size)?;
-        let core = self.core();
-        self.core().shared.header.change(|h| h.virtual_size = size)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        if size < old {
-            return self.core().cut_data_file(size);
-        }
-        if size > old && preallocation != Preallocation::Off {
-            if let Err(e) = self.preallocate(old, size, preallocation) {
-                // A resize that failed has not happened. If this fails too, the disk is longer than asked for.
-                let _ = self.resize(old, Preallocation::Off);
-                return Err(e);
+        let grown = self
+            .make_l1_room(geometry.l1_entries_for(size))
+            .and_then(|()| self.prepare(old, size, preallocation))
+            .and_then(|()| self.core().shared.header.change(|h| h.virtual_size = size));
+        if let Err(e) = grown {
+            if size > old {
+                // The data file goes back to its length, if it can.
+                let _ = self.core().cut_data_file(old);
             }
+            return Err(e);
         }
-        Ok(())
+        let core = self.core();
+        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
+        match size < old {
+            true => self.core().cut_data_file(size),
+            false => Ok(()),
+        }
     }
 
     /// Has the L1 table hold `entries` at least.
@@ -81,50 +83,41 @@ impl Alone<'_> {
         }
         core.grow_l1(needed)?;
         // The header names the new table: the core in force writes to the old one and must not go on.
-        self.settle().map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.complete(Steps::settle(&core))
     }
 
-    fn preallocate(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
-        let core = self.core();
-        // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
-        let cut_end = core.geometry.cluster_ceil(from).unwrap_or(to).min(to);
-        if from < cut_end && core.is_hole(from)? {
-            let zeroes = vec![0; (cut_end - from) as usize];
-            core.write(from, &[IoSlice::new(&zeroes)], self.flusher())?;
-        }
-        core.preallocate(cut_end, to, preallocation == Preallocation::Falloc)?;
-        if preallocation == Preallocation::Full {
-            let zeroes = vec![0; CHUNK_BYTES as usize];
-            let mut at = from;
-            while at < to {
-                let bytes = (to - at).min(CHUNK_BYTES);
-                core.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], self.flusher())?;
-                at += bytes;
-            }
-        }
-        core.barrier()
-    }
-
-    /// Zeroes what a longer backing file, the rest of the last cluster, or entries that somebody has left behind
-    /// would show past `old`, durably, before the disk says that it has this range: a power cut must not leave the
-    /// new size with old bytes.
-    fn hide(&self, old: u64, size: u64) -> Result<()> {
+    /// Readies what lies past `old` for a disk of `size` bytes, durably, before the disk says that it has this range: a
+    /// power cut must not leave the new size with old bytes. Zeroes what a longer backing file, the rest of the last
+    /// cluster, or entries that somebody has left behind would show there; then preallocates. A failure gives the room
+    /// back, and what is not given back nobody sees.
+    fn prepare(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         let core = self.core();
         let below = core.backing().map_or(0, |b| b.length());
         let cluster_end = core.geometry.cluster_ceil(old).unwrap_or(old);
-        let end = below.max(cluster_end).max(core.io()?.map.tables_end()).min(size);
-        if end <= old {
+        let hidden_end = below.max(cluster_end).max(core.io()?.map.tables_end()).min(size);
+        if hidden_end <= old && (size <= old || preallocation == Preallocation::Off) {
             return Ok(());
         }
-        let wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), end)?;
-        let (changed, zeroed) = wide.zero_what_shows(old, end, self.flusher());
-        if !changed {
+        // The core in force is settled. From the first write on the wide one it knows less than the medium.
+        let mut wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), size)?;
+        let (changed, zeroed) = wide.zero_what_shows(old, hidden_end, self.flusher());
+        if !changed && (zeroed.is_err() || preallocation == Preallocation::Off) {
             return zeroed;
         }
-        // From the first write on the core in force knows less than the medium.
-        zeroed.and_then(|()| wide.settle()).map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        let prepared = zeroed.and_then(|()| match preallocation {
+            Preallocation::Off => Ok(()),
+            how => wide.preallocate_past(old, size, how, self.flusher()),
+        });
+        if prepared.is_err() && preallocation != Preallocation::Off {
+            wide.give_room_back(old, size);
+        }
+        wide.virtual_size = old;
+        self.put(wide);
+        let settled = self.settle();
+        if prepared.is_err() && settled.is_ok() {
+            let _ = self.core().writer().and_then(|(_, alloc)| alloc.cut_file());
+        }
+        prepared.and(settled)
     }
 }
 
@@ -153,6 +146,49 @@ impl Alone<'_> {
 }
 
 impl Core {
+    /// Preallocates `[from, to)`, durably.
+    fn preallocate_past(
+        &self,
+        from: u64,
+        to: u64,
+        preallocation: Preallocation,
+        flusher: &Flusher,
+    ) -> Result<()> {
+        // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
+        let cut_end = self.geometry.cluster_ceil(from).unwrap_or(to).min(to);
+        if from < cut_end && self.is_hole(from)? {
+            let zeroes = vec![0; (cut_end - from) as usize];
+            self.write(from, &[IoSlice::new(&zeroes)], flusher)?;
+        }
+        self.preallocate(cut_end, to, preallocation == Preallocation::Falloc)?;
+        if preallocation == Preallocation::Full {
+            let zeroes = vec![0; CHUNK_BYTES as usize];
+            let mut at = from;
+            while at < to {
+                let bytes = (to - at).min(CHUNK_BYTES);
+                self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+                at += bytes;
+            }
+        }
+        self.barrier()
+    }
+
+    /// After a preallocation of `[from, to)` that failed: the host gets its space back first, which may be what it lacks,
+    /// then the clusters are let go of. All of them hold zeroes, and nobody has seen them. What fails of this leaks.
+    fn give_room_back(&self, from: u64, to: u64) {
+        let Ok(io) = self.io() else { return };
+        let first = self.geometry.cluster_ceil(from).unwrap_or(to);
+        let mut at = first;
+        while at < to {
+            let Ok(extent) = io.map.resolve(at, to - at) else { break };
+            if let (true, Some(host)) = (extent.in_place, extent.host) {
+                let _ = self.shared.medium.change_data(|storage| storage.discard(host, extent.length));
+            }
+            at += extent.length;
+        }
+        let _ = self.cut(from);
+    }
+
     fn writer(&self) -> Result<(&Io, &Allocator)> {
         let (io, alloc) = self.begin_write()?;
         Ok((io, alloc))

@@ -15,6 +15,7 @@ use crate::meta::Release;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
+use std::sync::atomic::Ordering;
 
 /// Most guest bytes that one allocating step handles: bounds what a claim keeps others from.
 const STEP_BYTES: u64 = 64 << 20;
@@ -84,7 +85,9 @@ impl Core {
     #[inline]
     pub(super) fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
         let length = bytes.len() as u64;
-        let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain) else { return Ok(false) };
+        let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain.load(Ordering::Relaxed)) else {
+            return Ok(false);
+        };
         if length > self.virtual_size || offset > self.virtual_size - length || length == 0 {
             return Ok(false);
         }

@@ -256,8 +256,7 @@ impl Handle {
         let report =
             sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
         match report {
-            // A sync may have failed, and what was written before it be lost: only a new open can tell.
-            Err(e) if matches!(e.kind(), ErrorKind::Host(_)) => Err(core.give_up(e)),
+            Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
             report => alone.reload(storage, core.settings().clone()).and(report),
         }
     }

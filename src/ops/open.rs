@@ -394,7 +394,7 @@ impl Opening<'_> {
 /// What a killed writer left may be in the host's cache only: a repair that reuses clusters because of it must
 /// not become durable before it.
 pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
-    storage.sync().map_err(|e| Error::host("sync before a repair", &e))
+    storage.sync().map_err(|e| Error::failed_sync("sync before a repair", &e))
 }
 
 fn in_chain_already(request: &ResolveRequest) -> Error {

@@ -109,13 +109,15 @@ impl Medium {
     /// The data file first: whoever sees the image synced may rely on what its pointers lead to.
     fn sync_storages(&self) -> Result<()> {
         if let Some(data_file) = &self.data_file {
-            data_file.sync().map_err(|e| self.latch.close(Error::host("sync of the data file", &e)))?;
+            data_file
+                .sync()
+                .map_err(|e| self.latch.close(Error::failed_sync("sync of the data file", &e)))?;
         }
         let done = match self.image.sync() {
             Err(_) if planted(Plant::SyncRetried) => self.image.sync(),
             done => done,
         };
-        done.map_err(|e| self.latch.close(Error::host("sync", &e)))
+        done.map_err(|e| self.latch.close(Error::failed_sync("sync", &e)))
     }
 
     /// Fills `buffers` with guest data.

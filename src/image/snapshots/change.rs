@@ -16,6 +16,7 @@
 //! ```
 
 use super::super::qcow2::Alone;
+use super::super::unfinished::Steps;
 use super::super::Core;
 use super::load_snapshots;
 use super::walk::{Flags, L1Table};
@@ -28,7 +29,6 @@ use crate::format::snapshot::{Snapshot, MAX_TABLE_BYTES, REQUIRED_EXTRA_BYTES};
 use crate::meta::{Release, Settler};
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
-use std::sync::Arc;
 
 /// What a new snapshot is called and when it was taken.
 #[derive(Clone, Debug)]
@@ -76,21 +76,27 @@ impl Alone<'_> {
 
         core.bracket()?;
         core.raise_tree(alloc, &held)?;
-        let latch = core.shared.medium.latch();
-        let finish = || {
-            // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
-            core.make_durable(alloc)?;
-            core.set_flags(&mut active, held.entries.len(), true, Flags::ClearOwned)?;
-            core.replace_table(table_offset, list.len())?;
-            keep([l1_room, table_room]);
-            self.settle()
-        };
-        finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        match new.vm_state_bytes {
-            0 => Ok(()),
-            // The disk does not need it any more; keeping it would have the next one copied.
-            _ => self.drop_vm_state(),
+        // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
+        let changed = core
+            .make_durable(alloc)
+            .and_then(|()| core.set_flags(&mut active, held.entries.len(), true, Flags::ClearOwned))
+            .and_then(|()| core.replace_table(table_offset, list.len()));
+        if let Err(e) = changed {
+            core.lower_again(alloc, &held);
+            drop((l1_room, table_room));
+            // Some flags may have gone. This may have to wait, the answer is known.
+            let _ = self.complete(Steps::flags(&core));
+            return Err(e);
+        }
+        keep([l1_room, table_room]);
+        self.complete_later(Steps::settle(&core))?;
+        if new.vm_state_bytes == 0 {
+            return Ok(());
+        }
+        // The disk does not need it any more; keeping it would only have the next one copied.
+        match self.drop_vm_state() {
+            Err(e) if self.core().check_latch().is_err() => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -113,26 +119,27 @@ impl Alone<'_> {
         let (room, mut wanted) = core.write_l1(alloc, wanted.entries)?;
 
         core.raise_tree(alloc, &wanted)?;
-        let latch = core.shared.medium.latch();
-        let finish = || {
-            core.make_durable(alloc)?;
-            let all = wanted.entries.len();
-            core.set_flags(&mut wanted, all, false, Flags::Clear)?;
-            core.shared.header.change(|h| {
-                h.l1_table_offset = wanted.offset;
-                h.l1_size = wanted.entries.len() as u32;
-                h.virtual_size = size;
-            })?;
-            keep([room]);
-            self.settle()
-        };
-        finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        // Only now: whoever reads the state before must find its clusters as they were.
-        let core = self.core();
-        let alloc = core.structure_writer()?;
-        let lowered = core.lower_tree(alloc, &old).and_then(|_| self.settle());
-        lowered.map_err(|e| core.shared.medium.latch().close(e))
+        let (all, offset) = (wanted.entries.len(), wanted.offset);
+        let changed = core
+            .make_durable(alloc)
+            .and_then(|()| core.set_flags(&mut wanted, all, false, Flags::Clear))
+            .and_then(|()| {
+                core.shared.header.change(|h| {
+                    h.l1_table_offset = offset;
+                    h.l1_size = all as u32;
+                    h.virtual_size = size;
+                })
+            });
+        if let Err(e) = changed {
+            core.lower_again(alloc, &wanted);
+            return Err(e);
+        }
+        keep([room]);
+        // The old tree only then: whoever reads the state before must find its clusters as they were.
+        self.complete(Steps::lower(&core, old))?;
+        // The disk is what it is to be; what has become free may wait for the next barrier.
+        let _ = self.settle();
+        Ok(())
     }
 
     /// Deletes snapshot number `index`.
@@ -145,26 +152,16 @@ impl Alone<'_> {
         let tree = core.read_snapshot_l1(&gone)?;
         // A tree that breaks a rule is found before anything has changed.
         core.walk(&tree, &mut |_| Ok(()))?;
-        let header = core.header();
-        let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
         list.remove(index);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        let latch = core.shared.medium.latch();
-        let finish = || {
-            core.make_durable(alloc)?;
-            core.replace_table(table_offset, list.len())?;
-            keep([table_room]);
-            if core.lower_tree(alloc, &tree)? {
-                core.make_durable(alloc)?;
-                let all = active.entries.len();
-                core.set_flags(&mut active, all, true, Flags::Match(alloc))?;
-            }
-            self.settle()
-        };
-        finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        core.make_durable(alloc)?;
+        core.replace_table(table_offset, list.len())?;
+        keep([table_room]);
+        // What cannot be counted down leaks.
+        let single = core.lower_tree(alloc, &tree).unwrap_or(true);
+        self.complete_later(if single { Steps::flags(&core) } else { Steps::settle(&core) })
     }
 }
 
@@ -194,7 +191,7 @@ impl Core {
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
         };
-        self.shared.medium.latch().check()?;
+        self.check_writable()?;
         self.shared.header.clear_autoclear(AUTOCLEAR_BITMAPS)?;
         Ok(alloc)
     }
@@ -297,28 +294,50 @@ impl Core {
 
     /// Raises the counts of everything that a tree refers to, or of nothing.
     fn raise_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<()> {
-        let mut raised = 0;
+        let mut raised = 0u64;
         let done = self.walk(tree, &mut |runs| {
             alloc.raise_all(runs)?;
             raised += 1;
             Ok(())
         });
         let Err(e) = done else { return Ok(()) };
-        let mut left = raised;
-        self.walk(tree, &mut |runs| {
+        self.lower_first(alloc, tree, raised);
+        // Nothing has changed: the image need not stay dirty.
+        let _ = self.settle();
+        Err(e)
+    }
+
+    /// Undoes `raise_tree`. What fails of this leaks.
+    fn lower_again(&self, alloc: &Allocator, tree: &L1Table) {
+        self.lower_first(alloc, tree, u64::MAX);
+    }
+
+    /// Undoes the first `left` steps of a walk that raised counts.
+    fn lower_first(&self, alloc: &Allocator, tree: &L1Table, mut left: u64) {
+        let _ = self.walk(tree, &mut |runs| {
             if left > 0 {
                 left -= 1;
                 alloc.lower_all(runs)?;
             }
             Ok(())
-        })?;
-        // Nothing has changed: the image need not stay dirty.
-        self.settle()?;
-        Err(e)
+        });
+    }
+
+    /// Brings the flags of the active tree to what the counts say, durable ones.
+    pub(in crate::image) fn match_flags(&self) -> Result<()> {
+        let alloc = match &self.io()?.alloc {
+            Some(alloc) => alloc,
+            None => return Ok(()),
+        };
+        self.make_durable(alloc)?;
+        let header = self.header();
+        let mut active = self.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
+        let all = active.entries.len();
+        self.set_flags(&mut active, all, true, Flags::Match(alloc))
     }
 
     /// Lowers the counts of everything that a tree refers to, and of its L1 table. `true`: a count became one.
-    fn lower_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<bool> {
+    pub(in crate::image) fn lower_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<bool> {
         let mut single = false;
         self.walk(tree, &mut |runs| {
             single |= alloc.lower_all(runs)?;

@@ -11,6 +11,7 @@
 //! Contents stay what they are after any part of this: a power cut leaves some entries with their flag, and leaks.
 
 use super::super::qcow2::Alone;
+use super::super::unfinished::Steps;
 use super::super::Core;
 use super::change::keep;
 use super::load_snapshots;
@@ -24,7 +25,6 @@ use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
 use crate::storage::Purpose;
 use std::collections::HashSet;
-use std::sync::Arc;
 
 /// Called with each table's offset and bytes, and with how many L1 entries of how many have been seen.
 type EachTable<'a> = &'a mut dyn FnMut(u64, &mut [u8], (u64, u64)) -> Result<()>;
@@ -91,8 +91,7 @@ impl Alone<'_> {
             core.expand_table(alloc, table, bytes, backed)
         });
         // Tables have changed behind the cache's back, also before a failure.
-        let loaded =
-            self.settle().and_then(|()| self.reload(Arc::clone(core.storage()), core.settings.clone()));
+        let loaded = self.complete(Steps::settle(&core));
         done.and(loaded)
     }
 
@@ -108,7 +107,7 @@ impl Alone<'_> {
         core.make_durable(alloc)?;
         core.replace_table(offset, list.len())?;
         keep([room]);
-        self.settle()
+        self.complete(Steps::settle(&core))
     }
 }
 

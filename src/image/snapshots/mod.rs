@@ -9,6 +9,7 @@ mod walk;
 pub use change::NewSnapshot;
 pub(in crate::image) use find::snapshot_header;
 pub use find::Wanted;
+pub(in crate::image) use walk::L1Table;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::be64;

@@ -14,7 +14,8 @@ use crate::storage::Purpose;
 const BATCH_RUNS: usize = 256 << 10;
 
 /// An L1 table as it is on the medium.
-pub(super) struct L1Table {
+#[derive(Clone)]
+pub(in crate::image) struct L1Table {
     pub(super) offset: u64,
     pub(super) entries: Vec<u64>,
 }
