@@ -4,10 +4,12 @@ use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
 use super::{Core, ZeroFlags};
-use crate::alloc::Allocator;
-use crate::error::{Error, ErrorKind, Result};
+use super::snapshots::Walk;
+use crate::alloc::{Allocator, ClusterRun, Freed};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::Link;
+use crate::meta::guard::Owner;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -16,6 +18,8 @@ use std::sync::Arc;
 
 /// Guest clusters that one step of a preallocation or a cut handles.
 const STEP_CLUSTERS: u64 = 4096;
+/// Runs of clusters that wait to be free before a cut asks for a barrier: 4 MiB of memory.
+const MAX_PENDING_RUNS: usize = 64 << 10;
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -50,7 +54,7 @@ impl Alone<'_> {
             self.drop_vm_state()?;
         }
         if size < old {
-            self.core().cut(size)?;
+            self.core().cut(size, self.flusher())?;
         }
         self.make_l1_room(geometry.l1_entries_for(size))?;
         self.hide(old, size)?;
@@ -135,20 +139,32 @@ impl Alone<'_> {
         let (_, alloc) = core.writer()?;
         // Entries that let go of a raw data file's clusters read as zeroes: the file has them first.
         core.zero_raw_data(0, core.virtual_size, true, false, ZeroFlags::default())?;
+        // What goes is found on the medium.
+        self.settle()?;
         self.drop_tables(&core, alloc, 0)?;
         core.give_back_data(0, core.virtual_size)?;
-        alloc.cut_file().map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
+        let core = self.core();
+        let (_, alloc) = core.writer()?;
+        alloc.cut_file().map_err(|e| core.shared.medium.latch().close(e))
     }
 
-    /// Lets go of what the L1 entries from number `first` on hold. The caller loads the image anew.
+    /// Lets go of what the L1 entries from number `first` on hold. Everything is on the medium; the caller loads the
+    /// image anew. Entries first, then the counts of all that they led to, in pieces: a power cut leaves leaks.
     pub(super) fn drop_tables(&self, core: &Core, alloc: &Allocator, first: u64) -> Result<()> {
-        let latch = core.shared.medium.latch();
+        let header = core.header();
+        let old = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
+        let all = (first as usize).min(old.entries.len())..old.entries.len();
+        core.walk(&old, all.clone(), Walk::Release, &mut |_| Ok(()))?;
         // Slices of dropped tables are still cached: once the first entry is gone only a reload may go on.
-        let releases = core.io()?.map.drop_tables(first).map_err(|e| latch.close(e))?;
-        core.barrier().map_err(|e| latch.close(e))?;
-        crate::meta::Settler::settle_after(alloc, Ticket::PAST, releases);
-        self.settle().map_err(|e| latch.close(e))
+        let drop = || {
+            core.io()?.map.clear_entries(first);
+            core.barrier()?;
+            let lower = &mut |runs: &mut [ClusterRun]| alloc.lower_all(runs, Freed::ByRequest).map(drop);
+            core.walk(&old, all, Walk::Release, lower)?;
+            self.settle()
+        };
+        drop().map_err(|e| core.shared.medium.latch().close(e))
     }
 }
 
@@ -187,31 +203,34 @@ impl Core {
         let (io, alloc) = (self.io()?, self.structure_writer()?);
         let geometry = &self.geometry;
         let clusters = geometry.clusters_ceil(entries * 8);
+        let old = self.header();
+        let old_first = geometry.cluster_index(old.l1_table_offset);
+        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
+        if old.l1_table_offset != 0 {
+            self.shared.guard.check_release(Owner::ACTIVE_L1, old_first, old_clusters)?;
+        }
         let reserved = alloc.reserve_contiguous(clusters)?;
-        let mut bytes = vec![0; (clusters << geometry.cluster_bits) as usize];
+        let mut bytes = zeroed("L1 table", clusters << geometry.cluster_bits)?;
         io.map.copy_l1(&mut bytes);
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.medium.write_unlinked(Purpose::L1, offset, &bytes)?;
         // Counts and contents are durable before the header points to the table (R1, R5).
         crate::meta::Settler::advance(alloc)?;
-        let old = self.header();
         self.shared.header.change(|h| {
             h.l1_table_offset = offset;
             h.l1_size = entries as u32;
         })?;
         reserved.keep();
-        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
         if old.l1_table_offset != 0 && old_clusters > 0 {
-            let release =
-                crate::meta::Release::new(geometry.cluster_index(old.l1_table_offset), old_clusters, false);
+            let release = crate::meta::Release::of(Owner::ACTIVE_L1, old_first, old_clusters);
             crate::meta::Settler::settle_after(alloc, Ticket::PAST, vec![release]);
         }
         Ok(())
     }
 
     /// Drops the entries of whole clusters past `size`.
-    fn cut(&self, size: u64) -> Result<()> {
-        let (io, _) = self.writer()?;
+    fn cut(&self, size: u64, flusher: &Flusher) -> Result<()> {
+        let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(self.virtual_size);
         let mut at = geometry.clusters_ceil(size);
@@ -235,6 +254,11 @@ impl Core {
                 let dropped = self.dropped_by(&old, true);
                 let link = Link { cluster, new: Mapping::default().into(), after: Ticket::PAST, dropped };
                 io.map.link(&claim, link)?;
+            }
+            drop(claim);
+            // Each of them may wait by itself.
+            if alloc.pending_runs() > MAX_PENDING_RUNS {
+                flusher.flush(self)?;
             }
             at = step_end;
         }

@@ -18,13 +18,14 @@
 use super::super::qcow2::Alone;
 use super::super::Core;
 use super::load_snapshots;
-use super::walk::{Flags, L1Table};
-use crate::alloc::{Allocator, Reserved};
-use crate::error::{Error, ErrorKind, Result};
+use super::walk::{Flags, L1Table, Walk};
+use crate::alloc::{Allocator, Freed, Reserved};
+use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::entries::COPIED;
 use crate::format::features::AUTOCLEAR_BITMAPS;
 use crate::format::header::MAX_SNAPSHOTS;
 use crate::format::snapshot::{Snapshot, MAX_TABLE_BYTES, REQUIRED_EXTRA_BYTES};
+use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -67,20 +68,20 @@ impl Alone<'_> {
         }
         let header = core.header();
         let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
-        let held = active.first(core.l1_entries_with(new.vm_state_bytes)?);
-        let mut copy: Vec<u64> = held.entries.iter().map(|e| e & !COPIED).collect();
-        copy.resize(active.entries.len(), 0);
+        let held = core.l1_entries_with(new.vm_state_bytes)?.min(active.entries.len());
+        let kept = |index, entry| if index < held { entry & !COPIED } else { 0 };
+        let copy = active.copied(active.entries.len(), kept)?;
         let (l1_room, copy) = core.write_l1(alloc, copy)?;
         list.push(core.describe(new, &list, &copy)?);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        core.raise_tree(alloc, &held)?;
+        core.raise_tree(alloc, &active, held)?;
         let latch = core.shared.medium.latch();
         let finish = || {
             // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
             core.make_durable(alloc)?;
-            core.set_flags(&mut active, held.entries.len(), true, Flags::ClearOwned)?;
+            core.set_flags(&mut active, held, true, Flags::ClearOwned)?;
             core.replace_table(table_offset, list.len())?;
             keep([l1_room, table_room]);
             self.settle()
@@ -104,15 +105,15 @@ impl Alone<'_> {
         let snapshot = entry_of(&list, index)?;
         let size = snapshot.virtual_size.unwrap_or(core.virtual_size);
         core.geometry.check_virtual_size(size)?;
-        let mut wanted = core.read_snapshot_l1(snapshot)?;
         let least = core.geometry.l1_entries_for(size).max(1) as usize;
-        wanted.entries.iter_mut().for_each(|e| *e &= !COPIED);
-        wanted.entries.resize(wanted.entries.len().max(least), 0);
         let header = core.header();
         let old = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
-        let (room, mut wanted) = core.write_l1(alloc, wanted.entries)?;
+        core.check_tree(&old, Owner::ACTIVE_L1)?;
+        let wanted = core.read_snapshot_l1(snapshot)?;
+        let wanted = wanted.copied(wanted.entries.len().max(least), |_, entry| entry & !COPIED)?;
+        let (room, mut wanted) = core.write_l1(alloc, wanted)?;
 
-        core.raise_tree(alloc, &wanted)?;
+        core.raise_tree(alloc, &wanted, wanted.entries.len())?;
         let latch = core.shared.medium.latch();
         let finish = || {
             core.make_durable(alloc)?;
@@ -131,7 +132,7 @@ impl Alone<'_> {
         // Only now: whoever reads the state before must find its clusters as they were.
         let core = self.core();
         let alloc = core.structure_writer()?;
-        let lowered = core.lower_tree(alloc, &old).and_then(|_| self.settle());
+        let lowered = core.lower_tree(alloc, &old, Owner::NOBODY).and_then(|_| self.settle());
         lowered.map_err(|e| core.shared.medium.latch().close(e))
     }
 
@@ -143,8 +144,7 @@ impl Alone<'_> {
         let (mut list, _) = load_snapshots(&**core.storage(), &core.header())?;
         let gone = entry_of(&list, index)?.clone();
         let tree = core.read_snapshot_l1(&gone)?;
-        // A tree that breaks a rule is found before anything has changed.
-        core.walk(&tree, &mut |_| Ok(()))?;
+        core.check_tree(&tree, Owner::INACTIVE_L1)?;
         let header = core.header();
         let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
         list.remove(index);
@@ -156,7 +156,7 @@ impl Alone<'_> {
             core.make_durable(alloc)?;
             core.replace_table(table_offset, list.len())?;
             keep([table_room]);
-            if core.lower_tree(alloc, &tree)? {
+            if core.lower_tree(alloc, &tree, Owner::INACTIVE_L1)? {
                 core.make_durable(alloc)?;
                 let all = active.entries.len();
                 core.set_flags(&mut active, all, true, Flags::Match(alloc))?;
@@ -254,11 +254,10 @@ impl Core {
         alloc: &'a Allocator,
         entries: Vec<u64>,
     ) -> Result<(Option<Reserved<'a>>, L1Table)> {
-        let mut table = L1Table { offset: 0, entries };
-        let bytes = table.encode();
-        let (room, offset) = self.write_unlinked(alloc, Purpose::L1, bytes)?;
-        table.offset = offset;
-        Ok((room, table))
+        let mut bytes = room("L1 table", entries.len() as u64 * 8)?;
+        entries.iter().for_each(|e| bytes.extend_from_slice(&e.to_be_bytes()));
+        let (room, offset) = self.write_unlinked(alloc, Purpose::L1, &bytes)?;
+        Ok((room, L1Table { offset, entries }))
     }
 
     /// Writes a snapshot table that nothing points to yet.
@@ -275,14 +274,14 @@ impl Core {
                 format!("snapshot table: {} bytes, the limit is {MAX_TABLE_BYTES}", bytes.len()),
             ));
         }
-        self.write_unlinked(alloc, Purpose::Snapshots, bytes)
+        self.write_unlinked(alloc, Purpose::Snapshots, &bytes)
     }
 
     fn write_unlinked<'a>(
         &self,
         alloc: &'a Allocator,
         purpose: Purpose,
-        mut bytes: Vec<u8>,
+        bytes: &[u8],
     ) -> Result<(Option<Reserved<'a>>, u64)> {
         if bytes.is_empty() {
             return Ok((None, 0));
@@ -290,25 +289,36 @@ impl Core {
         let clusters = self.geometry.clusters_ceil(bytes.len() as u64);
         let room = alloc.reserve_contiguous(clusters)?;
         let offset = self.geometry.cluster_offset(room.first_cluster());
-        bytes.resize((clusters << self.geometry.cluster_bits) as usize, 0);
-        self.shared.medium.write_unlinked(purpose, offset, &bytes)?;
+        let mut padded = zeroed("table", clusters << self.geometry.cluster_bits)?;
+        padded[..bytes.len()].copy_from_slice(bytes);
+        self.shared.medium.write_unlinked(purpose, offset, &padded)?;
         Ok((Some(room), offset))
     }
 
-    /// Raises the counts of everything that a tree refers to, or of nothing.
-    fn raise_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<()> {
+    /// Fails while nothing has changed when a tree that is going to be let go of breaks a rule, or refers to what is not
+    /// its own; the L1 table itself holds `l1_owner`.
+    fn check_tree(&self, tree: &L1Table, l1_owner: Owner) -> Result<()> {
+        let clusters = self.geometry.clusters_ceil(tree.entries.len() as u64 * 8);
+        if clusters > 0 {
+            self.shared.guard.check_release(l1_owner, self.geometry.cluster_index(tree.offset), clusters)?;
+        }
+        self.walk(tree, 0..tree.entries.len(), Walk::Release, &mut |_| Ok(()))
+    }
+
+    /// Raises the counts of everything that the first `count` entries of a tree refer to, or of nothing.
+    fn raise_tree(&self, alloc: &Allocator, tree: &L1Table, count: usize) -> Result<()> {
         let mut raised = 0;
-        let done = self.walk(tree, &mut |runs| {
+        let done = self.walk(tree, 0..count, Walk::Raise, &mut |runs| {
             alloc.raise_all(runs)?;
             raised += 1;
             Ok(())
         });
         let Err(e) = done else { return Ok(()) };
         let mut left = raised;
-        self.walk(tree, &mut |runs| {
+        self.walk(tree, 0..count, Walk::Raise, &mut |runs| {
             if left > 0 {
                 left -= 1;
-                alloc.lower_all(runs)?;
+                alloc.unraise(runs, 1)?;
             }
             Ok(())
         })?;
@@ -317,22 +327,23 @@ impl Core {
         Err(e)
     }
 
-    /// Lowers the counts of everything that a tree refers to, and of its L1 table. `true`: a count became one.
-    fn lower_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<bool> {
+    /// Lowers the counts of everything that a tree refers to, and of its L1 table, which holds `l1_owner`. `true`: a
+    /// count became one.
+    fn lower_tree(&self, alloc: &Allocator, tree: &L1Table, l1_owner: Owner) -> Result<bool> {
         let mut single = false;
-        self.walk(tree, &mut |runs| {
-            single |= alloc.lower_all(runs)?;
+        self.walk(tree, 0..tree.entries.len(), Walk::Release, &mut |runs| {
+            single |= alloc.lower_all(runs, Freed::BySnapshot)?;
             Ok(())
         })?;
-        self.let_go(alloc, tree.offset, tree.entries.len() as u64 * 8);
+        self.let_go(alloc, l1_owner, tree.offset, tree.entries.len() as u64 * 8);
         Ok(single)
     }
 
-    /// Has the clusters of a table freed that nothing durable refers to any more.
-    fn let_go(&self, alloc: &Allocator, offset: u64, bytes: u64) {
+    /// Has the clusters of a table freed that nothing durable refers to any more, and that hold `owner`.
+    fn let_go(&self, alloc: &Allocator, owner: Owner, offset: u64, bytes: u64) {
         let clusters = self.geometry.clusters_ceil(bytes);
         if offset != 0 && clusters != 0 {
-            let release = Release::new(self.geometry.cluster_index(offset), clusters, false);
+            let release = Release::of(owner, self.geometry.cluster_index(offset), clusters);
             alloc.settle_after(Ticket::PAST, vec![release]);
         }
     }
@@ -341,12 +352,15 @@ impl Core {
     pub(super) fn replace_table(&self, offset: u64, count: usize) -> Result<()> {
         let old = self.header();
         let (_, old_bytes) = load_snapshots(&**self.storage(), &old)?;
+        let clusters = self.geometry.clusters_ceil(old_bytes);
+        let first = self.geometry.cluster_index(old.snapshots_offset);
+        self.shared.guard.check_release(Owner::SNAPSHOT_TABLE, first, clusters)?;
         self.shared.header.change(|h| {
             h.snapshots_offset = offset;
             h.snapshot_count = count as u32;
         })?;
         if let Some(alloc) = &self.io()?.alloc {
-            self.let_go(alloc, old.snapshots_offset, old_bytes);
+            self.let_go(alloc, Owner::SNAPSHOT_TABLE, old.snapshots_offset, old_bytes);
         }
         Ok(())
     }
