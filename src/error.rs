@@ -144,3 +144,22 @@ impl Error {
         Error { text: format!("{prefix}: {}", self.text).into_boxed_str(), ..self }
     }
 }
+
+/// An empty vector with room for `items` items: what an image sizes and there is no memory for is an error, not the end
+/// of the process. `what` is the structure that they are.
+pub(crate) fn room<T>(what: impl fmt::Display, items: u64) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    let wanted = usize::try_from(items).unwrap_or(usize::MAX);
+    room.try_reserve_exact(wanted).map_err(|_| {
+        let bytes = items.saturating_mul(std::mem::size_of::<T>() as u64);
+        Error::new(ErrorKind::NoMemory, format!("{what} of {bytes} bytes: no memory"))
+    })?;
+    Ok(room)
+}
+
+/// As `room`, filled with `bytes` zero bytes.
+pub(crate) fn zeroed(what: impl fmt::Display, bytes: u64) -> Result<Vec<u8>> {
+    let mut zeroes = room(what, bytes)?;
+    zeroes.resize(bytes as usize, 0);
+    Ok(zeroes)
+}

@@ -133,7 +133,8 @@ impl Ledger {
             self.table.adopt(shared, first_index + i as u64, bytes)?;
         }
         // The header is durable: nothing refers to the old table any more.
-        let freed = Release::new(geometry.cluster_index(old.0), geometry.clusters_ceil(old.1), false);
+        let (first, count) = (geometry.cluster_index(old.0), geometry.clusters_ceil(old.1));
+        let freed = Release::of(Owner::REFCOUNT_TABLE, first, count);
         self.lower(shared, freed, false).map(drop)
     }
 }

@@ -347,23 +347,36 @@ impl Ledger {
     /// Lowers the counts of a run by one. Clusters that nobody refers to any more become free, and with
     /// `discard` are given back to the host. `true`: a count has become one.
     pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<bool> {
+        shared.guard.check_release(release.owner, release.first_cluster, release.cluster_count)?;
+        self.lower_by(shared, release, 1, discard)
+    }
+
+    /// As `lower`, by `times`, without a look at who owns the clusters: for counts that this session has raised for
+    /// what came to nothing, and for what has been looked at.
+    pub(super) fn lower_by(
+        &mut self,
+        shared: &Shared,
+        release: Release,
+        times: u64,
+        discard: bool,
+    ) -> Result<bool> {
         let (mut freed, mut single) = (Vec::new(), false);
         let (first, count) = (release.first_cluster, release.cluster_count);
         let done =
             self.table.shift_run(shared, first, count, &mut |clusters, least, most| match (least, most) {
-                (1, 1) => {
+                // Already free: the image is damaged, and there is nothing to give back.
+                (0, 0) => Ok(Some(0)),
+                (same, most) if same == most && same <= times => {
                     match freed.last_mut() {
                         Some((_, end)) if *end == clusters.start => *end = clusters.end,
                         _ => freed.push((clusters.start, clusters.end)),
                     }
-                    Ok(Some(-1))
+                    Ok(Some(0i64.wrapping_sub_unsigned(same)))
                 }
-                (2.., _) => {
-                    single |= least == 2;
-                    Ok(Some(-1))
+                (least, _) if least > times => {
+                    single |= least == times + 1;
+                    Ok(Some(0i64.wrapping_sub_unsigned(times)))
                 }
-                // Already free: the image is damaged, and there is nothing to give back.
-                (0, 0) => Ok(Some(0)),
                 _ => Ok(None),
             });
         for (from, to) in freed {
@@ -400,7 +413,9 @@ impl Ledger {
 
     /// Cuts the file after the last cluster in use.
     pub(super) fn cut_file(&mut self, shared: &Shared) -> Result<()> {
-        let end = self.table.used_end(shared, 0, self.geometry().clusters_ceil(self.length))?;
+        let length = self.geometry().clusters_ceil(self.length);
+        // Metadata stays, whatever its count says.
+        let end = self.table.used_end(shared, 0, length)?.max(shared.guard.end().min(length));
         self.high_water = end;
         self.first_length = self.first_length.min(self.geometry().cluster_offset(end));
         // Later clusters are zero again once the file has been cut, but the frontier may only rise.

@@ -22,7 +22,7 @@ mod table;
 mod tests;
 mod width;
 
-pub use bulk::ClusterRun;
+pub use bulk::{ClusterRun, Freed};
 pub use ledger::{Filled, Ledger, Reserved};
 
 use crate::error::Result;
@@ -171,6 +171,11 @@ impl Allocator {
         self.pending_clusters.load(Ordering::Relaxed)
     }
 
+    /// Runs of clusters that wait for it.
+    pub fn pending_runs(&self) -> usize {
+        self.pending.lock().unwrap_or_else(|e| e.into_inner()).len()
+    }
+
     /// Lowers the counts whose time has come.
     fn settle(&self, ledger: &mut Ledger) -> Result<()> {
         self.settle_before(ledger, || self.shared.gate.oldest())
@@ -261,7 +266,8 @@ impl Settler for Allocator {
             if let Some(last) = pending.back_mut() {
                 let r = &mut last.release;
                 let end = r.first_cluster + r.cluster_count;
-                if last.ticket == ticket && end == release.first_cluster && r.discard == release.discard {
+                let same = r.discard == release.discard && r.owner == release.owner;
+                if last.ticket == ticket && end == release.first_cluster && same {
                     r.cluster_count += release.cluster_count;
                     r.epoch = r.epoch.max(release.epoch);
                     continue;

@@ -3,12 +3,14 @@
 use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
-use super::unfinished::Steps;
+use super::snapshots::Walk;
+use super::unfinished::{Gone, Steps};
 use super::{Core, ZeroFlags};
 use crate::alloc::Allocator;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::NewEntry;
+use crate::meta::guard::Owner;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -17,6 +19,8 @@ use std::sync::Arc;
 
 /// Guest clusters that one step of a preallocation or a cut handles.
 const STEP_CLUSTERS: u64 = 4096;
+/// Runs of clusters that wait to be free before a cut asks for a barrier: 4 MiB of memory.
+const MAX_PENDING_RUNS: usize = 64 << 10;
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -51,7 +55,7 @@ impl Alone<'_> {
             self.drop_vm_state()?;
         }
         if size < old {
-            self.core().cut(size)?;
+            self.core().cut(size, self.flusher())?;
         }
         let grown = self
             .make_l1_room(geometry.l1_entries_for(size))
@@ -109,7 +113,7 @@ impl Alone<'_> {
             how => wide.preallocate_past(old, size, how, self.flusher()),
         });
         if prepared.is_err() && preallocation != Preallocation::Off {
-            wide.give_room_back(old, size);
+            let _ = wide.cut(old, self.flusher());
         }
         wide.virtual_size = old;
         self.put(wide);
@@ -125,23 +129,27 @@ impl Alone<'_> {
     /// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes.
     pub fn make_empty(&self) -> Result<()> {
         let core = self.core();
-        let (_, alloc) = core.writer()?;
+        core.writer()?;
         // Entries that let go of a raw data file's clusters read as zeroes: the file has them first.
         core.zero_raw_data(0, core.virtual_size, true, false, ZeroFlags::default())?;
-        self.drop_tables(&core, alloc, 0)?;
+        // What goes is found on the medium.
+        self.settle()?;
+        self.drop_tables(&core, 0)?;
         core.give_back_data(0, core.virtual_size)?;
-        alloc.cut_file().map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.settle()?;
+        self.core().writer()?.1.cut_file()
     }
 
-    /// Lets go of what the L1 entries from number `first` on hold. The caller loads the image anew.
-    pub(super) fn drop_tables(&self, core: &Core, alloc: &Allocator, first: u64) -> Result<()> {
-        let latch = core.shared.medium.latch();
+    /// Lets go of what the L1 entries from number `first` on hold. Everything is on the medium; the image is loaded
+    /// anew. Entries first, then the counts of all that they led to, in pieces: a power cut leaves leaks.
+    pub(super) fn drop_tables(&self, core: &Core, first: u64) -> Result<()> {
+        let header = core.header();
+        let old = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
+        let part = (first as usize).min(old.entries.len())..old.entries.len();
+        core.walk(&old, part.clone(), Walk::Release, &mut |_| Ok(()))?;
         // Slices of dropped tables are still cached: once the first entry is gone only a reload may go on.
-        let releases = core.io()?.map.drop_tables(first).map_err(|e| latch.close(e))?;
-        core.barrier().map_err(|e| latch.close(e))?;
-        crate::meta::Settler::settle_after(alloc, Ticket::PAST, releases);
-        self.settle().map_err(|e| latch.close(e))
+        core.io()?.map.clear_entries(first);
+        self.complete(Steps::lower(core, Gone::entries(old, part)))
     }
 }
 
@@ -160,33 +168,11 @@ impl Core {
             let zeroes = vec![0; (cut_end - from) as usize];
             self.write(from, &[IoSlice::new(&zeroes)], flusher)?;
         }
-        self.preallocate(cut_end, to, preallocation == Preallocation::Falloc)?;
+        self.preallocate(cut_end, to, preallocation)?;
         if preallocation == Preallocation::Full {
-            let zeroes = vec![0; CHUNK_BYTES as usize];
-            let mut at = from;
-            while at < to {
-                let bytes = (to - at).min(CHUNK_BYTES);
-                self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
-                at += bytes;
-            }
+            self.fill_what_is_left(from, to, flusher)?;
         }
         self.barrier()
-    }
-
-    /// After a preallocation of `[from, to)` that failed: the host gets its space back first, which may be what it lacks,
-    /// then the clusters are let go of. All of them hold zeroes, and nobody has seen them. What fails of this leaks.
-    fn give_room_back(&self, from: u64, to: u64) {
-        let Ok(io) = self.io() else { return };
-        let first = self.geometry.cluster_ceil(from).unwrap_or(to);
-        let mut at = first;
-        while at < to {
-            let Ok(extent) = io.map.resolve(at, to - at) else { break };
-            if let (true, Some(host)) = (extent.in_place, extent.host) {
-                let _ = self.shared.medium.change_data(|storage| storage.discard(host, extent.length));
-            }
-            at += extent.length;
-        }
-        let _ = self.cut(from);
     }
 
     fn writer(&self) -> Result<(&Io, &Allocator)> {
@@ -223,31 +209,34 @@ impl Core {
         let (io, alloc) = (self.io()?, self.structure_writer()?);
         let geometry = &self.geometry;
         let clusters = geometry.clusters_ceil(entries * 8);
+        let old = self.header();
+        let old_first = geometry.cluster_index(old.l1_table_offset);
+        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
+        if old.l1_table_offset != 0 {
+            self.shared.guard.check_release(Owner::ACTIVE_L1, old_first, old_clusters)?;
+        }
         let reserved = alloc.reserve_contiguous(clusters)?;
-        let mut bytes = vec![0; (clusters << geometry.cluster_bits) as usize];
+        let mut bytes = zeroed("L1 table", clusters << geometry.cluster_bits)?;
         io.map.copy_l1(&mut bytes);
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.medium.write_unlinked(Purpose::L1, offset, &bytes)?;
         // Counts and contents are durable before the header points to the table (R1, R5).
         crate::meta::Settler::advance(alloc)?;
-        let old = self.header();
         self.shared.header.change(|h| {
             h.l1_table_offset = offset;
             h.l1_size = entries as u32;
         })?;
         reserved.keep();
-        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
         if old.l1_table_offset != 0 && old_clusters > 0 {
-            let release =
-                crate::meta::Release::new(geometry.cluster_index(old.l1_table_offset), old_clusters, false);
+            let release = crate::meta::Release::of(Owner::ACTIVE_L1, old_first, old_clusters);
             crate::meta::Settler::settle_after(alloc, Ticket::PAST, vec![release]);
         }
         Ok(())
     }
 
     /// Drops the entries of whole clusters past `size`.
-    fn cut(&self, size: u64) -> Result<()> {
-        let (io, _) = self.writer()?;
+    fn cut(&self, size: u64, flusher: &Flusher) -> Result<()> {
+        let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(self.virtual_size);
         let mut at = geometry.clusters_ceil(size);
@@ -272,6 +261,11 @@ impl Core {
                 let entry = NewEntry { new: Mapping::default().into(), dropped };
                 io.map.relink(&claim, cluster, entry, Ticket::PAST)?;
             }
+            drop(claim);
+            // Each of them may wait by itself.
+            if alloc.pending_runs() > MAX_PENDING_RUNS {
+                flusher.flush(self)?;
+            }
             at = step_end;
         }
         Ok(())
@@ -281,8 +275,23 @@ impl Core {
         Ok(self.io()?.map.resolve(offset, 1)?.source == crate::map::Source::Hole)
     }
 
-    /// Maps every unallocated cluster that begins in `[from, to)`; with `host_space` the host reserves room too.
-    fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
+    /// Writes zeroes where a preallocation has found entries that hold no data.
+    fn fill_what_is_left(&self, from: u64, to: u64, flusher: &Flusher) -> Result<()> {
+        let zeroes = vec![0; CHUNK_BYTES as usize];
+        let mut at = from;
+        while at < to {
+            let extent = self.io()?.map.resolve(at, to - at)?;
+            let bytes = extent.length.min(CHUNK_BYTES);
+            if extent.source != crate::map::Source::Data {
+                self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+            }
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Maps every unallocated cluster that begins in `[from, to)`; the host has room for what is mapped, if asked for.
+    fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(to);
@@ -298,7 +307,7 @@ impl Core {
                     at += 1;
                     continue;
                 }
-                at += self.preallocate_run(io, alloc, &claim, at, step_end, host_space)?;
+                at += self.preallocate_run(io, alloc, &claim, at, step_end, how)?;
             }
         }
         Ok(())
@@ -311,7 +320,7 @@ impl Core {
         claim: &crate::map::Claim<'_>,
         at: u64,
         end: u64,
-        host_space: bool,
+        how: Preallocation,
     ) -> Result<u64> {
         let geometry = &self.geometry;
         let mut wanted = 1;
@@ -319,7 +328,7 @@ impl Core {
             wanted += 1;
         }
         if geometry.external_data {
-            return self.preallocate_in_data_file(io, claim, at, wanted, host_space);
+            return self.preallocate_in_data_file(io, claim, at, wanted, how);
         }
         let reserved = alloc.reserve(wanted)?;
         let count = reserved.cluster_count();
@@ -330,9 +339,10 @@ impl Core {
             self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
             written = self.shared.medium.ticket();
         }
-        if host_space {
-            let done = self.shared.medium.storage().preallocate(host, bytes);
-            done.map_err(|e| Error::host("preallocating host space", &e))?;
+        if let Err(e) = self.take_room(host, bytes, how) {
+            // What the host has given may be what it lacks now.
+            let _ = self.shared.medium.change_data(|storage| storage.discard(host, bytes));
+            return Err(e);
         }
         io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
             let host = Some(host + (index << geometry.cluster_bits));
@@ -349,15 +359,12 @@ impl Core {
         claim: &crate::map::Claim<'_>,
         first: u64,
         count: u64,
-        host_space: bool,
+        how: Preallocation,
     ) -> Result<u64> {
         let geometry = &self.geometry;
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
-        if host_space {
-            let bytes = to.min(self.virtual_size) - from;
-            let done = self.shared.medium.change_data(|storage| storage.preallocate(from, bytes))?;
-            done.map_err(|e| Error::host("preallocating host space", &e))?;
-        }
+        let bytes = to.min(self.virtual_size) - from;
+        self.take_room(from, bytes, how)?;
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
         for cluster in first..first + count {
@@ -366,5 +373,26 @@ impl Core {
             io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, Ticket::PAST)?;
         }
         Ok(count)
+    }
+    /// Has the host take room for guest data that nothing points to yet, which reads as zeroes.
+    fn take_room(&self, host: u64, bytes: u64, how: Preallocation) -> Result<()> {
+        let medium = &self.shared.medium;
+        match how {
+            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc => {
+                let done = medium.change_data(|storage| storage.preallocate(host, bytes))?;
+                done.map_err(|e| Error::host("preallocating host space", &e))
+            }
+            Preallocation::Full => {
+                let zeroes = vec![0; bytes.min(CHUNK_BYTES) as usize];
+                let mut at = 0;
+                while at < bytes {
+                    let part = (bytes - at).min(CHUNK_BYTES);
+                    medium.write_data(host + at, &[IoSlice::new(&zeroes[..part as usize])])?;
+                    at += part;
+                }
+                Ok(())
+            }
+        }
     }
 }

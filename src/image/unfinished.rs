@@ -6,10 +6,13 @@
 //! bit stands, or leaks are all that is left.
 
 use super::core::CoreSettings;
-use super::snapshots::L1Table;
+use super::snapshots::{L1Table, Walk};
 use super::{Alone, Core, Image};
+use crate::alloc::{ClusterRun, Freed};
 use crate::error::{Error, Result};
+use crate::meta::guard::Owner;
 use crate::storage::Storage;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -23,8 +26,31 @@ pub(super) struct Steps {
     /// Then the image is loaded anew from here, and with these settings.
     storage: Arc<dyn Storage>,
     settings: CoreSettings,
-    /// Then this tree, which nothing leads to any more, is counted down. What fails of this leaks.
-    lower: Option<L1Table>,
+    /// Then this is counted down.
+    lower: Option<Gone>,
+}
+
+/// What nothing leads to any more. What cannot be counted down leaks.
+#[derive(Clone)]
+pub(super) struct Gone {
+    tree: L1Table,
+    /// The entries that have gone.
+    part: Range<usize>,
+    /// The table itself has gone.
+    whole: bool,
+    freed: Freed,
+}
+
+impl Gone {
+    /// A whole tree that another one has replaced.
+    pub(super) fn tree(tree: L1Table) -> Gone {
+        Gone { part: 0..tree.entries.len(), tree, whole: true, freed: Freed::BySnapshot }
+    }
+
+    /// Entries of a table that stays.
+    pub(super) fn entries(tree: L1Table, part: Range<usize>) -> Gone {
+        Gone { tree, part, whole: false, freed: Freed::ByRequest }
+    }
 }
 
 impl Steps {
@@ -43,9 +69,9 @@ impl Steps {
         Steps { flags: true, ..Steps::settle(core) }
     }
 
-    /// As `settle`; then `tree` is counted down.
-    pub(super) fn lower(core: &Core, tree: L1Table) -> Steps {
-        Steps { lower: Some(tree), ..Steps::settle(core) }
+    /// As `settle`; then `gone` is counted down.
+    pub(super) fn lower(core: &Core, gone: Gone) -> Steps {
+        Steps { lower: Some(gone), ..Steps::settle(core) }
     }
 }
 
@@ -81,13 +107,26 @@ impl Alone<'_> {
             core.settle()?;
         }
         self.load_now(Arc::clone(&steps.storage), steps.settings.clone())?;
-        if let Some(tree) = &steps.lower {
-            let core = self.core();
-            if let Ok(alloc) = core.structure_writer() {
-                let _ = core.lower_tree(alloc, tree);
-            }
+        match &steps.lower {
+            Some(gone) => self.core().count_down(gone),
+            None => Ok(()),
         }
-        Ok(())
+    }
+}
+
+impl Core {
+    /// Lowers the counts of what has gone, in memory.
+    fn count_down(&self, gone: &Gone) -> Result<()> {
+        let alloc = self.structure_writer()?;
+        let mut lower = |runs: &mut [ClusterRun]| alloc.lower_all(runs, gone.freed).map(drop);
+        let lowered = self.walk(&gone.tree, gone.part.clone(), Walk::Release, &mut lower);
+        if gone.whole {
+            self.let_go(alloc, Owner::NOBODY, gone.tree.offset, gone.tree.entries.len() as u64 * 8);
+        }
+        match lowered {
+            Err(e) if e.is_failed_sync() => Err(e),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -389,6 +389,9 @@ impl Map {
         };
         let geometry = &self.geometry;
         let bytes = geometry.cluster_bytes();
+        let dropped = (old.table_offset() != 0)
+            .then(|| Release::of(Owner::ANY_L2, geometry.cluster_index(old.table_offset()), 1));
+        self.check_release(&dropped)?;
         let reserved = allocator.reserve(1)?;
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.guard.check(Owner(0), offset, bytes)?;
@@ -406,15 +409,16 @@ impl Map {
         allocator.write_counts()?;
         self.shared.guard.add(Owner::ACTIVE_L2, offset, bytes);
         let first_cluster = l1_index * geometry.l2_entry_count();
-        let dropped = (old.table_offset() != 0)
-            .then(|| Release::new(geometry.cluster_index(old.table_offset()), 1, false));
         let value = RawL2 { descriptor: L1Entry::owned(offset).0, bitmap: 0 };
         let change = Change { entry: l1_index as usize, value, after: filled.ticket(), dropped };
         let done = self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
         debug_assert_ne!(done, Updated::Evicted, "the L1 page is never evicted");
         filled.keep();
         if old.table_offset() != 0 {
-            self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
+            // In a damaged image another entry may name it, too.
+            if !self.has_table_at(old.table_offset()) {
+                self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
+            }
             // Slices of the shared table are clean, for nobody may change them; the copy is read from now on.
             for slice in 0..geometry.l2_entry_count() >> self.slice_entry_bits {
                 self.forget(self.slice_key(first_cluster) + slice);
@@ -452,7 +456,20 @@ impl Map {
         self.store(claim, cluster, entry, after)
     }
 
+    fn has_table_at(&self, offset: u64) -> bool {
+        (0..self.l1_entries).any(|i| L1Entry(self.l1.entry(i as usize).descriptor).table_offset() == offset)
+    }
+
+    /// Fails before anything has changed when an entry would let go of what it does not own.
+    fn check_release(&self, dropped: &Option<Release>) -> Result<()> {
+        match dropped {
+            Some(r) => self.shared.guard.check_release(r.owner, r.first_cluster, r.cluster_count),
+            None => Ok(()),
+        }
+    }
+
     fn store(&self, _claim: &Claim<'_>, cluster: u64, entry: NewEntry, after: Ticket) -> Result<()> {
+        self.check_release(&entry.dropped)?;
         let l1_index = cluster / self.geometry.l2_entry_count();
         let value = entry.new.encode(&self.geometry);
         let change = Change { entry: self.index_in_slice(cluster), value, after, dropped: entry.dropped };
@@ -522,37 +539,16 @@ impl Map {
         self.l1_entries.saturating_mul(self.geometry.l2_table_guest_bytes())
     }
 
-    /// Clears the L1 entries from number `first` on and returns what the tables and their entries referred to; the
-    /// caller is alone, makes the L1 table durable first and loads the image again afterwards.
-    pub fn drop_tables(&self, first: u64) -> Result<Vec<Release>> {
-        let geometry = self.geometry;
-        let mut releases = Vec::new();
+    /// Clears the L1 entries from number `first` on. The caller is alone, lets go of what they led to once the L1 table
+    /// is durable, and loads the image again.
+    pub fn clear_entries(&self, first: u64) {
         for index in first..self.l1_entries {
-            let table = self.l1_entry(index)?.table_offset();
-            if table == 0 {
-                continue;
+            if self.l1.entry(index as usize) != RawL2::default() {
+                let value = RawL2::default();
+                let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped: None };
+                self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
             }
-            let first = index * geometry.l2_entry_count();
-            for cluster in first..first + geometry.l2_entry_count() {
-                let page = self.slice(cluster, table)?;
-                match self.decode(cluster, page.entry(self.index_in_slice(cluster)))? {
-                    // What is in a data file is not counted.
-                    L2Entry::Plain(_) if geometry.external_data => {}
-                    L2Entry::Plain(m) => {
-                        releases.extend(m.host.map(|h| Release::new(geometry.cluster_index(h), 1, true)))
-                    }
-                    L2Entry::Compressed(span) => {
-                        let (from, to) = span.clusters(&geometry);
-                        releases.push(Release::new(from, to - from, true));
-                    }
-                }
-            }
-            let dropped = Some(Release::new(geometry.cluster_index(table), 1, true));
-            let value = RawL2::default();
-            let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped };
-            self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
         }
-        Ok(releases)
     }
 
     /// Drops slices that no request used since the last call. `true`: the cache holds the whole disk and no

@@ -10,7 +10,7 @@
 //! Readers take no lock. P1: an evicted page is clean and never changes again. P2: `held` is in the order of
 //! the changes; of one entry, the oldest held change that is not ripe decides what may be on disk.
 
-use super::guard::OverlapGuard;
+use super::guard::{OverlapGuard, Owner};
 use super::Settler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::be64;
@@ -50,12 +50,19 @@ pub struct Release {
     pub epoch: u64,
     /// Give the space back to the host when nobody refers to them any more.
     pub discard: bool,
+    /// What the clusters may hold; guest data holds nothing that the overlap check knows.
+    pub owner: Owner,
 }
 
 impl Release {
-    /// A release whose epoch the page fills in.
+    /// A release of guest data, whose epoch the page fills in.
     pub fn new(first_cluster: u64, cluster_count: u64, discard: bool) -> Self {
-        Release { first_cluster, cluster_count, epoch: 0, discard }
+        Release { first_cluster, cluster_count, epoch: 0, discard, owner: Owner::NOBODY }
+    }
+
+    /// As `new`, of clusters that hold `owner`.
+    pub fn of(owner: Owner, first_cluster: u64, cluster_count: u64) -> Self {
+        Release { owner, ..Release::new(first_cluster, cluster_count, false) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod corruption;
 mod files;
+mod guard;
 mod kit;
 mod lazy;
 mod lazy_stock;
