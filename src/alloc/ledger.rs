@@ -296,6 +296,11 @@ impl Ledger {
         self.high_water = self.high_water.max(first + count);
     }
 
+    /// Clusters before `end` may have been written: they are not fresh.
+    pub(super) fn note_written(&mut self, end: u64) {
+        self.frontier = self.frontier.max(end);
+    }
+
     /// Before a barrier: a file that this handle has made longer, and that is almost used up, grows now. The sync
     /// that comes in any case covers its length; clusters handed out later need not wait for one of their own.
     pub(super) fn grow_ahead(&mut self, shared: &Shared) -> Result<()> {

@@ -29,8 +29,10 @@ impl Allocator {
         let mut ledger = self.lock();
         let storage = self.shared.medium.storage();
         let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
-        let done = Plan::new(&ledger, &self.shared, order)
-            .and_then(|mut plan| plan.carry_out(&mut ledger, &self.shared, progress));
+        let mut plan = Plan::new(&ledger, &self.shared, order)?;
+        let done = plan.carry_out(&mut ledger, &self.shared, progress);
+        // Whatever becomes of it: there may be bytes in these clusters.
+        ledger.note_written(plan.new.last().map_or(0, |last| last + 1));
         let longer = storage.length().is_ok_and(|now| now > length);
         let shared = &self.shared;
         let decided = || shared.medium.latch().check().and_then(|()| shared.header.decide()).is_ok();

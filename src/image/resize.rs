@@ -57,23 +57,31 @@ impl Alone<'_> {
         if size < old {
             self.core().cut(size, self.flusher())?;
         }
-        let grown = self
+        let resized = self
             .make_l1_room(geometry.l1_entries_for(size))
             .and_then(|()| self.prepare(old, size, preallocation))
-            .and_then(|()| self.core().shared.header.change(|h| h.virtual_size = size));
-        if let Err(e) = grown {
-            if size > old {
+            .and_then(|()| self.put_size(old, size));
+        match resized {
+            Ok(()) if size < old => self.core().cut_data_file(size),
+            Err(e) if size > old => {
                 // The data file goes back to its length, if it can.
                 let _ = self.core().cut_data_file(old);
+                Err(e)
             }
-            return Err(e);
+            done => done,
         }
+    }
+
+    /// Puts another size in force. Everything is on the medium. A failure leaves the old one.
+    fn put_size(&self, old: u64, size: u64) -> Result<()> {
         let core = self.core();
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        match size < old {
-            true => self.core().cut_data_file(size),
-            false => Ok(()),
+        let header = &core.shared.header;
+        header.change(|h| h.virtual_size = size)?;
+        let loaded = self.load_now(Arc::clone(core.storage()), core.settings.clone());
+        if loaded.is_err() && header.change(|h| h.virtual_size = old).is_err() {
+            return self.reload(Arc::clone(core.storage()), core.settings.clone());
         }
+        loaded
     }
 
     /// Has the L1 table hold `entries` at least.
@@ -365,12 +373,16 @@ impl Core {
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
         let bytes = to.min(self.virtual_size) - from;
         self.take_room(from, bytes, how)?;
+        let written = match how {
+            Preallocation::Full => self.shared.medium.ticket(),
+            _ => Ticket::PAST,
+        };
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
         for cluster in first..first + count {
             let host = Some(geometry.cluster_offset(cluster));
             let mapping = Mapping { host, copied: true, alloc, zero: 0 };
-            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, Ticket::PAST)?;
+            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
         }
         Ok(count)
     }
