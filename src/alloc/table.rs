@@ -1,7 +1,7 @@
 //! The refcount table and the blocks that are in memory. Every function is called with the ledger held.
 
 use super::Shared;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{room, zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64, refcount, Geometry};
@@ -45,10 +45,7 @@ impl RefcountTable {
         let header = shared.header.header();
         let geometry = header.geometry();
         let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let mut entries = Vec::new();
-        entries.try_reserve_exact((bytes / 8) as usize).map_err(|_| {
-            Error::new(ErrorKind::NoMemory, format!("refcount table of {bytes} bytes: no memory"))
-        })?;
+        let mut entries = room("refcount table", bytes / 8)?;
         let mut piece = [0; 16 << 10];
         for at in (0..bytes).step_by(piece.len()) {
             let part = &mut piece[..(bytes - at).min(16 << 10) as usize];
@@ -255,7 +252,7 @@ impl RefcountTable {
         self.clock += 1;
         if !self.blocks.contains_key(&table_index) {
             self.make_room(shared)?;
-            let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
+            let mut bytes = zeroed("refcount block", self.geometry.cluster_bytes())?;
             shared.medium.read_table(Purpose::RefcountBlock, offset, &mut bytes)?;
             self.blocks.insert(table_index, Block { bytes, dirty: (0, 0), used: 0 });
         }
@@ -312,12 +309,26 @@ impl RefcountTable {
         self.geometry.refcount_table_index(cluster) < self.entries.len() as u64
     }
 
-    /// Writes the table entry of a block that is durable.
-    pub(super) fn link_block(&mut self, shared: &Shared, table_index: u64, block_offset: u64) -> Result<()> {
-        self.entries[table_index as usize] = block_offset;
+    /// Whether the table has an entry for block `table_index`, which is free.
+    pub(super) fn is_unused(&self, table_index: u64) -> bool {
+        self.entries.get(table_index as usize) == Some(&0)
+    }
+
+    /// Writes the table entries of `count` blocks that are durable, one after the other from `block_offset` on.
+    pub(super) fn link_blocks(
+        &mut self,
+        shared: &Shared,
+        table_index: u64,
+        block_offset: u64,
+        count: u64,
+    ) -> Result<()> {
+        for number in 0..count {
+            let offset = block_offset + (number << self.geometry.cluster_bits);
+            self.entries[(table_index + number) as usize] = offset;
+        }
         let per_sector = SECTOR_BYTES / 8;
         let first = table_index / per_sector * per_sector;
-        let last = (first + per_sector).min(self.entries.len() as u64);
+        let last = (table_index + count).next_multiple_of(per_sector).min(self.entries.len() as u64);
         let bytes: Vec<u8> =
             self.entries[first as usize..last as usize].iter().flat_map(|e| e.to_be_bytes()).collect();
         let at = self.offset + first * 8;

@@ -91,7 +91,8 @@ impl Alone<'_> {
         match new.vm_state_bytes {
             0 => Ok(()),
             // The disk does not need it any more; keeping it would have the next one copied.
-            _ => self.drop_vm_state(),
+            // A failure must not look as if there were no snapshot, and go on.
+            _ => self.drop_vm_state().map_err(|e| self.core().shared.medium.latch().close(e)),
         }
     }
 
