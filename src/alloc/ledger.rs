@@ -112,7 +112,7 @@ impl Filled<'_> {
 }
 
 /// Bytes by which a file that ends at `end` grows ahead.
-fn spare_after(geometry: &Geometry, end: u64) -> u64 {
+pub(super) fn spare_after(geometry: &Geometry, end: u64) -> u64 {
     let least = LEAST_SPARE_CLUSTERS << geometry.cluster_bits;
     (end / 8).clamp(least.clamp(LEAST_SPARE_BYTES.0, LEAST_SPARE_BYTES.1), MAX_SPARE_BYTES)
 }
@@ -263,6 +263,7 @@ impl Ledger {
             return Err(e);
         }
         self.ahead.raised = true;
+        self.ahead.used += count;
         if first == self.hint {
             self.hint = first + count;
         }
@@ -289,6 +290,13 @@ impl Ledger {
             true => length,
             false => length.max(shared.medium.ticket()),
         }
+    }
+
+    /// Whether `bytes` that wait to be free are worth a barrier: the next cluster is one that was never used, and they
+    /// are as many as the file grows at once.
+    pub(super) fn would_grow(&self, bytes: u64) -> bool {
+        let used = self.geometry().cluster_offset(self.high_water);
+        self.hint >= self.frontier && bytes >= spare_after(&self.geometry(), used)
     }
 
     pub(super) fn note_used(&mut self, first: u64, count: u64) {
@@ -420,7 +428,7 @@ impl Ledger {
     pub(super) fn cut_file(&mut self, shared: &Shared) -> Result<()> {
         let length = self.geometry().clusters_ceil(self.length);
         // Metadata stays, whatever its count says.
-        let end = self.table.used_end(shared, 0, length)?.max(shared.guard.end().min(length));
+        let end = self.table.used_end(shared, 0, length)?.max(shared.guard.end()?.min(length));
         self.high_water = end;
         self.first_length = self.first_length.min(self.geometry().cluster_offset(end));
         // Later clusters are zero again once the file has been cut, but the frontier may only rise.

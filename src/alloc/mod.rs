@@ -171,6 +171,11 @@ impl Allocator {
         self.pending_clusters.load(Ordering::Relaxed)
     }
 
+    /// Whether a write should have what waits, `bytes` here and in table pages, made free before it takes more.
+    pub fn would_grow(&self, bytes: u64) -> bool {
+        self.lock().would_grow(bytes)
+    }
+
     /// Runs of clusters that wait for it.
     pub fn pending_runs(&self) -> usize {
         self.pending.lock().unwrap_or_else(|e| e.into_inner()).len()

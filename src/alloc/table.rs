@@ -1,7 +1,7 @@
 //! The refcount table and the blocks that are in memory. Every function is called with the ledger held.
 
 use super::Shared;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{room, zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64, refcount, Geometry};
@@ -50,10 +50,7 @@ impl RefcountTable {
         let header = shared.header.header();
         let geometry = header.geometry();
         let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let mut entries = Vec::new();
-        entries.try_reserve_exact((bytes / 8) as usize).map_err(|_| {
-            Error::new(ErrorKind::NoMemory, format!("refcount table of {bytes} bytes: no memory"))
-        })?;
+        let mut entries = room("refcount table", bytes / 8)?;
         let mut piece = [0; 16 << 10];
         for at in (0..bytes).step_by(piece.len()) {
             let part = &mut piece[..(bytes - at).min(16 << 10) as usize];
@@ -261,7 +258,7 @@ impl RefcountTable {
         self.clock += 1;
         if !self.blocks.contains_key(&table_index) {
             self.make_room(shared)?;
-            let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
+            let mut bytes = zeroed("refcount block", self.geometry.cluster_bytes())?;
             shared.medium.read_table(Purpose::RefcountBlock, offset, &mut bytes)?;
             self.blocks.insert(table_index, Block { bytes, dirty: (0, 0), used: 0 });
         }
@@ -340,22 +337,44 @@ impl RefcountTable {
         self.geometry.refcount_table_index(cluster) < self.entries.len() as u64
     }
 
-    /// Writes the table entry of a block that is durable. After a failure it is written with the next dirty blocks.
-    pub(super) fn link_block(&mut self, shared: &Shared, table_index: u64, block_offset: u64) -> Result<()> {
-        self.entries[table_index as usize] = block_offset;
-        self.dirty_sectors.insert(table_index * 8 / SECTOR_BYTES);
+    /// Whether the table has an entry for block `table_index`, which is free.
+    pub(super) fn is_unused(&self, table_index: u64) -> bool {
+        self.entries.get(table_index as usize) == Some(&0)
+    }
+
+    /// Writes the table entries of `count` blocks that are durable, one after the other from `block_offset` on. After a
+    /// failure they are written with the next dirty blocks.
+    pub(super) fn link_blocks(
+        &mut self,
+        shared: &Shared,
+        table_index: u64,
+        block_offset: u64,
+        count: u64,
+    ) -> Result<()> {
+        for number in 0..count {
+            let offset = block_offset + (number << self.geometry.cluster_bits);
+            self.entries[(table_index + number) as usize] = offset;
+            self.dirty_sectors.insert((table_index + number) * 8 / SECTOR_BYTES);
+        }
         self.write_sectors(shared)
     }
 
     fn write_sectors(&mut self, shared: &Shared) -> Result<()> {
-        while let Some(&sector) = self.dirty_sectors.first() {
-            let first = (sector * SECTOR_BYTES / 8) as usize;
-            let last = (first + SECTOR_BYTES as usize / 8).min(self.entries.len());
-            let bytes: Vec<u8> = self.entries[first..last].iter().flat_map(|e| e.to_be_bytes()).collect();
-            let at = self.offset + sector * SECTOR_BYTES;
+        let per_sector = SECTOR_BYTES / 8;
+        while let Some(&first) = self.dirty_sectors.first() {
+            let mut end = first + 1;
+            while self.dirty_sectors.contains(&end) {
+                end += 1;
+            }
+            let to = (end * per_sector).min(self.entries.len() as u64);
+            let entries = &self.entries[(first * per_sector) as usize..to as usize];
+            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+            let at = self.offset + first * SECTOR_BYTES;
             shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
             shared.medium.write_live(Purpose::RefcountTable, at, &bytes)?;
-            self.dirty_sectors.remove(&sector);
+            (first..end).for_each(|sector| {
+                self.dirty_sectors.remove(&sector);
+            });
         }
         Ok(())
     }

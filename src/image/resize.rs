@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 /// Guest clusters that one step of a preallocation or a cut handles.
 const STEP_CLUSTERS: u64 = 4096;
-/// Runs of clusters that wait to be free before a cut asks for a barrier: 4 MiB of memory.
-const MAX_PENDING_RUNS: usize = 64 << 10;
+/// Clusters and runs of them that wait to be free before a cut asks for a barrier: some 8 MiB of memory.
+const MAX_PENDING_RUNS: u64 = 64 << 10;
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -270,8 +270,8 @@ impl Core {
                 io.map.relink(&claim, cluster, entry, Ticket::PAST)?;
             }
             drop(claim);
-            // Each of them may wait by itself.
-            if alloc.pending_runs() > MAX_PENDING_RUNS {
+            // Each of them may wait by itself, in a page and then in the ledger.
+            if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_PENDING_RUNS {
                 flusher.flush(self)?;
             }
             at = step_end;

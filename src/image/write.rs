@@ -127,7 +127,7 @@ impl Core {
     pub(super) fn relieve(&self, io: &Io, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
         let waiting = (alloc.pending_clusters() + io.map.held_clusters()) << self.geometry.cluster_bits;
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
-        if waiting > limit {
+        if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
             flusher.flush(self)?;
         }
         Ok(())

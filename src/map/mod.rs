@@ -11,7 +11,7 @@ pub use claims::{Claim, Claims};
 pub use resolve::{Extent, Look, Source};
 
 use crate::alloc::{Allocator, Filled, Shared};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
@@ -397,7 +397,7 @@ impl Map {
         self.shared.guard.check(Owner(0), offset, bytes)?;
         let mut written = Ticket::PAST;
         if old.table_offset() != 0 {
-            let mut table = vec![0; bytes as usize];
+            let mut table = zeroed("L2 table", bytes)?;
             self.shared.medium.read_table(Purpose::L2, old.table_offset(), &mut table)?;
             self.shared.medium.write_unlinked(Purpose::L2, offset, &table)?;
             written = self.shared.medium.ticket();

@@ -81,6 +81,8 @@ struct Owners {
     /// Not in the map yet: clusters in runs, first and number, with their owner.
     listed: Vec<(u64, u64, u16)>,
     map: HashMap<u64, u16>,
+    /// There was no memory for some of them: who asks is told so.
+    is_short: bool,
 }
 
 impl Owners {
@@ -88,23 +90,31 @@ impl Owners {
         let (first, count) = (*clusters.start(), clusters.end() - clusters.start() + 1);
         match self.listed.last_mut() {
             Some((at, run, same)) if *same == owner && *at + *run == first => *run += count,
-            _ => self.listed.push((first, count, owner)),
+            _ => match self.listed.try_reserve(1) {
+                Ok(()) => self.listed.push((first, count, owner)),
+                Err(_) => self.is_short = true,
+            },
         }
         if self.listed.len() >= MAX_LISTED {
-            self.indexed();
+            let _ = self.indexed();
         }
     }
 
     /// The map with everything in it.
-    fn indexed(&mut self) -> &mut HashMap<u64, u16> {
-        let listed = std::mem::take(&mut self.listed);
-        self.map.reserve(listed.len());
-        for (first, count, owner) in listed {
+    fn indexed(&mut self) -> Result<&mut HashMap<u64, u16>> {
+        for (first, count, owner) in std::mem::take(&mut self.listed) {
             for cluster in first..first + count {
+                if self.map.try_reserve(1).is_err() {
+                    self.is_short = true;
+                    break;
+                }
                 *self.map.entry(cluster).or_default() |= owner;
             }
         }
-        &mut self.map
+        match self.is_short {
+            true => Err(Error::new(ErrorKind::NoMemory, "index of the metadata clusters: no memory")),
+            false => Ok(&mut self.map),
+        }
     }
 }
 
@@ -176,7 +186,8 @@ impl OverlapGuard {
             return;
         }
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        let map = owners.indexed();
+        // Where it is short, every question is answered so.
+        let Ok(map) = owners.indexed() else { return };
         for cluster in self.clusters(host_offset, length) {
             if let Some(mask) = map.get_mut(&cluster) {
                 *mask &= !owner.0;
@@ -188,14 +199,14 @@ impl OverlapGuard {
     }
 
     /// Who owns a cluster.
-    fn owners_of(&self, cluster: u64) -> u16 {
+    fn owners_of(&self, cluster: u64) -> Result<u16> {
         let owners = self.owners.read().unwrap_or_else(|e| e.into_inner());
-        if owners.listed.is_empty() {
-            return owners.map.get(&cluster).copied().unwrap_or(0);
+        if owners.listed.is_empty() && !owners.is_short {
+            return Ok(owners.map.get(&cluster).copied().unwrap_or(0));
         }
         drop(owners);
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        owners.indexed().get(&cluster).copied().unwrap_or(0)
+        Ok(owners.indexed()?.get(&cluster).copied().unwrap_or(0))
     }
 
     /// Whether no metadata is in the range for certain; otherwise `check` has to tell.
@@ -250,14 +261,14 @@ impl OverlapGuard {
     }
 
     /// One past the last cluster that holds anything.
-    pub fn end(&self) -> u64 {
+    pub fn end(&self) -> Result<u64> {
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        owners.indexed().keys().max().map_or(0, |last| last + 1)
+        Ok(owners.indexed()?.keys().max().map_or(0, |last| last + 1))
     }
 
     #[cold]
     fn check_cluster(&self, allowed: Owner, cluster: u64, what: &str) -> Result<()> {
-        let hit = self.owners_of(cluster) & !allowed.0;
+        let hit = self.owners_of(cluster)? & !allowed.0;
         if hit == 0 {
             return Ok(());
         }

@@ -75,7 +75,9 @@ fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool
         if !status.allocated {
             at += status.length;
         } else if status.zero {
-            base.write_zeroes(at, status.length, ZeroFlags::default(), false)?;
+            // What the base has there goes.
+            let flags = ZeroFlags { unmap: true, no_fallback: false };
+            base.write_zeroes(at, status.length, flags, false)?;
             at += status.length;
         } else {
             let bytes = status.length.min(CHUNK_BYTES);
