@@ -253,7 +253,11 @@ typedef struct qcow2_io_ops {
     int (*discard)(void *opaque, uint64_t offset, uint64_t length);
     /* Makes the range read as zeroes. Optional. */
     int (*write_zeroes)(void *opaque, uint64_t offset, uint64_t length);
-    /* Called once, when the library is done with the storage, also when an open fails. Optional. */
+    /*
+     * Called once, when the library is done with the storage, also when the call that was given it fails: it is the
+     * library's from the moment of that call. Not where nothing was handed over: the struct that names it, or this one,
+     * is refused for its `struct_size` or for fields that this version does not know. Optional.
+     */
     void (*close)(void *opaque);
 } qcow2_io_ops;
 
@@ -279,7 +283,7 @@ typedef struct qcow2_resolve_request {
     const char *format;
 } qcow2_resolve_request;
 
-/* What a resolver gives: one of path, fd, io. The library presets all of them to "none". */
+/* What a resolver gives: exactly one of path, fd, io. The library presets all of them to "none". */
 typedef struct qcow2_resolve_answer {
     /* Set by the library. */
     size_t struct_size;
@@ -295,7 +299,11 @@ typedef struct qcow2_resolve_answer {
     const char *format;
 } qcow2_resolve_answer;
 
-/* Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. */
+/*
+ * Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. With 0 the storage of `io` is
+ * the library's, which calls its `close` whatever becomes of the open; with -errno nothing is handed over. A descriptor
+ * and the texts stay the caller's in any case.
+ */
 typedef int (*qcow2_resolve_fn)(void *opaque,
                                 const qcow2_resolve_request *request,
                                 qcow2_resolve_answer *answer);

@@ -1,6 +1,6 @@
 //! Create.
 
-use super::custom_io::{self, qcow2_io_ops};
+use super::custom_io::{self, place, qcow2_io_ops};
 use super::edge::{self, enter, option_list, take};
 use crate::error::{Error, Result};
 use crate::ops::create_at::create_at;
@@ -51,25 +51,6 @@ impl qcow2_create_params {
             data_fd: -1,
             data_io: std::ptr::null(),
             data_io_opaque: std::ptr::null_mut(),
-        }
-    }
-}
-
-/// The one place that is given, if any.
-unsafe fn place(
-    name: *const c_char,
-    fd: c_int,
-    io: *const qcow2_io_ops,
-    opaque: *mut c_void,
-) -> Result<Option<Origin>> {
-    // SAFETY: the caller's pointers, as the contract says.
-    unsafe {
-        match (!name.is_null(), fd >= 0, !io.is_null()) {
-            (false, false, false) => Ok(None),
-            (true, false, false) => Ok(Some(Origin::Path(edge::path(name)?))),
-            (false, true, false) => Ok(Some(Origin::Descriptor(fd))),
-            (false, false, true) => Ok(Some(Origin::Custom(custom_io::wrap(io, opaque)?))),
-            _ => Err(Error::invalid("more than one of path, fd and io is given")),
         }
     }
 }

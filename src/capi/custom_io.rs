@@ -1,9 +1,10 @@
 //! A caller's storage: a table of functions behind the engine's storage trait.
 
-use super::edge::take;
+use super::edge::{path, take};
 use crate::error::{Error, Result};
+use crate::ops::open::Origin;
 use crate::storage::{HostRun, Purpose, Storage, Traits};
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
@@ -43,7 +44,9 @@ pub struct qcow2_io_ops {
     pub discard: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
     /// Makes the range read as zeroes. Optional.
     pub write_zeroes: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
-    /// Called once, when the library is done with the storage, also when an open fails. Optional.
+    /// Called once, when the library is done with the storage, also when the call that was given it fails: it is the
+    /// library's from the moment of that call. Not where nothing was handed over: the struct that names it, or this one,
+    /// is refused for its `struct_size` or for fields that this version does not know. Optional.
     pub close: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 }
 
@@ -104,6 +107,25 @@ pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Resu
         return Err(Error::invalid("io: preadv and length are required"));
     }
     Ok(Arc::new(custom))
+}
+
+/// The one place that is given, if any. A storage is taken over, and closed, also beside another place.
+pub(super) unsafe fn place(
+    name: *const c_char,
+    fd: c_int,
+    io: *const qcow2_io_ops,
+    opaque: *mut c_void,
+) -> Result<Option<Origin>> {
+    // SAFETY: the caller's pointers, as the contract says.
+    let custom = if io.is_null() { None } else { Some(unsafe { wrap(io, opaque) }?) };
+    match (!name.is_null(), fd >= 0, custom) {
+        (false, false, None) => Ok(None),
+        // SAFETY: as above.
+        (true, false, None) => Ok(Some(Origin::Path(unsafe { path(name) }?))),
+        (false, true, None) => Ok(Some(Origin::Descriptor(fd))),
+        (false, false, Some(custom)) => Ok(Some(Origin::Custom(custom))),
+        _ => Err(Error::invalid("more than one of path, fd and io is given")),
+    }
 }
 
 fn answer(code: c_int) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! Open, close, reopen.
 
 use super::callbacks::*;
-use super::custom_io::{self, qcow2_io_ops};
-use super::edge::{enter, last_error, option_list, path, take, with, Guarded};
+use super::custom_io::{place, qcow2_io_ops};
+use super::edge::{enter, last_error, option_list, take, with, Guarded};
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::MessageKind;
@@ -79,20 +79,9 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
 }
 
 unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
-    let given = [!params.path.is_null(), params.fd >= 0, !params.io.is_null()];
-    if given.iter().filter(|g| **g).count() != 1 {
-        return Err(Error::invalid("exactly one of path, fd and io must be given"));
-    }
     // SAFETY: the caller's pointers, as the contract says.
-    unsafe {
-        if !params.io.is_null() {
-            return Ok(Origin::Custom(custom_io::wrap(params.io, params.io_opaque)?));
-        }
-        if params.fd >= 0 {
-            return Ok(Origin::Descriptor(params.fd));
-        }
-        Ok(Origin::Path(path(params.path)?))
-    }
+    let place = unsafe { place(params.path, params.fd, params.io, params.io_opaque) }?;
+    place.ok_or_else(|| Error::invalid("exactly one of path, fd and io must be given"))
 }
 
 /// Runs `run` with the caller's resolver and receiver of messages.
@@ -110,13 +99,14 @@ fn with_callbacks<T>(
 }
 
 unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Result<i64> {
+    // The storage first: its `close` is owed from here on, whatever else is wrong.
+    let origin = unsafe { origin_of(params) };
     if image.is_null() {
         return Err(Error::invalid("image is NULL"));
     }
     // SAFETY: checked for NULL; the caller's pointer is writable.
     unsafe { *image = std::ptr::null_mut() };
-    // The storage first: its `close` is owed from here on, whatever else is wrong.
-    let origin = unsafe { origin_of(params) }?;
+    let origin = origin?;
     let flags = open_flags(params.flags)?;
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
     let handle = with_callbacks(params, |resolver, messages| {

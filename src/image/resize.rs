@@ -10,7 +10,7 @@ use crate::format::entries::{L2Entry, Mapping};
 use crate::map::Link;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
-use crate::storage::Purpose;
+use crate::storage::{reserve_range, Purpose, Storage};
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -295,7 +295,7 @@ impl Core {
             after = after.max(self.shared.medium.ticket());
         }
         if host_space {
-            let done = self.shared.medium.storage().preallocate(host, bytes);
+            let done = reserve_range(&**self.shared.medium.storage(), Purpose::Data, host, bytes);
             done.map_err(|e| Error::host("preallocating host space", &e))?;
         }
         for index in 0..count {
@@ -324,7 +324,8 @@ impl Core {
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
         if host_space {
             let bytes = to.min(self.virtual_size) - from;
-            let done = self.shared.medium.change_data(|storage| storage.preallocate(from, bytes))?;
+            let reserve = |storage: &dyn Storage| reserve_range(storage, Purpose::Data, from, bytes);
+            let done = self.shared.medium.change_data(reserve)?;
             done.map_err(|e| Error::host("preallocating host space", &e))?;
         }
         // As in a new image: subclusters that nobody has written are not there.

@@ -200,7 +200,11 @@ impl Opening<'_> {
             return Ok(None);
         }
         let shown = shown_name(origin);
-        let file = old.reopen(options);
+        let path = match origin {
+            Origin::Path(path) => Some(&**path),
+            _ => None,
+        };
+        let file = old.reopen(options, path);
         let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
         file.take_lock_from(old, self.access(self.flags.read_only, role), &shown)?;
         Ok(Some(file))

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::Disk;
 use crate::ops::handle::Handle;
 use crate::options::Preallocation;
+use crate::storage::{reserve_range, Purpose};
 
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -35,7 +36,7 @@ fn resize_raw(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()
     raw.resize(size)?;
     let preallocated = match preallocation {
         Preallocation::Falloc if size > old => {
-            let done = raw.storage().preallocate(old, size - old);
+            let done = reserve_range(&*raw.storage(), Purpose::Data, old, size - old);
             done.map_err(|e| Error::host("preallocating the raw file", &e))
         }
         Preallocation::Full => write_zero_bytes(disk, old, size),

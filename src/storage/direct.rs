@@ -3,7 +3,7 @@
 //! Aligned writes hold `blocks` shared, a read-modify-write holds it alone: without that, a neighbour's
 //! write between the read and the write of a block would be lost.
 
-use super::file::{pread, read_many, read_one, write_many, write_one};
+use super::file::{pread, read_many, write_many, write_one};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
@@ -76,7 +76,7 @@ impl Direct {
                 let end = at + piece.len() as u64;
                 let (from, to) = (aligned_down(at, self.alignment), aligned_up(end, self.alignment));
                 let area = &mut bounce.slice()[..(to - from) as usize];
-                read_block_range(file, from, area)?;
+                read_block_range(file, from, area, self.alignment)?;
                 let skip = (at - from) as usize;
                 piece.copy_from_slice(&area[skip..skip + piece.len()]);
                 at = end;
@@ -128,11 +128,11 @@ impl Direct {
     ) -> io::Result<()> {
         let unit = self.alignment as usize;
         if from < at {
-            read_block_range(file, from, &mut area[..unit])?;
+            read_block_range(file, from, &mut area[..unit], self.alignment)?;
         }
         let last = area.len() - unit;
         if stop < to && (last > 0 || from == at) {
-            read_block_range(file, to - self.alignment, &mut area[last..])?;
+            read_block_range(file, to - self.alignment, &mut area[last..], self.alignment)?;
         }
         Ok(())
     }
@@ -146,9 +146,10 @@ fn aligned_up(offset: u64, unit: u64) -> u64 {
     offset.div_ceil(unit) * unit
 }
 
-/// A read of whole blocks that tolerates the end of the file inside one.
-fn read_block_range(file: &File, offset: u64, area: &mut [u8]) -> io::Result<()> {
-    loop {
+/// A read of whole blocks of `unit` bytes that tolerates the end of the file inside one.
+fn read_block_range(file: &File, mut offset: u64, mut area: &mut [u8], unit: u64) -> io::Result<()> {
+    let mut again = false;
+    while !area.is_empty() {
         // Not `read_at`: reads meet no cancellation point.
         let n = pread(file, area, offset as i64);
         if n < 0 {
@@ -158,15 +159,18 @@ fn read_block_range(file: &File, offset: u64, area: &mut [u8]) -> io::Result<()>
             }
             return Err(error);
         }
-        let n = n as usize;
-        if n == area.len() {
+        let whole = n as u64 / unit * unit;
+        // No whole block is less than a sector of the end, or, once more, less than a block of it. (An offset inside a
+        // block would be EINVAL.)
+        if n == 0 || n % 512 != 0 || (whole == 0 && again) {
+            area[n as usize..].fill(0);
             return Ok(());
         }
-        // Short only at the end of the file: going on from an unaligned offset would be EINVAL.
-        area[n..].fill(0);
-        let at_end = n == 0 || offset + n as u64 >= file.metadata()?.len();
-        return if at_end { Ok(()) } else { read_one(file, offset, area) };
+        again = whole == 0;
+        offset += whole;
+        area = &mut area[whole as usize..];
     }
+    Ok(())
 }
 
 /// Copies out of a list of buffers in order.

@@ -148,6 +148,31 @@ pub fn zero_range(storage: &dyn Storage, purpose: Purpose, offset: u64, length: 
     Ok(())
 }
 
+/// Reserves host space for a range that nobody else writes to, by the host's means or by writing what is there.
+pub fn reserve_range(storage: &dyn Storage, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
+    match storage.preallocate(offset, length) {
+        Err(e) if is_not_supported(&e) => {}
+        done => return done,
+    }
+    let end = offset + length;
+    let held = storage.length()?.clamp(offset, end);
+    let mut bytes = vec![0; length.min(ZERO_CHUNK_BYTES) as usize];
+    let mut at = offset;
+    while at < end {
+        // What is past the end of the file is zeroes already.
+        let stop = if at < held { held } else { end };
+        let part = &mut bytes[..(stop - at).min(ZERO_CHUNK_BYTES) as usize];
+        if at < held {
+            storage.read(purpose, at, &mut [IoSliceMut::new(part)])?;
+        } else {
+            part.fill(0);
+        }
+        storage.write(purpose, at, &[IoSlice::new(part)])?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
 /// Whether the host says "cannot" rather than "failed".
 pub fn is_not_supported(error: &io::Error) -> bool {
     matches!(
