@@ -19,6 +19,7 @@ use crate::format::{refcount, Header};
 use crate::options::{CreateOptions, Preallocation};
 use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
 use plan::Plan;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 /// Size argument that stands for "as the options say".
@@ -59,8 +60,12 @@ pub fn create_with_data_file(
     let preallocation = options.preallocation_in_force();
     let plan = Plan::new(options.geometry(), virtual_size, preallocation)?;
     let header = encode_header(&plan, virtual_size, options)?;
-    let is_blank = clear(storage)?;
     let file_bytes = plan.file_bytes();
+    let sizes = [(Some(storage), file_bytes), (data_file, virtual_size)];
+    if sizes.iter().any(|(file, bytes)| file.is_some_and(|f| *bytes > f.size_limit())) {
+        return Err(Error::host("Could not resize image", &io::Error::from_raw_os_error(libc::EFBIG)));
+    }
+    let is_blank = clear(storage)?;
     storage.set_length(file_bytes).map_err(|e| Error::host("Could not resize image", &e))?;
 
     let mut out = Writer { storage, is_blank, purpose: Purpose::Header, start: 0, buffer: Vec::new() };

@@ -304,6 +304,10 @@ impl Storage for FileStorage {
         }
     }
 
+    fn size_limit(&self) -> u64 {
+        self.size_limit
+    }
+
     fn set_length(&self, length: u64) -> io::Result<()> {
         if !self.regular {
             // A device keeps its size; growing inside it is no change.

@@ -76,6 +76,10 @@ pub trait Storage: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
+    /// No length over this will be taken.
+    fn size_limit(&self) -> u64 {
+        u64::MAX
+    }
     /// Cuts or extends (with zeroes) to `length`.
     fn set_length(&self, length: u64) -> io::Result<()>;
     /// Makes the range read as zeroes without moving data; `ENOTSUP` when that is not possible.
