@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +20,6 @@ void program_init(const char *argv0)
     } else if (argv0 != NULL) {
         program_name = argv0;
     }
-    /* A file that may not get longer (ulimit -f) is an error to be told. */
-    signal(SIGXFSZ, SIG_IGN);
 }
 
 static void report(const char *prefix, const char *format, va_list arguments)
