@@ -4,7 +4,9 @@
 //! Each call passes a descriptor owned by a live `File` and buffers borrowed for the duration of the call.
 #![allow(unsafe_code)]
 
+use super::device::{self, identity_of};
 use super::direct::Direct;
+use super::end::{End, EndAlone};
 use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
 use crate::error::Result;
@@ -22,6 +24,12 @@ use std::sync::{Arc, Mutex};
 const MAX_IOV: usize = 1024;
 /// Largest transfer of one system call, bytes; Linux stops at 2^31 - 4096.
 const MAX_TRANSFER_BYTES: usize = 1 << 30;
+/// Of linux/stat.h: alignment of O_DIRECT.
+const STATX_DIOALIGN: u32 = 0x2000;
+/// `_IO(0x12, 104)` of linux/fs.h: the block of a device, bytes.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+/// `_IO(0x12, 127)` of linux/fs.h: zeroes a range of a device.
+const BLKZEROOUT: libc::Ioctl = 0x127f;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +51,7 @@ pub struct FileStorage {
     options: FileOptions,
     direct: Option<Direct>,
     regular: bool,
+    end: End,
     /// Released with the storage.
     lock: Mutex<Option<FileLock>>,
 }
@@ -111,9 +120,10 @@ impl FileStorage {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let file = Arc::new(file);
-        let direct = if options.direct { Some(Direct::probe(&file)?) } else { None };
-        let identity = (metadata.dev(), metadata.ino());
-        Ok(FileStorage { file, identity, options, direct, regular: kind.is_file(), lock: Mutex::new(None) })
+        let direct = options.direct.then(|| Direct::probe(&file));
+        let identity = identity_of(&metadata);
+        let (regular, end) = (kind.is_file(), End::new(metadata.len()));
+        Ok(FileStorage { file, identity, options, direct, regular, end, lock: Mutex::new(None) })
     }
 
     /// Locks the file against other programs and other opens of this process.
@@ -158,8 +168,10 @@ impl FileStorage {
         self.file.as_raw_fd()
     }
 
-    fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
+    pub(super) fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
         let (offset, length) = (to_off(offset)?, to_off(length)?);
+        // Beside a block that is read, changed and written back, this would be undone.
+        let _blocks = self.direct.as_ref().map(Direct::beside);
         loop {
             // SAFETY: no pointers; the descriptor is open.
             let answer = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) };
@@ -170,6 +182,37 @@ impl FileStorage {
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
             }
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        loop {
+            match self.file.sync_data() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn set_length_alone(&self, alone: &EndAlone<'_>, length: u64) -> io::Result<()> {
+        if !self.regular {
+            // A device keeps its size; growing inside it is no change.
+            return match length <= self.length()? {
+                true => Ok(()),
+                false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            };
+        }
+        alone.set(length, || self.file.set_len(length))
+    }
+
+    /// As `fallocate` of a kernel that does so for devices (Linux 4.9).
+    pub(super) fn zero_blocks(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _blocks = self.direct.as_ref().map(Direct::beside);
+        let range = [offset, length];
+        // SAFETY: the call reads two numbers, which live across it; the descriptor is open.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), BLKZEROOUT, range.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 
@@ -198,54 +241,64 @@ impl Storage for FileStorage {
     }
 
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        match (&self.direct, buffers) {
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        self.end.write(offset.saturating_add(bytes), || match (&self.direct, buffers) {
             (None, [one]) => write_one(&self.file, offset, one),
             (None, many) => write_many(&self.file, offset, many),
             (Some(direct), many) => direct.write(&self.file, offset, many),
-        }
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.options.no_sync {
-            return Ok(());
-        }
-        loop {
-            match self.file.sync_data() {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
+        match self.options.no_sync {
+            true => Ok(()),
+            false => self.sync_data(),
         }
     }
 
     fn length(&self) -> io::Result<u64> {
         if self.regular {
-            return Ok(self.file.metadata()?.len());
+            let length = self.file.metadata()?.len();
+            self.end.note(length);
+            return Ok(length);
         }
         Ok(self.seek(0, libc::SEEK_END)?.unwrap_or(0))
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        if !self.regular {
-            // A device keeps its size; growing inside it is no change.
-            return if length <= self.length()? {
-                Ok(())
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ENOSPC))
-            };
+        let alone = self.end.alone();
+        let _blocks = self.direct.as_ref().map(Direct::alone);
+        self.set_length_alone(&alone, length)
+    }
+
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let alone = self.end.alone();
+        let _blocks = self.direct.as_ref().map(Direct::alone);
+        let now = self.length()?;
+        if now < length {
+            self.set_length_alone(&alone, length)?;
         }
-        self.file.set_len(length)
+        Ok(now.max(length))
     }
 
     fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
         if !self.regular {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            return device::zero(self, offset, length);
         }
-        // Past the end, growing the file is enough and costs nothing.
-        let end = self.file.metadata()?.len();
-        if offset >= end {
-            return self.file.set_len(offset + length);
+        let end = offset.saturating_add(length);
+        // What crosses the end, or ends before it, the host does in one step, and never cuts.
+        let zero = || self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length);
+        if self.end.is_before(end) {
+            return zero();
         }
-        self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length)
+        let alone = self.end.alone();
+        let blocks = self.direct.as_ref().map(Direct::alone);
+        if offset >= self.length()? {
+            // Growing the file is enough and costs nothing.
+            return self.set_length_alone(&alone, end);
+        }
+        drop(blocks);
+        zero()
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -254,6 +307,10 @@ impl Storage for FileStorage {
 
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
         self.fallocate(0, offset, length)
+    }
+
+    fn is_device(&self) -> bool {
+        !self.regular
     }
 
     fn host_run(&self, offset: u64) -> io::Result<HostRun> {
@@ -270,6 +327,13 @@ impl Storage for FileStorage {
                 Ok(HostRun { data: true, end: end.min(length) })
             }
             Err(_) => Ok(whole),
+        }
+    }
+
+    fn settle_runs(&self) -> io::Result<()> {
+        match self.regular {
+            true => self.sync_data(),
+            false => Ok(()),
         }
     }
 
@@ -297,7 +361,8 @@ impl Storage for FileStorage {
         Traits {
             alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
             zero_past_end: self.regular,
-            discard_zeroes: self.regular,
+            // Of a device Linux punches what it can make read as zeroes, and refuses the rest.
+            discard_zeroes: true,
             read_only: !self.options.writable,
         }
     }
@@ -309,6 +374,24 @@ impl Storage for FileStorage {
     fn allocated_bytes(&self) -> Option<u64> {
         self.file.metadata().ok().map(|m| m.blocks() * 512)
     }
+}
+
+/// The unit of O_DIRECT in this file, bytes, where the kernel tells: of a device its block, of others since Linux 6.1.
+pub(super) fn direct_alignment(file: &File) -> Option<u64> {
+    let kind = file.metadata().ok()?.file_type();
+    if kind.is_block_device() {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the call writes one int, which lives across it; the descriptor is open.
+        let answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &mut bytes) };
+        return (answer == 0 && bytes > 0).then_some(bytes as u64);
+    }
+    // SAFETY: statx is plain data; all-zero is a valid value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open.
+    let answer = unsafe { libc::statx(fd, c"".as_ptr(), flags, STATX_DIOALIGN, &mut found) };
+    let known = answer == 0 && found.stx_mask & STATX_DIOALIGN != 0 && found.stx_dio_offset_align > 0;
+    known.then(|| u64::from(found.stx_dio_offset_align))
 }
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {
