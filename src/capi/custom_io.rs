@@ -3,6 +3,7 @@
 use super::edge::{path, take};
 use crate::error::{Error, Result};
 use crate::ops::open::Origin;
+use crate::storage::end::{End, EndAlone};
 use crate::storage::{HostRun, Purpose, Storage, Traits};
 use std::ffi::{c_char, c_int, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -53,6 +54,7 @@ pub struct qcow2_io_ops {
 struct CustomIo {
     ops: qcow2_io_ops,
     opaque: *mut c_void,
+    end: End,
 }
 
 // SAFETY: the contract of `qcow2_io_ops` allows calls from any thread, several at once.
@@ -71,8 +73,28 @@ impl CustomIo {
         }
         while at < length {
             let count = (length - at).min(ZEROES.len() as u64);
-            self.write(Purpose::Data, at, &[IoSlice::new(&ZEROES[..count as usize])])?;
+            self.write_all(at, &[IoSlice::new(&ZEROES[..count as usize])])?;
             at += count;
+        }
+        Ok(())
+    }
+
+    /// As `set_length`, while nobody writes past the end.
+    fn set_length_alone(&self, alone: &EndAlone<'_>, length: u64) -> io::Result<()> {
+        alone.set(length, || match self.ops.truncate {
+            None => self.extend(length),
+            // SAFETY: the caller's function and opaque pointer.
+            Some(truncate) => answer(unsafe { truncate(self.opaque, length) }),
+        })
+    }
+
+    fn write_all(&self, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let Some(pwritev) = self.ops.pwritev else { return Err(io::Error::from_raw_os_error(libc::EROFS)) };
+        let mut at = offset;
+        for group in buffers.chunks(1024) {
+            // SAFETY: IoSlice has the layout of iovec; the buffers live across the call.
+            answer(unsafe { pwritev(self.opaque, group.as_ptr().cast(), group.len() as c_int, at) })?;
+            at += group.iter().map(|b| b.len() as u64).sum::<u64>();
         }
         Ok(())
     }
@@ -102,7 +124,7 @@ pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Resu
     };
     // SAFETY: the caller's pointer, checked for NULL.
     let ops = unsafe { take(ops, none, "io") }?;
-    let custom = CustomIo { ops, opaque };
+    let custom = CustomIo { ops, opaque, end: End::new(0) };
     if custom.ops.preadv.is_none() || custom.ops.length.is_none() {
         return Err(Error::invalid("io: preadv and length are required"));
     }
@@ -153,14 +175,8 @@ impl Storage for CustomIo {
     }
 
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        let Some(pwritev) = self.ops.pwritev else { return Err(io::Error::from_raw_os_error(libc::EROFS)) };
-        let mut at = offset;
-        for group in buffers.chunks(1024) {
-            // SAFETY: IoSlice has the layout of iovec; the buffers live across the call.
-            answer(unsafe { pwritev(self.opaque, group.as_ptr().cast(), group.len() as c_int, at) })?;
-            at += group.iter().map(|b| b.len() as u64).sum::<u64>();
-        }
-        Ok(())
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        self.end.write(offset.saturating_add(bytes), || self.write_all(offset, buffers))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -172,13 +188,23 @@ impl Storage for CustomIo {
         let Some(length) = self.ops.length else { return Err(not_supported()) };
         // SAFETY: the caller's function and opaque pointer.
         let bytes = unsafe { length(self.opaque) };
-        u64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error((-bytes).clamp(1, 4095) as i32))
+        let length =
+            u64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error((-bytes).clamp(1, 4095) as i32))?;
+        self.end.note(length);
+        Ok(length)
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        let Some(truncate) = self.ops.truncate else { return self.extend(length) };
-        // SAFETY: the caller's function and opaque pointer.
-        answer(unsafe { truncate(self.opaque, length) })
+        self.set_length_alone(&self.end.alone(), length)
+    }
+
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let alone = self.end.alone();
+        let now = self.length()?;
+        if now < length {
+            self.set_length_alone(&alone, length)?;
+        }
+        Ok(now.max(length))
     }
 
     fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
@@ -199,6 +225,10 @@ impl Storage for CustomIo {
 
     fn host_run(&self, _: u64) -> io::Result<HostRun> {
         Ok(HostRun { data: true, end: self.length()? })
+    }
+
+    fn settle_runs(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn traits(&self) -> Traits {

@@ -8,11 +8,11 @@ use super::data_file::identity_of;
 use super::open::{has_protocol, shown_name, Origin};
 use crate::error::{Error, Result};
 use crate::options::CreateOptions;
+use crate::storage::device;
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
 use crate::storage::Storage;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -128,7 +128,7 @@ fn open_or_make(path: &Path) -> io::Result<(FileStorage, Option<PathBuf>)> {
 /// Removes a file by name, and nothing else that may have got the name meanwhile.
 fn remove_only(path: &Path, identity: (u64, u64)) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let is_it = |at: &Path| std::fs::symlink_metadata(at).is_ok_and(|m| (m.dev(), m.ino()) == identity);
+    let is_it = |at: &Path| std::fs::symlink_metadata(at).is_ok_and(|m| device::identity_of(&m) == identity);
     if !is_it(path) {
         return;
     }

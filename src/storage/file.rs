@@ -7,7 +7,9 @@
 mod descriptor;
 mod transfer;
 
+use super::device::{self, identity_of};
 use super::direct::Direct;
+use super::end::{End, EndAlone};
 use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
 use crate::error::Result;
@@ -15,12 +17,19 @@ use once_cell::sync::Lazy;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use transfer::{copy_range, once};
 pub(super) use transfer::{pread, read_many, read_one, write_many, write_one};
+
+/// Of linux/stat.h: alignment of O_DIRECT.
+const STATX_DIOALIGN: u32 = 0x2000;
+/// `_IO(0x12, 104)` of linux/fs.h: the block of a device, bytes.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+/// `_IO(0x12, 127)` of linux/fs.h: zeroes a range of a device.
+const BLKZEROOUT: libc::Ioctl = 0x127f;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +52,7 @@ pub struct FileStorage {
     options: FileOptions,
     direct: Option<Arc<Direct>>,
     regular: bool,
+    end: Arc<End>,
     /// The description takes writes, at the offset that is asked for.
     takes_writes: bool,
     /// The length where it cannot be asked: the description, and with it the file offset that lseek moves, is the
@@ -103,6 +113,7 @@ impl FileStorage {
             return Ok(FileStorage {
                 file: Arc::clone(&self.file),
                 direct: self.direct.clone(),
+                end: Arc::clone(&self.end),
                 shared_length: self.shared_length.clone(),
                 lock: Mutex::new(None),
                 options,
@@ -129,7 +140,7 @@ impl FileStorage {
         let metadata = file.metadata()?;
         descriptor::refuse_other_kinds(&metadata)?;
         let file = Arc::new(file);
-        let direct = if options.direct { Some(Arc::new(Direct::probe(&file)?)) } else { None };
+        let direct = options.direct.then(|| Arc::new(Direct::probe(&file)));
         let shared_length = if is_shared {
             Some(Arc::new(AtomicU64::new(descriptor::length_in_place(&file)?)))
         } else {
@@ -137,10 +148,11 @@ impl FileStorage {
         };
         Ok(FileStorage {
             file,
-            identity: (metadata.dev(), metadata.ino()),
+            identity: identity_of(&metadata),
             options,
             direct,
             regular: metadata.is_file(),
+            end: Arc::new(End::new(metadata.len())),
             takes_writes,
             shared_length,
             size_limit: if metadata.is_file() { descriptor::size_limit() } else { u64::MAX },
@@ -216,18 +228,49 @@ impl FileStorage {
         self.file.as_raw_fd()
     }
 
-    fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
+    pub(super) fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
         let (offset, length) = (to_off(offset)?, to_off(length)?);
+        // Beside a block that is read, changed and written back, this would be undone.
+        let _blocks = self.direct.as_ref().map(|d| d.beside());
+        // SAFETY: no pointers; the descriptor is open.
+        once(|| unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) as isize }).map(drop)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
         loop {
-            // SAFETY: no pointers; the descriptor is open.
-            let answer = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) };
-            if answer == 0 {
-                return Ok(());
+            match self.file.sync_data() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
             }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
+        }
+    }
+
+    fn set_length_alone(&self, alone: &EndAlone<'_>, length: u64) -> io::Result<()> {
+        if !self.regular {
+            // A device keeps its size; growing inside it is no change.
+            return match length <= self.length()? {
+                true => Ok(()),
+                false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            };
+        }
+        if length > self.size_limit && length > self.length()? {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        alone.set(length, || self.file.set_len(length))?;
+        if let Some(shared) = &self.shared_length {
+            shared.store(length, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// As `fallocate` of a kernel that does so for devices (Linux 4.9).
+    pub(super) fn zero_blocks(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _blocks = self.direct.as_ref().map(|d| d.beside());
+        let range = [offset, length];
+        // SAFETY: the call reads two numbers, which live across it; the descriptor is open.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), BLKZEROOUT, range.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 
@@ -246,8 +289,7 @@ impl FileStorage {
     /// Before the file may become `end` bytes long. The host would end the program for a length over the limit.
     #[cold]
     fn before_growth(&self, end: u64) -> io::Result<()> {
-        let end = end.next_multiple_of(self.traits().alignment);
-        if end > self.size_limit {
+        if end.next_multiple_of(self.traits().alignment) > self.size_limit {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         if let Some(shared) = self.shared_length.as_ref().filter(|_| self.regular) {
@@ -274,34 +316,42 @@ impl Storage for FileStorage {
     }
 
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        if self.watches_growth() {
-            self.before_growth(offset + buffers.iter().map(|b| b.len() as u64).sum::<u64>())?;
-        }
-        match (&self.direct, buffers) {
-            (None, [one]) => write_one(&self.file, offset, one),
-            (None, many) => write_many(&self.file, offset, many),
-            (Some(direct), many) => direct.write(&self.file, offset, many),
-        }
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        let end = offset.saturating_add(bytes);
+        self.end.write(end, || {
+            if self.watches_growth() {
+                self.before_growth(end)?;
+            }
+            match (&self.direct, buffers) {
+                (None, [one]) => write_one(&self.file, offset, one),
+                (None, many) => write_many(&self.file, offset, many),
+                (Some(direct), many) => {
+                    let length = || self.regular.then(|| self.length()).transpose();
+                    direct.write(&self.file, offset, many, &length)
+                }
+            }
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.options.no_sync {
-            return Ok(());
-        }
-        loop {
-            match self.file.sync_data() {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
+        match self.options.no_sync {
+            true => Ok(()),
+            false => self.sync_data(),
         }
     }
 
     fn length(&self) -> io::Result<u64> {
-        match &self.shared_length {
-            None => Ok(self.seek(0, libc::SEEK_END)?.unwrap_or(0)),
-            Some(shared) if self.options.writable || self.keeps_length() => Ok(shared.load(Ordering::SeqCst)),
-            Some(_) => descriptor::length_in_place(&self.file),
+        let length = match &self.shared_length {
+            Some(shared) if self.options.writable || self.keeps_length() => {
+                return Ok(shared.load(Ordering::SeqCst));
+            }
+            Some(_) => descriptor::length_in_place(&self.file)?,
+            None => self.seek(0, libc::SEEK_END)?.unwrap_or(0),
+        };
+        if self.regular {
+            self.end.note(length);
         }
+        Ok(length)
     }
 
     fn size_limit(&self) -> u64 {
@@ -309,36 +359,42 @@ impl Storage for FileStorage {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        if !self.regular {
-            // A device keeps its size; growing inside it is no change.
-            return if length <= self.length()? {
-                Ok(())
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ENOSPC))
-            };
+        let alone = self.end.alone();
+        let _blocks = self.direct.as_ref().map(|d| d.alone());
+        self.set_length_alone(&alone, length)
+    }
+
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let alone = self.end.alone();
+        let _blocks = self.direct.as_ref().map(|d| d.alone());
+        let now = self.length()?;
+        if now < length {
+            self.set_length_alone(&alone, length)?;
         }
-        if length > self.size_limit && length > self.length()? {
-            return Err(io::Error::from_raw_os_error(libc::EFBIG));
-        }
-        self.file.set_len(length)?;
-        if let Some(shared) = &self.shared_length {
-            shared.store(length, Ordering::SeqCst);
-        }
-        Ok(())
+        Ok(now.max(length))
     }
 
     fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
         if !self.regular {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            return device::zero(self, offset, length);
         }
-        // Past the end, growing the file is enough and costs nothing.
+        let end = offset.saturating_add(length);
+        // What crosses the end, or ends before it, the host does in one step, and never cuts.
+        let zero = || self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length);
+        if self.end.is_before(end) {
+            return zero();
+        }
+        let alone = self.end.alone();
+        let blocks = self.direct.as_ref().map(|d| d.alone());
         if offset >= self.length()? {
-            return self.set_length(offset + length);
+            // Growing the file is enough and costs nothing.
+            return self.set_length_alone(&alone, end);
         }
+        drop(blocks);
         if self.watches_growth() {
-            self.before_growth(offset + length)?;
+            self.before_growth(end)?;
         }
-        self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length)
+        zero()
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -350,6 +406,10 @@ impl Storage for FileStorage {
             self.before_growth(offset + length)?;
         }
         self.fallocate(0, offset, length)
+    }
+
+    fn is_device(&self) -> bool {
+        !self.regular
     }
 
     fn host_run(&self, offset: u64) -> io::Result<HostRun> {
@@ -370,6 +430,13 @@ impl Storage for FileStorage {
                 Ok(HostRun { data: true, end: end.min(length) })
             }
             Err(_) => Ok(whole),
+        }
+    }
+
+    fn settle_runs(&self) -> io::Result<()> {
+        match self.regular && self.shared_length.is_none() {
+            true => self.sync_data(),
+            false => Ok(()),
         }
     }
 
@@ -400,7 +467,8 @@ impl Storage for FileStorage {
         Traits {
             alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
             zero_past_end: self.regular,
-            discard_zeroes: self.regular,
+            // Of a device Linux punches what it can make read as zeroes, and refuses the rest.
+            discard_zeroes: true,
             read_only: !self.options.writable,
         }
     }
@@ -412,6 +480,24 @@ impl Storage for FileStorage {
     fn allocated_bytes(&self) -> Option<u64> {
         self.file.metadata().ok().map(|m| m.blocks() * 512)
     }
+}
+
+/// The unit of O_DIRECT in this file, bytes, where the kernel tells: of a device its block, of others since Linux 6.1.
+pub(super) fn direct_alignment(file: &File) -> Option<u64> {
+    let kind = file.metadata().ok()?.file_type();
+    if kind.is_block_device() {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the call writes one int, which lives across it; the descriptor is open.
+        let answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &mut bytes) };
+        return (answer == 0 && bytes > 0).then_some(bytes as u64);
+    }
+    // SAFETY: statx is plain data; all-zero is a valid value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open.
+    let answer = unsafe { libc::statx(fd, c"".as_ptr(), flags, STATX_DIOALIGN, &mut found) };
+    let known = answer == 0 && found.stx_mask & STATX_DIOALIGN != 0 && found.stx_dio_offset_align > 0;
+    known.then(|| u64::from(found.stx_dio_offset_align))
 }
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {

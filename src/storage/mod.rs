@@ -9,10 +9,13 @@
 //! zeroes there.
 
 mod data_file;
+pub mod device;
 mod direct;
+pub mod end;
 pub mod file;
 pub mod gate;
 pub mod helper;
+pub mod holes;
 pub mod latch;
 pub mod lock;
 pub mod medium;
@@ -82,6 +85,14 @@ pub trait Storage: Send + Sync {
     }
     /// Cuts or extends (with zeroes) to `length`.
     fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Makes it at least `length` bytes long, and never cuts what somebody else writes further on; its length then.
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let now = self.length()?;
+        if now < length {
+            self.set_length(length)?;
+        }
+        Ok(now.max(length))
+    }
     /// Makes the range read as zeroes without moving data; `ENOTSUP` when that is not possible.
     fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()>;
     /// Gives the range back to the host; it reads as zeroes or keeps its bytes. `ENOTSUP` is fine.
@@ -90,6 +101,11 @@ pub trait Storage: Send + Sync {
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()>;
     /// The run that holds `offset`; storages that cannot tell answer one run of data to the end.
     fn host_run(&self, offset: u64) -> io::Result<HostRun>;
+    /// Makes `host_run` see every completed write: a sync, also where syncs are turned off. Nothing to do for storages
+    /// that cannot tell holes.
+    fn settle_runs(&self) -> io::Result<()> {
+        self.sync()
+    }
     /// Copies `length` bytes from `source_offset` of another storage to `offset` without passing them through memory.
     /// `ENOTSUP` when that is not possible, or where `source` ends before; the range holds anything then.
     fn copy_from(
@@ -108,7 +124,11 @@ pub trait Storage: Send + Sync {
     }
     /// What this storage can do.
     fn traits(&self) -> Traits;
-    /// Device and inode, to recognise a file that is opened twice.
+    /// A device: it keeps its length, and what it held before.
+    fn is_device(&self) -> bool {
+        false
+    }
+    /// Device and inode, or a device's number, to recognise a file that is opened twice.
     fn identity(&self) -> Option<(u64, u64)> {
         None
     }
