@@ -650,7 +650,8 @@ const char *qcow2_last_error(void);
  * Opens an image file.
  *
  * A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
- * A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+ * A refused or read-only open changes no byte. Requests on the handle make few kinds of system calls: docs/features.md,
+ * "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
  * must be given to qcow2_close; on failure it is NULL.
  *
  * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
@@ -666,7 +667,8 @@ int qcow2_open(const char *path,
 /*
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
  * Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
- * EINVAL for a writable open. Otherwise as qcow2_open.
+ * EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
+ * move it. Otherwise as qcow2_open.
  */
 int qcow2_open_fd(int fd,
                   uint64_t flags,
@@ -1104,7 +1106,7 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
  * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
  * what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
- * that opens.
+ * that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
  *
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
  * file is in use), ENOSPC and what else the host says.

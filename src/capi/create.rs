@@ -75,7 +75,7 @@ unsafe fn make(
 /// recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
 /// what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
 /// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
-/// that opens.
+/// that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
 ///
 /// Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
 /// file is in use), ENOSPC and what else the host says.

@@ -134,7 +134,8 @@ pub extern "C" fn qcow2_last_error() -> *const c_char {
 /// Opens an image file.
 ///
 /// A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
-/// A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+/// A refused or read-only open changes no byte. Requests on the handle make few kinds of system calls: docs/features.md,
+/// "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
 /// must be given to qcow2_close; on failure it is NULL.
 ///
 /// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
@@ -154,7 +155,8 @@ pub unsafe extern "C" fn qcow2_open(
 
 /// Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
 /// Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
-/// EINVAL for a writable open. Otherwise as qcow2_open.
+/// EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
+/// move it. Otherwise as qcow2_open.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open_fd(
     fd: c_int,
