@@ -253,7 +253,11 @@ typedef struct qcow2_io_ops {
     int (*discard)(void *opaque, uint64_t offset, uint64_t length);
     /* Makes the range read as zeroes. Optional. */
     int (*write_zeroes)(void *opaque, uint64_t offset, uint64_t length);
-    /* Called once, when the library is done with the storage, also when an open fails. Optional. */
+    /*
+     * Called once, when the library is done with the storage, also when the call that was given it fails: it is the
+     * library's from the moment of that call. Not where nothing was handed over: the struct that names it, or this one,
+     * is refused for its `struct_size` or for fields that this version does not know. Optional.
+     */
     void (*close)(void *opaque);
 } qcow2_io_ops;
 
@@ -279,7 +283,7 @@ typedef struct qcow2_resolve_request {
     const char *format;
 } qcow2_resolve_request;
 
-/* What a resolver gives: one of path, fd, io. The library presets all of them to "none". */
+/* What a resolver gives: exactly one of path, fd, io. The library presets all of them to "none". */
 typedef struct qcow2_resolve_answer {
     /* Set by the library. */
     size_t struct_size;
@@ -295,7 +299,11 @@ typedef struct qcow2_resolve_answer {
     const char *format;
 } qcow2_resolve_answer;
 
-/* Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. */
+/*
+ * Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. With 0 the storage of `io` is
+ * the library's, which calls its `close` whatever becomes of the open; with -errno nothing is handed over. A descriptor
+ * and the texts stay the caller's in any case.
+ */
 typedef int (*qcow2_resolve_fn)(void *opaque,
                                 const qcow2_resolve_request *request,
                                 qcow2_resolve_answer *answer);
@@ -642,7 +650,8 @@ const char *qcow2_last_error(void);
  * Opens an image file.
  *
  * A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
- * A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+ * A refused or read-only open changes no byte. Requests on the handle make few kinds of system calls: docs/features.md,
+ * "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
  * must be given to qcow2_close; on failure it is NULL.
  *
  * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
@@ -658,7 +667,8 @@ int qcow2_open(const char *path,
 /*
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
  * Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
- * EINVAL for a writable open. Otherwise as qcow2_open.
+ * EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
+ * move it. Otherwise as qcow2_open.
  */
 int qcow2_open_fd(int fd,
                   uint64_t flags,
@@ -1096,7 +1106,7 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
  * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
  * what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
- * that opens.
+ * that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
  *
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
  * file is in use), ENOSPC and what else the host says.

@@ -112,6 +112,10 @@ impl Error {
 
     /// A host error while doing `what`.
     pub fn host(what: impl fmt::Display, error: &io::Error) -> Self {
+        // Said by the storage itself.
+        if let (Some(own), io::ErrorKind::InvalidInput) = (error.get_ref(), error.kind()) {
+            return Error::new(ErrorKind::Host(libc::EINVAL), format!("{what}: {own}"));
+        }
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let name = io::Error::from_raw_os_error(errno);
         let name = name.to_string();

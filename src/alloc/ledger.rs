@@ -337,11 +337,11 @@ impl Ledger {
             return Ok(());
         }
         let wanted = self.geometry().cluster_ceil(end + spare).unwrap_or(end);
-        let grown = match storage.set_length(wanted) {
-            Ok(()) => wanted,
+        let grown = match storage.grow(wanted) {
+            Ok(length) => length,
             // Too long for this file system, perhaps; what is needed may still fit.
-            Err(_) => match storage.set_length(end) {
-                Ok(()) => end,
+            Err(_) => match storage.grow(end) {
+                Ok(length) => length,
                 // A storage that cannot be resized grows by being written; pointers then wait for the sync.
                 Err(e) if is_not_supported(&e) => {
                     self.length_ticket = shared.medium.ticket();

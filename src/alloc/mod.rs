@@ -32,7 +32,7 @@ use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use ledger::Run;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use table::RefcountTable;
 
@@ -62,6 +62,8 @@ pub struct Allocator {
     pending: Mutex<VecDeque<Pending>>,
     /// Clusters in `pending`.
     pending_clusters: AtomicU64,
+    /// Nobody allocates any more until `settle_all`: room for later would be for nobody.
+    settling: AtomicBool,
     /// Counts are not written at barriers.
     lazy: bool,
     pass: Pass,
@@ -95,6 +97,7 @@ impl Allocator {
             ledger: Mutex::new(ledger),
             pending: Mutex::default(),
             pending_clusters: AtomicU64::new(0),
+            settling: AtomicBool::new(false),
             lazy,
             pass,
         })
@@ -140,10 +143,16 @@ impl Allocator {
         ledger.write_dirty(&self.shared)
     }
 
+    /// The caller is alone, and about to settle everything: barriers no longer make the file longer than it need be.
+    pub fn begin_settling(&self) {
+        self.settling.store(true, Ordering::Relaxed);
+    }
+
     /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
     /// The caller is alone, so nothing waits for readers: who knocks at the gate meanwhile, and has a place there for
     /// a moment, has read nothing.
     pub fn settle_all(&self) -> Result<()> {
+        self.settling.store(false, Ordering::Relaxed);
         let mut ledger = self.lock();
         self.settle_before(&mut ledger, || u64::MAX)?;
         ledger.drop_ahead(&self.shared)?;
@@ -251,8 +260,10 @@ impl Settler for Allocator {
             // Under the ledger lock: a count raised after this gets a ticket for the next sync.
             let mut ledger = self.lock();
             self.shared.header.decide()?;
-            // A courtesy: what fails here is told by those who need it.
-            let _ = ledger.grow_ahead(&self.shared);
+            if !self.settling.load(Ordering::Relaxed) {
+                // A courtesy: what fails here is told by those who need it.
+                let _ = ledger.grow_ahead(&self.shared);
+            }
             if !self.is_lazy() && !planted(Plant::CountsNotWritten) {
                 // A courtesy, too.
                 let _ = ledger.raise_ahead(&self.shared);

@@ -4,10 +4,9 @@ use super::custom_io::qcow2_io_ops;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
-use crate::ops::open::{Named, Origin, ResolveAnswer, ResolveRequest};
+use crate::ops::open::{Named, ResolveAnswer, ResolveRequest};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 /// Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call.
 pub type qcow2_message_fn =
@@ -37,7 +36,7 @@ pub struct qcow2_resolve_request {
     pub format: *const c_char,
 }
 
-/// What a resolver gives: one of path, fd, io. The library presets all of them to "none".
+/// What a resolver gives: exactly one of path, fd, io. The library presets all of them to "none".
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_resolve_answer {
@@ -55,7 +54,9 @@ pub struct qcow2_resolve_answer {
     pub format: *const c_char,
 }
 
-/// Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse.
+/// Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. With 0 the storage of `io` is
+/// the library's, which calls its `close` whatever becomes of the open; with -errno nothing is handed over. A descriptor
+/// and the texts stay the caller's in any case.
 pub type qcow2_resolve_fn = Option<
     unsafe extern "C" fn(
         opaque: *mut c_void,
@@ -147,17 +148,12 @@ pub(super) fn ask_resolver(
         let text = format!("the resolver refused '{}'", request.recorded_name.to_string_lossy());
         return Err(Error::new(ErrorKind::Host(errno), text));
     }
-    // SAFETY: the caller fills the answer with valid pointers, as the contract says.
+    // SAFETY: the caller fills the answer with valid pointers, as the contract says. The storage first: its `close` is
+    // owed from here on, whatever else is wrong.
+    let origin = unsafe { super::custom_io::place(answer.path, answer.fd, answer.io, answer.io_opaque) }?;
+    // SAFETY: as above.
     let format = unsafe { super::edge::optional_text(answer.format, "resolve answer's format") }?;
-    let origin = if !answer.io.is_null() {
-        // SAFETY: as above.
-        Origin::Custom(unsafe { super::custom_io::wrap(answer.io, answer.io_opaque) }?)
-    } else if answer.fd >= 0 {
-        Origin::Descriptor(answer.fd)
-    } else {
-        // SAFETY: as above.
-        let path: PathBuf = unsafe { super::edge::path(answer.path) }?;
-        Origin::Path(path)
-    };
+    let origin =
+        origin.ok_or_else(|| Error::invalid("the resolver's answer gives none of path, fd and io"))?;
     Ok(ResolveAnswer { origin, format: format.map(str::to_owned) })
 }

@@ -1,6 +1,6 @@
 //! Create.
 
-use super::custom_io::{self, qcow2_io_ops};
+use super::custom_io::{self, place, qcow2_io_ops};
 use super::edge::{self, enter, option_list, take};
 use crate::error::{Error, Result};
 use crate::ops::create_at::create_at;
@@ -55,25 +55,6 @@ impl qcow2_create_params {
     }
 }
 
-/// The one place that is given, if any.
-unsafe fn place(
-    name: *const c_char,
-    fd: c_int,
-    io: *const qcow2_io_ops,
-    opaque: *mut c_void,
-) -> Result<Option<Origin>> {
-    // SAFETY: the caller's pointers, as the contract says.
-    unsafe {
-        match (!name.is_null(), fd >= 0, !io.is_null()) {
-            (false, false, false) => Ok(None),
-            (true, false, false) => Ok(Some(Origin::Path(edge::path(name)?))),
-            (false, true, false) => Ok(Some(Origin::Descriptor(fd))),
-            (false, false, true) => Ok(Some(Origin::Custom(custom_io::wrap(io, opaque)?))),
-            _ => Err(Error::invalid("more than one of path, fd and io is given")),
-        }
-    }
-}
-
 unsafe fn make(
     origin: &Origin,
     data_file: Option<&Origin>,
@@ -94,7 +75,7 @@ unsafe fn make(
 /// recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
 /// what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
 /// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
-/// that opens.
+/// that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
 ///
 /// Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
 /// file is in use), ENOSPC and what else the host says.

@@ -249,7 +249,9 @@ pub unsafe extern "C" fn qcow2_block_status(
 ) -> c_int {
     with(image, |guarded| {
         check_flags(flags, QCOW2_STATUS_TOP_ONLY)?;
-        let status = guarded.handle.disk().status(offset, length, flags & QCOW2_STATUS_TOP_ONLY != 0)?;
+        let disk = guarded.handle.disk();
+        disk.settle_runs()?;
+        let status = disk.status(offset, length, flags & QCOW2_STATUS_TOP_ONLY != 0)?;
         let bits = [
             (status.data, QCOW2_EXTENT_DATA),
             (status.zero, QCOW2_EXTENT_ZERO),

@@ -1,8 +1,8 @@
 //! Open, close, reopen.
 
 use super::callbacks::*;
-use super::custom_io::{self, qcow2_io_ops};
-use super::edge::{enter, last_error, option_list, path, take, with, Guarded};
+use super::custom_io::{place, qcow2_io_ops};
+use super::edge::{enter, last_error, option_list, take, with, Guarded};
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::MessageKind;
@@ -79,20 +79,9 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
 }
 
 unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
-    let given = [!params.path.is_null(), params.fd >= 0, !params.io.is_null()];
-    if given.iter().filter(|g| **g).count() != 1 {
-        return Err(Error::invalid("exactly one of path, fd and io must be given"));
-    }
     // SAFETY: the caller's pointers, as the contract says.
-    unsafe {
-        if !params.io.is_null() {
-            return Ok(Origin::Custom(custom_io::wrap(params.io, params.io_opaque)?));
-        }
-        if params.fd >= 0 {
-            return Ok(Origin::Descriptor(params.fd));
-        }
-        Ok(Origin::Path(path(params.path)?))
-    }
+    let place = unsafe { place(params.path, params.fd, params.io, params.io_opaque) }?;
+    place.ok_or_else(|| Error::invalid("exactly one of path, fd and io must be given"))
 }
 
 /// Runs `run` with the caller's resolver and receiver of messages.
@@ -110,13 +99,14 @@ fn with_callbacks<T>(
 }
 
 unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Result<i64> {
+    // The storage first: its `close` is owed from here on, whatever else is wrong.
+    let origin = unsafe { origin_of(params) };
     if image.is_null() {
         return Err(Error::invalid("image is NULL"));
     }
     // SAFETY: checked for NULL; the caller's pointer is writable.
     unsafe { *image = std::ptr::null_mut() };
-    // The storage first: its `close` is owed from here on, whatever else is wrong.
-    let origin = unsafe { origin_of(params) }?;
+    let origin = origin?;
     let flags = open_flags(params.flags)?;
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
     let handle = with_callbacks(params, |resolver, messages| {
@@ -144,7 +134,8 @@ pub extern "C" fn qcow2_last_error() -> *const c_char {
 /// Opens an image file.
 ///
 /// A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
-/// A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+/// A refused or read-only open changes no byte. Requests on the handle make few kinds of system calls: docs/features.md,
+/// "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
 /// must be given to qcow2_close; on failure it is NULL.
 ///
 /// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
@@ -164,7 +155,8 @@ pub unsafe extern "C" fn qcow2_open(
 
 /// Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
 /// Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
-/// EINVAL for a writable open. Otherwise as qcow2_open.
+/// EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
+/// move it. Otherwise as qcow2_open.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open_fd(
     fd: c_int,

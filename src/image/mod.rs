@@ -35,7 +35,7 @@ pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
-pub use raw::RawDisk;
+pub use raw::{RawAlone, RawDisk};
 pub(crate) use rebase::names as backing_names;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;
@@ -164,6 +164,15 @@ impl Disk {
         }
     }
 
+    /// Before status is asked for: what this disk has not settled counts as data there, whatever the host says of it.
+    /// Disks that are open for reading do so by themselves.
+    pub fn settle_runs(&self) -> Result<()> {
+        match self {
+            Disk::Qcow2(image) => image.settle_runs(),
+            Disk::Raw(raw) => raw.settle_runs(),
+        }
+    }
+
     /// The first extent of a range, through the chain unless `top_only`.
     pub fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
         check_range(self.length(), offset, length)?;
@@ -186,7 +195,7 @@ impl Disk {
         matches!(self, Disk::Qcow2(image) if image.core().is_snapshot())
     }
 
-    /// Device and inode of the image file, where there is one.
+    /// Device and inode of the image file, or the number of a device, where there is one.
     pub fn identity(&self) -> Option<(u64, u64)> {
         match self {
             Disk::Qcow2(image) => image.core().storage().identity(),

@@ -269,6 +269,12 @@ impl Image {
         })
     }
 
+    /// Before status is asked for.
+    pub fn settle_runs(&self) -> Result<()> {
+        let _pin = self.gate.enter();
+        self.core.load().settle_runs()
+    }
+
     /// The first extent of a range.
     pub fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
         let _pin = self.gate.enter();

@@ -13,7 +13,7 @@ use crate::map::NewEntry;
 use crate::meta::guard::Owner;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
-use crate::storage::Purpose;
+use crate::storage::{reserve_range, Purpose, Storage};
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -374,8 +374,8 @@ impl Core {
         let bytes = to.min(self.virtual_size) - from;
         self.take_room(from, bytes, how)?;
         let written = match how {
-            Preallocation::Full => self.shared.medium.ticket(),
-            _ => Ticket::PAST,
+            Preallocation::Falloc | Preallocation::Full => self.shared.medium.ticket(),
+            Preallocation::Off | Preallocation::Metadata => Ticket::PAST,
         };
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
@@ -392,7 +392,8 @@ impl Core {
         match how {
             Preallocation::Off | Preallocation::Metadata => Ok(()),
             Preallocation::Falloc => {
-                let done = medium.change_data(|storage| storage.preallocate(host, bytes))?;
+                let reserve = |storage: &dyn Storage| reserve_range(storage, Purpose::Data, host, bytes);
+                let done = medium.change_data(reserve)?;
                 done.map_err(|e| Error::host("preallocating host space", &e))
             }
             Preallocation::Full => {

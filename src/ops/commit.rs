@@ -64,6 +64,7 @@ fn grow_base(base: &Handle, length: u64) -> Result<()> {
 
 /// Copies everything allocated in `top` into `base` and makes it durable there.
 fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+    top.settle_runs()?;
     let length = top.length();
     let mut buffer = vec![0; CHUNK_BYTES as usize];
     let mut at = 0;

@@ -160,11 +160,12 @@ impl Handle {
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
         let image = match self.disk() {
             Disk::Raw(raw) => {
-                raw.flush()?;
+                let alone = raw.alone();
+                alone.settle()?;
                 let opening = Opening { flags, options, resolver: None, messages };
                 let files = self.reopen_files(&manner, &opening)?;
                 let storage = as_storage(&files.image).unwrap_or_else(|| raw.storage());
-                raw.replace(storage, read_only, opening.options.cache.sync_each_write());
+                alone.replace(storage, read_only, opening.options.cache.sync_each_write());
                 manner.settle(opening, files, None);
                 return Ok(());
             }
@@ -266,7 +267,7 @@ impl Handle {
         match self.disk() {
             _ if self.flags().inactive => Ok(()),
             Disk::Qcow2(image) => close_image(image),
-            Disk::Raw(raw) => raw.flush(),
+            Disk::Raw(raw) => raw.alone().settle(),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
+use super::data_file::identity_of;
 use super::handle::{Handle, Manner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
@@ -17,7 +18,6 @@ use crate::storage::lock::Access;
 use crate::storage::Storage;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -200,7 +200,11 @@ impl Opening<'_> {
             return Ok(None);
         }
         let shown = shown_name(origin);
-        let file = old.reopen(options);
+        let path = match origin {
+            Origin::Path(path) => Some(&**path),
+            _ => None,
+        };
+        let file = old.reopen(options, path);
         let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
         file.take_lock_from(old, self.access(self.flags.read_only, role), &shown)?;
         Ok(Some(file))
@@ -229,7 +233,7 @@ impl Opening<'_> {
             let sync = self.options.cache.sync_each_write();
             let raw = RawDisk::open(storage, self.flags.read_only, sync)?;
             if self.flags.inactive {
-                raw.deactivate();
+                raw.alone().deactivate();
             }
             return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None, None));
         }
@@ -369,7 +373,7 @@ impl Opening<'_> {
         };
         // Before the lock, which a file that is open further up would refuse for another reason.
         let file = match &answer.origin {
-            Origin::Path(path) => std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino())),
+            Origin::Path(path) => identity_of(path),
             _ => None,
         };
         if file.is_some() && seen.contains(&file) {

@@ -101,13 +101,15 @@ struct Registry {
     forks: u64,
     /// Gives all its memory back when the last file leaves, so that leak checkers find nothing at exit.
     files: Mutex<BTreeMap<(u64, u64), Users>>,
+    /// See `opening_turn`.
+    opening: std::sync::Mutex<()>,
     /// That of a child of this process.
     next: OnceBox<Registry>,
 }
 
 impl Registry {
     fn new(forks: u64) -> Self {
-        Registry { forks, files: Mutex::default(), next: OnceBox::new() }
+        Registry { forks, files: Mutex::default(), opening: Default::default(), next: OnceBox::new() }
     }
 
     /// The registry of this process.
@@ -149,6 +151,11 @@ impl Registry {
     }
 }
 
+/// Held by an open that keeps others off descriptors.
+pub(super) fn opening_turn() -> std::sync::MutexGuard<'static, ()> {
+    Registry::current().opening.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// A held lock; released when dropped.
 pub struct FileLock {
     file: Arc<File>,
@@ -169,6 +176,11 @@ impl FileLock {
         lock.place_all(shown)?;
         lock.test_all(shown)?;
         Ok(lock)
+    }
+
+    /// Whether others must leave the file's length as it is.
+    pub fn keeps_length(&self) -> bool {
+        self.access.not_shared().contains(&RESIZE)
     }
 
     /// Changes the access. Bytes that stay are not let go of meanwhile; on failure the lock is as it was.
