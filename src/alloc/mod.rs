@@ -143,16 +143,19 @@ impl Allocator {
         ledger.write_dirty(&self.shared)
     }
 
-    /// The caller is alone, and about to settle everything: barriers no longer make the file longer than it need be.
-    pub fn begin_settling(&self) {
+    /// Runs a barrier of a caller who is alone and about to settle everything: it does not make the file longer than it
+    /// need be.
+    pub fn settling<T>(&self, barrier: impl FnOnce() -> T) -> T {
         self.settling.store(true, Ordering::Relaxed);
+        let answer = barrier();
+        self.settling.store(false, Ordering::Relaxed);
+        answer
     }
 
     /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
     /// The caller is alone, so nothing waits for readers: who knocks at the gate meanwhile, and has a place there for
     /// a moment, has read nothing.
     pub fn settle_all(&self) -> Result<()> {
-        self.settling.store(false, Ordering::Relaxed);
         let mut ledger = self.lock();
         self.settle_before(&mut ledger, || u64::MAX)?;
         ledger.drop_ahead(&self.shared)?;

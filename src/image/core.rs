@@ -313,8 +313,7 @@ impl Core {
         }
         self.shared.medium.latch().check()?;
         let Some(Io { map, alloc: Some(alloc) }) = &self.io else { return Ok(()) };
-        alloc.begin_settling();
-        map.barrier()?;
+        alloc.settling(|| map.barrier())?;
         if planted(Plant::CleanBeforeCounts) {
             self.shared.header.mark_clean()?;
         }
