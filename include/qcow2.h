@@ -797,7 +797,8 @@ int qcow2_flush(qcow2_image *image);
 /*
  * Tells where the bytes of a range come from: the first extent of `[offset, offset + length)`, through the
  * chain of backing files unless `flags` has QCOW2_STATUS_TOP_ONLY. A caller walks a disk by adding
- * `extent->length`. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
+ * `extent->length`. What this handle has written since the last call is synced first, for some hosts take it for holes
+ * until then; what is written meanwhile counts as data. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
  */
 int qcow2_block_status(qcow2_image *image,
                        uint64_t offset,
@@ -811,7 +812,8 @@ int64_t qcow2_length(qcow2_image *image);
 /*
  * Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
  * Another size drops VM state that no snapshot has. Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG
- * (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+ * (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2; a raw disk on a block device, or on a storage that
+ * keeps its length), EROFS, ENOSPC and as qcow2_pwrite.
  */
 int qcow2_truncate(qcow2_image *image,
                    uint64_t size,

@@ -238,7 +238,8 @@ pub unsafe extern "C" fn qcow2_flush(image: *mut qcow2_image) -> c_int {
 
 /// Tells where the bytes of a range come from: the first extent of `[offset, offset + length)`, through the
 /// chain of backing files unless `flags` has QCOW2_STATUS_TOP_ONLY. A caller walks a disk by adding
-/// `extent->length`. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
+/// `extent->length`. What this handle has written since the last call is synced first, for some hosts take it for holes
+/// until then; what is written meanwhile counts as data. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_block_status(
     image: *mut qcow2_image,
@@ -280,7 +281,8 @@ pub unsafe extern "C" fn qcow2_length(image: *mut qcow2_image) -> i64 {
 
 /// Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
 /// Another size drops VM state that no snapshot has. Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG
-/// (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+/// (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2; a raw disk on a block device, or on a storage that
+/// keeps its length), EROFS, ENOSPC and as qcow2_pwrite.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_truncate(image: *mut qcow2_image, size: u64, preallocation: c_int) -> c_int {
     with(image, |guarded| {

@@ -291,7 +291,8 @@ impl RawAlone<'_> {
         if preallocation == Preallocation::Metadata {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
-        let old = length_of(&*storage)?;
+        let bytes = storage.length().map_err(|e| Error::host("length of the raw file", &e))?;
+        let old = round_up(bytes, 512);
         refuse_device(&*storage, old, size, preallocation)?;
         let done = set_length(&*storage, size).and_then(|()| match preallocation {
             Preallocation::Falloc if size > old => {
@@ -304,7 +305,7 @@ impl RawAlone<'_> {
         raw.holes.note_change();
         if let Err(e) = done {
             // A resize that failed has not happened.
-            let _ = storage.set_length(old);
+            let _ = storage.set_length(bytes);
             return Err(e);
         }
         raw.length.store(round_up(size, 512), Ordering::Relaxed);

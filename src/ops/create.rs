@@ -66,7 +66,11 @@ pub fn create_with_data_file(
         return Err(Error::host("Could not resize image", &io::Error::from_raw_os_error(libc::EFBIG)));
     }
     let is_blank = clear(storage)?;
-    storage.set_length(file_bytes).map_err(|e| Error::host("Could not resize image", &e))?;
+    match storage.set_length(file_bytes) {
+        // It keeps its length, in which there is room.
+        Err(e) if is_not_supported(&e) && storage.length().is_ok_and(|now| now >= file_bytes) => {}
+        done => done.map_err(|e| Error::host("Could not resize image", &e))?,
+    }
 
     let mut out = Writer { storage, is_blank, purpose: Purpose::Header, start: 0, buffer: Vec::new() };
     write_refcounts(&mut out, &plan)?;
