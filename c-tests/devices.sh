@@ -5,7 +5,7 @@
 #   devices.sh BIN_DIR TEST_LARGE_SECTORS
 # SPDX-License-Identifier: MIT OR Apache-2.0
 set -eu
-bin=$1 large=$2
+bin=$(realpath "$1") large=$(realpath "$2")
 work=$(mktemp -d)
 devices= mounted=
 finish() {
