@@ -8,7 +8,7 @@
 //! ```text
 //! create   room for the L1 copy and the new table -> both written -> counts of the whole tree rise, durable
 //!          -> COPIED flags of the active tree cleared -> header names the new table -> old table goes
-//!          -> VM state that the snapshot has goes from the active table
+//!          -> VM state whose size is told goes from the active table
 //! apply    room for a new L1 table -> counts of the snapshot's tree rise, durable -> L1 table written
 //!          -> header names it, with the size -> loaded anew -> counts of the old tree fall
 //! delete   new table written, its counts durable -> header names it -> counts of the snapshot's tree fall, durable
@@ -45,7 +45,7 @@ pub struct NewSnapshot {
     pub guest_clock_nanoseconds: u64,
     /// Instructions executed; `u64::MAX` for none.
     pub icount: u64,
-    /// Bytes of VM state that go over to it; 0 for none.
+    /// Bytes of VM state, as its entry says. With any, the image as it is has none afterwards.
     pub vm_state_bytes: u64,
 }
 
@@ -67,20 +67,20 @@ impl Alone<'_> {
         }
         let header = core.header();
         let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
-        let held = active.first(core.l1_entries_with(new.vm_state_bytes)?);
-        let mut copy: Vec<u64> = held.entries.iter().map(|e| e & !COPIED).collect();
-        copy.resize(active.entries.len(), 0);
+        core.check_vm_state_room(new.vm_state_bytes)?;
+        // All of it: VM state belongs to the snapshot, whether its size is told or not.
+        let copy: Vec<u64> = active.entries.iter().map(|e| e & !COPIED).collect();
         let (l1_room, copy) = core.write_l1(alloc, copy)?;
         list.push(core.describe(new, &list, &copy)?);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        core.raise_tree(alloc, &held)?;
+        core.raise_tree(alloc, &copy)?;
         let latch = core.shared.medium.latch();
         let finish = || {
             // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
             core.make_durable(alloc)?;
-            core.set_flags(&mut active, held.entries.len(), true, Flags::ClearOwned)?;
+            core.set_flags(&mut active, true, Flags::ClearOwned)?;
             core.replace_table(table_offset, list.len())?;
             keep([l1_room, table_room]);
             self.settle()
@@ -116,8 +116,7 @@ impl Alone<'_> {
         let latch = core.shared.medium.latch();
         let finish = || {
             core.make_durable(alloc)?;
-            let all = wanted.entries.len();
-            core.set_flags(&mut wanted, all, false, Flags::Clear)?;
+            core.set_flags(&mut wanted, false, Flags::Clear)?;
             core.shared.header.change(|h| {
                 h.l1_table_offset = wanted.offset;
                 h.l1_size = wanted.entries.len() as u32;
@@ -158,8 +157,7 @@ impl Alone<'_> {
             keep([table_room]);
             if core.lower_tree(alloc, &tree)? {
                 core.make_durable(alloc)?;
-                let all = active.entries.len();
-                core.set_flags(&mut active, all, true, Flags::Match(alloc))?;
+                core.set_flags(&mut active, true, Flags::Match(alloc))?;
             }
             self.settle()
         };

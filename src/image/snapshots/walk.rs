@@ -20,11 +20,6 @@ pub(super) struct L1Table {
 }
 
 impl L1Table {
-    /// Its first `count` entries, for a walk.
-    pub(super) fn first(&self, count: usize) -> L1Table {
-        L1Table { offset: self.offset, entries: self.entries[..count.min(self.entries.len())].to_vec() }
-    }
-
     /// The table as it is stored.
     pub(super) fn encode(&self) -> Vec<u8> {
         self.entries.iter().flat_map(|e| e.to_be_bytes()).collect()
@@ -171,20 +166,13 @@ impl Core {
         batch.give()
     }
 
-    /// Brings the COPIED flags of the tree below the first `count` entries of `l1`, entries on the medium and in `l1`,
-    /// to what `flags` says. Only flags change, so any part of it may survive a power cut. `stored`: the L1 entries
-    /// are on the medium.
-    pub(super) fn set_flags(
-        &self,
-        l1: &mut L1Table,
-        count: usize,
-        stored: bool,
-        flags: Flags<'_>,
-    ) -> Result<()> {
+    /// Brings the COPIED flags of the tree below `l1`, entries on the medium and in `l1`, to what `flags` says. Only
+    /// flags change, so any part of it may survive a power cut. `stored`: the L1 entries are on the medium.
+    pub(super) fn set_flags(&self, l1: &mut L1Table, stored: bool, flags: Flags<'_>) -> Result<()> {
         let geometry = &self.geometry;
         let mut bytes = vec![0; geometry.cluster_bytes() as usize];
         let mut changed = Vec::new();
-        for index in 0..count {
+        for index in 0..l1.entries.len() {
             let table = self.table_of(index, l1.entries[index])?;
             let shared = matches!(flags, Flags::ClearOwned) && l1.entries[index] & COPIED == 0;
             if table == 0 || shared {
