@@ -581,7 +581,7 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_clock_nanoseconds;
     /* Instruction count of record and replay; UINT64_MAX: none. */
     uint64_t icount;
-    /* Bytes of VM state, written before with qcow2_vmstate_write; 0: none. */
+    /* Bytes of VM state, written before with qcow2_vmstate_write; 0: not told, and what there is stays in the image, too. */
     uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
@@ -1040,7 +1040,8 @@ int qcow2_measure(uint64_t size,
 /*
  * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
  * unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
- * crash before leaves the image without it. VM state that it has (vm_state_size) has gone from the image then.
+ * crash before leaves the image without it. VM state that was written before belongs to it; where vm_state_size
+ * says how much that is, it has gone from the image then.
  *
  * Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; the name or the ID is longer
  * than 65,535 bytes; there is no room for so much VM state, so that it cannot have been written), EFBIG (65,536
@@ -1073,9 +1074,9 @@ int qcow2_snapshot_delete(qcow2_image *image,
 
 /*
  * Writes `count` bytes at `offset` of the VM state: what a machine has beside its disk, stored in the image past the
- * end of the disk, where the guest cannot see it. All of them or an error. qcow2_snapshot_create with vm_state_size
- * makes it part of a snapshot; until then, and after qcow2_snapshot_apply, it belongs to the image as it is. A new
- * snapshot that has it takes it out of the image, qcow2_truncate to another size and qcow2_make_empty drop it.
+ * end of the disk, where the guest cannot see it. All of them or an error. It belongs to the image as it is, as after
+ * qcow2_snapshot_apply, and to each snapshot that is taken. A new snapshot that says how long it is (vm_state_size)
+ * takes it out of the image; qcow2_truncate to another size and qcow2_make_empty drop it.
  * Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
  * with the snapshot.
  *

@@ -94,9 +94,9 @@ impl Ledger {
         Ok(Some(Run { first, count, fresh, ticket: self.ahead.ticket.max(length_ticket) }))
     }
 
-    /// Whether `cluster` is the first of the clusters ahead.
-    pub(super) fn is_next_ahead(&self, cluster: u64) -> bool {
-        self.ahead.count > 0 && self.ahead.first == cluster
+    /// The first of the clusters ahead, when there are any.
+    pub(super) fn next_ahead(&self) -> Option<u64> {
+        (self.ahead.count > 0).then_some(self.ahead.first)
     }
 
     /// Gives back what has not been used.

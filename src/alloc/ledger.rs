@@ -245,7 +245,7 @@ impl Ledger {
     }
 
     /// The first free cluster whose count has a place, after making one where it is missing.
-    fn first_covered_free(&mut self, shared: &Shared) -> Result<u64> {
+    pub(super) fn first_covered_free(&mut self, shared: &Shared) -> Result<u64> {
         loop {
             let first = self.first_free(shared, self.hint)?;
             self.hint = first;

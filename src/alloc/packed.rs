@@ -3,7 +3,8 @@
 
 use super::ledger::Run;
 use super::{Allocator, Ledger, Reserved, Shared};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::MAX_HOST_OFFSET;
 use crate::meta::Release;
 
 impl Allocator {
@@ -29,12 +30,39 @@ impl Ledger {
         let (run, at) = match self.continue_packing(shared, bytes, lazy)? {
             Some(found) => found,
             None => {
+                self.check_nameable(shared)?;
                 let run = self.take_run(shared, 1, lazy)?;
                 (run, geometry.cluster_offset(run.first))
             }
         };
         self.packing = Some(at + bytes).filter(|end| geometry.in_cluster(*end) != 0);
         Ok((run, at))
+    }
+
+    /// Fails when the cluster that comes next is past what the entry of a compressed cluster can name: it has fewer
+    /// bits for that than other entries, the fewer the larger the clusters.
+    fn check_nameable(&mut self, shared: &Shared) -> Result<()> {
+        let geometry = self.geometry();
+        let bits = geometry.compressed_shift();
+        // Before a refcount block is made, and where that block has taken the cluster.
+        for make_block in [false, true] {
+            let next = match self.next_ahead() {
+                Some(next) => next,
+                None if make_block => self.first_covered_free(shared)?,
+                None => self.first_free(shared, self.hint())?,
+            };
+            let host = geometry.cluster_offset(next);
+            if host >> bits != 0 {
+                return Err(Error::new(
+                    ErrorKind::TooLarge,
+                    format!(
+                        "compressed cluster: the next free cluster is at host offset {host:#x}, \
+                         and an entry names offsets below 2^{bits}"
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Room behind the last stream: in its cluster, and in the next one where that is free.
@@ -47,14 +75,16 @@ impl Ledger {
         }
         let spills = geometry.in_cluster(at) + bytes > geometry.cluster_bytes();
         let next = cluster + 1;
-        let is_free = self.is_next_ahead(next)
-            || (self.table.block_offset(next)?.is_some() && self.count(shared, next)? == 0);
+        let is_free = self.next_ahead() == Some(next)
+            || (geometry.cluster_offset(next) < MAX_HOST_OFFSET
+                && self.table.block_offset(next)?.is_some()
+                && self.count(shared, next)? == 0);
         if spills && !is_free {
             return Ok(None);
         }
         let mut ticket = self.ticket_now(shared, lazy);
         if spills {
-            let run = match self.is_next_ahead(next) {
+            let run = match self.next_ahead() == Some(next) {
                 true => self.take_ahead(shared, 1)?,
                 false => Some(self.raise(shared, next, 1, lazy)?),
             };

@@ -29,7 +29,8 @@ fn now() -> qcow2_snapshot_options {
 
 /// Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
 /// unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
-/// crash before leaves the image without it. VM state that it has (vm_state_size) has gone from the image then.
+/// crash before leaves the image without it. VM state that was written before belongs to it; where vm_state_size
+/// says how much that is, it has gone from the image then.
 ///
 /// Returns 0 or -errno: EINVAL (a count would not fit into refcount_bits; the ID is in use; the name or the ID is longer
 /// than 65,535 bytes; there is no room for so much VM state, so that it cannot have been written), EFBIG (65,536

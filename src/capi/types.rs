@@ -352,6 +352,6 @@ pub struct qcow2_snapshot_options {
     pub vm_clock_nanoseconds: u64,
     /// Instruction count of record and replay; UINT64_MAX: none.
     pub icount: u64,
-    /// Bytes of VM state, written before with qcow2_vmstate_write; 0: none.
+    /// Bytes of VM state, written before with qcow2_vmstate_write; 0: not told, and what there is stays in the image, too.
     pub vm_state_size: u64,
 }

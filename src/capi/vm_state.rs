@@ -7,9 +7,9 @@ use libc::ssize_t;
 use std::ffi::c_void;
 
 /// Writes `count` bytes at `offset` of the VM state: what a machine has beside its disk, stored in the image past the
-/// end of the disk, where the guest cannot see it. All of them or an error. qcow2_snapshot_create with vm_state_size
-/// makes it part of a snapshot; until then, and after qcow2_snapshot_apply, it belongs to the image as it is. A new
-/// snapshot that has it takes it out of the image, qcow2_truncate to another size and qcow2_make_empty drop it.
+/// end of the disk, where the guest cannot see it. All of them or an error. It belongs to the image as it is, as after
+/// qcow2_snapshot_apply, and to each snapshot that is taken. A new snapshot that says how long it is (vm_state_size)
+/// takes it out of the image; qcow2_truncate to another size and qcow2_make_empty drop it.
 /// Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
 /// with the snapshot.
 ///

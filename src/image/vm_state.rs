@@ -40,15 +40,15 @@ impl Core {
         }
     }
 
-    /// L1 entries that map the disk and the first `bytes` of the VM state.
-    pub(super) fn l1_entries_with(&self, bytes: u64) -> Result<usize> {
+    /// Fails when the L1 table does not map `bytes` of VM state.
+    pub(super) fn check_vm_state_room(&self, bytes: u64) -> Result<()> {
         let room = self.io()?.map.room().saturating_sub(self.vm_state_start());
         if bytes > room {
             return Err(Error::invalid(format!(
                 "vm_state_size {bytes}: the L1 table has room for {room} bytes of VM state; write it first"
             )));
         }
-        Ok(self.geometry.l1_entries_for(self.vm_state_start() + bytes) as usize)
+        Ok(())
     }
 
     pub(super) fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -8,7 +8,7 @@
 //! ```text
 //! create   room for the L1 copy and the new table -> both written -> counts of the whole tree rise, durable
 //!          -> COPIED flags of the active tree cleared -> header names the new table -> old table goes
-//!          -> VM state that the snapshot has goes from the active table
+//!          -> VM state whose size is told goes from the active table
 //! apply    room for a new L1 table -> counts of the snapshot's tree rise, durable -> L1 table written
 //!          -> header names it, with the size -> loaded anew -> counts of the old tree fall
 //! delete   new table written, its counts durable -> header names it -> counts of the snapshot's tree fall, durable
@@ -46,7 +46,7 @@ pub struct NewSnapshot {
     pub guest_clock_nanoseconds: u64,
     /// Instructions executed; `u64::MAX` for none.
     pub icount: u64,
-    /// Bytes of VM state that go over to it; 0 for none.
+    /// Bytes of VM state, as its entry says. With any, the image as it is has none afterwards.
     pub vm_state_bytes: u64,
 }
 
@@ -68,22 +68,23 @@ impl Alone<'_> {
         }
         let header = core.header();
         let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
-        let held = core.l1_entries_with(new.vm_state_bytes)?.min(active.entries.len());
-        let kept = |index, entry| if index < held { entry & !COPIED } else { 0 };
-        let copy = active.copied(active.entries.len(), kept)?;
+        core.check_vm_state_room(new.vm_state_bytes)?;
+        // All of it: VM state belongs to the snapshot, whether its size is told or not.
+        let all = active.entries.len();
+        let copy = active.copied(all, |_, entry| entry & !COPIED)?;
         let (l1_room, copy) = core.write_l1(alloc, copy)?;
         list.push(core.describe(new, &list, &copy)?);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        core.raise_tree(alloc, &active, held)?;
+        core.raise_tree(alloc, &active, all)?;
         // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
         let changed = core
             .make_durable(alloc)
-            .and_then(|()| core.set_flags(&mut active, held, true, Flags::ClearOwned))
+            .and_then(|()| core.set_flags(&mut active, all, true, Flags::ClearOwned))
             .and_then(|()| core.replace_table(table_offset, list.len()));
         if let Err(e) = changed {
-            core.lower_again(alloc, &active, held, u64::MAX);
+            core.lower_again(alloc, &active, all, u64::MAX);
             drop((l1_room, table_room));
             // Some flags may have gone. This may have to wait, the answer is known.
             let _ = self.complete(Steps::flags(&core));
