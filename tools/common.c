@@ -47,6 +47,12 @@ void warn_report(const char *format, ...)
     va_end(arguments);
 }
 
+int refuse(char **error, int code, char *text)
+{
+    *error = text;
+    return code;
+}
+
 void *memory_or_exit(void *pointer)
 {
     if (pointer == NULL) {

@@ -413,11 +413,19 @@ pub(super) fn shown_name(origin: &Origin) -> String {
     }
 }
 
-/// The path that a recorded name stands for: relative to the directory of the image that records it.
+/// The path that a recorded backing file's name stands for: relative to the directory of the image that records it, but
+/// relative to the working directory after "file:", as in the reference implementation.
 pub fn resolve_path(name: &OsStr, origin: &Origin) -> Option<PathBuf> {
-    let bytes = name.as_bytes();
-    let name = OsStr::from_bytes(bytes.strip_prefix(b"file:").unwrap_or(bytes));
-    if has_protocol(name) {
+    if let Some(rest) = name.as_bytes().strip_prefix(b"file:") {
+        let rest = OsStr::from_bytes(rest);
+        return match (rest.is_empty(), has_protocol(rest)) {
+            (true, _) => None,
+            // What is left is a file's name, whatever it begins with.
+            (_, true) => Some(Path::new(".").join(rest)),
+            (_, false) => Some(rest.into()),
+        };
+    }
+    if name.is_empty() || has_protocol(name) {
         return None;
     }
     let path = Path::new(name);
@@ -445,7 +453,14 @@ mod tests {
         let image = Origin::Path("/a/b/top.qcow2".into());
         assert_eq!(resolve_path(OsStr::new("base"), &image), Some("/a/b/base".into()));
         assert_eq!(resolve_path(OsStr::new("/c/base"), &image), Some("/c/base".into()));
-        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("/a/b/x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:a:b"), &image), Some("./a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("file:/c/a:b"), &image), Some("/c/a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("file:base"), &Origin::Descriptor(3)), Some("base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:"), &image), None);
+        assert_eq!(resolve_path(OsStr::new("C:\\x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new(":x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new(""), &image), None);
         assert_eq!(resolve_path(OsStr::new("nbd://host/x"), &image), None);
         assert_eq!(resolve_path(OsStr::new("json:{\"a\": 1}"), &image), None);
         assert_eq!(resolve_path(OsStr::new("./a:b"), &image), Some("/a/b/./a:b".into()));
