@@ -10,6 +10,7 @@
    stdout still holds, as in the stock tools --- */
 
 extern const char *program_name;
+/* The first thing that a tool does. */
 void program_init(const char *argv0);
 void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
