@@ -221,8 +221,12 @@ static void works_over_callbacks(void)
     CHECK(qcow2_close(image) < 0);
 
     /* Not both, not none, not without a name. */
-    create.data_fd = 0;
+    create.data_fd = 2;
     CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    create.data_fd = 0;
+    create.flags = QCOW2_CREATE_DATA_FD;
+    CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    create.flags = 0;
     create.data_fd = -1;
     create.options = NULL;
     CHECK_ERROR(qcow2_create_with(&create), EINVAL);

@@ -129,11 +129,19 @@ static size_t details_start(const char *text)
 
 const char *failure_text(void)
 {
+    static const char another[] = "\nIs another handle of this process using";
     static char *text;
+    char *here;
     const char *wanted = getenv("QCOW2_TOOL_DETAIL");
 
     free(text);
     text = text_copy(qcow2_last_error());
+    /* The stock tools know no difference. */
+    here = strstr(text, another);
+    if (here != NULL) {
+        here += strlen("\nIs another ");
+        memmove(here, here + strlen("handle of this "), strlen(here + strlen("handle of this ")) + 1);
+    }
     if (wanted == NULL || strcmp(wanted, "1") != 0) {
         text[details_start(text)] = '\0';
     }

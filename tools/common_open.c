@@ -2,33 +2,15 @@
 #include "common.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 const char *image_probe(const char *path)
 {
-    static const unsigned char magic[4] = { 'Q', 'F', 'I', 0xfb };
-    unsigned char start[8];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    ssize_t count;
+    int found = qcow2_probe(path);
 
-    if (fd < 0) {
-        return NULL;
-    }
-    count = pread(fd, start, sizeof(start), 0);
-    close(fd);
-    if (count < 0) {
-        return NULL;
-    }
-    /* Versions 0 and 1 are another format. */
-    if (count == (ssize_t)sizeof(start) && memcmp(start, magic, 4) == 0 &&
-        (start[4] != 0 || start[5] != 0 || start[6] != 0 || start[7] > 1)) {
-        return "qcow2";
-    }
-    return "raw";
+    return found < 0 ? NULL : found ? "qcow2" : "raw";
 }
 
 void print_message(void *opaque, int kind, const char *text)
@@ -160,7 +142,8 @@ int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, cha
     }
     ret = open_spec(spec, flags, image, error);
     spec->probed_raw = spec->format == NULL && (flags & QCOW2_OPEN_RAW) != 0;
-    if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
+    if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0
+        && list_value(&spec->options, "snapshot") == NULL) {
         warn_guessed(spec);
     }
     return ret;

@@ -30,14 +30,15 @@ pub struct qcow2_resolve_request {
     pub depth: c_int,
     /// As stored in the image.
     pub recorded_name: *const c_char,
-    /// A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
-    /// the working directory. NULL when that is not known or not a file name.
+    /// A backing file's relative name joined to the image's directory; what follows "file:", and a data file's name, as it
+    /// is, for these are relative to the working directory. NULL when that is not known or not a file name
+    /// ("nbd://host/x", "json:{...}", "C:\\x"): every image can say so.
     pub resolved_path: *const c_char,
     /// Recorded format, or NULL; "raw" for a data file.
     pub format: *const c_char,
 }
 
-/// What a resolver gives: one of path, fd, io. The library presets all of them to "none".
+/// What a resolver gives: exactly one of path, fd, io. The library presets all of them to "none".
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_resolve_answer {
@@ -45,7 +46,7 @@ pub struct qcow2_resolve_answer {
     pub struct_size: usize,
     /// Open this path; must stay valid until the call that asks returns.
     pub path: *const c_char,
-    /// Duplicate this descriptor; -1: none.
+    /// Duplicate this descriptor; -1: none; so does 0 mean beside a path or io.
     pub fd: c_int,
     /// Use this storage.
     pub io: *const qcow2_io_ops,
@@ -152,9 +153,13 @@ pub(super) fn ask_resolver(
     let origin = if !answer.io.is_null() {
         // SAFETY: as above.
         Origin::Custom(unsafe { super::custom_io::wrap(answer.io, answer.io_opaque) }?)
-    } else if answer.fd >= 0 {
+    } else if answer.fd > 0 || (answer.fd == 0 && answer.path.is_null()) {
         Origin::Descriptor(answer.fd)
     } else {
+        if answer.path.is_null() {
+            let name = request.recorded_name.to_string_lossy();
+            return Err(Error::invalid(format!("the resolver gave none of path, fd and io for '{name}'")));
+        }
         // SAFETY: as above.
         let path: PathBuf = unsafe { super::edge::path(answer.path) }?;
         Origin::Path(path)

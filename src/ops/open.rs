@@ -6,6 +6,7 @@
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
 use super::handle::{Handle, Manner};
+use super::overlay::open_on_temporary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DIRTY;
@@ -128,12 +129,15 @@ pub struct Opening<'a> {
 impl Opening<'_> {
     /// Opens the node at `origin` with its chain.
     pub fn open(&mut self, origin: &Origin) -> Result<Handle> {
+        if self.options.snapshot && !self.flags.read_only && !self.flags.metadata_only {
+            return open_on_temporary(self, origin);
+        }
         if self.flags.force_share && !self.flags.read_only {
-            return Err(Error::invalid("force-share needs a read-only open"));
+            return Err(Error::invalid("QCOW2_OPEN_FORCE_SHARE needs QCOW2_OPEN_READ_ONLY"));
         }
         let mut seen = Vec::new();
         let (storage, file) = self.open_storage(origin, self.flags.read_only, Role::Image)?;
-        self.open_node(origin, storage, file, &mut seen)
+        self.open_node(origin, storage, file, &mut seen).map_err(|e| located(e, origin))
     }
 
     pub(super) fn access(&self, read_only: bool, role: Role) -> Access {
@@ -270,7 +274,7 @@ impl Opening<'_> {
             return Ok(None);
         }
         if flags.no_repair {
-            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and the caller asked for no repair";
+            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and QCOW2_OPEN_NO_REPAIR forbids its repair";
             return Err(Error::new(ErrorKind::Dirty, text));
         }
         let workers = if matches!(origin, Origin::Custom(_)) { 1 } else { self.options.check_threads };
@@ -333,7 +337,7 @@ impl Opening<'_> {
             return Err(Error::new(
                 ErrorKind::NotAllowed,
                 format!(
-                    "the image records {} '{}': opening it needs the flag that allows recorded files, or a resolver",
+                    "the image records {} '{}', which needs QCOW2_OPEN_ALLOW_RECORDED or a resolver to be opened",
                     request.named.words(),
                     request.recorded_name.to_string_lossy()
                 ),
@@ -383,7 +387,7 @@ impl Opening<'_> {
             if storage.identity().is_some() && seen.contains(&storage.identity()) {
                 return Err(in_chain_already(request));
             }
-            self.open_node(&answer.origin, storage, file, seen)
+            self.open_node(&answer.origin, storage, file, seen).map_err(|e| located(e, &answer.origin))
         });
         self.flags = top;
         self.options = top_options;
@@ -402,6 +406,14 @@ fn in_chain_already(request: &ResolveRequest) -> Error {
         ErrorKind::Loop,
         format!("'{}' is already in the chain", request.recorded_name.to_string_lossy()),
     )
+}
+
+/// An error about a node's contents says which file has them; below a caller's storage nothing has a name.
+fn located(error: Error, origin: &Origin) -> Error {
+    match origin {
+        Origin::Custom(_) => error,
+        _ => error.in_file(shown_name(origin)),
+    }
 }
 
 /// A node's name for messages.
