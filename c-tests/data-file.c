@@ -231,7 +231,7 @@ static void works_over_callbacks(void)
     create.options = NULL;
     CHECK_ERROR(qcow2_create_with(&create), EINVAL);
     CHECK_ERROR(qcow2_create_with(NULL), EINVAL);
-    CHECK_EQ(tables.closes, 4);
+    CHECK_EQ(tables.closes, 5);
     CHECK_EQ(data.closes, 3);
 
     /* A storage that takes no writes, whichever it is, is seen before the other one has lost what it held. */
