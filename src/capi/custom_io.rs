@@ -1,6 +1,6 @@
 //! A caller's storage: a table of functions behind the engine's storage trait.
 
-use super::edge::{path, take};
+use super::edge::{is_given, path, take};
 use crate::error::{Error, Result};
 use crate::ops::open::Origin;
 use crate::storage::end::{End, EndAlone};
@@ -135,12 +135,13 @@ pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Resu
 pub(super) unsafe fn place(
     name: *const c_char,
     fd: c_int,
+    also_zero: bool,
     io: *const qcow2_io_ops,
     opaque: *mut c_void,
 ) -> Result<Option<Origin>> {
     // SAFETY: the caller's pointers, as the contract says.
     let custom = if io.is_null() { None } else { Some(unsafe { wrap(io, opaque) }?) };
-    match (!name.is_null(), fd >= 0, custom) {
+    match (!name.is_null(), is_given(fd, also_zero), custom) {
         (false, false, None) => Ok(None),
         // SAFETY: as above.
         (true, false, None) => Ok(Some(Origin::Path(unsafe { path(name) }?))),
