@@ -9,6 +9,7 @@ mod kit;
 mod lazy;
 mod lazy_stock;
 mod repair;
+mod reuse;
 mod security;
 #[path = "../testkit/mod.rs"]
 mod testkit;
