@@ -1,10 +1,11 @@
 //! The parts of a resize that change tables: a longer L1 table, dropped entries, preallocated clusters.
 
+use super::bitmaps::load_bitmaps;
 use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
-use super::{Core, ZeroFlags};
 use super::snapshots::Walk;
+use super::{Core, ZeroFlags};
 use crate::alloc::{Allocator, ClusterRun, Freed};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
@@ -36,6 +37,8 @@ impl Alone<'_> {
         if header.snapshot_count > 0 && header.version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
+        // Of another size they mean nothing. Where nobody can read them, a repair frees them.
+        let bitmaps = load_bitmaps(&**core.storage(), &header).unwrap_or_default();
         core.begin_write()?;
         let preallocation = match preallocation {
             // A raw data file has no holes that only the tables know of.
@@ -50,6 +53,11 @@ impl Alone<'_> {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
         if size != old {
+            // A table that breaks a rule leaves leaks.
+            match core.free_bitmaps(&bitmaps) {
+                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+                _ => {}
+            }
             // It begins where the disk's L1 entries end: it would be part of the disk, or out of its place.
             self.drop_vm_state()?;
         }
