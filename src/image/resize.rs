@@ -102,7 +102,7 @@ impl Alone<'_> {
         // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
         let cut_end = core.geometry.cluster_ceil(from).unwrap_or(to).min(to);
         if from < cut_end && core.is_hole(from)? {
-            let zeroes = vec![0; (cut_end - from) as usize];
+            let zeroes = zeroed("rest of a cluster", cut_end - from)?;
             core.write(from, &[IoSlice::new(&zeroes)], self.flusher())?;
         }
         core.preallocate(cut_end, to, preallocation == Preallocation::Falloc)?;

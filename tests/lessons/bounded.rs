@@ -173,7 +173,7 @@ impl Terabyte {
             memory.write(Purpose::L1, at, &[IoSlice::new(&value.to_be_bytes())]).unwrap();
         };
         for index in 0..TABLES {
-            put(head.l1_offset + index * 8, (FIRST_TABLE + index) * CLUSTER | COPIED);
+            put(head.l1_offset + index * 8, ((FIRST_TABLE + index) * CLUSTER) | COPIED);
         }
         for index in 1..BLOCKS {
             put(head.table_offset + index * 8, (FIRST_BLOCK + index) * CLUSTER);
@@ -187,7 +187,7 @@ impl Terabyte {
         match cluster {
             FIRST_TABLE.. if cluster < FIRST_TABLE + TABLES => {
                 let guest = (cluster - FIRST_TABLE) * (CLUSTER / 8) + slot;
-                (FIRST_DATA + guest * 2) * CLUSTER | COPIED
+                ((FIRST_DATA + guest * 2) * CLUSTER) | COPIED
             }
             FIRST_BLOCK.. if cluster < FIRST_BLOCK + BLOCKS => 0x0001_0001_0001_0001,
             _ => 0,
