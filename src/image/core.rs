@@ -8,7 +8,7 @@ use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
@@ -80,7 +80,7 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
     let mut start = vec![0; length.min(512) as usize];
     read_exact(storage, Purpose::Header, 0, &mut start)?;
     let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = vec![0; length.min(cluster_bytes) as usize];
+    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
     read_exact(storage, Purpose::Header, 0, &mut cluster)?;
     let header = Header::parse(&cluster)?;
     cluster.resize(512.max(cluster.len()), 0);

@@ -1,5 +1,6 @@
 //! The parts of a resize that change tables: a longer L1 table, dropped entries, preallocated clusters.
 
+use super::bitmaps::load_bitmaps;
 use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
@@ -37,6 +38,8 @@ impl Alone<'_> {
         if header.snapshot_count > 0 && header.version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
+        // Of another size they mean nothing. Where nobody can read them, a repair frees them.
+        let bitmaps = load_bitmaps(&**core.storage(), &header).unwrap_or_default();
         core.begin_write()?;
         let preallocation = match preallocation {
             // A raw data file has no holes that only the tables know of.
@@ -51,6 +54,11 @@ impl Alone<'_> {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
         if size != old {
+            // A table that breaks a rule leaves leaks.
+            match core.free_bitmaps(&bitmaps) {
+                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+                _ => {}
+            }
             // It begins where the disk's L1 entries end: it would be part of the disk, or out of its place.
             self.drop_vm_state()?;
         }
@@ -173,7 +181,7 @@ impl Core {
         // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
         let cut_end = self.geometry.cluster_ceil(from).unwrap_or(to).min(to);
         if from < cut_end && self.is_hole(from)? {
-            let zeroes = vec![0; (cut_end - from) as usize];
+            let zeroes = zeroed("rest of a cluster", cut_end - from)?;
             self.write(from, &[IoSlice::new(&zeroes)], flusher)?;
         }
         self.preallocate(cut_end, to, preallocation)?;

@@ -9,7 +9,7 @@ use super::buffers::Gather;
 use super::flush::Flusher;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
 use crate::storage::medium::Ticket;
@@ -122,7 +122,7 @@ impl Core {
             return Ok(now.length);
         }
         let to = from + now.length;
-        let mut bytes = vec![0; now.length as usize];
+        let mut bytes = zeroed("copy of guest data", now.length)?;
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
             backing.read_as_backing(from, &mut bytes)?;
         }

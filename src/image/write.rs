@@ -8,7 +8,7 @@ use super::buffers::{total, Gather};
 use super::flush::Flusher;
 use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
-use crate::error::{Error, Result};
+use crate::error::{zeroed, Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, Look, NewEntry, Source};
 use crate::meta::Release;
@@ -304,7 +304,7 @@ impl Core {
         if from >= to {
             return Ok(Vec::new());
         }
-        let mut bytes = vec![0; (to - from) as usize];
+        let mut bytes = zeroed("copy of guest data", to - from)?;
         let inside = to.min(disk_end).saturating_sub(from) as usize;
         if inside > 0 {
             self.read_range(run_start + from, &mut bytes[..inside])?;

@@ -458,8 +458,9 @@ impl Page {
         }
         // P2: what was ripe is older than whatever is held of the same entry.
         state.held.splice(0..0, ripe.letting_go);
+        let back = (!state.listed).then(|| Arc::clone(self));
         state.listed = true;
-        list.put_back([Arc::clone(self)]);
+        list.put_back(back);
     }
 
     fn write_runs(&self, runs: &[(usize, Vec<u8>)], medium: &Medium, guard: &OverlapGuard) -> Result<()> {

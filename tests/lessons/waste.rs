@@ -5,6 +5,8 @@ use crate::testkit::oracle::be64;
 use crate::testkit::recorder::{Recorder, What};
 use qcow2::image::ZeroFlags;
 use qcow2::ops::commit::commit;
+use qcow2::ops::resize::resize;
+use qcow2::options::Preallocation;
 use qcow2::storage::memory::Memory;
 use qcow2::storage::Storage;
 use std::sync::Arc;
@@ -106,6 +108,29 @@ fn waste_zeroes_over_all_data_of_a_cluster_are_an_entry() {
     }
 }
 
+/// What a resize makes void is freed.
+#[test]
+fn waste_a_resize_leaks_no_bitmaps() {
+    let Some(bench) = Bench::with_stock_tools("waste_a_resize_leaks_no_bitmaps") else { return };
+    for (size, again) in [("16M", 8 * MIB), ("8M", 16 * MIB)] {
+        bench.img(&["create", "-q", "-f", "qcow2", "disk", size]);
+        for name in ["a", "b"] {
+            bench.img(&["bitmap", "--add", "-g", "512", "disk", name]);
+        }
+        bench.io("disk", &["write -P 1 0 1M", "write -P 2 5M 1M"]);
+        assert!(bench.read("disk")[95] & 1 != 0, "the bitmaps are in force");
+        let handle = open_file(&bench.path("disk"), WRITABLE, &[]).unwrap();
+        resize(&handle, again, Preallocation::Off).unwrap();
+        write(&handle, 3 * MIB, &pattern(MIB, 3));
+        assert_eq!(read(&handle, 3 * MIB, MIB), pattern(MIB, 3));
+        handle.close().unwrap();
+        bench.assert_clean("disk");
+        let handle = open_file(&bench.path("disk"), WRITABLE, &[]).unwrap();
+        assert_eq!(read(&handle, 5 * MIB, MIB), vec![2; MIB as usize]);
+        handle.close().unwrap();
+    }
+}
+
 #[test]
 fn waste_freed_clusters_are_used_before_the_file_grows() {
     let memory = new_image(64 * MIB, &[]);
@@ -125,6 +150,7 @@ fn waste_freed_clusters_are_used_before_the_file_grows() {
 #[test]
 fn waste_small_refcount_blocks_do_not_sync_each() {
     let recorder = Recorder::new(new_image(64 * MIB, &["cluster_size=512"]).contents());
+    recorder.leave_unjudged("it is written outside requests");
     let storage: Arc<dyn Storage> = recorder.clone();
     let handle = open_over(&storage, None, WRITABLE, &[]).unwrap();
     let before = recorder.log().len();
