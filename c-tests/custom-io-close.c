@@ -76,7 +76,7 @@ int main(void)
     CHECK_EQ(memory.closes, 8);
     memory.fail_read = 0;
     memory.bytes[0] ^= 1;
-    CHECK_ERROR(test_memory_open(&test_memory_ops, &memory, 0, &image), EINVAL);
+    CHECK_ERROR(test_memory_open(&test_memory_ops, &memory, 0, &image), EMEDIUMTYPE);
     CHECK_EQ(memory.closes, 9);
     memory.bytes[0] ^= 1;
 

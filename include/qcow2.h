@@ -59,7 +59,7 @@
 
 /* For a variable of type qcow2_create_params: struct_size set, the size by option, everything else "not given". */
 #define QCOW2_CREATE_PARAMS_INIT \
-    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL }
+    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL, 0 }
 
 /* For a variable of type qcow2_snapshot_options: struct_size set, now, the next free ID, no instruction count. */
 #define QCOW2_SNAPSHOT_OPTIONS_INIT \
@@ -91,7 +91,7 @@
 
 /*
  * The file is a raw disk; every guest call works on it the same way. Formats are never guessed: without this flag a
- * file that does not begin with "QFI\xfb" is -EINVAL. Who guesses lets a guest that writes a header into its raw disk
+ * file that does not begin with "QFI\xfb" is -EMEDIUMTYPE. Who guesses (qcow2_probe) lets a guest that writes a header into its raw disk
  * choose what is opened.
  */
 #define QCOW2_OPEN_RAW 64
@@ -107,6 +107,15 @@
  * that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
  */
 #define QCOW2_OPEN_INACTIVE 256
+
+/* qcow2_open_with: `fd` is a descriptor also when it is 0, which otherwise counts as not given. */
+#define QCOW2_OPEN_FD 512
+
+/* qcow2_create_with: `fd` is a descriptor also when it is 0, which otherwise counts as not given. */
+#define QCOW2_CREATE_FD 1
+
+/* qcow2_create_with: `data_fd` is a descriptor also when it is 0, which otherwise counts as not given. */
+#define QCOW2_CREATE_DATA_FD 2
 
 /* The request is durable when the call returns. */
 #define QCOW2_REQ_FUA 1
@@ -275,8 +284,9 @@ typedef struct qcow2_resolve_request {
     /* As stored in the image. */
     const char *recorded_name;
     /*
-     * A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
-     * the working directory. NULL when that is not known or not a file name.
+     * A backing file's relative name joined to the image's directory; what follows "file:", and a data file's name, as it
+     * is, for these are relative to the working directory. NULL when that is not known or not a file name
+     * ("nbd://host/x", "json:{...}", "C:\\x"): every image can say so.
      */
     const char *resolved_path;
     /* Recorded format, or NULL; "raw" for a data file. */
@@ -289,7 +299,7 @@ typedef struct qcow2_resolve_answer {
     size_t struct_size;
     /* Open this path; must stay valid until the call that asks returns. */
     const char *path;
-    /* Duplicate this descriptor; -1: none. */
+    /* Duplicate this descriptor; -1: none; so does 0 mean beside a path or io. */
     int fd;
     /* Use this storage. */
     const qcow2_io_ops *io;
@@ -311,13 +321,13 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
 /* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
 typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
 
-/* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT. */
+/* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`. */
 typedef struct qcow2_open_params {
     /* sizeof(qcow2_open_params), set by the caller. */
     size_t struct_size;
     /* One of path, fd, io. */
     const char *path;
-    /* Duplicated; the caller keeps its own. -1: none. */
+    /* Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_OPEN_FD. */
     int fd;
     /* Copied. */
     const qcow2_io_ops *io;
@@ -585,19 +595,19 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
-/* Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT. */
+/* Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT, or with zeroes, `struct_size` and `size`. */
 typedef struct qcow2_create_params {
     /* sizeof(qcow2_create_params), set by the caller. */
     size_t struct_size;
     /* One of path, fd, io. */
     const char *path;
-    /* Duplicated; the caller keeps its own. -1: none. */
+    /* Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_CREATE_FD. */
     int fd;
     /* Copied; its `close` is called before the call returns. */
     const qcow2_io_ops *io;
     /* Handed to the functions of `io`. */
     void *io_opaque;
-    /* Bytes, rounded up to 512; UINT64_MAX: the option "size" says. */
+    /* Bytes, rounded up to 512; UINT64_MAX: the option "size" says, or else the backing file. */
     uint64_t size;
     /* "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list. */
     const char *const *options;
@@ -606,12 +616,14 @@ typedef struct qcow2_create_params {
      * that is recorded.
      */
     const char *data_path;
-    /* As `fd`; -1: none. */
+    /* As `fd`; -1: none; so does 0 mean without QCOW2_CREATE_DATA_FD. */
     int data_fd;
     /* As `io`. */
     const qcow2_io_ops *data_io;
     /* Handed to the functions of `data_io`. */
     void *data_io_opaque;
+    /* QCOW2_CREATE_*; unknown bits are -EINVAL. */
+    uint64_t flags;
 } qcow2_create_params;
 
 /* One option of the table that drives parsing, help texts and the manual. */
@@ -654,8 +666,8 @@ const char *qcow2_last_error(void);
  * "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
  * must be given to qcow2_close; on failure it is NULL.
  *
- * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
- * named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
+ * Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
+ * all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
  * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
  * ELOOP, ENOENT and what else the host says.
  */
@@ -674,6 +686,16 @@ int qcow2_open_fd(int fd,
                   uint64_t flags,
                   const char *const *options,
                   qcow2_image **image);
+
+/*
+ * Whether the file at `path` begins as a qcow2 image of version 2 or later does: 1 or 0; -errno: what the host says.
+ * Nothing is locked. A guest can write such a beginning into its raw disk, and the image that it makes up names files of
+ * the host: what is found this way is no reason to give QCOW2_OPEN_ALLOW_RECORDED.
+ */
+int qcow2_probe(const char *path);
+
+/* qcow2_probe by descriptor, whose offset does not move. */
+int qcow2_probe_fd(int fd);
 
 /*
  * The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
@@ -787,6 +809,9 @@ int qcow2_write_zeroes(qcow2_image *image, uint64_t offset, uint64_t length, uin
  */
 int qcow2_discard(qcow2_image *image, uint64_t offset, uint64_t length);
 
+/* qcow2_discard with flags: QCOW2_REQ_FUA. */
+int qcow2_discard2(qcow2_image *image, uint64_t offset, uint64_t length, uint64_t flags);
+
 /*
  * Makes everything durable that completed before the call. Flushes of several threads share their work.
  * Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
@@ -821,6 +846,15 @@ int qcow2_truncate(qcow2_image *image,
 
 /* Fills `info`. Returns 0 or -errno. */
 int qcow2_get_info(qcow2_image *image, qcow2_info *info);
+
+/*
+ * qcow2_get_info for a disk of the chain: depth 0 is `image` itself, 1 its backing file, and so on, as qcow2_extent
+ * counts. The strings are valid until the next call of this function on the handle. Returns 0, -ENOENT below the last
+ * disk, or another -errno.
+ */
+int qcow2_get_node_info(qcow2_image *image,
+                        uint32_t depth,
+                        qcow2_info *info);
 
 /*
  * Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
@@ -1104,8 +1138,8 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
 
 /*
  * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
- * option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
- * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
+ * option "size" says, or else the backing file, which is opened for nothing but that). The same options to qemu-img
+ * create give the same header and extensions. A backing file is recorded, not opened; a data file (option data_file, a name relative to the working directory) is made too, and
  * what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
  * that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.

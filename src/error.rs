@@ -16,7 +16,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The image breaks a rule of the format: `EIO`, as the stock driver answers.
     Corrupt,
-    /// The file is not a qcow2 image at all: `EINVAL`, as the stock driver answers.
+    /// The file is not a qcow2 image at all: `EMEDIUMTYPE`.
     NotQcow2,
     /// A guest range ends past the virtual disk: `EIO`, as the stock driver answers.
     PastEnd,
@@ -54,7 +54,8 @@ impl ErrorKind {
     /// The positive errno of this kind.
     pub fn errno(self) -> i32 {
         match self {
-            ErrorKind::Invalid | ErrorKind::NotQcow2 => libc::EINVAL,
+            ErrorKind::Invalid => libc::EINVAL,
+            ErrorKind::NotQcow2 => libc::EMEDIUMTYPE,
             ErrorKind::Unsupported => libc::ENOTSUP,
             ErrorKind::Corrupt | ErrorKind::PastEnd | ErrorKind::Occupied | ErrorKind::MarkedCorrupt => {
                 libc::EIO
@@ -130,6 +131,18 @@ impl Error {
     /// The positive errno.
     pub fn errno(&self) -> i32 {
         self.kind.errno()
+    }
+
+    /// The same error with the file that it is about among its details, which stand in brackets at the end.
+    pub fn in_file(self, path: impl fmt::Display) -> Self {
+        if self.text.ends_with("']") && self.text.contains("in '") {
+            return self; // a file further down
+        }
+        let text = match self.text.strip_suffix(']') {
+            Some(text) if text.contains(" [") => format!("{text}, in '{path}']"),
+            _ => format!("{} [in '{path}']", self.text),
+        };
+        Error { kind: self.kind, text: text.into_boxed_str() }
     }
 
     /// The same error with `prefix: ` before its text.

@@ -29,8 +29,9 @@ pub struct qcow2_resolve_request {
     pub depth: c_int,
     /// As stored in the image.
     pub recorded_name: *const c_char,
-    /// A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
-    /// the working directory. NULL when that is not known or not a file name.
+    /// A backing file's relative name joined to the image's directory; what follows "file:", and a data file's name, as it
+    /// is, for these are relative to the working directory. NULL when that is not known or not a file name
+    /// ("nbd://host/x", "json:{...}", "C:\\x"): every image can say so.
     pub resolved_path: *const c_char,
     /// Recorded format, or NULL; "raw" for a data file.
     pub format: *const c_char,
@@ -44,7 +45,7 @@ pub struct qcow2_resolve_answer {
     pub struct_size: usize,
     /// Open this path; must stay valid until the call that asks returns.
     pub path: *const c_char,
-    /// Duplicate this descriptor; -1: none.
+    /// Duplicate this descriptor; -1: none; so does 0 mean beside a path or io.
     pub fd: c_int,
     /// Use this storage.
     pub io: *const qcow2_io_ops,
@@ -150,10 +151,14 @@ pub(super) fn ask_resolver(
     }
     // SAFETY: the caller fills the answer with valid pointers, as the contract says. The storage first: its `close` is
     // owed from here on, whatever else is wrong.
-    let origin = unsafe { super::custom_io::place(answer.path, answer.fd, answer.io, answer.io_opaque) }?;
+    let by_fd = answer.fd > 0 || (answer.fd == 0 && answer.path.is_null() && answer.io.is_null());
+    let fd = by_fd.then_some(answer.fd);
+    let origin = unsafe { super::custom_io::place(answer.path, fd, answer.io, answer.io_opaque) }?;
     // SAFETY: as above.
     let format = unsafe { super::edge::optional_text(answer.format, "resolve answer's format") }?;
-    let origin =
-        origin.ok_or_else(|| Error::invalid("the resolver's answer gives none of path, fd and io"))?;
+    let origin = origin.ok_or_else(|| {
+        let name = request.recorded_name.to_string_lossy();
+        Error::invalid(format!("the resolver gave none of path, fd and io for '{name}'"))
+    })?;
     Ok(ResolveAnswer { origin, format: format.map(str::to_owned) })
 }

@@ -228,6 +228,25 @@ pub unsafe extern "C" fn qcow2_discard(image: *mut qcow2_image, offset: u64, len
     with(image, |guarded| guarded.handle.disk().discard(offset, length).map(|()| 0)) as c_int
 }
 
+/// qcow2_discard with flags: QCOW2_REQ_FUA.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_discard2(
+    image: *mut qcow2_image,
+    offset: u64,
+    length: u64,
+    flags: u64,
+) -> c_int {
+    with(image, |guarded| {
+        check_flags(flags, QCOW2_REQ_FUA)?;
+        let disk = guarded.handle.disk();
+        match flags & QCOW2_REQ_FUA {
+            0 => disk.discard(offset, length)?,
+            _ => disk.discard_durably(offset, length)?,
+        }
+        Ok(0)
+    }) as c_int
+}
+
 /// Makes everything durable that completed before the call. Flushes of several threads share their work.
 /// Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
 /// (ENOTRECOVERABLE), for what the host has dropped cannot be written again.

@@ -2,19 +2,20 @@
 
 use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
-use super::edge::{enter, last_error, option_list, take, with, Guarded};
+use super::edge::{enter, is_given, last_error, option_list, take, with, Guarded};
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::MessageKind;
 use crate::ops::handle::Handle;
 use crate::ops::inactive::{inactivate, invalidate};
 use crate::ops::open::{Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver};
+use crate::ops::probe::probe;
 use crate::options::OpenOptions;
 use std::ffi::{c_char, c_int, c_void};
 
-const ALL_OPEN_FLAGS: u64 = 0x1ff;
+const ALL_OPEN_FLAGS: u64 = 0x3ff;
 
-/// Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT.
+/// Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_open_params {
@@ -22,7 +23,7 @@ pub struct qcow2_open_params {
     pub struct_size: usize,
     /// One of path, fd, io.
     pub path: *const c_char,
-    /// Duplicated; the caller keeps its own. -1: none.
+    /// Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_OPEN_FD.
     pub fd: c_int,
     /// Copied.
     pub io: *const qcow2_io_ops,
@@ -79,9 +80,15 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
 }
 
 unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
+    let by_fd = is_given(params.fd, params.flags & QCOW2_OPEN_FD != 0);
     // SAFETY: the caller's pointers, as the contract says.
-    let place = unsafe { place(params.path, params.fd, params.io, params.io_opaque) }?;
-    place.ok_or_else(|| Error::invalid("exactly one of path, fd and io must be given"))
+    let place = unsafe { place(params.path, by_fd.then_some(params.fd), params.io, params.io_opaque) };
+    if params.flags & QCOW2_OPEN_FD != 0 && !by_fd {
+        return Err(Error::invalid(format!("QCOW2_OPEN_FD is given, and fd is {}", params.fd)));
+    }
+    place?.ok_or_else(|| {
+        Error::invalid("exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_OPEN_FD)")
+    })
 }
 
 /// Runs `run` with the caller's resolver and receiver of messages.
@@ -138,8 +145,8 @@ pub extern "C" fn qcow2_last_error() -> *const c_char {
 /// "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
 /// must be given to qcow2_close; on failure it is NULL.
 ///
-/// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
-/// named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
+/// Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
+/// all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
 /// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
 /// ELOOP, ENOENT and what else the host says.
 #[no_mangle]
@@ -164,8 +171,23 @@ pub unsafe extern "C" fn qcow2_open_fd(
     options: *const *const c_char,
     image: *mut *mut qcow2_image,
 ) -> c_int {
-    let params = qcow2_open_params { fd, flags, options, ..qcow2_open_params::empty() };
+    let params =
+        qcow2_open_params { fd, flags: flags | QCOW2_OPEN_FD, options, ..qcow2_open_params::empty() };
     enter(|| unsafe { open(&params, image) }) as c_int
+}
+
+/// Whether the file at `path` begins as a qcow2 image of version 2 or later does: 1 or 0; -errno: what the host says.
+/// Nothing is locked. A guest can write such a beginning into its raw disk, and the image that it makes up names files of
+/// the host: what is found this way is no reason to give QCOW2_OPEN_ALLOW_RECORDED.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_probe(path: *const c_char) -> c_int {
+    enter(|| Ok(i64::from(probe(&Origin::Path(unsafe { super::edge::path(path) }?))?))) as c_int
+}
+
+/// qcow2_probe by descriptor, whose offset does not move.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_probe_fd(fd: c_int) -> c_int {
+    enter(|| Ok(i64::from(probe(&Origin::Descriptor(fd))?))) as c_int
 }
 
 /// The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a

@@ -139,6 +139,12 @@ impl Disk {
         }
     }
 
+    /// The same, durable when it returns.
+    pub fn discard_durably(&self, offset: u64, length: u64) -> Result<()> {
+        self.discard(offset, length)?;
+        self.flush()
+    }
+
     /// Fills `buffer` from `offset` of the VM state.
     pub fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self {

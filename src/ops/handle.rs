@@ -104,6 +104,15 @@ impl Handle {
         self.below.load_full()
     }
 
+    /// The handle `depth` disks below this one, 1 at least.
+    pub fn node_below(&self, depth: u32) -> Option<Arc<Handle>> {
+        let mut node = self.below()?;
+        for _ in 1..depth {
+            node = node.below()?;
+        }
+        Some(node)
+    }
+
     /// Another backing file's handle.
     pub(super) fn put_below(&self, below: Option<Arc<Handle>>) {
         self.below.store(below);

@@ -7,6 +7,7 @@ pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
 use super::data_file::identity_of;
 use super::handle::{Handle, Manner};
+use super::overlay::open_on_temporary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DIRTY;
@@ -128,12 +129,15 @@ pub struct Opening<'a> {
 impl Opening<'_> {
     /// Opens the node at `origin` with its chain.
     pub fn open(&mut self, origin: &Origin) -> Result<Handle> {
+        if self.options.snapshot && !self.flags.read_only && !self.flags.metadata_only {
+            return open_on_temporary(self, origin);
+        }
         if self.flags.force_share && !self.flags.read_only {
-            return Err(Error::invalid("force-share needs a read-only open"));
+            return Err(Error::invalid("QCOW2_OPEN_FORCE_SHARE needs QCOW2_OPEN_READ_ONLY"));
         }
         let mut seen = Vec::new();
         let (storage, file) = self.open_storage(origin, self.flags.read_only, Role::Image)?;
-        self.open_node(origin, storage, file, &mut seen)
+        self.open_node(origin, storage, file, &mut seen).map_err(|e| located(e, origin))
     }
 
     pub(super) fn access(&self, read_only: bool, role: Role) -> Access {
@@ -274,7 +278,7 @@ impl Opening<'_> {
             return Ok(None);
         }
         if flags.no_repair {
-            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and the caller asked for no repair";
+            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and QCOW2_OPEN_NO_REPAIR forbids its repair";
             return Err(Error::new(ErrorKind::Dirty, text));
         }
         let workers = if matches!(origin, Origin::Custom(_)) { 1 } else { self.options.check_threads };
@@ -337,7 +341,7 @@ impl Opening<'_> {
             return Err(Error::new(
                 ErrorKind::NotAllowed,
                 format!(
-                    "the image records {} '{}': opening it needs the flag that allows recorded files, or a resolver",
+                    "the image records {} '{}', which needs QCOW2_OPEN_ALLOW_RECORDED or a resolver to be opened",
                     request.named.words(),
                     request.recorded_name.to_string_lossy()
                 ),
@@ -387,7 +391,7 @@ impl Opening<'_> {
             if storage.identity().is_some() && seen.contains(&storage.identity()) {
                 return Err(in_chain_already(request));
             }
-            self.open_node(&answer.origin, storage, file, seen)
+            self.open_node(&answer.origin, storage, file, seen).map_err(|e| located(e, &answer.origin))
         });
         self.flags = top;
         self.options = top_options;
@@ -408,6 +412,14 @@ fn in_chain_already(request: &ResolveRequest) -> Error {
     )
 }
 
+/// An error about a node's contents says which file has them; below a caller's storage nothing has a name.
+fn located(error: Error, origin: &Origin) -> Error {
+    match origin {
+        Origin::Custom(_) => error,
+        _ => error.in_file(shown_name(origin)),
+    }
+}
+
 /// A node's name for messages.
 pub(super) fn shown_name(origin: &Origin) -> String {
     match origin {
@@ -417,11 +429,19 @@ pub(super) fn shown_name(origin: &Origin) -> String {
     }
 }
 
-/// The path that a recorded name stands for: relative to the directory of the image that records it.
+/// The path that a recorded backing file's name stands for: relative to the directory of the image that records it, but
+/// relative to the working directory after "file:", as in the reference implementation.
 pub fn resolve_path(name: &OsStr, origin: &Origin) -> Option<PathBuf> {
-    let bytes = name.as_bytes();
-    let name = OsStr::from_bytes(bytes.strip_prefix(b"file:").unwrap_or(bytes));
-    if has_protocol(name) {
+    if let Some(rest) = name.as_bytes().strip_prefix(b"file:") {
+        let rest = OsStr::from_bytes(rest);
+        return match (rest.is_empty(), has_protocol(rest)) {
+            (true, _) => None,
+            // What is left is a file's name, whatever it begins with.
+            (_, true) => Some(Path::new(".").join(rest)),
+            (_, false) => Some(rest.into()),
+        };
+    }
+    if name.is_empty() || has_protocol(name) {
         return None;
     }
     let path = Path::new(name);
@@ -449,7 +469,14 @@ mod tests {
         let image = Origin::Path("/a/b/top.qcow2".into());
         assert_eq!(resolve_path(OsStr::new("base"), &image), Some("/a/b/base".into()));
         assert_eq!(resolve_path(OsStr::new("/c/base"), &image), Some("/c/base".into()));
-        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("/a/b/x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:a:b"), &image), Some("./a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("file:/c/a:b"), &image), Some("/c/a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("file:base"), &Origin::Descriptor(3)), Some("base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:"), &image), None);
+        assert_eq!(resolve_path(OsStr::new("C:\\x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new(":x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new(""), &image), None);
         assert_eq!(resolve_path(OsStr::new("nbd://host/x"), &image), None);
         assert_eq!(resolve_path(OsStr::new("json:{\"a\": 1}"), &image), None);
         assert_eq!(resolve_path(OsStr::new("./a:b"), &image), Some("/a/b/./a:b".into()));

@@ -68,9 +68,11 @@ impl Users {
     fn enter(&mut self, access: Access, shown: &str) -> Result<()> {
         match access {
             Access::Write | Access::WriteData if self.writers + self.readers > 0 => {
-                Err(refused("\"write\"", shown))
+                Err(refused("\"write\"", HERE, shown))
             }
-            Access::Read | Access::ReadData if self.writers > 0 => Err(refused("shared \"write\"", shown)),
+            Access::Read | Access::ReadData if self.writers > 0 => {
+                Err(refused("shared \"write\"", HERE, shown))
+            }
             _ => {
                 self.count(access);
                 Ok(())
@@ -244,10 +246,12 @@ impl FileLock {
 
     fn test_all(&self, shown: &str) -> Result<()> {
         for p in self.access.in_use() {
-            self.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), shown))?;
+            self.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), ELSEWHERE, shown))?;
         }
         for p in self.access.not_shared() {
-            self.test(IN_USE + p, || refused(&format!("shared \"{}\"", NAMES[*p as usize]), shown))?;
+            self.test(IN_USE + p, || {
+                refused(&format!("shared \"{}\"", NAMES[*p as usize]), ELSEWHERE, shown)
+            })?;
         }
         Ok(())
     }
@@ -284,10 +288,14 @@ impl Drop for FileLock {
     }
 }
 
-fn refused(which: &str, shown: &str) -> Error {
+/// Who is in the way.
+const HERE: &str = "handle of this process";
+const ELSEWHERE: &str = "process";
+
+fn refused(which: &str, who: &str, shown: &str) -> Error {
     Error::new(
         ErrorKind::Locked,
-        format!("Failed to get {which} lock\nIs another process using the image [{shown}]?"),
+        format!("Failed to get {which} lock\nIs another {who} using the image [{shown}]?"),
     )
 }
 
