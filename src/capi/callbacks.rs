@@ -151,9 +151,9 @@ pub(super) fn ask_resolver(
     }
     // SAFETY: the caller fills the answer with valid pointers, as the contract says. The storage first: its `close` is
     // owed from here on, whatever else is wrong.
-    let also_zero = answer.path.is_null() && answer.io.is_null();
-    let origin =
-        unsafe { super::custom_io::place(answer.path, answer.fd, also_zero, answer.io, answer.io_opaque) }?;
+    let by_fd = answer.fd > 0 || (answer.fd == 0 && answer.path.is_null() && answer.io.is_null());
+    let fd = by_fd.then_some(answer.fd);
+    let origin = unsafe { super::custom_io::place(answer.path, fd, answer.io, answer.io_opaque) }?;
     // SAFETY: as above.
     let format = unsafe { super::edge::optional_text(answer.format, "resolve answer's format") }?;
     let origin = origin.ok_or_else(|| {

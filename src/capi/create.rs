@@ -118,9 +118,10 @@ pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -
         let p = take(params, qcow2_create_params::empty(), "params")?;
         // Both storages first: their `close` is owed from here on, whatever else is wrong.
         let has = |flag: u64| p.flags & flag != 0;
-        let image = place(p.path, p.fd, has(QCOW2_CREATE_FD), p.io, p.io_opaque);
-        let data_file =
-            place(p.data_path, p.data_fd, has(QCOW2_CREATE_DATA_FD), p.data_io, p.data_io_opaque)?;
+        let fd = |fd, flag| edge::is_given(fd, has(flag)).then_some(fd);
+        let image = place(p.path, fd(p.fd, QCOW2_CREATE_FD), p.io, p.io_opaque);
+        let data_fd = fd(p.data_fd, QCOW2_CREATE_DATA_FD);
+        let data_file = place(p.data_path, data_fd, p.data_io, p.data_io_opaque)?;
         let Some(image) = image? else {
             return Err(Error::invalid(
                 "exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_CREATE_FD)",

@@ -1,6 +1,6 @@
 //! A caller's storage: a table of functions behind the engine's storage trait.
 
-use super::edge::{is_given, path, take};
+use super::edge::{path, take};
 use crate::error::{Error, Result};
 use crate::ops::open::Origin;
 use crate::storage::end::{End, EndAlone};
@@ -134,19 +134,18 @@ pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Resu
 /// The one place that is given, if any. A storage is taken over, and closed, also beside another place.
 pub(super) unsafe fn place(
     name: *const c_char,
-    fd: c_int,
-    also_zero: bool,
+    fd: Option<c_int>,
     io: *const qcow2_io_ops,
     opaque: *mut c_void,
 ) -> Result<Option<Origin>> {
     // SAFETY: the caller's pointers, as the contract says.
     let custom = if io.is_null() { None } else { Some(unsafe { wrap(io, opaque) }?) };
-    match (!name.is_null(), is_given(fd, also_zero), custom) {
-        (false, false, None) => Ok(None),
+    match (!name.is_null(), fd, custom) {
+        (false, None, None) => Ok(None),
         // SAFETY: as above.
-        (true, false, None) => Ok(Some(Origin::Path(unsafe { path(name) }?))),
-        (false, true, None) => Ok(Some(Origin::Descriptor(fd))),
-        (false, false, Some(custom)) => Ok(Some(Origin::Custom(custom))),
+        (true, None, None) => Ok(Some(Origin::Path(unsafe { path(name) }?))),
+        (false, Some(fd), None) => Ok(Some(Origin::Descriptor(fd))),
+        (false, None, Some(custom)) => Ok(Some(Origin::Custom(custom))),
         _ => Err(Error::invalid("more than one of path, fd and io is given")),
     }
 }

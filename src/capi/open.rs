@@ -80,13 +80,13 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
 }
 
 unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
-    let also_zero = params.flags & QCOW2_OPEN_FD != 0;
-    // SAFETY: the caller's pointers, as the contract says. The storage first: its `close` is owed from here on.
-    let place = unsafe { place(params.path, params.fd, also_zero, params.io, params.io_opaque) }?;
-    if also_zero && !is_given(params.fd, true) {
+    let by_fd = is_given(params.fd, params.flags & QCOW2_OPEN_FD != 0);
+    // SAFETY: the caller's pointers, as the contract says.
+    let place = unsafe { place(params.path, by_fd.then_some(params.fd), params.io, params.io_opaque) };
+    if params.flags & QCOW2_OPEN_FD != 0 && !by_fd {
         return Err(Error::invalid(format!("QCOW2_OPEN_FD is given, and fd is {}", params.fd)));
     }
-    place.ok_or_else(|| {
+    place?.ok_or_else(|| {
         Error::invalid("exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_OPEN_FD)")
     })
 }
