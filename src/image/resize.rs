@@ -86,10 +86,12 @@ impl Alone<'_> {
         let header = &core.shared.header;
         header.change(|h| h.virtual_size = size)?;
         let loaded = self.load_now(Arc::clone(core.storage()), core.settings.clone());
-        if loaded.is_err() && header.change(|h| h.virtual_size = old).is_err() {
-            return self.reload(Arc::clone(core.storage()), core.settings.clone());
+        match &loaded {
+            Err(e) if !e.is_failed_sync() && header.change(|h| h.virtual_size = old).is_err() => {
+                self.reload(Arc::clone(core.storage()), core.settings.clone())
+            }
+            _ => loaded,
         }
-        loaded
     }
 
     /// Has the L1 table hold `entries` at least.
