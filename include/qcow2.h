@@ -11,8 +11,10 @@
  * nothing after it. Reads and writes are all or error, never short. qcow2_last_error() then has a sentence for
  * the user; it belongs to the thread, and what a call that succeeds does to it is left open. Errors that every
  * call on a handle can return: EINVAL (NULL, an unknown flag, an argument out of range), EPERM (the handle is
- * inactive, or for metadata only), EOWNERDEAD (see fork), ENOTRECOVERABLE (an earlier write of metadata or an
- * earlier sync failed, and nothing more will be written: close the handle and open the image again).
+ * inactive, or for metadata only), EOWNERDEAD (see fork), ENOTRECOVERABLE (an earlier sync
+ * failed, and nothing more will be written: close the handle and open the image again). A write that the host refuses,
+ * as when it is full (ENOSPC, EDQUOT, EIO), ends nothing: what earlier calls have answered for is kept in memory, each
+ * flush tries to write it, and once the host takes it the handle goes on as if nothing had been.
  *
  * Threads. Any number of threads may call on one handle at once and need no lock of their own; reads do not
  * wait for each other. Only qcow2_close must be the last call. Requests of one moment that overlap are not
@@ -768,8 +770,8 @@ ssize_t qcow2_pread(qcow2_image *image, void *buffer, size_t count, uint64_t off
  * bytes; nothing else has changed. Durable after the next qcow2_flush, or at once as the cache mode says.
  *
  * Returns `count`, or -errno: EIO (past the end of the disk, corrupt entry, metadata would be overwritten,
- * host error), EROFS, ENOSPC, EINVAL, EPERM, EOWNERDEAD, ENOTRECOVERABLE (an earlier write of metadata or
- * sync failed: reopen).
+ * host error), EROFS, ENOSPC, EINVAL, EPERM, EOWNERDEAD, ENOTRECOVERABLE (an earlier sync
+ * failed: reopen).
  */
 ssize_t qcow2_pwrite(qcow2_image *image, const void *buffer, size_t count, uint64_t offset);
 
@@ -814,8 +816,9 @@ int qcow2_discard2(qcow2_image *image, uint64_t offset, uint64_t length, uint64_
 
 /*
  * Makes everything durable that completed before the call. Flushes of several threads share their work.
- * Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
- * (ENOTRECOVERABLE), for what the host has dropped cannot be written again.
+ * Returns 0 or -errno: what the host says. A host that is full (ENOSPC, EDQUOT) or refuses a write has lost nothing:
+ * call again when it has room. After a failed sync the handle takes no more writes (ENOTRECOVERABLE), for what the host
+ * has dropped cannot be written again.
  */
 int qcow2_flush(qcow2_image *image);
 

@@ -30,7 +30,7 @@ pub enum ErrorKind {
     Dirty,
     /// The corrupt bit is set or has just been set; writes are refused: `EIO`, as the stock driver answers.
     MarkedCorrupt,
-    /// An earlier write-out or sync failed, or a panic was caught; only reopening helps: `ENOTRECOVERABLE`.
+    /// An earlier sync failed, or a panic was caught; only reopening helps: `ENOTRECOVERABLE`.
     Latched,
     /// The handle belongs to another process (after `fork`): `EOWNERDEAD`.
     Forked,

@@ -39,7 +39,8 @@
 //!            otherwise: claim the guest clusters, look again, own the L2 table,
 //!              reserve host clusters (counts rise) -> head, payload and tail in one write
 //!              -> link: the L2 page has the new entry, the ticket it waits for, and what it let go of
-//!            an error before the link gives the reservation back; nothing was visible
+//!            reserved clusters become filled ones, and only these can be linked: what an error leaves unlinked goes
+//!            back, and what is linked stays
 //! ```
 //!
 //! # Media assumptions
@@ -61,8 +62,8 @@
 //!
 //! | Rule | In words | Carried by |
 //! | ---- | -------- | ---------- |
-//! | R1 | a pointer is written after the count of its target is durable | the ticket of `Reserved`, `Held::after` in a page |
-//! | R2 | a pointer is written after its target's contents are durable | the ticket taken after the data write, `Held::after` |
+//! | R1 | a pointer is written after the count of its target is durable | the ticket of `Filled`, `Held::after` in a page |
+//! | R2 | a pointer is written after its target's contents are durable | `Reserved::filled`, `Held::after` |
 //! | R3 | a count falls after the page that dropped the pointer is durable | `Held::dropped`, then `Settler::settle_after` with a ticket |
 //! | R4 | a cluster is reused after R3 and after every older reader is gone | `Release::epoch` against the gate's oldest pin |
 //! | R5 | a new table is written whole before anything points to it | `Map::make_table`, `alloc::grow` |
@@ -106,12 +107,14 @@
 //!    others wait on; across I/O.
 //! 6. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
 //! 7. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
-//! 8. Page lock: copying or changing entries; never across I/O.
-//! 9. Turn of the syncs of one image: across one. Of a file: its end ([`storage::end`]), shared by writes past it, alone to change the length; then, with O_DIRECT, its
-//!    blocks (`storage/direct.rs`), alone to read, change and write one; across the call.
+//! 8. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
+//! 9. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
+//! 10. Turn of the syncs of one image: across one. Of a file: its end ([`storage::end`]), shared by writes past it, alone
+//!    to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to read, change and write one;
+//!    across the call.
 //!
 //! A pin is not a lock: it publishes the epoch in which a reader started. Readers of table pages take no lock
-//! at all. A function that needs a claim takes `&Claim`, used or not: the signature is the rule.
+//! but that of a slot, where the cache does not hold the whole disk. A function that needs a claim takes `&Claim`, used or not: the signature is the rule.
 //!
 //! # Holes of the host
 //!
@@ -121,9 +124,13 @@
 //!
 //! # Failure
 //!
-//! A failed write of guest data is the request's error: its clusters go back and nothing was visible. The
-//! first failed write of a live table, and the first failed sync, close the **latch** of the image: nothing
-//! more is written, and only reopening helps, for the host may have dropped what was not synced. Everything
+//! A failed write of guest data is the request's error: its clusters go back and nothing was visible. A failed write
+//! of a live table or of refcounts drops nothing: page and block stay dirty, what they let go of is not let go of, and the
+//! next barrier tries again. A header that may or may not have been written is written as it was, and synced, before
+//! anything depends on it (`HeaderPage`, H1). A structure change that fails goes back; one that is in force and not
+//! complete keeps its last steps for the next request (`image/unfinished.rs`, U1). Only the first failed sync closes the
+//! **latch** of the image: nothing more is written, and only reopening helps, for the host may have dropped what was
+//! not synced. Everything
 //! read from an image is untrusted until [`mod@format`] has accepted it; an error names structure, index, value
 //! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch. A raw disk has
 //! a gate and a latch as an image has.

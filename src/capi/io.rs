@@ -112,8 +112,8 @@ pub unsafe extern "C" fn qcow2_pread(
 /// bytes; nothing else has changed. Durable after the next qcow2_flush, or at once as the cache mode says.
 ///
 /// Returns `count`, or -errno: EIO (past the end of the disk, corrupt entry, metadata would be overwritten,
-/// host error), EROFS, ENOSPC, EINVAL, EPERM, EOWNERDEAD, ENOTRECOVERABLE (an earlier write of metadata or
-/// sync failed: reopen).
+/// host error), EROFS, ENOSPC, EINVAL, EPERM, EOWNERDEAD, ENOTRECOVERABLE (an earlier sync
+/// failed: reopen).
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_pwrite(
     image: *mut qcow2_image,
@@ -248,8 +248,9 @@ pub unsafe extern "C" fn qcow2_discard2(
 }
 
 /// Makes everything durable that completed before the call. Flushes of several threads share their work.
-/// Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
-/// (ENOTRECOVERABLE), for what the host has dropped cannot be written again.
+/// Returns 0 or -errno: what the host says. A host that is full (ENOSPC, EDQUOT) or refuses a write has lost nothing:
+/// call again when it has room. After a failed sync the handle takes no more writes (ENOTRECOVERABLE), for what the host
+/// has dropped cannot be written again.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_flush(image: *mut qcow2_image) -> c_int {
     with(image, |guarded| guarded.handle.disk().flush().map(|()| 0)) as c_int
