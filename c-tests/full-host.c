@@ -1,7 +1,6 @@
 /* A file system that is full for a while: what a handle has acknowledged is there once it has room again, in every
    mode, and what changes the whole image goes back or is completed later.
    SPDX-License-Identifier: MIT OR Apache-2.0 */
-#define _GNU_SOURCE
 #include "test.h"
 #include <fcntl.h>
 #include <sched.h>
@@ -10,7 +9,7 @@
 #include <sys/statvfs.h>
 
 #define BLOCK ((uint64_t)65536)
-#define HOST (8 * MIB)
+#define HOST (16 * MIB)
 #define WRITES 120
 
 static char directory[4096];
@@ -84,7 +83,7 @@ static void acknowledged_writes_stay(const char *create_option, const char *open
     const char *path = create("disk.qcow2", 64 * MIB, create_option, NULL);
     unsigned told = 0;
 
-    ballast(2 * MIB);
+    ballast(10 * MIB);
     qcow2_image *image = test_open(path, 0, open_option, NULL);
     unsigned done = write_until_full(image, 0, WRITES, 7);
     fill_up(0);

@@ -108,6 +108,7 @@ fn a_resize_that_fails_has_not_happened() {
         assert!(disk.truncate(before + more, qcow2::capi::QCOW2_PREALLOC_FALLOC as u8).is_err());
         assert_eq!(disk.length(), before);
         assert!(disk.read(before, 512).is_err());
+        medium.contents().set_length(1 << 30);
         disk.close().expect("the image closes");
     }
 }

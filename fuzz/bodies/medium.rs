@@ -92,6 +92,7 @@ impl Contents {
             return false;
         }
         self.clear(length, u64::MAX);
+        self.pages.retain(|index, _| index * PAGE_BYTES < length);
         self.length = length;
         true
     }
