@@ -105,7 +105,7 @@ static void acknowledged_writes_stay(const char *create_option, const char *open
 }
 
 /* A disk that cannot be preallocated stays as it was, and the host gets its room back. */
-static void a_preallocation_gives_back(int mode)
+static void a_preallocation_gives_back(int mode, uint64_t size)
 {
     const char *path = create("disk.qcow2", 4 * MIB, "lazy_refcounts=off", NULL);
 
@@ -114,7 +114,7 @@ static void a_preallocation_gives_back(int mode)
     test_fill(image, 0, MIB, 3);
     CHECK_OK(qcow2_flush(image));
     uint64_t before = room();
-    CHECK_ERROR(qcow2_truncate(image, 4 * MIB + 4 * HOST, mode), ENOSPC);
+    CHECK_ERROR(qcow2_truncate(image, size, mode), ENOSPC);
     CHECK_EQ(qcow2_length(image), 4 * MIB);
     CHECK(room() + MIB / 2 >= before);
     test_fill(image, MIB, MIB, 4);
@@ -212,8 +212,9 @@ int main(void)
         acknowledged_writes_stay("lazy_refcounts=off", modes[i]);
         acknowledged_writes_stay("lazy_refcounts=on", modes[i]);
     }
-    a_preallocation_gives_back(QCOW2_PREALLOC_FALLOC);
-    a_preallocation_gives_back(QCOW2_PREALLOC_FULL);
+    a_preallocation_gives_back(QCOW2_PREALLOC_FALLOC, 4 * HOST);
+    a_preallocation_gives_back(QCOW2_PREALLOC_FULL, 4 * HOST);
+    a_preallocation_gives_back(QCOW2_PREALLOC_METADATA, 1024 * GIB);
     changes_wait_for_room("grow", grow, "lazy_refcounts=off");
     changes_wait_for_room("grow", grow, "lazy_refcounts=on");
     changes_wait_for_room("snapshot", take_snapshot, "lazy_refcounts=off");

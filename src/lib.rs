@@ -110,8 +110,8 @@
 //! 8. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
 //! 9. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
 //! 10. Turn of the syncs of one image: across one. Of a file: its end ([`storage::end`]), shared by writes past it, alone
-//!    to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to read, change and write one;
-//!    across the call.
+//!     to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to read, change and write one;
+//!     across the call.
 //!
 //! A pin is not a lock: it publishes the epoch in which a reader started. Readers of table pages take no lock
 //! but that of a slot, where the cache does not hold the whole disk. A function that needs a claim takes `&Claim`, used or not: the signature is the rule.

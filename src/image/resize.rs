@@ -131,7 +131,7 @@ impl Alone<'_> {
             how => wide.preallocate_past(old, size, how, self.flusher()),
         });
         if prepared.is_err() && preallocation != Preallocation::Off {
-            let _ = wide.cut(old, self.flusher());
+            let _ = wide.give_back_past(old, self.flusher());
         }
         wide.virtual_size = old;
         self.put(wide);
@@ -249,6 +249,17 @@ impl Core {
             let release = crate::meta::Release::of(Owner::ACTIVE_L1, old_first, old_clusters);
             crate::meta::Settler::settle_after(alloc, Ticket::PAST, vec![release]);
         }
+        Ok(())
+    }
+
+    /// After a preallocation past `size` that failed: lets go of all that is there, and asks for as little room on the
+    /// host as can be. What fails of this leaks, where nobody sees it.
+    fn give_back_past(&self, size: u64, flusher: &Flusher) -> Result<()> {
+        let (io, alloc) = self.writer()?;
+        let gone = io.map.abandon_tables(size.div_ceil(self.geometry.l2_table_guest_bytes()))?;
+        self.cut(size, flusher)?;
+        io.map.barrier()?;
+        crate::meta::Settler::settle_after(alloc, Ticket::PAST, gone);
         Ok(())
     }
 

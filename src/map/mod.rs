@@ -4,6 +4,7 @@
 //! way to an entry that names a host cluster anew, `relink` to any other change of one; both take a claim. Knows no
 //! files and no backing chain.
 
+mod abandon;
 mod claims;
 mod resolve;
 

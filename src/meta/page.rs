@@ -423,6 +423,26 @@ impl Page {
         true
     }
 
+    /// Forgets what has not been written: nothing leads to the table any more, or will before the next barrier. Returns
+    /// what its changes had let go of. The caller is alone, and takes the page out of the cache.
+    pub fn abandon(&self, list: &DirtyList) -> Vec<Release> {
+        let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
+        let mut state = self.lock();
+        let mut releases = Vec::new();
+        for held in std::mem::take(&mut state.held) {
+            if held.waits {
+                list.remove_waiting(held.after, 1);
+            }
+            if let Some(release) = held.dropped {
+                list.held_clusters.fetch_sub(release.cluster_count, Ordering::Relaxed);
+                releases.push(release);
+            }
+        }
+        state.dirty.fill(0);
+        state.dirty_sectors = 0;
+        releases
+    }
+
     /// Writes what may be written. `Ok(false)`: changes that wait for a later sync are left, and the page is
     /// back on `list`, as it is after a failure.
     pub fn write_out(
