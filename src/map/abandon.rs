@@ -47,7 +47,8 @@ impl Map {
         for index in tables {
             let offset = self.l1_entry(index)?.table_offset();
             let value = RawL2::default();
-            let dropped = Some(Release::of(Owner::ACTIVE_L2, self.geometry.cluster_index(offset), 1));
+            let table = Release::of(Owner::ACTIVE_L2, self.geometry.cluster_index(offset), 1);
+            let dropped = Some(Release { discard: true, ..table });
             let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped };
             self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
             self.shared.guard.remove(Owner::ACTIVE_L2, offset, self.geometry.cluster_bytes());
