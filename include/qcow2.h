@@ -323,7 +323,7 @@ typedef struct qcow2_open_params {
     qcow2_resolve_fn resolve;
     /* Handed to `resolve`. */
     void *resolve_opaque;
-    /* Takes what a repair at open says. May be NULL. */
+    /* Takes what a repair at open says, and a corruption that qcow2_close finds. May be NULL. */
     qcow2_message_fn message;
     /* Handed to `message`. */
     void *message_opaque;
@@ -673,7 +673,8 @@ int qcow2_open_with(const qcow2_open_params *params, qcow2_image **image);
 
 /*
  * Flushes, leaves the image clean, and frees the handle, whatever it returns: the first error that kept
- * something from the disk, or 0. NULL is fine. No other call on the handle may be under way. In a forked
+ * something from the disk, or 0. A corruption that is found here is an error, and a message to the `message` that the
+ * open was given. NULL is fine. No other call on the handle may be under way. In a forked
  * child it does nothing and returns -EOWNERDEAD.
  */
 int qcow2_close(qcow2_image *image);

@@ -140,6 +140,7 @@ int create_image_file(const struct create_options *options, const char *prefix, 
 
 /* --- snapshots, also part of info --- */
 
+bool snapshots_are_readable(qcow2_image *image, const char *name);
 void print_snapshot_list(FILE *out, qcow2_image *image);
 void json_snapshots(struct json *json, qcow2_image *image);
 

@@ -3,7 +3,7 @@
 use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
-use super::snapshots::{index_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
@@ -298,14 +298,17 @@ impl Core {
         self.compressors.clear();
     }
 
-    /// The snapshots, in table order: read once for all who ask, for a list may be long.
+    /// The snapshots, in table order: read once for all who ask, for a list may be long. Called inside the gate.
     pub fn snapshots(&self) -> Result<Arc<[Snapshot]>> {
         self.check_active()?;
         let mut known = self.snapshots.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(list) = &*known {
             return Ok(Arc::clone(list));
         }
-        let (list, _) = load_snapshots(&**self.storage(), &self.header())?;
+        let list = match self.is_read_only() {
+            true => load_current_snapshots(&**self.storage(), self.header())?.1,
+            false => load_snapshots(&**self.storage(), &self.header())?.0,
+        };
         let list: Arc<[Snapshot]> = list.into();
         *known = Some(Arc::clone(&list));
         Ok(list)
