@@ -64,7 +64,7 @@ pub struct Core {
     pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
     pub(super) writes_are_plain: bool,
-    /// What is read of the disks below becomes the image's own.
+    /// What is read where the image has holes becomes the image's own.
     pub(super) copies_on_read: bool,
     /// The snapshot table, once somebody has asked for it.
     snapshots: Mutex<Option<Arc<[Snapshot]>>>,
@@ -168,7 +168,7 @@ impl Core {
             && options.detect_zeroes == DetectZeroes::Off
             && !options.cache.sync_each_write()
             && !options.metadata_writethrough;
-        let copies_on_read = options.copy_on_read && settings.backing.is_some();
+        let copies_on_read = options.copy_on_read;
         Ok(Core {
             shared,
             geometry,

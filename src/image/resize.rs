@@ -93,7 +93,7 @@ impl Alone<'_> {
             let zeroes = vec![0; (cut_end - from) as usize];
             core.write(from, &[IoSlice::new(&zeroes)], self.flusher())?;
         }
-        core.preallocate(cut_end, to, preallocation == Preallocation::Falloc)?;
+        core.preallocate(from, to, preallocation == Preallocation::Falloc)?;
         if preallocation == Preallocation::Full {
             let zeroes = vec![0; CHUNK_BYTES as usize];
             let mut at = from;
@@ -245,12 +245,13 @@ impl Core {
         Ok(self.io()?.map.resolve(offset, 1)?.source == crate::map::Source::Hole)
     }
 
-    /// Maps every unallocated cluster that begins in `[from, to)`; with `host_space` the host reserves room too.
+    /// Gives every cluster that `[from, to)` touches a place; what reads as zeroes does so still. With `host_space` the
+    /// host reserves room too.
     fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(to);
-        let mut at = geometry.clusters_ceil(from);
+        let mut at = geometry.cluster_index(from);
         while at < end {
             let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
             let step_end = end.min(table_end);
@@ -258,28 +259,36 @@ impl Core {
             io.map.own_table(&claim, at)?;
             while at < step_end {
                 let old = io.map.entry(&claim, at)?;
-                if old != L2Entry::Plain(Mapping::default()) {
-                    at += 1;
-                    continue;
-                }
-                at += self.preallocate_run(io, alloc, &claim, at, step_end, host_space)?;
+                at += match self.wants_place(&old) {
+                    true => self.preallocate_run(io, alloc, &claim, at..step_end, old, host_space)?,
+                    false => 1,
+                };
             }
         }
         Ok(())
     }
 
+    /// An entry of a data file that says zero has its place.
+    fn wants_place(&self, old: &L2Entry) -> bool {
+        match old {
+            L2Entry::Plain(m) => m.host.is_none() && (m.zero == 0 || !self.geometry.external_data),
+            L2Entry::Compressed(_) => false,
+        }
+    }
+
+    /// The first of `clusters`, and those behind it whose entry is `old`, too.
     fn preallocate_run(
         &self,
         io: &Io,
         alloc: &Allocator,
         claim: &crate::map::Claim<'_>,
-        at: u64,
-        end: u64,
+        clusters: std::ops::Range<u64>,
+        old: L2Entry,
         host_space: bool,
     ) -> Result<u64> {
-        let geometry = &self.geometry;
+        let (geometry, at) = (&self.geometry, clusters.start);
         let mut wanted = 1;
-        while at + wanted < end && io.map.entry(claim, at + wanted)? == L2Entry::Plain(Mapping::default()) {
+        while at + wanted < clusters.end && io.map.entry(claim, at + wanted)? == old {
             wanted += 1;
         }
         if geometry.external_data {
@@ -298,13 +307,14 @@ impl Core {
             let done = self.shared.medium.storage().preallocate(host, bytes);
             done.map_err(|e| Error::host("preallocating host space", &e))?;
         }
+        // Subclusters beside those that are zeroes may show a backing file.
+        let (alloc, zero) = match old {
+            L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
+            _ => (geometry.all_subclusters(), 0),
+        };
         for index in 0..count {
-            let mapping = Mapping {
-                host: Some(host + (index << geometry.cluster_bits)),
-                copied: true,
-                alloc: geometry.all_subclusters(),
-                zero: 0,
-            };
+            let host = Some(host + (index << geometry.cluster_bits));
+            let mapping = Mapping { host, copied: true, alloc, zero };
             io.map.link(claim, Link { cluster: at + index, new: mapping.into(), after, dropped: None })?;
         }
         reserved.keep();
