@@ -25,7 +25,7 @@ step() {
         bad+=("$name")
         tail -n 80 "$log" | sed 's/^/    /'
     fi
-    grep -E '^[0-9]+ passed|^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^(Ok|Fail|Skipped):' \
+    grep -E '^[0-9]+ passed|^advisories: |^newer versions: |^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^(Ok|Fail|Skipped):' \
         "$log" | sed 's/^/    /' | head -n 60
     rm -f "$log"
 }
@@ -47,6 +47,7 @@ else
     skip "clippy" "not installed"
 fi
 step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+step "dependencies: licences, sources, versions, advisories" python3 c-tests/dependencies.py
 # One build: the planted bugs are there, and none is switched on except in tests/planted.rs. The libraries that
 # meson builds below have none of it, which c-tests/symbols.sh checks.
 step "engine: unit and integration tests" cargo test --features planted-bugs

@@ -4,9 +4,41 @@
 
 static const char *const bad_option[] = {"no-such-option=1", NULL};
 
+struct answer {
+    qcow2_resolve_answer given;
+    int result;
+    unsigned calls;
+};
+
+static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer)
+{
+    struct answer *mine = opaque;
+
+    (void)request;
+    mine->calls++;
+    answer->path = mine->given.path;
+    answer->fd = mine->given.fd;
+    answer->io = mine->given.io;
+    answer->io_opaque = mine->given.io_opaque;
+    answer->format = mine->given.format;
+    return mine->result;
+}
+
+/* Refused, each for another reason. */
+static struct answer answers[] = {
+    {.given = {.fd = -1, .format = "no text: \xff"}},
+    {.given = {.fd = -1, .format = "vmdk"}},
+    {.given = {.fd = -1, .format = "qcow2"}}, /* which is not in there */
+    {.given = {.fd = -1, .path = "/dev/null"}},
+    {.given = {.fd = 5}},
+    {.given = {.fd = -1}, .result = -EACCES},
+};
+
 int main(void)
 {
-    struct test_memory memory = TEST_MEMORY_INIT;
+    const char *overlay = test_create("overlay", MIB, "backing_file=base", "backing_fmt=raw", NULL);
+    struct test_memory memory = TEST_MEMORY_INIT, other = TEST_MEMORY_INIT;
+    qcow2_create_params create = QCOW2_CREATE_PARAMS_INIT;
     qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
     qcow2_image *image;
 
@@ -44,7 +76,7 @@ int main(void)
     CHECK_EQ(memory.closes, 8);
     memory.fail_read = 0;
     memory.bytes[0] ^= 1;
-    CHECK_ERROR(test_memory_open(&test_memory_ops, &memory, 0, &image), EINVAL);
+    CHECK_ERROR(test_memory_open(&test_memory_ops, &memory, 0, &image), EMEDIUMTYPE);
     CHECK_EQ(memory.closes, 9);
     memory.bytes[0] ^= 1;
 
@@ -54,12 +86,44 @@ int main(void)
     CHECK_ERROR(test_memory_open(&incomplete, &memory, 0, &image), EINVAL);
     CHECK_EQ(memory.closes, 10);
 
+    /* Nowhere to put the handle, or another place beside it. */
+    params.flags = 0;
+    CHECK_ERROR(qcow2_open_with(&params, NULL), EINVAL);
+    CHECK_EQ(memory.closes, 11);
+    params.path = "/dev/null";
+    CHECK_ERROR(qcow2_open_with(&params, &image), EINVAL);
+    CHECK_EQ(memory.closes, 12);
+    create.io = create.data_io = &test_memory_ops;
+    create.io_opaque = &memory;
+    create.data_io_opaque = &other;
+    create.path = create.data_path = "/dev/null";
+    CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    CHECK_EQ(memory.closes, 13);
+    CHECK_EQ(other.closes, 1);
+
+    /* What a resolver gives. */
+    for (unsigned i = 0; i < sizeof answers / sizeof *answers; i++) {
+        struct answer *answer = &answers[i];
+
+        answer->given.io_opaque = &other;
+        answer->given.io = &test_memory_ops;
+        other.closes = 0;
+        answer->calls = 0;
+        params = (qcow2_open_params)QCOW2_OPEN_PARAMS_INIT;
+        params.path = overlay;
+        params.resolve = resolve;
+        params.resolve_opaque = answer;
+        CHECK(qcow2_open_with(&params, &image) < 0);
+        CHECK_EQ(answer->calls, 1);
+        CHECK_EQ(other.closes, answer->result == 0);
+    }
+
     /* A close that reports an error frees as well. */
     CHECK_OK(test_memory_open(&test_memory_ops, &memory, 0, &image));
     test_fill(image, 0, 4096, 1);
     memory.fail_sync = EIO;
     CHECK_ERROR(qcow2_close(image), EIO);
-    CHECK_EQ(memory.closes, 11);
+    CHECK_EQ(memory.closes, 14);
     test_memory_free(&memory);
     return 0;
 }

@@ -221,14 +221,18 @@ static void works_over_callbacks(void)
     CHECK(qcow2_close(image) < 0);
 
     /* Not both, not none, not without a name. */
-    create.data_fd = 0;
+    create.data_fd = 2;
     CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    create.data_fd = 0;
+    create.flags = QCOW2_CREATE_DATA_FD;
+    CHECK_ERROR(qcow2_create_with(&create), EINVAL);
+    create.flags = 0;
     create.data_fd = -1;
     create.options = NULL;
     CHECK_ERROR(qcow2_create_with(&create), EINVAL);
     CHECK_ERROR(qcow2_create_with(NULL), EINVAL);
-    CHECK_EQ(tables.closes, 4);
-    CHECK_EQ(data.closes, 3);
+    CHECK_EQ(tables.closes, 5);
+    CHECK_EQ(data.closes, 5);
 
     /* A storage that takes no writes, whichever it is, is seen before the other one has lost what it held. */
     qcow2_io_ops no_writes = test_memory_ops;

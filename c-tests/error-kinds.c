@@ -28,11 +28,12 @@ int main(void)
     qcow2_image *image;
     char sector[512] = "";
 
-    /* EINVAL: not an image; EISDIR or EINVAL: not a file. */
+    /* EMEDIUMTYPE: not an image, and which file; EISDIR or EINVAL: not a file. */
     test_file_write(test_path("text"), "not a disk image, only some text that is long enough to be read as one", 70, 0);
-    CHECK_ERROR(qcow2_open(test_path("text"), 0, NULL, &image), EINVAL);
+    CHECK_ERROR(qcow2_open(test_path("text"), 0, NULL, &image), EMEDIUMTYPE);
+    CHECK_TEXT(test_path("text"));
     test_file_write(test_path("empty"), "", 0, 0);
-    CHECK_ERROR(qcow2_open(test_path("empty"), 0, NULL, &image), EINVAL);
+    CHECK_ERROR(qcow2_open(test_path("empty"), 0, NULL, &image), EMEDIUMTYPE);
     CHECK_EQ(mkdir(test_path("directory"), 0700), 0);
     CHECK(qcow2_open(test_path("directory"), 0, NULL, &image) < 0);
     CHECK(image == NULL);
@@ -51,11 +52,17 @@ int main(void)
 
     /* EUCLEAN: dirty, and no repair wanted. */
     CHECK_ERROR(qcow2_open(damaged(path, 1, 8, 72), QCOW2_OPEN_NO_REPAIR, NULL, &image), EUCLEAN);
+    CHECK_TEXT("QCOW2_OPEN_NO_REPAIR");
+    CHECK_TEXT("damaged.qcow2");
 
     /* EPERM: a recorded backing file. */
     test_create("overlay.qcow2", MIB, "backing_file=disk.qcow2", "backing_fmt=qcow2", NULL);
     CHECK_ERROR(qcow2_open(test_path("overlay.qcow2"), 0, NULL, &image), EPERM);
     CHECK_TEXT("disk.qcow2");
+    CHECK_TEXT("overlay.qcow2");
+    CHECK_TEXT("QCOW2_OPEN_ALLOW_RECORDED");
+    CHECK_ERROR(qcow2_open(path, QCOW2_OPEN_FORCE_SHARE, NULL, &image), EINVAL);
+    CHECK_TEXT("QCOW2_OPEN_READ_ONLY");
 
     /* ELOOP: its own backing file. */
     test_create("loop.qcow2", MIB, "backing_file=loop.qcow2", "backing_fmt=qcow2", NULL);

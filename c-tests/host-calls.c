@@ -154,6 +154,17 @@ int fallocate(int fd, int mode, off_t offset, off_t length)
     return decide(HOST_FALLOCATE) == FAIL ? -1 : REAL(fallocate)(fd, mode, offset, length);
 }
 
+/* By whichever name the library asks. */
+off_t lseek(int fd, off_t offset, int whence)
+{
+    return decide(HOST_SEEK) == FAIL ? -1 : REAL(lseek)(fd, offset, whence);
+}
+
+off64_t lseek64(int fd, off64_t offset, int whence)
+{
+    return decide(HOST_SEEK) == FAIL ? -1 : REAL(lseek64)(fd, offset, whence);
+}
+
 int fcntl(int fd, int command, ...)
 {
     va_list arguments;

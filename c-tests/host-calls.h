@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum host_call { HOST_READ, HOST_WRITE, HOST_COPY, HOST_SYNC, HOST_TRUNCATE, HOST_FALLOCATE, HOST_LOCK, HOST_CALLS };
+enum host_call { HOST_READ, HOST_WRITE, HOST_COPY, HOST_SYNC, HOST_TRUNCATE, HOST_FALLOCATE, HOST_LOCK, HOST_SEEK, HOST_CALLS };
 
 struct host {
     bool on;                 /* otherwise every call goes through as it is */

@@ -105,6 +105,10 @@ mutant "a page in hand is evicted" meta/page.rs \
     'let Ok(_idle) = self.writing.try_lock() else { return false };' ''
 mutant "write-outs of a page overtake each other" meta/page.rs \
     'let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());' ''
+mutant "a page that could not be written is forgotten" meta/page.rs '            self.take_back(ripe, list);
+' ''
+mutant "a flush does not see what comes back" meta/write_out.rs 'if self.list.failures() == failures {' \
+    'if self.list.failures() >= failures {'
 mutant "an evicted page is changed" meta/page.rs '        if !self.is_live() {
             return Updated::Evicted;
         }' ''

@@ -3,10 +3,51 @@
 #include "test.h"
 
 #include <fcntl.h>
+#include <sys/syscall.h>
 
 static bool descriptor_is_open(int fd)
 {
     return fcntl(fd, F_GETFD) >= 0;
+}
+
+/* No seek is put back either: another thread may read at the offset meanwhile. */
+static unsigned offset_moves;
+
+static off_t seek(int fd, off_t offset, int whence)
+{
+    offset_moves += whence != SEEK_CUR || offset != 0;
+    return (off_t)syscall(SYS_lseek, fd, offset, whence);
+}
+
+/* By whichever name the library asks. */
+off_t plain_lseek(int fd, off_t offset, int whence) __asm__("lseek");
+off_t plain_lseek(int fd, off_t offset, int whence) { return seek(fd, offset, whence); }
+off_t long_lseek(int fd, off_t offset, int whence) __asm__("lseek64");
+off_t long_lseek(int fd, off_t offset, int whence) { return seek(fd, offset, whence); }
+
+/* Each call that may want to know of the file what lseek tells. */
+static void everything(qcow2_image *image)
+{
+    qcow2_extent extent = {.struct_size = sizeof extent};
+    qcow2_check_result result = {.struct_size = sizeof result};
+
+    offset_moves = 0;
+    for (uint64_t at = 0; at < (uint64_t)qcow2_length(image); at += extent.length)
+        CHECK_OK(qcow2_block_status(image, at, (uint64_t)qcow2_length(image) - at, 0, &extent));
+    CHECK_OK(qcow2_truncate(image, 32 * MIB, QCOW2_PREALLOC_FALLOC));
+    CHECK_OK(qcow2_truncate(image, 40 * MIB, QCOW2_PREALLOC_METADATA));
+    for (uint64_t at = 0; at < (uint64_t)qcow2_length(image); at += extent.length)
+        CHECK_OK(qcow2_block_status(image, at, (uint64_t)qcow2_length(image) - at, 0, &extent));
+    CHECK_OK(qcow2_write_zeroes(image, 3 * MIB, MIB, 0));
+    CHECK_OK(qcow2_discard(image, 5 * MIB, MIB));
+    CHECK_OK(qcow2_check(image, QCOW2_CHECK_REPAIR_LEAKS, &result, NULL, NULL, NULL, NULL));
+    CHECK(test_info(image).file_length > 0);
+    CHECK_OK(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL));
+    CHECK_OK(qcow2_block_status(image, 0, MIB, 0, &extent));
+    CHECK_OK(qcow2_reopen(image, 0, NULL));
+    CHECK_OK(qcow2_inactivate(image));
+    CHECK_OK(qcow2_invalidate(image, NULL));
+    CHECK_OK(qcow2_truncate(image, 16 * MIB, QCOW2_PREALLOC_OFF));
 }
 
 int main(void)
@@ -29,6 +70,9 @@ int main(void)
     test_fill(image, MIB, MIB, 0x11);
     CHECK_OK(qcow2_flush(image));
     CHECK_EQ(lseek(fd, 0, SEEK_CUR), 77);
+    everything(image);
+    CHECK_EQ(lseek(fd, 0, SEEK_CUR), 77);
+    CHECK_EQ(offset_moves, 0);
 
     /* In use, by descriptor as by name. */
     CHECK_ERROR(qcow2_open_fd(fd, 0, NULL, &second), EAGAIN);
@@ -59,6 +103,13 @@ int main(void)
     CHECK_ERROR(qcow2_create_fd(appends, MIB, NULL), EINVAL);
     CHECK_EQ(test_digest(test_path("elsewhere.qcow2")), digest);
     CHECK_OK(qcow2_open_fd(appends, QCOW2_OPEN_READ_ONLY, NULL, &image));
+    test_close(image);
+
+    /* The count works: a file that the library has opened itself is asked. */
+    offset_moves = 0;
+    image = test_open(test_path("elsewhere.qcow2"), 0, NULL);
+    everything(image);
+    CHECK(offset_moves > 0);
     test_close(image);
 
     /* What is no file. */

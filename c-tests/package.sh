@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# usage: package.sh BUILD-DIR PROGRAM-SOURCE CC VERSION
+# usage: package.sh BUILD-DIR PROGRAM-SOURCE CC VERSION PROFILE
 #
 # Installs into an empty directory and builds a program from nothing but what is there.
 set -eu
-build=$1 source=$2 cc=$3 version=$4
+build=$1 source=$2 cc=$3 version=$4 profile=$5
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -19,6 +19,15 @@ for file in libqcow2.so libqcow2.so.0 "libqcow2.so.$version" libqcow2.a; do
 done
 [ "$(readlink "$libdir/libqcow2.so")" = libqcow2.so.0 ] || { echo "libqcow2.so points elsewhere"; exit 1; }
 [ "$(readlink "$libdir/libqcow2.so.0")" = "libqcow2.so.$version" ] || { echo "libqcow2.so.0 points elsewhere"; exit 1; }
+
+for file in LICENSE-MIT LICENSE-APACHE LICENSES-OF-CRATES; do
+    [ -n "$(find "$scratch/root" -path "*/doc/libqcow2/$file")" ] || { echo "$file is not installed"; exit 1; }
+done
+# Debug information would make ten times the code of it.
+if [ "$profile" != dev ] && readelf -SW "$libdir/libqcow2.a" | grep -q '\.debug_'; then
+    echo "libqcow2.a has debug information"
+    exit 1
+fi
 
 # Only the new package can be found.
 PKG_CONFIG_LIBDIR=$(dirname "$pc")

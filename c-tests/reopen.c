@@ -2,6 +2,11 @@
    it was when that fails.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "test.h"
 
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
 static void dies(void *opaque)
 {
     qcow2_image *image = test_open(opaque, 0, "lazy-refcounts=on", NULL);
@@ -61,6 +66,58 @@ static void each_option(void)
     test_close(image);
 }
 
+/* In a sandbox: no /proc, no permission to open the file, no descriptor to spare. */
+static void in_a_cell(void *opaque)
+{
+    const char *path = opaque;
+    struct rlimit none = {0, 0};
+    qcow2_image *by_name = test_open(path, 0, NULL), *image;
+    int descriptors;
+
+    test_close(by_name);
+    by_name = test_open(path, 0, NULL);
+    descriptors = test_info(by_name).descriptor;
+    if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("none", "/proc", "tmpfs", 0, NULL) != 0)
+        fprintf(stderr, "skipped: hiding /proc needs root\n");
+    CHECK_EQ(chmod(path, 0), 0);
+    if (geteuid() == 0)
+        CHECK_EQ(setuid(65534), 0);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    for (unsigned round = 1; round < 5; round++) {
+        CHECK_OK(qcow2_reopen(by_name, QCOW2_OPEN_READ_ONLY, NULL));
+        CHECK_ERROR(qcow2_pwrite(by_name, "x", 1, 0), EROFS);
+        CHECK_ERROR(qcow2_open(path, 0, NULL, &image), EMFILE);
+        CHECK_OK(qcow2_reopen(by_name, 0, NULL));
+        test_fill(by_name, 0, MIB, (int)round);
+        test_expect(by_name, 0, MIB, (int)round);
+    }
+    CHECK_EQ(test_info(by_name).descriptor, descriptors);
+    test_close(by_name);
+}
+
+/* What was opened read-only needs a new descriptor; without /proc it is looked for by its name, and must be the same. */
+static void without_proc(void *opaque)
+{
+    const char *path = opaque;
+    qcow2_image *image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
+
+    if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("none", "/proc", "tmpfs", 0, NULL) != 0) {
+        fprintf(stderr, "skipped: hiding /proc needs root\n");
+        return;
+    }
+    CHECK_OK(qcow2_reopen(image, 0, NULL));
+    test_fill(image, 0, MIB, 9);
+    CHECK_OK(qcow2_close(image));
+    image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
+    test_file_copy(path, test_path("copy"));
+    CHECK_EQ(rename(test_path("copy"), path), 0);
+    CHECK_ERROR(qcow2_reopen(image, 0, NULL), ESTALE);
+    test_expect(image, 0, MIB, 9);
+    test_close(image);
+}
+
 int main(void)
 {
     static const char *const lazy_on[] = {"lazy-refcounts=on", NULL}, *const lazy_off[] = {"lazy-refcounts=off", NULL};
@@ -103,6 +160,12 @@ int main(void)
 
     a_dirty_image();
     each_option();
+    char *other = strdup(test_create("cell.qcow2", 4 * MIB, NULL));
+    test_in_child(in_a_cell, other);
+    CHECK_EQ(chmod(other, 0600), 0);
+    test_expect_sound(other, false);
+    test_in_child(without_proc, other);
+    free(other);
 
     /* Version 2 has no lazy refcounts. */
     image = test_open(test_create("v2.qcow2", MIB, "compat=0.10", NULL), 0, NULL);

@@ -181,11 +181,13 @@ int main(void)
         CHECK(host.shortened[HOST_READ] > 10 && host.shortened[HOST_WRITE] > 10);
         CHECK(host.interrupted[HOST_READ] > 10 && host.interrupted[HOST_WRITE] > 10);
         CHECK(host.interrupted[HOST_SYNC] > 0 && host.interrupted[HOST_TRUNCATE] > 0);
+        CHECK(host.interrupted[HOST_SEEK] > 0);
         CHECK(host.interrupted[HOST_LOCK] > 0 && host.calls[HOST_FALLOCATE] > 0);
         printf("%" PRIu64 " transfers of %" PRIu64 " were short, %" PRIu64 " calls interrupted\n",
                host.shortened[HOST_READ] + host.shortened[HOST_WRITE], host.calls[HOST_READ] + host.calls[HOST_WRITE],
                host.interrupted[HOST_READ] + host.interrupted[HOST_WRITE] + host.interrupted[HOST_SYNC] +
-                   host.interrupted[HOST_TRUNCATE] + host.interrupted[HOST_FALLOCATE] + host.interrupted[HOST_LOCK]);
+                   host.interrupted[HOST_TRUNCATE] + host.interrupted[HOST_FALLOCATE] + host.interrupted[HOST_LOCK] +
+                   host.interrupted[HOST_SEEK]);
     }
     return 0;
 }

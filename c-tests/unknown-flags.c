@@ -53,7 +53,7 @@ static int64_t call_amend(uint64_t flags) { return qcow2_amend(image, NULL, flag
 int main(void)
 {
     path = test_create("disk.qcow2", MIB, NULL);
-    each_unknown_bit(0x1ff, call_open);
+    each_unknown_bit(0x3ff, call_open);
     image = test_open(path, 0, NULL);
     test_fill(image, 0, MIB, 1);
     each_unknown_bit(QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_REPAIR, call_reopen);

@@ -169,7 +169,7 @@ int main(int argc, char **argv)
         used = verify(image, record);
         if (qcow2_checksum(image, &crc, NULL, NULL) < 0)
             fail("checksum");
-        printf("killed; %s, %llu corruptions mended; %u blocks verified, nothing lost; contents %08x\n",
+        printf("killed; %s, %llu stale refcounts; %u blocks verified, nothing lost; contents %08x\n",
                info.open_repaired ? "repaired" : "clean", (unsigned long long)info.open_corruptions_fixed, used, crc);
         if (qcow2_close(image) < 0)
             fail("close");

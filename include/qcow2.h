@@ -59,7 +59,7 @@
 
 /* For a variable of type qcow2_create_params: struct_size set, the size by option, everything else "not given". */
 #define QCOW2_CREATE_PARAMS_INIT \
-    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL }
+    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL, 0 }
 
 /* For a variable of type qcow2_snapshot_options: struct_size set, now, the next free ID, no instruction count. */
 #define QCOW2_SNAPSHOT_OPTIONS_INIT \
@@ -91,7 +91,7 @@
 
 /*
  * The file is a raw disk; every guest call works on it the same way. Formats are never guessed: without this flag a
- * file that does not begin with "QFI\xfb" is -EINVAL. Who guesses lets a guest that writes a header into its raw disk
+ * file that does not begin with "QFI\xfb" is -EMEDIUMTYPE. Who guesses (qcow2_probe) lets a guest that writes a header into its raw disk
  * choose what is opened.
  */
 #define QCOW2_OPEN_RAW 64
@@ -107,6 +107,15 @@
  * that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
  */
 #define QCOW2_OPEN_INACTIVE 256
+
+/* qcow2_open_with: `fd` is a descriptor also when it is 0, which otherwise counts as not given. */
+#define QCOW2_OPEN_FD 512
+
+/* qcow2_create_with: `fd` is a descriptor also when it is 0, which otherwise counts as not given. */
+#define QCOW2_CREATE_FD 1
+
+/* qcow2_create_with: `data_fd` is a descriptor also when it is 0, which otherwise counts as not given. */
+#define QCOW2_CREATE_DATA_FD 2
 
 /* The request is durable when the call returns. */
 #define QCOW2_REQ_FUA 1
@@ -253,7 +262,11 @@ typedef struct qcow2_io_ops {
     int (*discard)(void *opaque, uint64_t offset, uint64_t length);
     /* Makes the range read as zeroes. Optional. */
     int (*write_zeroes)(void *opaque, uint64_t offset, uint64_t length);
-    /* Called once, when the library is done with the storage, also when an open fails. Optional. */
+    /*
+     * Called once, when the library is done with the storage, also when the call that was given it fails: it is the
+     * library's from the moment of that call. Not where nothing was handed over: the struct that names it, or this one,
+     * is refused for its `struct_size` or for fields that this version does not know. Optional.
+     */
     void (*close)(void *opaque);
 } qcow2_io_ops;
 
@@ -271,21 +284,22 @@ typedef struct qcow2_resolve_request {
     /* As stored in the image. */
     const char *recorded_name;
     /*
-     * A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
-     * the working directory. NULL when that is not known or not a file name.
+     * A backing file's relative name joined to the image's directory; what follows "file:", and a data file's name, as it
+     * is, for these are relative to the working directory. NULL when that is not known or not a file name
+     * ("nbd://host/x", "json:{...}", "C:\\x"): every image can say so.
      */
     const char *resolved_path;
     /* Recorded format, or NULL; "raw" for a data file. */
     const char *format;
 } qcow2_resolve_request;
 
-/* What a resolver gives: one of path, fd, io. The library presets all of them to "none". */
+/* What a resolver gives: exactly one of path, fd, io. The library presets all of them to "none". */
 typedef struct qcow2_resolve_answer {
     /* Set by the library. */
     size_t struct_size;
     /* Open this path; must stay valid until the call that asks returns. */
     const char *path;
-    /* Duplicate this descriptor; -1: none. */
+    /* Duplicate this descriptor; -1: none; so does 0 mean beside a path or io. */
     int fd;
     /* Use this storage. */
     const qcow2_io_ops *io;
@@ -295,7 +309,11 @@ typedef struct qcow2_resolve_answer {
     const char *format;
 } qcow2_resolve_answer;
 
-/* Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. */
+/*
+ * Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. With 0 the storage of `io` is
+ * the library's, which calls its `close` whatever becomes of the open; with -errno nothing is handed over. A descriptor
+ * and the texts stay the caller's in any case.
+ */
 typedef int (*qcow2_resolve_fn)(void *opaque,
                                 const qcow2_resolve_request *request,
                                 qcow2_resolve_answer *answer);
@@ -303,13 +321,13 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
 /* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
 typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
 
-/* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT. */
+/* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`. */
 typedef struct qcow2_open_params {
     /* sizeof(qcow2_open_params), set by the caller. */
     size_t struct_size;
     /* One of path, fd, io. */
     const char *path;
-    /* Duplicated; the caller keeps its own. -1: none. */
+    /* Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_OPEN_FD. */
     int fd;
     /* Copied. */
     const qcow2_io_ops *io;
@@ -577,19 +595,19 @@ typedef struct qcow2_snapshot_options {
     uint64_t vm_state_size;
 } qcow2_snapshot_options;
 
-/* Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT. */
+/* Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT, or with zeroes, `struct_size` and `size`. */
 typedef struct qcow2_create_params {
     /* sizeof(qcow2_create_params), set by the caller. */
     size_t struct_size;
     /* One of path, fd, io. */
     const char *path;
-    /* Duplicated; the caller keeps its own. -1: none. */
+    /* Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_CREATE_FD. */
     int fd;
     /* Copied; its `close` is called before the call returns. */
     const qcow2_io_ops *io;
     /* Handed to the functions of `io`. */
     void *io_opaque;
-    /* Bytes, rounded up to 512; UINT64_MAX: the option "size" says. */
+    /* Bytes, rounded up to 512; UINT64_MAX: the option "size" says, or else the backing file. */
     uint64_t size;
     /* "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list. */
     const char *const *options;
@@ -598,12 +616,14 @@ typedef struct qcow2_create_params {
      * that is recorded.
      */
     const char *data_path;
-    /* As `fd`; -1: none. */
+    /* As `fd`; -1: none; so does 0 mean without QCOW2_CREATE_DATA_FD. */
     int data_fd;
     /* As `io`. */
     const qcow2_io_ops *data_io;
     /* Handed to the functions of `data_io`. */
     void *data_io_opaque;
+    /* QCOW2_CREATE_*; unknown bits are -EINVAL. */
+    uint64_t flags;
 } qcow2_create_params;
 
 /* One option of the table that drives parsing, help texts and the manual. */
@@ -642,11 +662,12 @@ const char *qcow2_last_error(void);
  * Opens an image file.
  *
  * A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
- * A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+ * A refused or read-only open changes no byte. Requests on the handle make few kinds of system calls: docs/features.md,
+ * "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
  * must be given to qcow2_close; on failure it is NULL.
  *
- * Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
- * named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
+ * Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
+ * all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
  * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
  * ELOOP, ENOENT and what else the host says.
  */
@@ -658,12 +679,23 @@ int qcow2_open(const char *path,
 /*
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
  * Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
- * EINVAL for a writable open. Otherwise as qcow2_open.
+ * EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
+ * move it. Otherwise as qcow2_open.
  */
 int qcow2_open_fd(int fd,
                   uint64_t flags,
                   const char *const *options,
                   qcow2_image **image);
+
+/*
+ * Whether the file at `path` begins as a qcow2 image of version 2 or later does: 1 or 0; -errno: what the host says.
+ * Nothing is locked. A guest can write such a beginning into its raw disk, and the image that it makes up names files of
+ * the host: what is found this way is no reason to give QCOW2_OPEN_ALLOW_RECORDED.
+ */
+int qcow2_probe(const char *path);
+
+/* qcow2_probe by descriptor, whose offset does not move. */
+int qcow2_probe_fd(int fd);
 
 /*
  * The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
@@ -778,6 +810,9 @@ int qcow2_write_zeroes(qcow2_image *image, uint64_t offset, uint64_t length, uin
  */
 int qcow2_discard(qcow2_image *image, uint64_t offset, uint64_t length);
 
+/* qcow2_discard with flags: QCOW2_REQ_FUA. */
+int qcow2_discard2(qcow2_image *image, uint64_t offset, uint64_t length, uint64_t flags);
+
 /*
  * Makes everything durable that completed before the call. Flushes of several threads share their work.
  * Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
@@ -788,7 +823,8 @@ int qcow2_flush(qcow2_image *image);
 /*
  * Tells where the bytes of a range come from: the first extent of `[offset, offset + length)`, through the
  * chain of backing files unless `flags` has QCOW2_STATUS_TOP_ONLY. A caller walks a disk by adding
- * `extent->length`. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
+ * `extent->length`. What this handle has written since the last call is synced first, for some hosts take it for holes
+ * until then; what is written meanwhile counts as data. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
  */
 int qcow2_block_status(qcow2_image *image,
                        uint64_t offset,
@@ -802,7 +838,8 @@ int64_t qcow2_length(qcow2_image *image);
 /*
  * Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
  * Another size drops VM state that no snapshot has. Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG
- * (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+ * (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2; a raw disk on a block device, or on a storage that
+ * keeps its length), EROFS, ENOSPC and as qcow2_pwrite.
  */
 int qcow2_truncate(qcow2_image *image,
                    uint64_t size,
@@ -810,6 +847,15 @@ int qcow2_truncate(qcow2_image *image,
 
 /* Fills `info`. Returns 0 or -errno. */
 int qcow2_get_info(qcow2_image *image, qcow2_info *info);
+
+/*
+ * qcow2_get_info for a disk of the chain: depth 0 is `image` itself, 1 its backing file, and so on, as qcow2_extent
+ * counts. The strings are valid until the next call of this function on the handle. Returns 0, -ENOENT below the last
+ * disk, or another -errno.
+ */
+int qcow2_get_node_info(qcow2_image *image,
+                        uint32_t depth,
+                        qcow2_info *info);
 
 /*
  * Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
@@ -1095,11 +1141,11 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
 
 /*
  * Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
- * option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
- * recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
+ * option "size" says, or else the backing file, which is opened for nothing but that). The same options to qemu-img
+ * create give the same header and extensions. A backing file is recorded, not opened; a data file (option data_file, a name relative to the working directory) is made too, and
  * what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
- * that opens.
+ * that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
  *
  * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
  * file is in use), ENOSPC and what else the host says.

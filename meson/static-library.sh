@@ -13,7 +13,7 @@ ld=${LD:-ld} objcopy=${OBJCOPY:-objcopy} ar=${AR:-ar}
 unset CARGO_TARGET_DIR
 # The library tells nobody where it was built. RUSTFLAGS of the environment replace this.
 "$cargo" --config "build.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']" \
-    rustc --quiet --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
+    rustc --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
     --profile "$profile" --lib --crate-type staticlib
 case $profile in
     dev) made=$target/debug ;;

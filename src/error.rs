@@ -16,7 +16,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The image breaks a rule of the format: `EIO`, as the stock driver answers.
     Corrupt,
-    /// The file is not a qcow2 image at all: `EINVAL`, as the stock driver answers.
+    /// The file is not a qcow2 image at all: `EMEDIUMTYPE`.
     NotQcow2,
     /// A guest range ends past the virtual disk: `EIO`, as the stock driver answers.
     PastEnd,
@@ -54,7 +54,8 @@ impl ErrorKind {
     /// The positive errno of this kind.
     pub fn errno(self) -> i32 {
         match self {
-            ErrorKind::Invalid | ErrorKind::NotQcow2 => libc::EINVAL,
+            ErrorKind::Invalid => libc::EINVAL,
+            ErrorKind::NotQcow2 => libc::EMEDIUMTYPE,
             ErrorKind::Unsupported => libc::ENOTSUP,
             ErrorKind::Corrupt | ErrorKind::PastEnd | ErrorKind::Occupied | ErrorKind::MarkedCorrupt => {
                 libc::EIO
@@ -81,12 +82,13 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     text: Box<str>,
+    failed_sync: bool,
 }
 
 impl Error {
     /// An error of `kind` with the text for the user.
     pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
-        Error { kind, text: text.into().into_boxed_str() }
+        Error { kind, text: text.into().into_boxed_str(), failed_sync: false }
     }
 
     /// A broken rule of the format: which structure, where in it, what it holds, what it should.
@@ -111,11 +113,25 @@ impl Error {
 
     /// A host error while doing `what`.
     pub fn host(what: impl fmt::Display, error: &io::Error) -> Self {
+        // Said by the storage itself.
+        if let (Some(own), io::ErrorKind::InvalidInput) = (error.get_ref(), error.kind()) {
+            return Error::new(ErrorKind::Host(libc::EINVAL), format!("{what}: {own}"));
+        }
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let name = io::Error::from_raw_os_error(errno);
         let name = name.to_string();
         let name = name.split(" (os error").next().unwrap_or_default();
         Error::new(ErrorKind::Host(errno), format!("{what}: {name}"))
+    }
+
+    /// A sync that failed: the host may have dropped what was written before it, and a second one says nothing.
+    pub fn failed_sync(what: impl fmt::Display, error: &io::Error) -> Self {
+        Error { failed_sync: true, ..Error::host(what, error) }
+    }
+
+    /// Whether it is a sync that failed.
+    pub fn is_failed_sync(&self) -> bool {
+        self.failed_sync
     }
 
     /// The kind, for decisions.
@@ -128,8 +144,39 @@ impl Error {
         self.kind.errno()
     }
 
+    /// The same error with the file that it is about among its details, which stand in brackets at the end.
+    pub fn in_file(self, path: impl fmt::Display) -> Self {
+        if self.text.ends_with("']") && self.text.contains("in '") {
+            return self; // a file further down
+        }
+        let text = match self.text.strip_suffix(']') {
+            Some(text) if text.contains(" [") => format!("{text}, in '{path}']"),
+            _ => format!("{} [in '{path}']", self.text),
+        };
+        Error { text: text.into_boxed_str(), ..self }
+    }
+
     /// The same error with `prefix: ` before its text.
     pub fn within(self, prefix: impl fmt::Display) -> Self {
-        Error { kind: self.kind, text: format!("{prefix}: {}", self.text).into_boxed_str() }
+        Error { text: format!("{prefix}: {}", self.text).into_boxed_str(), ..self }
     }
+}
+
+/// An empty vector with room for `items` items: what an image sizes and there is no memory for is an error, not the end
+/// of the process. `what` is the structure that they are.
+pub(crate) fn room<T>(what: impl fmt::Display, items: u64) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    let wanted = usize::try_from(items).unwrap_or(usize::MAX);
+    room.try_reserve_exact(wanted).map_err(|_| {
+        let bytes = items.saturating_mul(std::mem::size_of::<T>() as u64);
+        Error::new(ErrorKind::NoMemory, format!("{what} of {bytes} bytes: no memory"))
+    })?;
+    Ok(room)
+}
+
+/// As `room`, filled with `bytes` zero bytes.
+pub(crate) fn zeroed(what: impl fmt::Display, bytes: u64) -> Result<Vec<u8>> {
+    let mut zeroes = room(what, bytes)?;
+    zeroes.resize(bytes as usize, 0);
+    Ok(zeroes)
 }

@@ -107,9 +107,17 @@
 //! 6. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
 //! 7. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
 //! 8. Page lock: copying or changing entries; never across I/O.
+//! 9. Turn of the syncs of one image: across one. Of a file: its end ([`storage::end`]), shared by writes past it, alone to change the length; then, with O_DIRECT, its
+//!    blocks (`storage/direct.rs`), alone to read, change and write one; across the call.
 //!
 //! A pin is not a lock: it publishes the epoch in which a reader started. Readers of table pages take no lock
 //! at all. A function that needs a claim takes `&Claim`, used or not: the signature is the rule.
+//!
+//! # Holes of the host
+//!
+//! Where a cluster or a raw disk has nothing on the host it reads as zeroes, and need not be read. A host is asked only
+//! about what it has seen: a file with writes that no sync has covered counts as data ([`storage::holes`]), and whole-image
+//! work syncs its source once before it begins. A device is never zero because an image was just made on it.
 //!
 //! # Failure
 //!
@@ -117,7 +125,8 @@
 //! first failed write of a live table, and the first failed sync, close the **latch** of the image: nothing
 //! more is written, and only reopening helps, for the host may have dropped what was not synced. Everything
 //! read from an image is untrusted until [`mod@format`] has accepted it; an error names structure, index, value
-//! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch.
+//! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch. A raw disk has
+//! a gate and a latch as an image has.
 
 pub mod alloc;
 pub mod capi;

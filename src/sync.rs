@@ -4,7 +4,6 @@
 
 #[cfg(not(all(loom, test)))]
 mod plain {
-    pub use arc_swap::{ArcSwapOption as Slot, Guard as SlotGuard};
     pub use std::hint::spin_loop;
     pub use std::sync::{atomic, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
     pub use std::thread::{sleep, yield_now};
@@ -15,41 +14,9 @@ mod plain {
     pub use loom::hint::spin_loop;
     pub use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
     pub use loom::thread::yield_now;
-    use std::sync::Arc;
 
     pub fn sleep(_: std::time::Duration) {
         yield_now();
-    }
-
-    /// `arc_swap` is not known to `loom`; a lock gives the same promises.
-    pub struct Slot<T>(Mutex<Option<Arc<T>>>);
-
-    /// What a slot held.
-    pub struct SlotGuard<T>(T);
-
-    impl<T> std::ops::Deref for SlotGuard<T> {
-        type Target = T;
-        fn deref(&self) -> &T {
-            &self.0
-        }
-    }
-
-    impl<T> Slot<T> {
-        pub fn empty() -> Self {
-            Slot(Mutex::new(None))
-        }
-
-        pub fn load_full(&self) -> Option<Arc<T>> {
-            self.0.lock().unwrap().clone()
-        }
-
-        pub fn load(&self) -> SlotGuard<Option<Arc<T>>> {
-            SlotGuard(self.load_full())
-        }
-
-        pub fn store(&self, value: Option<Arc<T>>) {
-            *self.0.lock().unwrap() = value;
-        }
     }
 
     /// `loom` knows sequential consistency of fences only: an access that asks for it gets one on either side.

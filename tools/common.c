@@ -2,17 +2,40 @@
 #include "common.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 const char *program_name = "qcow2";
 
+/* A file that is opened while one of these is free would take its place, and be written to by the next message. */
+static void fill_standard_descriptors(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+        if (fd < 0) {
+            fd = open("/", O_PATH); /* where there is no /dev */
+        }
+    } while (fd >= 0 && fd < STDERR_FILENO);
+    if (fd > STDERR_FILENO) {
+        close(fd);
+    }
+}
+
 void program_init(const char *argv0)
 {
+    fill_standard_descriptors();
+    /* A limit on the length of files is an error of the write that meets it. */
+    signal(SIGXFSZ, SIG_IGN);
+
     const char *slash = argv0 != NULL ? strrchr(argv0, '/') : NULL;
 
     if (slash != NULL) {
@@ -45,6 +68,12 @@ void warn_report(const char *format, ...)
     va_start(arguments, format);
     report("warning: ", format, arguments);
     va_end(arguments);
+}
+
+int refuse(char **error, int code, char *text)
+{
+    *error = text;
+    return code;
 }
 
 void *memory_or_exit(void *pointer)
@@ -100,11 +129,19 @@ static size_t details_start(const char *text)
 
 const char *failure_text(void)
 {
+    static const char another[] = "\nIs another handle of this process using";
     static char *text;
+    char *here;
     const char *wanted = getenv("QCOW2_TOOL_DETAIL");
 
     free(text);
     text = text_copy(qcow2_last_error());
+    /* The stock tools know no difference. */
+    here = strstr(text, another);
+    if (here != NULL) {
+        here += strlen("\nIs another ");
+        memmove(here, here + strlen("handle of this "), strlen(here + strlen("handle of this ")) + 1);
+    }
     if (wanted == NULL || strcmp(wanted, "1") != 0) {
         text[details_start(text)] = '\0';
     }

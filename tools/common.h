@@ -10,6 +10,7 @@
    stdout still holds, as in the stock tools --- */
 
 extern const char *program_name;
+/* The first thing that a tool does. */
 void program_init(const char *argv0);
 void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -17,6 +18,8 @@ void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 char *text_copy(const char *text);
 void *memory_or_exit(void *pointer);
+/* Hands an allocated text over as the reason for `code`, which it returns. */
+int refuse(char **error, int code, char *text);
 /* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
    environment also the details that the library adds. Valid until the next call. */
 const char *failure_text(void);
@@ -84,6 +87,10 @@ struct image_spec {
 };
 
 void image_spec_free(struct image_spec *spec);
+/* "nbd:..." has a protocol, "./nbd:..." is a path. */
+bool has_protocol(const char *name);
+/* A name that means the file at `path` whatever colons are in it; allocated. */
+char *path_as_name(const char *path);
 /* The one place that knows names: plain paths, "file:", "json:{...}" and, with `image_opts`,
    "driver=qcow2,file.filename=...". 0 or -errno with *error allocated: the stock tool's text without any prefix. */
 int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error);

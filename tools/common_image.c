@@ -4,11 +4,9 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static bool same(const char *a, const char *b)
 {
@@ -78,12 +76,6 @@ bool image_discard(struct image_spec *spec, const char *mode)
     free(list_take(&spec->options, "discard"));
     list_addf(&spec->options, "discard=%s", unmap ? "unmap" : "ignore");
     return true;
-}
-
-static int refuse(char **error, int code, char *text)
-{
-    *error = text;
-    return code;
 }
 
 static int flag_option(const char *key, const char *value, bool *result, char **error)
@@ -330,18 +322,21 @@ int image_options(struct image_spec *spec, const struct string_list *items, char
     return ret;
 }
 
-/* "nbd:..." is a protocol, "./nbd:..." a path. */
-static bool has_protocol(const char *name, size_t *length)
+bool has_protocol(const char *name)
 {
-    *length = strcspn(name, ":/");
-    return name[*length] == ':';
+    return name[strcspn(name, ":/")] == ':';
+}
+
+char *path_as_name(const char *path)
+{
+    return text_format("%s%s", has_protocol(path) ? "./" : "", path);
 }
 
 int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error)
 {
     struct string_list items = { NULL, 0 };
     bool json = !image_opts && strncmp(name, "json:", 5) == 0;
-    size_t protocol;
+    bool protocol = has_protocol(name);
     int ret = 0;
 
     set_text(&spec->name, name);
@@ -363,154 +358,14 @@ int image_from_name(struct image_spec *spec, const char *name, const char *forma
         list_free(&items);
         return ret;
     }
-    if (has_protocol(name, &protocol)) {
-        if (strncmp(name, "file:", 5) != 0) {
-            return refuse(error, -EINVAL, text_format("Unknown protocol '%.*s'", (int)protocol, name));
-        }
-        name += 5;
+    if (protocol && strncmp(name, "file:", 5) != 0) {
+        return refuse(error, -EINVAL, text_format("Unknown protocol '%.*s'", (int)strcspn(name, ":"), name));
     }
+    name += protocol ? 5 : 0;
     if (*name == '\0') {
         return refuse(error, -EINVAL, text_copy("The 'file' block driver requires a file name"));
     }
-    set_text(&spec->path, name);
+    free(spec->path);
+    spec->path = protocol ? path_as_name(name) : text_copy(name);
     return 0;
-}
-
-const char *image_probe(const char *path)
-{
-    static const unsigned char magic[4] = { 'Q', 'F', 'I', 0xfb };
-    unsigned char start[8];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    ssize_t count;
-
-    if (fd < 0) {
-        return NULL;
-    }
-    count = pread(fd, start, sizeof(start), 0);
-    close(fd);
-    if (count < 0) {
-        return NULL;
-    }
-    /* Versions 0 and 1 are another format. */
-    if (count == (ssize_t)sizeof(start) && memcmp(start, magic, 4) == 0 &&
-        (start[4] != 0 || start[5] != 0 || start[6] != 0 || start[7] > 1)) {
-        return "qcow2";
-    }
-    return "raw";
-}
-
-void print_message(void *opaque, int kind, const char *text)
-{
-    (void)opaque;
-    (void)kind;
-    fprintf(stderr, "%s\n", text);
-}
-
-/* What an image names is opened as the stock tools do: a missing format is guessed. */
-struct resolve_state {
-    const struct image_spec *spec;
-    struct string_list paths; /* answers must outlive the open call */
-};
-
-/* Which file an image means and in which format (NULL: not recorded). The path is added to state->paths. */
-static void find_node(struct resolve_state *state, const qcow2_resolve_request *request, const char **format)
-{
-    const struct image_spec *spec = state->spec;
-    struct image_spec named = { .name = NULL };
-    char *error = NULL;
-
-    *format = request->format;
-    if (request->kind == QCOW2_NODE_BACKING && request->depth == 1 && spec->backing_path != NULL) {
-        list_add(&state->paths, spec->backing_path);
-        *format = spec->backing_format;
-    } else if (strncmp(request->recorded_name, "json:", 5) == 0
-               && image_from_name(&named, request->recorded_name, NULL, false, &error) == 0) {
-        list_add(&state->paths, named.path);
-        *format = named.format == NULL ? *format : same(named.format, "raw") ? "raw" : "qcow2";
-    } else {
-        list_add(&state->paths, request->resolved_path);
-    }
-    free(error);
-    image_spec_free(&named);
-}
-
-static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer)
-{
-    struct resolve_state *state = opaque;
-    const char *format;
-
-    find_node(state, request, &format);
-    answer->path = state->paths.items[state->paths.count - 1];
-    answer->fd = -1;
-    if (format == NULL && request->kind == QCOW2_NODE_BACKING) {
-        format = image_probe(answer->path);
-    }
-    if (format == NULL || same(format, "raw") || same(format, "file")) {
-        answer->format = "raw";
-    } else {
-        answer->format = same(format, "qcow2") ? "qcow2" : NULL;
-    }
-    return 0;
-}
-
-static void warn_guessed(const struct image_spec *spec)
-{
-    fprintf(stderr,
-            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
-            "         Automatically detecting the format is dangerous for raw images, write operations on block 0"
-            " will be restricted.\n"
-            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
-            spec->path);
-}
-
-static int open_spec(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error)
-{
-    struct resolve_state state = { spec, { NULL, 0 } };
-    struct string_list options = { NULL, 0 };
-    qcow2_open_params params;
-    int ret;
-
-    for (size_t i = 0; i < spec->options.count; i++) {
-        list_add(&options, spec->options.items[i]);
-    }
-    list_add(&options, cache_option(spec->cache));
-    memset(&params, 0, sizeof(params));
-    params.struct_size = sizeof(params);
-    params.path = spec->path;
-    params.fd = -1;
-    params.flags = flags;
-    params.options = list_options(&options);
-    params.resolve = resolve;
-    params.resolve_opaque = &state;
-    params.message = print_message;
-    ret = qcow2_open_with(&params, image);
-    if (ret < 0) {
-        *error = text_copy(failure_text());
-    }
-    list_free(&options);
-    list_free(&state.paths);
-    return ret;
-}
-
-int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error)
-{
-    const char *format = spec->format != NULL ? spec->format : image_probe(spec->path);
-    int ret;
-
-    flags |= spec->flags | QCOW2_OPEN_ALLOW_RECORDED;
-    if ((flags & QCOW2_OPEN_FORCE_SHARE) != 0 && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
-        return refuse(error, -EINVAL, text_copy("force-share=on can only be used with read-only images"));
-    }
-    if (spec->ask_read_only && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
-        return refuse(error, -EACCES, text_copy("Block node is read-only"));
-    }
-    if (format != NULL && same(format, "raw")) {
-        flags |= QCOW2_OPEN_RAW;
-    }
-    ret = open_spec(spec, flags, image, error);
-    spec->probed_raw = spec->format == NULL && (flags & QCOW2_OPEN_RAW) != 0;
-    if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
-        warn_guessed(spec);
-    }
-    return ret;
 }

@@ -137,6 +137,8 @@ void print_option_help(const char *key, const char *type, const char *help);
 int create_options_print_help(const char *format, bool file_level);
 /* Makes or empties the file, with what the options say: 0, or 1 after a message with that prefix. */
 int create_image_file(const struct create_options *options, const char *prefix, const char *path, int64_t size);
+/* Whether there is a block device. It keeps its size and what it held before an image is made on it. */
+bool file_is_device(const char *path);
 
 /* --- snapshots, also part of info --- */
 

@@ -4,27 +4,23 @@
 
 #include "img.h"
 
-/* "file:x", "json:{...}", but not "./a:b". */
-static bool has_protocol(const char *name)
-{
-    size_t length = strcspn(name, ":/");
-
-    return name[length] == ':' && length > 0;
-}
-
 char *resolve_recorded(const char *image_path, const char *recorded)
 {
     const char *slash = image_path ? strrchr(image_path, '/') : NULL;
 
     if (*recorded == '/' || has_protocol(recorded) || !slash)
         return text_copy(recorded);
-    return text_format("%.*s%s", (int)(slash + 1 - image_path), image_path, recorded);
+
+    char *path = text_format("%.*s%s", (int)(slash + 1 - image_path), image_path, recorded), *name = path_as_name(path);
+
+    free(path);
+    return name;
 }
 
 void chain_init(struct chain *chain, const char *path, const char *format)
 {
     memset(chain, 0, sizeof(*chain));
-    chain->next_path = text_copy(path);
+    chain->next_path = path_as_name(path);
     chain->next_format = format ? text_copy(format) : NULL;
 }
 

@@ -21,7 +21,8 @@ struct convert_job {
     const char *backing_file, *backing_format;
     char *option_text; /* all -o, joined */
     char *prefix;      /* of messages about making the target */
-    bool options_help, no_create, target_image_opts, target_is_zero, compress, offload, sparse_given, has_backing;
+    bool options_help, no_create, target_image_opts, compress, offload, sparse_given, has_backing;
+    bool target_is_zero; /* said, or known of a new one */
     bool bitmaps, skip_broken_bitmaps;
     const char *snapshot; /* of the source, as given */
     int64_t sparse, workers;
@@ -213,6 +214,7 @@ static int create_target(struct convert_job *job)
     if (result == EXIT_SUCCESS) {
         job->prefix = text_format("%s: error while converting %s: ", job->target_name, job->target_format);
         result = create_image_file(&options, job->prefix, named.path ? named.path : "", (int64_t)job->size);
+        job->target_is_zero = options.qcow2 || !named.path || !file_is_device(named.path);
     }
     free(error);
     image_spec_free(&named);
@@ -307,7 +309,7 @@ static int copy_contents(struct convert_job *job)
         params.flags |= QCOW2_CONVERT_ALLOCATE;
     if (job->has_backing)
         params.flags |= QCOW2_CONVERT_TOP_ONLY;
-    if (job->target_is_zero || (!job->no_create && !job->has_backing))
+    if (job->target_is_zero && (job->no_create || !job->has_backing))
         params.flags |= QCOW2_CONVERT_TARGET_ZERO;
     if (progress)
         print_progress(&job->progress, 0, 1);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "img.h"
@@ -43,6 +44,42 @@ static int raw_preallocation(const struct create_options *options, const char *p
     return -1;
 }
 
+bool file_is_device(const char *path)
+{
+    struct stat found;
+
+    return stat(path, &found) == 0 && S_ISBLK(found.st_mode);
+}
+
+/* A device has the size that it has. What it holds stays, but for its first sector, by which programs would still
+   know it. */
+static int create_on_device(const char *prefix, const char *path, uint64_t size, int mode)
+{
+    static const char zeroes[512];
+    qcow2_image *image = NULL;
+
+    if (mode != QCOW2_PREALLOC_OFF) {
+        error_report("%sUnsupported preallocation mode '%s'", prefix,
+                     mode == QCOW2_PREALLOC_FULL ? "full" : "falloc");
+        return EXIT_FAILURE;
+    }
+    if (qcow2_open(path, QCOW2_OPEN_RAW, NULL, &image) < 0) {
+        error_report("%s%s", prefix, failure_text());
+        return EXIT_FAILURE;
+    }
+    if (qcow2_length(image) < (int64_t)size) {
+        error_report("%sCannot grow device files", prefix);
+        qcow2_close(image);
+        return EXIT_FAILURE;
+    }
+    if (qcow2_length(image) > 0 && qcow2_pwrite(image, zeroes, sizeof(zeroes), 0) < 0) {
+        error_report("%s%s", prefix, failure_text());
+        qcow2_close(image);
+        return EXIT_FAILURE;
+    }
+    return close_image(image);
+}
+
 static int create_raw(const struct create_options *options, const char *prefix, const char *path, int64_t bytes)
 {
     static const char zeroes[4096];
@@ -53,6 +90,8 @@ static int create_raw(const struct create_options *options, const char *prefix, 
 
     if (mode < 0)
         return EXIT_FAILURE;
+    if (file_is_device(path))
+        return create_on_device(prefix, path, size, mode);
     file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (file < 0) {
         error_report("%sCould not create '%s': %s", prefix, path, strerror(errno));

@@ -100,8 +100,6 @@ bool io_open_option(struct io_open_request *request, int code, const char *argum
 /* 0 or -errno; has printed why. */
 int io_open(const struct io_open_request *request);
 int io_close(void);
-/* Opens an empty temporary image on top of the one that `spec` names. */
-int io_open_overlay(struct image_spec *spec, qcow2_image **image, char **error);
 
 /* --- commands --- */
 

@@ -72,12 +72,14 @@ int io_open(const struct io_open_request *request)
     if (ret == 0) {
         ret = refuse_unsupported(request, &error);
     }
+    if (request->snapshot && !request->read_only) {
+        list_add(&io.spec.options, "snapshot=on");
+    }
     if (request->copy_on_read) {
         list_add(&io.spec.options, "copy-on-read=on");
     }
     if (ret == 0) {
-        ret = request->snapshot && !request->read_only ? io_open_overlay(&io.spec, &io.image, &error)
-                                                       : image_open(&io.spec, flags, &io.image, &error);
+        ret = image_open(&io.spec, flags, &io.image, &error);
     }
     if (ret == 0) {
         io.read_only = request->read_only;

@@ -73,6 +73,7 @@ pub fn create<T: AsRef<[u8]>>(medium: &Medium, size: u64, options: &[T]) -> Answ
         data_fd: -1,
         data_io: if names_data_file { &data_ops } else { std::ptr::null() },
         data_io_opaque: medium.opaque(),
+        flags: 0,
     };
     // SAFETY: everything lives across the call.
     judge_int(unsafe { qcow2_create_with(&params) })

@@ -4,7 +4,8 @@
 //! A guest that flushes after each allocating write would otherwise pay a write and a sync for each count. Raised
 //! counts are always safe: a crash leaves them as leaks, at most one sector of counts. So it begins only once
 //! some barriers of this handle had counts to write: a handle that is used for a few writes, and then killed,
-//! leaks nothing. What is not used is given back when the image settles.
+//! leaks nothing. And it raises no more than half of what the handle has used already: those who are killed again and
+//! again leak in proportion to what they write. What is not used is given back when the image settles.
 //!
 //! A1: the clusters ahead are free in all but their count: nothing refers to them, nobody has reserved them.
 //! A2: they lie in a row, in one refcount block.
@@ -19,6 +20,9 @@ use crate::storage::medium::Ticket;
 /// Most host bytes that a crash may leak.
 const MAX_AHEAD_BYTES: u64 = 64 << 20;
 
+/// Clusters that are raised ahead at least.
+const LEAST_AHEAD: u64 = 8;
+
 /// Clusters whose counts have been raised ahead.
 #[derive(Default)]
 pub(super) struct Ahead {
@@ -28,6 +32,8 @@ pub(super) struct Ahead {
     ticket: Ticket,
     /// A count was raised for use since the last barrier.
     pub(super) raised: bool,
+    /// Clusters that this handle has used.
+    pub(super) used: u64,
     /// Barriers still to come that write the counts that they must and no others; `None`: all of them.
     wait: Option<u32>,
 }
@@ -58,6 +64,7 @@ impl Ledger {
         }
         let per_sector = (SECTOR_BYTES * 8) >> geometry.refcount_order;
         let most = (MAX_AHEAD_BYTES >> geometry.cluster_bits).clamp(1, per_sector);
+        let most = most.min((self.ahead.used / 2).max(LEAST_AHEAD));
         let limit = first + most.min(per_sector - first % per_sector);
         let Some(first) = self.table.first_free_in_block(shared, first, limit)? else { return Ok(()) };
         let mut end = first;
@@ -81,6 +88,7 @@ impl Ledger {
             return Ok(None);
         }
         let (fresh, length_ticket) = self.make_ready(shared, first, count)?;
+        self.ahead.used += count;
         self.ahead.first += count;
         self.ahead.count -= count;
         Ok(Some(Run { first, count, fresh, ticket: self.ahead.ticket.max(length_ticket) }))

@@ -1,9 +1,9 @@
 //! New refcount blocks and larger refcount tables. What is new counts itself and is durable before anything
 //! points to it (R5); rare, so each step syncs.
 
-use super::ledger::{refuse_header, Ledger};
+use super::ledger::{refuse_header, spare_after, Ledger};
 use super::Shared;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
 use crate::format::refcount;
 use crate::meta::guard::Owner;
@@ -11,17 +11,29 @@ use crate::meta::Release;
 use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 
+/// Bytes of the file that new blocks count at least.
+const LEAST_COUNTED_BYTES: u64 = 1 << 20;
+
 impl Ledger {
-    /// Makes the block that counts `cluster`, in `cluster` itself, which is free and the first without a count.
+    /// Makes the block that counts `cluster`, in `cluster` itself, which is free and the first without a count; and
+    /// behind it those of the next clusters, as far as the file grows at once: blocks of small clusters count so few
+    /// that one sync for each would be most of the work.
     pub(super) fn add_block(&mut self, shared: &Shared, cluster: u64) -> Result<()> {
         let geometry = self.geometry();
         if !self.table.has_entry_for(cluster) {
             return self.grow_table(shared, cluster);
         }
-        self.claim_for_metadata(shared, cluster, 1)?;
-        let mut bytes = vec![0; geometry.cluster_bytes() as usize];
-        refcount::set(&mut bytes, geometry.refcount_order, geometry.refcount_block_index(cluster), 1);
-        self.write_block_at(shared, cluster, cluster, bytes)
+        let (index, slot) = (geometry.refcount_table_index(cluster), geometry.refcount_block_index(cluster));
+        let per_block = geometry.refcount_block_entries();
+        let ample = spare_after(&geometry, geometry.cluster_offset(cluster)).max(LEAST_COUNTED_BYTES);
+        let most = (ample / geometry.cluster_bytes() / per_block).clamp(1, per_block - slot);
+        let count = 1 + (1..most).take_while(|more| self.table.is_unused(index + more)).count() as u64;
+        self.claim_for_metadata(shared, cluster, count)?;
+        let mut bytes = zeroed("refcount blocks", count << geometry.cluster_bits)?;
+        for own in slot..slot + count {
+            refcount::set(&mut bytes, geometry.refcount_order, own, 1);
+        }
+        self.write_blocks_at(shared, cluster, cluster, bytes)
     }
 
     /// Makes the block that counts `cluster`, for which the table has an entry, in `home`: free, and counted by another
@@ -29,20 +41,29 @@ impl Ledger {
     pub(super) fn add_block_at(&mut self, shared: &Shared, cluster: u64, home: u64) -> Result<()> {
         self.raise(shared, home, 1, false)?;
         self.write_dirty(shared)?;
-        let bytes = vec![0; self.geometry().cluster_bytes() as usize];
-        self.write_block_at(shared, cluster, home, bytes)
+        let bytes = zeroed("refcount block", self.geometry().cluster_bytes())?;
+        self.write_blocks_at(shared, cluster, home, bytes)
     }
 
-    fn write_block_at(&mut self, shared: &Shared, cluster: u64, home: u64, bytes: Vec<u8>) -> Result<()> {
+    fn write_blocks_at(
+        &mut self,
+        shared: &Shared,
+        cluster: u64,
+        home: u64,
+        mut bytes: Vec<u8>,
+    ) -> Result<()> {
         let geometry = self.geometry();
+        let length = bytes.len() as u64;
         let (table_index, offset) = (geometry.refcount_table_index(cluster), geometry.cluster_offset(home));
         shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
         if !planted(Plant::NewBlockNotSynced) {
             shared.medium.sync_step()?;
         }
+        // The others are read when they are needed.
+        bytes.truncate(geometry.cluster_bytes() as usize);
         self.table.adopt(shared, table_index, bytes)?;
-        shared.guard.add(Owner::REFCOUNT_BLOCK, offset, geometry.cluster_bytes());
-        self.table.link_block(shared, table_index, offset)
+        shared.guard.add(Owner::REFCOUNT_BLOCK, offset, length);
+        self.table.link_blocks(shared, table_index, offset, length >> geometry.cluster_bits)
     }
 
     fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {
@@ -98,13 +119,15 @@ impl Ledger {
         let per_block = geometry.refcount_block_entries();
         let total = blocks + table_clusters;
         self.claim_for_metadata(shared, start, total)?;
-        let mut entries = self.table.entries.clone();
-        entries.resize((table_clusters * (geometry.cluster_bytes() / 8)) as usize, 0);
+        let length = table_clusters * (geometry.cluster_bytes() / 8);
+        let mut entries = room("refcount table", length)?;
+        entries.extend_from_slice(&self.table.entries);
+        entries.resize(length as usize, 0);
         let first_index = start / per_block;
-        let mut images = Vec::new();
+        let mut images = room("refcount blocks", blocks)?;
         for i in 0..blocks {
             let (from, to) = ((first_index + i) * per_block, (first_index + i + 1) * per_block);
-            let mut bytes = vec![0; geometry.cluster_bytes() as usize];
+            let mut bytes = zeroed("refcount block", geometry.cluster_bytes())?;
             for cluster in from.max(start)..to.min(start + total) {
                 refcount::set(&mut bytes, geometry.refcount_order, cluster - from, 1);
             }
@@ -114,15 +137,15 @@ impl Ledger {
             images.push(bytes);
         }
         let table_offset = geometry.cluster_offset(start + blocks);
-        let table_bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+        let mut table_bytes = room("refcount table", length * 8)?;
+        entries.iter().for_each(|e: &u64| table_bytes.extend_from_slice(&e.to_be_bytes()));
         shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &table_bytes)?;
         let old = (self.table.offset, self.table.entries.len() as u64 * 8);
         shared.header.change(|h| {
             h.refcount_table_offset = table_offset;
             h.refcount_table_clusters = table_clusters as u32;
         })?;
-        self.table.entries = entries;
-        self.table.offset = table_offset;
+        self.table.replace(entries, table_offset);
         shared.guard.add(
             Owner::REFCOUNT_BLOCK,
             geometry.cluster_offset(start),
@@ -134,7 +157,8 @@ impl Ledger {
             self.table.adopt(shared, first_index + i as u64, bytes)?;
         }
         // The header is durable: nothing refers to the old table any more.
-        let freed = Release::new(geometry.cluster_index(old.0), geometry.clusters_ceil(old.1), false);
+        let (first, count) = (geometry.cluster_index(old.0), geometry.clusters_ceil(old.1));
+        let freed = Release::of(Owner::REFCOUNT_TABLE, first, count);
         self.lower(shared, freed, false).map(drop)
     }
 }

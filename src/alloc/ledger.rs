@@ -56,9 +56,10 @@ impl<'a> Reserved<'a> {
         self.run.fresh
     }
 
-    /// When the counts (eager images) and the file's length are durable.
-    pub fn ticket(&self) -> Ticket {
-        self.run.ticket
+    /// The clusters hold what they are to show: written before `contents` was taken, or durable (R2).
+    pub fn filled(self, contents: Ticket) -> Filled<'a> {
+        let after = self.run.ticket.max(contents);
+        Filled { reserved: self, after }
     }
 
     /// A pointer to the clusters has been stored: they stay.
@@ -83,8 +84,35 @@ impl Drop for Reserved<'_> {
     }
 }
 
+/// Reserved clusters with their contents: all that a pointer to them asks for. Dropping gives the clusters back.
+#[must_use]
+pub struct Filled<'a> {
+    reserved: Reserved<'a>,
+    after: Ticket,
+}
+
+impl Filled<'_> {
+    /// When counts (eager images), contents and the file's length are durable (R1, R2).
+    pub fn ticket(&self) -> Ticket {
+        self.after
+    }
+
+    /// Pointers to all of the clusters have been stored.
+    pub fn keep(self) {
+        self.reserved.keep();
+    }
+
+    /// Pointers to the first `cluster_count` clusters have been stored; the others go back.
+    pub fn keep_first(mut self, cluster_count: u64) {
+        if cluster_count > 0 {
+            self.reserved.shrink(cluster_count);
+            self.reserved.keep();
+        }
+    }
+}
+
 /// Bytes by which a file that ends at `end` grows ahead.
-fn spare_after(geometry: &Geometry, end: u64) -> u64 {
+pub(super) fn spare_after(geometry: &Geometry, end: u64) -> u64 {
     let least = LEAST_SPARE_CLUSTERS << geometry.cluster_bits;
     (end / 8).clamp(least.clamp(LEAST_SPARE_BYTES.0, LEAST_SPARE_BYTES.1), MAX_SPARE_BYTES)
 }
@@ -235,6 +263,7 @@ impl Ledger {
             return Err(e);
         }
         self.ahead.raised = true;
+        self.ahead.used += count;
         if first == self.hint {
             self.hint = first + count;
         }
@@ -263,9 +292,21 @@ impl Ledger {
         }
     }
 
+    /// Whether `bytes` that wait to be free are worth a barrier: the next cluster is one that was never used, and they
+    /// are as many as the file grows at once.
+    pub(super) fn would_grow(&self, bytes: u64) -> bool {
+        let used = self.geometry().cluster_offset(self.high_water);
+        self.hint >= self.frontier && bytes >= spare_after(&self.geometry(), used)
+    }
+
     pub(super) fn note_used(&mut self, first: u64, count: u64) {
         self.frontier = self.frontier.max(first + count);
         self.high_water = self.high_water.max(first + count);
+    }
+
+    /// Clusters before `end` may have been written: they are not fresh.
+    pub(super) fn note_written(&mut self, end: u64) {
+        self.frontier = self.frontier.max(end);
     }
 
     /// Before a barrier: a file that this handle has made longer, and that is almost used up, grows now. The sync
@@ -296,11 +337,11 @@ impl Ledger {
             return Ok(());
         }
         let wanted = self.geometry().cluster_ceil(end + spare).unwrap_or(end);
-        let grown = match storage.set_length(wanted) {
-            Ok(()) => wanted,
+        let grown = match storage.grow(wanted) {
+            Ok(length) => length,
             // Too long for this file system, perhaps; what is needed may still fit.
-            Err(_) => match storage.set_length(end) {
-                Ok(()) => end,
+            Err(_) => match storage.grow(end) {
+                Ok(length) => length,
                 // A storage that cannot be resized grows by being written; pointers then wait for the sync.
                 Err(e) if is_not_supported(&e) => {
                     self.length_ticket = shared.medium.ticket();
@@ -319,23 +360,36 @@ impl Ledger {
     /// Lowers the counts of a run by one. Clusters that nobody refers to any more become free, and with
     /// `discard` are given back to the host. `true`: a count has become one.
     pub(super) fn lower(&mut self, shared: &Shared, release: Release, discard: bool) -> Result<bool> {
+        shared.guard.check_release(release.owner, release.first_cluster, release.cluster_count)?;
+        self.lower_by(shared, release, 1, discard)
+    }
+
+    /// As `lower`, by `times`, without a look at who owns the clusters: for counts that this session has raised for
+    /// what came to nothing, and for what has been looked at.
+    pub(super) fn lower_by(
+        &mut self,
+        shared: &Shared,
+        release: Release,
+        times: u64,
+        discard: bool,
+    ) -> Result<bool> {
         let (mut freed, mut single) = (Vec::new(), false);
         let (first, count) = (release.first_cluster, release.cluster_count);
         let done =
             self.table.shift_run(shared, first, count, &mut |clusters, least, most| match (least, most) {
-                (1, 1) => {
+                // Already free: the image is damaged, and there is nothing to give back.
+                (0, 0) => Ok(Some(0)),
+                (same, most) if same == most && same <= times => {
                     match freed.last_mut() {
                         Some((_, end)) if *end == clusters.start => *end = clusters.end,
                         _ => freed.push((clusters.start, clusters.end)),
                     }
-                    Ok(Some(-1))
+                    Ok(Some(0i64.wrapping_sub_unsigned(same)))
                 }
-                (2.., _) => {
-                    single |= least == 2;
-                    Ok(Some(-1))
+                (least, _) if least > times => {
+                    single |= least == times + 1;
+                    Ok(Some(0i64.wrapping_sub_unsigned(times)))
                 }
-                // Already free: the image is damaged, and there is nothing to give back.
-                (0, 0) => Ok(Some(0)),
                 _ => Ok(None),
             });
         for (from, to) in freed {
@@ -372,7 +426,9 @@ impl Ledger {
 
     /// Cuts the file after the last cluster in use.
     pub(super) fn cut_file(&mut self, shared: &Shared) -> Result<()> {
-        let end = self.table.used_end(shared, 0, self.geometry().clusters_ceil(self.length))?;
+        let length = self.geometry().clusters_ceil(self.length);
+        // Metadata stays, whatever its count says.
+        let end = self.table.used_end(shared, 0, length)?.max(shared.guard.end()?.min(length));
         self.high_water = end;
         self.first_length = self.first_length.min(self.geometry().cluster_offset(end));
         // Later clusters are zero again once the file has been cut, but the frontier may only rise.

@@ -22,8 +22,8 @@ mod table;
 mod tests;
 mod width;
 
-pub use bulk::ClusterRun;
-pub use ledger::{Ledger, Reserved};
+pub use bulk::{ClusterRun, Freed};
+pub use ledger::{Filled, Ledger, Reserved};
 
 use crate::error::Result;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
@@ -32,7 +32,7 @@ use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use ledger::Run;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use table::RefcountTable;
 
@@ -62,6 +62,8 @@ pub struct Allocator {
     pending: Mutex<VecDeque<Pending>>,
     /// Clusters in `pending`.
     pending_clusters: AtomicU64,
+    /// Nobody allocates any more until `settle_all`: room for later would be for nobody.
+    settling: AtomicBool,
     /// Counts are not written at barriers.
     lazy: bool,
     pass: Pass,
@@ -95,6 +97,7 @@ impl Allocator {
             ledger: Mutex::new(ledger),
             pending: Mutex::default(),
             pending_clusters: AtomicU64::new(0),
+            settling: AtomicBool::new(false),
             lazy,
             pass,
         })
@@ -127,6 +130,7 @@ impl Allocator {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
+        self.shared.header.decide()?;
         self.settle(&mut ledger)?;
         Ok(Reserved::new(self, take(&mut ledger)?))
     }
@@ -134,7 +138,18 @@ impl Allocator {
     /// Writes dirty refcount blocks without a sync: after the birth of a table, whose count should be in the
     /// file before anybody can look.
     pub fn write_counts(&self) -> Result<()> {
-        self.lock().write_dirty(&self.shared)
+        let mut ledger = self.lock();
+        self.shared.header.decide()?;
+        ledger.write_dirty(&self.shared)
+    }
+
+    /// Runs a barrier of a caller who is alone and about to settle everything: it does not make the file longer than it
+    /// need be.
+    pub fn settling<T>(&self, barrier: impl FnOnce() -> T) -> T {
+        self.settling.store(true, Ordering::Relaxed);
+        let answer = barrier();
+        self.settling.store(false, Ordering::Relaxed);
+        answer
     }
 
     /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
@@ -168,6 +183,16 @@ impl Allocator {
         self.pending_clusters.load(Ordering::Relaxed)
     }
 
+    /// Whether a write should have what waits, `bytes` here and in table pages, made free before it takes more.
+    pub fn would_grow(&self, bytes: u64) -> bool {
+        self.lock().would_grow(bytes)
+    }
+
+    /// Runs of clusters that wait for it.
+    pub fn pending_runs(&self) -> usize {
+        self.pending.lock().unwrap_or_else(|e| e.into_inner()).len()
+    }
+
     /// Lowers the counts whose time has come.
     fn settle(&self, ledger: &mut Ledger) -> Result<()> {
         self.settle_before(ledger, || self.shared.gate.oldest())
@@ -189,21 +214,35 @@ impl Allocator {
                     break;
                 }
                 self.pending_clusters.fetch_sub(head.release.cluster_count, Ordering::Relaxed);
-                due.push(head.release);
+                due.push((head.ticket, head.release));
                 pending.pop_front();
             }
         }
         if planted(Plant::PunchedLate) {
             ledger.punch(&self.shared)?;
         }
-        for release in due {
+        let mut due = due.into_iter();
+        while let Some((_, release)) = due.next() {
             let pass = if release.discard { self.pass.requests } else { self.pass.others };
-            ledger.lower(&self.shared, release, pass)?;
+            if let Err(e) = ledger.lower(&self.shared, release, pass) {
+                // What of this one is left leaks; the others are due another time.
+                self.put_back(due);
+                ledger.punch(&self.shared)?;
+                return Err(e);
+            }
         }
         if planted(Plant::PunchedLate) {
             return Ok(());
         }
         ledger.punch(&self.shared)
+    }
+
+    fn put_back(&self, due: impl DoubleEndedIterator<Item = (Ticket, Release)>) {
+        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        for (ticket, release) in due.rev() {
+            self.pending_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
+            pending.push_front(Pending { ticket, release });
+        }
     }
 
     fn give_back(&self, first_cluster: u64, cluster_count: u64) {
@@ -223,8 +262,11 @@ impl Settler for Allocator {
         let started = {
             // Under the ledger lock: a count raised after this gets a ticket for the next sync.
             let mut ledger = self.lock();
-            // A courtesy: what fails here is told by those who need it.
-            let _ = ledger.grow_ahead(&self.shared);
+            self.shared.header.decide()?;
+            if !self.settling.load(Ordering::Relaxed) {
+                // A courtesy: what fails here is told by those who need it.
+                let _ = ledger.grow_ahead(&self.shared);
+            }
             if !self.is_lazy() && !planted(Plant::CountsNotWritten) {
                 // A courtesy, too.
                 let _ = ledger.raise_ahead(&self.shared);
@@ -243,7 +285,8 @@ impl Settler for Allocator {
             if let Some(last) = pending.back_mut() {
                 let r = &mut last.release;
                 let end = r.first_cluster + r.cluster_count;
-                if last.ticket == ticket && end == release.first_cluster && r.discard == release.discard {
+                let same = r.discard == release.discard && r.owner == release.owner;
+                if last.ticket == ticket && end == release.first_cluster && same {
                     r.cluster_count += release.cluster_count;
                     r.epoch = r.epoch.max(release.epoch);
                     continue;

@@ -16,6 +16,7 @@ impl Allocator {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
+        self.shared.header.decide()?;
         self.settle(&mut ledger)?;
         let (run, host_offset) = ledger.take_packed(&self.shared, bytes, self.is_lazy())?;
         Ok((Reserved::new(self, run), host_offset))

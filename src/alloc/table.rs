@@ -1,14 +1,17 @@
 //! The refcount table and the blocks that are in memory. Every function is called with the ledger held.
 
 use super::Shared;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{room, zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64, refcount, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+
+/// Most bytes of blocks that are kept because they cannot be written.
+const MAX_HELD_BYTES: u64 = 64 << 20;
 
 /// A refcount block in memory.
 pub(super) struct Block {
@@ -35,6 +38,8 @@ pub(super) struct RefcountTable {
     pub(super) entries: Vec<u64>,
     pub(super) offset: u64,
     blocks: BTreeMap<u64, Block>,
+    /// Sectors of the table, by number, that the file may not have as they are here.
+    dirty_sectors: BTreeSet<u64>,
     capacity: usize,
     clock: u64,
 }
@@ -45,10 +50,7 @@ impl RefcountTable {
         let header = shared.header.header();
         let geometry = header.geometry();
         let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let mut entries = Vec::new();
-        entries.try_reserve_exact((bytes / 8) as usize).map_err(|_| {
-            Error::new(ErrorKind::NoMemory, format!("refcount table of {bytes} bytes: no memory"))
-        })?;
+        let mut entries = room("refcount table", bytes / 8)?;
         let mut piece = [0; 16 << 10];
         for at in (0..bytes).step_by(piece.len()) {
             let part = &mut piece[..(bytes - at).min(16 << 10) as usize];
@@ -63,6 +65,7 @@ impl RefcountTable {
             entries,
             offset: header.refcount_table_offset,
             blocks: BTreeMap::new(),
+            dirty_sectors: BTreeSet::new(),
             capacity: capacity.max(2),
             clock: 0,
         })
@@ -257,7 +260,7 @@ impl RefcountTable {
         self.clock += 1;
         if !self.blocks.contains_key(&table_index) {
             self.make_room(shared)?;
-            let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
+            let mut bytes = zeroed("refcount block", self.geometry.cluster_bytes())?;
             shared.medium.read_table(Purpose::RefcountBlock, offset, &mut bytes)?;
             self.blocks.insert(table_index, Block { bytes, dirty: (0, 0), used: 0 });
         }
@@ -270,10 +273,29 @@ impl RefcountTable {
     fn make_room(&mut self, shared: &Shared) -> Result<()> {
         while self.blocks.len() >= self.capacity {
             let Some((&oldest, _)) = self.blocks.iter().min_by_key(|(_, b)| b.used) else { return Ok(()) };
-            self.write_block(shared, oldest)?;
-            self.blocks.remove(&oldest);
+            match self.write_block(shared, oldest) {
+                Ok(()) => self.blocks.remove(&oldest),
+                Err(e) => return self.hold_dirty(shared, e),
+            };
         }
         Ok(())
+    }
+
+    /// A host that takes no writes must not keep counts from being changed back: what is dirty stays in memory, beyond
+    /// the cache's size, until it can be written.
+    #[cold]
+    fn hold_dirty(&mut self, shared: &Shared, failure: Error) -> Result<()> {
+        shared.medium.latch().check()?;
+        let clean = self.blocks.iter().filter(|(_, b)| b.dirty.0 == b.dirty.1).min_by_key(|(_, b)| b.used);
+        if let Some((&index, _)) = clean {
+            self.blocks.remove(&index);
+            return Ok(());
+        }
+        let most = (MAX_HELD_BYTES >> self.geometry.cluster_bits) as usize;
+        match self.blocks.len() < self.capacity.max(most) {
+            true => Ok(()),
+            false => Err(failure),
+        }
     }
 
     /// Takes a block that has just been written whole.
@@ -286,11 +308,14 @@ impl RefcountTable {
 
     fn write_block(&mut self, shared: &Shared, table_index: u64) -> Result<()> {
         let home = self.entries[table_index as usize] & !REFCOUNT_TABLE_RESERVED;
-        let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };
+        let Some(block) = self.blocks.get(&table_index) else { return Ok(()) };
         let (from, to) = block.dirty;
         if from == to {
             return Ok(());
         }
+        // The entry that leads to the block was to be written while what the file has of it was durable.
+        self.write_sectors(shared)?;
+        let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };
         let at = home + from as u64;
         shared.guard.check_table_write(Purpose::RefcountBlock, at, (to - from) as u64)?;
         shared.medium.write_live(Purpose::RefcountBlock, at, &block.bytes[from..to])?;
@@ -306,7 +331,7 @@ impl RefcountTable {
         for index in dirty {
             self.write_block(shared, index)?;
         }
-        Ok(())
+        self.write_sectors(shared)
     }
 
     /// Whether the table is long enough for the block that counts `cluster`.
@@ -314,16 +339,51 @@ impl RefcountTable {
         self.geometry.refcount_table_index(cluster) < self.entries.len() as u64
     }
 
-    /// Writes the table entry of a block that is durable.
-    pub(super) fn link_block(&mut self, shared: &Shared, table_index: u64, block_offset: u64) -> Result<()> {
-        self.entries[table_index as usize] = block_offset;
+    /// Whether the table has an entry for block `table_index`, which is free.
+    pub(super) fn is_unused(&self, table_index: u64) -> bool {
+        self.entries.get(table_index as usize) == Some(&0)
+    }
+
+    /// Writes the table entries of `count` blocks that are durable, one after the other from `block_offset` on. After a
+    /// failure they are written with the next dirty blocks.
+    pub(super) fn link_blocks(
+        &mut self,
+        shared: &Shared,
+        table_index: u64,
+        block_offset: u64,
+        count: u64,
+    ) -> Result<()> {
+        for number in 0..count {
+            let offset = block_offset + (number << self.geometry.cluster_bits);
+            self.entries[(table_index + number) as usize] = offset;
+            self.dirty_sectors.insert((table_index + number) * 8 / SECTOR_BYTES);
+        }
+        self.write_sectors(shared)
+    }
+
+    fn write_sectors(&mut self, shared: &Shared) -> Result<()> {
         let per_sector = SECTOR_BYTES / 8;
-        let first = table_index / per_sector * per_sector;
-        let last = (first + per_sector).min(self.entries.len() as u64);
-        let bytes: Vec<u8> =
-            self.entries[first as usize..last as usize].iter().flat_map(|e| e.to_be_bytes()).collect();
-        let at = self.offset + first * 8;
-        shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
-        shared.medium.write_live(Purpose::RefcountTable, at, &bytes)
+        while let Some(&first) = self.dirty_sectors.first() {
+            let mut end = first + 1;
+            while self.dirty_sectors.contains(&end) {
+                end += 1;
+            }
+            let to = (end * per_sector).min(self.entries.len() as u64);
+            let entries = &self.entries[(first * per_sector) as usize..to as usize];
+            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+            let at = self.offset + first * SECTOR_BYTES;
+            shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
+            shared.medium.write_live(Purpose::RefcountTable, at, &bytes)?;
+            (first..end).for_each(|sector| {
+                self.dirty_sectors.remove(&sector);
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes another table, which the file has.
+    pub(super) fn replace(&mut self, entries: Vec<u64>, offset: u64) {
+        (self.entries, self.offset) = (entries, offset);
+        self.dirty_sectors.clear();
     }
 }

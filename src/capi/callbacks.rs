@@ -4,10 +4,9 @@ use super::custom_io::qcow2_io_ops;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
-use crate::ops::open::{Named, Origin, ResolveAnswer, ResolveRequest};
+use crate::ops::open::{Named, ResolveAnswer, ResolveRequest};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 /// Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call.
 pub type qcow2_message_fn =
@@ -30,14 +29,15 @@ pub struct qcow2_resolve_request {
     pub depth: c_int,
     /// As stored in the image.
     pub recorded_name: *const c_char,
-    /// A backing file's relative name joined to the image's directory; a data file's name as it is, for it is relative to
-    /// the working directory. NULL when that is not known or not a file name.
+    /// A backing file's relative name joined to the image's directory; what follows "file:", and a data file's name, as it
+    /// is, for these are relative to the working directory. NULL when that is not known or not a file name
+    /// ("nbd://host/x", "json:{...}", "C:\\x"): every image can say so.
     pub resolved_path: *const c_char,
     /// Recorded format, or NULL; "raw" for a data file.
     pub format: *const c_char,
 }
 
-/// What a resolver gives: one of path, fd, io. The library presets all of them to "none".
+/// What a resolver gives: exactly one of path, fd, io. The library presets all of them to "none".
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_resolve_answer {
@@ -45,7 +45,7 @@ pub struct qcow2_resolve_answer {
     pub struct_size: usize,
     /// Open this path; must stay valid until the call that asks returns.
     pub path: *const c_char,
-    /// Duplicate this descriptor; -1: none.
+    /// Duplicate this descriptor; -1: none; so does 0 mean beside a path or io.
     pub fd: c_int,
     /// Use this storage.
     pub io: *const qcow2_io_ops,
@@ -55,7 +55,9 @@ pub struct qcow2_resolve_answer {
     pub format: *const c_char,
 }
 
-/// Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse.
+/// Decides about a file that an image names: 0 with `answer` filled, or -errno to refuse. With 0 the storage of `io` is
+/// the library's, which calls its `close` whatever becomes of the open; with -errno nothing is handed over. A descriptor
+/// and the texts stay the caller's in any case.
 pub type qcow2_resolve_fn = Option<
     unsafe extern "C" fn(
         opaque: *mut c_void,
@@ -153,17 +155,16 @@ pub(super) fn ask_resolver(
         let text = format!("the resolver refused '{}'", request.recorded_name.to_string_lossy());
         return Err(Error::new(ErrorKind::Host(errno), text));
     }
-    // SAFETY: the caller fills the answer with valid pointers, as the contract says.
+    // SAFETY: the caller fills the answer with valid pointers, as the contract says. The storage first: its `close` is
+    // owed from here on, whatever else is wrong.
+    let by_fd = answer.fd > 0 || (answer.fd == 0 && answer.path.is_null() && answer.io.is_null());
+    let fd = by_fd.then_some(answer.fd);
+    let origin = unsafe { super::custom_io::place(answer.path, fd, answer.io, answer.io_opaque) }?;
+    // SAFETY: as above.
     let format = unsafe { super::edge::optional_text(answer.format, "resolve answer's format") }?;
-    let origin = if !answer.io.is_null() {
-        // SAFETY: as above.
-        Origin::Custom(unsafe { super::custom_io::wrap(answer.io, answer.io_opaque) }?)
-    } else if answer.fd >= 0 {
-        Origin::Descriptor(answer.fd)
-    } else {
-        // SAFETY: as above.
-        let path: PathBuf = unsafe { super::edge::path(answer.path) }?;
-        Origin::Path(path)
-    };
+    let origin = origin.ok_or_else(|| {
+        let name = request.recorded_name.to_string_lossy();
+        Error::invalid(format!("the resolver gave none of path, fd and io for '{name}'"))
+    })?;
     Ok(ResolveAnswer { origin, format: format.map(str::to_owned) })
 }

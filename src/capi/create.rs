@@ -1,14 +1,16 @@
 //! Create.
 
-use super::custom_io::{self, qcow2_io_ops};
+use super::custom_io::{self, place, qcow2_io_ops};
 use super::edge::{self, enter, option_list, take};
+use super::types::{QCOW2_CREATE_DATA_FD, QCOW2_CREATE_FD};
 use crate::error::{Error, Result};
 use crate::ops::create_at::create_at;
 use crate::ops::open::Origin;
+use crate::ops::overlay::size_of_new;
 use crate::options::CreateOptions;
 use std::ffi::{c_char, c_int, c_void};
 
-/// Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT.
+/// Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT, or with zeroes, `struct_size` and `size`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_create_params {
@@ -16,25 +18,27 @@ pub struct qcow2_create_params {
     pub struct_size: usize,
     /// One of path, fd, io.
     pub path: *const c_char,
-    /// Duplicated; the caller keeps its own. -1: none.
+    /// Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_CREATE_FD.
     pub fd: c_int,
     /// Copied; its `close` is called before the call returns.
     pub io: *const qcow2_io_ops,
     /// Handed to the functions of `io`.
     pub io_opaque: *mut c_void,
-    /// Bytes, rounded up to 512; UINT64_MAX: the option "size" says.
+    /// Bytes, rounded up to 512; UINT64_MAX: the option "size" says, or else the backing file.
     pub size: u64,
     /// "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list.
     pub options: *const *const c_char,
     /// With the option data_file, at most one of data_path, data_fd, data_io says where that file is; none: at the name
     /// that is recorded.
     pub data_path: *const c_char,
-    /// As `fd`; -1: none.
+    /// As `fd`; -1: none; so does 0 mean without QCOW2_CREATE_DATA_FD.
     pub data_fd: c_int,
     /// As `io`.
     pub data_io: *const qcow2_io_ops,
     /// Handed to the functions of `data_io`.
     pub data_io_opaque: *mut c_void,
+    /// QCOW2_CREATE_*; unknown bits are -EINVAL.
+    pub flags: u64,
 }
 
 impl qcow2_create_params {
@@ -51,25 +55,7 @@ impl qcow2_create_params {
             data_fd: -1,
             data_io: std::ptr::null(),
             data_io_opaque: std::ptr::null_mut(),
-        }
-    }
-}
-
-/// The one place that is given, if any.
-unsafe fn place(
-    name: *const c_char,
-    fd: c_int,
-    io: *const qcow2_io_ops,
-    opaque: *mut c_void,
-) -> Result<Option<Origin>> {
-    // SAFETY: the caller's pointers, as the contract says.
-    unsafe {
-        match (!name.is_null(), fd >= 0, !io.is_null()) {
-            (false, false, false) => Ok(None),
-            (true, false, false) => Ok(Some(Origin::Path(edge::path(name)?))),
-            (false, true, false) => Ok(Some(Origin::Descriptor(fd))),
-            (false, false, true) => Ok(Some(Origin::Custom(custom_io::wrap(io, opaque)?))),
-            _ => Err(Error::invalid("more than one of path, fd and io is given")),
+            flags: 0,
         }
     }
 }
@@ -83,18 +69,18 @@ unsafe fn make(
     let options = CreateOptions::parse(&unsafe { option_list(options) }?)?;
     let size = match (size, options.size) {
         (u64::MAX, Some(size)) => size,
-        (u64::MAX, None) => return Err(Error::invalid("no size is given")),
+        (u64::MAX, None) => size_of_new(origin, &options)?,
         (size, _) => size,
     };
     create_at(origin, data_file, size, &options).map(|()| 0)
 }
 
 /// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
-/// option "size" says). The same options to qemu-img create give the same header and extensions. A backing file is
-/// recorded, never opened; a data file (option data_file, a name relative to the working directory) is made too, and
+/// option "size" says, or else the backing file, which is opened for nothing but that). The same options to qemu-img
+/// create give the same header and extensions. A backing file is recorded, not opened; a data file (option data_file, a name relative to the working directory) is made too, and
 /// what it held is lost. `options`: "key=value" strings, NULL at the end; may be NULL; see
 /// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
-/// that opens.
+/// that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
 ///
 /// Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
 /// file is in use), ENOSPC and what else the host says.
@@ -131,11 +117,20 @@ pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -
     enter(|| unsafe {
         let p = take(params, qcow2_create_params::empty(), "params")?;
         // Both storages first: their `close` is owed from here on, whatever else is wrong.
-        let image = place(p.path, p.fd, p.io, p.io_opaque);
-        let data_file = place(p.data_path, p.data_fd, p.data_io, p.data_io_opaque)?;
+        let has = |flag: u64| p.flags & flag != 0;
+        let fd = |fd, flag| edge::is_given(fd, has(flag)).then_some(fd);
+        let image = place(p.path, fd(p.fd, QCOW2_CREATE_FD), p.io, p.io_opaque);
+        let data_fd = fd(p.data_fd, QCOW2_CREATE_DATA_FD);
+        let data_file = place(p.data_path, data_fd, p.data_io, p.data_io_opaque)?;
         let Some(image) = image? else {
-            return Err(Error::invalid("exactly one of path, fd and io must be given"));
+            return Err(Error::invalid(
+                "exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_CREATE_FD)",
+            ));
         };
+        let unknown = p.flags & !(QCOW2_CREATE_FD | QCOW2_CREATE_DATA_FD);
+        if unknown != 0 {
+            return Err(Error::invalid(format!("unknown create flags {unknown:#x}")));
+        }
         make(&image, data_file.as_ref(), p.size, p.options)
     }) as c_int
 }

@@ -1,9 +1,11 @@
 //! A caller's storage: a table of functions behind the engine's storage trait.
 
-use super::edge::take;
+use super::edge::{path, take};
 use crate::error::{Error, Result};
+use crate::ops::open::Origin;
+use crate::storage::end::{End, EndAlone};
 use crate::storage::{HostRun, Purpose, Storage, Traits};
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
@@ -43,13 +45,16 @@ pub struct qcow2_io_ops {
     pub discard: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
     /// Makes the range read as zeroes. Optional.
     pub write_zeroes: Option<unsafe extern "C" fn(opaque: *mut c_void, offset: u64, length: u64) -> c_int>,
-    /// Called once, when the library is done with the storage, also when an open fails. Optional.
+    /// Called once, when the library is done with the storage, also when the call that was given it fails: it is the
+    /// library's from the moment of that call. Not where nothing was handed over: the struct that names it, or this one,
+    /// is refused for its `struct_size` or for fields that this version does not know. Optional.
     pub close: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 }
 
 struct CustomIo {
     ops: qcow2_io_ops,
     opaque: *mut c_void,
+    end: End,
 }
 
 // SAFETY: the contract of `qcow2_io_ops` allows calls from any thread, several at once.
@@ -68,8 +73,28 @@ impl CustomIo {
         }
         while at < length {
             let count = (length - at).min(ZEROES.len() as u64);
-            self.write(Purpose::Data, at, &[IoSlice::new(&ZEROES[..count as usize])])?;
+            self.write_all(at, &[IoSlice::new(&ZEROES[..count as usize])])?;
             at += count;
+        }
+        Ok(())
+    }
+
+    /// As `set_length`, while nobody writes past the end.
+    fn set_length_alone(&self, alone: &EndAlone<'_>, length: u64) -> io::Result<()> {
+        alone.set(length, || match self.ops.truncate {
+            None => self.extend(length),
+            // SAFETY: the caller's function and opaque pointer.
+            Some(truncate) => answer(unsafe { truncate(self.opaque, length) }),
+        })
+    }
+
+    fn write_all(&self, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let Some(pwritev) = self.ops.pwritev else { return Err(io::Error::from_raw_os_error(libc::EROFS)) };
+        let mut at = offset;
+        for group in buffers.chunks(1024) {
+            // SAFETY: IoSlice has the layout of iovec; the buffers live across the call.
+            answer(unsafe { pwritev(self.opaque, group.as_ptr().cast(), group.len() as c_int, at) })?;
+            at += group.iter().map(|b| b.len() as u64).sum::<u64>();
         }
         Ok(())
     }
@@ -99,11 +124,30 @@ pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Resu
     };
     // SAFETY: the caller's pointer, checked for NULL.
     let ops = unsafe { take(ops, none, "io") }?;
-    let custom = CustomIo { ops, opaque };
+    let custom = CustomIo { ops, opaque, end: End::new(0) };
     if custom.ops.preadv.is_none() || custom.ops.length.is_none() {
         return Err(Error::invalid("io: preadv and length are required"));
     }
     Ok(Arc::new(custom))
+}
+
+/// The one place that is given, if any. A storage is taken over, and closed, also beside another place.
+pub(super) unsafe fn place(
+    name: *const c_char,
+    fd: Option<c_int>,
+    io: *const qcow2_io_ops,
+    opaque: *mut c_void,
+) -> Result<Option<Origin>> {
+    // SAFETY: the caller's pointers, as the contract says.
+    let custom = if io.is_null() { None } else { Some(unsafe { wrap(io, opaque) }?) };
+    match (!name.is_null(), fd, custom) {
+        (false, None, None) => Ok(None),
+        // SAFETY: as above.
+        (true, None, None) => Ok(Some(Origin::Path(unsafe { path(name) }?))),
+        (false, Some(fd), None) => Ok(Some(Origin::Descriptor(fd))),
+        (false, None, Some(custom)) => Ok(Some(Origin::Custom(custom))),
+        _ => Err(Error::invalid("more than one of path, fd and io is given")),
+    }
 }
 
 fn answer(code: c_int) -> io::Result<()> {
@@ -131,14 +175,8 @@ impl Storage for CustomIo {
     }
 
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        let Some(pwritev) = self.ops.pwritev else { return Err(io::Error::from_raw_os_error(libc::EROFS)) };
-        let mut at = offset;
-        for group in buffers.chunks(1024) {
-            // SAFETY: IoSlice has the layout of iovec; the buffers live across the call.
-            answer(unsafe { pwritev(self.opaque, group.as_ptr().cast(), group.len() as c_int, at) })?;
-            at += group.iter().map(|b| b.len() as u64).sum::<u64>();
-        }
-        Ok(())
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        self.end.write(offset.saturating_add(bytes), || self.write_all(offset, buffers))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -150,13 +188,23 @@ impl Storage for CustomIo {
         let Some(length) = self.ops.length else { return Err(not_supported()) };
         // SAFETY: the caller's function and opaque pointer.
         let bytes = unsafe { length(self.opaque) };
-        u64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error((-bytes).clamp(1, 4095) as i32))
+        let length =
+            u64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error((-bytes).clamp(1, 4095) as i32))?;
+        self.end.note(length);
+        Ok(length)
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        let Some(truncate) = self.ops.truncate else { return self.extend(length) };
-        // SAFETY: the caller's function and opaque pointer.
-        answer(unsafe { truncate(self.opaque, length) })
+        self.set_length_alone(&self.end.alone(), length)
+    }
+
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let alone = self.end.alone();
+        let now = self.length()?;
+        if now < length {
+            self.set_length_alone(&alone, length)?;
+        }
+        Ok(now.max(length))
     }
 
     fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
@@ -177,6 +225,10 @@ impl Storage for CustomIo {
 
     fn host_run(&self, _: u64) -> io::Result<HostRun> {
         Ok(HostRun { data: true, end: self.length()? })
+    }
+
+    fn settle_runs(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn traits(&self) -> Traits {

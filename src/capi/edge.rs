@@ -243,6 +243,11 @@ pub(super) unsafe fn path(pointer: *const c_char) -> Result<std::path::PathBuf> 
     Ok(OsStr::from_bytes(bytes).into())
 }
 
+/// Whether a descriptor of a struct is one: a struct that begins with zeroes says 0 for "none".
+pub(super) fn is_given(fd: c_int, also_zero: bool) -> bool {
+    fd > 0 || (fd == 0 && also_zero)
+}
+
 /// Most options of one call.
 const MAX_OPTIONS: usize = 1000;
 

@@ -7,6 +7,7 @@ use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::Header;
 use crate::image::{load_bitmaps, Core, Disk};
+use crate::ops::handle::Handle;
 use crate::ops::open::Origin;
 use std::ffi::{c_char, c_int, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 pub(super) struct Strings {
     info: Vec<CString>,
     extension: Vec<u8>,
+    node: Vec<CString>,
     snapshots: Vec<CString>,
     bitmaps: Vec<CString>,
 }
@@ -60,10 +62,7 @@ fn fill_header(info: &mut qcow2_info, header: &Header) {
     info.bitmap_count = bitmaps.map_or(0, |b| b.count);
 }
 
-fn collect(guarded: &Guarded) -> qcow2_info {
-    let handle = &guarded.handle;
-    let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
-    let list = &mut strings.info;
+fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
     list.clear();
     let mut info = empty_info();
     let storage = match handle.disk() {
@@ -101,8 +100,32 @@ fn collect(guarded: &Guarded) -> qcow2_info {
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_get_info(image: *mut qcow2_image, info: *mut qcow2_info) -> c_int {
     with(image, |guarded| {
+        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: the caller's struct, checked for NULL.
-        unsafe { give(collect(guarded), info, "info") }.map(|()| 0)
+        unsafe { give(collect(&guarded.handle, &mut strings.info), info, "info") }.map(|()| 0)
+    }) as c_int
+}
+
+/// qcow2_get_info for a disk of the chain: depth 0 is `image` itself, 1 its backing file, and so on, as qcow2_extent
+/// counts. The strings are valid until the next call of this function on the handle. Returns 0, -ENOENT below the last
+/// disk, or another -errno.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_get_node_info(
+    image: *mut qcow2_image,
+    depth: u32,
+    info: *mut qcow2_info,
+) -> c_int {
+    with(image, |guarded| {
+        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let list = &mut strings.node;
+        let found = match depth {
+            0 => Some(collect(&guarded.handle, list)),
+            _ => guarded.handle.node_below(depth).map(|node| collect(&node, list)),
+        };
+        let found = found
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no disk at depth {depth}")))?;
+        // SAFETY: the caller's struct, checked for NULL.
+        unsafe { give(found, info, "info") }.map(|()| 0)
     }) as c_int
 }
 

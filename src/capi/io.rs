@@ -228,6 +228,25 @@ pub unsafe extern "C" fn qcow2_discard(image: *mut qcow2_image, offset: u64, len
     with(image, |guarded| guarded.handle.disk().discard(offset, length).map(|()| 0)) as c_int
 }
 
+/// qcow2_discard with flags: QCOW2_REQ_FUA.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_discard2(
+    image: *mut qcow2_image,
+    offset: u64,
+    length: u64,
+    flags: u64,
+) -> c_int {
+    with(image, |guarded| {
+        check_flags(flags, QCOW2_REQ_FUA)?;
+        let disk = guarded.handle.disk();
+        match flags & QCOW2_REQ_FUA {
+            0 => disk.discard(offset, length)?,
+            _ => disk.discard_durably(offset, length)?,
+        }
+        Ok(0)
+    }) as c_int
+}
+
 /// Makes everything durable that completed before the call. Flushes of several threads share their work.
 /// Returns 0 or -errno: EIO and what the host says; after a failure the handle takes no more writes
 /// (ENOTRECOVERABLE), for what the host has dropped cannot be written again.
@@ -238,7 +257,8 @@ pub unsafe extern "C" fn qcow2_flush(image: *mut qcow2_image) -> c_int {
 
 /// Tells where the bytes of a range come from: the first extent of `[offset, offset + length)`, through the
 /// chain of backing files unless `flags` has QCOW2_STATUS_TOP_ONLY. A caller walks a disk by adding
-/// `extent->length`. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
+/// `extent->length`. What this handle has written since the last call is synced first, for some hosts take it for holes
+/// until then; what is written meanwhile counts as data. Returns 0 or -errno: EIO past the end, EINVAL for an empty range.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_block_status(
     image: *mut qcow2_image,
@@ -249,7 +269,9 @@ pub unsafe extern "C" fn qcow2_block_status(
 ) -> c_int {
     with(image, |guarded| {
         check_flags(flags, QCOW2_STATUS_TOP_ONLY)?;
-        let status = guarded.handle.disk().status(offset, length, flags & QCOW2_STATUS_TOP_ONLY != 0)?;
+        let disk = guarded.handle.disk();
+        disk.settle_runs()?;
+        let status = disk.status(offset, length, flags & QCOW2_STATUS_TOP_ONLY != 0)?;
         let bits = [
             (status.data, QCOW2_EXTENT_DATA),
             (status.zero, QCOW2_EXTENT_ZERO),
@@ -278,7 +300,8 @@ pub unsafe extern "C" fn qcow2_length(image: *mut qcow2_image) -> i64 {
 
 /// Changes the virtual size, a multiple of 512. `preallocation` (QCOW2_PREALLOC_*) is for what is added.
 /// Another size drops VM state that no snapshot has. Requests of other threads wait. Returns 0 or -errno: EINVAL, EFBIG
-/// (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2), EROFS, ENOSPC and as qcow2_pwrite.
+/// (no L1 table within the limit maps it), ENOTSUP (snapshots in version 2; a raw disk on a block device, or on a storage that
+/// keeps its length), EROFS, ENOSPC and as qcow2_pwrite.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_truncate(image: *mut qcow2_image, size: u64, preallocation: c_int) -> c_int {
     with(image, |guarded| {

@@ -1,20 +1,21 @@
 //! Open, close, reopen.
 
 use super::callbacks::*;
-use super::custom_io::{self, qcow2_io_ops};
-use super::edge::{enter, last_error, option_list, path, take, with, Guarded};
+use super::custom_io::{place, qcow2_io_ops};
+use super::edge::{enter, is_given, last_error, option_list, take, with, Guarded};
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
 use crate::ops::handle::Handle;
 use crate::ops::inactive::{inactivate, invalidate};
 use crate::ops::open::{Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver};
+use crate::ops::probe::probe;
 use crate::options::OpenOptions;
 use std::ffi::{c_char, c_int, c_void};
 
-const ALL_OPEN_FLAGS: u64 = 0x1ff;
+const ALL_OPEN_FLAGS: u64 = 0x3ff;
 
-/// Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT.
+/// Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_open_params {
@@ -22,7 +23,7 @@ pub struct qcow2_open_params {
     pub struct_size: usize,
     /// One of path, fd, io.
     pub path: *const c_char,
-    /// Duplicated; the caller keeps its own. -1: none.
+    /// Duplicated; the caller keeps its own. -1: none; so does 0 mean without QCOW2_OPEN_FD.
     pub fd: c_int,
     /// Copied.
     pub io: *const qcow2_io_ops,
@@ -79,20 +80,15 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
 }
 
 unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
-    let given = [!params.path.is_null(), params.fd >= 0, !params.io.is_null()];
-    if given.iter().filter(|g| **g).count() != 1 {
-        return Err(Error::invalid("exactly one of path, fd and io must be given"));
-    }
+    let by_fd = is_given(params.fd, params.flags & QCOW2_OPEN_FD != 0);
     // SAFETY: the caller's pointers, as the contract says.
-    unsafe {
-        if !params.io.is_null() {
-            return Ok(Origin::Custom(custom_io::wrap(params.io, params.io_opaque)?));
-        }
-        if params.fd >= 0 {
-            return Ok(Origin::Descriptor(params.fd));
-        }
-        Ok(Origin::Path(path(params.path)?))
+    let place = unsafe { place(params.path, by_fd.then_some(params.fd), params.io, params.io_opaque) };
+    if params.flags & QCOW2_OPEN_FD != 0 && !by_fd {
+        return Err(Error::invalid(format!("QCOW2_OPEN_FD is given, and fd is {}", params.fd)));
     }
+    place?.ok_or_else(|| {
+        Error::invalid("exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_OPEN_FD)")
+    })
 }
 
 /// Runs `run` with the caller's resolver and receiver of messages.
@@ -110,13 +106,14 @@ fn with_callbacks<T>(
 }
 
 unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Result<i64> {
+    // The storage first: its `close` is owed from here on, whatever else is wrong.
+    let origin = unsafe { origin_of(params) };
     if image.is_null() {
         return Err(Error::invalid("image is NULL"));
     }
     // SAFETY: checked for NULL; the caller's pointer is writable.
     unsafe { *image = std::ptr::null_mut() };
-    // The storage first: its `close` is owed from here on, whatever else is wrong.
-    let origin = unsafe { origin_of(params) }?;
+    let origin = origin?;
     let flags = open_flags(params.flags)?;
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
     let handle = with_callbacks(params, |resolver, messages| {
@@ -145,11 +142,12 @@ pub extern "C" fn qcow2_last_error() -> *const c_char {
 /// Opens an image file.
 ///
 /// A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
-/// A refused or read-only open changes no byte. `options` as in qcow2_open_params. On success `*image`
+/// A refused or read-only open changes no byte. Requests on the handle make few kinds of system calls: docs/features.md,
+/// "System calls after open", lists them. `options` as in qcow2_open_params. On success `*image`
 /// must be given to qcow2_close; on failure it is NULL.
 ///
-/// Returns 0 or -errno: EINVAL (arguments, options, not a qcow2 image), ENOTSUP (version or feature,
-/// named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
+/// Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
+/// all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
 /// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
 /// ELOOP, ENOENT and what else the host says.
 #[no_mangle]
@@ -165,7 +163,8 @@ pub unsafe extern "C" fn qcow2_open(
 
 /// Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
 /// Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
-/// EINVAL for a writable open. Otherwise as qcow2_open.
+/// EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
+/// move it. Otherwise as qcow2_open.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open_fd(
     fd: c_int,
@@ -173,8 +172,23 @@ pub unsafe extern "C" fn qcow2_open_fd(
     options: *const *const c_char,
     image: *mut *mut qcow2_image,
 ) -> c_int {
-    let params = qcow2_open_params { fd, flags, options, ..qcow2_open_params::empty() };
+    let params =
+        qcow2_open_params { fd, flags: flags | QCOW2_OPEN_FD, options, ..qcow2_open_params::empty() };
     enter(|| unsafe { open(&params, image) }) as c_int
+}
+
+/// Whether the file at `path` begins as a qcow2 image of version 2 or later does: 1 or 0; -errno: what the host says.
+/// Nothing is locked. A guest can write such a beginning into its raw disk, and the image that it makes up names files of
+/// the host: what is found this way is no reason to give QCOW2_OPEN_ALLOW_RECORDED.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_probe(path: *const c_char) -> c_int {
+    enter(|| Ok(i64::from(probe(&Origin::Path(unsafe { super::edge::path(path) }?))?))) as c_int
+}
+
+/// qcow2_probe by descriptor, whose offset does not move.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_probe_fd(fd: c_int) -> c_int {
+    enter(|| Ok(i64::from(probe(&Origin::Descriptor(fd))?))) as c_int
 }
 
 /// The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a

@@ -22,7 +22,7 @@ pub const QCOW2_OPEN_METADATA_ONLY: u64 = 0x10;
 /// Take no lock.
 pub const QCOW2_OPEN_NO_LOCK: u64 = 0x20;
 /// The file is a raw disk; every guest call works on it the same way. Formats are never guessed: without this flag a
-/// file that does not begin with "QFI\xfb" is -EINVAL. Who guesses lets a guest that writes a header into its raw disk
+/// file that does not begin with "QFI\xfb" is -EMEDIUMTYPE. Who guesses (qcow2_probe) lets a guest that writes a header into its raw disk
 /// choose what is opened.
 pub const QCOW2_OPEN_RAW: u64 = 0x40;
 /// Ignore a recorded backing file: holes read as zeroes. What such a handle makes a hole (by growing; in version 2 also
@@ -32,6 +32,14 @@ pub const QCOW2_OPEN_NO_BACKING: u64 = 0x80;
 /// Another program has the image, which will be taken over with qcow2_invalidate: until then the handle takes no lock
 /// that keeps others out, repairs nothing, and refuses guest I/O (-EPERM), as after qcow2_inactivate.
 pub const QCOW2_OPEN_INACTIVE: u64 = 0x100;
+
+/// qcow2_open_with: `fd` is a descriptor also when it is 0, which otherwise counts as not given.
+pub const QCOW2_OPEN_FD: u64 = 0x200;
+
+/// qcow2_create_with: `fd` is a descriptor also when it is 0, which otherwise counts as not given.
+pub const QCOW2_CREATE_FD: u64 = 0x1;
+/// qcow2_create_with: `data_fd` is a descriptor also when it is 0, which otherwise counts as not given.
+pub const QCOW2_CREATE_DATA_FD: u64 = 0x2;
 
 /// The request is durable when the call returns.
 pub const QCOW2_REQ_FUA: u64 = 0x1;

@@ -104,13 +104,10 @@ impl Header {
         let version = be32(cluster, 4);
         let needed = if version == 2 { V2_BYTES } else { V3_MIN_BYTES };
         if cluster.len() < needed {
-            return Err(Error::new(
-                ErrorKind::NotQcow2,
-                format!(
-                    "qcow2 header too short [the file has {} bytes, version {version} needs {needed}]",
-                    cluster.len()
-                ),
-            ));
+            return Err(bad(format!(
+                "qcow2 header too short [the file has {} bytes, version {version} needs {needed}]",
+                cluster.len()
+            )));
         }
         let mut header = Header {
             version,

@@ -10,7 +10,7 @@ use super::{check_range, Core};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
-use crate::map::{Claim, Link};
+use crate::map::{Claim, NewEntry};
 use crate::meta::guard::Owner;
 use crate::storage::helper;
 use std::borrow::Cow;
@@ -227,9 +227,8 @@ impl Core {
         for (index, (reserved, host_offset)) in indices.zip(places) {
             let length = packed.stream(index).len() as u64;
             let new = L2Entry::Compressed(CompressedSpan::of_stream(host_offset, length));
-            let after = reserved.ticket().max(written);
-            io.map.link(claim, Link { cluster: first + index as u64, new, after, dropped: None })?;
-            reserved.keep();
+            let entry = NewEntry { new, dropped: None };
+            io.map.link_run(claim, first + index as u64, 1, reserved.filled(written), &mut |_| Ok(entry))?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::{check_range, Core, Disk};
 use crate::alloc::Reserved;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Source};
+use crate::map::{Claim, NewEntry, Source};
 use crate::storage::medium::Ticket;
 use crate::storage::Storage;
 use std::ops::Range;
@@ -96,7 +96,7 @@ impl Core {
         &self,
         claim: &Claim<'_>,
         clusters: Range<u64>,
-        mut reserved: Option<Reserved<'_>>,
+        reserved: Option<Reserved<'_>>,
         source: &dyn Storage,
         source_offset: u64,
     ) -> Result<()> {
@@ -109,29 +109,18 @@ impl Core {
         let host_start = reserved.as_ref().map_or(start, |r| geometry.cluster_offset(r.first_cluster()));
         self.check_data_write(host_start, bytes)?;
         self.shared.medium.copy_data(host_start, source, source_offset, bytes)?;
-        let mut after = reserved.as_ref().map_or(Ticket::PAST, Reserved::ticket);
         let fresh = reserved.as_ref().is_some_and(Reserved::is_fresh);
-        if !(fresh && was_zero) {
-            after = after.max(self.shared.medium.ticket());
-        }
-        for cluster in clusters.clone() {
-            let index = cluster - clusters.start;
+        let written = if fresh && was_zero { Ticket::PAST } else { self.shared.medium.ticket() };
+        let (first, count) = (clusters.start, clusters.end - clusters.start);
+        let mut entry_of = |index: u64| {
             let host = Some(host_start + geometry.cluster_offset(index));
-            let old = map.entry(claim, cluster)?;
             let mapping = Mapping { host, copied: true, alloc: geometry.all_subclusters(), zero: 0 };
-            let dropped = self.dropped_by(&old, false);
-            if let Err(e) = map.link(claim, Link { cluster, new: mapping.into(), after, dropped }) {
-                // What has been linked stays; the rest goes back.
-                if let Some(mut part) = reserved.take() {
-                    part.shrink(index);
-                    part.keep();
-                }
-                return Err(e);
-            }
+            let old = map.entry(claim, first + index)?;
+            Ok(NewEntry { new: mapping.into(), dropped: self.dropped_by(&old, false) })
+        };
+        match reserved {
+            Some(reserved) => map.link_run(claim, first, count, reserved.filled(written), &mut entry_of),
+            None => (0..count).try_for_each(|i| map.relink(claim, first + i, entry_of(i)?, written)),
         }
-        if let Some(reserved) = reserved {
-            reserved.keep();
-        }
-        Ok(())
     }
 }

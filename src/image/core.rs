@@ -4,10 +4,11 @@ use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
 use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
@@ -20,7 +21,8 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// How an image is opened, below paths and locks.
@@ -63,7 +65,9 @@ pub struct Core {
     /// The data file shows what the disk shows.
     pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
-    pub(super) writes_are_plain: bool,
+    pub(super) writes_are_plain: AtomicBool,
+    /// Why nothing is to be changed before an earlier change is complete (`unfinished`).
+    suspended: OnceLock<Error>,
     /// What is read where the image has holes becomes the image's own.
     pub(super) copies_on_read: bool,
     /// The snapshot table, once somebody has asked for it.
@@ -76,7 +80,7 @@ pub(crate) fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
     let mut start = vec![0; length.min(512) as usize];
     read_exact(storage, Purpose::Header, 0, &mut start)?;
     let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = vec![0; length.min(cluster_bytes) as usize];
+    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
     read_exact(storage, Purpose::Header, 0, &mut cluster)?;
     let header = Header::parse(&cluster)?;
     cluster.resize(512.max(cluster.len()), 0);
@@ -181,7 +185,8 @@ impl Core {
             inactive: false,
             chain,
             raw_data_file,
-            writes_are_plain,
+            writes_are_plain: AtomicBool::new(writes_are_plain),
+            suspended: OnceLock::new(),
             copies_on_read,
             snapshots: Mutex::default(),
         })
@@ -201,7 +206,8 @@ impl Core {
             inactive: true,
             chain: None,
             raw_data_file: self.raw_data_file,
-            writes_are_plain: false,
+            writes_are_plain: AtomicBool::new(false),
+            suspended: OnceLock::new(),
             copies_on_read: false,
             snapshots: Mutex::default(),
         }
@@ -251,12 +257,39 @@ impl Core {
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
         };
-        self.shared.medium.latch().check()?;
+        self.check_writable()?;
         if self.shared.header.autoclear_pending() {
             // Bitmaps would go stale, so their bit goes first.
             self.shared.header.clear_autoclear(0)?;
         }
         Ok((io, alloc))
+    }
+
+    /// Fails after a failed sync.
+    #[inline]
+    pub(super) fn check_latch(&self) -> Result<()> {
+        self.shared.medium.latch().check()
+    }
+
+    /// Fails after a failed sync, and while an earlier change is not complete.
+    #[inline]
+    pub(super) fn check_writable(&self) -> Result<()> {
+        self.check_latch()?;
+        match self.suspended.get() {
+            None => Ok(()),
+            Some(why) => Err(unfinished(why.clone())),
+        }
+    }
+
+    /// Why nothing is changed.
+    pub(super) fn suspended(&self) -> Option<&Error> {
+        self.suspended.get()
+    }
+
+    /// Changes nothing more: another state is to take its place (U1).
+    pub(super) fn suspend(&self, why: Error) {
+        self.writes_are_plain.store(false, Ordering::SeqCst);
+        let _ = self.suspended.set(why);
     }
 
     /// Everything that was stored is durable when it returns. One caller at a time.
@@ -280,7 +313,7 @@ impl Core {
         }
         self.shared.medium.latch().check()?;
         let Some(Io { map, alloc: Some(alloc) }) = &self.io else { return Ok(()) };
-        map.barrier()?;
+        alloc.settling(|| map.barrier())?;
         if planted(Plant::CleanBeforeCounts) {
             self.shared.header.mark_clean()?;
         }

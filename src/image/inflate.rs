@@ -11,7 +11,7 @@
 use super::pool::Pool;
 use super::Core;
 use crate::codec::{Codec, Inflater};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::CompressedSpan;
 use crate::format::Geometry;
 use crate::map::{Map, Source};
@@ -85,11 +85,11 @@ impl Inflation {
     }
 
     /// Room for a cluster: that of the least used one, once as many are kept as may be.
-    fn make_room(&self) -> Vec<u8> {
+    fn make_room(&self) -> Result<Vec<u8>> {
         let mut kept = self.kept();
         let old = if kept.clusters.len() >= self.kept_limit { kept.evict() } else { None };
         drop(kept);
-        old.unwrap_or_else(|| vec![0; self.cluster_bytes])
+        old.map_or_else(|| zeroed("inflated cluster", self.cluster_bytes as u64), Ok)
     }
 
     /// Keeps a cluster. The caller's pin is from before it resolved `span`.
@@ -208,7 +208,7 @@ impl Core {
     fn inflate_kept(&self, span: CompressedSpan, index: u64) -> Result<Arc<Vec<u8>>> {
         let mut worker = self.inflation.worker()?;
         self.read_stored(&mut worker, span.host_offset, span.bytes)?;
-        let mut cluster = self.inflation.make_room();
+        let mut cluster = self.inflation.make_room()?;
         let done = worker.inflater.inflate(&worker.stored[..span.bytes as usize], &mut cluster);
         self.inflation.idle.put(worker);
         done.map_err(|rule| broken_stream(index, &span, rule))?;
@@ -220,6 +220,8 @@ impl Core {
     fn read_stored(&self, worker: &mut Worker, host_offset: u64, bytes: u64) -> Result<()> {
         let bytes = bytes as usize;
         if worker.stored.len() < bytes {
+            let more = worker.stored.try_reserve_exact(bytes - worker.stored.len());
+            more.map_err(|_| Error::new(ErrorKind::NoMemory, "compressed cluster: no memory"))?;
             worker.stored.resize(bytes, 0);
         }
         self.shared.medium.read_data(host_offset, &mut [IoSliceMut::new(&mut worker.stored[..bytes])])

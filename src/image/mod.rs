@@ -23,6 +23,7 @@ mod resize;
 mod snapshots;
 mod status;
 mod stream;
+mod unfinished;
 mod vm_state;
 mod write;
 mod zero;
@@ -34,7 +35,7 @@ pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
-pub use raw::RawDisk;
+pub use raw::{RawAlone, RawDisk};
 pub(crate) use rebase::names as backing_names;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;
@@ -139,6 +140,12 @@ impl Disk {
         }
     }
 
+    /// The same, durable when it returns.
+    pub fn discard_durably(&self, offset: u64, length: u64) -> Result<()> {
+        self.discard(offset, length)?;
+        self.flush()
+    }
+
     /// Fills `buffer` from `offset` of the VM state.
     pub fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self {
@@ -160,6 +167,15 @@ impl Disk {
         match self {
             Disk::Qcow2(image) => image.flush(),
             Disk::Raw(raw) => raw.flush(),
+        }
+    }
+
+    /// Before status is asked for: what this disk has not settled counts as data there, whatever the host says of it.
+    /// Disks that are open for reading do so by themselves.
+    pub fn settle_runs(&self) -> Result<()> {
+        match self {
+            Disk::Qcow2(image) => image.settle_runs(),
+            Disk::Raw(raw) => raw.settle_runs(),
         }
     }
 
@@ -185,7 +201,7 @@ impl Disk {
         matches!(self, Disk::Qcow2(image) if image.core().is_snapshot())
     }
 
-    /// Device and inode of the image file, where there is one.
+    /// Device and inode of the image file, or the number of a device, where there is one.
     pub fn identity(&self) -> Option<(u64, u64)> {
         match self {
             Disk::Qcow2(image) => image.core().storage().identity(),

@@ -5,6 +5,7 @@ use super::copy::UseHost;
 use super::core::{read_header, Core, CoreSettings};
 use super::flush::Flusher;
 use super::status::Status;
+use super::unfinished::{unfinished, Steps};
 use super::{check_range, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::snapshot::Snapshot;
@@ -15,7 +16,7 @@ use crate::storage::Storage;
 use arc_swap::ArcSwap;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Most guest bytes under one pin: what a request lets go of cannot be reused while it is inside.
 const PINNED_BYTES: u64 = 1 << 30;
@@ -31,6 +32,10 @@ pub struct Image {
     /// The header names another backing file than the one that is open: what would leave a hole, or show one, is
     /// refused, for nobody here knows what it will show.
     chain_left: AtomicBool,
+    /// What is left to do of an earlier change.
+    pub(super) steps: Mutex<Option<Steps>>,
+    /// Whether anything is; changed by whoever is alone.
+    pub(super) is_unfinished: AtomicBool,
 }
 
 impl Image {
@@ -45,6 +50,8 @@ impl Image {
             flusher: Flusher::default(),
             generation: Arc::default(),
             chain_left: AtomicBool::new(false),
+            steps: Mutex::default(),
+            is_unfinished: AtomicBool::new(false),
         })
     }
 
@@ -118,6 +125,10 @@ impl Image {
 
     /// Writes `buffers` at `offset`.
     pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
+        self.after_steps(|| self.write_now(offset, buffers, fua))
+    }
+
+    fn write_now(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let _pin = self.gate.enter();
         let core = self.core.load();
         match core.settings.options.detect_zeroes {
@@ -134,10 +145,12 @@ impl Image {
 
     /// Writes whole clusters, compressed.
     pub fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
-        let _pin = self.gate.enter();
-        let core = self.core.load();
-        core.write_compressed(offset, buffers, &self.flusher)?;
-        self.finish_write(&core, fua)
+        self.after_steps(|| {
+            let _pin = self.gate.enter();
+            let core = self.core.load();
+            core.write_compressed(offset, buffers, &self.flusher)?;
+            self.finish_write(&core, fua)
+        })
     }
 
     /// Compresses whole clusters at `offset` without writing them.
@@ -149,10 +162,12 @@ impl Image {
 
     /// Writes what `pack` has made of `data` for the same offset.
     pub fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
-        let _pin = self.gate.enter();
-        let core = self.core.load();
-        core.write_packed(packed, offset, data, &self.flusher)?;
-        self.finish_write(&core, false)
+        self.after_steps(|| {
+            let _pin = self.gate.enter();
+            let core = self.core.load();
+            core.write_packed(packed, offset, data, &self.flusher)?;
+            self.finish_write(&core, false)
+        })
     }
 
     /// Hands bytes to `use_host` that lie in a file.
@@ -180,25 +195,29 @@ impl Image {
     /// Makes a range read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
         check_range(self.length(), offset, length)?;
-        for (at, bytes) in pinned_steps(offset, length) {
+        self.after_steps(|| {
+            for (at, bytes) in pinned_steps(offset, length) {
+                let _pin = self.gate.enter();
+                self.check_chain()?;
+                self.core.load().write_zeroes(at, bytes, flags, &self.flusher)?;
+            }
             let _pin = self.gate.enter();
-            self.check_chain()?;
-            self.core.load().write_zeroes(at, bytes, flags, &self.flusher)?;
-        }
-        let _pin = self.gate.enter();
-        self.finish_write(&self.core.load(), fua)
+            self.finish_write(&self.core.load(), fua)
+        })
     }
 
     /// Lets go of a range.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         check_range(self.length(), offset, length)?;
-        for (at, bytes) in pinned_steps(offset, length) {
+        self.after_steps(|| {
+            for (at, bytes) in pinned_steps(offset, length) {
+                let _pin = self.gate.enter();
+                self.check_chain()?;
+                self.core.load().discard(at, bytes, &self.flusher)?;
+            }
             let _pin = self.gate.enter();
-            self.check_chain()?;
-            self.core.load().discard(at, bytes, &self.flusher)?;
-        }
-        let _pin = self.gate.enter();
-        self.finish_write(&self.core.load(), false)
+            self.finish_write(&self.core.load(), false)
+        })
     }
 
     /// Fills `buffer` from `offset` of the VM state.
@@ -209,6 +228,10 @@ impl Image {
 
     /// Writes `bytes` at `offset` of the VM state. The L1 table grows where it has to.
     pub fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.after_steps(|| self.write_vm_state_now(offset, bytes))
+    }
+
+    fn write_vm_state_now(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         loop {
             {
                 let _pin = self.gate.enter();
@@ -235,13 +258,22 @@ impl Image {
 
     /// Everything completed before the call is durable when it returns.
     pub fn flush(&self) -> Result<()> {
+        self.after_steps(|| {
+            let _pin = self.gate.enter();
+            let core = self.core.load();
+            if core.is_read_only() {
+                return Ok(());
+            }
+            core.io()?;
+            core.check_writable()?;
+            self.flusher.flush(&core)
+        })
+    }
+
+    /// Before status is asked for.
+    pub fn settle_runs(&self) -> Result<()> {
         let _pin = self.gate.enter();
-        let core = self.core.load();
-        if core.is_read_only() {
-            return Ok(());
-        }
-        core.io()?;
-        self.flusher.flush(&core)
+        self.core.load().settle_runs()
     }
 
     /// The first extent of a range.
@@ -289,8 +321,15 @@ impl Image {
         &self.flusher
     }
 
-    /// Keeps every request out.
+    /// Keeps every request out. What is left of an earlier change is done first; where that fails, whatever changes
+    /// the image fails.
     pub fn alone(&self) -> Alone<'_> {
+        let alone = self.alone_unfinished();
+        let _ = self.finish(&alone);
+        alone
+    }
+
+    pub(super) fn alone_unfinished(&self) -> Alone<'_> {
         Alone { _exclusive: self.gate.enter_alone(), image: self }
     }
 }
@@ -327,7 +366,11 @@ impl Alone<'_> {
 
     /// Brings everything to the medium and leaves the image clean.
     pub fn settle(&self) -> Result<()> {
-        self.image.core().settle()
+        let core = self.image.core();
+        match core.suspended() {
+            Some(why) => Err(unfinished(why.clone())),
+            None => core.settle(),
+        }
     }
 
     /// The image itself.
@@ -340,10 +383,13 @@ impl Alone<'_> {
         &self.image.flusher
     }
 
-    /// Loads the image from `storage`. A failure, a failed sync among them, is final for the state in force.
+    /// Loads the image from `storage`. A failed sync is final for the state in force.
     fn load(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Core> {
         let loaded = Image::load(storage, &self.image.gate, settings);
-        loaded.map_err(|e| self.image.core().shared.medium.latch().close(e))
+        loaded.map_err(|e| match e.is_failed_sync() {
+            true => self.core().give_up(e),
+            false => e,
+        })
     }
 
     /// Loads the image from `storage` as if it had `virtual_size` bytes, without putting it in force.
@@ -372,15 +418,21 @@ impl Alone<'_> {
         Ok(())
     }
 
-    fn put(&self, core: Core) {
+    /// Puts a state in force.
+    pub(super) fn put(&self, core: Core) {
+        self.image.drop_steps();
         self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
         self.image.generation.fetch_add(1, Ordering::SeqCst);
         self.image.core.store(Arc::new(core));
     }
 
-    /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold:
-    /// it takes no more writes.
+    /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold: it takes
+    /// no more writes, and loading is tried again before the next one.
     pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        self.complete(Steps::load(storage, settings))
+    }
+
+    pub(super) fn load_now(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         let core = self.load(storage, settings)?;
         self.put(core);
         Ok(())

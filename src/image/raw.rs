@@ -2,15 +2,23 @@
 
 use super::buffers::total;
 use super::copy::UseHost;
+use super::flush::Flusher;
 use super::status::Status;
 use super::{check_range, inactive_error, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::round_up;
-use crate::storage::{is_not_supported, zero_range, Purpose, Storage};
+use crate::options::Preallocation;
+use crate::storage::gate::{Exclusive, Gate};
+use crate::storage::holes::Holes;
+use crate::storage::latch::Latch;
+use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
 use arc_swap::ArcSwap;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+
+/// Bytes of zeroes written at once by full preallocation.
+const CHUNK_BYTES: u64 = 1 << 20;
 
 /// The file's length, rounded up to a sector.
 fn length_of(storage: &dyn Storage) -> Result<u64> {
@@ -18,8 +26,12 @@ fn length_of(storage: &dyn Storage) -> Result<u64> {
     Ok(round_up(length, 512))
 }
 
-/// See the module.
+/// See the module. Like an image it is behind a gate, and takes no writes after a failed sync.
 pub struct RawDisk {
+    gate: Gate,
+    latch: Latch,
+    flusher: Flusher,
+    holes: Holes,
     /// Replaced by a reopen.
     file: ArcSwap<RawFile>,
     length: AtomicU64,
@@ -33,24 +45,31 @@ struct RawFile {
     sync_each_write: bool,
 }
 
+/// A raw disk whose requests wait outside.
+pub struct RawAlone<'a> {
+    raw: &'a RawDisk,
+    _exclusive: Exclusive<'a>,
+}
+
 impl RawDisk {
     /// A disk of the file's length, rounded up to a sector as the stock driver does.
     pub fn open(storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) -> Result<RawDisk> {
         let length = AtomicU64::new(length_of(&*storage)?);
         let file = ArcSwap::from_pointee(RawFile { storage, read_only, sync_each_write });
-        Ok(RawDisk { file, length, inactive: AtomicBool::new(false) })
+        Ok(RawDisk {
+            gate: Gate::default(),
+            latch: Latch::default(),
+            flusher: Flusher::default(),
+            holes: Holes::default(),
+            file,
+            length,
+            inactive: AtomicBool::new(false),
+        })
     }
 
-    /// Refuses requests from now on: somebody else may change the file.
-    pub fn deactivate(&self) {
-        self.inactive.store(true, Ordering::SeqCst);
-    }
-
-    /// Goes on with the file as it is now.
-    pub fn activate(&self) -> Result<()> {
-        self.length.store(length_of(&*self.storage())?, Ordering::Relaxed);
-        self.inactive.store(false, Ordering::SeqCst);
-        Ok(())
+    /// Keeps every request out.
+    pub fn alone(&self) -> RawAlone<'_> {
+        RawAlone { raw: self, _exclusive: self.gate.enter_alone() }
     }
 
     fn check_active(&self) -> Result<()> {
@@ -58,11 +77,6 @@ impl RawDisk {
             true => Err(inactive_error()),
             false => Ok(()),
         }
-    }
-
-    /// Goes on with another descriptor of the same file.
-    pub fn replace(&self, storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) {
-        self.file.store(Arc::new(RawFile { storage, read_only, sync_each_write }));
     }
 
     /// The file.
@@ -82,6 +96,7 @@ impl RawDisk {
 
     /// Fills `buffers` from `offset`.
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let _pin = self.gate.enter();
         self.check_active()?;
         let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
         check_range(self.length(), offset, bytes)?;
@@ -89,38 +104,56 @@ impl RawDisk {
         answer.map_err(|e| Error::host(format_args!("reading the raw file at {offset:#x}"), &e))
     }
 
-    fn begin_write(&self, offset: u64, bytes: u64) -> Result<()> {
+    /// Runs a change of `[offset, offset + bytes)`. Its failure is the caller's, and closes nothing.
+    fn change<T>(
+        &self,
+        offset: u64,
+        bytes: u64,
+        change: impl FnOnce(&dyn Storage) -> Result<T>,
+    ) -> Result<T> {
+        self.check_writable()?;
+        check_range(self.length(), offset, bytes)?;
+        let done = change(&*self.file.load().storage);
+        self.holes.note_change();
+        done
+    }
+
+    fn check_writable(&self) -> Result<()> {
         self.check_active()?;
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::ReadOnly, "the raw file is open read-only"));
         }
-        check_range(self.length(), offset, bytes)
+        self.latch.check()
     }
 
     fn finish_write(&self, fua: bool) -> Result<()> {
         if fua || self.file.load().sync_each_write {
-            return self.flush();
+            return self.sync();
         }
         Ok(())
     }
 
     /// Writes `buffers` at `offset`.
     pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
+        let _pin = self.gate.enter();
         let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
-        self.begin_write(offset, bytes)?;
-        let answer = self.file.load().storage.write(Purpose::Data, offset, buffers);
-        answer.map_err(|e| Error::host(format_args!("writing the raw file at {offset:#x}"), &e))?;
+        self.change(offset, bytes, |storage| {
+            let answer = storage.write(Purpose::Data, offset, buffers);
+            answer.map_err(|e| Error::host(format_args!("writing the raw file at {offset:#x}"), &e))
+        })?;
         self.finish_write(fua)
     }
 
     /// Hands a range to `use_host`.
     pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        let _pin = self.gate.enter();
         self.check_active()?;
         check_range(self.length(), offset, length)?;
         use_host(&*self.storage(), offset, length)
     }
 
-    /// Copies bytes of another file here; how many.
+    /// Copies bytes of another file here; how many. Called inside the gate of the other disk: where this one's is
+    /// closed, none.
     pub(super) fn write_from(
         &self,
         offset: u64,
@@ -128,55 +161,75 @@ impl RawDisk {
         source: &dyn Storage,
         source_offset: u64,
     ) -> Result<u64> {
-        self.begin_write(offset, length)?;
-        let copied = self.file.load().storage.copy_from(Purpose::Data, offset, source, source_offset, length);
-        copied.map_err(|e| Error::host(format_args!("copying to the raw file at {offset:#x}"), &e))?;
+        let Some(_pin) = self.gate.try_enter() else { return Ok(0) };
+        self.change(offset, length, |storage| {
+            let copied = storage.copy_from(Purpose::Data, offset, source, source_offset, length);
+            copied.map_err(|e| Error::host(format_args!("copying to the raw file at {offset:#x}"), &e))
+        })?;
         self.finish_write(false)?;
         Ok(length)
     }
 
     /// Makes a range read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
-        self.begin_write(offset, length)?;
-        if length == 0 {
-            return self.finish_write(fua);
-        }
-        let file = self.file.load();
-        let punched = flags.unmap
-            && file.storage.traits().discard_zeroes
-            && file.storage.discard(offset, length).is_ok();
-        if !punched && flags.no_fallback {
-            let answer = file.storage.write_zeroes(Purpose::Data, offset, length);
-            answer.map_err(|e| Error::host("zeroing the raw file", &e))?;
-        } else if !punched {
-            zero_range(&*file.storage, Purpose::Data, offset, length)?;
-        }
+        let _pin = self.gate.enter();
+        self.change(offset, length, |storage| match length {
+            0 => Ok(()),
+            _ => zero(storage, offset, length, flags),
+        })?;
         self.finish_write(fua)
     }
 
     /// Gives a range back to the host.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        self.begin_write(offset, length)?;
-        match self.file.load().storage.discard(offset, length) {
+        let _pin = self.gate.enter();
+        self.change(offset, length, |storage| match storage.discard(offset, length) {
             Err(e) if !is_not_supported(&e) => Err(Error::host("discarding in the raw file", &e)),
             _ => Ok(()),
-        }
+        })
     }
 
     /// Makes completed writes durable.
     pub fn flush(&self) -> Result<()> {
+        let _pin = self.gate.enter();
+        self.sync()
+    }
+
+    /// A failure is final: the host may have dropped what it could not write. Syncs do not overlap, for the host tells
+    /// one of two only.
+    fn sync(&self) -> Result<()> {
         self.check_active()?;
         if self.is_read_only() {
             return Ok(());
         }
-        self.file.load().storage.sync().map_err(|e| Error::host("sync of the raw file", &e))
+        self.flusher.join(|| {
+            self.latch.check()?;
+            let done = self.file.load().storage.sync();
+            done.map_err(|e| self.latch.close(Error::host("sync of the raw file", &e)))
+        })
+    }
+
+    /// Before status is asked for.
+    pub fn settle_runs(&self) -> Result<()> {
+        let _pin = self.gate.enter();
+        if self.is_read_only() || self.check_active().is_err() {
+            return Ok(());
+        }
+        self.flusher.join(|| {
+            if self.latch.check().is_err() {
+                return Ok(());
+            }
+            let done = self.holes.settle(&*self.file.load().storage);
+            done.map_err(|e| self.latch.close(Error::host("sync before the host is asked for holes", &e)))
+        })
     }
 
     /// The first run of a range.
     pub fn status(&self, offset: u64, length: u64) -> Result<Status> {
+        let _pin = self.gate.enter();
         self.check_active()?;
-        let run =
-            self.file.load().storage.host_run(offset).map_err(|e| Error::host("map of the raw file", &e))?;
+        let run = self.holes.run(&*self.file.load().storage, offset);
+        let run = run.map_err(|e| Error::host("map of the raw file", &e))?;
         let end = if run.end <= offset { offset + length } else { run.end.min(offset + length) };
         let zero = !run.data || run.end <= offset;
         Ok(Status {
@@ -190,15 +243,110 @@ impl RawDisk {
             depth: 0,
         })
     }
+}
 
-    /// Changes the size.
-    pub fn resize(&self, length: u64) -> Result<()> {
-        self.check_active()?;
-        if self.is_read_only() {
-            return Err(Error::new(ErrorKind::ReadOnly, "the raw file is open read-only"));
+/// Zeroes a range of the file.
+fn zero(storage: &dyn Storage, offset: u64, length: u64, flags: ZeroFlags) -> Result<()> {
+    let punched = flags.unmap && storage.traits().discard_zeroes && storage.discard(offset, length).is_ok();
+    match flags.no_fallback {
+        _ if punched => Ok(()),
+        true => {
+            let answer = storage.write_zeroes(Purpose::Data, offset, length);
+            answer.map_err(|e| Error::host("zeroing the raw file", &e))
         }
-        self.file.load().storage.set_length(length).map_err(|e| Error::host("Could not resize file", &e))?;
-        self.length.store(round_up(length, 512), Ordering::Relaxed);
+        false => zero_range(storage, Purpose::Data, offset, length),
+    }
+}
+
+impl RawAlone<'_> {
+    /// Everything that has returned is durable.
+    pub fn settle(&self) -> Result<()> {
+        self.raw.sync()
+    }
+
+    /// Goes on with another descriptor of the same file.
+    pub fn replace(&self, storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) {
+        self.raw.file.store(Arc::new(RawFile { storage, read_only, sync_each_write }));
+        self.raw.holes.note_change();
+    }
+
+    /// Refuses requests from now on: somebody else may change the file.
+    pub fn deactivate(&self) {
+        self.raw.inactive.store(true, Ordering::SeqCst);
+    }
+
+    /// Goes on with the file as it is now.
+    pub fn activate(&self) -> Result<()> {
+        self.raw.length.store(length_of(&*self.raw.storage())?, Ordering::Relaxed);
+        self.raw.holes.note_change();
+        self.raw.inactive.store(false, Ordering::SeqCst);
         Ok(())
     }
+
+    /// Changes the size to `size`, with room on the host as asked for. On failure it is as it was.
+    pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        let raw = self.raw;
+        raw.check_writable()?;
+        let storage = raw.storage();
+        if preallocation == Preallocation::Metadata {
+            return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
+        }
+        let bytes = storage.length().map_err(|e| Error::host("length of the raw file", &e))?;
+        let old = round_up(bytes, 512);
+        refuse_device(&*storage, old, size, preallocation)?;
+        let done = set_length(&*storage, size).and_then(|()| match preallocation {
+            Preallocation::Falloc if size > old => {
+                let done = reserve_range(&*storage, Purpose::Data, old, size - old);
+                done.map_err(|e| Error::host("preallocating the raw file", &e))
+            }
+            Preallocation::Full if size > old => write_zero_bytes(&*storage, old, size),
+            _ => Ok(()),
+        });
+        raw.holes.note_change();
+        if let Err(e) = done {
+            // A resize that failed has not happened.
+            let _ = storage.set_length(bytes);
+            return Err(e);
+        }
+        raw.length.store(round_up(size, 512), Ordering::Relaxed);
+        raw.sync()
+    }
+}
+
+/// A device has the size that it has, and no holes to fill.
+fn refuse_device(storage: &dyn Storage, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+    let mode = match preallocation {
+        Preallocation::Falloc => "falloc",
+        Preallocation::Full => "full",
+        _ => "off",
+    };
+    match storage.is_device() {
+        true if mode != "off" && size > old => Err(Error::unsupported(format!(
+            "Preallocation mode '{mode}' unsupported for this non-regular file"
+        ))),
+        true if size != old => Err(Error::unsupported("Cannot resize device files")),
+        _ => Ok(()),
+    }
+}
+
+/// Sets the length, and looks whether the storage has really taken it.
+fn set_length(storage: &dyn Storage, size: u64) -> Result<()> {
+    storage.set_length(size).map_err(|e| Error::host("Could not resize file", &e))?;
+    match storage.length().map_err(|e| Error::host("length of the raw file", &e))? {
+        length if length == size => Ok(()),
+        length => Err(Error::unsupported(format!(
+            "Could not resize file: it has {length} bytes whatever is asked for, not {size}"
+        ))),
+    }
+}
+
+fn write_zero_bytes(storage: &dyn Storage, from: u64, to: u64) -> Result<()> {
+    let zeroes = vec![0; CHUNK_BYTES as usize];
+    let mut at = from;
+    while at < to {
+        let bytes = (to - at).min(CHUNK_BYTES);
+        write_all(storage, Purpose::Data, at, &zeroes[..bytes as usize])?;
+        at += bytes;
+    }
+    Ok(())
 }

@@ -1,21 +1,27 @@
 //! The parts of a resize that change tables: a longer L1 table, dropped entries, preallocated clusters.
 
+use super::bitmaps::load_bitmaps;
 use super::core::Io;
 use super::flush::Flusher;
 use super::qcow2::Alone;
+use super::snapshots::Walk;
+use super::unfinished::{Gone, Steps};
 use super::{Core, ZeroFlags};
 use crate::alloc::Allocator;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::Link;
+use crate::map::NewEntry;
+use crate::meta::guard::Owner;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
-use crate::storage::Purpose;
+use crate::storage::{reserve_range, Purpose, Storage};
 use std::io::IoSlice;
 use std::sync::Arc;
 
 /// Guest clusters that one step of a preallocation or a cut handles.
 const STEP_CLUSTERS: u64 = 4096;
+/// Clusters and runs of them that wait to be free before a cut asks for a barrier: some 8 MiB of memory.
+const MAX_PENDING_RUNS: u64 = 64 << 10;
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -32,6 +38,8 @@ impl Alone<'_> {
         if header.snapshot_count > 0 && header.version < 3 {
             return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
         }
+        // Of another size they mean nothing. Where nobody can read them, a repair frees them.
+        let bitmaps = load_bitmaps(&**core.storage(), &header).unwrap_or_default();
         core.begin_write()?;
         let preallocation = match preallocation {
             // A raw data file has no holes that only the tables know of.
@@ -46,28 +54,44 @@ impl Alone<'_> {
             return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
         }
         if size != old {
+            // A table that breaks a rule leaves leaks.
+            match core.free_bitmaps(&bitmaps) {
+                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+                _ => {}
+            }
             // It begins where the disk's L1 entries end: it would be part of the disk, or out of its place.
             self.drop_vm_state()?;
         }
         if size < old {
-            self.core().cut(size)?;
+            self.core().cut(size, self.flusher())?;
         }
-        self.make_l1_room(geometry.l1_entries_for(size))?;
-        self.hide(old, size)?;
-        let core = self.core();
-        self.core().shared.header.change(|h| h.virtual_size = size)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        if size < old {
-            return self.core().cut_data_file(size);
-        }
-        if size > old && preallocation != Preallocation::Off {
-            if let Err(e) = self.preallocate(old, size, preallocation) {
-                // A resize that failed has not happened. If this fails too, the disk is longer than asked for.
-                let _ = self.resize(old, Preallocation::Off);
-                return Err(e);
+        let resized = self
+            .make_l1_room(geometry.l1_entries_for(size))
+            .and_then(|()| self.prepare(old, size, preallocation))
+            .and_then(|()| self.put_size(old, size));
+        match resized {
+            Ok(()) if size < old => self.core().cut_data_file(size),
+            Err(e) if size > old => {
+                // The data file goes back to its length, if it can.
+                let _ = self.core().cut_data_file(old);
+                Err(e)
             }
+            done => done,
         }
-        Ok(())
+    }
+
+    /// Puts another size in force. Everything is on the medium. A failure leaves the old one.
+    fn put_size(&self, old: u64, size: u64) -> Result<()> {
+        let core = self.core();
+        let header = &core.shared.header;
+        header.change(|h| h.virtual_size = size)?;
+        let loaded = self.load_now(Arc::clone(core.storage()), core.settings.clone());
+        match &loaded {
+            Err(e) if !e.is_failed_sync() && header.change(|h| h.virtual_size = old).is_err() => {
+                self.reload(Arc::clone(core.storage()), core.settings.clone())
+            }
+            _ => loaded,
+        }
     }
 
     /// Has the L1 table hold `entries` at least.
@@ -81,50 +105,41 @@ impl Alone<'_> {
         }
         core.grow_l1(needed)?;
         // The header names the new table: the core in force writes to the old one and must not go on.
-        self.settle().map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.complete(Steps::settle(&core))
     }
 
-    fn preallocate(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
-        let core = self.core();
-        // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
-        let cut_end = core.geometry.cluster_ceil(from).unwrap_or(to).min(to);
-        if from < cut_end && core.is_hole(from)? {
-            let zeroes = vec![0; (cut_end - from) as usize];
-            core.write(from, &[IoSlice::new(&zeroes)], self.flusher())?;
-        }
-        core.preallocate(from, to, preallocation == Preallocation::Falloc)?;
-        if preallocation == Preallocation::Full {
-            let zeroes = vec![0; CHUNK_BYTES as usize];
-            let mut at = from;
-            while at < to {
-                let bytes = (to - at).min(CHUNK_BYTES);
-                core.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], self.flusher())?;
-                at += bytes;
-            }
-        }
-        core.barrier()
-    }
-
-    /// Zeroes what a longer backing file, the rest of the last cluster, or entries that somebody has left behind
-    /// would show past `old`, durably, before the disk says that it has this range: a power cut must not leave the
-    /// new size with old bytes.
-    fn hide(&self, old: u64, size: u64) -> Result<()> {
+    /// Readies what lies past `old` for a disk of `size` bytes, durably, before the disk says that it has this range: a
+    /// power cut must not leave the new size with old bytes. Zeroes what a longer backing file, the rest of the last
+    /// cluster, or entries that somebody has left behind would show there; then preallocates. A failure gives the room
+    /// back, and what is not given back nobody sees.
+    fn prepare(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         let core = self.core();
         let below = core.backing().map_or(0, |b| b.length());
         let cluster_end = core.geometry.cluster_ceil(old).unwrap_or(old);
-        let end = below.max(cluster_end).max(core.io()?.map.tables_end()).min(size);
-        if end <= old {
+        let hidden_end = below.max(cluster_end).max(core.io()?.map.tables_end()).min(size);
+        if hidden_end <= old && (size <= old || preallocation == Preallocation::Off) {
             return Ok(());
         }
-        let wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), end)?;
-        let (changed, zeroed) = wide.zero_what_shows(old, end, self.flusher());
-        if !changed {
+        // The core in force is settled. From the first write on the wide one it knows less than the medium.
+        let mut wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), size)?;
+        let (changed, zeroed) = wide.zero_what_shows(old, hidden_end, self.flusher());
+        if !changed && (zeroed.is_err() || preallocation == Preallocation::Off) {
             return zeroed;
         }
-        // From the first write on the core in force knows less than the medium.
-        zeroed.and_then(|()| wide.settle()).map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        let prepared = zeroed.and_then(|()| match preallocation {
+            Preallocation::Off => Ok(()),
+            how => wide.preallocate_past(old, size, how, self.flusher()),
+        });
+        if prepared.is_err() && preallocation != Preallocation::Off {
+            let _ = wide.cut(old, self.flusher());
+        }
+        wide.virtual_size = old;
+        self.put(wide);
+        let settled = self.settle();
+        if prepared.is_err() && settled.is_ok() {
+            let _ = self.core().writer().and_then(|(_, alloc)| alloc.cut_file());
+        }
+        prepared.and(settled)
     }
 }
 
@@ -132,27 +147,52 @@ impl Alone<'_> {
     /// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes.
     pub fn make_empty(&self) -> Result<()> {
         let core = self.core();
-        let (_, alloc) = core.writer()?;
+        core.writer()?;
         // Entries that let go of a raw data file's clusters read as zeroes: the file has them first.
         core.zero_raw_data(0, core.virtual_size, true, false, ZeroFlags::default())?;
-        self.drop_tables(&core, alloc, 0)?;
+        // What goes is found on the medium.
+        self.settle()?;
+        self.drop_tables(&core, 0)?;
         core.give_back_data(0, core.virtual_size)?;
-        alloc.cut_file().map_err(|e| core.shared.medium.latch().close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.settle()?;
+        self.core().writer()?.1.cut_file()
     }
 
-    /// Lets go of what the L1 entries from number `first` on hold. The caller loads the image anew.
-    pub(super) fn drop_tables(&self, core: &Core, alloc: &Allocator, first: u64) -> Result<()> {
-        let latch = core.shared.medium.latch();
+    /// Lets go of what the L1 entries from number `first` on hold. Everything is on the medium; the image is loaded
+    /// anew. Entries first, then the counts of all that they led to, in pieces: a power cut leaves leaks.
+    pub(super) fn drop_tables(&self, core: &Core, first: u64) -> Result<()> {
+        let header = core.header();
+        let old = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
+        let part = (first as usize).min(old.entries.len())..old.entries.len();
+        core.walk(&old, part.clone(), Walk::Release, &mut |_| Ok(()))?;
         // Slices of dropped tables are still cached: once the first entry is gone only a reload may go on.
-        let releases = core.io()?.map.drop_tables(first).map_err(|e| latch.close(e))?;
-        core.barrier().map_err(|e| latch.close(e))?;
-        crate::meta::Settler::settle_after(alloc, Ticket::PAST, releases);
-        self.settle().map_err(|e| latch.close(e))
+        core.io()?.map.clear_entries(first);
+        self.complete(Steps::lower(core, Gone::entries(old, part)))
     }
 }
 
 impl Core {
+    /// Preallocates `[from, to)`, durably.
+    fn preallocate_past(
+        &self,
+        from: u64,
+        to: u64,
+        preallocation: Preallocation,
+        flusher: &Flusher,
+    ) -> Result<()> {
+        // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
+        let cut_end = self.geometry.cluster_ceil(from).unwrap_or(to).min(to);
+        if from < cut_end && self.is_hole(from)? {
+            let zeroes = zeroed("rest of a cluster", cut_end - from)?;
+            self.write(from, &[IoSlice::new(&zeroes)], flusher)?;
+        }
+        self.preallocate(from, to, preallocation)?;
+        if preallocation == Preallocation::Full {
+            self.fill_what_is_left(from, to, flusher)?;
+        }
+        self.barrier()
+    }
+
     fn writer(&self) -> Result<(&Io, &Allocator)> {
         let (io, alloc) = self.begin_write()?;
         Ok((io, alloc))
@@ -187,31 +227,34 @@ impl Core {
         let (io, alloc) = (self.io()?, self.structure_writer()?);
         let geometry = &self.geometry;
         let clusters = geometry.clusters_ceil(entries * 8);
+        let old = self.header();
+        let old_first = geometry.cluster_index(old.l1_table_offset);
+        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
+        if old.l1_table_offset != 0 {
+            self.shared.guard.check_release(Owner::ACTIVE_L1, old_first, old_clusters)?;
+        }
         let reserved = alloc.reserve_contiguous(clusters)?;
-        let mut bytes = vec![0; (clusters << geometry.cluster_bits) as usize];
+        let mut bytes = zeroed("L1 table", clusters << geometry.cluster_bits)?;
         io.map.copy_l1(&mut bytes);
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.medium.write_unlinked(Purpose::L1, offset, &bytes)?;
         // Counts and contents are durable before the header points to the table (R1, R5).
         crate::meta::Settler::advance(alloc)?;
-        let old = self.header();
         self.shared.header.change(|h| {
             h.l1_table_offset = offset;
             h.l1_size = entries as u32;
         })?;
         reserved.keep();
-        let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
         if old.l1_table_offset != 0 && old_clusters > 0 {
-            let release =
-                crate::meta::Release::new(geometry.cluster_index(old.l1_table_offset), old_clusters, false);
+            let release = crate::meta::Release::of(Owner::ACTIVE_L1, old_first, old_clusters);
             crate::meta::Settler::settle_after(alloc, Ticket::PAST, vec![release]);
         }
         Ok(())
     }
 
     /// Drops the entries of whole clusters past `size`.
-    fn cut(&self, size: u64) -> Result<()> {
-        let (io, _) = self.writer()?;
+    fn cut(&self, size: u64, flusher: &Flusher) -> Result<()> {
+        let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(self.virtual_size);
         let mut at = geometry.clusters_ceil(size);
@@ -233,8 +276,13 @@ impl Core {
                 }
                 io.map.own_table(&claim, cluster)?;
                 let dropped = self.dropped_by(&old, true);
-                let link = Link { cluster, new: Mapping::default().into(), after: Ticket::PAST, dropped };
-                io.map.link(&claim, link)?;
+                let entry = NewEntry { new: Mapping::default().into(), dropped };
+                io.map.relink(&claim, cluster, entry, Ticket::PAST)?;
+            }
+            drop(claim);
+            // Each of them may wait by itself, in a page and then in the ledger.
+            if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_PENDING_RUNS {
+                flusher.flush(self)?;
             }
             at = step_end;
         }
@@ -245,9 +293,24 @@ impl Core {
         Ok(self.io()?.map.resolve(offset, 1)?.source == crate::map::Source::Hole)
     }
 
-    /// Gives every cluster that `[from, to)` touches a place; what reads as zeroes does so still. With `host_space` the
-    /// host reserves room too.
-    fn preallocate(&self, from: u64, to: u64, host_space: bool) -> Result<()> {
+    /// Writes zeroes where a preallocation has found entries that hold no data.
+    fn fill_what_is_left(&self, from: u64, to: u64, flusher: &Flusher) -> Result<()> {
+        let zeroes = vec![0; CHUNK_BYTES as usize];
+        let mut at = from;
+        while at < to {
+            let extent = self.io()?.map.resolve(at, to - at)?;
+            let bytes = extent.length.min(CHUNK_BYTES);
+            if extent.source != crate::map::Source::Data {
+                self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+            }
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
+    /// zeroes does so still.
+    fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(to);
@@ -260,7 +323,7 @@ impl Core {
             while at < step_end {
                 let old = io.map.entry(&claim, at)?;
                 at += match self.wants_place(&old) {
-                    true => self.preallocate_run(io, alloc, &claim, at..step_end, old, host_space)?,
+                    true => self.preallocate_run(io, alloc, &claim, at..step_end, old, how)?,
                     false => 1,
                 };
             }
@@ -284,7 +347,7 @@ impl Core {
         claim: &crate::map::Claim<'_>,
         clusters: std::ops::Range<u64>,
         old: L2Entry,
-        host_space: bool,
+        how: Preallocation,
     ) -> Result<u64> {
         let (geometry, at) = (&self.geometry, clusters.start);
         let mut wanted = 1;
@@ -292,32 +355,32 @@ impl Core {
             wanted += 1;
         }
         if geometry.external_data {
-            return self.preallocate_in_data_file(io, claim, at, wanted, host_space);
+            return self.preallocate_in_data_file(io, claim, at, wanted, how);
         }
         let reserved = alloc.reserve(wanted)?;
         let count = reserved.cluster_count();
         let host = geometry.cluster_offset(reserved.first_cluster());
         let bytes = count << geometry.cluster_bits;
-        let mut after = reserved.ticket();
+        let mut written = Ticket::PAST;
         if !reserved.is_fresh() {
             self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
-            after = after.max(self.shared.medium.ticket());
+            written = self.shared.medium.ticket();
         }
-        if host_space {
-            let done = self.shared.medium.storage().preallocate(host, bytes);
-            done.map_err(|e| Error::host("preallocating host space", &e))?;
+        if let Err(e) = self.take_room(host, bytes, how) {
+            // What the host has given may be what it lacks now.
+            let _ = self.shared.medium.change_data(|storage| storage.discard(host, bytes));
+            return Err(e);
         }
         // Subclusters beside those that are zeroes may show a backing file.
         let (alloc, zero) = match old {
             L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
             _ => (geometry.all_subclusters(), 0),
         };
-        for index in 0..count {
+        io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
             let host = Some(host + (index << geometry.cluster_bits));
             let mapping = Mapping { host, copied: true, alloc, zero };
-            io.map.link(claim, Link { cluster: at + index, new: mapping.into(), after, dropped: None })?;
-        }
-        reserved.keep();
+            Ok(NewEntry { new: mapping.into(), dropped: None })
+        })?;
         Ok(count)
     }
 
@@ -328,22 +391,45 @@ impl Core {
         claim: &crate::map::Claim<'_>,
         first: u64,
         count: u64,
-        host_space: bool,
+        how: Preallocation,
     ) -> Result<u64> {
         let geometry = &self.geometry;
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
-        if host_space {
-            let bytes = to.min(self.virtual_size) - from;
-            let done = self.shared.medium.change_data(|storage| storage.preallocate(from, bytes))?;
-            done.map_err(|e| Error::host("preallocating host space", &e))?;
-        }
+        let bytes = to.min(self.virtual_size) - from;
+        self.take_room(from, bytes, how)?;
+        let written = match how {
+            Preallocation::Falloc | Preallocation::Full => self.shared.medium.ticket(),
+            Preallocation::Off | Preallocation::Metadata => Ticket::PAST,
+        };
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
         for cluster in first..first + count {
             let host = Some(geometry.cluster_offset(cluster));
             let mapping = Mapping { host, copied: true, alloc, zero: 0 };
-            io.map.link(claim, Link { cluster, new: mapping.into(), after: Ticket::PAST, dropped: None })?;
+            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
         }
         Ok(count)
+    }
+    /// Has the host take room for guest data that nothing points to yet, which reads as zeroes.
+    fn take_room(&self, host: u64, bytes: u64, how: Preallocation) -> Result<()> {
+        let medium = &self.shared.medium;
+        match how {
+            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc => {
+                let reserve = |storage: &dyn Storage| reserve_range(storage, Purpose::Data, host, bytes);
+                let done = medium.change_data(reserve)?;
+                done.map_err(|e| Error::host("preallocating host space", &e))
+            }
+            Preallocation::Full => {
+                let zeroes = vec![0; bytes.min(CHUNK_BYTES) as usize];
+                let mut at = 0;
+                while at < bytes {
+                    let part = (bytes - at).min(CHUNK_BYTES);
+                    medium.write_data(host + at, &[IoSlice::new(&zeroes[..part as usize])])?;
+                    at += part;
+                }
+                Ok(())
+            }
+        }
     }
 }

@@ -36,6 +36,15 @@ impl Status {
 }
 
 impl Core {
+    /// Makes the host see what was written, so that status can tell what it has not. Where the image is open for
+    /// reading that is done once, when it is first asked for.
+    pub(crate) fn settle_runs(&self) -> Result<()> {
+        match self.is_read_only() || self.io.is_none() {
+            true => Ok(()),
+            false => self.shared.medium.settle_runs(),
+        }
+    }
+
     /// The first extent of a range inside the disk.
     pub(crate) fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
         if length == 0 {
@@ -91,7 +100,7 @@ impl Core {
         }
         let mut at = self.next_cluster(host);
         while at < end && self.host_hole(at, end).is_none() {
-            at = match self.shared.medium.data_storage().host_run(at) {
+            at = match self.shared.medium.data_run(at) {
                 Ok(run) if run.data && run.end > at => self.next_cluster(run.end - 1),
                 _ => self.next_cluster(at),
             };
@@ -102,13 +111,12 @@ impl Core {
     /// Where the whole clusters without host data end that begin with the cluster of `at`, at most `end`;
     /// `None` when that cluster has some, or the host cannot tell.
     fn host_hole(&self, at: u64, end: u64) -> Option<u64> {
-        let storage = self.shared.medium.data_storage();
         let start = self.geometry.cluster_floor(at);
-        let run = storage.host_run(start).ok()?;
+        let run = self.shared.medium.data_run(start).ok()?;
         if run.data || run.end <= start {
             return None;
         }
-        let to_file_end = storage.length().is_ok_and(|length| run.end >= length);
+        let to_file_end = self.shared.medium.data_storage().length().is_ok_and(|length| run.end >= length);
         let hole_end = if to_file_end { end } else { self.geometry.cluster_floor(run.end).min(end) };
         (hole_end > at).then_some(hole_end)
     }

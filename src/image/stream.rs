@@ -9,9 +9,9 @@ use super::buffers::Gather;
 use super::flush::Flusher;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Source};
+use crate::map::{Claim, NewEntry, Source};
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl Core {
             return Ok(now.length);
         }
         let to = from + now.length;
-        let mut bytes = vec![0; now.length as usize];
+        let mut bytes = zeroed("copy of guest data", now.length)?;
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
             backing.read_as_backing(from, &mut bytes)?;
         }
@@ -144,7 +144,7 @@ impl Core {
                 .subclusters_touched(from.max(start) - start, (to - start).min(geometry.cluster_bytes()));
             let L2Entry::Plain(old) = io.map.entry(claim, cluster)? else { continue };
             let new = Mapping { zero: old.zero | bits & !old.alloc, ..old };
-            io.map.link(claim, Link { cluster, new: new.into(), after: Ticket::PAST, dropped: None })?;
+            io.map.relink(claim, cluster, NewEntry { new: new.into(), dropped: None }, Ticket::PAST)?;
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ use super::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_L1_BYTES;
 use std::io::IoSlice;
-use std::sync::Arc;
 
 impl Core {
     /// Where the VM state begins, as a guest offset.
@@ -90,9 +89,8 @@ impl Alone<'_> {
         if !core.io()?.map.has_tables_from(first) {
             return Ok(());
         }
-        let alloc = core.structure_writer()?;
+        core.structure_writer()?;
         self.settle()?;
-        self.drop_tables(&core, alloc, first)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.drop_tables(&core, first)
     }
 }

@@ -8,13 +8,14 @@ use super::buffers::{total, Gather};
 use super::flush::Flusher;
 use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
-use crate::error::{Error, Result};
+use crate::error::{zeroed, Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link, Look, Source};
+use crate::map::{Claim, Look, NewEntry, Source};
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
+use std::sync::atomic::Ordering;
 
 /// Most guest bytes that one allocating step handles: bounds what a claim keeps others from.
 const STEP_BYTES: u64 = 64 << 20;
@@ -84,7 +85,9 @@ impl Core {
     #[inline]
     pub(super) fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
         let length = bytes.len() as u64;
-        let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain) else { return Ok(false) };
+        let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain.load(Ordering::Relaxed)) else {
+            return Ok(false);
+        };
         if length > self.virtual_size || offset > self.virtual_size - length || length == 0 {
             return Ok(false);
         }
@@ -124,7 +127,7 @@ impl Core {
     pub(super) fn relieve(&self, io: &Io, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
         let waiting = (alloc.pending_clusters() + io.map.held_clusters()) << self.geometry.cluster_bits;
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
-        if waiting > limit {
+        if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
             flusher.flush(self)?;
         }
         Ok(())
@@ -251,15 +254,15 @@ impl Core {
         self.check_data_write(host_start + written.from, written.to - written.from)?;
         let done = self.shared.medium.write_data(host_start + written.from, &parts);
         if done.is_err() && planted(Plant::LinkedAfterFailedWrite) {
-            self.link_run(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
+            self.link_filled(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
         }
         done?;
-        let mut after = reserved.as_ref().map_or(Ticket::PAST, |r| r.ticket());
-        if padded && !planted(Plant::ContentsNotWaitedFor) {
-            // Until the contents are durable a reader after a power cut would see neither old nor new.
-            after = after.max(self.shared.medium.ticket());
-        }
-        self.link_run(io, claim, &run, reserved, host_start, &full, after)
+        // Until the contents are durable a reader after a power cut would see neither old nor new.
+        let written = match padded && !planted(Plant::ContentsNotWaitedFor) {
+            true => self.shared.medium.ticket(),
+            false => Ticket::PAST,
+        };
+        self.link_filled(io, claim, &run, reserved, host_start, &full, written)
     }
 
     /// Whether clusters with these entries read as zeroes, as far as a look at the entries can tell.
@@ -301,7 +304,7 @@ impl Core {
         if from >= to {
             return Ok(Vec::new());
         }
-        let mut bytes = vec![0; (to - from) as usize];
+        let mut bytes = zeroed("copy of guest data", to - from)?;
         let inside = to.min(disk_end).saturating_sub(from) as usize;
         if inside > 0 {
             self.read_range(run_start + from, &mut bytes[..inside])?;
@@ -310,19 +313,19 @@ impl Core {
     }
 
     #[allow(clippy::too_many_arguments)] // the parts of one step, each with its own name
-    fn link_run(
+    fn link_filled(
         &self,
         io: &Io,
         claim: &Claim<'_>,
         run: &Run,
-        mut reserved: Option<Reserved<'_>>,
+        reserved: Option<Reserved<'_>>,
         host_start: u64,
         full: &Span,
-        after: Ticket,
+        written: Ticket,
     ) -> Result<()> {
         let geometry = &self.geometry;
-        for (index, old) in run.old.iter().enumerate() {
-            let start = (index as u64) << geometry.cluster_bits;
+        let entry_of = |index: u64| {
+            let (start, old) = (index << geometry.cluster_bits, &run.old[index as usize]);
             let from = full.from.max(start) - start;
             let to = (full.to - start).min(geometry.cluster_bytes());
             let filled = geometry.subclusters_touched(from, to);
@@ -334,21 +337,14 @@ impl Core {
             let mapping =
                 Mapping { host: Some(host_start + start), copied: true, alloc, zero: old_zero & !alloc };
             let dropped = if run.reuse.is_some() { None } else { self.dropped_by(old, false) };
-            let link =
-                Link { cluster: run.first_cluster + index as u64, new: mapping.into(), after, dropped };
-            if let Err(e) = io.map.link(claim, link) {
-                // What has been linked stays; the rest goes back.
-                if let Some(mut part) = reserved.take() {
-                    part.shrink(index as u64);
-                    part.keep();
-                }
-                return Err(e);
-            }
-        }
+            NewEntry { new: mapping.into(), dropped }
+        };
+        let (first, count) = (run.first_cluster, run.old.len() as u64);
         if let Some(reserved) = reserved {
-            reserved.keep();
+            let filled = reserved.filled(written);
+            return io.map.link_run(claim, first, count, filled, &mut |index| Ok(entry_of(index)));
         }
-        Ok(())
+        (0..count).try_for_each(|index| io.map.relink(claim, first + index, entry_of(index), written))
     }
 
     /// The host clusters that lose a reference when `old` is replaced; those of a data file are not counted.

@@ -9,7 +9,7 @@ use super::flush::Flusher;
 use super::{check_range, Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
-use crate::map::{Claim, Link};
+use crate::map::{Claim, NewEntry};
 use crate::options::Discard;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Ticket;
@@ -95,10 +95,9 @@ impl Core {
         let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
         let cluster_end = (start + self.geometry.cluster_bytes()).min(self.virtual_size);
-        let rest_is_zero = self.reads_zero(start, from - start)? && self.reads_zero(to, cluster_end - to)?;
-        let has_data = !self.reads_zero(from, to - from)?;
-        let may_widen = rest_is_zero && !has_data && self.is_unassigned(io, from)?;
-        if may_widen && self.change_widened(io, cluster, fate, flags, cluster_end)? {
+        // What is zeroed may show a disk below; what this image has there stays allocated.
+        let may_widen = self.is_unassigned(io, from)? && self.rest_is_zero(start, from, to, cluster_end)?;
+        if may_widen && self.change_widened(io, (from, to), fate, flags, cluster_end)? {
             return Ok(());
         }
         if self.geometry.extended_l2 {
@@ -107,19 +106,25 @@ impl Core {
         self.write_zero_bytes(from, to, flags, flusher)
     }
 
-    /// Zeroes a whole cluster for a request on a part of it; `false` when somebody has written it meanwhile.
+    /// Whether `[start, end)` reads as zeroes but for `[from, to)`.
+    fn rest_is_zero(&self, start: u64, from: u64, to: u64, end: u64) -> Result<bool> {
+        Ok(self.reads_zero(start, from - start)? && self.reads_zero(to, end - to)?)
+    }
+
+    /// Zeroes a whole cluster for a request on `part` of it; `false` when somebody has written it meanwhile.
     fn change_widened(
         &self,
         io: &Io,
-        cluster: u64,
+        (from, to): (u64, u64),
         fate: Fate,
         flags: ZeroFlags,
         cluster_end: u64,
     ) -> Result<bool> {
+        let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
         let claim = io.map.claim(cluster, cluster + 1);
         // Who writes the cluster for the first time holds its claim: from here on this does not change.
-        if !self.is_unassigned(io, start)? || !self.reads_zero(start, cluster_end - start)? {
+        if !self.is_unassigned(io, start)? || !self.rest_is_zero(start, from, to, cluster_end)? {
             return Ok(false);
         }
         let old = io.map.entry(&claim, cluster)?;
@@ -142,6 +147,22 @@ impl Core {
         Ok(matches!(extent.source, crate::map::Source::Hole | crate::map::Source::Zero))
     }
 
+    /// The subclusters of one cluster that `[from, to)` covers, and those at its edges that this image has nothing of and
+    /// whose rest reads as zeroes.
+    fn widened(&self, io: &Io, from: u64, to: u64) -> Result<(u64, u64)> {
+        let sub = self.geometry.subcluster_bytes();
+        let may_widen = |start: u64| -> Result<bool> {
+            let end = (start + sub).min(self.virtual_size);
+            Ok(self.is_unassigned(io, start)?
+                && self.rest_is_zero(start, from.max(start), to.min(end), end)?)
+        };
+        let (first, last) = (from / sub * sub, (to - 1) / sub * sub);
+        let inner_from = if from == first || may_widen(first)? { first } else { first + sub };
+        let ends_whole = to % sub == 0 || (to == self.virtual_size && last >= from);
+        let inner_to = if ends_whole || may_widen(last)? { last + sub } else { last };
+        Ok((inner_from, inner_to))
+    }
+
     /// Zeroes whole subclusters of one cluster by their bits, and the edges by writing.
     fn zero_subclusters(
         &self,
@@ -151,8 +172,7 @@ impl Core {
         flags: ZeroFlags,
         flusher: &Flusher,
     ) -> Result<()> {
-        let sub = self.geometry.subcluster_bytes();
-        let (inner_from, inner_to) = (from.div_ceil(sub) * sub, to / sub * sub);
+        let (inner_from, inner_to) = self.widened(io, from, to)?;
         if inner_from >= inner_to {
             return self.write_zero_bytes(from, to, flags, flusher);
         }
@@ -165,6 +185,11 @@ impl Core {
         let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
         let claim = io.map.claim(cluster, cluster + 1);
+        if self.widened(io, from, to)? != (inner_from, inner_to) {
+            // Somebody has written an edge meanwhile.
+            drop(claim);
+            return self.write_zero_bytes(from, to, flags, flusher);
+        }
         let L2Entry::Plain(old) = io.map.entry(&claim, cluster)? else {
             drop(claim);
             return self.write_zero_bytes(inner_from, inner_to, flags, flusher);
@@ -178,7 +203,7 @@ impl Core {
         let Some(after) = self.zero_raw_data_for(Fate::Zero, inner_from, inner_to, flags)? else {
             return Ok(());
         };
-        io.map.link(&claim, Link { cluster, new: mapping.into(), after, dropped: None })
+        io.map.relink(&claim, cluster, NewEntry { new: mapping.into(), dropped: None }, after)
     }
 
     fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags, flusher: &Flusher) -> Result<()> {
@@ -320,7 +345,7 @@ impl Core {
     ) -> Result<bool> {
         let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
         let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
-        io.map.link(claim, Link { cluster, new: new.into(), after, dropped })?;
+        io.map.relink(claim, cluster, NewEntry { new: new.into(), dropped }, after)?;
         Ok(!keeps_host)
     }
 

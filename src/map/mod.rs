@@ -1,7 +1,8 @@
 //! Guest to host: the L1 table, L2 slices, and the claims that make changes of one guest cluster take turns.
 //!
-//! `resolve` describes where guest bytes are and performs no data I/O; `image` does that. `link` is the only
-//! way to change an entry; it takes a claim. Knows no files and no backing chain.
+//! `resolve` describes where guest bytes are and performs no data I/O; `image` does that. `link_run` is the only
+//! way to an entry that names a host cluster anew, `relink` to any other change of one; both take a claim. Knows no
+//! files and no backing chain.
 
 mod claims;
 mod resolve;
@@ -9,8 +10,8 @@ mod resolve;
 pub use claims::{Claim, Claims};
 pub use resolve::{Extent, Look, Source};
 
-use crate::alloc::{Allocator, Shared};
-use crate::error::{Error, ErrorKind, Result};
+use crate::alloc::{Allocator, Filled, Shared};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
@@ -96,15 +97,11 @@ impl Settler for NoSettler {
     fn settle_after(&self, _: Ticket, _: Vec<Release>) {}
 }
 
-/// A new entry for one guest cluster.
+/// What an entry becomes.
 #[derive(Clone, Copy, Debug)]
-pub struct Link {
-    /// Guest cluster index.
-    pub cluster: u64,
+pub struct NewEntry {
     /// The new entry.
     pub new: L2Entry,
-    /// What must be durable before the entry may be (R1, R2).
-    pub after: Ticket,
     /// What the old entry referred to and the new one does not.
     pub dropped: Option<Release>,
 }
@@ -352,6 +349,10 @@ impl Map {
             return Ok(());
         }
         let _birth = self.birth.lock().unwrap_or_else(|e| e.into_inner());
+        if self.copied_table.load(Ordering::SeqCst) != 0 {
+            // The barrier behind the last copy has failed.
+            self.settle_copy()?;
+        }
         let old = self.l1_entry(l1_index)?;
         if old.table_offset() != 0 && old.copied() {
             return Ok(());
@@ -362,9 +363,18 @@ impl Map {
         // What changes in the copy let go of is counted down once the copy is durable. Until the L1 table leads
         // there after a power cut, too, the shared table still refers to it for this disk (R3).
         self.copied_table.store(l1_index + 1, Ordering::SeqCst);
-        let done = self.make_table(l1_index, old).and_then(|()| self.barrier());
+        if let Err(e) = self.make_table(l1_index, old) {
+            self.copied_table.store(0, Ordering::SeqCst);
+            return Err(e);
+        }
+        self.settle_copy()
+    }
+
+    /// Makes the copy of a table durable, with the L1 entry that leads there. Called with `birth` held.
+    fn settle_copy(&self) -> Result<()> {
+        self.barrier()?;
         self.copied_table.store(0, Ordering::SeqCst);
-        done
+        Ok(())
     }
 
     fn owns_table(&self, l1_index: u64) -> Result<bool> {
@@ -379,31 +389,36 @@ impl Map {
         };
         let geometry = &self.geometry;
         let bytes = geometry.cluster_bytes();
+        let dropped = (old.table_offset() != 0)
+            .then(|| Release::of(Owner::ANY_L2, geometry.cluster_index(old.table_offset()), 1));
+        self.check_release(&dropped)?;
         let reserved = allocator.reserve(1)?;
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.guard.check(Owner(0), offset, bytes)?;
-        let mut after = reserved.ticket();
+        let mut written = Ticket::PAST;
         if old.table_offset() != 0 {
-            let mut table = vec![0; bytes as usize];
+            let mut table = zeroed("L2 table", bytes)?;
             self.shared.medium.read_table(Purpose::L2, old.table_offset(), &mut table)?;
             self.shared.medium.write_unlinked(Purpose::L2, offset, &table)?;
-            after = after.max(self.shared.medium.ticket());
+            written = self.shared.medium.ticket();
         } else if !reserved.is_fresh() {
             self.shared.medium.zero_unlinked(Purpose::L2, offset, bytes)?;
-            after = after.max(self.shared.medium.ticket());
+            written = self.shared.medium.ticket();
         }
+        let filled = reserved.filled(written);
         allocator.write_counts()?;
         self.shared.guard.add(Owner::ACTIVE_L2, offset, bytes);
         let first_cluster = l1_index * geometry.l2_entry_count();
-        let dropped = (old.table_offset() != 0)
-            .then(|| Release::new(geometry.cluster_index(old.table_offset()), 1, false));
         let value = RawL2 { descriptor: L1Entry::owned(offset).0, bitmap: 0 };
-        let change = Change { entry: l1_index as usize, value, after, dropped };
+        let change = Change { entry: l1_index as usize, value, after: filled.ticket(), dropped };
         let done = self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
         debug_assert_ne!(done, Updated::Evicted, "the L1 page is never evicted");
-        reserved.keep();
+        filled.keep();
         if old.table_offset() != 0 {
-            self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
+            // In a damaged image another entry may name it, too.
+            if !self.has_table_at(old.table_offset()) {
+                self.shared.guard.remove(Owner::ACTIVE_L2, old.table_offset(), bytes);
+            }
             // Slices of the shared table are clean, for nobody may change them; the copy is read from now on.
             for slice in 0..geometry.l2_entry_count() >> self.slice_entry_bits {
                 self.forget(self.slice_key(first_cluster) + slice);
@@ -412,32 +427,73 @@ impl Map {
         Ok(())
     }
 
-    /// Stores a new entry for a claimed cluster whose table is owned.
-    pub fn link(&self, _claim: &Claim<'_>, link: Link) -> Result<()> {
-        let l1_index = link.cluster / self.geometry.l2_entry_count();
-        let entry = self.index_in_slice(link.cluster);
-        let value = link.new.encode(&self.geometry);
-        let change = Change { entry, value, after: link.after, dropped: link.dropped };
+    /// Links filled clusters to the `count` claimed guest clusters from `first` on, whose table is owned; `entry_of` says
+    /// what each becomes, by its number in the run, which is also the number of its host cluster unless there is one
+    /// entry only. After a failure what has been linked stays, with its host clusters, and the others go back.
+    pub fn link_run(
+        &self,
+        claim: &Claim<'_>,
+        first: u64,
+        count: u64,
+        filled: Filled<'_>,
+        entry_of: &mut dyn FnMut(u64) -> Result<NewEntry>,
+    ) -> Result<()> {
+        for index in 0..count {
+            let linked =
+                entry_of(index).and_then(|entry| self.store(claim, first + index, entry, filled.ticket()));
+            if let Err(e) = linked {
+                filled.keep_first(index);
+                return Err(e);
+            }
+        }
+        filled.keep();
+        Ok(())
+    }
+
+    /// Changes the entry of a claimed cluster whose table is owned, once `after` is past: to one that names the host
+    /// cluster that it named, its own one in a data file, or none.
+    pub fn relink(&self, claim: &Claim<'_>, cluster: u64, entry: NewEntry, after: Ticket) -> Result<()> {
+        self.store(claim, cluster, entry, after)
+    }
+
+    fn has_table_at(&self, offset: u64) -> bool {
+        (0..self.l1_entries).any(|i| L1Entry(self.l1.entry(i as usize).descriptor).table_offset() == offset)
+    }
+
+    /// Fails before anything has changed when an entry would let go of what it does not own.
+    fn check_release(&self, dropped: &Option<Release>) -> Result<()> {
+        match dropped {
+            Some(r) => self.shared.guard.check_release(r.owner, r.first_cluster, r.cluster_count),
+            None => Ok(()),
+        }
+    }
+
+    fn store(&self, _claim: &Claim<'_>, cluster: u64, entry: NewEntry, after: Ticket) -> Result<()> {
+        self.check_release(&entry.dropped)?;
+        let l1_index = cluster / self.geometry.l2_entry_count();
+        let value = entry.new.encode(&self.geometry);
+        let change = Change { entry: self.index_in_slice(cluster), value, after, dropped: entry.dropped };
         loop {
             let table = self.l1_entry(l1_index)?.table_offset();
             debug_assert_ne!(table, 0, "link without own_table");
             let loaded;
-            let page = match self.front_page(self.slice_key(link.cluster)) {
+            let page = match self.front_page(self.slice_key(cluster)) {
                 Some(page) => page,
                 None => {
-                    loaded = self.slice(link.cluster, table)?;
+                    loaded = self.slice(cluster, table)?;
                     &loaded
                 }
             };
             // A slice of the table that has just been replaced may still be on its way out.
             if self.geometry.cluster_floor(page.home()) != table {
-                self.forget(self.slice_key(link.cluster));
+                self.forget(self.slice_key(cluster));
                 continue;
             }
             let done = page.update(change, &self.shared.medium, &self.shared.gate, &self.list);
             if let Updated::Done(held) = done {
                 if held >= HELD_LIMIT {
-                    self.write_through()?;
+                    // To bound what is held; whoever needs the change in the file will say so, and be told.
+                    let _ = self.write_through();
                 }
                 return Ok(());
             }
@@ -483,37 +539,16 @@ impl Map {
         self.l1_entries.saturating_mul(self.geometry.l2_table_guest_bytes())
     }
 
-    /// Clears the L1 entries from number `first` on and returns what the tables and their entries referred to; the
-    /// caller is alone, makes the L1 table durable first and loads the image again afterwards.
-    pub fn drop_tables(&self, first: u64) -> Result<Vec<Release>> {
-        let geometry = self.geometry;
-        let mut releases = Vec::new();
+    /// Clears the L1 entries from number `first` on. The caller is alone, lets go of what they led to once the L1 table
+    /// is durable, and loads the image again.
+    pub fn clear_entries(&self, first: u64) {
         for index in first..self.l1_entries {
-            let table = self.l1_entry(index)?.table_offset();
-            if table == 0 {
-                continue;
+            if self.l1.entry(index as usize) != RawL2::default() {
+                let value = RawL2::default();
+                let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped: None };
+                self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
             }
-            let first = index * geometry.l2_entry_count();
-            for cluster in first..first + geometry.l2_entry_count() {
-                let page = self.slice(cluster, table)?;
-                match self.decode(cluster, page.entry(self.index_in_slice(cluster)))? {
-                    // What is in a data file is not counted.
-                    L2Entry::Plain(_) if geometry.external_data => {}
-                    L2Entry::Plain(m) => {
-                        releases.extend(m.host.map(|h| Release::new(geometry.cluster_index(h), 1, true)))
-                    }
-                    L2Entry::Compressed(span) => {
-                        let (from, to) = span.clusters(&geometry);
-                        releases.push(Release::new(from, to - from, true));
-                    }
-                }
-            }
-            let dropped = Some(Release::new(geometry.cluster_index(table), 1, true));
-            let value = RawL2::default();
-            let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped };
-            self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
         }
-        Ok(releases)
     }
 
     /// Drops slices that no request used since the last call. `true`: the cache holds the whole disk and no

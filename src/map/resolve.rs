@@ -6,6 +6,7 @@ use crate::format::entries::{
     CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
 };
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 /// Where the bytes of an extent are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +96,16 @@ impl Map {
         if let Some(page) = self.front_page(key) {
             return self.resolve_in(page, guest_offset, max_bytes);
         }
-        if let Some(found) = self.cache.find(key) {
-            if let Some(keyed) = found.as_ref() {
-                return self.resolve_in(&keyed.page, guest_offset, max_bytes);
-            }
-        }
-        let page = self.slice(cluster, table)?;
+        // The common case needs the page for no more than a look; a broken entry is for whoever has it in hand.
+        let found = self.cache.find(key, |page| match self.resolve_inside(page, guest_offset, max_bytes) {
+            Some(extent) => (Some(extent), None),
+            None => (None, Some(Arc::clone(page))),
+        });
+        let page = match found {
+            Some((Some(extent), _)) => return Ok(extent),
+            Some((None, Some(page))) => page,
+            _ => self.slice(cluster, table)?,
+        };
         self.resolve_in(&page, guest_offset, max_bytes)
     }
 
@@ -141,18 +146,10 @@ impl Map {
         let cluster = geometry.cluster_index(guest_offset);
         let index = self.index_in_slice(cluster);
         let in_cluster = geometry.in_cluster(guest_offset);
-        let raw = page.entry(index);
-        if let Some(host) = self.plain_data(cluster, raw) {
-            // The common case: a request inside one cluster with data.
-            if geometry.cluster_bytes() - in_cluster >= max_bytes {
-                return Ok(Extent {
-                    source: Source::Data,
-                    length: max_bytes,
-                    host: Some(host + in_cluster),
-                    in_place: raw.descriptor & COPIED != 0,
-                });
-            }
+        if let Some(extent) = self.resolve_inside(page, guest_offset, max_bytes) {
+            return Ok(extent);
         }
+        let raw = page.entry(index);
         let mut extent = self.extent_at(cluster, raw, in_cluster)?;
         if extent.length >= max_bytes {
             extent.length = max_bytes;
@@ -163,6 +160,24 @@ impl Map {
         }
         self.extend(page, cluster, index, in_cluster, max_bytes, &mut extent)?;
         Ok(extent)
+    }
+
+    /// The common case: a request inside one cluster with data. Entries are looked at, and nothing else is done.
+    #[inline]
+    fn resolve_inside(&self, page: &crate::meta::Page, guest_offset: u64, max_bytes: u64) -> Option<Extent> {
+        let in_cluster = self.geometry.in_cluster(guest_offset);
+        if self.geometry.extended_l2 || self.geometry.cluster_bytes() - in_cluster < max_bytes {
+            return None;
+        }
+        let cluster = self.geometry.cluster_index(guest_offset);
+        let raw = page.entry(self.index_in_slice(cluster));
+        let host = self.plain_data(cluster, raw)?;
+        Some(Extent {
+            source: Source::Data,
+            length: max_bytes,
+            host: Some(host + in_cluster),
+            in_place: raw.descriptor & COPIED != 0,
+        })
     }
 
     /// The host cluster of a standard entry that holds data and nothing else; `None`: decode it in full.

@@ -1,4 +1,4 @@
-//! The L2 cache: slices of L2 tables, set-associative, found without a lock.
+//! The L2 cache: slices of L2 tables, set-associative. Finding one takes its slot's lock for a moment.
 //!
 //! A slice is keyed by its guest position (slice number of the disk), so that a cache as large as the disk's
 //! tables holds all of them: slice `k` lives in set `k mod sets`. Replacement within a set is a clock.
@@ -10,21 +10,34 @@ use super::page::Page;
 use super::WriteOut;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, MutexGuard, Slot, SlotGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::sync::{Arc, OnceLock};
 
 /// Least slices of one set in a cache with several sets; there are fewer than twice as many.
 const MIN_WAYS: usize = 8;
 
 /// A page with the slice that it holds.
-pub struct Keyed {
+struct Keyed {
     key: u64,
-    /// The page itself.
-    pub page: Arc<Page>,
+    page: Arc<Page>,
+}
+
+/// A place for a page. The lock is held for a look at its entries, never across I/O or another lock.
+#[derive(Default)]
+struct Slot(Mutex<Option<Keyed>>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Option<Keyed>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn page(&self) -> Option<Arc<Page>> {
+        self.lock().as_ref().map(|k| Arc::clone(&k.page))
+    }
 }
 
 /// The slots of one set.
-type Set = Box<[Slot<Keyed>]>;
+type Set = Box<[Slot]>;
 
 /// See the module.
 pub struct SliceCache {
@@ -81,24 +94,21 @@ impl SliceCache {
     }
 
     /// The slots of a set.
-    fn slots(&self, set: usize) -> &[Slot<Keyed>] {
-        self.sets[set].get_or_init(|| (0..self.ways).map(|_| Slot::empty()).collect())
+    fn slots(&self, set: usize) -> &[Slot] {
+        self.sets[set].get_or_init(|| (0..self.ways).map(|_| Slot::default()).collect())
     }
 
-    /// The page of slice `key`, if it is in memory.
+    /// Has `look` look at the page of slice `key`, if it is in memory: at its entries only, for its slot is locked.
     #[inline]
-    pub fn find(&self, key: u64) -> Option<SlotGuard<Option<Arc<Keyed>>>> {
+    pub fn find<T>(&self, key: u64, look: impl FnOnce(&Arc<Page>) -> T) -> Option<T> {
         let set = self.set_of(key);
         for (index, hint) in self.hints(set).iter().enumerate() {
             if hint.load(Ordering::Acquire) != key + 1 {
                 continue;
             }
-            let found = self.sets[set].get()?[index].load();
-            if let Some(keyed) = found.as_ref() {
-                if keyed.key == key {
-                    keyed.page.touch();
-                    return Some(found);
-                }
+            if let Some(keyed) = self.sets[set].get()?[index].lock().as_ref().filter(|k| k.key == key) {
+                keyed.page.touch();
+                return Some(look(&keyed.page));
             }
         }
         None
@@ -127,7 +137,7 @@ impl SliceCache {
     }
 
     fn find_arc(&self, key: u64) -> Option<Arc<Page>> {
-        self.find(key).and_then(|g| g.as_ref().map(|k| Arc::clone(&k.page)))
+        self.find(key, Arc::clone)
     }
 
     /// Puts this set under load, waiting for others that load into it. Whoever waited may find the page there.
@@ -192,29 +202,37 @@ impl SliceCache {
         for round in 0..2 {
             for i in 0..slots.len() {
                 let way = (start + i) % slots.len();
-                let found = slots[way].load();
-                let Some(keyed) = found.as_ref() else { return Ok(()) };
-                let recent = keyed.page.take_used() && round == 0;
-                if !recent && keyed.page.try_evict() {
-                    return self.clear(set, way);
+                let Some(page) = slots[way].page() else { return Ok(()) };
+                let recent = page.take_used() && round == 0;
+                if !recent && page.try_evict() {
+                    self.clear(set, way);
+                    return Ok(());
                 }
             }
         }
-        self.evict_dirty(set, start % slots.len(), out)
+        // A host that is full may still take the one page or the other.
+        let mut first = None;
+        for i in 0..slots.len() {
+            match self.evict_dirty(set, (start + i) % slots.len(), out) {
+                Ok(()) => return Ok(()),
+                Err(e) => first = first.or(Some(e)),
+            }
+        }
+        first.map_or(Ok(()), Err)
     }
 
     fn evict_dirty(&self, set: usize, way: usize, out: &WriteOut<'_>) -> Result<()> {
-        let Some(keyed) = self.slots(set)[way].load_full() else { return Ok(()) };
+        let Some(page) = self.slots(set)[way].page() else { return Ok(()) };
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
             let announced = out.list.begin();
-            let clean = out.page(&keyed.page, &announced)?;
+            let clean = out.page(&page, &announced)?;
             drop(announced);
-            if clean && keyed.page.try_evict() {
-                out.list.remove(&keyed.page);
-                return self.clear(set, way);
+            if clean && page.try_evict() {
+                out.list.remove(&page);
+                self.clear(set, way);
+                return Ok(());
             }
-            // A page that a failed write-out left stuck stays; the closed latch says why there is no room.
             out.medium.latch().check()?;
             if !clean {
                 out.settler.advance()?;
@@ -222,10 +240,9 @@ impl SliceCache {
         }
     }
 
-    fn clear(&self, set: usize, way: usize) -> Result<()> {
+    fn clear(&self, set: usize, way: usize) {
         self.hints(set)[way].store(0, Ordering::Release);
-        self.slots(set)[way].store(None);
-        Ok(())
+        *self.slots(set)[way].lock() = None;
     }
 
     fn install(&self, key: u64, page: Arc<Page>) {
@@ -233,7 +250,7 @@ impl SliceCache {
         let empty = self.hints(set).iter().position(|h| h.load(Ordering::Acquire) == 0);
         debug_assert!(empty.is_some(), "make_room left no room");
         if let Some(way) = empty {
-            self.slots(set)[way].store(Some(Arc::new(Keyed { key, page })));
+            *self.slots(set)[way].lock() = Some(Keyed { key, page });
             self.hints(set)[way].store(key + 1, Ordering::Release);
         }
     }
@@ -243,9 +260,9 @@ impl SliceCache {
         self.own_set(key);
         let set = self.set_of(key);
         for (way, slot) in self.sets[set].get().into_iter().flatten().enumerate() {
-            let keyed = slot.load_full();
-            if keyed.is_some_and(|k| k.key == key && k.page.try_evict()) {
-                let _ = self.clear(set, way);
+            let page = slot.lock().as_ref().filter(|k| k.key == key).map(|k| Arc::clone(&k.page));
+            if page.is_some_and(|p| p.try_evict()) {
+                self.clear(set, way);
             }
         }
         self.end_load(key);
@@ -254,9 +271,9 @@ impl SliceCache {
     /// Drops clean pages that no request has used since the last call (`cache-clean-interval`).
     pub fn forget_unused(&self) {
         for slot in self.sets.iter().filter_map(|set| set.get()).flatten() {
-            let Some(keyed) = slot.load_full() else { continue };
-            if !keyed.page.take_used() {
-                self.forget(keyed.key);
+            let unused = slot.lock().as_ref().filter(|k| !k.page.take_used()).map(|k| k.key);
+            if let Some(key) = unused {
+                self.forget(key);
             }
         }
     }

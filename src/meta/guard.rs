@@ -1,4 +1,4 @@
-//! The overlap check: no write may hit a structure that it is not meant for.
+//! The overlap check: no write may hit a structure that it is not meant for, and no release may give one away.
 //!
 //! An index of metadata clusters, not a scan: a small filter answers "certainly no metadata" for almost every
 //! data write; a hash map names the owners of the rest. Listed at a writable open, kept up to date by whoever
@@ -18,6 +18,8 @@ use std::sync::{Arc, RwLock};
 pub struct Owner(pub u16);
 
 impl Owner {
+    /// Guest data, and what is free.
+    pub const NOBODY: Owner = Owner(0);
     /// The header cluster.
     pub const HEADER: Owner = Owner(1 << 0);
     /// The active L1 table.
@@ -36,6 +38,8 @@ impl Owner {
     pub const INACTIVE_L2: Owner = Owner(1 << 7);
     /// The bitmap directory.
     pub const BITMAP_DIRECTORY: Owner = Owner(1 << 8);
+    /// L2 tables: the disk and its snapshots share them.
+    pub const ANY_L2: Owner = Owner(Self::ACTIVE_L2.0 | Self::INACTIVE_L2.0);
 
     const NAMES: [&'static str; 9] = [
         "qcow2_header",
@@ -77,6 +81,8 @@ struct Owners {
     /// Not in the map yet: clusters in runs, first and number, with their owner.
     listed: Vec<(u64, u64, u16)>,
     map: HashMap<u64, u16>,
+    /// There was no memory for some of them: who asks is told so.
+    is_short: bool,
 }
 
 impl Owners {
@@ -84,23 +90,31 @@ impl Owners {
         let (first, count) = (*clusters.start(), clusters.end() - clusters.start() + 1);
         match self.listed.last_mut() {
             Some((at, run, same)) if *same == owner && *at + *run == first => *run += count,
-            _ => self.listed.push((first, count, owner)),
+            _ => match self.listed.try_reserve(1) {
+                Ok(()) => self.listed.push((first, count, owner)),
+                Err(_) => self.is_short = true,
+            },
         }
         if self.listed.len() >= MAX_LISTED {
-            self.indexed();
+            let _ = self.indexed();
         }
     }
 
     /// The map with everything in it.
-    fn indexed(&mut self) -> &mut HashMap<u64, u16> {
-        let listed = std::mem::take(&mut self.listed);
-        self.map.reserve(listed.len());
-        for (first, count, owner) in listed {
+    fn indexed(&mut self) -> Result<&mut HashMap<u64, u16>> {
+        for (first, count, owner) in std::mem::take(&mut self.listed) {
             for cluster in first..first + count {
+                if self.map.try_reserve(1).is_err() {
+                    self.is_short = true;
+                    break;
+                }
                 *self.map.entry(cluster).or_default() |= owner;
             }
         }
-        &mut self.map
+        match self.is_short {
+            true => Err(Error::new(ErrorKind::NoMemory, "index of the metadata clusters: no memory")),
+            false => Ok(&mut self.map),
+        }
     }
 }
 
@@ -172,7 +186,8 @@ impl OverlapGuard {
             return;
         }
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        let map = owners.indexed();
+        // Where it is short, every question is answered so.
+        let Ok(map) = owners.indexed() else { return };
         for cluster in self.clusters(host_offset, length) {
             if let Some(mask) = map.get_mut(&cluster) {
                 *mask &= !owner.0;
@@ -184,14 +199,14 @@ impl OverlapGuard {
     }
 
     /// Who owns a cluster.
-    fn owners_of(&self, cluster: u64) -> u16 {
+    fn owners_of(&self, cluster: u64) -> Result<u16> {
         let owners = self.owners.read().unwrap_or_else(|e| e.into_inner());
-        if owners.listed.is_empty() {
-            return owners.map.get(&cluster).copied().unwrap_or(0);
+        if owners.listed.is_empty() && !owners.is_short {
+            return Ok(owners.map.get(&cluster).copied().unwrap_or(0));
         }
         drop(owners);
         let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
-        owners.indexed().get(&cluster).copied().unwrap_or(0)
+        Ok(owners.indexed()?.get(&cluster).copied().unwrap_or(0))
     }
 
     /// Whether no metadata is in the range for certain; otherwise `check` has to tell.
@@ -211,28 +226,61 @@ impl OverlapGuard {
             return Ok(());
         }
         for cluster in self.clusters(host_offset, length) {
-            let (word, bit) = filter_bit(cluster);
-            if self.filter[word].load(Ordering::Relaxed) & bit != 0 {
-                self.check_cluster(allowed, cluster)?;
+            if self.may_be_owned(cluster) {
+                self.check_cluster(allowed, cluster, "invalid write on")?;
             }
         }
         Ok(())
     }
 
+    #[inline]
+    fn may_be_owned(&self, cluster: u64) -> bool {
+        let (word, bit) = filter_bit(cluster);
+        self.filter[word].load(Ordering::Relaxed) & bit != 0
+    }
+
+    /// Fails when clusters whose count is about to fall hold metadata other than `allowed`, or the header: an entry has
+    /// named what it does not own. The image is marked corrupt then.
+    #[inline]
+    pub fn check_release(&self, allowed: Owner, first_cluster: u64, cluster_count: u64) -> Result<()> {
+        if planted(Plant::OverlapCheckOff) {
+            return Ok(());
+        }
+        if first_cluster == 0 && cluster_count > 0 {
+            return Err(self.found("release of", Owner::HEADER, 0));
+        }
+        if self.checked == 0 {
+            return Ok(());
+        }
+        for cluster in first_cluster..first_cluster.saturating_add(cluster_count) {
+            if self.may_be_owned(cluster) {
+                self.check_cluster(allowed, cluster, "release of")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One past the last cluster that holds anything.
+    pub fn end(&self) -> Result<u64> {
+        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        Ok(owners.indexed()?.keys().max().map_or(0, |last| last + 1))
+    }
+
     #[cold]
-    fn check_cluster(&self, allowed: Owner, cluster: u64) -> Result<()> {
-        let hit = self.owners_of(cluster) & !allowed.0;
+    fn check_cluster(&self, allowed: Owner, cluster: u64, what: &str) -> Result<()> {
+        let hit = self.owners_of(cluster)? & !allowed.0;
         if hit == 0 {
             return Ok(());
         }
-        let found = Error::new(
-            ErrorKind::MarkedCorrupt,
-            format!(
-                "Preventing invalid write on metadata (overlaps with {}) [host cluster {cluster}]",
-                Owner(hit).first_name()
-            ),
-        );
-        Err(self.header.as_ref().map_or(found.clone(), |h| h.mark_corrupt(found)))
+        Err(self.found(what, Owner(hit), cluster))
+    }
+
+    #[cold]
+    fn found(&self, what: &str, hit: Owner, cluster: u64) -> Error {
+        let owner = hit.first_name();
+        let text = format!("Preventing {what} metadata (overlaps with {owner}) [host cluster {cluster}]");
+        let found = Error::new(ErrorKind::MarkedCorrupt, text);
+        self.header.as_ref().map_or(found.clone(), |h| h.mark_corrupt(found))
     }
 
     /// The check for a table page's own write.

@@ -2,6 +2,10 @@
 //!
 //! Every change rewrites sector 0 only, which the medium writes whole or not at all; extensions, names and
 //! unknown fields stay as they are, byte for byte. Only `names` changes names, extensions and the version.
+//!
+//! A write that fails may have been carried out all the same: the file holds the sector before or the one after, which
+//! is **undecided** until the sector before has been written and synced again. H1: while it is undecided no cluster
+//! is handed out, no count is written and no sync of the clock runs, so that both headers stay true.
 
 mod names;
 
@@ -23,6 +27,8 @@ pub struct HeaderPage {
     corrupt: AtomicBool,
     /// Autoclear bits are still as another program left them.
     autoclear_pending: AtomicBool,
+    /// The file may hold another sector than `header` has.
+    undecided: AtomicBool,
 }
 
 impl HeaderPage {
@@ -35,6 +41,7 @@ impl HeaderPage {
             corrupt: AtomicBool::new(header.incompatible & INCOMPAT_CORRUPT != 0),
             autoclear_pending: AtomicBool::new(header.autoclear & !AUTOCLEAR_RAW_DATA != 0),
             header: Mutex::new((header, sector)),
+            undecided: AtomicBool::new(false),
         }
     }
 
@@ -81,17 +88,54 @@ impl HeaderPage {
         let mut bytes = sector.clone();
         let fixed = encoded.len().min(bytes.len());
         bytes[..fixed].copy_from_slice(&encoded[..fixed]);
-        if !planted(Plant::HeaderBeforeItsTables) {
-            self.medium.sync_step()?;
-        }
-        self.medium.write_live(Purpose::Header, 0, &bytes)?;
-        if !planted(Plant::HeaderNotSynced) {
-            self.medium.sync_step()?;
-        }
+        self.replace_sector(sector, &bytes)?;
         self.dirty.store(next.incompatible & INCOMPAT_DIRTY != 0, Ordering::SeqCst);
         *sector = bytes;
         *header = next;
         Ok(())
+    }
+
+    /// Puts `new` in the place of the sector `old`, durably, after everything that was written before.
+    fn replace_sector(&self, old: &[u8], new: &[u8]) -> Result<()> {
+        if !planted(Plant::HeaderBeforeItsTables) {
+            self.medium.sync_step()?;
+        }
+        if let Err(e) = self.medium.write_live(Purpose::Header, 0, new) {
+            self.undecided.store(true, Ordering::SeqCst);
+            // What cannot be done now is done before anything that depends on it.
+            let _ = self.write_again(old);
+            return Err(e);
+        }
+        if !planted(Plant::HeaderNotSynced) {
+            self.medium.sync_step()?;
+        }
+        self.undecided.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn write_again(&self, sector: &[u8]) -> Result<()> {
+        self.medium.write_live(Purpose::Header, 0, sector)?;
+        self.medium.sync_step()?;
+        self.undecided.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Has the file hold the header that is in memory, durably, after a write of another one has failed (H1).
+    #[inline]
+    pub fn decide(&self) -> Result<()> {
+        match self.undecided.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => self.decide_now(),
+        }
+    }
+
+    #[cold]
+    fn decide_now(&self) -> Result<()> {
+        let guard = self.lock();
+        match self.undecided.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => self.write_again(&guard.1),
+        }
     }
 
     /// Sets the dirty bit before the first reference that outruns its count; durable when it returns.

@@ -4,12 +4,13 @@
 //! must be durable first (`after`) and what the change let go of (`dropped`). `write_out` writes the dirty
 //! sectors; an entry whose ticket is not past yet is written with the value it had before (rules R1, R2),
 //! and makes its sector dirty once it is. What a written change dropped goes to the ledger with the ticket of the next
-//! sync (rule R3).
+//! sync (rule R3). A write-out that fails has done nothing: its sectors are dirty again, what it would have let
+//! go of is held again, and the page is back on the list for the next attempt.
 //!
 //! Readers take no lock. P1: an evicted page is clean and never changes again. P2: `held` is in the order of
 //! the changes; of one entry, the oldest held change that is not ripe decides what may be on disk.
 
-use super::guard::OverlapGuard;
+use super::guard::{OverlapGuard, Owner};
 use super::Settler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::be64;
@@ -25,6 +26,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
+
+/// Looks at an entry of two words before a reader waits for whoever stores one.
+const ENTRY_LOOKS: u32 = 64;
 
 /// Bytes of a table that are read at once.
 const READ_BYTES: usize = 16 << 10;
@@ -46,12 +50,19 @@ pub struct Release {
     pub epoch: u64,
     /// Give the space back to the host when nobody refers to them any more.
     pub discard: bool,
+    /// What the clusters may hold; guest data holds nothing that the overlap check knows.
+    pub owner: Owner,
 }
 
 impl Release {
-    /// A release whose epoch the page fills in.
+    /// A release of guest data, whose epoch the page fills in.
     pub fn new(first_cluster: u64, cluster_count: u64, discard: bool) -> Self {
-        Release { first_cluster, cluster_count, epoch: 0, discard }
+        Release { first_cluster, cluster_count, epoch: 0, discard, owner: Owner::NOBODY }
+    }
+
+    /// As `new`, of clusters that hold `owner`.
+    pub fn of(owner: Owner, first_cluster: u64, cluster_count: u64) -> Self {
+        Release { owner, ..Release::new(first_cluster, cluster_count, false) }
     }
 }
 
@@ -73,8 +84,6 @@ struct State {
     /// The latest ticket that a change has waited for.
     latest: Ticket,
     listed: bool,
-    /// A write-out failed: memory holds what the file does not, and must stay what readers see.
-    stuck: bool,
 }
 
 /// Pages that have something to write.
@@ -87,6 +96,9 @@ pub struct DirtyList {
     held_clusters: AtomicU64,
     /// How many changes wait for each ticket, in whatever hands their pages are.
     waiting: Mutex<BTreeMap<Ticket, u64>>,
+    /// Counts how often pages have come back to the list because a write failed: who took the list in the meantime
+    /// has not seen them.
+    failures: AtomicU64,
 }
 
 /// Says that pages may be between memory and the file: held from before they leave the list until what was
@@ -110,6 +122,17 @@ impl DirtyList {
     /// waits for a sync. The caller has no announcement of its own.
     pub fn wait_in_flight(&self) {
         drop(self.in_flight.write().unwrap_or_else(|e| e.into_inner()));
+    }
+
+    /// Changes whenever pages come back because a write failed.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
+    }
+
+    /// Puts pages back that were taken and not written. The caller still has its announcement.
+    pub(super) fn put_back(&self, pages: impl IntoIterator<Item = Arc<Page>>) {
+        self.pages.lock().unwrap_or_else(|e| e.into_inner()).extend(pages);
+        self.failures.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Host clusters that held changes have let go of.
@@ -159,8 +182,8 @@ pub enum Updated {
 struct Ripe {
     /// First sector and bytes of each dirty run.
     runs: Vec<(usize, Vec<u8>)>,
-    /// What the changes in `runs` let go of.
-    releases: Vec<Release>,
+    /// The changes in `runs` that let go of something.
+    letting_go: Vec<Held>,
     /// Nothing waits any more.
     clean: bool,
 }
@@ -269,15 +292,30 @@ impl Page {
         if self.entry_words == 1 {
             return RawL2 { descriptor: self.words[index].load(Ordering::SeqCst), bitmap: 0 };
         }
-        loop {
+        for _ in 0..ENTRY_LOOKS {
             let before = self.version.load(Ordering::SeqCst);
-            let descriptor = self.words[2 * index].load(Ordering::SeqCst);
-            let bitmap = self.words[2 * index + 1].load(Ordering::SeqCst);
+            let pair = self.pair(index);
             if before & 1 == 0 && self.version.load(Ordering::SeqCst) == before {
-                return RawL2 { descriptor, bitmap };
+                return pair;
             }
             spin_loop();
         }
+        self.entry_in_turn(index)
+    }
+
+    /// An entry of two words, while nobody stores one. Whoever stores may have been put aside by the scheduler, for
+    /// good if this thread is more urgent and goes on looking.
+    #[cold]
+    fn entry_in_turn(&self, index: usize) -> RawL2 {
+        let _stored = self.lock();
+        self.pair(index)
+    }
+
+    #[inline]
+    fn pair(&self, index: usize) -> RawL2 {
+        let descriptor = self.words[2 * index].load(Ordering::SeqCst);
+        let bitmap = self.words[2 * index + 1].load(Ordering::SeqCst);
+        RawL2 { descriptor, bitmap }
     }
 
     /// The entries, for those who look at them often.
@@ -293,6 +331,14 @@ impl Page {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Entry `index`, for whoever holds `state` and is the only one to store.
+    fn own_entry(&self, index: usize) -> RawL2 {
+        match self.entry_words {
+            1 => RawL2 { descriptor: self.words[index].load(Ordering::SeqCst), bitmap: 0 },
+            _ => self.pair(index),
+        }
     }
 
     fn store(&self, index: usize, entry: RawL2) {
@@ -319,7 +365,7 @@ impl Page {
         if !self.is_live() {
             return Updated::Evicted;
         }
-        let before = self.entry(change.entry);
+        let before = self.own_entry(change.entry);
         self.store(change.entry, change.value);
         // After the store: a reader that enters from now on cannot see the old value.
         let dropped = change.dropped.map(|d| Release { epoch: gate.retire(), ..d });
@@ -354,7 +400,10 @@ impl Page {
     }
 
     fn mark_dirty(&self, state: &mut State, entry: usize) {
-        let sector = self.sector_of(entry);
+        self.mark_sector_dirty(state, self.sector_of(entry));
+    }
+
+    fn mark_sector_dirty(&self, state: &mut State, sector: usize) {
         let (word, bit) = (sector / 64, 1u64 << (sector % 64));
         if state.dirty[word] & bit == 0 {
             state.dirty[word] |= bit;
@@ -367,7 +416,7 @@ impl Page {
         // A write-out in flight has cleaned the page before its bytes are in the file.
         let Ok(_idle) = self.writing.try_lock() else { return false };
         let state = self.lock();
-        if state.stuck || state.dirty_sectors != 0 || !state.held.is_empty() {
+        if state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;
         }
         self.evicted.store(true, Ordering::SeqCst);
@@ -375,7 +424,7 @@ impl Page {
     }
 
     /// Writes what may be written. `Ok(false)`: changes that wait for a later sync are left, and the page is
-    /// back on `list`.
+    /// back on `list`, as it is after a failure.
     pub fn write_out(
         self: &Arc<Self>,
         medium: &Medium,
@@ -385,15 +434,33 @@ impl Page {
         _announced: &InFlight<'_>,
     ) -> Result<bool> {
         let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
-        let Ripe { runs, releases, clean } = self.take_ripe(medium, list);
-        if let Err(e) = self.write_runs(&runs, medium, guard) {
-            self.lock().stuck = true;
+        let ripe = self.take_ripe(medium, list);
+        if let Err(e) = self.write_runs(&ripe.runs, medium, guard) {
+            self.take_back(ripe, list);
             return Err(e);
         }
+        let releases: Vec<Release> = ripe.letting_go.iter().filter_map(|h| h.dropped).collect();
         if !releases.is_empty() {
+            list.held_clusters.fetch_sub(releases.iter().map(|r| r.cluster_count).sum(), Ordering::Relaxed);
             settler.settle_after(medium.ticket(), releases);
         }
-        Ok(clean)
+        Ok(ripe.clean)
+    }
+
+    /// Undoes `take_ripe` after a failed write, which may have left any part of its bytes in the file: all of them may
+    /// be there.
+    fn take_back(self: &Arc<Self>, ripe: Ripe, list: &DirtyList) {
+        let mut state = self.lock();
+        for (first, bytes) in &ripe.runs {
+            for sector in *first..first + bytes.len().div_ceil(SECTOR_BYTES as usize) {
+                self.mark_sector_dirty(&mut state, sector);
+            }
+        }
+        // P2: what was ripe is older than whatever is held of the same entry.
+        state.held.splice(0..0, ripe.letting_go);
+        let back = (!state.listed).then(|| Arc::clone(self));
+        state.listed = true;
+        list.put_back(back);
     }
 
     fn write_runs(&self, runs: &[(usize, Vec<u8>)], medium: &Medium, guard: &OverlapGuard) -> Result<()> {
@@ -411,24 +478,26 @@ impl Page {
         let waits_whole = state.dirty_sectors == 0 && !state.held.iter().any(|h| medium.is_past(h.after));
         if waits_whole && !state.held.is_empty() {
             list.add(self);
-            return Ripe { runs: Vec::new(), releases: Vec::new(), clean: false };
+            return Ripe { runs: Vec::new(), letting_go: Vec::new(), clean: false };
         }
         state.listed = false;
         let mut older = Vec::new();
         let mut blocked = BTreeSet::new();
-        let mut releases = Vec::new();
+        let mut letting_go = Vec::new();
         let mut kept = Vec::new();
         // Neighbours mostly wait for the same.
         let mut arrived = (Ticket::PAST, 0);
         for held in std::mem::take(&mut state.held) {
             if medium.is_past(held.after) && !blocked.contains(&held.entry) {
-                releases.extend(held.dropped);
                 self.mark_dirty(&mut state, held.entry);
                 if held.waits && held.after == arrived.0 {
                     arrived.1 += 1;
                 } else if held.waits {
                     list.remove_waiting(arrived.0, arrived.1);
                     arrived = (held.after, 1);
+                }
+                if held.dropped.is_some() {
+                    letting_go.push(Held { waits: false, ..held });
                 }
                 continue;
             }
@@ -439,8 +508,6 @@ impl Page {
         }
         list.remove_waiting(arrived.0, arrived.1);
         state.held = kept;
-        let passed_on: u64 = releases.iter().map(|r: &Release| r.cluster_count).sum();
-        list.held_clusters.fetch_sub(passed_on, Ordering::Relaxed);
         let unit = medium.storage().traits().alignment.max(SECTOR_BYTES) / SECTOR_BYTES;
         let runs = self.copy_dirty(&mut state, unit as usize, &older);
         let clean = older.is_empty();
@@ -448,7 +515,7 @@ impl Page {
             state.listed = true;
             list.add(self);
         }
-        Ripe { runs, releases, clean }
+        Ripe { runs, letting_go, clean }
     }
 
     /// Copies runs of dirty sectors, widened to `unit` sectors where the page is large enough, and cleans them.
@@ -529,82 +596,4 @@ pub struct Change {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::memory::Memory;
-    use crate::storage::Storage;
-
-    #[derive(Default)]
-    struct Log(Mutex<Vec<(Ticket, Release)>>);
-    impl Settler for Log {
-        fn advance(&self) -> Result<()> {
-            Ok(())
-        }
-        fn settle_after(&self, ticket: Ticket, releases: Vec<Release>) {
-            self.0.lock().unwrap().extend(releases.into_iter().map(|r| (ticket, r)));
-        }
-    }
-
-    fn raw(descriptor: u64) -> RawL2 {
-        RawL2 { descriptor, bitmap: 0 }
-    }
-
-    #[test]
-    fn a_change_is_not_waited_for_before_an_older_one_of_its_entry() {
-        let medium = Medium::new(Arc::new(Memory::new(vec![0; 4096])));
-        let (gate, list, log, guard) =
-            (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
-        let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
-        let early = medium.ticket();
-        let sync = medium.begin_sync();
-        let late = medium.ticket();
-        for (entry, after) in [(3, late), (3, early), (4, early)] {
-            let change = Change { entry, value: raw(7), after, dropped: None };
-            assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
-        }
-        medium.finish_sync(sync).unwrap();
-        // A barrier that began with `early` has nothing to wait for once the page is written.
-        assert_eq!(list.take(&list.begin()).len(), 1);
-        assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
-        assert_eq!(list.oldest_waiting(), Some(late));
-        let sync = medium.begin_sync();
-        medium.finish_sync(sync).unwrap();
-        assert_eq!(list.take(&list.begin()).len(), 1);
-        assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
-        assert_eq!(list.oldest_waiting(), None);
-    }
-
-    #[test]
-    fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
-        let storage = Arc::new(Memory::new(vec![0; 4096]));
-        let medium = Medium::new(storage.clone());
-        let (gate, list, log, guard) =
-            (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
-        let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
-        let set = |entry, value, after, dropped| {
-            let change = Change { entry, value: raw(value), after, dropped };
-            assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
-        };
-        let on_disk = |entry: usize| {
-            let bytes = storage.contents();
-            crate::format::be64(&bytes, 512 + entry * 8)
-        };
-        set(3, 7, Ticket::PAST, None);
-        set(4, 8, medium.ticket(), None);
-        set(4, 9, Ticket::PAST, Some(Release::new(5, 1, false)));
-        assert_eq!(list.take(&list.begin()).len(), 1);
-        assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
-        assert_eq!((on_disk(3), on_disk(4)), (7, 0));
-        assert_eq!(page.entry(4), raw(9));
-        assert!(log.0.lock().unwrap().is_empty(), "a drop behind a waiting change must wait too");
-        assert!(!page.try_evict());
-        let sync = medium.begin_sync();
-        medium.finish_sync(sync).unwrap();
-        assert_eq!(list.take(&list.begin()).len(), 1);
-        assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
-        assert_eq!(on_disk(4), 9);
-        assert_eq!(log.0.lock().unwrap().len(), 1);
-        assert!(page.try_evict());
-        assert_eq!(storage.length().unwrap(), 4096);
-    }
-}
+mod tests;

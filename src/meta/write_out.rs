@@ -75,13 +75,23 @@ impl WriteOut<'_> {
     /// Writes what is ripe of every dirty page. When it returns, every page that was dirty before is in the
     /// file, or on the list with changes that wait, whoever wrote it.
     fn write_listed(&self) -> Result<()> {
-        let announced = self.list.begin();
-        for page in self.list.take(&announced) {
-            self.page(&page, &announced)?;
+        loop {
+            let failures = self.list.failures();
+            let announced = self.list.begin();
+            let mut pages = self.list.take(&announced).into_iter();
+            while let Some(page) = pages.next() {
+                if let Err(e) = self.page(&page, &announced) {
+                    self.list.put_back(pages);
+                    return Err(e);
+                }
+            }
+            drop(announced);
+            self.list.wait_in_flight();
+            self.medium.latch().check()?;
+            // A page that somebody else had in hand may have come back unwritten: it is ours to try now.
+            if self.list.failures() == failures {
+                return Ok(());
+            }
         }
-        drop(announced);
-        self.list.wait_in_flight();
-        // Somebody else's page may have failed while we waited for it.
-        self.medium.latch().check()
     }
 }

@@ -9,13 +9,20 @@ use std::sync::Arc;
 pub struct Disk {
     words: Vec<AtomicU64>,
     durable: Vec<AtomicU64>,
+    /// Writes that still are to fail.
+    failing: AtomicU64,
 }
 
 impl Disk {
     /// Words that count from 0 on.
     pub fn new(words: u64) -> Arc<Disk> {
         let fill = || (0..words).map(AtomicU64::new).collect();
-        Arc::new(Disk { words: fill(), durable: fill() })
+        Arc::new(Disk { words: fill(), durable: fill(), failing: AtomicU64::new(0) })
+    }
+
+    /// The next write fails.
+    pub fn fail_once(&self) {
+        self.failing.store(1, Ordering::Relaxed);
     }
 
     /// What a reader of the file sees.
@@ -48,6 +55,9 @@ impl Storage for Disk {
     }
 
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        if self.failing.compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let mut index = offset as usize / 8;
         for chunk in buffers.iter().flat_map(|b| b.chunks_exact(8)) {
             let mut word = [0; 8];

@@ -50,9 +50,13 @@ impl Parts {
     }
 
     fn out<T>(&self, run: impl FnOnce(&WriteOut<'_>) -> Result<T>) -> T {
+        self.try_out(run).unwrap()
+    }
+
+    fn try_out<T>(&self, run: impl FnOnce(&WriteOut<'_>) -> Result<T>) -> Result<T> {
         let settler = Syncs(&self.medium);
         let (medium, guard, list) = (&self.medium, &self.guard, &self.list);
-        run(&WriteOut { medium, guard, settler: &settler, list }).unwrap()
+        run(&WriteOut { medium, guard, settler: &settler, list })
     }
 
     fn page(&self, key: u64) -> Arc<Page> {
@@ -116,6 +120,29 @@ fn a_flush_waits_for_whoever_has_its_page_in_hand() {
     });
     race("flush beside a flush", 3, change_and_flush, |parts| {
         parts.out(|out| out.barrier());
+    });
+}
+
+/// Whoever has the page in hand finds the host full: the flush beside it tries itself, or fails, and never returns
+/// while its change is not durable.
+#[test]
+fn a_flush_writes_what_comes_back_unwritten() {
+    explore("flush beside a write-through that fails", 3, || {
+        let parts = Parts::new();
+        parts.page(0);
+        parts.disk.fail_once();
+        let other = Arc::clone(&parts);
+        let other = thread::spawn(move || {
+            let _ = other.try_out(|out| out.write_through());
+        });
+        parts.change(0, Ticket::PAST);
+        if parts.try_out(|out| out.barrier()).is_ok() {
+            assert_eq!(parts.disk.durable(0), VALUE, "a flush returned before its change is durable");
+        }
+        other.join().unwrap();
+        // There is room now, and nothing has been lost.
+        parts.out(|out| out.barrier());
+        assert_eq!(parts.disk.durable(0), VALUE, "a change was lost with a failed write");
     });
 }
 

@@ -28,6 +28,7 @@ fn zeroes(length: u64) -> Hasher {
 
 /// CRC-32 (IEEE) of all guest bytes. `progress(done, total)` in bytes; `false` cancels.
 pub fn checksum(disk: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<u32> {
+    disk.settle_runs()?;
     let length = disk.length();
     let mut digest = Hasher::new();
     let mut buffer = Vec::new();

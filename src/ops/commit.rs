@@ -64,6 +64,7 @@ fn grow_base(base: &Handle, length: u64) -> Result<()> {
 
 /// Copies everything allocated in `top` into `base` and makes it durable there.
 fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+    top.settle_runs()?;
     let length = top.length();
     let mut buffer = vec![0; CHUNK_BYTES as usize];
     let mut at = 0;
@@ -75,7 +76,9 @@ fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool
         if !status.allocated {
             at += status.length;
         } else if status.zero {
-            base.write_zeroes(at, status.length, ZeroFlags::default(), false)?;
+            // What the base has there goes.
+            let flags = ZeroFlags { unmap: true, no_fallback: false };
+            base.write_zeroes(at, status.length, flags, false)?;
             at += status.length;
         } else {
             let bytes = status.length.min(CHUNK_BYTES);

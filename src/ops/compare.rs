@@ -95,6 +95,9 @@ pub fn compare(
     if strict && left.length != right.length {
         return Ok(Verdict::Sizes);
     }
+    for side in [&left, &right] {
+        side.disk.settle_runs().map_err(|e| side.failure(e, true, 0))?;
+    }
     let mut at = 0;
     while at < total {
         if !progress(at, total) {

@@ -61,6 +61,7 @@ pub fn convert(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
     let cluster_bytes = validate(source, target, options)?;
+    source.settle_runs()?;
     let total = source.length();
     let job = Job {
         pieces: Pieces::new(source, total, options, cluster_bytes),

@@ -17,8 +17,9 @@ use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::{refcount, Header};
 use crate::options::{CreateOptions, Preallocation};
-use crate::storage::{is_not_supported, write_all, zero_range, Purpose, Storage};
+use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
 use plan::Plan;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 /// Size argument that stands for "as the options say".
@@ -59,9 +60,17 @@ pub fn create_with_data_file(
     let preallocation = options.preallocation_in_force();
     let plan = Plan::new(options.geometry(), virtual_size, preallocation)?;
     let header = encode_header(&plan, virtual_size, options)?;
-    let is_blank = clear(storage)?;
     let file_bytes = plan.file_bytes();
-    storage.set_length(file_bytes).map_err(|e| Error::host("Could not resize image", &e))?;
+    let sizes = [(Some(storage), file_bytes), (data_file, virtual_size)];
+    if sizes.iter().any(|(file, bytes)| file.is_some_and(|f| *bytes > f.size_limit())) {
+        return Err(Error::host("Could not resize image", &io::Error::from_raw_os_error(libc::EFBIG)));
+    }
+    let is_blank = clear(storage)?;
+    match storage.set_length(file_bytes) {
+        // It keeps its length, in which there is room.
+        Err(e) if is_not_supported(&e) && storage.length().is_ok_and(|now| now >= file_bytes) => {}
+        done => done.map_err(|e| Error::host("Could not resize image", &e))?,
+    }
 
     let mut out = Writer { storage, is_blank, purpose: Purpose::Header, start: 0, buffer: Vec::new() };
     write_refcounts(&mut out, &plan)?;
@@ -307,7 +316,7 @@ fn prepare_data(out: &Writer<'_>, plan: &Plan, preallocation: Preallocation) -> 
     let start = geometry.cluster_offset(first.data_at);
     let length = geometry.cluster_offset(last.data_at + last.data_clusters) - start;
     if preallocation == Preallocation::Falloc {
-        let reserved = out.storage.preallocate(start, length);
+        let reserved = reserve_range(out.storage, Purpose::Data, start, length);
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
         return out.zero(Purpose::Data, start, length);
     }
@@ -323,7 +332,7 @@ fn prepare_data_file(storage: &dyn Storage, virtual_size: u64, preallocation: Pr
         done => done.map_err(could_not)?,
     }
     if preallocation == Preallocation::Falloc && virtual_size > 0 {
-        let reserved = storage.preallocate(0, virtual_size);
+        let reserved = reserve_range(storage, Purpose::Data, 0, virtual_size);
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
     }
     if preallocation == Preallocation::Full {

@@ -1,13 +1,20 @@
 //! Creating an image in files: its own, and that of an external data file.
+//!
+//! Several may do so at one path. A file belongs to who has its lock while it has the name: the winner's image stays,
+//! and who fails removes what it has made itself and nothing else.
 
 use super::create::create_with_data_file;
+use super::data_file::identity_of;
 use super::open::{has_protocol, shown_name, Origin};
 use crate::error::{Error, Result};
 use crate::options::CreateOptions;
+use crate::storage::device;
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
 use crate::storage::Storage;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// Creates an image at `origin`, in place of whatever is there, and its data file at `data_origin`, or where the options
@@ -40,30 +47,42 @@ pub fn create_at(
     Ok(())
 }
 
-/// A file that is being made; removed when it is dropped, if it was not there before.
+/// How often an open begins again because somebody beside it has put another file at the name.
+const TRIES: usize = 100;
+
+/// A file that is being made; removed when it is dropped, if it was made here.
 struct NewFile {
     storage: Arc<dyn Storage>,
-    made: Option<PathBuf>,
+    /// Where it was made, and what: nobody else has had it since, for it is locked.
+    made: Option<(PathBuf, (u64, u64))>,
 }
 
 impl NewFile {
     fn open(origin: &Origin, access: Access) -> Result<NewFile> {
         let shown = shown_name(origin);
-        let made = match origin {
-            Origin::Path(path) if !path.exists() => Some(path.clone()),
-            _ => None,
-        };
-        let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
-        let file = match origin {
-            Origin::Custom(storage) => return Ok(NewFile { storage: Arc::clone(storage), made: None }),
-            Origin::Path(path) => FileStorage::open(path, how),
-            Origin::Descriptor(fd) => FileStorage::from_fd(*fd, how),
-        };
-        let file = file.map_err(|e| Error::host(format_args!("Could not create '{shown}'"), &e))?;
-        let file = Arc::new(file);
-        let new = NewFile { storage: Arc::clone(&file) as Arc<dyn Storage>, made };
-        file.lock(access, &shown)?;
-        Ok(new)
+        match origin {
+            Origin::Custom(storage) => Ok(NewFile { storage: Arc::clone(storage), made: None }),
+            Origin::Descriptor(fd) => {
+                let file = FileStorage::from_fd(*fd, WRITABLE).map_err(|e| could_not(&shown, &e))?;
+                file.lock(access, &shown)?;
+                Ok(NewFile { storage: Arc::new(file), made: None })
+            }
+            Origin::Path(path) => Self::at_path(path, access, &shown),
+        }
+    }
+
+    fn at_path(path: &Path, access: Access, shown: &str) -> Result<NewFile> {
+        for _ in 0..TRIES {
+            let (file, made) = open_or_make(path).map_err(|e| could_not(shown, &e))?;
+            // Who has the lock has the file, whoever made it.
+            file.lock(access, shown)?;
+            // A create that failed beside this one removes what it made: before it lets go of the lock.
+            if file.identity().is_some() && file.identity() == identity_of(path) {
+                let made = made.zip(file.identity());
+                return Ok(NewFile { storage: Arc::new(file), made });
+            }
+        }
+        Err(could_not(shown, &io::Error::from_raw_os_error(libc::ESTALE)))
     }
 
     fn keep(mut self) {
@@ -73,8 +92,56 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            let _ = std::fs::remove_file(path);
+        if let Some((path, identity)) = &self.made {
+            remove_only(path, *identity);
         }
+    }
+}
+
+const WRITABLE: FileOptions = FileOptions { writable: true, create: false, direct: false, no_sync: false };
+
+fn could_not(shown: &str, error: &io::Error) -> Error {
+    Error::host(format_args!("Could not create '{shown}'"), error)
+}
+
+/// Opens the file at `path`, or makes one there; with the name that it was made under. Of a link to nothing that is where
+/// the link leads.
+fn open_or_make(path: &Path) -> io::Result<(FileStorage, Option<PathBuf>)> {
+    let mut at = path.to_owned();
+    for _ in 0..TRIES {
+        match FileStorage::open(&at, WRITABLE) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            done => return done.map(|file| (file, None)),
+        }
+        match FileStorage::create_new(&at, WRITABLE) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            done => return done.map(|file| (file, Some(at))),
+        }
+        // A link, or somebody was faster.
+        if let Ok(leads_to) = std::fs::read_link(&at) {
+            at = at.parent().unwrap_or(Path::new("")).join(leads_to);
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
+}
+
+/// Removes a file by name, and nothing else that may have got the name meanwhile.
+fn remove_only(path: &Path, identity: (u64, u64)) {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let is_it = |at: &Path| std::fs::symlink_metadata(at).is_ok_and(|m| device::identity_of(&m) == identity);
+    if !is_it(path) {
+        return;
+    }
+    // There is no "remove if it is this one": between the look and the removal somebody may rename another file to the
+    // name. So it gets a name that nobody else uses first, and there is time to look again.
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let aside = path.with_file_name(format!(".qcow2-{}-{number}", std::process::id()));
+    if aside.symlink_metadata().is_ok() || std::fs::rename(path, &aside).is_err() {
+        return;
+    }
+    if is_it(&aside) || std::fs::hard_link(&aside, path).is_ok() {
+        let _ = std::fs::remove_file(&aside);
+    } else if path.symlink_metadata().is_err() {
+        let _ = std::fs::rename(&aside, path);
     }
 }

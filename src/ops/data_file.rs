@@ -11,9 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DATA_FILE;
 use crate::format::Header;
+use crate::storage::device;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ impl Opening<'_> {
 }
 
 pub(super) fn identity_of(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+    std::fs::metadata(path).ok().map(|m| device::identity_of(&m))
 }
 
 fn refuse_seen(identity: Option<(u64, u64)>, seen: &[Option<(u64, u64)>]) -> Result<()> {

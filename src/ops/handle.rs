@@ -104,6 +104,15 @@ impl Handle {
         self.below.load_full()
     }
 
+    /// The handle `depth` disks below this one, 1 at least.
+    pub fn node_below(&self, depth: u32) -> Option<Arc<Handle>> {
+        let mut node = self.below()?;
+        for _ in 1..depth {
+            node = node.below()?;
+        }
+        Some(node)
+    }
+
     /// Another backing file's handle.
     pub(super) fn put_below(&self, below: Option<Arc<Handle>>) {
         self.below.store(below);
@@ -160,11 +169,12 @@ impl Handle {
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
         let image = match self.disk() {
             Disk::Raw(raw) => {
-                raw.flush()?;
+                let alone = raw.alone();
+                alone.settle()?;
                 let opening = Opening { flags, options, resolver: None, messages };
                 let files = self.reopen_files(&manner, &opening)?;
                 let storage = as_storage(&files.image).unwrap_or_else(|| raw.storage());
-                raw.replace(storage, read_only, opening.options.cache.sync_each_write());
+                alone.replace(storage, read_only, opening.options.cache.sync_each_write());
                 manner.settle(opening, files, None);
                 return Ok(());
             }
@@ -256,8 +266,7 @@ impl Handle {
         let report =
             sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
         match report {
-            // A sync may have failed, and what was written before it be lost: only a new open can tell.
-            Err(e) if matches!(e.kind(), ErrorKind::Host(_)) => Err(core.give_up(e)),
+            Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
             report => alone.reload(storage, core.settings().clone()).and(report),
         }
     }
@@ -267,7 +276,7 @@ impl Handle {
         match self.disk() {
             _ if self.flags().inactive => Ok(()),
             Disk::Qcow2(image) => close_image(image),
-            Disk::Raw(raw) => raw.flush(),
+            Disk::Raw(raw) => raw.alone().settle(),
         }
     }
 }

@@ -20,19 +20,19 @@ pub fn inactivate(handle: &Handle) -> Result<()> {
         return Ok(());
     }
     // Held to the end: whoever comes in afterwards finds the chain inactive too.
-    let _alone = match handle.disk() {
+    let (mut _image, mut _raw) = (None, None);
+    match handle.disk() {
         Disk::Qcow2(image) => {
-            let alone = image.alone();
+            let alone = _image.insert(image.alone());
             alone.settle()?;
             alone.deactivate();
-            Some(alone)
         }
         Disk::Raw(raw) => {
-            raw.flush()?;
-            raw.deactivate();
-            None
+            let alone = _raw.insert(raw.alone());
+            alone.settle()?;
+            alone.deactivate();
         }
-    };
+    }
     manner.flags.inactive = true;
     let below = handle.below().map_or(Ok(()), |below| inactivate(&below));
     below.and(unlock(handle, &manner))
@@ -70,7 +70,7 @@ fn activate<'a>(
 fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
     let image = match handle.disk() {
         Disk::Qcow2(image) => image,
-        Disk::Raw(raw) => return raw.activate(),
+        Disk::Raw(raw) => return raw.alone().activate(),
     };
     let alone = image.alone();
     let old = alone.core();

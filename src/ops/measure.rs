@@ -71,6 +71,7 @@ fn all_clusters(geometry: &Geometry, size: u64) -> u64 {
 
 /// Clusters that hold data other than zeroes.
 fn data_clusters(disk: &Disk, geometry: &Geometry) -> Result<u64> {
+    disk.settle_runs()?;
     let length = disk.length();
     let (mut at, mut count, mut counted_to) = (0, 0, 0);
     while at < length {

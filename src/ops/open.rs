@@ -5,7 +5,9 @@
 
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
+use super::data_file::identity_of;
 use super::handle::{Handle, Manner};
+use super::overlay::open_on_temporary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::INCOMPAT_DIRTY;
@@ -17,7 +19,6 @@ use crate::storage::lock::Access;
 use crate::storage::Storage;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -128,12 +129,15 @@ pub struct Opening<'a> {
 impl Opening<'_> {
     /// Opens the node at `origin` with its chain.
     pub fn open(&mut self, origin: &Origin) -> Result<Handle> {
+        if self.options.snapshot && !self.flags.read_only && !self.flags.metadata_only {
+            return open_on_temporary(self, origin);
+        }
         if self.flags.force_share && !self.flags.read_only {
-            return Err(Error::invalid("force-share needs a read-only open"));
+            return Err(Error::invalid("QCOW2_OPEN_FORCE_SHARE needs QCOW2_OPEN_READ_ONLY"));
         }
         let mut seen = Vec::new();
         let (storage, file) = self.open_storage(origin, self.flags.read_only, Role::Image)?;
-        self.open_node(origin, storage, file, &mut seen)
+        self.open_node(origin, storage, file, &mut seen).map_err(|e| located(e, origin))
     }
 
     pub(super) fn access(&self, read_only: bool, role: Role) -> Access {
@@ -200,7 +204,11 @@ impl Opening<'_> {
             return Ok(None);
         }
         let shown = shown_name(origin);
-        let file = old.reopen(options);
+        let path = match origin {
+            Origin::Path(path) => Some(&**path),
+            _ => None,
+        };
+        let file = old.reopen(options, path);
         let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
         file.take_lock_from(old, self.access(self.flags.read_only, role), &shown)?;
         Ok(Some(file))
@@ -229,7 +237,7 @@ impl Opening<'_> {
             let sync = self.options.cache.sync_each_write();
             let raw = RawDisk::open(storage, self.flags.read_only, sync)?;
             if self.flags.inactive {
-                raw.deactivate();
+                raw.alone().deactivate();
             }
             return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None, None));
         }
@@ -270,7 +278,7 @@ impl Opening<'_> {
             return Ok(None);
         }
         if flags.no_repair {
-            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and the caller asked for no repair";
+            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and QCOW2_OPEN_NO_REPAIR forbids its repair";
             return Err(Error::new(ErrorKind::Dirty, text));
         }
         let workers = if matches!(origin, Origin::Custom(_)) { 1 } else { self.options.check_threads };
@@ -333,7 +341,7 @@ impl Opening<'_> {
             return Err(Error::new(
                 ErrorKind::NotAllowed,
                 format!(
-                    "the image records {} '{}': opening it needs the flag that allows recorded files, or a resolver",
+                    "the image records {} '{}', which needs QCOW2_OPEN_ALLOW_RECORDED or a resolver to be opened",
                     request.named.words(),
                     request.recorded_name.to_string_lossy()
                 ),
@@ -369,7 +377,7 @@ impl Opening<'_> {
         };
         // Before the lock, which a file that is open further up would refuse for another reason.
         let file = match &answer.origin {
-            Origin::Path(path) => std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino())),
+            Origin::Path(path) => identity_of(path),
             _ => None,
         };
         if file.is_some() && seen.contains(&file) {
@@ -383,7 +391,7 @@ impl Opening<'_> {
             if storage.identity().is_some() && seen.contains(&storage.identity()) {
                 return Err(in_chain_already(request));
             }
-            self.open_node(&answer.origin, storage, file, seen)
+            self.open_node(&answer.origin, storage, file, seen).map_err(|e| located(e, &answer.origin))
         });
         self.flags = top;
         self.options = top_options;
@@ -394,7 +402,7 @@ impl Opening<'_> {
 /// What a killed writer left may be in the host's cache only: a repair that reuses clusters because of it must
 /// not become durable before it.
 pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
-    storage.sync().map_err(|e| Error::host("sync before a repair", &e))
+    storage.sync().map_err(|e| Error::failed_sync("sync before a repair", &e))
 }
 
 fn in_chain_already(request: &ResolveRequest) -> Error {
@@ -402,6 +410,14 @@ fn in_chain_already(request: &ResolveRequest) -> Error {
         ErrorKind::Loop,
         format!("'{}' is already in the chain", request.recorded_name.to_string_lossy()),
     )
+}
+
+/// An error about a node's contents says which file has them; below a caller's storage nothing has a name.
+fn located(error: Error, origin: &Origin) -> Error {
+    match origin {
+        Origin::Custom(_) => error,
+        _ => error.in_file(shown_name(origin)),
+    }
 }
 
 /// A node's name for messages.
@@ -413,11 +429,19 @@ pub(super) fn shown_name(origin: &Origin) -> String {
     }
 }
 
-/// The path that a recorded name stands for: relative to the directory of the image that records it.
+/// The path that a recorded backing file's name stands for: relative to the directory of the image that records it, but
+/// relative to the working directory after "file:", as in the reference implementation.
 pub fn resolve_path(name: &OsStr, origin: &Origin) -> Option<PathBuf> {
-    let bytes = name.as_bytes();
-    let name = OsStr::from_bytes(bytes.strip_prefix(b"file:").unwrap_or(bytes));
-    if has_protocol(name) {
+    if let Some(rest) = name.as_bytes().strip_prefix(b"file:") {
+        let rest = OsStr::from_bytes(rest);
+        return match (rest.is_empty(), has_protocol(rest)) {
+            (true, _) => None,
+            // What is left is a file's name, whatever it begins with.
+            (_, true) => Some(Path::new(".").join(rest)),
+            (_, false) => Some(rest.into()),
+        };
+    }
+    if name.is_empty() || has_protocol(name) {
         return None;
     }
     let path = Path::new(name);
@@ -445,7 +469,14 @@ mod tests {
         let image = Origin::Path("/a/b/top.qcow2".into());
         assert_eq!(resolve_path(OsStr::new("base"), &image), Some("/a/b/base".into()));
         assert_eq!(resolve_path(OsStr::new("/c/base"), &image), Some("/c/base".into()));
-        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("/a/b/x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:x/base"), &image), Some("x/base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:a:b"), &image), Some("./a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("file:/c/a:b"), &image), Some("/c/a:b".into()));
+        assert_eq!(resolve_path(OsStr::new("file:base"), &Origin::Descriptor(3)), Some("base".into()));
+        assert_eq!(resolve_path(OsStr::new("file:"), &image), None);
+        assert_eq!(resolve_path(OsStr::new("C:\\x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new(":x"), &image), None);
+        assert_eq!(resolve_path(OsStr::new(""), &image), None);
         assert_eq!(resolve_path(OsStr::new("nbd://host/x"), &image), None);
         assert_eq!(resolve_path(OsStr::new("json:{\"a\": 1}"), &image), None);
         assert_eq!(resolve_path(OsStr::new("./a:b"), &image), Some("/a/b/./a:b".into()));

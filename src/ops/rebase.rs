@@ -123,6 +123,7 @@ struct Work<'a> {
 impl Work<'_> {
     fn run(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
         let core = self.alone.core();
+        core.settle_runs()?;
         let length = core.length();
         let chunk_bytes = CHUNK_BYTES.max(core.geometry().cluster_bytes());
         let (mut old, mut new) = (vec![0; chunk_bytes as usize], vec![0; chunk_bytes as usize]);

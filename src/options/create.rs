@@ -375,7 +375,7 @@ mod tests {
         let cases: &[(&[&str], &str)] = &[
             (&["foo=1"], "Invalid parameter 'foo'"),
             (&["=4"], "Invalid parameter ''"),
-            (&["cluster-size=64k"], "Invalid parameter 'cluster-size'"),
+            (&["cluster-size=64k"], "Invalid parameter 'cluster-size' [here it is spelled 'cluster_size']"),
             (&["lazy_refcounts=maybe"], "Parameter 'lazy_refcounts' expects 'on' or 'off'"),
             (&["cluster_size=3000"], size),
             (&["cluster_size=0"], size),

@@ -162,6 +162,10 @@ pub const TABLE: &[OptionInfo] = &[
     open("pass-discard-snapshot", Kind::Bool, Some("on"), "Give clusters back to the host when a snapshot operation frees them"),
     open("refcount-cache-size", Kind::Size, None, "Most memory for the refcount cache; default: a few clusters"),
     open("refcounts-ahead", Kind::Text, Some("auto"), "Raise refcounts before they are needed, so that an eager image writes and syncs less; a killed handle leaks them (allowed values: off, on, auto)"),
+    OptionInfo {
+        default: Some("off"),
+        ..fixed("snapshot", Kind::Bool, "Open the image read-only; writes go to a temporary file (in TMPDIR, or /var/tmp) that is gone at close")
+    },
     open("snapshot.id", Kind::Name, None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
     open("snapshot.name", Kind::Name, None, "Read the internal snapshot with this name instead of the disk (read-only)"),
 
@@ -212,8 +216,17 @@ fn parse_one<'a>(
         }
         (None, _) => (&*key, &b"on"[..]),
     };
-    let info = find(scope, key).ok_or_else(|| unknown(key))?;
+    let info = find(scope, key).ok_or_else(|| with_hint(scope, key, unknown(key)))?;
     Ok((info, Value::parse(info, value)?))
+}
+
+/// Create and amend spell with underscores, open with dashes: who meant the other one is told.
+fn with_hint(scope: Scope, key: &str, error: Error) -> Error {
+    let plain = |name: &str| name.replace('_', "-");
+    match list(scope).find(|o| plain(o.name) == plain(key)) {
+        Some(meant) => Error::new(error.kind(), format!("{error} [here it is spelled '{}']", meant.name)),
+        None => error,
+    }
 }
 
 #[cfg(test)]
@@ -270,6 +283,34 @@ mod tests {
             let e = OpenOptions::parse(&[OsStr::from_bytes(&odd(key))]).unwrap_err().to_string();
             assert!(e.contains(rule), "{e}");
         }
+    }
+
+    #[test]
+    fn a_key_with_the_other_dash_is_answered_with_the_right_one() {
+        for option in TABLE {
+            let other = match option.scope {
+                Scope::Open => option.name.replace('-', "_"),
+                _ => option.name.replace('_', "-"),
+            };
+            if other == option.name {
+                continue;
+            }
+            let text = format!("{other}=on");
+            let refused = match option.scope {
+                Scope::Create => vec![CreateOptions::parse(&[&text]).map(drop)],
+                Scope::Open => {
+                    let mut open = OpenOptions::default();
+                    vec![OpenOptions::parse(&[&text]).map(drop), open.update(&[&text])]
+                }
+                Scope::Amend => vec![AmendOptions::parse(&[&text]).map(drop)],
+            };
+            for answer in refused {
+                let said = answer.unwrap_err().to_string();
+                assert!(said.ends_with(&format!(" [here it is spelled '{}']", option.name)), "{said}");
+            }
+        }
+        let said = OpenOptions::parse(&["lazy-refcount=on"]).unwrap_err().to_string();
+        assert!(said.ends_with("'lazy-refcount'"), "{said}");
     }
 
     #[test]

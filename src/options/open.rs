@@ -56,6 +56,8 @@ pub struct OpenOptions {
     pub check_threads: u32,
     /// The path of the external data file, instead of the recorded one.
     pub data_file: Option<OsString>,
+    /// Writes go to a temporary overlay.
+    pub snapshot: bool,
     /// The ID of the snapshot that is read instead of the disk.
     pub snapshot_id: Option<OsString>,
     /// The name of the snapshot that is read instead of the disk.
@@ -90,6 +92,7 @@ impl Default for OpenOptions {
             compress_threads: 1,
             check_threads: 1,
             data_file: None,
+            snapshot: false,
             snapshot_id: None,
             snapshot_name: None,
         }
@@ -202,6 +205,7 @@ impl OpenOptions {
             "pass-discard-other" => self.pass_discard_other = on,
             "discard-no-unref" => self.discard_no_unref = on,
             "copy-on-read" => self.copy_on_read = on,
+            "snapshot" => self.snapshot = on,
             other => {
                 let structure = other.strip_prefix("overlap-check.").unwrap_or(other);
                 let place = Protected::ALL.iter().position(|p| p.name() == structure);

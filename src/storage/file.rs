@@ -1,27 +1,35 @@
 //! An image in a host file or block device: positioned I/O, the host's allocation calls, OFD lock bytes.
 //!
-//! The only file of the engine below `capi` with `unsafe`: raw system calls that `std` does not offer.
+//! With its parts the only file of the engine below `capi` with `unsafe`: raw system calls that `std` does not offer.
 //! Each call passes a descriptor owned by a live `File` and buffers borrowed for the duration of the call.
 #![allow(unsafe_code)]
 
+mod descriptor;
+mod transfer;
+
+use super::device::{self, identity_of};
 use super::direct::Direct;
+use super::end::{End, EndAlone};
 use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
 use crate::error::Result;
-use crate::planted::{planted, Plant};
 use once_cell::sync::Lazy;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use transfer::{copy_range, once};
+pub(super) use transfer::{pread, read_many, read_one, write_many, write_one};
 
-/// Most buffers of one system call (Linux's UIO_MAXIOV).
-const MAX_IOV: usize = 1024;
-/// Largest transfer of one system call, bytes; Linux stops at 2^31 - 4096.
-const MAX_TRANSFER_BYTES: usize = 1 << 30;
+/// Of linux/stat.h: alignment of O_DIRECT.
+const STATX_DIOALIGN: u32 = 0x2000;
+/// `_IO(0x12, 104)` of linux/fs.h: the block of a device, bytes.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+/// `_IO(0x12, 127)` of linux/fs.h: zeroes a range of a device.
+const BLKZEROOUT: libc::Ioctl = 0x127f;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,13 +44,22 @@ pub struct FileOptions {
     pub no_sync: bool,
 }
 
-/// A file or block device.
+/// A file or block device. After it has been opened, a request makes no system calls but those that move, sync, cut,
+/// reserve and release bytes, and lseek: a program may have forbidden itself all others.
 pub struct FileStorage {
     file: Arc<File>,
     identity: (u64, u64),
     options: FileOptions,
-    direct: Option<Direct>,
+    direct: Option<Arc<Direct>>,
     regular: bool,
+    end: Arc<End>,
+    /// The description takes writes, at the offset that is asked for.
+    takes_writes: bool,
+    /// The length where it cannot be asked: the description, and with it the file offset that lseek moves, is the
+    /// caller's too. Exact while nobody else writes, and never too short.
+    shared_length: Option<Arc<AtomicU64>>,
+    /// RLIMIT_FSIZE when the file was opened.
+    size_limit: u64,
     /// Released with the storage.
     lock: Mutex<Option<FileLock>>,
 }
@@ -50,75 +67,103 @@ pub struct FileStorage {
 impl FileStorage {
     /// Opens `path`.
     pub fn open(path: &Path, options: FileOptions) -> io::Result<FileStorage> {
-        let mut flags = libc::O_CLOEXEC | libc::O_NOCTTY;
-        if options.direct {
-            flags |= libc::O_DIRECT;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(options.writable)
-            .create(options.create && options.writable)
-            .truncate(false)
-            .mode(0o644)
-            .custom_flags(flags)
-            .open(path)?;
-        Self::from_file(file, options)
+        Self::open_how(path, options, false)
+    }
+
+    /// Makes a file at `path`; EEXIST when something has the name, be it a link to nothing.
+    pub fn create_new(path: &Path, options: FileOptions) -> io::Result<FileStorage> {
+        Self::open_how(path, options, true)
+    }
+
+    fn open_how(path: &Path, options: FileOptions, new: bool) -> io::Result<FileStorage> {
+        let mut how = OpenOptions::new();
+        how.read(true).write(options.writable).create(options.create && options.writable).create_new(new);
+        how.truncate(false).mode(0o644);
+        let file = descriptor::open(path, &how, if options.direct { libc::O_DIRECT } else { 0 })?;
+        Self::from_file(file, options, options.writable, false)
     }
 
     /// Takes a duplicate of the caller's descriptor; the caller keeps its own.
     pub fn from_fd(fd: i32, options: FileOptions) -> io::Result<FileStorage> {
-        // SAFETY: F_DUPFD_CLOEXEC takes no pointer; a bad descriptor is answered with EBADF.
-        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
-        if copy < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `copy` is a descriptor that nobody else owns.
-        let file = unsafe { File::from_raw_fd(copy) };
-        // SAFETY: F_GETFL takes no pointer.
-        let flags = unsafe { libc::fcntl(copy, libc::F_GETFL) };
-        if flags < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let file = descriptor::duplicate(fd)?;
+        let flags = descriptor::status_flags(&file)?;
         let mode = flags & libc::O_ACCMODE;
         if mode == libc::O_WRONLY || (options.writable && mode == libc::O_RDONLY) {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         // The host would append every write, whatever its offset.
-        if options.writable && flags & libc::O_APPEND != 0 {
+        let appends = flags & libc::O_APPEND != 0;
+        if options.writable && appends {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let direct = flags & libc::O_DIRECT != 0;
-        Self::from_file(file, FileOptions { direct, ..options })
+        let takes_writes = mode == libc::O_RDWR && !appends;
+        Self::from_file(file, FileOptions { direct, ..options }, takes_writes, true)
     }
 
-    /// The same file with other options, through the descriptor: no path is looked up again.
-    pub fn reopen(&self, options: FileOptions) -> io::Result<FileStorage> {
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let again = Self::open(Path::new(&path), FileOptions { create: false, ..options })?;
+    /// The same file with other options, through the description where that can serve them, and otherwise through one
+    /// that is opened anew: by the descriptor, or, where the host has no /proc, by `path`.
+    pub fn reopen(&self, mut options: FileOptions, path: Option<&Path>) -> io::Result<FileStorage> {
+        options.create = false;
+        if self.shared_length.is_some() {
+            // The caller decided.
+            options.direct = self.options.direct;
+        }
+        if options.direct == self.options.direct && (self.takes_writes || !options.writable) {
+            return Ok(FileStorage {
+                file: Arc::clone(&self.file),
+                direct: self.direct.clone(),
+                end: Arc::clone(&self.end),
+                shared_length: self.shared_length.clone(),
+                lock: Mutex::new(None),
+                options,
+                ..*self
+            });
+        }
+        let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let again = match (Self::open(Path::new(&name), options), path) {
+            (Err(e), Some(path)) => Self::open(path, options).map_err(|_| e)?,
+            (done, _) => done?,
+        };
         if again.identity != self.identity {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
         Ok(again)
     }
 
-    fn from_file(file: File, options: FileOptions) -> io::Result<FileStorage> {
+    fn from_file(
+        file: File,
+        options: FileOptions,
+        takes_writes: bool,
+        is_shared: bool,
+    ) -> io::Result<FileStorage> {
         let metadata = file.metadata()?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            return Err(io::Error::from_raw_os_error(libc::EISDIR));
-        }
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
+        descriptor::refuse_other_kinds(&metadata)?;
         let file = Arc::new(file);
-        let direct = if options.direct { Some(Direct::probe(&file)?) } else { None };
-        let identity = (metadata.dev(), metadata.ino());
-        Ok(FileStorage { file, identity, options, direct, regular: kind.is_file(), lock: Mutex::new(None) })
+        let direct = options.direct.then(|| Arc::new(Direct::probe(&file)));
+        let shared_length = if is_shared {
+            Some(Arc::new(AtomicU64::new(descriptor::length_in_place(&file)?)))
+        } else {
+            None
+        };
+        Ok(FileStorage {
+            file,
+            identity: identity_of(&metadata),
+            options,
+            direct,
+            regular: metadata.is_file(),
+            end: Arc::new(End::new(metadata.len())),
+            takes_writes,
+            shared_length,
+            size_limit: if metadata.is_file() { descriptor::size_limit() } else { u64::MAX },
+            lock: Mutex::new(None),
+        })
     }
 
     /// Locks the file against other programs and other opens of this process.
     pub fn lock(&self, access: Access, shown: &str) -> Result<()> {
         let taken = FileLock::take(&self.file, self.identity, access, shown)?;
+        self.look_at_length();
         *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = Some(taken);
         Ok(())
     }
@@ -126,15 +171,40 @@ impl FileStorage {
     /// Changes the access of the lock, where there is one. On failure it is as it was.
     pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
         match &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(lock) => lock.change(access, shown),
+            Some(lock) => {
+                lock.change(access, shown)?;
+                self.look_at_length();
+                Ok(())
+            }
             None => Ok(()),
         }
     }
 
-    /// Takes the lock over from another descriptor of the same file, with another access. On failure `old`
-    /// keeps it as it was.
+    /// Whether the lock keeps others from changing the length.
+    fn keeps_length(&self) -> bool {
+        self.lock.lock().unwrap_or_else(|e| e.into_inner()).as_ref().is_some_and(FileLock::keeps_length)
+    }
+
+    /// With a lock that has just been taken: others may have changed the length until then.
+    fn look_at_length(&self) {
+        if let Some(shared) = &self.shared_length {
+            if let Ok(length) = descriptor::length_in_place(&self.file) {
+                shared.store(length, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Takes the lock over from another storage of the same file, with another access. On failure `old` keeps it as
+    /// it was.
     pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
         let mut held = old.lock.lock().unwrap_or_else(|e| e.into_inner());
+        if Arc::ptr_eq(&self.file, &old.file) {
+            if let Some(lock) = &mut *held {
+                lock.change(access, shown)?;
+            }
+            *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = held.take();
+            return Ok(());
+        }
         let Some(lock) = held.take() else { return Ok(()) };
         match lock.exchange(&self.file, access, shown) {
             Ok(lock) => {
@@ -158,32 +228,80 @@ impl FileStorage {
         self.file.as_raw_fd()
     }
 
-    fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
+    pub(super) fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
         let (offset, length) = (to_off(offset)?, to_off(length)?);
+        // Beside a block that is read, changed and written back, this would be undone.
+        let _blocks = self.direct.as_ref().map(|d| d.beside());
+        // SAFETY: no pointers; the descriptor is open.
+        once(|| unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) as isize }).map(drop)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
         loop {
-            // SAFETY: no pointers; the descriptor is open.
-            let answer = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) };
-            if answer == 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+            match self.file.sync_data() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
             }
         }
     }
 
+    fn set_length_alone(&self, alone: &EndAlone<'_>, length: u64) -> io::Result<()> {
+        if !self.regular {
+            // A device keeps its size; growing inside it is no change.
+            return match length <= self.length()? {
+                true => Ok(()),
+                false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            };
+        }
+        if length > self.size_limit && length > self.length()? {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        alone.set(length, || self.file.set_len(length))?;
+        if let Some(shared) = &self.shared_length {
+            shared.store(length, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// As `fallocate` of a kernel that does so for devices (Linux 4.9).
+    pub(super) fn zero_blocks(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _blocks = self.direct.as_ref().map(|d| d.beside());
+        let range = [offset, length];
+        // SAFETY: the call reads two numbers, which live across it; the descriptor is open.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), BLKZEROOUT, range.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Never on a shared description.
     fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-        // SAFETY: no pointers. Nobody reads or writes at the shared file offset, so moving it is harmless.
-        let at = unsafe { libc::lseek(self.file.as_raw_fd(), to_off(offset)?, whence) };
-        if at >= 0 {
-            return Ok(Some(at as u64));
+        debug_assert!(self.shared_length.is_none());
+        let offset = to_off(offset)?;
+        // SAFETY: no pointers. The offset that moves is this storage's, which reads and writes nothing there.
+        match once(|| unsafe { libc::lseek(self.file.as_raw_fd(), offset, whence) as isize }) {
+            Ok(at) => Ok(Some(at as u64)),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            Err(e) => Err(e),
         }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() == Some(libc::ENXIO) {
-            return Ok(None);
+    }
+
+    /// Before the file may become `end` bytes long. The host would end the program for a length over the limit.
+    #[cold]
+    fn before_growth(&self, end: u64) -> io::Result<()> {
+        if end.next_multiple_of(self.traits().alignment) > self.size_limit {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
-        Err(error)
+        if let Some(shared) = self.shared_length.as_ref().filter(|_| self.regular) {
+            shared.fetch_max(end, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Whether `before_growth` has something to do.
+    #[inline]
+    fn watches_growth(&self) -> bool {
+        self.size_limit != u64::MAX || self.shared_length.is_some()
     }
 }
 
@@ -198,54 +316,85 @@ impl Storage for FileStorage {
     }
 
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        match (&self.direct, buffers) {
-            (None, [one]) => write_one(&self.file, offset, one),
-            (None, many) => write_many(&self.file, offset, many),
-            (Some(direct), many) => direct.write(&self.file, offset, many),
-        }
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        let end = offset.saturating_add(bytes);
+        self.end.write(end, || {
+            if self.watches_growth() {
+                self.before_growth(end)?;
+            }
+            match (&self.direct, buffers) {
+                (None, [one]) => write_one(&self.file, offset, one),
+                (None, many) => write_many(&self.file, offset, many),
+                (Some(direct), many) => {
+                    let length = || self.regular.then(|| self.length()).transpose();
+                    direct.write(&self.file, offset, many, &length)
+                }
+            }
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.options.no_sync {
-            return Ok(());
-        }
-        loop {
-            match self.file.sync_data() {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
+        match self.options.no_sync {
+            true => Ok(()),
+            false => self.sync_data(),
         }
     }
 
     fn length(&self) -> io::Result<u64> {
+        let length = match &self.shared_length {
+            Some(shared) if self.options.writable || self.keeps_length() => {
+                return Ok(shared.load(Ordering::SeqCst));
+            }
+            Some(_) => descriptor::length_in_place(&self.file)?,
+            None => self.seek(0, libc::SEEK_END)?.unwrap_or(0),
+        };
         if self.regular {
-            return Ok(self.file.metadata()?.len());
+            self.end.note(length);
         }
-        Ok(self.seek(0, libc::SEEK_END)?.unwrap_or(0))
+        Ok(length)
+    }
+
+    fn size_limit(&self) -> u64 {
+        self.size_limit
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        if !self.regular {
-            // A device keeps its size; growing inside it is no change.
-            return if length <= self.length()? {
-                Ok(())
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ENOSPC))
-            };
+        let alone = self.end.alone();
+        let _blocks = self.direct.as_ref().map(|d| d.alone());
+        self.set_length_alone(&alone, length)
+    }
+
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let alone = self.end.alone();
+        let _blocks = self.direct.as_ref().map(|d| d.alone());
+        let now = self.length()?;
+        if now < length {
+            self.set_length_alone(&alone, length)?;
         }
-        self.file.set_len(length)
+        Ok(now.max(length))
     }
 
     fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
         if !self.regular {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            return device::zero(self, offset, length);
         }
-        // Past the end, growing the file is enough and costs nothing.
-        let end = self.file.metadata()?.len();
-        if offset >= end {
-            return self.file.set_len(offset + length);
+        let end = offset.saturating_add(length);
+        // What crosses the end, or ends before it, the host does in one step, and never cuts.
+        let zero = || self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length);
+        if self.end.is_before(end) {
+            return zero();
         }
-        self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, length)
+        let alone = self.end.alone();
+        let blocks = self.direct.as_ref().map(|d| d.alone());
+        if offset >= self.length()? {
+            // Growing the file is enough and costs nothing.
+            return self.set_length_alone(&alone, end);
+        }
+        drop(blocks);
+        if self.watches_growth() {
+            self.before_growth(end)?;
+        }
+        zero()
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -253,10 +402,21 @@ impl Storage for FileStorage {
     }
 
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.watches_growth() {
+            self.before_growth(offset + length)?;
+        }
         self.fallocate(0, offset, length)
     }
 
+    fn is_device(&self) -> bool {
+        !self.regular
+    }
+
     fn host_run(&self, offset: u64) -> io::Result<HostRun> {
+        if self.shared_length.is_some() {
+            // Only lseek knows, and that is not ours to use.
+            return Ok(HostRun { data: true, end: i64::MAX as u64 });
+        }
         let length = self.length()?;
         let whole = HostRun { data: true, end: length };
         if !self.regular || offset >= length {
@@ -273,6 +433,13 @@ impl Storage for FileStorage {
         }
     }
 
+    fn settle_runs(&self) -> io::Result<()> {
+        match self.regular && self.shared_length.is_none() {
+            true => self.sync_data(),
+            false => Ok(()),
+        }
+    }
+
     fn copy_from(
         &self,
         _: Purpose,
@@ -283,6 +450,9 @@ impl Storage for FileStorage {
     ) -> io::Result<()> {
         match source.copy_source() {
             Some(from) if self.direct.is_none() => {
+                if self.watches_growth() {
+                    self.before_growth(offset + length)?;
+                }
                 copy_range(from, source_offset, &self.file, offset, length)
             }
             _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
@@ -297,7 +467,8 @@ impl Storage for FileStorage {
         Traits {
             alignment: self.direct.as_ref().map_or(1, |d| d.alignment()),
             zero_past_end: self.regular,
-            discard_zeroes: self.regular,
+            // Of a device Linux punches what it can make read as zeroes, and refuses the rest.
+            discard_zeroes: true,
             read_only: !self.options.writable,
         }
     }
@@ -309,6 +480,24 @@ impl Storage for FileStorage {
     fn allocated_bytes(&self) -> Option<u64> {
         self.file.metadata().ok().map(|m| m.blocks() * 512)
     }
+}
+
+/// The unit of O_DIRECT in this file, bytes, where the kernel tells: of a device its block, of others since Linux 6.1.
+pub(super) fn direct_alignment(file: &File) -> Option<u64> {
+    let kind = file.metadata().ok()?.file_type();
+    if kind.is_block_device() {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the call writes one int, which lives across it; the descriptor is open.
+        let answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &mut bytes) };
+        return (answer == 0 && bytes > 0).then_some(bytes as u64);
+    }
+    // SAFETY: statx is plain data; all-zero is a valid value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open.
+    let answer = unsafe { libc::statx(fd, c"".as_ptr(), flags, STATX_DIOALIGN, &mut found) };
+    let known = answer == 0 && found.stx_mask & STATX_DIOALIGN != 0 && found.stx_dio_offset_align > 0;
+    known.then(|| u64::from(found.stx_dio_offset_align))
 }
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {
@@ -337,172 +526,6 @@ pub fn forks() -> u64 {
 #[inline]
 pub fn forks_so_far() -> u64 {
     FORKS.load(Ordering::Relaxed)
-}
-
-/// pread as a bare system call. The C library's is a cancellation point, and a thread that is cancelled
-/// inside the engine would leave a request half done; this one is not, and costs nothing to keep out.
-pub(super) fn pread(file: &File, buffer: &mut [u8], offset: i64) -> isize {
-    // SAFETY: the buffer is borrowed mutably for the call, and its length is passed with it.
-    unsafe {
-        libc::syscall(libc::SYS_pread64, file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len(), offset) as isize
-    }
-}
-
-/// Reads all of `buffer`; zeroes past the end of the file.
-#[inline]
-pub(super) fn read_one(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let n = pread(file, buffer, offset as i64);
-    if n == buffer.len() as isize {
-        return Ok(());
-    }
-    read_rest(file, offset, buffer, n)
-}
-
-/// Goes on after a first call that answered `n`.
-#[cold]
-fn read_rest(file: &File, mut offset: u64, mut buffer: &mut [u8], mut n: isize) -> io::Result<()> {
-    loop {
-        match n {
-            0 => {
-                buffer.fill(0);
-                return Ok(());
-            }
-            1.. => {
-                offset += n as u64;
-                buffer = &mut buffer[n as usize..];
-            }
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-        if buffer.is_empty() {
-            return Ok(());
-        }
-        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
-        n = pread(file, &mut buffer[..bytes], to_off(offset)?);
-    }
-}
-
-/// pwrite as a bare system call, as `pread`.
-fn pwrite(file: &File, buffer: &[u8], offset: i64) -> isize {
-    // SAFETY: the buffer is borrowed for the call, and its length is passed with it.
-    unsafe {
-        libc::syscall(libc::SYS_pwrite64, file.as_raw_fd(), buffer.as_ptr(), buffer.len(), offset) as isize
-    }
-}
-
-/// Writes all of `buffer`.
-pub(super) fn write_one(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::Result<()> {
-    while !buffer.is_empty() {
-        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
-        match once(|| pwrite(file, &buffer[..bytes], offset as i64))? {
-            0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
-            n if n < bytes && planted(Plant::ShortWriteTakenForWhole) => return Ok(()),
-            n => {
-                offset += n as u64;
-                buffer = &buffer[n..];
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Fills all buffers with one system call where it goes in one; the rest piece by piece.
-pub(super) fn read_many(file: &File, mut offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
-    for group in buffers.chunks_mut(MAX_IOV) {
-        let wanted: usize = group.iter().map(|b| b.len()).sum();
-        let mut done = 0;
-        if wanted <= MAX_TRANSFER_BYTES {
-            let at = to_off(offset)?;
-            // SAFETY: IoSliceMut has the layout of iovec; the buffers are borrowed mutably for the call. A bare
-            // system call, as in `pread`; the kernel takes the offset in two halves.
-            done = once(|| unsafe {
-                let (fd, count) = (file.as_raw_fd(), group.len());
-                libc::syscall(libc::SYS_preadv, fd, group.as_ptr(), count, at, at >> 32) as isize
-            })?;
-        }
-        let mut start = 0;
-        for buffer in group.iter_mut().filter(|_| done < wanted) {
-            let skip = done.saturating_sub(start).min(buffer.len());
-            read_one(file, offset + (start + skip) as u64, &mut buffer[skip..])?;
-            start += buffer.len();
-        }
-        offset += wanted as u64;
-    }
-    Ok(())
-}
-
-/// Writes all buffers with one system call where it goes in one; the rest piece by piece.
-pub(super) fn write_many(file: &File, mut offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-    for group in buffers.chunks(MAX_IOV) {
-        let wanted: usize = group.iter().map(|b| b.len()).sum();
-        let mut done = 0;
-        if wanted <= MAX_TRANSFER_BYTES {
-            let at = to_off(offset)?;
-            // SAFETY: IoSlice has the layout of iovec; the buffers are borrowed for the call. Bare, as above.
-            done = once(|| unsafe {
-                let (fd, count) = (file.as_raw_fd(), group.len());
-                libc::syscall(libc::SYS_pwritev, fd, group.as_ptr(), count, at, at >> 32) as isize
-            })?;
-        }
-        let mut start = 0;
-        for buffer in group.iter().filter(|_| done < wanted) {
-            let skip = done.saturating_sub(start).min(buffer.len());
-            write_one(file, offset + (start + skip) as u64, &buffer[skip..])?;
-            start += buffer.len();
-        }
-        offset += wanted as u64;
-    }
-    Ok(())
-}
-
-/// One system call, again after EINTR.
-fn once(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        let answer = call();
-        if answer >= 0 {
-            return Ok(answer as usize);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-}
-
-/// copy_file_range as a bare system call, again after a short one.
-fn copy_range(from: i32, from_offset: u64, to: &File, to_offset: u64, length: u64) -> io::Result<()> {
-    let (mut at, mut to_at) = (to_off(from_offset)?, to_off(to_offset)?);
-    let mut left = length;
-    while left > 0 {
-        let part = left.min(MAX_TRANSFER_BYTES as u64);
-        // SAFETY: both offsets live across the call, which moves them; the descriptors are open.
-        let copied = once(|| unsafe {
-            libc::syscall(
-                libc::SYS_copy_file_range,
-                from,
-                &mut at,
-                to.as_raw_fd(),
-                &mut to_at,
-                part as usize,
-                0u32,
-            ) as isize
-        });
-        match copied {
-            // The source has ended. What is missing reads as zeroes, which is not the host's to know.
-            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-            Ok(bytes) => left -= bytes as u64,
-            // On different file systems, or a kind of file that is not copied so.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EXDEV | libc::EBADF | libc::EPERM)) => {
-                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 /// Holds the calling thread's signals back while it lives, but for those that the thread itself causes.
@@ -567,6 +590,7 @@ pub(super) fn lock_byte_held(file: &File, byte: u64) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::FromRawFd;
     use std::os::unix::fs::FileExt;
 
     /// A host that takes half of a write and refuses the rest: the caller hears of it.

@@ -68,9 +68,11 @@ impl Users {
     fn enter(&mut self, access: Access, shown: &str) -> Result<()> {
         match access {
             Access::Write | Access::WriteData if self.writers + self.readers > 0 => {
-                Err(refused("\"write\"", shown))
+                Err(refused("\"write\"", HERE, shown))
             }
-            Access::Read | Access::ReadData if self.writers > 0 => Err(refused("shared \"write\"", shown)),
+            Access::Read | Access::ReadData if self.writers > 0 => {
+                Err(refused("shared \"write\"", HERE, shown))
+            }
             _ => {
                 self.count(access);
                 Ok(())
@@ -101,13 +103,15 @@ struct Registry {
     forks: u64,
     /// Gives all its memory back when the last file leaves, so that leak checkers find nothing at exit.
     files: Mutex<BTreeMap<(u64, u64), Users>>,
+    /// See `opening_turn`.
+    opening: std::sync::Mutex<()>,
     /// That of a child of this process.
     next: OnceBox<Registry>,
 }
 
 impl Registry {
     fn new(forks: u64) -> Self {
-        Registry { forks, files: Mutex::default(), next: OnceBox::new() }
+        Registry { forks, files: Mutex::default(), opening: Default::default(), next: OnceBox::new() }
     }
 
     /// The registry of this process.
@@ -149,6 +153,11 @@ impl Registry {
     }
 }
 
+/// Held by an open that keeps others off descriptors.
+pub(super) fn opening_turn() -> std::sync::MutexGuard<'static, ()> {
+    Registry::current().opening.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// A held lock; released when dropped.
 pub struct FileLock {
     file: Arc<File>,
@@ -169,6 +178,11 @@ impl FileLock {
         lock.place_all(shown)?;
         lock.test_all(shown)?;
         Ok(lock)
+    }
+
+    /// Whether others must leave the file's length as it is.
+    pub fn keeps_length(&self) -> bool {
+        self.access.not_shared().contains(&RESIZE)
     }
 
     /// Changes the access. Bytes that stay are not let go of meanwhile; on failure the lock is as it was.
@@ -232,10 +246,12 @@ impl FileLock {
 
     fn test_all(&self, shown: &str) -> Result<()> {
         for p in self.access.in_use() {
-            self.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), shown))?;
+            self.test(NOT_SHARED + p, || refused(&format!("\"{}\"", NAMES[*p as usize]), ELSEWHERE, shown))?;
         }
         for p in self.access.not_shared() {
-            self.test(IN_USE + p, || refused(&format!("shared \"{}\"", NAMES[*p as usize]), shown))?;
+            self.test(IN_USE + p, || {
+                refused(&format!("shared \"{}\"", NAMES[*p as usize]), ELSEWHERE, shown)
+            })?;
         }
         Ok(())
     }
@@ -272,10 +288,14 @@ impl Drop for FileLock {
     }
 }
 
-fn refused(which: &str, shown: &str) -> Error {
+/// Who is in the way.
+const HERE: &str = "handle of this process";
+const ELSEWHERE: &str = "process";
+
+fn refused(which: &str, who: &str, shown: &str) -> Error {
     Error::new(
         ErrorKind::Locked,
-        format!("Failed to get {which} lock\nIs another process using the image [{shown}]?"),
+        format!("Failed to get {which} lock\nIs another {who} using the image [{shown}]?"),
     )
 }
 

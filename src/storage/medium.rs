@@ -5,12 +5,14 @@
 //! own lock what the sync will cover.
 
 use super::data_file::DataFile;
+use super::holes::Holes;
 use super::latch::Latch;
-use super::{read_exact, zero_range, Purpose, Storage};
+use super::{read_exact, zero_range, HostRun, Purpose, Storage};
 use crate::error::{Error, Result};
 use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use std::io::{IoSlice, IoSliceMut};
+use crate::sync::Mutex;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 /// A point in time: "after sync number N". `Ticket::PAST` never waits.
@@ -32,6 +34,10 @@ pub struct Medium {
     /// Where guest data is, if not beside the tables.
     data_file: Option<DataFile>,
     latch: Latch,
+    /// Of the storage of guest data.
+    holes: Holes,
+    /// Held across syncs: of two that overlap the host tells one only that something is lost.
+    syncing: Mutex<()>,
     started: AtomicU64,
     completed: AtomicU64,
 }
@@ -48,6 +54,8 @@ impl Medium {
             image,
             data_file: data_file.map(DataFile::new),
             latch: Latch::default(),
+            holes: Holes::default(),
+            syncing: Mutex::new(()),
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
         }
@@ -91,9 +99,9 @@ impl Medium {
 
     /// Runs a numbered sync. A failure closes the latch: the kernel may have dropped what was not written.
     pub fn finish_sync(&self, sync: StartedSync) -> Result<()> {
-        self.latch.check()?;
-        if !planted(Plant::SyncSkipped) {
-            self.sync_storages()?;
+        match planted(Plant::SyncSkipped) {
+            true => self.latch.check()?,
+            false => self.sync_storages()?,
         }
         // Syncs may overlap; the later one covers every earlier ticket too.
         self.completed.fetch_max(sync.0, Ordering::SeqCst);
@@ -102,20 +110,38 @@ impl Medium {
 
     /// A sync between two writes of one step, which moves no ticket.
     pub fn sync_step(&self) -> Result<()> {
-        self.latch.check()?;
         self.sync_storages()
     }
 
     /// The data file first: whoever sees the image synced may rely on what its pointers lead to.
     fn sync_storages(&self) -> Result<()> {
+        let _turn = self.syncing.lock().unwrap_or_else(|e| e.into_inner());
+        self.latch.check()?;
         if let Some(data_file) = &self.data_file {
-            data_file.sync().map_err(|e| self.latch.close(Error::host("sync of the data file", &e)))?;
+            data_file
+                .sync()
+                .map_err(|e| self.latch.close(Error::failed_sync("sync of the data file", &e)))?;
         }
         let done = match self.image.sync() {
             Err(_) if planted(Plant::SyncRetried) => self.image.sync(),
             done => done,
         };
-        done.map_err(|e| self.latch.close(Error::host("sync", &e)))
+        done.map_err(|e| self.latch.close(Error::failed_sync("sync", &e)))
+    }
+
+    /// Makes the host see where guest data is, so that `data_run` can tell. A sync that fails is as final as any.
+    pub fn settle_runs(&self) -> Result<()> {
+        let _turn = self.syncing.lock().unwrap_or_else(|e| e.into_inner());
+        if self.latch.check().is_err() {
+            return Ok(());
+        }
+        let done = self.holes.settle(&**self.data_storage());
+        done.map_err(|e| self.latch.close(Error::host("sync before the host is asked for holes", &e)))
+    }
+
+    /// What the host has at an offset of the storage of guest data; all data where it cannot tell now.
+    pub fn data_run(&self, host_offset: u64) -> io::Result<HostRun> {
+        self.holes.run(&**self.data_storage(), host_offset)
     }
 
     /// Fills `buffers` with guest data.
@@ -152,6 +178,7 @@ impl Medium {
     pub fn change_data<T>(&self, change: impl FnOnce(&dyn Storage) -> T) -> Result<T> {
         self.latch.check()?;
         let done = change(&**self.data_storage());
+        self.holes.note_change();
         if let Some(data_file) = &self.data_file {
             data_file.note_change();
         }
@@ -175,13 +202,14 @@ impl Medium {
         zero_range(&*self.image, purpose, host_offset, length)
     }
 
-    /// Writes a live table or header back. A failure closes the latch: memory and medium disagree from here on.
+    /// Writes a live table or header back. A failure closes nothing, but any part of the bytes may be in the file: the
+    /// caller keeps them and writes them again before anything may count on either.
     pub fn write_live(&self, purpose: Purpose, host_offset: u64, buffer: &[u8]) -> Result<()> {
         self.latch.check()?;
         let done = super::write_all(&*self.image, purpose, host_offset, buffer);
         if done.is_err() && planted(Plant::FailedWriteForgotten) {
             return Ok(());
         }
-        done.map_err(|e| self.latch.close(e))
+        done
     }
 }

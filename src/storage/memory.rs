@@ -106,6 +106,10 @@ impl Storage for Memory {
         Ok(HostRun { data: true, end: self.read_guard().len() as u64 })
     }
 
+    fn settle_runs(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn traits(&self) -> Traits {
         Traits { alignment: 1, zero_past_end: true, discard_zeroes: true, read_only: false }
     }

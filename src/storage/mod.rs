@@ -9,10 +9,13 @@
 //! zeroes there.
 
 mod data_file;
+pub mod device;
 mod direct;
+pub mod end;
 pub mod file;
 pub mod gate;
 pub mod helper;
+pub mod holes;
 pub mod latch;
 pub mod lock;
 pub mod medium;
@@ -76,8 +79,20 @@ pub trait Storage: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
+    /// No length over this will be taken.
+    fn size_limit(&self) -> u64 {
+        u64::MAX
+    }
     /// Cuts or extends (with zeroes) to `length`.
     fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Makes it at least `length` bytes long, and never cuts what somebody else writes further on; its length then.
+    fn grow(&self, length: u64) -> io::Result<u64> {
+        let now = self.length()?;
+        if now < length {
+            self.set_length(length)?;
+        }
+        Ok(now.max(length))
+    }
     /// Makes the range read as zeroes without moving data; `ENOTSUP` when that is not possible.
     fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()>;
     /// Gives the range back to the host; it reads as zeroes or keeps its bytes. `ENOTSUP` is fine.
@@ -86,6 +101,11 @@ pub trait Storage: Send + Sync {
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()>;
     /// The run that holds `offset`; storages that cannot tell answer one run of data to the end.
     fn host_run(&self, offset: u64) -> io::Result<HostRun>;
+    /// Makes `host_run` see every completed write: a sync, also where syncs are turned off. Nothing to do for storages
+    /// that cannot tell holes.
+    fn settle_runs(&self) -> io::Result<()> {
+        self.sync()
+    }
     /// Copies `length` bytes from `source_offset` of another storage to `offset` without passing them through memory.
     /// `ENOTSUP` when that is not possible, or where `source` ends before; the range holds anything then.
     fn copy_from(
@@ -104,7 +124,11 @@ pub trait Storage: Send + Sync {
     }
     /// What this storage can do.
     fn traits(&self) -> Traits;
-    /// Device and inode, to recognise a file that is opened twice.
+    /// A device: it keeps its length, and what it held before.
+    fn is_device(&self) -> bool {
+        false
+    }
+    /// Device and inode, or a device's number, to recognise a file that is opened twice.
     fn identity(&self) -> Option<(u64, u64)> {
         None
     }
@@ -144,6 +168,31 @@ pub fn zero_range(storage: &dyn Storage, purpose: Purpose, offset: u64, length: 
         let bytes = (length - done).min(ZERO_CHUNK_BYTES);
         write_all(storage, purpose, offset + done, &zeroes[..bytes as usize])?;
         done += bytes;
+    }
+    Ok(())
+}
+
+/// Reserves host space for a range that nobody else writes to, by the host's means or by writing what is there.
+pub fn reserve_range(storage: &dyn Storage, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
+    match storage.preallocate(offset, length) {
+        Err(e) if is_not_supported(&e) => {}
+        done => return done,
+    }
+    let end = offset + length;
+    let held = storage.length()?.clamp(offset, end);
+    let mut bytes = vec![0; length.min(ZERO_CHUNK_BYTES) as usize];
+    let mut at = offset;
+    while at < end {
+        // What is past the end of the file is zeroes already.
+        let stop = if at < held { held } else { end };
+        let part = &mut bytes[..(stop - at).min(ZERO_CHUNK_BYTES) as usize];
+        if at < held {
+            storage.read(purpose, at, &mut [IoSliceMut::new(part)])?;
+        } else {
+            part.fill(0);
+        }
+        storage.write(purpose, at, &[IoSlice::new(part)])?;
+        at += part.len() as u64;
     }
     Ok(())
 }

@@ -133,7 +133,7 @@ impl Expect {
             let tag = if matches!(op, Op::Write { .. } | Op::Compressed { .. }) { tag } else { 0 };
             (sector..sector + count).for_each(|s| self.may(s, tag));
         }
-        if let Op::Resize { sectors } = *op {
+        if let Some(sectors) = op.new_size() {
             for s in sectors..self.size().max(sectors) {
                 // Dropped entries show what is below until the size has changed.
                 self.may(s, 0);
@@ -174,7 +174,7 @@ impl Expect {
             }
         }
         match *op {
-            Op::Resize { sectors } => {
+            Op::Resize { sectors } | Op::Grow { sectors, .. } => {
                 self.sizes = vec![sectors];
                 self.sets.truncate(sectors as usize);
                 self.current.truncate(sectors as usize);
@@ -212,7 +212,7 @@ impl Expect {
 
     /// `op` has failed: its sectors hold the old value or the new one.
     pub fn failed(&mut self, op: &Op, new_size: Option<u64>) {
-        if let (Op::Resize { .. }, Some(size)) = (op, new_size) {
+        if let (Op::Resize { .. } | Op::Grow { .. } | Op::Apply { .. }, Some(size)) = (op, new_size) {
             self.sizes.retain(|s| *s != size);
             self.sizes.push(size);
             self.sets.truncate(size as usize);

@@ -2,6 +2,7 @@
 
 use super::rng::Rng;
 use super::setup::{Mode, Setup};
+use qcow2::options::Preallocation;
 
 /// One operation; places and sizes in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,11 @@ pub enum Op {
     Kill,
     Resize {
         sectors: u64,
+    },
+    /// Grows and preallocates; nothing happens to a disk that is as large.
+    Grow {
+        sectors: u64,
+        how: Preallocation,
     },
     /// A compressed write of one cluster; nothing happens where it is allocated.
     Compressed {
@@ -72,6 +78,14 @@ impl Op {
         }
     }
 
+    /// The size of the disk afterwards, if it changes.
+    pub fn new_size(&self) -> Option<u64> {
+        match *self {
+            Resize { sectors } | Grow { sectors, .. } => Some(sectors),
+            _ => None,
+        }
+    }
+
     /// The same on a disk of `size` sectors; `None` if nothing is left of it.
     pub fn clipped(self, size: u64) -> Option<Op> {
         if let Stream { sector, count, reads } = self {
@@ -108,6 +122,10 @@ pub fn random_op(rng: &mut Rng, size: u64, cluster_sectors: u64) -> Op {
         15..=16 => Flush,
         17 => *rng.pick(&[Reopen, HandOver]),
         18 => Kill,
+        _ if rng.one_in(3) => {
+            let how = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
+            Grow { sectors: size + rng.below(size), how: *rng.pick(&how) }
+        }
         _ => Resize { sectors: (size / 2 + rng.below(size)).max(8) },
     }
 }

@@ -120,7 +120,12 @@ impl Storage for Overlay {
         Ok(())
     }
 
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        let end = (offset + length).min(state.length);
+        if offset < end {
+            state.write(offset, &vec![0; (end - offset) as usize]);
+        }
         Ok(())
     }
 

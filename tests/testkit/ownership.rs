@@ -14,16 +14,16 @@ impl Trace<'_> {
         let mut uses = self.owners().uses(cluster).to_vec();
         let wanted = cluster << head.cluster_bits;
         let named = Head::parse(&self.durable);
-        let in_force = |event: &Event| {
+        let in_force = |event: &Event, level: u32| {
             let mut heads = named.iter().chain([head]);
-            heads.any(|h| self.is_live_table(h, event.offset, event.length, 3))
+            heads.any(|h| self.is_live_table(h, event.offset, event.length, level))
         };
         for event in self.pending() {
             let owner = match (event.what, event.purpose) {
                 (What::Write, Purpose::L2) => Use::Data { guest_cluster: u64::MAX },
-                (What::Write, Purpose::L1) => Use::L2 { l1_index: u64::MAX },
                 // One that no header has named refers to nothing.
-                (What::Write, Purpose::RefcountTable) if in_force(event) => {
+                (What::Write, Purpose::L1) if in_force(event, 1) => Use::L2 { l1_index: u64::MAX },
+                (What::Write, Purpose::RefcountTable) if in_force(event, 3) => {
                     Use::RefcountBlock { index: u64::MAX }
                 }
                 _ => continue,

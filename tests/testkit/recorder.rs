@@ -7,6 +7,7 @@ use super::rules;
 use once_cell::sync::Lazy;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -77,6 +78,16 @@ pub struct Fault {
     pub torn: bool,
 }
 
+/// A host that has no room, until it has some again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// Takes no bytes at all, as one that never writes in place.
+    Everything,
+    /// Takes bytes where it has some already: what was written before and not given back. Of a write it takes the part
+    /// before the first place that it does not have.
+    New,
+}
+
 /// What the storage cannot do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Refusals {
@@ -125,6 +136,10 @@ struct State {
     calls: u64,
     seen: u64,
     fault: Option<Fault>,
+    /// Bytes-taking calls still to come before the host is full, how, and what it says then.
+    full: Option<(u64, Full, i32)>,
+    /// Sectors that the host has.
+    held: HashSet<u64>,
     failed: u64,
     refusals: Refusals,
     holds: Vec<Hold>,
@@ -188,7 +203,9 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(bytes: Vec<u8>) -> Arc<Recorder> {
-        let state = State { bytes: bytes.clone(), ..State::default() };
+        let sectors = bytes.chunks(super::SECTOR as usize).zip(0..);
+        let held = sectors.filter(|(s, _)| s.iter().any(|b| *b != 0)).map(|(_, i)| i).collect();
+        let state = State { bytes: bytes.clone(), held, ..State::default() };
         Arc::new(Recorder { state: Mutex::new(state), moved: Condvar::new(), base: bytes })
     }
 
@@ -252,6 +269,41 @@ impl Recorder {
         state.fault = fault;
         state.seen = 0;
         state.failed = 0;
+    }
+
+    /// After `calls` more calls that take bytes the host is full, and says `errno`.
+    pub fn fill_up(&self, calls: u64, full: Full, errno: i32) {
+        self.lock().full = Some((calls, full, errno));
+    }
+
+    /// The host has room. Whether it was full before, and how many calls were left until then.
+    pub fn make_room(&self) -> (bool, u64) {
+        let mut state = self.lock();
+        let left = state.full.take().map_or(0, |f| f.0);
+        (std::mem::take(&mut state.failed) > 0, left)
+    }
+
+    /// Whether a call has met the full host.
+    pub fn was_full(&self) -> bool {
+        self.lock().failed > 0
+    }
+
+    /// How many of `length` bytes at `offset` the host takes, and what it says of the others.
+    fn takes(state: &mut State, offset: u64, length: u64) -> Result<(), (u64, i32)> {
+        let Some((calls, full, errno)) = state.full else { return Ok(()) };
+        if calls > 0 {
+            state.full = Some((calls - 1, full, errno));
+            return Ok(());
+        }
+        let sector = super::SECTOR;
+        let mut sectors = offset / sector..(offset + length).div_ceil(sector);
+        let taken = match full {
+            Full::Everything => Some(offset / sector),
+            Full::New => sectors.find(|s| !state.held.contains(s)),
+        };
+        let Some(end) = taken else { return Ok(()) };
+        state.failed += 1;
+        Err(((end * sector).max(offset) - offset, errno))
     }
 
     pub fn refuse(&self, refusals: Refusals) {
@@ -464,6 +516,7 @@ impl State {
             self.bytes.resize(end, 0);
         }
         self.bytes[at..end].copy_from_slice(bytes);
+        self.held.extend(offset / super::SECTOR..(end as u64).div_ceil(super::SECTOR));
     }
 
     fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
@@ -498,6 +551,12 @@ impl Storage for Recorder {
         let bytes: Vec<u8> = buffers.iter().flat_map(|b| b.iter().copied()).collect();
         match self.enter(Kind::Write, Some(purpose)) {
             Ok(mut state) => {
+                if let Err((taken, errno)) = Self::takes(&mut state, offset, bytes.len() as u64) {
+                    if taken > 0 {
+                        state.write(purpose, offset, bytes[..taken as usize].to_vec());
+                    }
+                    return Err(Self::refused(errno));
+                }
                 state.write(purpose, offset, bytes);
                 self.leave(state, Kind::Write, Some(purpose));
             }
@@ -543,6 +602,7 @@ impl Storage for Recorder {
             return Err(Self::refused(libc_errno::ENOTSUP));
         }
         state.bytes.resize(length as usize, 0);
+        state.held.retain(|s| s * super::SECTOR < length);
         state.note(What::SetLength, Purpose::Data, length, 0, Arc::new([]));
         self.leave(state, Kind::SetLength, None);
         Ok(())
@@ -552,6 +612,9 @@ impl Storage for Recorder {
         let mut state = self.enter(Kind::Zeroes, Some(purpose)).map_err(|(e, _)| Self::refused(e))?;
         if state.refusals.write_zeroes {
             return Err(Self::refused(libc_errno::ENOTSUP));
+        }
+        if let Err((_, errno)) = Self::takes(&mut state, offset, length) {
+            return Err(Self::refused(errno));
         }
         let zeroes = vec![0; length as usize];
         state.put(offset, &zeroes);
@@ -572,6 +635,8 @@ impl Storage for Recorder {
         if offset < end {
             let zeroes = vec![0; (end - offset) as usize];
             state.put(offset, &zeroes);
+            let whole = offset.div_ceil(super::SECTOR)..end / super::SECTOR;
+            state.held.retain(|s| !whole.contains(s));
             state.note(What::Discard, Purpose::Data, offset, end - offset, zeroes.into());
         }
         self.leave(state, Kind::Discard, None);
@@ -580,6 +645,10 @@ impl Storage for Recorder {
 
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
         let mut state = self.enter(Kind::Preallocate, None).map_err(|(e, _)| Self::refused(e))?;
+        if let Err((_, errno)) = Self::takes(&mut state, offset, length) {
+            return Err(Self::refused(errno));
+        }
+        state.held.extend(offset / super::SECTOR..(offset + length).div_ceil(super::SECTOR));
         let end = (offset + length) as usize;
         if end > state.bytes.len() {
             state.bytes.resize(end, 0);
@@ -603,5 +672,6 @@ impl Storage for Recorder {
 pub mod libc_errno {
     pub const EIO: i32 = libc::EIO;
     pub const ENOSPC: i32 = libc::ENOSPC;
+    pub const EDQUOT: i32 = libc::EDQUOT;
     pub const ENOTSUP: i32 = libc::ENOTSUP;
 }

@@ -155,6 +155,10 @@ fn refused(op: &Op, e: &Error) -> bool {
             e.kind() == ErrorKind::Invalid && e.to_string().contains("refcount")
         }
         Op::Resize { .. } => e.to_string().contains("v2 image which has snapshots"),
+        Op::Grow { .. } => {
+            let text = e.to_string();
+            text.contains("v2 image which has snapshots") || text.contains("used for shrinking")
+        }
         Op::Amend { .. } => matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported),
         _ => false,
     }
@@ -195,7 +199,7 @@ pub fn touched_bytes(op: &Op, size: u64) -> (Bytes, Bytes) {
     let range = op.range().map(|(s, n)| (s * SECTOR, (s + n) * SECTOR));
     match *op {
         Op::Zero { .. } | Op::Discard { .. } => (range, range),
-        Op::Resize { sectors } => resized_bytes(size * SECTOR, sectors * SECTOR),
+        Op::Resize { sectors } | Op::Grow { sectors, .. } => resized_bytes(size * SECTOR, sectors * SECTOR),
         Op::Apply { .. } => (Some((0, u64::MAX)), Some((0, u64::MAX))),
         Op::Stream { sector, count, .. } => (Some((sector * SECTOR, (sector + count) * SECTOR)), None),
         // VM state is written before.
@@ -241,6 +245,7 @@ pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
         Op::Discard { sector, count } => handle.disk().discard(sector * SECTOR, count * SECTOR),
         Op::Flush => handle.disk().flush(),
         Op::Resize { sectors } => resize(handle, sectors * SECTOR, Preallocation::Off),
+        Op::Grow { sectors, how } => resize(handle, sectors * SECTOR, how),
         Op::Amend { option } => amend(handle, &[option], &mut |_, _| true),
         Op::Compressed { sector, count } => setup::write_compressed(handle, sector, count, tag),
         Op::HandOver => hand_over(handle),

@@ -16,19 +16,20 @@
 //! ```
 
 use super::super::qcow2::Alone;
+use super::super::unfinished::{Gone, Steps};
 use super::super::Core;
 use super::load_snapshots;
-use super::walk::{Flags, L1Table};
-use crate::alloc::{Allocator, Reserved};
-use crate::error::{Error, ErrorKind, Result};
+use super::walk::{Flags, L1Table, Walk};
+use crate::alloc::{Allocator, Freed, Reserved};
+use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::entries::COPIED;
 use crate::format::features::AUTOCLEAR_BITMAPS;
 use crate::format::header::MAX_SNAPSHOTS;
 use crate::format::snapshot::{Snapshot, MAX_TABLE_BYTES, REQUIRED_EXTRA_BYTES};
+use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
-use std::sync::Arc;
 
 /// What a new snapshot is called and when it was taken.
 #[derive(Clone, Debug)]
@@ -69,28 +70,35 @@ impl Alone<'_> {
         let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
         core.check_vm_state_room(new.vm_state_bytes)?;
         // All of it: VM state belongs to the snapshot, whether its size is told or not.
-        let copy: Vec<u64> = active.entries.iter().map(|e| e & !COPIED).collect();
+        let all = active.entries.len();
+        let copy = active.copied(all, |_, entry| entry & !COPIED)?;
         let (l1_room, copy) = core.write_l1(alloc, copy)?;
         list.push(core.describe(new, &list, &copy)?);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        core.raise_tree(alloc, &copy)?;
-        let latch = core.shared.medium.latch();
-        let finish = || {
-            // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
-            core.make_durable(alloc)?;
-            core.set_flags(&mut active, true, Flags::ClearOwned)?;
-            core.replace_table(table_offset, list.len())?;
-            keep([l1_room, table_room]);
-            self.settle()
-        };
-        finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        match new.vm_state_bytes {
-            0 => Ok(()),
-            // The disk does not need it any more; keeping it would have the next one copied.
-            _ => self.drop_vm_state(),
+        core.raise_tree(alloc, &active, all)?;
+        // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
+        let changed = core
+            .make_durable(alloc)
+            .and_then(|()| core.set_flags(&mut active, all, true, Flags::ClearOwned))
+            .and_then(|()| core.replace_table(table_offset, list.len()));
+        if let Err(e) = changed {
+            core.lower_again(alloc, &active, all, u64::MAX);
+            drop((l1_room, table_room));
+            // Some flags may have gone. This may have to wait, the answer is known.
+            let _ = self.complete(Steps::flags(&core));
+            return Err(e);
+        }
+        keep([l1_room, table_room]);
+        self.complete_later(Steps::settle(&core))?;
+        if new.vm_state_bytes == 0 {
+            return Ok(());
+        }
+        // The disk does not need it any more; keeping it would only have the next one copied.
+        match self.drop_vm_state() {
+            Err(e) if self.core().check_latch().is_err() => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -104,34 +112,36 @@ impl Alone<'_> {
         let snapshot = entry_of(&list, index)?;
         let size = snapshot.virtual_size.unwrap_or(core.virtual_size);
         core.geometry.check_virtual_size(size)?;
-        let mut wanted = core.read_snapshot_l1(snapshot)?;
         let least = core.geometry.l1_entries_for(size).max(1) as usize;
-        wanted.entries.iter_mut().for_each(|e| *e &= !COPIED);
-        wanted.entries.resize(wanted.entries.len().max(least), 0);
         let header = core.header();
         let old = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
-        let (room, mut wanted) = core.write_l1(alloc, wanted.entries)?;
+        core.check_tree(&old, Owner::ACTIVE_L1)?;
+        let wanted = core.read_snapshot_l1(snapshot)?;
+        let wanted = wanted.copied(wanted.entries.len().max(least), |_, entry| entry & !COPIED)?;
+        let (room, mut wanted) = core.write_l1(alloc, wanted)?;
 
-        core.raise_tree(alloc, &wanted)?;
-        let latch = core.shared.medium.latch();
-        let finish = || {
-            core.make_durable(alloc)?;
-            core.set_flags(&mut wanted, false, Flags::Clear)?;
-            core.shared.header.change(|h| {
-                h.l1_table_offset = wanted.offset;
-                h.l1_size = wanted.entries.len() as u32;
-                h.virtual_size = size;
-            })?;
-            keep([room]);
-            self.settle()
-        };
-        finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())?;
-        // Only now: whoever reads the state before must find its clusters as they were.
-        let core = self.core();
-        let alloc = core.structure_writer()?;
-        let lowered = core.lower_tree(alloc, &old).and_then(|_| self.settle());
-        lowered.map_err(|e| core.shared.medium.latch().close(e))
+        let (all, offset) = (wanted.entries.len(), wanted.offset);
+        core.raise_tree(alloc, &wanted, all)?;
+        let changed = core
+            .make_durable(alloc)
+            .and_then(|()| core.set_flags(&mut wanted, all, false, Flags::Clear))
+            .and_then(|()| {
+                core.shared.header.change(|h| {
+                    h.l1_table_offset = offset;
+                    h.l1_size = all as u32;
+                    h.virtual_size = size;
+                })
+            });
+        if let Err(e) = changed {
+            core.lower_again(alloc, &wanted, all, u64::MAX);
+            return Err(e);
+        }
+        keep([room]);
+        // The old tree only then: whoever reads the state before must find its clusters as they were.
+        self.complete(Steps::lower(&core, Gone::tree(old)))?;
+        // The disk is what it is to be; what has become free may wait for the next barrier.
+        let _ = self.settle();
+        Ok(())
     }
 
     /// Deletes snapshot number `index`.
@@ -142,27 +152,17 @@ impl Alone<'_> {
         let (mut list, _) = load_snapshots(&**core.storage(), &core.header())?;
         let gone = entry_of(&list, index)?.clone();
         let tree = core.read_snapshot_l1(&gone)?;
-        // A tree that breaks a rule is found before anything has changed.
-        core.walk(&tree, &mut |_| Ok(()))?;
-        let header = core.header();
-        let mut active = core.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
+        core.check_tree(&tree, Owner::INACTIVE_L1)?;
         list.remove(index);
         let (table_room, table_offset) = core.write_snapshots(alloc, &list)?;
 
         core.bracket()?;
-        let latch = core.shared.medium.latch();
-        let finish = || {
-            core.make_durable(alloc)?;
-            core.replace_table(table_offset, list.len())?;
-            keep([table_room]);
-            if core.lower_tree(alloc, &tree)? {
-                core.make_durable(alloc)?;
-                core.set_flags(&mut active, true, Flags::Match(alloc))?;
-            }
-            self.settle()
-        };
-        finish().map_err(|e| latch.close(e))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        core.make_durable(alloc)?;
+        core.replace_table(table_offset, list.len())?;
+        keep([table_room]);
+        // What cannot be counted down leaks.
+        let single = core.lower_tree(alloc, &tree, Owner::INACTIVE_L1).unwrap_or(true);
+        self.complete_later(if single { Steps::flags(&core) } else { Steps::settle(&core) })
     }
 }
 
@@ -192,7 +192,7 @@ impl Core {
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
         };
-        self.shared.medium.latch().check()?;
+        self.check_writable()?;
         self.shared.header.clear_autoclear(AUTOCLEAR_BITMAPS)?;
         Ok(alloc)
     }
@@ -252,11 +252,10 @@ impl Core {
         alloc: &'a Allocator,
         entries: Vec<u64>,
     ) -> Result<(Option<Reserved<'a>>, L1Table)> {
-        let mut table = L1Table { offset: 0, entries };
-        let bytes = table.encode();
-        let (room, offset) = self.write_unlinked(alloc, Purpose::L1, bytes)?;
-        table.offset = offset;
-        Ok((room, table))
+        let mut bytes = room("L1 table", entries.len() as u64 * 8)?;
+        entries.iter().for_each(|e| bytes.extend_from_slice(&e.to_be_bytes()));
+        let (room, offset) = self.write_unlinked(alloc, Purpose::L1, &bytes)?;
+        Ok((room, L1Table { offset, entries }))
     }
 
     /// Writes a snapshot table that nothing points to yet.
@@ -273,14 +272,14 @@ impl Core {
                 format!("snapshot table: {} bytes, the limit is {MAX_TABLE_BYTES}", bytes.len()),
             ));
         }
-        self.write_unlinked(alloc, Purpose::Snapshots, bytes)
+        self.write_unlinked(alloc, Purpose::Snapshots, &bytes)
     }
 
     fn write_unlinked<'a>(
         &self,
         alloc: &'a Allocator,
         purpose: Purpose,
-        mut bytes: Vec<u8>,
+        bytes: &[u8],
     ) -> Result<(Option<Reserved<'a>>, u64)> {
         if bytes.is_empty() {
             return Ok((None, 0));
@@ -288,49 +287,78 @@ impl Core {
         let clusters = self.geometry.clusters_ceil(bytes.len() as u64);
         let room = alloc.reserve_contiguous(clusters)?;
         let offset = self.geometry.cluster_offset(room.first_cluster());
-        bytes.resize((clusters << self.geometry.cluster_bits) as usize, 0);
-        self.shared.medium.write_unlinked(purpose, offset, &bytes)?;
+        let mut padded = zeroed("table", clusters << self.geometry.cluster_bits)?;
+        padded[..bytes.len()].copy_from_slice(bytes);
+        self.shared.medium.write_unlinked(purpose, offset, &padded)?;
         Ok((Some(room), offset))
     }
 
-    /// Raises the counts of everything that a tree refers to, or of nothing.
-    fn raise_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<()> {
+    /// Fails while nothing has changed when a tree that is going to be let go of breaks a rule, or refers to what is not
+    /// its own; the L1 table itself holds `l1_owner`.
+    fn check_tree(&self, tree: &L1Table, l1_owner: Owner) -> Result<()> {
+        let clusters = self.geometry.clusters_ceil(tree.entries.len() as u64 * 8);
+        if clusters > 0 {
+            self.shared.guard.check_release(l1_owner, self.geometry.cluster_index(tree.offset), clusters)?;
+        }
+        self.walk(tree, 0..tree.entries.len(), Walk::Release, &mut |_| Ok(()))
+    }
+
+    /// Raises the counts of everything that the first `count` entries of a tree refer to, or of nothing.
+    fn raise_tree(&self, alloc: &Allocator, tree: &L1Table, count: usize) -> Result<()> {
         let mut raised = 0;
-        let done = self.walk(tree, &mut |runs| {
+        let done = self.walk(tree, 0..count, Walk::Raise, &mut |runs| {
             alloc.raise_all(runs)?;
             raised += 1;
             Ok(())
         });
         let Err(e) = done else { return Ok(()) };
-        let mut left = raised;
-        self.walk(tree, &mut |runs| {
-            if left > 0 {
-                left -= 1;
-                alloc.lower_all(runs)?;
-            }
-            Ok(())
-        })?;
+        self.lower_again(alloc, tree, count, raised);
         // Nothing has changed: the image need not stay dirty.
-        self.settle()?;
+        let _ = self.settle();
         Err(e)
     }
 
-    /// Lowers the counts of everything that a tree refers to, and of its L1 table. `true`: a count became one.
-    fn lower_tree(&self, alloc: &Allocator, tree: &L1Table) -> Result<bool> {
+    /// Undoes the first `left` steps of `raise_tree`. What fails of this leaks.
+    fn lower_again(&self, alloc: &Allocator, tree: &L1Table, count: usize, mut left: u64) {
+        let _ = self.walk(tree, 0..count, Walk::Raise, &mut |runs| {
+            if left > 0 {
+                left -= 1;
+                alloc.unraise(runs, 1)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Brings the flags of the active tree to what the counts say, durable ones.
+    pub(in crate::image) fn match_flags(&self) -> Result<()> {
+        let alloc = match &self.io()?.alloc {
+            Some(alloc) => alloc,
+            None => return Ok(()),
+        };
+        self.make_durable(alloc)?;
+        let header = self.header();
+        let mut active = self.read_l1("of the image", header.l1_table_offset, header.l1_size)?;
+        let all = active.entries.len();
+        self.set_flags(&mut active, all, true, Flags::Match(alloc))
+    }
+
+    /// Lowers the counts of everything that a tree refers to, and of its L1 table, which holds `l1_owner`. `true`: a
+    /// count became one.
+    fn lower_tree(&self, alloc: &Allocator, tree: &L1Table, l1_owner: Owner) -> Result<bool> {
         let mut single = false;
-        self.walk(tree, &mut |runs| {
-            single |= alloc.lower_all(runs)?;
+        self.walk(tree, 0..tree.entries.len(), Walk::Release, &mut |runs| {
+            single |= alloc.lower_all(runs, Freed::BySnapshot)?;
             Ok(())
         })?;
-        self.let_go(alloc, tree.offset, tree.entries.len() as u64 * 8);
+        self.let_go(alloc, l1_owner, tree.offset, tree.entries.len() as u64 * 8);
         Ok(single)
     }
 
-    /// Has the clusters of a table freed that nothing durable refers to any more.
-    fn let_go(&self, alloc: &Allocator, offset: u64, bytes: u64) {
+    /// Has the clusters of a table freed that nothing durable refers to any more, and that hold `owner`.
+    pub(in crate::image) fn let_go(&self, alloc: &Allocator, owner: Owner, offset: u64, bytes: u64) {
         let clusters = self.geometry.clusters_ceil(bytes);
         if offset != 0 && clusters != 0 {
-            let release = Release::new(self.geometry.cluster_index(offset), clusters, false);
+            let release = Release::of(owner, self.geometry.cluster_index(offset), clusters);
             alloc.settle_after(Ticket::PAST, vec![release]);
         }
     }
@@ -339,12 +367,15 @@ impl Core {
     pub(super) fn replace_table(&self, offset: u64, count: usize) -> Result<()> {
         let old = self.header();
         let (_, old_bytes) = load_snapshots(&**self.storage(), &old)?;
+        let clusters = self.geometry.clusters_ceil(old_bytes);
+        let first = self.geometry.cluster_index(old.snapshots_offset);
+        self.shared.guard.check_release(Owner::SNAPSHOT_TABLE, first, clusters)?;
         self.shared.header.change(|h| {
             h.snapshots_offset = offset;
             h.snapshot_count = count as u32;
         })?;
         if let Some(alloc) = &self.io()?.alloc {
-            self.let_go(alloc, old.snapshots_offset, old_bytes);
+            self.let_go(alloc, Owner::SNAPSHOT_TABLE, old.snapshots_offset, old_bytes);
         }
         Ok(())
     }

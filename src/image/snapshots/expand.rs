@@ -5,29 +5,35 @@
 //! for each of them.
 //!
 //! ```text
-//! each table   clusters reserved, zeroed, counted -> durable -> the entries -> counts fall, after the next sync
+//! each table   clusters reserved, zeroed, counted -> durable -> the entries -> durable -> counts fall
 //! ```
 //!
 //! Contents stay what they are after any part of this: a power cut leaves some entries with their flag, and leaks.
 
 use super::super::qcow2::Alone;
+use super::super::unfinished::Steps;
 use super::super::Core;
 use super::change::keep;
 use super::load_snapshots;
 use super::walk::L1Table;
-use crate::alloc::{Allocator, ClusterRun, Reserved};
-use crate::error::{Error, ErrorKind, Result};
+use crate::alloc::{Allocator, ClusterRun, Freed, Reserved};
+use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::be64;
 use crate::format::entries::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
 use crate::format::geometry::SECTOR_BYTES;
 use crate::meta::guard::Owner;
-use crate::meta::{Release, Settler};
 use crate::storage::Purpose;
 use std::collections::HashSet;
-use std::sync::Arc;
 
 /// Called with each table's offset and bytes, and with how many L1 entries of how many have been seen.
 type EachTable<'a> = &'a mut dyn FnMut(u64, &mut [u8], (u64, u64)) -> Result<()>;
+
+/// The L2 tables that have had their turn, and how many L1 entries of how many.
+struct Seen {
+    tables: HashSet<u64>,
+    done: u64,
+    total: u64,
+}
 
 /// What the L2 tables hold that another version or compression type would read otherwise.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,21 +48,35 @@ impl Core {
     /// Gives each L2 table of the image and its snapshots to `each`, once, as the medium has it.
     fn each_table(&self, each: EachTable<'_>) -> Result<()> {
         let header = self.header();
-        let mut trees = vec![self.read_l1("of the image", header.l1_table_offset, header.l1_size)?];
-        for snapshot in load_snapshots(&**self.storage(), &header)?.0 {
-            trees.push(self.read_snapshot_l1(&snapshot)?);
+        let snapshots = load_snapshots(&**self.storage(), &header)?.0;
+        let entries = snapshots.iter().map(|s| u64::from(s.l1_size));
+        let total = entries.sum::<u64>() + u64::from(header.l1_size);
+        let mut seen = Seen { tables: HashSet::new(), done: 0, total };
+        self.each_table_of(
+            &self.read_l1("of the image", header.l1_table_offset, header.l1_size)?,
+            &mut seen,
+            each,
+        )?;
+        // One at a time: together they may be larger than memory.
+        for snapshot in &snapshots {
+            self.each_table_of(&self.read_snapshot_l1(snapshot)?, &mut seen, each)?;
         }
-        let total = trees.iter().map(|t: &L1Table| t.entries.len() as u64).sum();
-        let (mut seen, mut done) = (HashSet::new(), 0);
-        let mut bytes = vec![0; self.geometry.cluster_bytes() as usize];
-        for tree in &trees {
-            for (index, entry) in tree.entries.iter().enumerate() {
-                let table = self.table_of(index, *entry)?;
-                done += 1;
-                if table != 0 && seen.insert(table) {
-                    self.shared.medium.read_table(Purpose::L2, table, &mut bytes)?;
-                    each(table, &mut bytes, (done, total))?;
-                }
+        Ok(())
+    }
+
+    fn each_table_of(&self, tree: &L1Table, seen: &mut Seen, each: EachTable<'_>) -> Result<()> {
+        let mut bytes = zeroed("L2 table", self.geometry.cluster_bytes())?;
+        for (index, entry) in tree.entries.iter().enumerate() {
+            let table = self.table_of(index, *entry)?;
+            seen.done += 1;
+            if table == 0 {
+                continue;
+            }
+            let more = seen.tables.try_reserve(1);
+            more.map_err(|_| Error::new(ErrorKind::NoMemory, "list of the L2 tables: no memory"))?;
+            if seen.tables.insert(table) {
+                self.shared.medium.read_table(Purpose::L2, table, &mut bytes)?;
+                each(table, &mut bytes, (seen.done, seen.total))?;
             }
         }
         Ok(())
@@ -88,11 +108,10 @@ impl Alone<'_> {
             if !progress(done, total) {
                 return Err(Error::new(ErrorKind::Cancelled, "compat: the caller asked to stop"));
             }
-            core.expand_table(alloc, table, bytes, backed)
+            core.expand_table(alloc, table, bytes, backed, total)
         });
         // Tables have changed behind the cache's back, also before a failure.
-        let loaded =
-            self.settle().and_then(|()| self.reload(Arc::clone(core.storage()), core.settings.clone()));
+        let loaded = self.complete(Steps::settle(&core));
         done.and(loaded)
     }
 
@@ -108,7 +127,7 @@ impl Alone<'_> {
         core.make_durable(alloc)?;
         core.replace_table(offset, list.len())?;
         keep([room]);
-        self.settle()
+        self.complete(Steps::settle(&core))
     }
 }
 
@@ -116,8 +135,9 @@ impl Alone<'_> {
 struct Taken<'a> {
     alloc: &'a Allocator,
     rooms: Vec<Reserved<'a>>,
-    /// References besides the one that `rooms` has.
+    /// References besides the one that `rooms` has, so many for each run.
     raised: Vec<ClusterRun>,
+    times: u64,
     kept: bool,
 }
 
@@ -125,7 +145,7 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if !self.kept {
             // A failure leaves leaks.
-            let _ = self.alloc.lower_all(&mut self.raised);
+            let _ = self.alloc.unraise(&mut self.raised, self.times);
         }
     }
 }
@@ -138,22 +158,34 @@ impl Taken<'_> {
 }
 
 impl Core {
-    fn expand_table(&self, alloc: &Allocator, table: u64, bytes: &mut [u8], backed: bool) -> Result<()> {
+    /// `most`: L1 entries that there are, of the image and of its snapshots.
+    fn expand_table(
+        &self,
+        alloc: &Allocator,
+        table: u64,
+        bytes: &mut [u8],
+        backed: bool,
+        most: u64,
+    ) -> Result<()> {
         let geometry = &self.geometry;
         let flagged = |at: &usize| be64(bytes, *at) & (COMPRESSED | ZERO) == ZERO;
         let slots: Vec<usize> = (0..bytes.len()).step_by(8).filter(flagged).collect();
         let (Some(&first), Some(&last)) = (slots.first(), slots.last()) else { return Ok(()) };
         let references = alloc.count(geometry.cluster_index(table))?;
-        if references == 0 {
-            let rule = "a table refers to the cluster";
-            return Err(Error::corrupt("refcount of cluster", geometry.cluster_index(table), 0, rule));
+        if references == 0 || references > most {
+            let rule = "as many as there are L1 entries that may refer to the cluster, and one at least";
+            let cluster = geometry.cluster_index(table);
+            return Err(Error::corrupt("refcount of cluster", cluster, references, rule));
         }
-        let mut taken = Taken { alloc, rooms: Vec::new(), raised: Vec::new(), kept: false };
-        let mut dropped = Vec::new();
+        let mut taken =
+            Taken { alloc, rooms: Vec::new(), raised: Vec::new(), times: references - 1, kept: false };
+        let mut dropped = room("clusters of an L2 table", slots.len() as u64)?;
         for &at in &slots {
             let host = be64(bytes, at) & OFFSET_MASK;
             if host != 0 {
-                dropped.push(geometry.cluster_index(host));
+                let first = geometry.cluster_index(host);
+                self.shared.guard.check_release(Owner::NOBODY, first, 1)?;
+                dropped.push(ClusterRun { first, count: 1 });
             }
             bytes[at..at + 8].fill(0);
         }
@@ -164,16 +196,15 @@ impl Core {
         let (from, to) =
             (first as u64 / SECTOR_BYTES * SECTOR_BYTES, (last as u64 / SECTOR_BYTES + 1) * SECTOR_BYTES);
         // A table that a snapshot shares with the active tree is in the index as both.
-        let allowed = Owner(Owner::ACTIVE_L2.0 | Owner::INACTIVE_L2.0);
-        self.shared.guard.check(allowed, table + from, to - from)?;
+        self.shared.guard.check(Owner::ANY_L2, table + from, to - from)?;
         self.shared.medium.write_live(Purpose::L2, table + from, &bytes[from as usize..to as usize])?;
         taken.keep();
-        let after = self.shared.medium.ticket();
-        for _ in 0..references {
-            let releases = dropped.iter().map(|host| Release::new(*host, 1, false)).collect();
-            alloc.settle_after(after, releases);
+        if dropped.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // The entries are durable before the counts fall (R3).
+        self.make_durable(alloc)?;
+        alloc.lower_all_by(&mut dropped, references, Freed::ByChange).map(drop)
     }
 
     /// A cluster of zeroes for each of the entries `wanted`, counted `references` times.
@@ -196,8 +227,8 @@ impl Core {
                 let length = count << geometry.cluster_bits;
                 self.shared.medium.zero_unlinked(Purpose::Data, geometry.cluster_offset(first), length)?;
             }
-            for _ in 1..references {
-                taken.alloc.raise_all(&mut [ClusterRun { first, count }])?;
+            if taken.times > 0 {
+                taken.alloc.raise_by(&mut [ClusterRun { first, count }], taken.times)?;
                 taken.raised.push(ClusterRun { first, count });
             }
             let (now, later) = left.split_at(count as usize);

@@ -6,11 +6,14 @@ mod expand;
 mod find;
 mod walk;
 
+pub(in crate::image) use walk::Walk;
+
 pub use change::NewSnapshot;
 pub(in crate::image) use find::snapshot_header;
 pub use find::Wanted;
+pub(in crate::image) use walk::L1Table;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::L1Entry;
 use crate::format::header::SNAPSHOT_FIELDS_AT;
 use crate::format::snapshot::{parse_table, Snapshot, FIXED_BYTES, MAX_ENTRY_BYTES, MAX_TABLE_BYTES};
@@ -38,7 +41,7 @@ pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(
     let room = (stored + MAX_ENTRY_BYTES + u64::from(count) * FIXED_BYTES as u64).min(MAX_TABLE_BYTES);
     let mut bytes = FIRST_BYTES.min(room);
     loop {
-        let mut table = vec![0; bytes as usize];
+        let mut table = zeroed("snapshot table", bytes)?;
         read_exact(storage, Purpose::Snapshots, header.snapshots_offset, &mut table)?;
         match parse_table(&table, count) {
             Err(e) if e.kind() == ErrorKind::Corrupt && bytes < room => bytes = (bytes * 4).min(room),
@@ -116,7 +119,7 @@ pub(in crate::image) fn index_snapshots(
         }
         guard.add(Owner::INACTIVE_L1, snapshot.l1_table_offset, l1_bytes);
         if guard.checks(Owner::INACTIVE_L2) {
-            let mut l1 = vec![0; l1_bytes as usize];
+            let mut l1 = zeroed("L1 table", l1_bytes)?;
             read_exact(storage, Purpose::L1, snapshot.l1_table_offset, &mut l1)?;
             let table = |l1: &[u8], at| L1Entry(be64(l1, at)).table_offset();
             let known = |at: usize| at < before.len() && table(&before, at) == table(&l1, at);

@@ -75,9 +75,7 @@ impl HeaderPage {
                 self.medium.write_unlinked(Purpose::Header, step.tail_at as u64, &step.tail)?;
                 cluster[step.tail_at..step.tail_at + step.tail.len()].copy_from_slice(&step.tail);
             }
-            self.medium.sync_step()?;
-            self.medium.write_live(Purpose::Header, 0, &step.sector)?;
-            self.medium.sync_step()?;
+            self.replace_sector(sector, &step.sector)?;
             cluster[..SECTOR].copy_from_slice(&step.sector);
             *header = Header::parse(&cluster)?;
             sector.copy_from_slice(&step.sector);

@@ -254,7 +254,7 @@ impl<'a> Pass<'a> {
 
     pub fn sync(&mut self) -> Result<()> {
         self.unsynced = false;
-        self.storage.sync().map_err(|e| Error::host("sync", &e))
+        self.storage.sync().map_err(|e| Error::failed_sync("sync", &e))
     }
 
     pub fn sync_if_needed(&mut self) -> Result<()> {

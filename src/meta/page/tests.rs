@@ -1,0 +1,156 @@
+use super::*;
+use crate::storage::memory::Memory;
+use crate::storage::{HostRun, Storage, Traits};
+use std::io::{self, IoSlice, IoSliceMut};
+
+#[derive(Default)]
+struct Log(Mutex<Vec<(Ticket, Release)>>);
+impl Settler for Log {
+    fn advance(&self) -> Result<()> {
+        Ok(())
+    }
+    fn settle_after(&self, ticket: Ticket, releases: Vec<Release>) {
+        self.0.lock().unwrap().extend(releases.into_iter().map(|r| (ticket, r)));
+    }
+}
+
+/// A host that takes no bytes while `on`.
+struct Full {
+    memory: Arc<Memory>,
+    on: AtomicBool,
+}
+
+impl Storage for Full {
+    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        self.memory.read(purpose, offset, buffers)
+    }
+    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        match self.on.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => self.memory.write(purpose, offset, buffers),
+        }
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.memory.sync()
+    }
+    fn length(&self) -> io::Result<u64> {
+        self.memory.length()
+    }
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.memory.set_length(length)
+    }
+    fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
+        self.memory.write_zeroes(purpose, offset, length)
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.memory.discard(offset, length)
+    }
+    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.memory.preallocate(offset, length)
+    }
+    fn host_run(&self, offset: u64) -> io::Result<HostRun> {
+        self.memory.host_run(offset)
+    }
+    fn traits(&self) -> Traits {
+        self.memory.traits()
+    }
+}
+
+fn raw(descriptor: u64) -> RawL2 {
+    RawL2 { descriptor, bitmap: 0 }
+}
+
+#[test]
+fn a_change_is_not_waited_for_before_an_older_one_of_its_entry() {
+    let medium = Medium::new(Arc::new(Memory::new(vec![0; 4096])));
+    let (gate, list, log, guard) =
+        (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
+    let early = medium.ticket();
+    let sync = medium.begin_sync();
+    let late = medium.ticket();
+    for (entry, after) in [(3, late), (3, early), (4, early)] {
+        let change = Change { entry, value: raw(7), after, dropped: None };
+        assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
+    }
+    medium.finish_sync(sync).unwrap();
+    // A barrier that began with `early` has nothing to wait for once the page is written.
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!(list.oldest_waiting(), Some(late));
+    let sync = medium.begin_sync();
+    medium.finish_sync(sync).unwrap();
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!(list.oldest_waiting(), None);
+}
+
+#[test]
+fn a_write_out_that_fails_has_done_nothing() {
+    let storage = Arc::new(Memory::new(vec![0; 4096]));
+    let full = Arc::new(Full { memory: storage.clone(), on: AtomicBool::new(true) });
+    let medium = Medium::new(full.clone());
+    let (gate, list, log, guard) =
+        (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
+    let set = |entry, value, after, dropped| {
+        let change = Change { entry, value: raw(value), after, dropped };
+        assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
+    };
+    let on_disk = |entry: usize| crate::format::be64(&storage.contents(), 512 + entry * 8);
+    set(3, 7, Ticket::PAST, Some(Release::new(5, 1, false)));
+    // A later change of the same entry that must not be in the file yet, whatever is tried how often.
+    set(3, 8, medium.ticket(), Some(Release::new(6, 1, false)));
+    set(70, 9, Ticket::PAST, None);
+    for _ in 0..3 {
+        assert_eq!(list.take(&list.begin()).len(), 1);
+        assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).is_err());
+        assert!(log.0.lock().unwrap().is_empty(), "what a write that failed let go of is still referred to");
+        assert_eq!(list.held_clusters(), 2);
+        assert!(!page.try_evict());
+    }
+    full.on.store(false, Ordering::SeqCst);
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!((on_disk(3), on_disk(70)), (7, 9));
+    assert_eq!(log.0.lock().unwrap().len(), 1);
+    medium.finish_sync(medium.begin_sync()).unwrap();
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!((on_disk(3), list.held_clusters(), list.oldest_waiting()), (8, 0, None));
+    assert_eq!(log.0.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
+    let storage = Arc::new(Memory::new(vec![0; 4096]));
+    let medium = Medium::new(storage.clone());
+    let (gate, list, log, guard) =
+        (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
+    let set = |entry, value, after, dropped| {
+        let change = Change { entry, value: raw(value), after, dropped };
+        assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
+    };
+    let on_disk = |entry: usize| {
+        let bytes = storage.contents();
+        crate::format::be64(&bytes, 512 + entry * 8)
+    };
+    set(3, 7, Ticket::PAST, None);
+    set(4, 8, medium.ticket(), None);
+    set(4, 9, Ticket::PAST, Some(Release::new(5, 1, false)));
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!((on_disk(3), on_disk(4)), (7, 0));
+    assert_eq!(page.entry(4), raw(9));
+    assert!(log.0.lock().unwrap().is_empty(), "a drop behind a waiting change must wait too");
+    assert!(!page.try_evict());
+    let sync = medium.begin_sync();
+    medium.finish_sync(sync).unwrap();
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!(on_disk(4), 9);
+    assert_eq!(log.0.lock().unwrap().len(), 1);
+    assert!(page.try_evict());
+    assert_eq!(storage.length().unwrap(), 4096);
+}

@@ -1,0 +1,151 @@
+//! Descriptors: how a file is opened, what its description can do, where it is kept.
+//!
+//! 0, 1 and 2 are never used, not even for a moment: where a program has closed one of them, its own messages (or those
+//! of a library of its) would be written over the header.
+
+use crate::storage::lock::opening_turn;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// The first descriptor that no program prints to.
+const FIRST: i32 = 3;
+
+/// Opens a regular file or a block device by name. Anything else is refused before it is opened: a FIFO would wait for
+/// its other end, and devices may act on an open.
+pub(super) fn open(path: &Path, how: &OpenOptions, flags: i32) -> io::Result<File> {
+    if let Ok(found) = std::fs::metadata(path) {
+        refuse_other_kinds(&found)?;
+    }
+    let _low = LowTaken::new();
+    // In case the name has become a FIFO meanwhile.
+    let open =
+        |more: i32| how.clone().custom_flags(flags | libc::O_CLOEXEC | libc::O_NOCTTY | more).open(path);
+    let file = match open(libc::O_NONBLOCK) {
+        // Somebody holds a lease, which is to be waited for.
+        Err(e) if e.kind() == ErrorKind::WouldBlock => open(0)?,
+        done => done?,
+    };
+    refuse_other_kinds(&file.metadata()?)?;
+    // SAFETY: no pointers; the descriptor is open. A network file system may be told of the flag with each request.
+    unsafe {
+        let now = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        if now >= 0 {
+            libc::fcntl(file.as_raw_fd(), libc::F_SETFL, now & !libc::O_NONBLOCK);
+        }
+    }
+    if file.as_raw_fd() >= FIRST {
+        return Ok(file);
+    }
+    duplicate(file.as_raw_fd())
+}
+
+pub(super) fn refuse_other_kinds(found: &std::fs::Metadata) -> io::Result<()> {
+    let kind = found.file_type();
+    let what = match () {
+        () if kind.is_file() || kind.is_block_device() => return Ok(()),
+        () if kind.is_dir() => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+        () if kind.is_fifo() => "a FIFO or pipe",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_char_device() => "a character device",
+        () => "of an unknown kind",
+    };
+    Err(io::Error::new(
+        ErrorKind::InvalidInput,
+        format!("it is {what}, and only regular files and block devices hold images"),
+    ))
+}
+
+/// A duplicate of a descriptor, at 3 or above.
+pub(super) fn duplicate(fd: i32) -> io::Result<File> {
+    // SAFETY: F_DUPFD_CLOEXEC takes no pointer; a bad descriptor is answered with EBADF.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FIRST) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `copy` is a descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(copy) })
+}
+
+/// What F_GETFL says.
+pub(super) fn status_flags(file: &File) -> io::Result<i32> {
+    // SAFETY: F_GETFL takes no pointer.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(flags)
+}
+
+/// The length of a file or block device, asked without moving its offset.
+pub(super) fn length_in_place(file: &File) -> io::Result<u64> {
+    let found = file.metadata()?;
+    if !found.file_type().is_block_device() {
+        return Ok(found.len());
+    }
+    /// `_IOR(0x12, 114, size_t)`, the same on all machines whose `size_t` has 64 bits but those that encode the
+    /// direction otherwise.
+    const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);
+    let mut bytes = 0u64;
+    // SAFETY: BLKGETSIZE64 writes a u64, which lives across the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &mut bytes) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(bytes)
+}
+
+/// The largest length of a file that this process may write (RLIMIT_FSIZE). Going over it costs a signal that ends the
+/// program.
+pub(super) fn size_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` lives across the call, which fills it.
+    let answer = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    match limit.rlim_cur {
+        libc::RLIM_INFINITY => u64::MAX,
+        _ if answer != 0 => u64::MAX,
+        bytes => bytes,
+    }
+}
+
+/// Holds those of 0, 1 and 2 that are free while another file is opened. Reading and writing what it holds fails as on a
+/// closed descriptor.
+struct LowTaken {
+    places: Vec<File>,
+    identity: (u64, u64),
+    _turn: Option<std::sync::MutexGuard<'static, ()>>,
+}
+
+impl LowTaken {
+    fn new() -> LowTaken {
+        let mut taken = LowTaken { places: Vec::new(), identity: (0, 0), _turn: None };
+        // SAFETY: F_GETFD takes no pointer.
+        if (0..FIRST).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0) {
+            return taken;
+        }
+        // One at a time: what this one lets go of, another open that has looked already would get.
+        taken._turn = Some(opening_turn());
+        let place = || OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open("/");
+        while let Ok(file) = place() {
+            if file.as_raw_fd() >= FIRST {
+                break;
+            }
+            taken.identity = file.metadata().map_or((0, 0), |m| (m.dev(), m.ino()));
+            taken.places.push(file);
+        }
+        taken
+    }
+}
+
+impl Drop for LowTaken {
+    fn drop(&mut self) {
+        for file in self.places.drain(..) {
+            // The program may have put something of its own there meanwhile.
+            let ours = file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
+            if !ours {
+                std::mem::forget(file);
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Moving bytes: whole transfers by bare system calls, however short or interrupted these are.
+
+use super::to_off;
+use crate::planted::{planted, Plant};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd;
+
+/// Most buffers of one system call (Linux's UIO_MAXIOV).
+const MAX_IOV: usize = 1024;
+/// Largest transfer of one system call, bytes; Linux stops at 2^31 - 4096.
+const MAX_TRANSFER_BYTES: usize = 1 << 30;
+
+/// pread as a bare system call. The C library's is a cancellation point, and a thread that is cancelled
+/// inside the engine would leave a request half done; this one is not, and costs nothing to keep out.
+pub(in crate::storage) fn pread(file: &File, buffer: &mut [u8], offset: i64) -> isize {
+    // SAFETY: the buffer is borrowed mutably for the call, and its length is passed with it.
+    unsafe {
+        libc::syscall(libc::SYS_pread64, file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len(), offset) as isize
+    }
+}
+
+/// Reads all of `buffer`; zeroes past the end of the file.
+#[inline]
+pub(in crate::storage) fn read_one(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let n = pread(file, buffer, offset as i64);
+    if n == buffer.len() as isize {
+        return Ok(());
+    }
+    read_rest(file, offset, buffer, n)
+}
+
+/// Goes on after a first call that answered `n`.
+#[cold]
+fn read_rest(file: &File, mut offset: u64, mut buffer: &mut [u8], mut n: isize) -> io::Result<()> {
+    loop {
+        match n {
+            0 => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            1.. => {
+                offset += n as u64;
+                buffer = &mut buffer[n as usize..];
+            }
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
+        n = pread(file, &mut buffer[..bytes], to_off(offset)?);
+    }
+}
+
+/// pwrite as a bare system call, as `pread`.
+fn pwrite(file: &File, buffer: &[u8], offset: i64) -> isize {
+    // SAFETY: the buffer is borrowed for the call, and its length is passed with it.
+    unsafe {
+        libc::syscall(libc::SYS_pwrite64, file.as_raw_fd(), buffer.as_ptr(), buffer.len(), offset) as isize
+    }
+}
+
+/// Writes all of `buffer`.
+pub(in crate::storage) fn write_one(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
+        match once(|| pwrite(file, &buffer[..bytes], offset as i64))? {
+            0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            n if n < bytes && planted(Plant::ShortWriteTakenForWhole) => return Ok(()),
+            n => {
+                offset += n as u64;
+                buffer = &buffer[n..];
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fills all buffers with one system call where it goes in one; the rest piece by piece.
+pub(in crate::storage) fn read_many(
+    file: &File,
+    mut offset: u64,
+    buffers: &mut [IoSliceMut<'_>],
+) -> io::Result<()> {
+    for group in buffers.chunks_mut(MAX_IOV) {
+        let wanted: usize = group.iter().map(|b| b.len()).sum();
+        let mut done = 0;
+        if wanted <= MAX_TRANSFER_BYTES {
+            let at = to_off(offset)?;
+            // SAFETY: IoSliceMut has the layout of iovec; the buffers are borrowed mutably for the call. A bare
+            // system call, as in `pread`; the kernel takes the offset in two halves.
+            done = once(|| unsafe {
+                let (fd, count) = (file.as_raw_fd(), group.len());
+                libc::syscall(libc::SYS_preadv, fd, group.as_ptr(), count, at, at >> 32) as isize
+            })?;
+        }
+        let mut start = 0;
+        for buffer in group.iter_mut().filter(|_| done < wanted) {
+            let skip = done.saturating_sub(start).min(buffer.len());
+            read_one(file, offset + (start + skip) as u64, &mut buffer[skip..])?;
+            start += buffer.len();
+        }
+        offset += wanted as u64;
+    }
+    Ok(())
+}
+
+/// Writes all buffers with one system call where it goes in one; the rest piece by piece.
+pub(in crate::storage) fn write_many(
+    file: &File,
+    mut offset: u64,
+    buffers: &[IoSlice<'_>],
+) -> io::Result<()> {
+    for group in buffers.chunks(MAX_IOV) {
+        let wanted: usize = group.iter().map(|b| b.len()).sum();
+        let mut done = 0;
+        if wanted <= MAX_TRANSFER_BYTES {
+            let at = to_off(offset)?;
+            // SAFETY: IoSlice has the layout of iovec; the buffers are borrowed for the call. Bare, as above.
+            done = once(|| unsafe {
+                let (fd, count) = (file.as_raw_fd(), group.len());
+                libc::syscall(libc::SYS_pwritev, fd, group.as_ptr(), count, at, at >> 32) as isize
+            })?;
+        }
+        let mut start = 0;
+        for buffer in group.iter().filter(|_| done < wanted) {
+            let skip = done.saturating_sub(start).min(buffer.len());
+            write_one(file, offset + (start + skip) as u64, &buffer[skip..])?;
+            start += buffer.len();
+        }
+        offset += wanted as u64;
+    }
+    Ok(())
+}
+
+/// One system call, again after EINTR.
+pub(super) fn once(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        let answer = call();
+        if answer >= 0 {
+            return Ok(answer as usize);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// copy_file_range as a bare system call, again after a short one.
+pub(super) fn copy_range(
+    from: i32,
+    from_offset: u64,
+    to: &File,
+    to_offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    let (mut at, mut to_at) = (to_off(from_offset)?, to_off(to_offset)?);
+    let mut left = length;
+    while left > 0 {
+        let part = left.min(MAX_TRANSFER_BYTES as u64);
+        // SAFETY: both offsets live across the call, which moves them; the descriptors are open.
+        let copied = once(|| unsafe {
+            libc::syscall(
+                libc::SYS_copy_file_range,
+                from,
+                &mut at,
+                to.as_raw_fd(),
+                &mut to_at,
+                part as usize,
+                0u32,
+            ) as isize
+        });
+        match copied {
+            // The source has ended. What is missing reads as zeroes, which is not the host's to know.
+            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            Ok(bytes) => left -= bytes as u64,
+            // On different file systems, or a kind of file that is not copied so.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EXDEV | libc::EBADF | libc::EPERM)) => {
+                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
