@@ -20,6 +20,11 @@
  * compress-threads): these end with the call and take no signals. It installs no signal handlers, prints
  * nothing, and never ends the process.
  *
+ * Stack. An open, and what loads an image anew (reopen, resize, snapshots), needs up to 64 KiB of the calling
+ * thread's stack, whatever the length of the chain; a request 32 KiB. A request, close, inactivate and invalidate
+ * need 1 KiB more for each backing file below, of which there are 200 at most. 256 KiB are enough for all of them,
+ * without what the caller's own functions need.
+ *
  * Callbacks run on the thread that called, those of a storage also on the workers of qcow2_convert. They must
  * not call on the same handle, and must return. A message or progress function may be NULL. Progress is `done`
  * of `total`, in units of the call's own.
