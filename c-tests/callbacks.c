@@ -30,6 +30,36 @@ static void count(void *opaque, int kind, const char *text)
     messages++;
 }
 
+/* What a discard lets go of is settled when the image is closed, in a block that nobody has looked at before. */
+static void told_while_closing(void)
+{
+    const char *path = test_create("closing.qcow2", 8 * MIB, "cluster_size=4096", "refcount_bits=64", NULL);
+    qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
+    qcow2_image *image = test_open(path, 0, NULL);
+    qcow2_info info;
+    uint64_t entry;
+    unsigned char byte = 2; /* 512 bytes into a cluster */
+
+    test_fill(image, 0, 6 * MIB, 1);
+    info = test_info(image);
+    test_close(image);
+    entry = info.refcount_table_offset + 8;
+    test_file_write(path, &byte, 1, entry + 6);
+    params.path = path;
+    params.message = count;
+    messages = 0;
+    CHECK_OK(qcow2_open_with(&params, &image));
+    CHECK_OK(qcow2_discard(image, 3 * MIB, 4096));
+    CHECK_EQ(messages, 0);
+    CHECK_ERROR(qcow2_close(image), EIO);
+    CHECK_TEXT("refcount table entry 1");
+    CHECK_EQ(messages, 1);
+    image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
+    CHECK(test_info(image).corrupt);
+    test_expect(image, 4 * MIB, MIB, 1);
+    test_close(image);
+}
+
 int main(void)
 {
     const char *path = test_create("disk.qcow2", 64 * MIB, "cluster_size=4k", NULL);
@@ -90,5 +120,6 @@ int main(void)
     CHECK(result.corruptions_fixed > 0);
     test_close(image);
     test_expect_sound(path, false);
+    told_while_closing();
     return 0;
 }

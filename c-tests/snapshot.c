@@ -2,6 +2,7 @@
    changes.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "test.h"
 
+#include <pthread.h>
 #include <time.h>
 
 static unsigned snapshot_count(qcow2_image *image)
@@ -143,6 +144,56 @@ static void refused(void)
     test_close(image);
 }
 
+static volatile bool done_taking;
+
+/* Lists again and again, by this handle or, where it has none, by a new one each time. */
+static void *list(void *opaque)
+{
+    while (!done_taking) {
+        qcow2_snapshot_info info = {.struct_size = sizeof info};
+        qcow2_image *image = opaque ? opaque : test_open(test_path("listed.qcow2"), QCOW2_OPEN_READ_ONLY |
+                                                         QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, NULL);
+        int result = 0;
+
+        for (size_t i = 0; result == 0; i++) {
+            result = qcow2_get_snapshot(image, i, &info);
+            CHECK(result == 0 || result == -ENOENT);
+            if (result == 0) {
+                CHECK(info.id[0] != '\0');
+                CHECK(strncmp(info.name, "taken ", 6) == 0);
+            }
+        }
+        if (!opaque)
+            test_close(image);
+    }
+    return NULL;
+}
+
+static void nobody_sees_half_an_entry(void)
+{
+    const char *path = test_create("listed.qcow2", 4 * MIB, "cluster_size=512", NULL);
+    qcow2_image *image = test_open(path, 0, "pass-discard-other=on", NULL);
+    pthread_t others, same;
+    char name[32];
+
+    test_fill(image, 0, 64 * 1024, 1);
+    CHECK_EQ(pthread_create(&others, NULL, list, NULL), 0);
+    CHECK_EQ(pthread_create(&same, NULL, list, image), 0);
+    for (int round = 0; round < 400; round++) {
+        snprintf(name, sizeof name, "taken %d", round);
+        CHECK_OK(qcow2_snapshot_create(image, name, NULL));
+        if (round >= 3) {
+            snprintf(name, sizeof name, "taken %d", round - 3);
+            CHECK_OK(qcow2_snapshot_delete(image, NULL, name));
+        }
+    }
+    done_taking = true;
+    CHECK_EQ(pthread_join(others, NULL), 0);
+    CHECK_EQ(pthread_join(same, NULL), 0);
+    test_close(image);
+    test_expect_sound(path, false);
+}
+
 int main(void)
 {
     const char *const geometries[][2] = {{"cluster_size=65536", "lazy_refcounts=off"},
@@ -157,5 +208,6 @@ int main(void)
     what_is_told_is_kept();
     a_date_is_now();
     refused();
+    nobody_sees_half_an_entry();
     return 0;
 }

@@ -22,6 +22,11 @@
  * compress-threads): these end with the call and take no signals. It installs no signal handlers, prints
  * nothing, and never ends the process.
  *
+ * Stack. An open, and what loads an image anew (reopen, resize, snapshots), needs up to 64 KiB of the calling
+ * thread's stack, whatever the length of the chain; a request 32 KiB. A request, close, inactivate and invalidate
+ * need 1 KiB more for each backing file below, of which there are 200 at most. 256 KiB are enough for all of them,
+ * without what the caller's own functions need.
+ *
  * Callbacks run on the thread that called, those of a storage also on the workers of qcow2_convert. They must
  * not call on the same handle, and must return. A message or progress function may be NULL. Progress is `done`
  * of `total`, in units of the call's own.
@@ -343,7 +348,7 @@ typedef struct qcow2_open_params {
     qcow2_resolve_fn resolve;
     /* Handed to `resolve`. */
     void *resolve_opaque;
-    /* Takes what a repair at open says. May be NULL. */
+    /* Takes what a repair at open says, and a corruption that qcow2_close finds. May be NULL. */
     qcow2_message_fn message;
     /* Handed to `message`. */
     void *message_opaque;
@@ -707,7 +712,8 @@ int qcow2_open_with(const qcow2_open_params *params, qcow2_image **image);
 
 /*
  * Flushes, leaves the image clean, and frees the handle, whatever it returns: the first error that kept
- * something from the disk, or 0. NULL is fine. No other call on the handle may be under way. In a forked
+ * something from the disk, or 0. A corruption that is found here is an error, and a message to the `message` that the
+ * open was given. NULL is fine. No other call on the handle may be under way. In a forked
  * child it does nothing and returns -EOWNERDEAD.
  */
 int qcow2_close(qcow2_image *image);
@@ -1113,11 +1119,12 @@ int qcow2_snapshot_delete(qcow2_image *image,
  * Writes `count` bytes at `offset` of the VM state: what a machine has beside its disk, stored in the image past the
  * end of the disk, where the guest cannot see it. All of them or an error. It belongs to the image as it is, as after
  * qcow2_snapshot_apply, and to each snapshot that is taken. A new snapshot that says how long it is (vm_state_size)
- * takes it out of the image; qcow2_truncate to another size and qcow2_make_empty drop it.
+ * takes it out of the image; with an external data file, which snapshots do not go with, it is stored there, past the
+ * end of the disk. qcow2_truncate to another size and qcow2_make_empty drop it.
  * Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
  * with the snapshot.
  *
- * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and
  * as qcow2_pwrite.
  * Specification: "Snapshots", size of the VM state.
  */
@@ -1131,7 +1138,7 @@ ssize_t qcow2_vmstate_write(qcow2_image *image,
  * snapshot.id or snapshot.name, else that of the image as it is, as qcow2_snapshot_apply has left it. What nobody has
  * written reads as zeroes, past the end too: vm_state_size of qcow2_get_snapshot tells how long it is.
  *
- * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+ * Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and
  * as qcow2_pread.
  * Specification: "Snapshots", size of the VM state.
  */

@@ -142,6 +142,7 @@ bool file_is_device(const char *path);
 
 /* --- snapshots, also part of info --- */
 
+bool snapshots_are_readable(qcow2_image *image, const char *name);
 void print_snapshot_list(FILE *out, qcow2_image *image);
 void json_snapshots(struct json *json, qcow2_image *image);
 

@@ -263,7 +263,8 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
 
     if (!seen_before(job, name) &&
         open_image(&job->args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
-        if (image_info(image, &info) && bitmaps_are_readable(image, &info, name)) {
+        if (image_info(image, &info) && bitmaps_are_readable(image, &info, name) &&
+            snapshots_are_readable(image, name)) {
             /* Told in whole sectors, as the stock tool counts. */
             info.file_length = (info.file_length + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
             if (info.version == 0)

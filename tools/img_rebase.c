@@ -36,10 +36,6 @@ static int open_backing(struct rebase_job *job)
     char *path = resolve_recorded(job->spec.path, job->name), *error = NULL;
     int result = image_from_name(&job->backing_spec, path, job->format, false, &error);
 
-    if (result == 0 && set_cache(&job->backing_spec, job->backing_cache, "Invalid source cache option") != EXIT_SUCCESS) {
-        free(path);
-        return EXIT_FAILURE;
-    }
     if (result == 0)
         result = image_open(&job->backing_spec,
                             QCOW2_OPEN_READ_ONLY | (job->args.force_share ? QCOW2_OPEN_FORCE_SHARE : 0), &job->backing,
@@ -123,7 +119,8 @@ static int run_rebase(const struct img_command *command, int argc, char **argv)
     name = one_file_name(&job.args, command, argc, argv);
     if (name && !job.unsafe && !job.name)
         result = usage_error(command, "Must specify backing file (-b) or use unsafe mode (-u)");
-    else if (name && set_cache(&job.spec, job.cache, "Invalid cache option") == EXIT_SUCCESS)
+    else if (name && set_cache(&job.spec, job.cache, "Invalid cache option") == EXIT_SUCCESS &&
+             set_cache(&job.backing_spec, job.backing_cache, "Invalid source cache option") == EXIT_SUCCESS)
         result = rebase_image(&job, name);
     image_spec_free(&job.spec);
     image_spec_free(&job.backing_spec);

@@ -16,6 +16,18 @@ static bool next_snapshot(qcow2_image *image, size_t index, qcow2_snapshot_info 
     return qcow2_get_snapshot(image, index, snapshot) == 0;
 }
 
+/* A table that nobody can list is told as the stock tool tells it, which does not open such an image. */
+bool snapshots_are_readable(qcow2_image *image, const char *name)
+{
+    qcow2_snapshot_info first = { .struct_size = sizeof(first) };
+    int result = qcow2_get_snapshot(image, 0, &first);
+
+    if (result == 0 || result == -ENOENT)
+        return true;
+    error_report("Could not open '%s': %s", name, failure_text());
+    return false;
+}
+
 static void print_snapshot(FILE *out, const qcow2_snapshot_info *snapshot)
 {
     char size[SIZE_TEXT_BYTES], date[64] = "", clock[64], icount[32] = "--";
@@ -76,8 +88,13 @@ static int list_snapshots(const struct image_args *args, const char *name)
     int result = EXIT_FAILURE;
 
     if (open_image(args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
-        print_snapshot_list(stdout, image);
+        bool readable = snapshots_are_readable(image, name);
+
+        if (readable)
+            print_snapshot_list(stdout, image);
         result = close_image(image);
+        if (!readable)
+            result = EXIT_FAILURE;
     }
     image_spec_free(&spec);
     return result;

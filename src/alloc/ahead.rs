@@ -59,7 +59,7 @@ impl Ledger {
         let geometry = self.geometry();
         // Not where a block is missing: making one takes a cluster and two syncs.
         let first = self.hint();
-        if first == 0 || self.table.block_offset(first)?.is_none() {
+        if first == 0 || self.table.block_offset(shared, first)?.is_none() {
             return Ok(());
         }
         let per_sector = (SECTOR_BYTES * 8) >> geometry.refcount_order;

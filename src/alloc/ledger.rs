@@ -209,7 +209,7 @@ impl Ledger {
         while taken < count {
             let cluster = first + taken;
             // A cluster without a block ends the run: the next one makes the block.
-            if self.table.block_offset(cluster)?.is_none() || self.table.get(shared, cluster)? != 0 {
+            if self.table.block_offset(shared, cluster)?.is_none() || self.table.get(shared, cluster)? != 0 {
                 break;
             }
             taken += 1;
@@ -224,7 +224,7 @@ impl Ledger {
         let mut length = 0;
         while length < count {
             let cluster = first + length;
-            if self.table.block_offset(cluster)?.is_none() {
+            if self.table.block_offset(shared, cluster)?.is_none() {
                 // A block among the clusters that it counts parts the run: a longer one would never find its place.
                 if length > 0 && count >= per_block && self.table.has_entry_for(cluster) {
                     self.add_block_at(shared, cluster, first)?;
@@ -249,7 +249,7 @@ impl Ledger {
         loop {
             let first = self.first_free(shared, self.hint)?;
             self.hint = first;
-            if self.table.block_offset(first)?.is_some() {
+            if self.table.block_offset(shared, first)?.is_some() {
                 return Ok(first);
             }
             self.add_block(shared, first)?;

@@ -77,7 +77,7 @@ impl Ledger {
         let next = cluster + 1;
         let is_free = self.next_ahead() == Some(next)
             || (geometry.cluster_offset(next) < MAX_HOST_OFFSET
-                && self.table.block_offset(next)?.is_some()
+                && self.table.block_offset(shared, next)?.is_some()
                 && self.count(shared, next)? == 0);
         if spills && !is_free {
             return Ok(None);

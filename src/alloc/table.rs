@@ -71,8 +71,9 @@ impl RefcountTable {
         })
     }
 
-    /// Host offset of the block that counts `cluster_index`; `None` when there is none.
-    pub(super) fn block_offset(&self, cluster_index: u64) -> Result<Option<u64>> {
+    /// Host offset of the block that counts `cluster_index`; `None` when there is none. An image whose entry is not
+    /// aligned is marked corrupt.
+    pub(super) fn block_offset(&self, shared: &Shared, cluster_index: u64) -> Result<Option<u64>> {
         let index = self.geometry.refcount_table_index(cluster_index);
         let Some(entry) = self.entries.get(index as usize) else { return Ok(None) };
         let offset = entry & !REFCOUNT_TABLE_RESERVED;
@@ -80,19 +81,20 @@ impl RefcountTable {
             return Ok(None);
         }
         if self.geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
-            return Err(Error::corrupt(
-                "refcount table entry",
-                index,
-                *entry,
-                "block offset is not a multiple of the cluster size below 2^56",
-            ));
+            let rule = "block offset is not a multiple of the cluster size below 2^56";
+            let found = Error::corrupt("refcount table entry", index, *entry, rule);
+            return Err(match self.geometry.in_cluster(offset) {
+                // A place that no file has is an error of the host's to the reference implementation.
+                0 => found,
+                _ => shared.header.mark_corrupt(found),
+            });
         }
         Ok(Some(offset))
     }
 
     /// The count of a cluster; 0 where there is no block.
     pub(super) fn get(&mut self, shared: &Shared, cluster_index: u64) -> Result<u64> {
-        let Some(offset) = self.block_offset(cluster_index)? else { return Ok(0) };
+        let Some(offset) = self.block_offset(shared, cluster_index)? else { return Ok(0) };
         let geometry = self.geometry;
         let block = self.block(shared, geometry.refcount_table_index(cluster_index), offset)?;
         Ok(refcount::get(&block.bytes, geometry.refcount_order, geometry.refcount_block_index(cluster_index)))
@@ -128,7 +130,7 @@ impl RefcountTable {
     ) -> std::result::Result<(), (u64, Error)> {
         let (geometry, order) = (self.geometry, self.geometry.refcount_order);
         let table_index = geometry.refcount_table_index(from);
-        let Some(offset) = self.block_offset(from).map_err(|e| (0, e))? else {
+        let Some(offset) = self.block_offset(shared, from).map_err(|e| (0, e))? else {
             for cluster in from..to {
                 if change(cluster, 0).map_err(|e| (cluster - from, e))? != 0 {
                     let rule = "no refcount block for a cluster in use";
@@ -167,7 +169,7 @@ impl RefcountTable {
         while at < end {
             let to = end.min((at / per_block + 1) * per_block);
             let before = at - first;
-            if let Some(offset) = self.block_offset(at).map_err(|e| (before, e))? {
+            if let Some(offset) = self.block_offset(shared, at).map_err(|e| (before, e))? {
                 let block = self.block(shared, at / per_block, offset).map_err(|e| (before, e))?;
                 let base = at / per_block * per_block;
                 let (least, most) = refcount::bounds(&block.bytes, order, at - base, to - base);
@@ -203,7 +205,7 @@ impl RefcountTable {
         let mut both = (u64::MAX, 0);
         while at < end {
             let to = end.min((at / per_block + 1) * per_block);
-            let (least, most) = match self.block_offset(at)? {
+            let (least, most) = match self.block_offset(shared, at)? {
                 None => (0, 0),
                 Some(offset) => {
                     let block = self.block(shared, at / per_block, offset)?;
@@ -226,7 +228,7 @@ impl RefcountTable {
         while end > least {
             let index = (end - 1) / per_block;
             let from = (index * per_block).max(least);
-            if let Some(offset) = self.block_offset(end - 1)? {
+            if let Some(offset) = self.block_offset(shared, end - 1)? {
                 let block = self.block(shared, index, offset)?;
                 let counted = |c: &u64| refcount::get(&block.bytes, order, *c - index * per_block) != 0;
                 if let Some(last) = (from..end).rev().find(counted) {
@@ -246,7 +248,7 @@ impl RefcountTable {
         limit: u64,
     ) -> Result<Option<u64>> {
         let geometry = self.geometry;
-        let Some(offset) = self.block_offset(from)? else { return Ok(Some(from)) };
+        let Some(offset) = self.block_offset(shared, from)? else { return Ok(Some(from)) };
         let block = self.block(shared, geometry.refcount_table_index(from), offset)?;
         let start = geometry.refcount_block_index(from);
         let base = from - start;

@@ -66,6 +66,12 @@ pub type qcow2_resolve_fn = Option<
     ) -> c_int,
 >;
 
+/// A function of the caller that takes messages, with its opaque value.
+pub(super) struct Receiver {
+    pub(super) function: qcow2_message_fn,
+    pub(super) opaque: *mut c_void,
+}
+
 /// Hands a message to the caller.
 pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
     let Some(function) = function else { return };

@@ -1,5 +1,6 @@
 //! What every exported function goes through: panics, cancellation, fork, the thread's last error.
 
+use super::callbacks::Receiver;
 use super::types::qcow2_image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
@@ -79,17 +80,20 @@ pub(super) struct Guarded {
     broken: AtomicBool,
     /// Reads meet cancellation points: in functions of the caller, or because they copy what they read.
     may_be_cancelled: AtomicBool,
+    /// Takes what closing finds.
+    pub(super) messages: Receiver,
     /// Strings handed out by info calls.
     pub(super) strings: std::sync::Mutex<super::info::Strings>,
 }
 
 impl Guarded {
-    pub(super) fn new(handle: Handle) -> Self {
+    pub(super) fn new(handle: Handle, messages: Receiver) -> Self {
         Guarded {
             may_be_cancelled: AtomicBool::new(may_be_cancelled(&handle)),
             handle,
             forks: forks(),
             broken: AtomicBool::new(false),
+            messages,
             strings: std::sync::Mutex::default(),
         }
     }

@@ -73,7 +73,8 @@ fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
             fill_header(&mut info, &header);
             info.lazy_refcounts = u32::from(core.is_lazy());
             info.backing_file = keep(list, header.backing_file.as_deref());
-            info.backing_format = keep(list, header.extension(extensions::BACKING_FORMAT));
+            info.backing_format =
+                keep(list, header.extension(extensions::BACKING_FORMAT).filter(|format| !format.is_empty()));
             info.data_file = keep(list, header.extension(extensions::DATA_FILE));
             Arc::clone(core.storage())
         }
@@ -174,8 +175,10 @@ pub unsafe extern "C" fn qcow2_get_snapshot(
     snapshot: *mut qcow2_snapshot_info,
 ) -> c_int {
     with(image, |guarded| {
-        let core = qcow2_core(guarded)?;
-        let all = core.snapshots()?;
+        let (core, all) = match guarded.handle.disk() {
+            Disk::Qcow2(image) => image.snapshots()?,
+            Disk::Raw(_) => return Err(Error::new(ErrorKind::NotFound, "a raw disk has no snapshots")),
+        };
         let Some(found) = all.get(index) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot number {index}")));
         };

@@ -4,7 +4,7 @@ use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
 use super::edge::{enter, is_given, last_error, option_list, take, with, Guarded};
 use super::types::*;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
 use crate::ops::handle::Handle;
 use crate::ops::inactive::{inactivate, invalidate};
@@ -37,7 +37,7 @@ pub struct qcow2_open_params {
     pub resolve: qcow2_resolve_fn,
     /// Handed to `resolve`.
     pub resolve_opaque: *mut c_void,
-    /// Takes what a repair at open says. May be NULL.
+    /// Takes what a repair at open says, and a corruption that qcow2_close finds. May be NULL.
     pub message: qcow2_message_fn,
     /// Handed to `message`.
     pub message_opaque: *mut c_void,
@@ -119,8 +119,9 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     let handle = with_callbacks(params, |resolver, messages| {
         Handle::open(&mut Opening { flags, options, resolver, messages }, &origin)
     })?;
+    let messages = Receiver { function: params.message, opaque: params.message_opaque };
     // SAFETY: as above. The box is taken back by `qcow2_close`.
-    unsafe { *image = Box::into_raw(Box::new(Guarded::new(handle))).cast() };
+    unsafe { *image = Box::into_raw(Box::new(Guarded::new(handle, messages))).cast() };
     Ok(0)
 }
 
@@ -207,7 +208,8 @@ pub unsafe extern "C" fn qcow2_open_with(
 }
 
 /// Flushes, leaves the image clean, and frees the handle, whatever it returns: the first error that kept
-/// something from the disk, or 0. NULL is fine. No other call on the handle may be under way. In a forked
+/// something from the disk, or 0. A corruption that is found here is an error, and a message to the `message` that the
+/// open was given. NULL is fine. No other call on the handle may be under way. In a forked
 /// child it does nothing and returns -EOWNERDEAD.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_close(image: *mut qcow2_image) -> c_int {
@@ -226,7 +228,12 @@ pub unsafe extern "C" fn qcow2_close(image: *mut qcow2_image) -> c_int {
         if usable != 0 {
             return Err(guarded.check().err().unwrap_or_else(|| Error::invalid("unusable handle")));
         }
-        guarded.handle.close().map(|()| 0)
+        let Guarded { handle, messages, .. } = *guarded;
+        handle.close().map(|()| 0).inspect_err(|e| {
+            if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::MarkedCorrupt) {
+                send_message(messages.function, messages.opaque, MessageKind::Error, &e.to_string());
+            }
+        })
     }) as c_int
 }
 

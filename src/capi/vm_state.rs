@@ -9,11 +9,12 @@ use std::ffi::c_void;
 /// Writes `count` bytes at `offset` of the VM state: what a machine has beside its disk, stored in the image past the
 /// end of the disk, where the guest cannot see it. All of them or an error. It belongs to the image as it is, as after
 /// qcow2_snapshot_apply, and to each snapshot that is taken. A new snapshot that says how long it is (vm_state_size)
-/// takes it out of the image; qcow2_truncate to another size and qcow2_make_empty drop it.
+/// takes it out of the image; with an external data file, which snapshots do not go with, it is stored there, past the
+/// end of the disk. qcow2_truncate to another size and qcow2_make_empty drop it.
 /// Requests of other threads go on; they wait where the L1 table must grow. Durable after the next qcow2_flush or
 /// with the snapshot.
 ///
-/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and
 /// as qcow2_pwrite.
 /// Specification: "Snapshots", size of the VM state.
 #[no_mangle]
@@ -34,7 +35,7 @@ pub unsafe extern "C" fn qcow2_vmstate_write(
 /// snapshot.id or snapshot.name, else that of the image as it is, as qcow2_snapshot_apply has left it. What nobody has
 /// written reads as zeroes, past the end too: vm_state_size of qcow2_get_snapshot tells how long it is.
 ///
-/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk, an external data file) and
+/// Returns `count`, or -errno: EFBIG (past what an L1 table can map), ENOTSUP (a raw disk) and
 /// as qcow2_pread.
 /// Specification: "Snapshots", size of the VM state.
 #[no_mangle]

@@ -169,6 +169,7 @@ impl RawL2 {
         Ok(L2Entry::Plain(Mapping { host, copied, alloc, zero }))
     }
 
+    /// A compressed cluster has no subclusters: what its bitmap says, if anything, means nothing.
     fn decode_compressed(self, geometry: &Geometry) -> Result<L2Entry, &'static str> {
         if geometry.external_data {
             return Err("compressed cluster in an image with an external data file");
@@ -179,9 +180,6 @@ impl RawL2 {
         let sectors = ((self.descriptor >> shift) & sector_mask) + 1;
         if host_offset >= MAX_HOST_OFFSET {
             return Err("compressed data starts at or past 2^56");
-        }
-        if self.bitmap != 0 {
-            return Err("subcluster bits on a compressed cluster");
         }
         let bytes = sectors * 512 - (host_offset & 511);
         Ok(L2Entry::Compressed(CompressedSpan { host_offset, bytes }))
@@ -271,6 +269,11 @@ mod tests {
                 let span = CompressedSpan { host_offset, bytes: (max_sectors + 1) * 512 - host_offset % 512 };
                 assert_eq!(RawL2 { descriptor, bitmap: 0 }.decode(&g), Ok(L2Entry::Compressed(span)));
                 assert_eq!(L2Entry::Compressed(span).encode(&g), RawL2 { descriptor, bitmap: 0 });
+                let e = Geometry { extended_l2: cluster_bits >= 14, ..g };
+                assert_eq!(
+                    RawL2 { descriptor, bitmap: 1 << 32 | 1 }.decode(&e),
+                    Ok(L2Entry::Compressed(span))
+                );
             }
         }
     }

@@ -65,11 +65,14 @@ pub fn encode_name_table() -> Vec<u8> {
 }
 
 /// "name" for each unknown bit that the image's own table names, and one "Unknown incompatible feature: HEX"
-/// for the others, joined with commas.
+/// for the others, joined with commas. The table ends at an entry without a name; the last one may be cut short.
 pub fn describe_unknown(bits: u64, name_table: &[u8]) -> String {
     let mut rest = bits;
     let mut texts = Vec::new();
-    for entry in name_table.chunks_exact(NAME_ENTRY_BYTES) {
+    for entry in name_table.chunks(NAME_ENTRY_BYTES) {
+        if entry.get(2).is_none_or(|first| *first == 0) {
+            break;
+        }
         let bit = u32::from(entry[1]);
         if entry[0] != FeatureKind::Incompatible as u8 || bit > 63 || rest & (1 << bit) == 0 {
             continue;
@@ -106,5 +109,12 @@ mod tests {
             describe_unknown(1 << 9 | 1 << 63, &table),
             "frob?, Unknown incompatible feature: 8000000000000000"
         );
+        assert_eq!(describe_unknown(1 << 9, b"\0\x09fr"), "fr");
+        for nameless in [&b""[..], b"\0", b"\0\x09", b"\0\x09\0"] {
+            assert_eq!(describe_unknown(1 << 9, nameless), "Unknown incompatible feature: 200");
+        }
+        let last = table.len() - NAME_ENTRY_BYTES;
+        table[last - NAME_ENTRY_BYTES + 2] = 0;
+        assert_eq!(describe_unknown(1 << 9, &table), "Unknown incompatible feature: 200");
     }
 }

@@ -23,6 +23,8 @@ pub const V3_BYTES: usize = 112;
 pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
 /// Most internal snapshots, the reference implementation's limit.
 pub const MAX_SNAPSHOTS: u32 = 65536;
+/// Offset of the number of snapshots in the header; the offset of their table follows it.
+pub const SNAPSHOT_FIELDS_AT: u64 = 60;
 /// Byte offset of the three 64-bit feature fields.
 pub const FEATURES_AT: usize = 72;
 
@@ -265,7 +267,7 @@ impl Header {
             return Err(bad(format!("L1 table is too small [l1_size {}, {needed} needed]", self.l1_size)));
         }
         self.check_refcount_table(&geometry, for_check)?;
-        if self.snapshot_count > MAX_SNAPSHOTS {
+        if self.snapshot_count > MAX_SNAPSHOTS && !for_check {
             let text = format!(
                 "Snapshot table too large [nb_snapshots {}, the limit is {MAX_SNAPSHOTS}]",
                 self.snapshot_count
@@ -312,14 +314,15 @@ impl Header {
         }
     }
 
-    /// Payload of the first extension of `kind`.
+    /// Payload of the extension of `kind`; of several the last one counts.
     pub fn extension(&self, kind: u32) -> Option<&[u8]> {
-        self.extensions.iter().find(|e| e.kind == kind).map(|e| e.data.as_slice())
+        self.extensions.iter().rev().find(|e| e.kind == kind).map(|e| e.data.as_slice())
     }
 
-    /// An extension's payload as text.
+    /// An extension's payload as text; none is none given.
     pub fn extension_text(&self, kind: u32) -> Option<String> {
-        self.extension(kind).map(|d| String::from_utf8_lossy(d).trim_end_matches('\0').to_owned())
+        let text = String::from_utf8_lossy(self.extension(kind)?).trim_end_matches('\0').to_owned();
+        Some(text).filter(|t| !t.is_empty())
     }
 
     /// An extension's payload as a name.

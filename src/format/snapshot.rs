@@ -16,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub const FIXED_BYTES: usize = 40;
 /// Most extra data of one entry, the reference implementation's limit.
 pub const MAX_EXTRA_BYTES: u32 = 1024;
+/// Longest entry.
+pub const MAX_ENTRY_BYTES: u64 = FIXED_BYTES as u64 + MAX_EXTRA_BYTES as u64 + 2 * u16::MAX as u64;
 /// Largest table: what 65,536 entries need at 1024 bytes each, the reference implementation's limit.
 pub const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// Extra data that a version 3 entry must have: VM state size and virtual size.
@@ -79,14 +81,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Parses one entry; `entry` holds at least its unpadded length. Extra data over the limit is an error.
-    pub fn parse(entry: &[u8]) -> Result<Snapshot> {
+    /// Parses entry number `index`; `entry` holds at least its unpadded length. Extra data over the limit is an error.
+    pub fn parse(entry: &[u8], index: u32) -> Result<Snapshot> {
         if entry.len() < FIXED_BYTES {
             return Err(truncated());
         }
         let sizes = EntrySizes::parse(entry);
         if sizes.extra_bytes > MAX_EXTRA_BYTES {
-            return Err(Error::new(ErrorKind::TooLarge, "Too much extra metadata in snapshot table entry"));
+            let text = format!(
+                "Too much extra metadata in snapshot table entry {index} [{} bytes, the limit is {MAX_EXTRA_BYTES}]",
+                sizes.extra_bytes
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
         }
         if (entry.len() as u64) < sizes.entry_bytes() {
             return Err(truncated());
@@ -95,8 +101,6 @@ impl Snapshot {
         let name_at = id_at + usize::from(sizes.id_bytes);
         let extra = &entry[FIXED_BYTES..id_at];
         let field = |at: usize| (extra.len() >= at + 8).then(|| be64(extra, at));
-        let without_icount = REQUIRED_EXTRA_BYTES as usize;
-        let known_end = if extra.len() < KNOWN_EXTRA_BYTES { without_icount } else { KNOWN_EXTRA_BYTES };
         Ok(Snapshot {
             l1_table_offset: be64(entry, 0),
             l1_size: be32(entry, 8),
@@ -109,7 +113,7 @@ impl Snapshot {
             virtual_size: field(8),
             icount: field(16),
             extra_bytes: sizes.extra_bytes,
-            unknown_extra: extra.get(known_end..).unwrap_or_default().to_vec(),
+            unknown_extra: extra.get(KNOWN_EXTRA_BYTES..).unwrap_or_default().to_vec(),
         })
     }
 
@@ -118,12 +122,13 @@ impl Snapshot {
         self.extra_bytes >= REQUIRED_EXTRA_BYTES
     }
 
-    /// Appends the entry with padding. An entry without a virtual size gets `default_virtual_size`.
+    /// Appends the entry with padding. What an entry is too short to say gets its default: `default_virtual_size`, and
+    /// no instruction count.
     pub fn encode(&self, default_virtual_size: u64, out: &mut Vec<u8>) {
         let mut extra = Vec::with_capacity(KNOWN_EXTRA_BYTES + self.unknown_extra.len());
         extra.extend(self.vm_state_bytes.to_be_bytes());
         extra.extend(self.virtual_size.unwrap_or(default_virtual_size).to_be_bytes());
-        extra.extend(self.icount.map(u64::to_be_bytes).into_iter().flatten());
+        extra.extend(self.icount.unwrap_or(u64::MAX).to_be_bytes());
         extra.extend(&self.unknown_extra);
         out.extend(self.l1_table_offset.to_be_bytes());
         out.extend(self.l1_size.to_be_bytes());
@@ -150,7 +155,7 @@ pub fn parse_table(bytes: &[u8], count: u32) -> Result<(Vec<Snapshot>, u64)> {
         return Err(Error::new(
             ErrorKind::TooLarge,
             format!(
-                "snapshot table too large (nb_snapshots {count}, the limit is {})",
+                "Snapshot table too large [nb_snapshots {count}, the limit is {}]",
                 super::header::MAX_SNAPSHOTS
             ),
         ));
@@ -159,7 +164,7 @@ pub fn parse_table(bytes: &[u8], count: u32) -> Result<(Vec<Snapshot>, u64)> {
     let (mut at, mut end) = (0usize, 0usize);
     for index in 0..count {
         let entry = bytes.get(at..).ok_or_else(truncated)?;
-        let snapshot = Snapshot::parse(entry).map_err(|e| e.within(format!("entry {index}")))?;
+        let snapshot = Snapshot::parse(entry, index)?;
         end = at + EntrySizes::parse(entry).entry_bytes() as usize;
         at = end.div_ceil(8) * 8;
         list.push(snapshot);
@@ -200,7 +205,9 @@ mod tests {
             snapshot.encode(0, &mut bytes);
         }
         let (parsed, end) = parse_table(&bytes, 4).unwrap();
-        assert_eq!(parsed, list);
+        // The first one has become complete.
+        let raised = Snapshot { icount: Some(u64::MAX), extra_bytes: 24, ..sample(0) };
+        assert_eq!((&parsed[0], &parsed[1..]), (&raised, &list[1..]));
         assert_eq!(end.div_ceil(8) * 8, bytes.len() as u64);
     }
 
@@ -209,13 +216,13 @@ mod tests {
         let mut bytes = Vec::new();
         sample(1000).encode(0, &mut bytes);
         let names = bytes[FIXED_BYTES + 1023..].to_vec();
-        for length in 16..=1023u32 {
+        for length in 24..=1023u32 {
             let mut entry = bytes[..FIXED_BYTES + length as usize].to_vec();
             entry[36..40].copy_from_slice(&length.to_be_bytes());
             entry.extend(&names);
             let whole = entry.len();
             let mut again = Vec::new();
-            Snapshot::parse(&entry).unwrap().encode(0, &mut again);
+            Snapshot::parse(&entry, 0).unwrap().encode(0, &mut again);
             assert_eq!(again[..whole.min(again.len())], entry[..whole.min(again.len())], "{length} bytes");
             assert_eq!(again.len(), EntrySizes::parse(&entry).entry_bytes().div_ceil(8) as usize * 8);
         }
@@ -225,14 +232,15 @@ mod tests {
     fn short_entries_use_the_old_field_and_are_incomplete() {
         let mut entry = vec![0; FIXED_BYTES];
         entry[35] = 9;
-        let snapshot = Snapshot::parse(&entry).unwrap();
+        let snapshot = Snapshot::parse(&entry, 0).unwrap();
         assert_eq!((snapshot.vm_state_bytes, snapshot.virtual_size), (9, None));
         assert!(!snapshot.is_complete());
         let mut out = Vec::new();
         snapshot.encode(4096, &mut out);
-        let again = Snapshot::parse(&out).unwrap();
+        let again = Snapshot::parse(&out, 0).unwrap();
         assert!(again.is_complete());
-        assert_eq!((again.vm_state_bytes, again.virtual_size), (9, Some(4096)));
+        assert_eq!((again.vm_state_bytes, again.virtual_size, again.icount), (9, Some(4096), Some(u64::MAX)));
+        assert_eq!(again.extra_bytes, 24);
     }
 
     #[test]

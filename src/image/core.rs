@@ -3,7 +3,7 @@
 use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
-use super::snapshots::{index_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
 use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
@@ -68,7 +68,7 @@ pub struct Core {
     pub(super) writes_are_plain: AtomicBool,
     /// Why nothing is to be changed before an earlier change is complete (`unfinished`).
     suspended: OnceLock<Error>,
-    /// What is read of the disks below becomes the image's own.
+    /// What is read where the image has holes becomes the image's own.
     pub(super) copies_on_read: bool,
     /// The snapshot table, once somebody has asked for it.
     snapshots: Mutex<Option<Arc<[Snapshot]>>>,
@@ -172,7 +172,7 @@ impl Core {
             && options.detect_zeroes == DetectZeroes::Off
             && !options.cache.sync_each_write()
             && !options.metadata_writethrough;
-        let copies_on_read = options.copy_on_read && settings.backing.is_some();
+        let copies_on_read = options.copy_on_read;
         Ok(Core {
             shared,
             geometry,
@@ -331,14 +331,17 @@ impl Core {
         self.compressors.clear();
     }
 
-    /// The snapshots, in table order: read once for all who ask, for a list may be long.
+    /// The snapshots, in table order: read once for all who ask, for a list may be long. Called inside the gate.
     pub fn snapshots(&self) -> Result<Arc<[Snapshot]>> {
         self.check_active()?;
         let mut known = self.snapshots.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(list) = &*known {
             return Ok(Arc::clone(list));
         }
-        let (list, _) = load_snapshots(&**self.storage(), &self.header())?;
+        let list = match self.is_read_only() {
+            true => load_current_snapshots(&**self.storage(), self.header())?.1,
+            false => load_snapshots(&**self.storage(), &self.header())?.0,
+        };
         let list: Arc<[Snapshot]> = list.into();
         *known = Some(Arc::clone(&list));
         Ok(list)

@@ -8,6 +8,7 @@ use super::status::Status;
 use super::unfinished::{unfinished, Steps};
 use super::{check_range, ZeroFlags};
 use crate::error::{Error, Result};
+use crate::format::snapshot::Snapshot;
 use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate, Pin};
 use crate::storage::medium::Medium;
@@ -281,6 +282,14 @@ impl Image {
         let core = self.core.load();
         check_range(core.virtual_size, offset, length)?;
         core.status(offset, length, top_only)
+    }
+
+    /// The snapshots in table order, with the state that has them: whole while somebody takes or deletes one.
+    pub fn snapshots(&self) -> Result<(Arc<Core>, Arc<[Snapshot]>)> {
+        let _pin = self.gate.enter();
+        let core = self.core();
+        let list = core.snapshots()?;
+        Ok((core, list))
     }
 
     /// Drops what is kept of compressed clusters, and cached tables that were not used since the last call. An

@@ -186,7 +186,7 @@ impl Core {
             let zeroes = zeroed("rest of a cluster", cut_end - from)?;
             self.write(from, &[IoSlice::new(&zeroes)], flusher)?;
         }
-        self.preallocate(cut_end, to, preallocation)?;
+        self.preallocate(from, to, preallocation)?;
         if preallocation == Preallocation::Full {
             self.fill_what_is_left(from, to, flusher)?;
         }
@@ -319,12 +319,13 @@ impl Core {
         Ok(())
     }
 
-    /// Maps every unallocated cluster that begins in `[from, to)`; the host has room for what is mapped, if asked for.
+    /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
+    /// zeroes does so still.
     fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(to);
-        let mut at = geometry.clusters_ceil(from);
+        let mut at = geometry.cluster_index(from);
         while at < end {
             let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
             let step_end = end.min(table_end);
@@ -332,28 +333,36 @@ impl Core {
             io.map.own_table(&claim, at)?;
             while at < step_end {
                 let old = io.map.entry(&claim, at)?;
-                if old != L2Entry::Plain(Mapping::default()) {
-                    at += 1;
-                    continue;
-                }
-                at += self.preallocate_run(io, alloc, &claim, at, step_end, how)?;
+                at += match self.wants_place(&old) {
+                    true => self.preallocate_run(io, alloc, &claim, at..step_end, old, how)?,
+                    false => 1,
+                };
             }
         }
         Ok(())
     }
 
+    /// An entry of a data file that says zero has its place.
+    fn wants_place(&self, old: &L2Entry) -> bool {
+        match old {
+            L2Entry::Plain(m) => m.host.is_none() && (m.zero == 0 || !self.geometry.external_data),
+            L2Entry::Compressed(_) => false,
+        }
+    }
+
+    /// The first of `clusters`, and those behind it whose entry is `old`, too.
     fn preallocate_run(
         &self,
         io: &Io,
         alloc: &Allocator,
         claim: &crate::map::Claim<'_>,
-        at: u64,
-        end: u64,
+        clusters: std::ops::Range<u64>,
+        old: L2Entry,
         how: Preallocation,
     ) -> Result<u64> {
-        let geometry = &self.geometry;
+        let (geometry, at) = (&self.geometry, clusters.start);
         let mut wanted = 1;
-        while at + wanted < end && io.map.entry(claim, at + wanted)? == L2Entry::Plain(Mapping::default()) {
+        while at + wanted < clusters.end && io.map.entry(claim, at + wanted)? == old {
             wanted += 1;
         }
         if geometry.external_data {
@@ -373,9 +382,14 @@ impl Core {
             let _ = self.shared.medium.change_data(|storage| storage.discard(host, bytes));
             return Err(e);
         }
+        // Subclusters beside those that are zeroes may show a backing file.
+        let (alloc, zero) = match old {
+            L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
+            _ => (geometry.all_subclusters(), 0),
+        };
         io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
             let host = Some(host + (index << geometry.cluster_bits));
-            let mapping = Mapping { host, copied: true, alloc: geometry.all_subclusters(), zero: 0 };
+            let mapping = Mapping { host, copied: true, alloc, zero };
             Ok(NewEntry { new: mapping.into(), dropped: None })
         })?;
         Ok(count)

@@ -151,12 +151,18 @@ impl Core {
 
     /// What is below the first bytes of a hole.
     fn look_below(&self, at: u64, length: u64, takes: Takes) -> Result<(u64, Below)> {
-        let Some(backing) = &self.settings.backing else { return Ok((length, Below::Nothing)) };
         let limit = match takes {
-            Takes::Above(depth) => return look_above(backing, at, length, depth),
+            Takes::Above(depth) => {
+                let Some(backing) = &self.settings.backing else { return Ok((length, Below::Nothing)) };
+                return look_above(backing, at, length, depth);
+            }
             // A hole whose zeroes come from no layer at all is not worth an entry.
             Takes::All => Below::Nothing,
             Takes::Read => Below::Zeroes,
+        };
+        let Some(backing) = &self.settings.backing else {
+            // A version 2 entry cannot say zero, and nothing is there that it would hide.
+            return Ok((length, if self.geometry.version < 3 { Below::Nothing } else { limit }));
         };
         if at >= backing.length() {
             return Ok((length, limit));

@@ -9,8 +9,10 @@ use super::handle::{Handle, Manner};
 use super::open::{shown_name, Messages, Opening, Origin, Resolver, Role, Seen};
 use crate::error::{Error, Result};
 use crate::format::extensions::DATA_FILE;
-use crate::image::{backing_names, read_header, validate, CoreSettings, Disk};
+use crate::format::Header;
+use crate::image::{backing_names, read_header, validate, Alone, Core, CoreSettings, Disk};
 use crate::storage::file::FileStorage;
+use crate::storage::Storage;
 use std::sync::Arc;
 
 /// Hands the image over: requests are refused until `invalidate`.
@@ -58,7 +60,8 @@ fn activate<'a>(
         return Ok(());
     }
     manner.flags.inactive = false;
-    let mut opening = Opening { flags: manner.flags, options: manner.options.clone(), resolver, messages };
+    let mut opening =
+        Box::new(Opening { flags: manner.flags, options: manner.options.clone(), resolver, messages });
     let done = lock(handle, &manner, &opening).and_then(|()| load(handle, &mut manner, &mut opening, seen));
     if done.is_err() {
         manner.flags.inactive = true;
@@ -67,16 +70,44 @@ fn activate<'a>(
     done
 }
 
+/// An image that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they
+/// keep is here and not on the stack.
+struct Loading {
+    storage: Arc<dyn Storage>,
+    header: Header,
+    settings: CoreSettings,
+    below: Option<Arc<Handle>>,
+}
+
 fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
     let image = match handle.disk() {
         Disk::Qcow2(image) => image,
         Disk::Raw(raw) => return raw.alone().activate(),
     };
     let alone = image.alone();
-    let old = alone.core();
+    let mut loading = begin_load(handle, &alone.core(), image.is_chain_kept(), opening)?;
+    seen.push(loading.storage.identity());
+    match &loading.below {
+        Some(below) => {
+            let resolver = opening.resolver.as_mut().map(|r| &mut **r as Resolver<'_>);
+            let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);
+            activate(below, resolver, messages, seen)?;
+        }
+        None => loading.below = opening.open_backing(&loading.header, handle.origin(), seen)?.map(Arc::new),
+    }
+    finish_load(handle, &alone, manner, opening, loading)
+}
+
+#[inline(never)]
+fn begin_load(
+    handle: &Handle,
+    old: &Core,
+    chain_kept: bool,
+    opening: &mut Opening<'_>,
+) -> Result<Box<Loading>> {
     let storage = Arc::clone(old.storage());
     let (header, _) = read_header(&*storage)?;
-    let mut settings = CoreSettings {
+    let settings = CoreSettings {
         options: opening.options.clone(),
         read_only: opening.flags.read_only,
         metadata_only: opening.flags.metadata_only,
@@ -88,17 +119,20 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
     {
         return Err(Error::invalid("the image names another data file: open it anew"));
     }
-    seen.push(storage.identity());
-    let same = image.is_chain_kept() && backing_names(&header) == backing_names(&old.header());
-    let below = match handle.below().filter(|_| same && header.backing_file.is_some()) {
-        Some(below) => {
-            let resolver = opening.resolver.as_mut().map(|r| &mut **r as Resolver<'_>);
-            let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);
-            activate(&below, resolver, messages, seen)?;
-            Some(below)
-        }
-        None => opening.open_backing(&header, handle.origin(), seen)?.map(Arc::new),
-    };
+    let same = chain_kept && backing_names(&header) == backing_names(&old.header());
+    let below = handle.below().filter(|_| same && header.backing_file.is_some());
+    Ok(Box::new(Loading { storage, header, settings, below }))
+}
+
+#[inline(never)]
+fn finish_load(
+    handle: &Handle,
+    alone: &Alone<'_>,
+    manner: &mut Manner,
+    opening: &mut Opening<'_>,
+    loading: Box<Loading>,
+) -> Result<()> {
+    let Loading { storage, header, mut settings, below } = *loading;
     settings.backing = below.as_ref().map(|b| b.shared_disk());
     let loaded = opening.repair_if_dirty(&header, &*storage, handle.origin()).and_then(|repaired| {
         alone.activate(storage, settings)?;
@@ -118,12 +152,14 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
 }
 
 /// Takes the locks that the flags ask for.
+#[inline(never)]
 fn lock(handle: &Handle, manner: &Manner, opening: &Opening<'_>) -> Result<()> {
     change_lock(&manner.file, Some(handle.origin()), Role::Image, opening)?;
     change_lock(&manner.data_file, handle.data_origin.as_ref(), Role::DataFile, opening)
 }
 
 /// Leaves the locks of one who does not mind what others do.
+#[inline(never)]
 fn unlock(handle: &Handle, manner: &Manner) -> Result<()> {
     let (flags, options) = (manner.flags, manner.options.clone());
     lock(handle, manner, &Opening { flags, options, resolver: None, messages: None })

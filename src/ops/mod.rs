@@ -2,6 +2,7 @@
 
 pub mod amend;
 pub mod backing;
+mod below;
 pub mod check;
 pub mod checksum;
 pub mod commit;

@@ -3,13 +3,13 @@
 //! No file is opened because an image names it unless the caller allowed it: by flag for all recorded
 //! files, or by a resolver for each. A missing backing format is never probed.
 
+use super::below::located;
 pub use super::check::Messages;
 use super::check::{check, CheckOptions, CheckReport};
-use super::data_file::identity_of;
+use super::data_file::DataFile;
 use super::handle::{Handle, Manner};
 use super::overlay::open_on_temporary;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::extensions;
 use crate::format::features::INCOMPAT_DIRTY;
 use crate::format::Header;
 use crate::image::{read_header, validate, CoreSettings, Disk, Image, RawDisk};
@@ -21,9 +21,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Longest chain of backing files.
-pub const MAX_CHAIN: usize = 200;
 
 /// What an open is allowed and asked to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,6 +121,17 @@ pub struct Opening<'a> {
     pub resolver: Option<Resolver<'a>>,
     /// Takes the messages of a repair.
     pub messages: Option<Messages<'a>>,
+}
+
+/// A node whose file is open, and whose backing file is not yet.
+pub(super) struct Node {
+    pub(super) origin: Origin,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) manner: Manner,
+    pub(super) settings: CoreSettings,
+    /// None of a raw disk.
+    pub(super) header: Option<Header>,
+    pub(super) data_file: Option<DataFile>,
 }
 
 impl Opening<'_> {
@@ -232,37 +240,62 @@ impl Opening<'_> {
         file: Option<Arc<FileStorage>>,
         seen: &mut Seen,
     ) -> Result<Handle> {
+        let node = self.begin_node(origin, storage, file, seen)?;
+        let below = match &node.header {
+            Some(header) => self.open_backing(header, origin, seen)?,
+            None => None,
+        };
+        self.finish_node(node, below)
+    }
+
+    /// What is done of a node before the ones below it are opened.
+    pub(super) fn begin_node(
+        &mut self,
+        origin: &Origin,
+        storage: Arc<dyn Storage>,
+        file: Option<Arc<FileStorage>>,
+        seen: &mut Seen,
+    ) -> Result<Box<Node>> {
         let manner = Manner::new(self.flags, self.options.clone(), file);
-        if self.flags.raw {
-            let sync = self.options.cache.sync_each_write();
-            let raw = RawDisk::open(storage, self.flags.read_only, sync)?;
-            if self.flags.inactive {
-                raw.alone().deactivate();
-            }
-            return Ok(Handle::new(Disk::Raw(raw), origin.clone(), manner, None, None));
-        }
-        let (header, _) = read_header(&*storage)?;
-        let mut settings = CoreSettings {
+        let settings = CoreSettings {
             options: self.options.clone(),
             read_only: self.flags.read_only,
             metadata_only: self.flags.metadata_only,
             backing: None,
             data_file: None,
         };
-        validate(&header, &settings)?;
-        seen.push(storage.identity());
-        let data_file = self.open_data_file(&header, seen)?;
+        let origin = origin.clone();
+        let mut node = Box::new(Node { origin, storage, manner, settings, header: None, data_file: None });
+        if !self.flags.raw {
+            let (header, _) = read_header(&*node.storage)?;
+            validate(&header, &node.settings)?;
+            seen.push(node.storage.identity());
+            node.data_file = self.open_data_file(&header, seen)?;
+            node.header = Some(header);
+        }
+        Ok(node)
+    }
+
+    /// The rest: `below` is open.
+    pub(super) fn finish_node(&mut self, node: Box<Node>, below: Option<Handle>) -> Result<Handle> {
+        let Node { origin, storage, manner, mut settings, header, data_file } = *node;
+        let Some(header) = header else {
+            let raw = RawDisk::open(storage, settings.read_only, settings.options.cache.sync_each_write())?;
+            if self.flags.inactive {
+                raw.alone().deactivate();
+            }
+            return Ok(Handle::new(Disk::Raw(raw), origin, manner, None, None));
+        };
         settings.data_file = data_file.as_ref().map(|d| Arc::clone(&d.storage));
-        let below = self.open_backing(&header, origin, seen)?;
         settings.backing = below.as_ref().map(Handle::shared_disk);
         settings.metadata_only |= self.flags.inactive;
-        let repaired = self.repair_if_dirty(&header, &*storage, origin)?;
+        let repaired = self.repair_if_dirty(&header, &*storage, &origin)?;
         let image = Image::open(storage, settings)?;
         if self.flags.inactive {
             image.alone().deactivate();
         }
         let disk = Disk::Qcow2(Box::new(image));
-        Ok(Handle::new(disk, origin.clone(), manner.after_repair(repaired), below, data_file))
+        Ok(Handle::new(disk, origin, manner.after_repair(repaired), below, data_file))
     }
 
     /// Repairs a dirty image before its first request. The dirty bit goes last, after the counts.
@@ -299,40 +332,6 @@ impl Opening<'_> {
         Ok(Some(report))
     }
 
-    pub(super) fn open_backing(
-        &mut self,
-        header: &Header,
-        origin: &Origin,
-        seen: &mut Seen,
-    ) -> Result<Option<Handle>> {
-        let Some(recorded_name) = header.backing_name() else { return Ok(None) };
-        if self.flags.metadata_only || self.flags.no_backing {
-            return Ok(None);
-        }
-        let depth = seen.len();
-        if depth > MAX_CHAIN {
-            return Err(Error::new(
-                ErrorKind::Loop,
-                format!(
-                    "backing file '{}': the chain is longer than {MAX_CHAIN} files",
-                    recorded_name.to_string_lossy()
-                ),
-            ));
-        }
-        let request = ResolveRequest {
-            named: Named::Backing,
-            depth,
-            resolved_path: resolve_path(recorded_name, origin),
-            format: header.extension_text(extensions::BACKING_FORMAT),
-            recorded_name: recorded_name.to_owned(),
-        };
-        let answer = self.resolve(&request)?;
-        let opened = self.open_below(&request, answer, seen);
-        // Said once, however deep in the chain it happened.
-        const PREFIX: &str = "Could not open backing file";
-        opened.map(Some).map_err(|e| if e.to_string().starts_with(PREFIX) { e } else { e.within(PREFIX) })
-    }
-
     pub(super) fn resolve(&mut self, request: &ResolveRequest) -> Result<ResolveAnswer> {
         if let Some(resolver) = &mut self.resolver {
             return resolver(request);
@@ -356,68 +355,12 @@ impl Opening<'_> {
         };
         Ok(ResolveAnswer { origin: Origin::Path(path.clone()), format: None })
     }
-
-    fn open_below(
-        &mut self,
-        request: &ResolveRequest,
-        answer: ResolveAnswer,
-        seen: &mut Seen,
-    ) -> Result<Handle> {
-        let format = answer.format.as_deref().or(request.format.as_deref());
-        let raw = match format {
-            Some("raw") => true,
-            Some("qcow2") => false,
-            Some(other) => return Err(Error::unsupported(format!("Unknown driver '{other}'"))),
-            None => {
-                return Err(Error::invalid(format!(
-                    "backing file '{}': no format is recorded, and formats are not probed",
-                    request.recorded_name.to_string_lossy()
-                )))
-            }
-        };
-        // Before the lock, which a file that is open further up would refuse for another reason.
-        let file = match &answer.origin {
-            Origin::Path(path) => identity_of(path),
-            _ => None,
-        };
-        if file.is_some() && seen.contains(&file) {
-            return Err(in_chain_already(request));
-        }
-        let below = OpenFlags { read_only: true, raw, no_repair: false, ..self.flags };
-        let below_options = OpenOptions { cache: self.options.cache, ..OpenOptions::default() };
-        let top = std::mem::replace(&mut self.flags, below);
-        let top_options = std::mem::replace(&mut self.options, below_options);
-        let opened = self.open_storage(&answer.origin, true, Role::Image).and_then(|(storage, file)| {
-            if storage.identity().is_some() && seen.contains(&storage.identity()) {
-                return Err(in_chain_already(request));
-            }
-            self.open_node(&answer.origin, storage, file, seen).map_err(|e| located(e, &answer.origin))
-        });
-        self.flags = top;
-        self.options = top_options;
-        opened
-    }
 }
 
 /// What a killed writer left may be in the host's cache only: a repair that reuses clusters because of it must
 /// not become durable before it.
 pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
     storage.sync().map_err(|e| Error::failed_sync("sync before a repair", &e))
-}
-
-fn in_chain_already(request: &ResolveRequest) -> Error {
-    Error::new(
-        ErrorKind::Loop,
-        format!("'{}' is already in the chain", request.recorded_name.to_string_lossy()),
-    )
-}
-
-/// An error about a node's contents says which file has them; below a caller's storage nothing has a name.
-fn located(error: Error, origin: &Origin) -> Error {
-    match origin {
-        Origin::Custom(_) => error,
-        _ => error.in_file(shown_name(origin)),
-    }
 }
 
 /// A node's name for messages.

@@ -137,7 +137,7 @@ pub const TABLE: &[OptionInfo] = &[
     open("cache-size", Kind::Size, None, "Most memory for L2 and refcount cache together"),
     open("check-threads", Kind::Number, Some("1"), "Threads that a check or repair reads L2 tables with (1 to 64; with callbacks 1)"),
     open("compress-threads", Kind::Number, Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
-    open("copy-on-read", Kind::Bool, Some("off"), "Write what is read of the backing file to the image"),
+    open("copy-on-read", Kind::Bool, Some("off"), "Write what is read where the image has holes to the image"),
     fixed("data-file", Kind::Name, "Path of the external data file, instead of the one that the image names"),
     open("detect-zeroes", Kind::Text, Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
     open("discard", Kind::Text, Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),

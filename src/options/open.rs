@@ -118,6 +118,7 @@ impl OpenOptions {
     /// An option that cannot change may be named with the value it has.
     pub fn update<O: AsRef<OsStr>>(&mut self, options: &[O]) -> Result<()> {
         let mut changed = self.clone();
+        let mut named = Vec::new();
         for option in options {
             let fixed = |key: &str| Error::invalid(format!("Cannot change the option '{key}'"));
             let (info, value) = parse_one(Scope::Open, option.as_ref(), fixed)?;
@@ -126,10 +127,33 @@ impl OpenOptions {
             if !info.runtime && changed != before {
                 return Err(fixed(info.name));
             }
+            named.push(info.name);
         }
+        changed.forget_older(&named);
         changed.check_combinations()?;
         *self = changed;
         Ok(())
+    }
+
+    /// What can be said in two ways was said in a newer one: the older one does not count beside it.
+    fn forget_older(&mut self, named: &[&str]) {
+        let is_new = |name: &str| named.contains(&name);
+        match (is_new("overlap-check"), is_new("overlap-check.template")) {
+            (true, false) => self.overlap_check_template = None,
+            (false, true) => self.overlap_check = None,
+            _ => {}
+        }
+        let sizes = ["cache-size", "l2-cache-size", "refcount-cache-size"].map(is_new);
+        // Where the old sizes contradict the new ones; two of three fit together if the sum is enough.
+        let fields = [&mut self.cache_size, &mut self.l2_cache_size, &mut self.refcount_cache_size];
+        let all = fields.iter().all(|f| f.is_some());
+        let part = |a: &Option<u64>, b: &Option<u64>| a.zip(*b).is_some_and(|(both, part)| both < part);
+        let too_large = part(fields[0], fields[1]) || part(fields[0], fields[2]);
+        if sizes.contains(&true) && (all || too_large) {
+            for (field, _) in fields.into_iter().zip(sizes).filter(|(_, new)| !new) {
+                *field = None;
+            }
+        }
     }
 
     fn assign(&mut self, name: &'static str, value: Value<'_>) -> Result<()> {
@@ -358,6 +382,36 @@ mod tests {
         assert_eq!(error.to_string(), "Cannot change the option 'foo'");
         assert!(options.update(&["lazy-refcounts=off", "detect-zeroes=unmap"]).is_err());
         assert_eq!(options, before);
+    }
+
+    #[test]
+    fn a_newer_spelling_replaces_an_older_one() {
+        let updated = |old: &[&str], new: &[&str]| {
+            let mut options = OpenOptions::parse(old).unwrap();
+            options.update(new).map(|()| options)
+        };
+        let checks = |old: String, new: String| updated(&[&old], &[&new]).unwrap().overlap_checks();
+        for (old, new) in [("none", "all"), ("all", "none"), ("cached", "constant")] {
+            let (plain, template) = ("overlap-check=", "overlap-check.template=");
+            let wanted = OpenOptions::parse(&[format!("{plain}{new}")]).unwrap().overlap_checks();
+            assert_eq!(checks(format!("{plain}{old}"), format!("{template}{new}")), wanted);
+            assert_eq!(checks(format!("{template}{old}"), format!("{plain}{new}")), wanted);
+        }
+        assert!(updated(&[], &["overlap-check=all", "overlap-check.template=none"]).is_err());
+        let sizes = |old: &[&str], new: &[&str]| {
+            let options = updated(old, new).unwrap();
+            [options.cache_size, options.l2_cache_size, options.refcount_cache_size]
+        };
+        let (m, k512) = (Some(1 << 20), Some(512 << 10));
+        assert_eq!(
+            sizes(&["l2-cache-size=512k", "refcount-cache-size=1M"], &["cache-size=1M"]),
+            [m, None, None]
+        );
+        assert_eq!(sizes(&["cache-size=512k"], &["l2-cache-size=1M"]), [None, m, None]);
+        assert_eq!(sizes(&["l2-cache-size=1M"], &["cache-size=512k"]), [k512, None, None]);
+        assert_eq!(sizes(&["cache-size=1M"], &["l2-cache-size=512k"]), [m, k512, None]);
+        let both = ["l2-cache-size=1M", "refcount-cache-size=512k"];
+        assert_eq!(sizes(&["cache-size=1M"], &both), [None, m, k512]);
     }
 
     #[test]

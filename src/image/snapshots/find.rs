@@ -1,6 +1,6 @@
 //! Which snapshot is meant, and the disk as it was then.
 
-use super::load_snapshots;
+use super::load_current_snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::Header;
@@ -52,7 +52,7 @@ pub(in crate::image) fn snapshot_header(
     header: Header,
     wanted: Wanted<'_>,
 ) -> Result<Header> {
-    let (list, _) = load_snapshots(&**storage, &header)?;
+    let (header, list) = load_current_snapshots(&**storage, header)?;
     let found = &list[wanted.index_in(&list)?];
     Ok(Header {
         l1_table_offset: found.l1_table_offset,

@@ -14,10 +14,11 @@ pub use find::Wanted;
 pub(in crate::image) use walk::L1Table;
 
 use crate::error::{zeroed, Error, ErrorKind, Result};
-use crate::format::be64;
 use crate::format::entries::L1Entry;
-use crate::format::snapshot::{parse_table, Snapshot, MAX_TABLE_BYTES};
+use crate::format::header::SNAPSHOT_FIELDS_AT;
+use crate::format::snapshot::{parse_table, Snapshot, FIXED_BYTES, MAX_ENTRY_BYTES, MAX_TABLE_BYTES};
 use crate::format::Header;
+use crate::format::{be32, be64};
 use crate::meta::guard::Owner;
 use crate::meta::OverlapGuard;
 use crate::storage::{read_exact, Purpose, Storage};
@@ -28,23 +29,56 @@ const FIRST_BYTES: u64 = 64 << 10;
 /// Most clusters of snapshots' L1 tables that the overlap index takes: some 32 MiB of memory.
 const MAX_INDEXED_CLUSTERS: u64 = 1 << 20;
 
-/// Reads all entries, with the length of the table in bytes.
+/// Reads all entries, with the length of the table in bytes. Past the end of the file there are zeroes.
 pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
-    if header.snapshot_count == 0 {
+    let count = header.snapshot_count;
+    if count == 0 {
         return Ok((Vec::new(), 0));
     }
     let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
-    let room = length.saturating_sub(header.snapshots_offset).min(MAX_TABLE_BYTES);
+    // An entry of zeroes is its fixed part.
+    let stored = length.saturating_sub(header.snapshots_offset);
+    let room = (stored + MAX_ENTRY_BYTES + u64::from(count) * FIXED_BYTES as u64).min(MAX_TABLE_BYTES);
     let mut bytes = FIRST_BYTES.min(room);
     loop {
         let mut table = zeroed("snapshot table", bytes)?;
         read_exact(storage, Purpose::Snapshots, header.snapshots_offset, &mut table)?;
-        match parse_table(&table, header.snapshot_count) {
-            Err(_) if bytes < room => bytes = (bytes * 4).min(room),
-            Err(e) => return Err(Error::new(ErrorKind::Corrupt, format!("snapshot table: {e}"))),
+        match parse_table(&table, count) {
+            Err(e) if e.kind() == ErrorKind::Corrupt && bytes < room => bytes = (bytes * 4).min(room),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                let text = format!("Snapshot table is too big [{count} entries in more than {room} bytes]");
+                return Err(Error::new(ErrorKind::TooLarge, text));
+            }
             done => return done,
         }
     }
+}
+
+/// Looks at a table that somebody else changes again and again, before that is given up.
+const MOST_LOOKS: u32 = 100;
+
+/// The header with the snapshot table that is in force now, and its entries: of an image that somebody else may be
+/// writing. A table that the header still names after it was read has been whole, and nobody else's, all the time.
+pub(crate) fn load_current_snapshots(
+    storage: &dyn Storage,
+    mut header: Header,
+) -> Result<(Header, Vec<Snapshot>)> {
+    for _ in 0..MOST_LOOKS {
+        (header.snapshot_count, header.snapshots_offset) = table_now(storage)?;
+        header.check_tables(true)?;
+        let loaded = load_snapshots(storage, &header);
+        if table_now(storage)? == (header.snapshot_count, header.snapshots_offset) {
+            return loaded.map(|(list, _)| (header, list));
+        }
+    }
+    Err(Error::new(ErrorKind::Locked, "snapshot table: another program keeps changing it"))
+}
+
+/// Entries and offset of the snapshot table, as the header on the medium has them.
+fn table_now(storage: &dyn Storage) -> Result<(u32, u64)> {
+    let mut fields = [0; 12];
+    read_exact(storage, Purpose::Header, SNAPSHOT_FIELDS_AT, &mut fields)?;
+    Ok((be32(&fields, 0), be64(&fields, 4)))
 }
 
 /// Adds the snapshot table and the snapshots' tables to the overlap index.

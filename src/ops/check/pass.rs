@@ -63,9 +63,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Pass<'a>> {
         let file_length = storage.length().map_err(|e| Error::host("length of the image", &e))?;
         let header = read_header(storage, file_length)?;
-        // A count of snapshots over the limit is this module's own finding.
-        let snapshot_count = header.snapshot_count.min(crate::format::header::MAX_SNAPSHOTS);
-        Header { snapshot_count, ..header.clone() }.check_tables(true)?;
+        header.check_tables(true)?;
         if (options.repair_leaks || options.repair_errors) && storage.traits().read_only {
             return Err(Error::new(ErrorKind::ReadOnly, "an image opened read-only cannot be repaired"));
         }

@@ -3,14 +3,12 @@
 use super::pass::Pass;
 use super::MessageKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::MAX_SNAPSHOTS;
+use crate::format::header::{MAX_SNAPSHOTS, SNAPSHOT_FIELDS_AT};
 use crate::format::snapshot::{EntrySizes, Snapshot, FIXED_BYTES, MAX_EXTRA_BYTES, MAX_TABLE_BYTES};
 use crate::storage::{read_exact, write_all, Purpose};
 
 /// Bytes of the table read at once; more than one entry of usual size.
 const WINDOW_BYTES: u64 = 64 << 10;
-/// Offset of `nb_snapshots` in the header; `snapshots_offset` follows it.
-const SNAPSHOT_FIELDS_AT: usize = 60;
 
 /// The table as read.
 #[derive(Default)]
@@ -47,11 +45,12 @@ impl Pass<'_> {
         let (mut at, mut end) = (0, 0);
         for index in 0..count {
             let (snapshot, entry_bytes) = self.read_entry(&mut window, at, index)?;
+            if at + entry_bytes > MAX_TABLE_BYTES {
+                self.drop_past_the_limit(count - index)?;
+                break;
+            }
             end = at + entry_bytes;
             at = end.div_ceil(8) * 8;
-            if at > MAX_TABLE_BYTES {
-                return Err(too_large("snapshot table is larger than 64 MiB"));
-            }
             self.snapshots.list.push(snapshot);
         }
         self.snapshots.stored_bytes = end;
@@ -81,12 +80,7 @@ impl Pass<'_> {
     fn drop_overhanging(&mut self, overhang: u32) -> Result<()> {
         if !self.options.repair_errors {
             self.error("ERROR snapshot table too large");
-            self.say(
-                MessageKind::Info,
-                &format!(
-                    "You can force-remove all {overhang} overhanging snapshots with qemu-img check -r all"
-                ),
-            );
+            self.say_overhanging(overhang);
             return Err(too_large("snapshot table too large"));
         }
         self.repair(&format!("Discarding {overhang} overhanging snapshots"));
@@ -95,12 +89,32 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// The last `overhang` entries reach past the largest table.
+    fn drop_past_the_limit(&mut self, overhang: u32) -> Result<()> {
+        if !self.options.repair_errors {
+            let text = "Snapshot table is too big";
+            self.error(&format!("ERROR failed to read the snapshot table: {text}"));
+            self.say_overhanging(overhang);
+            return Err(too_large(text));
+        }
+        self.repair(&format!("Discarding {overhang} overhanging snapshots (snapshot table is too big)"));
+        self.report.corruptions_fixed += u64::from(overhang);
+        self.snapshots.changed = true;
+        Ok(())
+    }
+
+    fn say_overhanging(&mut self, overhang: u32) {
+        let remedy =
+            format!("You can force-remove all {overhang} overhanging snapshots with qemu-img check -r all");
+        self.say(MessageKind::Info, &remedy);
+    }
+
     /// Reads entry `index` at `at`; answers it and the bytes that it takes in the image without padding.
     fn read_entry(&mut self, window: &mut Window, at: u64, index: u32) -> Result<(Snapshot, u64)> {
         let sizes = EntrySizes::parse(self.table_bytes(window, at, FIXED_BYTES as u64)?);
         if sizes.extra_bytes <= MAX_EXTRA_BYTES {
             let entry = self.table_bytes(window, at, sizes.entry_bytes())?;
-            return Ok((Snapshot::parse(entry)?, sizes.entry_bytes()));
+            return Ok((Snapshot::parse(entry, index)?, sizes.entry_bytes()));
         }
         if !self.options.repair_errors {
             self.error(&format!(
@@ -124,7 +138,7 @@ impl Pass<'_> {
         let names_at = at + FIXED_BYTES as u64 + u64::from(sizes.extra_bytes);
         let names_bytes = u64::from(sizes.id_bytes) + u64::from(sizes.name_bytes);
         entry.extend(self.table_bytes(window, names_at, names_bytes)?);
-        Ok((Snapshot::parse(&entry)?, sizes.entry_bytes()))
+        Ok((Snapshot::parse(&entry, index)?, sizes.entry_bytes()))
     }
 
     /// Bytes of the stored table, through the window. Past the end of the file they are zeroes.
@@ -153,13 +167,16 @@ impl Pass<'_> {
         if table.len() as u64 > MAX_TABLE_BYTES {
             return Err(too_large("snapshot table is larger than 64 MiB"));
         }
-        let offset = self.take_clusters(table.len() as u64)?;
+        let offset = match table.len() as u64 {
+            0 => 0,
+            bytes => self.take_clusters(bytes)?,
+        };
         write_all(self.storage, Purpose::Snapshots, offset, &table)?;
         self.stored.write_back(self.storage)?;
         self.sync()?;
         let mut fields = (self.snapshots.list.len() as u32).to_be_bytes().to_vec();
         fields.extend(offset.to_be_bytes());
-        self.write_header_bytes(SNAPSHOT_FIELDS_AT, &fields)?;
+        self.write_header_bytes(SNAPSHOT_FIELDS_AT as usize, &fields)?;
         self.sync()?;
         let (old, old_bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
         self.header.snapshots_offset = offset;
