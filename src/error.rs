@@ -78,9 +78,15 @@ impl ErrorKind {
 
 /// An error with its kind and a complete sentence for the user.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{text}")]
+#[error("{}", told.text)]
 pub struct Error {
     kind: ErrorKind,
+    /// In a box of its own: results are passed up through many functions, errors are rare.
+    told: Box<Told>,
+}
+
+#[derive(Clone, Debug)]
+struct Told {
     text: Box<str>,
     failed_sync: bool,
 }
@@ -88,7 +94,7 @@ pub struct Error {
 impl Error {
     /// An error of `kind` with the text for the user.
     pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
-        Error { kind, text: text.into().into_boxed_str(), failed_sync: false }
+        Error { kind, told: Box::new(Told { text: text.into().into_boxed_str(), failed_sync: false }) }
     }
 
     /// A broken rule of the format: which structure, where in it, what it holds, what it should.
@@ -126,12 +132,14 @@ impl Error {
 
     /// A sync that failed: the host may have dropped what was written before it, and a second one says nothing.
     pub fn failed_sync(what: impl fmt::Display, error: &io::Error) -> Self {
-        Error { failed_sync: true, ..Error::host(what, error) }
+        let mut failed = Error::host(what, error);
+        failed.told.failed_sync = true;
+        failed
     }
 
     /// Whether it is a sync that failed.
     pub fn is_failed_sync(&self) -> bool {
-        self.failed_sync
+        self.told.failed_sync
     }
 
     /// The kind, for decisions.
@@ -146,19 +154,25 @@ impl Error {
 
     /// The same error with the file that it is about among its details, which stand in brackets at the end.
     pub fn in_file(self, path: impl fmt::Display) -> Self {
-        if self.text.ends_with("']") && self.text.contains("in '") {
+        if self.told.text.ends_with("']") && self.told.text.contains("in '") {
             return self; // a file further down
         }
-        let text = match self.text.strip_suffix(']') {
+        let text = match self.told.text.strip_suffix(']') {
             Some(text) if text.contains(" [") => format!("{text}, in '{path}']"),
-            _ => format!("{} [in '{path}']", self.text),
+            _ => format!("{} [in '{path}']", self.told.text),
         };
-        Error { text: text.into_boxed_str(), ..self }
+        self.with_text(text)
     }
 
     /// The same error with `prefix: ` before its text.
     pub fn within(self, prefix: impl fmt::Display) -> Self {
-        Error { text: format!("{prefix}: {}", self.text).into_boxed_str(), ..self }
+        let text = format!("{prefix}: {}", self.told.text);
+        self.with_text(text)
+    }
+
+    fn with_text(mut self, text: String) -> Self {
+        self.told.text = text.into_boxed_str();
+        self
     }
 }
 

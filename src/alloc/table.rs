@@ -73,6 +73,7 @@ impl RefcountTable {
 
     /// Host offset of the block that counts `cluster_index`; `None` when there is none. An image whose entry is not
     /// aligned is marked corrupt.
+    #[inline]
     pub(super) fn block_offset(&self, shared: &Shared, cluster_index: u64) -> Result<Option<u64>> {
         let index = self.geometry.refcount_table_index(cluster_index);
         let Some(entry) = self.entries.get(index as usize) else { return Ok(None) };
@@ -81,15 +82,20 @@ impl RefcountTable {
             return Ok(None);
         }
         if self.geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
-            let rule = "block offset is not a multiple of the cluster size below 2^56";
-            let found = Error::corrupt("refcount table entry", index, *entry, rule);
-            return Err(match self.geometry.in_cluster(offset) {
-                // A place that no file has is an error of the host's to the reference implementation.
-                0 => found,
-                _ => shared.header.mark_corrupt(found),
-            });
+            return Err(self.misplaced(shared, index, *entry));
         }
         Ok(Some(offset))
+    }
+
+    #[cold]
+    fn misplaced(&self, shared: &Shared, index: u64, entry: u64) -> Error {
+        let rule = "block offset is not a multiple of the cluster size below 2^56";
+        let found = Error::corrupt("refcount table entry", index, entry, rule);
+        match self.geometry.in_cluster(entry & !REFCOUNT_TABLE_RESERVED) {
+            // A place that no file has is an error of the host's to the reference implementation.
+            0 => found,
+            _ => shared.header.mark_corrupt(found),
+        }
     }
 
     /// The count of a cluster; 0 where there is no block.
@@ -361,7 +367,16 @@ impl RefcountTable {
         self.write_sectors(shared)
     }
 
+    #[inline]
     fn write_sectors(&mut self, shared: &Shared) -> Result<()> {
+        match self.dirty_sectors.is_empty() {
+            true => Ok(()),
+            false => self.write_dirty_sectors(shared),
+        }
+    }
+
+    #[cold]
+    fn write_dirty_sectors(&mut self, shared: &Shared) -> Result<()> {
         let per_sector = SECTOR_BYTES / 8;
         while let Some(&first) = self.dirty_sectors.first() {
             let mut end = first + 1;

@@ -125,9 +125,13 @@ impl Image {
 
     /// Writes `buffers` at `offset`.
     pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
-        self.after_steps(|| self.write_now(offset, buffers, fua))
+        match self.write_now(offset, buffers, fua) {
+            Err(e) => self.again(e, &|| self.write_now(offset, buffers, fua)),
+            done => done,
+        }
     }
 
+    #[inline(always)]
     fn write_now(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let _pin = self.gate.enter();
         let core = self.core.load();
@@ -258,16 +262,24 @@ impl Image {
 
     /// Everything completed before the call is durable when it returns.
     pub fn flush(&self) -> Result<()> {
-        self.after_steps(|| {
-            let _pin = self.gate.enter();
-            let core = self.core.load();
-            if core.is_read_only() {
-                return Ok(());
-            }
-            core.io()?;
-            core.check_writable()?;
-            self.flusher.flush(&core)
-        })
+        match self.flush_now() {
+            Err(e) => self.again(e, &|| self.flush_now()),
+            done => done,
+        }
+    }
+
+    #[inline(always)]
+    fn flush_now(&self) -> Result<()> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        if core.is_read_only() {
+            return Ok(());
+        }
+        core.io()?;
+        match core.suspended() {
+            Some(why) => Err(unfinished(why.clone())),
+            None => self.flusher.flush(&core),
+        }
     }
 
     /// Before status is asked for.

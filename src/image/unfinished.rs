@@ -156,15 +156,21 @@ impl Image {
     }
 
     /// Runs a request again that failed because an earlier change is not complete, once it is.
-    #[inline]
-    pub(super) fn after_steps<T>(&self, request: impl Fn() -> Result<T>) -> Result<T> {
-        let waits = self.is_unfinished.load(Ordering::Relaxed);
+    pub(super) fn after_steps(&self, request: impl Fn() -> Result<()>) -> Result<()> {
         match request() {
-            Err(_) if waits => {
-                self.finish(&self.alone_unfinished())?;
-                request()
-            }
-            answer => answer,
+            Err(e) => self.again(e, &request),
+            done => done,
+        }
+    }
+
+    /// As `after_steps`, for a request that has failed with `e`.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn again(&self, e: Error, request: &dyn Fn() -> Result<()>) -> Result<()> {
+        let waits = self.is_unfinished.load(Ordering::SeqCst);
+        match waits && self.finish(&self.alone_unfinished()).is_ok() {
+            true => request(),
+            false => Err(e),
         }
     }
 }

@@ -124,8 +124,15 @@ impl Core {
     }
 
     /// Freed clusters become free at barriers; a guest that never flushes must not grow the file for ever.
+    #[inline(always)]
     pub(super) fn relieve(&self, io: &Io, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
-        let waiting = (alloc.pending_clusters() + io.map.held_clusters()) << self.geometry.cluster_bits;
+        match alloc.pending_clusters() + io.map.held_clusters() {
+            0 => Ok(()),
+            waiting => self.relieve_of(waiting << self.geometry.cluster_bits, alloc, flusher),
+        }
+    }
+
+    fn relieve_of(&self, waiting: u64, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
         if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
             flusher.flush(self)?;
@@ -323,28 +330,33 @@ impl Core {
         full: &Span,
         written: Ticket,
     ) -> Result<()> {
-        let geometry = &self.geometry;
-        let entry_of = |index: u64| {
-            let (start, old) = (index << geometry.cluster_bits, &run.old[index as usize]);
-            let from = full.from.max(start) - start;
-            let to = (full.to - start).min(geometry.cluster_bytes());
-            let filled = geometry.subclusters_touched(from, to);
-            let (old_alloc, old_zero) = match old {
-                L2Entry::Plain(m) => (if run.reuse.is_some() { m.alloc } else { 0 }, m.zero),
-                L2Entry::Compressed(_) => (0, 0),
-            };
-            let alloc = old_alloc | filled;
-            let mapping =
-                Mapping { host: Some(host_start + start), copied: true, alloc, zero: old_zero & !alloc };
-            let dropped = if run.reuse.is_some() { None } else { self.dropped_by(old, false) };
-            NewEntry { new: mapping.into(), dropped }
-        };
         let (first, count) = (run.first_cluster, run.old.len() as u64);
         if let Some(reserved) = reserved {
-            let filled = reserved.filled(written);
-            return io.map.link_run(claim, first, count, filled, &mut |index| Ok(entry_of(index)));
+            let entry_of = |index| Ok(self.filled_entry(run, full, host_start, index));
+            return io.map.link_run(claim, first, count, reserved.filled(written), entry_of);
         }
-        (0..count).try_for_each(|index| io.map.relink(claim, first + index, entry_of(index), written))
+        (0..count).try_for_each(|index| {
+            io.map.relink(claim, first + index, self.filled_entry(run, full, host_start, index), written)
+        })
+    }
+
+    /// What the entry of cluster `index` of a run becomes once `full` has been written.
+    #[inline(always)]
+    fn filled_entry(&self, run: &Run, full: &Span, host_start: u64, index: u64) -> NewEntry {
+        let geometry = &self.geometry;
+        let (start, old) = (index << geometry.cluster_bits, &run.old[index as usize]);
+        let from = full.from.max(start) - start;
+        let to = (full.to - start).min(geometry.cluster_bytes());
+        let filled = geometry.subclusters_touched(from, to);
+        let (old_alloc, old_zero) = match old {
+            L2Entry::Plain(m) => (if run.reuse.is_some() { m.alloc } else { 0 }, m.zero),
+            L2Entry::Compressed(_) => (0, 0),
+        };
+        let alloc = old_alloc | filled;
+        let mapping =
+            Mapping { host: Some(host_start + start), copied: true, alloc, zero: old_zero & !alloc };
+        let dropped = if run.reuse.is_some() { None } else { self.dropped_by(old, false) };
+        NewEntry { new: mapping.into(), dropped }
     }
 
     /// The host clusters that lose a reference when `old` is replaced; those of a data file are not counted.

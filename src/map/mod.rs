@@ -431,13 +431,14 @@ impl Map {
     /// Links filled clusters to the `count` claimed guest clusters from `first` on, whose table is owned; `entry_of` says
     /// what each becomes, by its number in the run, which is also the number of its host cluster unless there is one
     /// entry only. After a failure what has been linked stays, with its host clusters, and the others go back.
+    #[inline(always)]
     pub fn link_run(
         &self,
         claim: &Claim<'_>,
         first: u64,
         count: u64,
         filled: Filled<'_>,
-        entry_of: &mut dyn FnMut(u64) -> Result<NewEntry>,
+        mut entry_of: impl FnMut(u64) -> Result<NewEntry>,
     ) -> Result<()> {
         for index in 0..count {
             let linked =
@@ -462,6 +463,7 @@ impl Map {
     }
 
     /// Fails before anything has changed when an entry would let go of what it does not own.
+    #[inline]
     fn check_release(&self, dropped: &Option<Release>) -> Result<()> {
         match dropped {
             Some(r) => self.shared.guard.check_release(r.owner, r.first_cluster, r.cluster_count),

@@ -298,6 +298,25 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Any write: several buffers, past the end, or direct.
+    fn write_any(&self, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        let end = offset.saturating_add(bytes);
+        self.end.write(end, || {
+            if self.watches_growth() {
+                self.before_growth(end)?;
+            }
+            match (&self.direct, buffers) {
+                (None, [one]) => write_one(&self.file, offset, one),
+                (None, many) => write_many(&self.file, offset, many),
+                (Some(direct), many) => {
+                    let length = || self.regular.then(|| self.length()).transpose();
+                    direct.write(&self.file, offset, many, &length)
+                }
+            }
+        })
+    }
+
     /// Whether `before_growth` has something to do.
     #[inline]
     fn watches_growth(&self) -> bool {
@@ -315,22 +334,14 @@ impl Storage for FileStorage {
         }
     }
 
+    #[inline]
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
-        let end = offset.saturating_add(bytes);
-        self.end.write(end, || {
-            if self.watches_growth() {
-                self.before_growth(end)?;
+        if let (None, [one]) = (&self.direct, buffers) {
+            if self.end.is_before(offset.saturating_add(one.len() as u64)) {
+                return write_one(&self.file, offset, one);
             }
-            match (&self.direct, buffers) {
-                (None, [one]) => write_one(&self.file, offset, one),
-                (None, many) => write_many(&self.file, offset, many),
-                (Some(direct), many) => {
-                    let length = || self.regular.then(|| self.length()).transpose();
-                    direct.write(&self.file, offset, many, &length)
-                }
-            }
-        })
+        }
+        self.write_any(offset, buffers)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -136,7 +136,7 @@ impl Medium {
             return Ok(());
         }
         let done = self.holes.settle(&**self.data_storage());
-        done.map_err(|e| self.latch.close(Error::host("sync before the host is asked for holes", &e)))
+        done.map_err(|e| self.latch.close(Error::failed_sync("sync before the host is asked for holes", &e)))
     }
 
     /// What the host has at an offset of the storage of guest data; all data where it cannot tell now.

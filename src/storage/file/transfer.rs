@@ -67,7 +67,31 @@ fn pwrite(file: &File, buffer: &[u8], offset: i64) -> isize {
 }
 
 /// Writes all of `buffer`.
-pub(in crate::storage) fn write_one(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::Result<()> {
+#[inline]
+pub(in crate::storage) fn write_one(file: &File, offset: u64, buffer: &[u8]) -> io::Result<()> {
+    let n = pwrite(file, buffer, offset as i64);
+    if n == buffer.len() as isize {
+        return Ok(());
+    }
+    match n {
+        ..0 => write_rest(file, offset, buffer, io::Error::last_os_error()),
+        _ if planted(Plant::ShortWriteTakenForWhole) => Ok(()),
+        n => write_more(file, offset + n as u64, &buffer[n as usize..]),
+    }
+}
+
+/// Goes on after a first call that failed.
+#[cold]
+fn write_rest(file: &File, offset: u64, buffer: &[u8], error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => write_more(file, offset, buffer),
+        _ => Err(error),
+    }
+}
+
+/// Writes all of `buffer`, after a call that did less.
+#[cold]
+fn write_more(file: &File, mut offset: u64, mut buffer: &[u8]) -> io::Result<()> {
     while !buffer.is_empty() {
         let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
         match once(|| pwrite(file, &buffer[..bytes], offset as i64))? {
