@@ -1,4 +1,5 @@
-//! C17 and C18: what was linked already went back, and what one image had in memory was shown by another.
+//! C17 to C19: what was linked already went back, what one image had in memory was shown by another, and a header of which
+//! nobody knows whether it was written.
 
 use crate::kit::*;
 use crate::testkit::ops::Op::*;
