@@ -319,6 +319,8 @@ impl RefcountTable {
         if from == to {
             return Ok(());
         }
+        // H1: what one of two headers leads to may be counted less in memory already.
+        shared.header.decide()?;
         // The entry that leads to the block was to be written while what the file has of it was durable.
         self.write_sectors(shared)?;
         let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };

@@ -226,10 +226,12 @@ impl SliceCache {
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
             let announced = out.list.begin();
+            // Off the list before it is written, as whoever takes all of it does: a page that comes back, as each of
+            // them does on a host that is full, would be there once more each time.
+            out.list.remove(&page, &announced);
             let clean = out.page(&page, &announced)?;
             drop(announced);
             if clean && page.try_evict() {
-                out.list.remove(&page);
                 self.clear(set, way);
                 return Ok(());
             }

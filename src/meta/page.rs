@@ -159,8 +159,8 @@ impl DirtyList {
         }
     }
 
-    /// Forgets an evicted page.
-    pub(super) fn remove(&self, page: &Arc<Page>) {
+    /// Takes one page off the list, to be written while the announcement lasts.
+    pub(super) fn remove(&self, page: &Arc<Page>, _announced: &InFlight<'_>) {
         self.pages.lock().unwrap_or_else(|e| e.into_inner()).retain(|p| !Arc::ptr_eq(p, page));
     }
 

@@ -1,17 +1,19 @@
-//! C17 and C18: what was linked already went back, and what one image had in memory was shown by another.
+//! C17 to C19: what was linked already went back, what one image had in memory was shown by another, and a header of which
+//! nobody knows whether it was written.
 
 use crate::kit::*;
 use crate::testkit::ops::Op::*;
+use crate::testkit::overlay::Overlay;
 use crate::testkit::recorder::{libc_errno, Fault, Kind};
 use crate::testkit::runner::Runner;
 use crate::testkit::setup::{self, Setup};
 use crate::testkit::sweep::check_clean;
 use crate::testkit::SECTOR;
-use qcow2::image::Disk;
+use qcow2::image::{Disk, NewSnapshot};
 use qcow2::ops::handle::Handle;
 use qcow2::options::Preallocation;
-use qcow2::storage::Storage;
-use std::io::IoSlice;
+use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -110,4 +112,90 @@ fn assert_shows(disk: &Disk, tag: u8, cluster: u64) {
     disk.read(cluster * 512, &mut [std::io::IoSliceMut::new(&mut bytes)]).unwrap();
     assert_eq!(bytes[0], tag, "cluster {cluster} shows another image's data");
     assert_eq!(bytes[8..16], cluster.to_be_bytes(), "cluster {cluster} shows another cluster's data");
+}
+
+/// A host that says that the next write of the header failed, although it was carried out, and refuses those that come
+/// then. Everything else it takes.
+struct Undecided {
+    image: Arc<Overlay>,
+    /// Writes of the header since it began; `u64::MAX`: it has not.
+    headers: AtomicU64,
+}
+
+impl Storage for Undecided {
+    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        self.image.read(purpose, offset, buffers)
+    }
+    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        if offset == 0 && self.headers.load(Ordering::SeqCst) != u64::MAX {
+            if self.headers.fetch_add(1, Ordering::SeqCst) == 0 {
+                self.image.write(purpose, offset, buffers)?;
+            }
+            return Err(io::Error::from_raw_os_error(libc_errno::EIO));
+        }
+        self.image.write(purpose, offset, buffers)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.image.sync()
+    }
+    fn length(&self) -> io::Result<u64> {
+        self.image.length()
+    }
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.image.set_length(length)
+    }
+    fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
+        self.image.write_zeroes(purpose, offset, length)
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.image.discard(offset, length)
+    }
+    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.image.preallocate(offset, length)
+    }
+    fn host_run(&self, offset: u64) -> io::Result<HostRun> {
+        self.image.host_run(offset)
+    }
+    fn traits(&self) -> Traits {
+        self.image.traits()
+    }
+}
+
+/// C19: an apply whose header is written although the host says that it failed takes back the counts that it has
+/// raised. They go to the file by themselves where the cache of refcount blocks is small; a process that ended then left
+/// a header with a tree whose clusters were counted for the snapshot alone, and no dirty bit.
+#[test]
+fn c19_no_count_is_lowered_in_the_file_while_its_header_is_undecided() {
+    let setup = Setup { sectors: 2000, tiny_cache: true, refcount_order: 6, ..Setup::default() };
+    let bytes = setup.create();
+    let length = bytes.len() as u64;
+    let image = Overlay::new(bytes.into(), Default::default(), length);
+    let host = Arc::new(Undecided { image: image.clone(), headers: AtomicU64::new(u64::MAX) });
+    let handle = setup.open(host.clone()).unwrap();
+    let Disk::Qcow2(disk) = handle.disk() else { panic!("qcow2") };
+    setup::write(&handle, 0, 1000, 1, false).unwrap();
+    let new = NewSnapshot {
+        id: None,
+        name: b"s".to_vec(),
+        date_seconds: 1,
+        date_nanoseconds: 0,
+        guest_clock_nanoseconds: 0,
+        icount: u64::MAX,
+        vm_state_bytes: 0,
+    };
+    disk.alone().create_snapshot(&new).unwrap();
+    setup::write(&handle, 0, 1000, 2, false).unwrap();
+    handle.disk().flush().unwrap();
+    host.headers.store(0, Ordering::SeqCst);
+    assert!(disk.alone().apply_snapshot(0).is_err());
+    assert!(host.headers.load(Ordering::SeqCst) > 1, "the header was not to be put back");
+    // The process ends here.
+    check_clean(&*image).unwrap();
+    host.headers.store(u64::MAX, Ordering::SeqCst);
+    handle.disk().flush().unwrap();
+    assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![2; 1000]);
+    disk.alone().apply_snapshot(0).unwrap();
+    assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![1; 1000]);
+    handle.close().unwrap();
+    assert_eq!(check_clean(&*image).unwrap(), 0);
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::meta::{SliceCache, WriteOut};
 use crate::storage::memory::Memory;
 use crate::storage::{HostRun, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -119,6 +120,30 @@ fn a_write_out_that_fails_has_done_nothing() {
     assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
     assert_eq!((on_disk(3), list.held_clusters(), list.oldest_waiting()), (8, 0, None));
     assert_eq!(log.0.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn pages_that_cannot_leave_the_cache_are_listed_once() {
+    let full = Arc::new(Full { memory: Arc::new(Memory::new(vec![0; 8192])), on: AtomicBool::new(true) });
+    let medium = Medium::new(full.clone());
+    let (gate, list, log, guard) =
+        (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let out = WriteOut { medium: &medium, guard: &guard, settler: &log, list: &list };
+    let cache = SliceCache::new(2, false);
+    let get = |key: u64| cache.get(key, &out, || Page::read(&medium, Purpose::L2, 512 * (key + 1), 1, 512));
+    // One may be written, the other waits for a sync besides.
+    for (key, after) in [(0, Ticket::PAST), (1, medium.ticket())] {
+        for entry in [3, 4] {
+            let change = Change { entry, value: raw(7), after, dropped: None };
+            get(key).unwrap().update(change, &medium, &gate, &list);
+        }
+        let change = Change { entry: 5, value: raw(7), after: Ticket::PAST, dropped: None };
+        get(key).unwrap().update(change, &medium, &gate, &list);
+    }
+    for _ in 0..9 {
+        assert!(get(2).is_err());
+    }
+    assert_eq!(list.take(&list.begin()).len(), 2);
 }
 
 #[test]
