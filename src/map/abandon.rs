@@ -72,7 +72,7 @@ impl Map {
             let page = match in_memory {
                 true => self.cache.find(key, std::sync::Arc::clone),
                 false if done.contains(&key) => None,
-                false => Some(self.slice(cluster, table)?),
+                false => Some(self.slice(cluster, table, super::Access::Change)?),
             };
             let Some(page) = page else { continue };
             self.let_go(cluster, &page, gone)?;

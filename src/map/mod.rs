@@ -18,7 +18,7 @@ use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::Geometry;
 use crate::meta::guard::Owner;
 use crate::meta::page::{Change, Updated, Words};
-use crate::meta::{DirtyList, Page, Release, Settler, SliceCache, WriteOut};
+use crate::meta::{Access, DirtyList, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -227,7 +227,7 @@ impl Map {
     }
 
     /// The slice that maps guest cluster `cluster` in the L2 table at `table_offset`.
-    fn slice(&self, cluster: u64, table_offset: u64) -> Result<Arc<Page>> {
+    fn slice(&self, cluster: u64, table_offset: u64, access: Access) -> Result<Arc<Page>> {
         let key = self.slice_key(cluster);
         if let Some(page) = self.front_page(key) {
             return Ok(Arc::clone(page));
@@ -237,7 +237,7 @@ impl Map {
             self.front_stale.store(true, Ordering::SeqCst);
         }
         let mut loaded = false;
-        let page = self.cache.get(key, &self.write_out(), || {
+        let page = self.cache.get(key, access, &self.write_out(), || {
             loaded = true;
             // The table may have been replaced while we waited for the set; whoever replaces it stores the L1
             // entry before it asks for the set, so now it is the right one.
@@ -245,6 +245,7 @@ impl Map {
             self.load_slice(cluster, if now == 0 { table_offset } else { now })
         });
         if let (Ok(page), Some(place)) = (&page, self.front.get(key as usize)) {
+            debug_assert!(page.is_live(), "a cache of the whole disk has room");
             let _ = place.set(Front { words: Arc::clone(page.words()), page: Arc::clone(page) });
         }
         if loaded {
@@ -335,7 +336,7 @@ impl Map {
         let index = self.index_in_slice(cluster);
         let raw = match self.front_page(self.slice_key(cluster)) {
             Some(page) => page.entry(index),
-            None => self.slice(cluster, table)?.entry(index),
+            None => self.slice(cluster, table, Access::Look)?.entry(index),
         };
         if raw == RawL2::default() {
             return Ok(L2Entry::Plain(Mapping::default()));
@@ -483,7 +484,7 @@ impl Map {
             let page = match self.front_page(self.slice_key(cluster)) {
                 Some(page) => page,
                 None => {
-                    loaded = self.slice(cluster, table)?;
+                    loaded = self.slice(cluster, table, Access::Change)?;
                     &loaded
                 }
             };

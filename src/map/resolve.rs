@@ -104,7 +104,7 @@ impl Map {
         let page = match found {
             Some((Some(extent), _)) => return Ok(extent),
             Some((None, Some(page))) => page,
-            _ => self.slice(cluster, table)?,
+            _ => self.slice(cluster, table, super::Access::Look)?,
         };
         self.resolve_in(&page, guest_offset, max_bytes)
     }

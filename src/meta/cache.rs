@@ -16,6 +16,15 @@ use std::sync::{Arc, OnceLock};
 /// Least slices of one set in a cache with several sets; there are fewer than twice as many.
 const MIN_WAYS: usize = 8;
 
+/// What a page is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Its entries are looked at, inside one pin.
+    Look,
+    /// They may be changed.
+    Change,
+}
+
 /// A page with the slice that it holds.
 struct Keyed {
     key: u64,
@@ -114,10 +123,12 @@ impl SliceCache {
         None
     }
 
-    /// The page of slice `key`, loaded by `load` when it is not in memory.
+    /// The page of slice `key`, loaded by `load` when it is not in memory. A host that takes no writes may leave no room
+    /// for it: who only looks gets a page of its own then, which no change can reach.
     pub fn get(
         &self,
         key: u64,
+        access: Access,
         out: &WriteOut<'_>,
         load: impl FnOnce() -> Result<Page>,
     ) -> Result<Arc<Page>> {
@@ -127,11 +138,19 @@ impl SliceCache {
         if let Some(found) = self.begin_load(key) {
             return Ok(found);
         }
-        let answer = self.make_room(key, out).and_then(|()| load()).map(|page| {
-            let page = Arc::new(page);
-            self.install(key, Arc::clone(&page));
-            page
-        });
+        let room = self.make_room(key, out);
+        let answer = match (room, access) {
+            (Err(e), Access::Change) => Err(e),
+            (Err(_), Access::Look) => load().map(|page| {
+                page.try_evict();
+                Arc::new(page)
+            }),
+            (Ok(()), _) => load().map(|page| {
+                let page = Arc::new(page);
+                self.install(key, Arc::clone(&page));
+                page
+            }),
+        };
         self.end_load(key);
         answer
     }

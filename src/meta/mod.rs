@@ -8,7 +8,7 @@ pub mod header_page;
 pub mod page;
 mod write_out;
 
-pub use cache::SliceCache;
+pub use cache::{Access, SliceCache};
 pub use guard::OverlapGuard;
 pub use header_page::HeaderPage;
 pub use page::{DirtyList, Page, Release};

@@ -7,7 +7,7 @@ use super::explore;
 use crate::error::Result;
 use crate::format::entries::RawL2;
 use crate::meta::page::{Change, Updated};
-use crate::meta::{DirtyList, OverlapGuard, Page, Release, Settler, SliceCache, WriteOut};
+use crate::meta::{Access, DirtyList, OverlapGuard, Page, Release, Settler, SliceCache, WriteOut};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
@@ -61,7 +61,7 @@ impl Parts {
 
     fn page(&self, key: u64) -> Arc<Page> {
         let load = || Page::read(&self.medium, Purpose::L2, 16 * key, 1, 16);
-        self.out(|out| self.cache.get(key, out, load))
+        self.out(|out| self.cache.get(key, Access::Change, out, load))
     }
 
     fn read(&self, key: u64) -> u64 {

@@ -4,7 +4,7 @@
 use crate::kit::*;
 use crate::testkit::ops::Op::*;
 use crate::testkit::overlay::Overlay;
-use crate::testkit::recorder::{libc_errno, Fault, Kind};
+use crate::testkit::recorder::{libc_errno, Fault, Full, Kind};
 use crate::testkit::runner::Runner;
 use crate::testkit::setup::{self, Setup};
 use crate::testkit::sweep::check_clean;
@@ -198,4 +198,34 @@ fn c19_no_count_is_lowered_in_the_file_while_its_header_is_undecided() {
     assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![1; 1000]);
     handle.close().unwrap();
     assert_eq!(check_clean(&*image).unwrap(), 0);
+}
+
+/// Tables that a full host did not take filled the cache, and reads of everything else were refused with the host's
+/// error, which an emulator passes on as an error of the disk.
+#[test]
+fn c19_a_full_host_can_be_read() {
+    let setup = Setup { sectors: 64 * 64 * 8, tiny_cache: true, ..Setup::default() };
+    let recorder = setup.recorder();
+    let handle = setup.open(recorder.clone()).unwrap();
+    // A cluster for each table, so that each is a slice of its own.
+    let places: Vec<u64> = (0..64).map(|table| table * 64).collect();
+    for sector in &places {
+        setup::write(&handle, *sector, 1, 0x2000 + *sector as u32, false).unwrap();
+    }
+    handle.disk().flush().unwrap();
+    recorder.fill_up(0, Full::Everything, libc_errno::ENOSPC);
+    for sector in &places {
+        // Some of them go to memory, and cannot leave it.
+        let _ = handle.disk().discard(*sector * SECTOR, SECTOR);
+    }
+    assert!(recorder.was_full(), "no table was in the way");
+    let shown = |sector: u64| setup::read(&handle, sector, 1).unwrap()[0];
+    let kept = places.iter().filter(|s| shown(**s) == 0x2000 + **s as u32).count();
+    let gone = places.iter().filter(|s| shown(**s) == 0).count();
+    assert_eq!((kept + gone, gone > 0), (places.len(), true));
+    recorder.make_room();
+    handle.disk().flush().unwrap();
+    assert_eq!(places.iter().filter(|s| shown(**s) == 0).count(), gone);
+    handle.close().unwrap();
+    check_clean(&*recorder).unwrap();
 }
