@@ -173,16 +173,13 @@ impl FileStorage {
         Ok(())
     }
 
-    /// Changes the access of the lock, where there is one. On failure it is as it was.
+    /// Changes the access of the lock, where there is one, as the file changes hands. On failure it is as it was.
     pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
-        match &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(lock) => {
-                lock.change(access, shown)?;
-                self.look_at_length();
-                Ok(())
-            }
-            None => Ok(()),
+        if let Some(lock) = &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
+            lock.change(access, shown)?;
         }
+        self.look_at_length();
+        Ok(())
     }
 
     /// Whether the lock keeps others from changing the length.
@@ -190,11 +187,13 @@ impl FileStorage {
         self.lock.lock().unwrap_or_else(|e| e.into_inner()).as_ref().is_some_and(FileLock::keeps_length)
     }
 
-    /// With a lock that has just been taken: others may have changed the length until then.
+    /// When the file has just come into these hands, with a lock or without: others may have changed the length until
+    /// then, and who believed an old one would cut off what they have written.
     fn look_at_length(&self) {
         if let Some(shared) = &self.shared_length {
             if let Ok(length) = descriptor::length_in_place(&self.file) {
                 shared.store(length, Ordering::SeqCst);
+                self.end.note(length);
             }
         }
     }
@@ -204,8 +203,9 @@ impl FileStorage {
     pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
         let mut held = old.lock.lock().unwrap_or_else(|e| e.into_inner());
         if Arc::ptr_eq(&self.file, &old.file) {
-            if let Some(lock) = &mut *held {
-                lock.change(access, shown)?;
+            match &mut *held {
+                Some(lock) => lock.change(access, shown)?,
+                None => self.look_at_length(),
             }
             *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = held.take();
             return Ok(());
