@@ -6,33 +6,48 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 set -eu
 bin=$(realpath "$1") large=$(realpath "$2")
-work=$(mktemp -d)
-devices= mounted=
+work=$(realpath "$(mktemp -d)")
+devices= mounted= first=
 finish() {
     [ -z "$mounted" ] || umount "$work/mount" || true
-    for one in $devices; do losetup -d "$one" || true; done
+    for one in $devices; do
+        case $(cat "/sys/block/${one#/dev/}/loop/backing_file" 2>/dev/null) in "$work"/*) losetup -d "$one" || true ;; esac
+    done
     rm -rf "$work"
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
 cd "$work"
 
-fail() { echo "FAIL: $*" >&2; exit 1; }
-# A loop device of 8 MiB: $device.
+fail() {
+    [ -z "$first" ] || is_ours "$first" disk || not_ours "$*"
+    echo "FAIL: $*" >&2
+    exit 1
+}
+# attach SIZE FILE OPTION...: a loop device on a file: $device.
 attach() {
-    truncate -s 8M "$1"
+    truncate -s "$1" "$2"
     shift
     device=$(losetup -f --show "$@") || { echo "skipped: no loop devices here"; exit 77; }
     devices="$devices $device"
 }
+# Loop devices belong to the whole machine, and others may detach what is not theirs: what is said then is no fault of
+# the tools.
+is_ours() { [ "$(cat "/sys/block/${1#/dev/}/loop/backing_file" 2>&1)" = "$work/$2" ]; }
+not_ours() { echo "skipped: somebody else has taken $first away ($*)"; exit 77; }
 
-attach disk disk
+attach 8M disk
 first=$device
+is_ours "$first" disk || { echo "skipped: nothing says what $first is on"; exit 77; }
 [ -b "$first" ] || { echo "skipped: no loop devices here"; exit 77; }
 mknod second b "0x$(stat -c %t "$first")" "0x$(stat -c %T "$first")"
 
 # Nothing of it is zero.
-use() { tr '\0' '\245' </dev/zero | head -c 8388608 | dd of="$first" bs=1M conv=notrunc iflag=fullblock status=none; }
+use() {
+    is_ours "$first" disk || not_ours "before the next route"
+    tr '\0' '\245' </dev/zero | head -c 8388608 | dd of="$first" bs=1M conv=notrunc iflag=fullblock status=none ||
+        fail "$first takes no bytes"
+}
 img() { "$bin/qcow2-img" "$@" >said 2>&1 || fail "qcow2-img $*: $(cat said)"; }
 refuses() {
     text=$1
@@ -121,18 +136,16 @@ img create -f raw "$first" 4M
 # An image cannot be its own target, whatever the node is called.
 if "$bin/qcow2-img" convert -n -f raw -O raw "$first" second >said 2>&1; then fail "two nodes: two devices"; fi
 
-attach large --sector-size 4096 large
+attach 8M large --sector-size 4096
 if [ "$(cat "/sys/block/${device#/dev/}/queue/logical_block_size")" = 4096 ]; then
-    attach large-image --sector-size 4096 large-image
+    attach 8M large-image --sector-size 4096
     set -- $devices
     "$large" device "$2" "$3"
     echo "sectors of 4096 bytes on a device: seen"
 else
     echo "skipped: loop devices have no sectors of 4096 bytes here"
 fi
-truncate -s 64M system
-device=$(losetup -f --show --sector-size 4096 system)
-devices="$devices $device"
+attach 64M system --sector-size 4096
 mkdir mount
 if mkfs.ext4 -q -b 4096 "$device" >said 2>&1 && mount "$device" mount 2>>said; then
     mounted=yes

@@ -1,5 +1,6 @@
 /* An image changes hands as in a migration: whoever gives it away caches nothing and refuses requests, whoever takes
    it over sees all that the other has done.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -306,8 +307,44 @@ static void without_a_backing_file_any_more(void)
     test_close(image);
 }
 
+/* A descriptor of the caller's and no lock: the length that the file had when it was opened is not believed, and what
+   the other side has written past it is not cut off. */
+static void by_descriptor_without_a_lock(void)
+{
+    const uint64_t flags = QCOW2_OPEN_RAW | QCOW2_OPEN_NO_LOCK;
+    const char *path = test_path("handed.raw");
+    const unsigned char first = 1;
+    qcow2_image *source, *target, *reader;
+    qcow2_info info = {.struct_size = sizeof info};
+    unsigned char last[4096];
+
+    test_file_write(path, &first, 1, MIB - 1);
+    source = test_open(path, flags, NULL);
+    int fd = open(path, O_RDWR);
+    CHECK(fd >= 0);
+    CHECK_OK(qcow2_open_fd(fd, flags | QCOW2_OPEN_INACTIVE, NULL, &target));
+    CHECK_OK(qcow2_open_fd(fd, flags | QCOW2_OPEN_READ_ONLY, NULL, &reader));
+    CHECK_OK(qcow2_truncate(source, 4 * MIB, QCOW2_PREALLOC_OFF));
+    test_fill(source, 3 * MIB, MIB, 3);
+    CHECK_OK(qcow2_inactivate(source));
+    CHECK_OK(qcow2_invalidate(target, NULL));
+    CHECK_EQ(qcow2_length(target), 4 * (int64_t)MIB);
+    CHECK_OK(qcow2_write_zeroes(target, 2 * MIB, 4096, 0));
+    test_expect(target, 3 * MIB, MIB, 3);
+    CHECK_OK(qcow2_reopen(reader, 0, NULL));
+    CHECK_OK(qcow2_get_info(reader, &info));
+    CHECK_EQ(info.file_length, 4 * MIB);
+    test_close(reader);
+    test_close(target);
+    test_close(source);
+    close(fd);
+    test_file_read(path, last, sizeof last, 4 * MIB - sizeof last);
+    CHECK_FILLED(last, sizeof last, 3);
+}
+
 int main(void)
 {
+    by_descriptor_without_a_lock();
     without_a_backing_file_any_more();
     the_stock_tool_takes_over();
     back_and_forth(0);

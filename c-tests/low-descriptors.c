@@ -12,13 +12,15 @@ struct scene {
 
 static bool stop;
 
+/* Nothing takes what is printed to a closed one, not even for a moment. */
 static void *print(void *opaque)
 {
-    (void)opaque;
+    const struct scene *scene = opaque;
+
     while (!__atomic_load_n(&stop, __ATOMIC_RELAXED))
         for (int fd = 0; fd < 3; fd++)
-            if (write(fd, "The guest has been started.\n", 28) < 0)
-                continue;
+            if (write(fd, "The guest has been started.\n", 28) > 0 && (scene->closed >> fd & 1) != 0)
+                _exit(90);
     return NULL;
 }
 
@@ -48,7 +50,7 @@ static int answer(void *opaque, const qcow2_resolve_request *request, qcow2_reso
 static void run(void *opaque)
 {
     const struct scene *scene = opaque;
-    const char *options[] = {scene->named_data, NULL};
+    const char *options[] = {scene->named_data, NULL}, *temporary[] = {"snapshot=on", NULL};
     int fd = open(scene->base, O_RDWR), same = open(scene->base, O_RDONLY);
     qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
     qcow2_image *image;
@@ -65,9 +67,9 @@ static void run(void *opaque)
         if (extra != fd && extra != same)
             close(extra);
     look(scene, 0);
-    if (pthread_create(&printer, NULL, print, NULL) != 0)
+    if (pthread_create(&printer, NULL, print, opaque) != 0)
         _exit(2);
-    for (unsigned round = 0; round < 5; round++) {
+    for (unsigned round = 0; round < 8; round++) {
         GOOD(qcow2_open(scene->overlay, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image));
         look(scene, 1);
         GOOD(qcow2_pwrite(image, "x", 1, round % 16 * 65536));
@@ -96,6 +98,10 @@ static void run(void *opaque)
         GOOD(qcow2_close(image));
         GOOD(qcow2_create(scene->data, MIB, options));
         look(scene, 8);
+        GOOD(qcow2_open(scene->overlay, QCOW2_OPEN_ALLOW_RECORDED, temporary, &image));
+        GOOD(qcow2_pwrite(image, "x", 1, round % 16 * 65536));
+        look(scene, 9);
+        GOOD(qcow2_close(image));
     }
     __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
     pthread_join(printer, NULL);

@@ -19,7 +19,7 @@ static const int allowed[] = {
     /* The locks of reopen and close; close. */
     SYS_fcntl, SYS_close,
     /* Waiting and memory. */
-    SYS_futex, SYS_sched_yield, SYS_clock_nanosleep, SYS_mmap, SYS_munmap, SYS_mremap, SYS_brk, SYS_madvise, SYS_mprotect,
+    SYS_futex, SYS_mmap, SYS_munmap, SYS_mremap, SYS_brk, SYS_madvise, SYS_mprotect,
     /* This test's own: it writes a line and ends. */
     SYS_write, SYS_exit_group, SYS_rt_sigreturn,
 };
@@ -50,7 +50,7 @@ static void forbid_the_rest(void)
     filter[COUNT + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     CHECK_EQ(sigaction(SIGSYS, &action, NULL), 0);
     CHECK_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) != 0)
         _exit(77);
 }
 
@@ -85,9 +85,48 @@ static void use(qcow2_image *image, int second, bool is_raw)
     test_close(image);
 }
 
+/* Requests of other threads, each in a MiB of its own, while the disk is resized: whoever waits for whom asks for
+   nothing either. The threads are there before the list is. */
+static qcow2_image *shared;
+static pthread_barrier_t listed;
+
+static void *request(void *opaque)
+{
+    const unsigned own = *(const unsigned *)opaque;
+
+    pthread_barrier_wait(&listed); /* it has started */
+    pthread_barrier_wait(&listed);
+    for (unsigned i = 0; i < 300; i++) {
+        test_fill(shared, (8 + own) * MIB + i % 7 * 4096, 60000, (int)(1 + i % 200));
+        test_expect(shared, (8 + own) * MIB + i % 7 * 4096, 60000, (int)(1 + i % 200));
+        if (i % 50 == 49)
+            CHECK_OK(qcow2_flush(shared));
+    }
+    pthread_barrier_wait(&listed);
+    pthread_barrier_wait(&listed); /* never: how a thread ends is the C library's */
+    return NULL;
+}
+
+static void use_beside(qcow2_image *image)
+{
+    static const unsigned own[] = {0, 1, 2};
+    pthread_t thread;
+
+    shared = image;
+    CHECK_EQ(pthread_barrier_init(&listed, NULL, 4), 0);
+    for (unsigned i = 0; i < 3; i++)
+        CHECK_EQ(pthread_create(&thread, NULL, request, (void *)&own[i]), 0);
+    pthread_barrier_wait(&listed);
+    forbid_the_rest();
+    pthread_barrier_wait(&listed);
+    for (unsigned i = 0; i < 50; i++)
+        CHECK_OK(qcow2_truncate(image, (i % 2 ? 64 : 66) * MIB, QCOW2_PREALLOC_OFF));
+    pthread_barrier_wait(&listed);
+}
+
 struct scene {
     const char *name;
-    bool by_descriptor, is_raw;
+    bool by_descriptor, is_raw, threads;
     const char *options[4];
 };
 
@@ -106,7 +145,10 @@ static void run(void *opaque)
     } else {
         CHECK_OK(qcow2_open(path, flags, scene->options, &image));
     }
-    forbid_the_rest();
+    if (scene->threads)
+        use_beside(image);
+    else
+        forbid_the_rest();
     use(image, 2, scene->is_raw);
     _exit(0);
 }
@@ -120,9 +162,11 @@ int main(void)
         {.name = "through", .options = {"cache=writethrough", "discard=unmap"}},
         {.name = "direct", .options = {"cache=none"}},
         {.name = "small", .by_descriptor = true},
+        {.name = "beside", .threads = true},
         {.name = "data", .options = {"discard=unmap"}},
         {.name = "raw", .is_raw = true},
         {.name = "raw", .is_raw = true, .by_descriptor = true},
+        {.name = "raw", .is_raw = true, .threads = true},
     };
     const char *base = test_create("base", 64 * MIB, NULL);
     qcow2_image *image = test_open(base, 0, NULL);

@@ -10,12 +10,7 @@ use crate::options::{CacheMode, CreateOptions, OpenOptions};
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::Storage;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The size of a new image at `origin` that is given none: its backing file's, which is opened for that. A writer may
@@ -110,35 +105,8 @@ fn temporary_storage() -> Result<FileStorage> {
         _ => PathBuf::from("/var/tmp"),
     };
     let options = FileOptions { writable: true, no_sync: true, ..FileOptions::default() };
-    let opened = temporary_file(&folder).and_then(|file| FileStorage::from_fd(file.as_raw_fd(), options));
-    opened.map_err(|e| {
+    FileStorage::nameless(&folder, options).map_err(|e| {
         let what = format!("Could not create temporary overlay: a file in '{}'", folder.display());
         Error::host(what, &e)
     })
-}
-
-/// A file that has no name, or none any more.
-fn temporary_file(folder: &Path) -> io::Result<File> {
-    let how = |options: &mut std::fs::OpenOptions| options.read(true).write(true).mode(0o600).clone();
-    let nameless = how(File::options().custom_flags(libc::O_TMPFILE)).open(folder);
-    match nameless {
-        // The host's ways of saying that this file system has none such.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
-        made => return made,
-    }
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("qcow2-{}-{number}-{:x}", std::process::id(), since.as_nanos());
-        let path = folder.join(name);
-        match how(File::options().create_new(true)).open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            made => {
-                let file = made?;
-                std::fs::remove_file(&path)?;
-                return Ok(file);
-            }
-        }
-    }
 }

@@ -56,7 +56,7 @@ pub struct FileStorage {
     /// The description takes writes, at the offset that is asked for.
     takes_writes: bool,
     /// The length where it cannot be asked: the description, and with it the file offset that lseek moves, is the
-    /// caller's too. Exact while nobody else writes, and never too short.
+    /// caller's too (or nobody is to ask). Exact while nobody else writes, and never too short.
     shared_length: Option<Arc<AtomicU64>>,
     /// RLIMIT_FSIZE when the file was opened.
     size_limit: u64,
@@ -81,6 +81,11 @@ impl FileStorage {
         how.truncate(false).mode(0o644);
         let file = descriptor::open(path, &how, if options.direct { libc::O_DIRECT } else { 0 })?;
         Self::from_file(file, options, options.writable, false)
+    }
+
+    /// Makes a file in `folder` that is gone with the storage. Nobody asks it for holes, which would take a sync.
+    pub fn nameless(folder: &Path, options: FileOptions) -> io::Result<FileStorage> {
+        Self::from_file(descriptor::nameless(folder)?, options, true, true)
     }
 
     /// Takes a duplicate of the caller's descriptor; the caller keeps its own.
@@ -168,16 +173,13 @@ impl FileStorage {
         Ok(())
     }
 
-    /// Changes the access of the lock, where there is one. On failure it is as it was.
+    /// Changes the access of the lock, where there is one, as the file changes hands. On failure it is as it was.
     pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
-        match &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(lock) => {
-                lock.change(access, shown)?;
-                self.look_at_length();
-                Ok(())
-            }
-            None => Ok(()),
+        if let Some(lock) = &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
+            lock.change(access, shown)?;
         }
+        self.look_at_length();
+        Ok(())
     }
 
     /// Whether the lock keeps others from changing the length.
@@ -185,11 +187,13 @@ impl FileStorage {
         self.lock.lock().unwrap_or_else(|e| e.into_inner()).as_ref().is_some_and(FileLock::keeps_length)
     }
 
-    /// With a lock that has just been taken: others may have changed the length until then.
+    /// When the file has just come into these hands, with a lock or without: others may have changed the length until
+    /// then, and who believed an old one would cut off what they have written.
     fn look_at_length(&self) {
         if let Some(shared) = &self.shared_length {
             if let Ok(length) = descriptor::length_in_place(&self.file) {
                 shared.store(length, Ordering::SeqCst);
+                self.end.note(length);
             }
         }
     }
@@ -199,8 +203,9 @@ impl FileStorage {
     pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
         let mut held = old.lock.lock().unwrap_or_else(|e| e.into_inner());
         if Arc::ptr_eq(&self.file, &old.file) {
-            if let Some(lock) = &mut *held {
-                lock.change(access, shown)?;
+            match &mut *held {
+                Some(lock) => lock.change(access, shown)?,
+                None => self.look_at_length(),
             }
             *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = held.take();
             return Ok(());
@@ -413,10 +418,13 @@ impl Storage for FileStorage {
     }
 
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.watches_growth() {
-            self.before_growth(offset + length)?;
-        }
-        self.fallocate(0, offset, length)
+        let end = offset.saturating_add(length);
+        self.end.write(end, || {
+            if self.watches_growth() {
+                self.before_growth(end)?;
+            }
+            self.fallocate(0, offset, length)
+        })
     }
 
     fn is_device(&self) -> bool {
@@ -461,10 +469,13 @@ impl Storage for FileStorage {
     ) -> io::Result<()> {
         match source.copy_source() {
             Some(from) if self.direct.is_none() => {
-                if self.watches_growth() {
-                    self.before_growth(offset + length)?;
-                }
-                copy_range(from, source_offset, &self.file, offset, length)
+                let end = offset.saturating_add(length);
+                self.end.write(end, || {
+                    if self.watches_growth() {
+                        self.before_growth(end)?;
+                    }
+                    copy_range(from, source_offset, &self.file, offset, length)
+                })
             }
             _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
         }
@@ -627,5 +638,42 @@ mod tests {
             assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         }
         storage.write(Purpose::Data, 0, &[IoSlice::new(&data[..2 * host_page as usize])]).unwrap();
+    }
+
+    /// Whoever decides about the length has whatever moves the end in view.
+    #[test]
+    fn nothing_moves_the_end_beside_a_change_of_the_length() {
+        let (source, place) =
+            (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        let options = FileOptions { writable: true, ..FileOptions::default() };
+        let source = FileStorage::open(source.path(), options).unwrap();
+        let one = [7; 4096];
+        source.write(Purpose::Data, 0, &[IoSlice::new(&one)]).unwrap();
+        let storage = FileStorage::open(place.path(), options).unwrap();
+        let moves: [&(dyn Fn(u64) -> io::Result<()> + Sync); 4] = [
+            &|at| storage.write(Purpose::Data, at, &[IoSlice::new(&one)]),
+            &|at| storage.copy_from(Purpose::Data, at, &source, 0, one.len() as u64),
+            &|at| storage.write_zeroes(Purpose::Data, at, one.len() as u64),
+            &|at| storage.preallocate(at, one.len() as u64),
+        ];
+        for (index, move_end) in moves.iter().enumerate() {
+            let at = 8192 * (index as u64 + 1);
+            std::thread::scope(|scope| {
+                let alone = storage.end.alone();
+                let other = scope.spawn(move || move_end(at));
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                let length = storage.length().unwrap();
+                storage.set_length_alone(&alone, length).unwrap();
+                assert!(!other.is_finished(), "number {index} has not waited");
+                drop(alone);
+                match other.join().unwrap() {
+                    Err(e) if super::super::is_not_supported(&e) => {}
+                    done => {
+                        done.unwrap();
+                        assert_eq!(storage.length().unwrap(), at + one.len() as u64);
+                    }
+                }
+            });
+        }
     }
 }

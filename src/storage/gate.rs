@@ -6,13 +6,18 @@
 //! unlinked before `retire` may be reused once `oldest` is past the value that it returned.
 
 use crate::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
-use crate::sync::{sleep, yield_now, Condvar, Mutex, MutexGuard};
+use crate::sync::{sleep, spin_loop, Condvar, Mutex, MutexGuard};
 use std::cell::Cell;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 /// Requests that may be inside at once; more wait for a free place.
 const PLACES: usize = if cfg!(all(loom, test)) { 2 } else { 256 };
+
+/// How long somebody waits before the next look at the places.
+const PAUSE: Duration = Duration::from_micros(50);
+/// Looks without a pause: most requests are over soon.
+const QUICK_LOOKS: u32 = 100;
 
 #[repr(align(128))]
 #[derive(Default)]
@@ -97,7 +102,7 @@ impl Gate {
                 }
                 index = (index + 1) % PLACES;
             }
-            yield_now();
+            sleep(PAUSE);
         }
     }
 
@@ -115,12 +120,12 @@ impl Gate {
         self.closed.store(true, Ordering::SeqCst);
         let mut round = 0u32;
         while self.oldest() != u64::MAX {
-            if round < 100 {
-                yield_now();
+            if round < QUICK_LOOKS {
+                spin_loop();
+                round += 1;
             } else {
-                sleep(Duration::from_micros(50));
+                sleep(PAUSE);
             }
-            round += 1;
         }
         Exclusive { gate: self, _turn: turn }
     }

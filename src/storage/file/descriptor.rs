@@ -9,6 +9,8 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The first descriptor that no program prints to.
 const FIRST: i32 = 3;
@@ -36,10 +38,40 @@ pub(super) fn open(path: &Path, how: &OpenOptions, flags: i32) -> io::Result<Fil
             libc::fcntl(file.as_raw_fd(), libc::F_SETFL, now & !libc::O_NONBLOCK);
         }
     }
-    if file.as_raw_fd() >= FIRST {
-        return Ok(file);
+    above_standard(file)
+}
+
+/// Makes a file in `folder` that has no name, or none any more.
+pub(super) fn nameless(folder: &Path) -> io::Result<File> {
+    let _low = LowTaken::new();
+    let how = |options: &mut OpenOptions| options.read(true).write(true).mode(0o600).clone();
+    match how(File::options().custom_flags(libc::O_TMPFILE)).open(folder) {
+        // The host's ways of saying that this file system has none such.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
+        made => return above_standard(made?),
     }
-    duplicate(file.as_raw_fd())
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("qcow2-{}-{number}-{:x}", std::process::id(), since.as_nanos());
+        let path = folder.join(name);
+        match how(File::options().create_new(true)).open(&path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            made => {
+                let file = made?;
+                std::fs::remove_file(&path)?;
+                return above_standard(file);
+            }
+        }
+    }
+}
+
+fn above_standard(file: File) -> io::Result<File> {
+    match file.as_raw_fd() {
+        fd if fd >= FIRST => Ok(file),
+        fd => duplicate(fd),
+    }
 }
 
 pub(super) fn refuse_other_kinds(found: &std::fs::Metadata) -> io::Result<()> {
