@@ -244,8 +244,9 @@ impl Map {
             let now = self.l1_entry(cluster / self.geometry.l2_entry_count())?.table_offset();
             self.load_slice(cluster, if now == 0 { table_offset } else { now })
         });
-        if let (Ok(page), Some(place)) = (&page, self.front.get(key as usize)) {
-            debug_assert!(page.is_live(), "a cache of the whole disk has room");
+        // One that is only to be looked at is not in the cache, where VM state has taken the room.
+        let kept = page.as_ref().ok().filter(|page| page.is_live());
+        if let (Some(page), Some(place)) = (kept, self.front.get(key as usize)) {
             let _ = place.set(Front { words: Arc::clone(page.words()), page: Arc::clone(page) });
         }
         if loaded {

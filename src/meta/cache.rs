@@ -140,6 +140,7 @@ impl SliceCache {
         }
         let room = self.make_room(key, out);
         let answer = match (room, access) {
+            (Err(e), Access::Look) if e.is_failed_sync() => Err(e),
             (Err(e), Access::Change) => Err(e),
             (Err(_), Access::Look) => load().map(|page| {
                 page.try_evict();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::meta::{SliceCache, WriteOut};
+use crate::meta::{Access, SliceCache, WriteOut};
 use crate::storage::memory::Memory;
 use crate::storage::{HostRun, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -130,7 +130,9 @@ fn pages_that_cannot_leave_the_cache_are_listed_once() {
         (Gate::default(), DirtyList::default(), Log::default(), OverlapGuard::off());
     let out = WriteOut { medium: &medium, guard: &guard, settler: &log, list: &list };
     let cache = SliceCache::new(2, false);
-    let get = |key: u64| cache.get(key, &out, || Page::read(&medium, Purpose::L2, 512 * (key + 1), 1, 512));
+    let get = |key: u64| {
+        cache.get(key, Access::Change, &out, || Page::read(&medium, Purpose::L2, 512 * (key + 1), 1, 512))
+    };
     // One may be written, the other waits for a sync besides.
     for (key, after) in [(0, Ticket::PAST), (1, medium.ticket())] {
         for entry in [3, 4] {
