@@ -54,7 +54,9 @@ pub(super) fn open_on_temporary(opening: &mut Opening<'_>, origin: &Origin) -> R
     }
     // What such a handle can change is the image's own metadata, which a temporary image on top does not have.
     if opening.flags.metadata_only {
-        return Err(Error::invalid("snapshot=on cannot be given with QCOW2_OPEN_METADATA_ONLY, unless read-only"));
+        return Err(Error::invalid(
+            "snapshot=on cannot be given with QCOW2_OPEN_METADATA_ONLY, unless read-only",
+        ));
     }
     let (flags, options) = (opening.flags, opening.options.clone());
     opening.flags.read_only = true;
