@@ -102,6 +102,10 @@ int main(void)
     test_close(image);
     CHECK_ERROR(qcow2_open(base, QCOW2_OPEN_INACTIVE, on, &image), EINVAL);
     CHECK_TEXT("QCOW2_OPEN_INACTIVE");
+    /* A repair through it would be one of the image itself. */
+    CHECK_ERROR(qcow2_open(base, QCOW2_OPEN_METADATA_ONLY, on, &image), EINVAL);
+    CHECK_TEXT("QCOW2_OPEN_METADATA_ONLY");
+    test_close(test_open(base, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, "snapshot=on", NULL));
     CHECK_EQ(setenv("TMPDIR", test_path("nowhere"), 1), 0);
     CHECK_ERROR(qcow2_open(base, 0, on, &image), ENOENT);
     CHECK_TEXT("Could not create temporary overlay");

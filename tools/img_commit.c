@@ -15,13 +15,31 @@ static bool same_file(const char *left, const char *right)
     return same;
 }
 
+/* The path of a backing file as it is recorded: relative to the image, but after "file:", and in "json:{...}", to here;
+   allocated. NULL: the name means no file. */
+static char *path_of_base(const struct image_spec *spec, const char *base)
+{
+    struct image_spec named = { 0 };
+    char *path = NULL, *error = NULL;
+
+    if (!has_protocol(base))
+        return resolve_recorded(spec->path, base);
+    if (image_from_name(&named, base, NULL, false, &error) == 0)
+        path = text_copy(named.path);
+    free(error);
+    image_spec_free(&named);
+    return path;
+}
+
 /* The depth at which `base`, named as seen from the top image, is in the chain; 0: nowhere. */
 static size_t find_base(const struct image_spec *spec, const char *base)
 {
     struct chain chain;
-    char *path = resolve_recorded(spec->path, base);
+    char *path = path_of_base(spec, base);
     size_t depth, found = 0;
 
+    if (path == NULL)
+        return 0;
     chain_init(&chain, spec->path, spec->format);
     for (depth = 1; !found && chain_reach(&chain, depth); depth++)
         if (strcmp(chain.paths.items[depth], path) == 0 || same_file(chain.paths.items[depth], path))

@@ -25,7 +25,7 @@ pub(super) struct Strings {
 
 fn keep(list: &mut Vec<CString>, text: Option<&[u8]>) -> *const c_char {
     let Some(text) = text else { return std::ptr::null() };
-    let bytes: Vec<u8> = text.iter().copied().filter(|b| *b != 0).collect();
+    let bytes = text.split(|b| *b == 0).next().unwrap_or_default();
     list.push(CString::new(bytes).unwrap_or_default());
     list.last().map_or(std::ptr::null(), |c| c.as_ptr())
 }
@@ -74,7 +74,7 @@ fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
             info.lazy_refcounts = u32::from(core.is_lazy());
             info.backing_file = keep(list, header.backing_file.as_deref());
             info.backing_format =
-                keep(list, header.extension(extensions::BACKING_FORMAT).filter(|format| !format.is_empty()));
+                keep(list, header.extension_text(extensions::BACKING_FORMAT).as_ref().map(|f| f.as_bytes()));
             info.data_file = keep(list, header.extension(extensions::DATA_FILE));
             Arc::clone(core.storage())
         }

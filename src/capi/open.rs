@@ -84,7 +84,10 @@ unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
     // SAFETY: the caller's pointers, as the contract says.
     let place = unsafe { place(params.path, by_fd.then_some(params.fd), params.io, params.io_opaque) };
     if params.flags & QCOW2_OPEN_FD != 0 && !by_fd {
-        return Err(Error::invalid(format!("QCOW2_OPEN_FD is given, and fd is {}", params.fd)));
+        return Err(Error::invalid(format!(
+            "fd is {}, and by QCOW2_OPEN_FD or qcow2_open_fd it is to count",
+            params.fd
+        )));
     }
     place?.ok_or_else(|| {
         Error::invalid("exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_OPEN_FD)")

@@ -321,15 +321,14 @@ impl Header {
 
     /// An extension's payload as text; none is none given.
     pub fn extension_text(&self, kind: u32) -> Option<String> {
-        let text = String::from_utf8_lossy(self.extension(kind)?).trim_end_matches('\0').to_owned();
+        let text = self.extension_name(kind)?.to_string_lossy().into_owned();
         Some(text).filter(|t| !t.is_empty())
     }
 
-    /// An extension's payload as a name.
+    /// An extension's payload as a name, which ends where it does for a C program.
     pub fn extension_name(&self, kind: u32) -> Option<&OsStr> {
-        let bytes = self.extension(kind)?;
-        let padding = bytes.iter().rev().take_while(|b| **b == 0).count();
-        Some(OsStr::from_bytes(&bytes[..bytes.len() - padding]))
+        let name = self.extension(kind)?.split(|b| *b == 0).next();
+        name.map(OsStr::from_bytes)
     }
 
     /// The backing file's name.

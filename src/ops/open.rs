@@ -137,7 +137,7 @@ pub(super) struct Node {
 impl Opening<'_> {
     /// Opens the node at `origin` with its chain.
     pub fn open(&mut self, origin: &Origin) -> Result<Handle> {
-        if self.options.snapshot && !self.flags.read_only && !self.flags.metadata_only {
+        if self.options.snapshot && !self.flags.read_only {
             return open_on_temporary(self, origin);
         }
         if self.flags.force_share && !self.flags.read_only {

@@ -47,6 +47,12 @@ pub(super) fn open_on_temporary(opening: &mut Opening<'_>, origin: &Origin) -> R
     if opening.flags.inactive {
         return Err(Error::invalid("snapshot=on cannot be given with QCOW2_OPEN_INACTIVE"));
     }
+    // What such a handle can change is the image's own metadata, which a temporary image on top does not have.
+    if opening.flags.metadata_only {
+        return Err(Error::invalid(
+            "snapshot=on cannot be given with QCOW2_OPEN_METADATA_ONLY, unless read-only",
+        ));
+    }
     let (flags, options) = (opening.flags, opening.options.clone());
     opening.flags.read_only = true;
     opening.options = OpenOptions {

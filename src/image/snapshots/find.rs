@@ -32,7 +32,9 @@ impl<'a> Wanted<'a> {
         if self.id.is_none() && self.name.is_none() {
             return Err(Error::invalid("neither an ID nor a name of a snapshot is given"));
         }
-        let fits = |given: Option<&[u8]>, stored: &[u8]| given.is_none_or(|g| g == stored);
+        // As it is listed: to a C program a text ends where a zero byte is.
+        let shown = |stored: &[u8]| stored.iter().position(|b| *b == 0).unwrap_or(stored.len());
+        let fits = |given: Option<&[u8]>, stored: &[u8]| given.is_none_or(|g| *g == stored[..shown(stored)]);
         let found = list.iter().position(|s| fits(self.id, &s.id) && fits(self.name, &s.name));
         found.ok_or_else(|| {
             let text = |part: Option<&[u8]>| part.map(|p| String::from_utf8_lossy(p).into_owned());
