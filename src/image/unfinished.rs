@@ -150,7 +150,7 @@ impl Image {
         }
         let steps = self.steps.lock().unwrap_or_else(|e| e.into_inner()).clone();
         match steps {
-            Some(steps) => alone.take_steps(&steps).map_err(unfinished),
+            Some(steps) => alone.complete(steps).map_err(unfinished),
             None => Ok(()),
         }
     }

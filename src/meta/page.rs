@@ -219,6 +219,10 @@ impl Page {
         entry_words: usize,
         bytes: u64,
     ) -> Result<Page> {
+        // What there is no memory for is an error, not the end of the process.
+        let mut room: Vec<u64> = Vec::new();
+        room.try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
+        drop(std::hint::black_box(room));
         if bytes <= SMALL_BYTES as u64 {
             let mut piece = [0; SMALL_BYTES];
             let part = &mut piece[..bytes as usize];
@@ -226,8 +230,6 @@ impl Page {
             let words = part.chunks_exact(8).map(|c| AtomicU64::new(be64(c, 0))).collect();
             return Ok(Self::from_words(purpose, home, entry_words, words));
         }
-        // What there is no memory for is an error, not the end of the process.
-        Vec::<u64>::new().try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
         let words: Words = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
         // In pieces: a table of the largest size must not be in memory twice.
         for (at, words) in (0..).step_by(READ_BYTES).zip(words.chunks(READ_BYTES / 8)) {
