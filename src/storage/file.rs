@@ -342,7 +342,8 @@ impl Storage for FileStorage {
     #[inline]
     fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
         if let (None, [one]) = (&self.direct, buffers) {
-            if self.end.is_before(offset.saturating_add(one.len() as u64)) {
+            let end = offset.saturating_add(one.len() as u64);
+            if self.end.is_before(end) && end <= self.size_limit {
                 return write_one(&self.file, offset, one);
             }
         }

@@ -115,7 +115,7 @@ class Runner:
                 for side, was_dirty in zip(self.sides, dirty):
                     # A writable open repairs, leaks too. (What was only given up does not make an image dirty.)
                     if was_dirty and done != "killed":
-                        side.leaks_allowed = False
+                        side.leaks_allowed = done == "refused" and self.writer(side, step) is self.stock
             if done == "killed":
                 readable = [side for side in self.sides if not side.unreadable]
                 if not readable:
@@ -342,7 +342,7 @@ class Runner:
             for side in self.sides:
                 # The stock tools leave the new tables as leaks when a count has no room.
                 side.leaks_allowed |= self.writer(side, step) is self.stock
-            return None
+            return "refused"
         for side in self.sides:
             model = side.model
             model.flushed()
