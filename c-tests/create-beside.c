@@ -92,7 +92,7 @@ static void *fail_on_and_on(void *opaque)
    of them for its target, as a create does with what is there; it never takes it away. */
 static void renames(void)
 {
-    const char *mine = strdup(test_path("mine"));
+    const char *mine = test_path("mine");
     pthread_t other;
 
     CHECK_EQ(pthread_create(&other, NULL, fail_on_and_on, NULL), 0);
@@ -117,7 +117,7 @@ static void renames(void)
 
 static void links(void)
 {
-    char *link = strdup(test_path("link")), *chain = strdup(test_path("chain")), *loop = strdup(test_path("loop"));
+    const char *link = test_path("link"), *chain = test_path("chain"), *loop = test_path("loop");
 
     CHECK_EQ(symlink("made", link), 0);
     CHECK_EQ(symlink("link", chain), 0);
@@ -158,7 +158,7 @@ static void a_data_file_in_use(void)
 int main(void)
 {
     signal(SIGXFSZ, SIG_IGN);
-    path = strdup(test_path("disk.qcow2"));
+    path = test_path("disk.qcow2");
     CHECK_EQ(failing(path), -EFBIG);
     CHECK(!exists(path));
     many_processes();

@@ -119,12 +119,12 @@ static void run(void *opaque)
 int main(void)
 {
     char data_option[4200];
-    struct scene scene = {.base = strdup(test_create("base", MIB, NULL))};
+    struct scene scene = {.base = test_create("base", MIB, NULL)};
 
-    scene.overlay = strdup(test_create("overlay", MIB, "backing_file=base", "backing_fmt=qcow2", NULL));
+    scene.overlay = test_create("overlay", MIB, "backing_file=base", "backing_fmt=qcow2", NULL);
     snprintf(data_option, sizeof data_option, "data_file=%s", test_path("raw"));
     scene.named_data = data_option;
-    scene.data = strdup(test_create("data", MIB, data_option, NULL));
+    scene.data = test_create("data", MIB, data_option, NULL);
     for (scene.closed = 0; scene.closed < 8; scene.closed++) {
         pid_t child = fork();
 
