@@ -168,6 +168,10 @@ int main(void)
         {.name = "raw", .is_raw = true, .by_descriptor = true},
         {.name = "raw", .is_raw = true, .threads = true},
     };
+
+#ifdef __SANITIZE_ADDRESS__
+    test_skip("a sanitizer makes system calls of its own");
+#endif
     const char *base = test_create("base", 64 * MIB, NULL);
     qcow2_image *image = test_open(base, 0, NULL);
 
