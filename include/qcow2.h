@@ -350,7 +350,7 @@ typedef struct qcow2_open_params {
     void *resolve_opaque;
     /* Takes what a repair at open says, and a corruption that qcow2_close finds. May be NULL. */
     qcow2_message_fn message;
-    /* Handed to `message`. */
+    /* Handed to `message`. Both are kept: qcow2_close calls them, too, so what this points to must live until then. */
     void *message_opaque;
 } qcow2_open_params;
 

@@ -97,6 +97,13 @@ unsafe extern "C" fn say(opaque: *mut c_void, kind: c_int, text: *const c_char) 
     }
 }
 
+/// What an open and a close say, as long as the handle lives.
+unsafe extern "C" fn hear(_: *mut c_void, kind: c_int, text: *const c_char) {
+    assert!((0..=3).contains(&kind), "message kind {kind}");
+    // SAFETY: the text is valid during the call.
+    assert!(!unsafe { CStr::from_ptr(text) }.is_empty(), "a message without a text");
+}
+
 /// A file that an image gets, whatever it is called.
 struct File {
     ops: qcow2_io_ops,
@@ -160,7 +167,6 @@ impl<'a> Disk<'a> {
         let below = below.map(|b| File { ops: Medium::ops(false, false), opaque: b.opaque() });
         let data = File { ops: Medium::ops(writable, true), opaque: medium.opaque() };
         let mut files = Files { data, below };
-        let mut messages: Vec<String> = Vec::new();
         let params = qcow2_open_params {
             struct_size: std::mem::size_of::<qcow2_open_params>(),
             path: std::ptr::null(),
@@ -171,8 +177,8 @@ impl<'a> Disk<'a> {
             options: options.pointer(),
             resolve: Some(give_file),
             resolve_opaque: (&raw mut files).cast(),
-            message: Some(say),
-            message_opaque: (&raw mut messages).cast(),
+            message: Some(hear),
+            message_opaque: std::ptr::null_mut(),
         };
         let mut image = std::ptr::null_mut();
         // SAFETY: everything lives across the call; the medium outlives the handle.

@@ -39,7 +39,7 @@ pub struct qcow2_open_params {
     pub resolve_opaque: *mut c_void,
     /// Takes what a repair at open says, and a corruption that qcow2_close finds. May be NULL.
     pub message: qcow2_message_fn,
-    /// Handed to `message`.
+    /// Handed to `message`. Both are kept: qcow2_close calls them, too, so what this points to must live until then.
     pub message_opaque: *mut c_void,
 }
 

@@ -322,7 +322,8 @@ class Runner:
             writer = self.repairer(side, self.writer(side, step))
             arguments = ["check", "-f", "qcow2", "--output=json", "-r", repair, NAME]
             done = self.call(side, writer, "img", arguments)
-            answers.append((side.label, {"status": done.returncode, "answer": done.stdout.decode()}))
+            said = re.sub(r'\s*"image-end-offset": \d+,', "", done.stdout.decode())
+            answers.append((side.label, {"status": done.returncode, "answer": said}))
             side.leaks_allowed = False
         if self.identical:
             compare.same_results("repair", answers)
