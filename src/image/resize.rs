@@ -421,6 +421,7 @@ impl Core {
         }
         Ok(count)
     }
+
     /// Has the host take room for guest data that nothing points to yet, which reads as zeroes.
     fn take_room(&self, host: u64, bytes: u64, how: Preallocation) -> Result<()> {
         let medium = &self.shared.medium;

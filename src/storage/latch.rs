@@ -1,4 +1,5 @@
-//! The failure latch of an image: after the first failed write-out or sync nothing more is written.
+//! The failure latch of an image or a raw disk: after the first failed sync, and once an image is known to be corrupt,
+//! nothing more is written.
 
 use crate::error::{Error, ErrorKind, Result};
 use once_cell::sync::OnceCell;
