@@ -269,7 +269,9 @@ impl Trace<'_> {
         let touches = |e: &Event| e.offset < target + head.cluster_bytes() && target < e.offset + e.length;
         let data = self.log[..self.at].iter().rposition(|e| e.purpose == Purpose::Data && touches(e));
         let since = if target == 0 { since } else { since.min(data.unwrap_or(since)) };
-        Ok(Some(Place { from, to: (from + head.cluster_bytes()).min(head.size), since, at }))
+        // VM state begins past the end of the disk, which cuts the disk's last cluster only.
+        let area_end = if from < head.size { head.size } else { u64::MAX };
+        Ok(Some(Place { from, to: (from + head.cluster_bytes()).min(area_end), since, at }))
     }
 
     /// The values of the entry at `at`, newest first, back to the one in force at event `from`, with the
