@@ -11,7 +11,7 @@ mod plain {
     /// `yield_now` may be forbidden (seccomp lists of emulators lack them), and a yield lets nobody less urgent run.
     pub fn sleep(time: std::time::Duration) {
         let (lock, never) = (Mutex::new(()), Condvar::new());
-        let guard = lock.lock().unwrap_or_else(|e| e.into_inner());
+        let guard = super::locked(lock.lock());
         drop(never.wait_timeout(guard, time));
     }
 }
@@ -82,3 +82,10 @@ mod plain {
 }
 
 pub use plain::*;
+
+/// What a lock guards, after a panic of another thread too: each part that is locked is whole at any moment, and what a
+/// panic has broken is a handle's, which the C edge closes.
+#[inline]
+pub fn locked<G>(answer: std::sync::LockResult<G>) -> G {
+    answer.unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -30,6 +30,7 @@ use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
+use crate::sync::locked;
 use ledger::Run;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -109,7 +110,7 @@ impl Allocator {
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.ledger.lock())
     }
 
     /// Finds up to `cluster_count` free clusters in a row, at least one, and raises their counts.
@@ -190,7 +191,7 @@ impl Allocator {
 
     /// Runs of clusters that wait for it.
     pub fn pending_runs(&self) -> usize {
-        self.pending.lock().unwrap_or_else(|e| e.into_inner()).len()
+        locked(self.pending.lock()).len()
     }
 
     /// Lowers the counts whose time has come.
@@ -206,7 +207,7 @@ impl Allocator {
         let oldest = oldest();
         let mut due = Vec::new();
         {
-            let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+            let mut pending = locked(self.pending.lock());
             while let Some(head) = pending.front() {
                 let durable = self.shared.medium.is_past(head.ticket) || planted(Plant::CountLoweredAtOnce);
                 let unread = head.release.epoch < oldest || planted(Plant::FreedClusterReusedAtOnce);
@@ -238,7 +239,7 @@ impl Allocator {
     }
 
     fn put_back(&self, due: impl DoubleEndedIterator<Item = (Ticket, Release)>) {
-        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        let mut pending = locked(self.pending.lock());
         for (ticket, release) in due.rev() {
             self.pending_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
             pending.push_front(Pending { ticket, release });
@@ -279,7 +280,7 @@ impl Settler for Allocator {
 
     fn settle_after(&self, ticket: Ticket, releases: Vec<Release>) {
         let clusters: u64 = releases.iter().map(|r| r.cluster_count).sum();
-        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        let mut pending = locked(self.pending.lock());
         for release in releases {
             // Neighbours become one entry: a long discard must not cost memory by the cluster.
             if let Some(last) = pending.back_mut() {

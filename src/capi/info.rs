@@ -9,6 +9,7 @@ use crate::format::Header;
 use crate::image::{load_bitmaps, Core, Disk};
 use crate::ops::handle::Handle;
 use crate::ops::open::Origin;
+use crate::sync::locked;
 use std::ffi::{c_char, c_int, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -100,7 +101,7 @@ fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_get_info(image: *mut qcow2_image, info: *mut qcow2_info) -> c_int {
     with(image, |guarded| {
-        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let mut strings = locked(guarded.strings.lock());
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(collect(&guarded.handle, &mut strings.info), info, "info") }.map(|()| 0)
     }) as c_int
@@ -116,7 +117,7 @@ pub unsafe extern "C" fn qcow2_get_node_info(
     info: *mut qcow2_info,
 ) -> c_int {
     with(image, |guarded| {
-        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let mut strings = locked(guarded.strings.lock());
         let list = &mut strings.node;
         let found = match depth {
             0 => Some(collect(&guarded.handle, list)),
@@ -152,7 +153,7 @@ pub unsafe extern "C" fn qcow2_get_header_extension(
                 format!("there is no header extension number {index}"),
             ));
         };
-        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let mut strings = locked(guarded.strings.lock());
         strings.extension.clone_from(&found.data);
         let answer = qcow2_header_extension {
             struct_size: 0,
@@ -182,7 +183,7 @@ pub unsafe extern "C" fn qcow2_get_snapshot(
         let Some(found) = all.get(index) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot number {index}")));
         };
-        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let mut strings = locked(guarded.strings.lock());
         let list = &mut strings.snapshots;
         list.clear();
         let answer = qcow2_snapshot_info {
@@ -220,7 +221,7 @@ pub unsafe extern "C" fn qcow2_get_bitmap(
         let Some(found) = all.get(index) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no bitmap number {index}")));
         };
-        let mut strings = guarded.strings.lock().unwrap_or_else(|e| e.into_inner());
+        let mut strings = locked(guarded.strings.lock());
         strings.bitmaps.clear();
         let answer = qcow2_bitmap_info {
             struct_size: 0,

@@ -21,6 +21,7 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
+use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -334,7 +335,7 @@ impl Core {
     /// The snapshots, in table order: read once for all who ask, for a list may be long. Called inside the gate.
     pub fn snapshots(&self) -> Result<Arc<[Snapshot]>> {
         self.check_active()?;
-        let mut known = self.snapshots.lock().unwrap_or_else(|e| e.into_inner());
+        let mut known = locked(self.snapshots.lock());
         if let Some(list) = &*known {
             return Ok(Arc::clone(list));
         }
@@ -349,7 +350,7 @@ impl Core {
 
     /// Forgets the snapshots that somebody has asked for.
     pub(super) fn forget_snapshots(&self) {
-        *self.snapshots.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        *locked(self.snapshots.lock()) = None;
     }
 
     /// Nothing more is written, because of `why`: only a new open helps.

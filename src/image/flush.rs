@@ -2,7 +2,7 @@
 
 use super::Core;
 use crate::error::Result;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{locked, Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
@@ -28,7 +28,7 @@ impl Flusher {
 
     /// Runs `barrier`, or waits for one that somebody else starts after this call.
     pub(crate) fn join(&self, barrier: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
+        let mut state = locked(self.state.lock());
         let mine = state.started + 1;
         loop {
             if state.completed >= mine {
@@ -38,7 +38,7 @@ impl Flusher {
                 break;
             }
             state.waiting += 1;
-            state = self.done.wait(state).unwrap_or_else(|e| e.into_inner());
+            state = locked(self.done.wait(state));
             state.waiting -= 1;
         }
         state.running = true;
@@ -60,7 +60,7 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.flusher.state.lock().unwrap_or_else(|e| e.into_inner());
+        let mut state = locked(self.flusher.state.lock());
         state.running = false;
         state.completed = self.served.unwrap_or(state.completed);
         if state.waiting > 0 {

@@ -16,6 +16,7 @@ use crate::format::entries::CompressedSpan;
 use crate::format::Geometry;
 use crate::map::{Map, Source};
 use crate::planted::{planted, Plant};
+use crate::sync::locked;
 use std::io::IoSliceMut;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -72,7 +73,7 @@ impl Inflation {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.kept.lock())
     }
 
     fn find(&self, span: CompressedSpan) -> Option<Arc<Vec<u8>>> {

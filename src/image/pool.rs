@@ -1,5 +1,6 @@
 //! Things that are dear to make and serve one thread at a time, kept for the next one.
 
+use crate::sync::locked;
 use std::sync::Mutex;
 
 /// Most that are kept.
@@ -17,12 +18,12 @@ impl<T> Default for Pool<T> {
 impl<T> Pool<T> {
     /// One that is idle.
     pub(super) fn take(&self) -> Option<T> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).pop()
+        locked(self.0.lock()).pop()
     }
 
     /// For the next taker.
     pub(super) fn put(&self, one: T) {
-        let mut idle = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut idle = locked(self.0.lock());
         if idle.len() < MOST_KEPT {
             idle.push(one);
         }
@@ -30,7 +31,7 @@ impl<T> Pool<T> {
 
     /// Frees all that are idle.
     pub(super) fn clear(&self) {
-        let idle = std::mem::take(&mut *self.0.lock().unwrap_or_else(|e| e.into_inner()));
+        let idle = std::mem::take(&mut *locked(self.0.lock()));
         drop(idle);
     }
 }

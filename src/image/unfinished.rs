@@ -12,6 +12,7 @@ use crate::alloc::{ClusterRun, Freed};
 use crate::error::{Error, Result};
 use crate::meta::guard::Owner;
 use crate::storage::Storage;
+use crate::sync::locked;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -132,14 +133,14 @@ impl Core {
 
 impl Image {
     fn keep_steps(&self, steps: Steps) {
-        *self.steps.lock().unwrap_or_else(|e| e.into_inner()) = Some(steps);
+        *locked(self.steps.lock()) = Some(steps);
         self.is_unfinished.store(true, Ordering::SeqCst);
     }
 
     /// No steps are left: another state is in force.
     pub(super) fn drop_steps(&self) {
         if self.is_unfinished.swap(false, Ordering::SeqCst) {
-            *self.steps.lock().unwrap_or_else(|e| e.into_inner()) = None;
+            *locked(self.steps.lock()) = None;
         }
     }
 
@@ -148,7 +149,7 @@ impl Image {
         if !self.is_unfinished.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let steps = self.steps.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let steps = locked(self.steps.lock()).clone();
         match steps {
             Some(steps) => alone.complete(steps).map_err(unfinished),
             None => Ok(()),

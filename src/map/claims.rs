@@ -2,7 +2,7 @@
 //! I/O. A request holds one claim at a time, so claims cannot wait in a circle.
 
 use crate::planted::{planted, Plant};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{locked, Condvar, Mutex};
 
 #[derive(Default)]
 struct Held {
@@ -30,10 +30,10 @@ impl Claims {
     /// Waits until nobody holds a part of `[first, end)`, then takes it.
     pub fn take(&self, first: u64, end: u64) -> Claim<'_> {
         debug_assert!(first < end);
-        let mut held = self.held.lock().unwrap_or_else(|e| e.into_inner());
+        let mut held = locked(self.held.lock());
         while !planted(Plant::ClaimSkipped) && held.ranges.iter().any(|(f, e)| *f < end && first < *e) {
             held.waiting += 1;
-            held = self.dropped.wait(held).unwrap_or_else(|e| e.into_inner());
+            held = locked(self.dropped.wait(held));
             held.waiting -= 1;
         }
         held.ranges.push((first, end));
@@ -55,7 +55,7 @@ impl Claim<'_> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut held = self.claims.held.lock().unwrap_or_else(|e| e.into_inner());
+        let mut held = locked(self.claims.held.lock());
         if let Some(at) = held.ranges.iter().position(|h| *h == (self.first, self.end)) {
             held.ranges.swap_remove(at);
         }

@@ -22,6 +22,7 @@ use crate::meta::{Access, DirtyList, Page, Release, Settler, SliceCache, WriteOu
 use crate::options::CacheSizes;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
+use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -351,7 +352,7 @@ impl Map {
         if self.owns_table(l1_index)? && self.copied_table.load(Ordering::SeqCst) != l1_index + 1 {
             return Ok(());
         }
-        let _birth = self.birth.lock().unwrap_or_else(|e| e.into_inner());
+        let _birth = locked(self.birth.lock());
         if self.copied_table.load(Ordering::SeqCst) != 0 {
             // The barrier behind the last copy has failed.
             self.settle_copy()?;

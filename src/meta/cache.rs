@@ -10,7 +10,7 @@ use super::page::Page;
 use super::WriteOut;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{locked, Condvar, Mutex, MutexGuard};
 use std::sync::{Arc, OnceLock};
 
 /// Least slices of one set in a cache with several sets; there are fewer than twice as many.
@@ -37,7 +37,7 @@ struct Slot(Mutex<Option<Keyed>>);
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, Option<Keyed>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.0.lock())
     }
 
     fn page(&self) -> Option<Arc<Page>> {
@@ -194,7 +194,7 @@ impl SliceCache {
     }
 
     fn lock_loading(&self) -> MutexGuard<'_, Loading> {
-        self.loading.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.loading.lock())
     }
 
     /// Whether somebody has the set of `key`.
@@ -204,7 +204,7 @@ impl SliceCache {
 
     fn wait_loaded<'a>(&'a self, mut loading: MutexGuard<'a, Loading>) -> MutexGuard<'a, Loading> {
         loading.waiting += 1;
-        loading = self.loaded.wait(loading).unwrap_or_else(|e| e.into_inner());
+        loading = locked(self.loaded.wait(loading));
         loading.waiting -= 1;
         loading
     }

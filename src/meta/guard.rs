@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::Geometry;
 use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
+use crate::sync::locked;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -167,7 +168,7 @@ impl OverlapGuard {
         if !self.checks(owner) || length == 0 {
             return;
         }
-        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        let mut owners = locked(self.owners.write());
         for host_offset in host_offsets {
             let clusters = self.clusters(host_offset, length);
             for cluster in clusters.clone() {
@@ -185,7 +186,7 @@ impl OverlapGuard {
         if !self.checks(owner) || length == 0 {
             return;
         }
-        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        let mut owners = locked(self.owners.write());
         // Where it is short, every question is answered so.
         let Ok(map) = owners.indexed() else { return };
         for cluster in self.clusters(host_offset, length) {
@@ -200,12 +201,12 @@ impl OverlapGuard {
 
     /// Who owns a cluster.
     fn owners_of(&self, cluster: u64) -> Result<u16> {
-        let owners = self.owners.read().unwrap_or_else(|e| e.into_inner());
+        let owners = locked(self.owners.read());
         if owners.listed.is_empty() && !owners.is_short {
             return Ok(owners.map.get(&cluster).copied().unwrap_or(0));
         }
         drop(owners);
-        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        let mut owners = locked(self.owners.write());
         Ok(owners.indexed()?.get(&cluster).copied().unwrap_or(0))
     }
 
@@ -262,7 +263,7 @@ impl OverlapGuard {
 
     /// One past the last cluster that holds anything.
     pub fn end(&self) -> Result<u64> {
-        let mut owners = self.owners.write().unwrap_or_else(|e| e.into_inner());
+        let mut owners = locked(self.owners.write());
         Ok(owners.indexed()?.keys().max().map_or(0, |last| last + 1))
     }
 

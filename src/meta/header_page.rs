@@ -16,6 +16,7 @@ use crate::format::Header;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
 use crate::storage::Purpose;
+use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -46,7 +47,7 @@ impl HeaderPage {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Header, Vec<u8>)> {
-        self.header.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.header.lock())
     }
 
     /// A copy of the header as it stands.

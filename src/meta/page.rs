@@ -21,7 +21,7 @@ use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{spin_loop, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use crate::sync::{locked, spin_loop, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -110,18 +110,18 @@ pub struct InFlight<'a> {
 impl DirtyList {
     /// Announces write-outs.
     pub fn begin(&self) -> InFlight<'_> {
-        InFlight { _shared: self.in_flight.read().unwrap_or_else(|e| e.into_inner()) }
+        InFlight { _shared: locked(self.in_flight.read()) }
     }
 
     /// Takes all pages off the list, to be written while the announcement lasts.
     pub fn take(&self, _announced: &InFlight<'_>) -> Vec<Arc<Page>> {
-        std::mem::take(&mut *self.pages.lock().unwrap_or_else(|e| e.into_inner()))
+        std::mem::take(&mut *locked(self.pages.lock()))
     }
 
     /// Waits until whatever others have taken off the list is in the file, or back on the list because it
     /// waits for a sync. The caller has no announcement of its own.
     pub fn wait_in_flight(&self) {
-        drop(self.in_flight.write().unwrap_or_else(|e| e.into_inner()));
+        drop(locked(self.in_flight.write()));
     }
 
     /// Changes whenever pages come back because a write failed.
@@ -131,7 +131,7 @@ impl DirtyList {
 
     /// Puts pages back that were taken and not written. The caller still has its announcement.
     pub(super) fn put_back(&self, pages: impl IntoIterator<Item = Arc<Page>>) {
-        self.pages.lock().unwrap_or_else(|e| e.into_inner()).extend(pages);
+        locked(self.pages.lock()).extend(pages);
         self.failures.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -142,15 +142,15 @@ impl DirtyList {
 
     /// The oldest ticket that a change waits for which no write-out has taken yet.
     pub fn oldest_waiting(&self) -> Option<Ticket> {
-        self.waiting.lock().unwrap_or_else(|e| e.into_inner()).keys().next().copied()
+        locked(self.waiting.lock()).keys().next().copied()
     }
 
     fn add_waiting(&self, ticket: Ticket) {
-        *self.waiting.lock().unwrap_or_else(|e| e.into_inner()).entry(ticket).or_default() += 1;
+        *locked(self.waiting.lock()).entry(ticket).or_default() += 1;
     }
 
     fn remove_waiting(&self, ticket: Ticket, changes: u64) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        let mut waiting = locked(self.waiting.lock());
         if let Some(count) = waiting.get_mut(&ticket) {
             *count -= changes;
             if *count == 0 {
@@ -161,11 +161,11 @@ impl DirtyList {
 
     /// Takes one page off the list, to be written while the announcement lasts.
     pub(super) fn remove(&self, page: &Arc<Page>, _announced: &InFlight<'_>) {
-        self.pages.lock().unwrap_or_else(|e| e.into_inner()).retain(|p| !Arc::ptr_eq(p, page));
+        locked(self.pages.lock()).retain(|p| !Arc::ptr_eq(p, page));
     }
 
     fn add(&self, page: &Arc<Page>) {
-        self.pages.lock().unwrap_or_else(|e| e.into_inner()).push(Arc::clone(page));
+        locked(self.pages.lock()).push(Arc::clone(page));
     }
 }
 
@@ -332,7 +332,7 @@ impl Page {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.state.lock())
     }
 
     /// Entry `index`, for whoever holds `state` and is the only one to store.
@@ -428,7 +428,7 @@ impl Page {
     /// Forgets what has not been written: nothing leads to the table any more, or will before the next barrier. Returns
     /// what its changes had let go of. The caller is alone, and takes the page out of the cache.
     pub fn abandon(&self, list: &DirtyList) -> Vec<Release> {
-        let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
+        let _order = locked(self.writing.lock());
         let mut state = self.lock();
         let mut releases = Vec::new();
         for held in std::mem::take(&mut state.held) {
@@ -455,7 +455,7 @@ impl Page {
         list: &DirtyList,
         _announced: &InFlight<'_>,
     ) -> Result<bool> {
-        let _order = self.writing.lock().unwrap_or_else(|e| e.into_inner());
+        let _order = locked(self.writing.lock());
         let ripe = self.take_ripe(medium, list);
         if let Err(e) = self.write_runs(&ripe.runs, medium, guard) {
             self.take_back(ripe, list);

@@ -9,6 +9,7 @@ use super::pieces::{Piece, Pieces, What};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Disk, PackedClusters, ZeroFlags};
 use crate::storage::helper;
+use crate::sync::locked;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -85,7 +86,7 @@ pub fn convert(
             helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
         }
     });
-    if let Some((_, error)) = job.failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
+    if let Some((_, error)) = locked(job.failure.into_inner()) {
         return Err(error);
     }
     progress(total, total);
@@ -166,7 +167,7 @@ impl Drop for StopOthers<'_, '_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
+    locked(mutex.lock())
 }
 
 impl Job<'_> {
@@ -310,7 +311,7 @@ impl Job<'_> {
         }
         let mut turn = lock(&self.turn);
         while *turn != piece.number && !self.stop.load(Ordering::SeqCst) {
-            turn = self.turned.wait(turn).unwrap_or_else(|e| e.into_inner());
+            turn = locked(self.turned.wait(turn));
         }
         drop(turn);
         if self.stop.load(Ordering::SeqCst) {

@@ -10,6 +10,7 @@ use crate::image::{backing_names, inactive_error, read_header, CoreSettings, Dis
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
+use crate::sync::locked;
 use arc_swap::ArcSwapOption;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -86,7 +87,7 @@ impl Handle {
     }
 
     pub(super) fn manner(&self) -> MutexGuard<'_, Manner> {
-        self.manner.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.manner.lock())
     }
 
     /// The disk.

@@ -3,6 +3,7 @@
 use super::convert::ConvertOptions;
 use crate::error::{Error, Result};
 use crate::image::Disk;
+use crate::sync::locked;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -84,7 +85,7 @@ impl<'a> Pieces<'a> {
 
     /// The next piece; an error comes with its guest offset.
     pub(super) fn next(&self) -> std::result::Result<Option<Piece>, (u64, Error)> {
-        let mut next = self.next.lock().unwrap_or_else(|e| e.into_inner());
+        let mut next = locked(self.next.lock());
         let next = &mut *next;
         if next.at == self.length {
             return Ok(None);

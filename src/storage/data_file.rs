@@ -4,7 +4,7 @@
 use super::Storage;
 use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::Mutex;
+use crate::sync::{locked, Mutex};
 use std::io;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl DataFile {
 
     /// Makes every change that has returned durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let mut synced = self.synced.lock().unwrap_or_else(|e| e.into_inner());
+        let mut synced = locked(self.synced.lock());
         let changes = self.changes.load(Ordering::SeqCst);
         if *synced < changes {
             if !planted(Plant::DataFileNotSynced) {

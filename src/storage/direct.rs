@@ -4,6 +4,7 @@
 //! without that, what a neighbour did between the read and the write of a block would be lost.
 
 use super::file::{direct_alignment, pread, read_many, write_many, write_one};
+use crate::sync::locked;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
@@ -62,12 +63,12 @@ impl Direct {
 
     /// While the answer lives, no block is between its read and its write.
     pub(super) fn beside(&self) -> RwLockReadGuard<'_, ()> {
-        self.blocks.read().unwrap_or_else(|e| e.into_inner())
+        locked(self.blocks.read())
     }
 
     /// As `beside`, and nobody writes or zeroes either.
     pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
-        self.blocks.write().unwrap_or_else(|e| e.into_inner())
+        locked(self.blocks.write())
     }
 
     /// Whether the unit was too small for this file: `error` came with blocks of `unit` bytes, from aligned memory.

@@ -4,6 +4,7 @@
 //! or zeroed, although it has been acknowledged. So writes past what is known of the end are inside shared, and whoever
 //! decides about the length is inside alone. A write that ends before it meets no lock.
 
+use crate::sync::locked;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockWriteGuard};
@@ -38,7 +39,7 @@ impl End {
 
     #[cold]
     fn write_past(&self, to: u64, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let _shared = self.growing.read().unwrap_or_else(|e| e.into_inner());
+        let _shared = locked(self.growing.read());
         write()?;
         self.known.fetch_max(to, Ordering::SeqCst);
         Ok(())
@@ -51,7 +52,7 @@ impl End {
 
     /// Waits for writes past the end, and keeps them out.
     pub fn alone(&self) -> EndAlone<'_> {
-        EndAlone { end: self, _turn: self.growing.write().unwrap_or_else(|e| e.into_inner()) }
+        EndAlone { end: self, _turn: locked(self.growing.write()) }
     }
 
     /// The file had `length` bytes a moment ago: somebody else may have cut it.

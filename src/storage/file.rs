@@ -13,6 +13,7 @@ use super::end::{End, EndAlone};
 use super::lock::{Access, FileLock};
 use super::{HostRun, Purpose, Storage, Traits};
 use crate::error::Result;
+use crate::sync::locked;
 use once_cell::sync::Lazy;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -169,13 +170,13 @@ impl FileStorage {
     pub fn lock(&self, access: Access, shown: &str) -> Result<()> {
         let taken = FileLock::take(&self.file, self.identity, access, shown)?;
         self.look_at_length();
-        *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = Some(taken);
+        *locked(self.lock.lock()) = Some(taken);
         Ok(())
     }
 
     /// Changes the access of the lock, where there is one, as the file changes hands. On failure it is as it was.
     pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
-        if let Some(lock) = &mut *self.lock.lock().unwrap_or_else(|e| e.into_inner()) {
+        if let Some(lock) = &mut *locked(self.lock.lock()) {
             lock.change(access, shown)?;
         }
         self.look_at_length();
@@ -184,7 +185,7 @@ impl FileStorage {
 
     /// Whether the lock keeps others from changing the length.
     fn keeps_length(&self) -> bool {
-        self.lock.lock().unwrap_or_else(|e| e.into_inner()).as_ref().is_some_and(FileLock::keeps_length)
+        locked(self.lock.lock()).as_ref().is_some_and(FileLock::keeps_length)
     }
 
     /// When the file has just come into these hands, with a lock or without: others may have changed the length until
@@ -201,19 +202,19 @@ impl FileStorage {
     /// Takes the lock over from another storage of the same file, with another access. On failure `old` keeps it as
     /// it was.
     pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
-        let mut held = old.lock.lock().unwrap_or_else(|e| e.into_inner());
+        let mut held = locked(old.lock.lock());
         if Arc::ptr_eq(&self.file, &old.file) {
             match &mut *held {
                 Some(lock) => lock.change(access, shown)?,
                 None => self.look_at_length(),
             }
-            *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = held.take();
+            *locked(self.lock.lock()) = held.take();
             return Ok(());
         }
         let Some(lock) = held.take() else { return Ok(()) };
         match lock.exchange(&self.file, access, shown) {
             Ok(lock) => {
-                *self.lock.lock().unwrap_or_else(|e| e.into_inner()) = Some(lock);
+                *locked(self.lock.lock()) = Some(lock);
                 Ok(())
             }
             Err((lock, e)) => {

@@ -6,7 +6,7 @@
 //! unlinked before `retire` may be reused once `oldest` is past the value that it returned.
 
 use crate::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
-use crate::sync::{sleep, spin_loop, Condvar, Mutex, MutexGuard};
+use crate::sync::{locked, sleep, spin_loop, Condvar, Mutex, MutexGuard};
 use std::cell::Cell;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -108,15 +108,15 @@ impl Gate {
 
     #[cold]
     fn wait_open(&self) {
-        let mut guard = self.opened.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut guard = locked(self.opened.0.lock());
         while self.closed.load(Ordering::SeqCst) {
-            guard = self.opened.1.wait(guard).unwrap_or_else(|e| e.into_inner());
+            guard = locked(self.opened.1.wait(guard));
         }
     }
 
     /// Waits until every request has left and keeps others out.
     pub fn enter_alone(&self) -> Exclusive<'_> {
-        let turn = self.exclusive.lock().unwrap_or_else(|e| e.into_inner());
+        let turn = locked(self.exclusive.lock());
         self.closed.store(true, Ordering::SeqCst);
         let mut round = 0u32;
         while self.oldest() != u64::MAX {
@@ -151,7 +151,7 @@ impl Drop for Pin<'_> {
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
-        let _guard = self.gate.opened.0.lock().unwrap_or_else(|e| e.into_inner());
+        let _guard = locked(self.gate.opened.0.lock());
         self.gate.closed.store(false, Ordering::SeqCst);
         self.gate.opened.1.notify_all();
     }

@@ -6,7 +6,7 @@
 
 use super::file::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{locked, Mutex, MutexGuard};
 use once_cell::race::OnceBox;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -128,7 +128,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(u64, u64), Users>> {
-        self.files.lock().unwrap_or_else(|e| e.into_inner())
+        locked(self.files.lock())
     }
 
     fn forget(&self, identity: (u64, u64), access: Access) {
@@ -155,7 +155,7 @@ impl Registry {
 
 /// Held by an open that keeps others off descriptors.
 pub(super) fn opening_turn() -> std::sync::MutexGuard<'static, ()> {
-    Registry::current().opening.lock().unwrap_or_else(|e| e.into_inner())
+    locked(Registry::current().opening.lock())
 }
 
 /// A held lock; released when dropped.

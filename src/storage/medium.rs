@@ -11,7 +11,7 @@ use super::{read_exact, zero_range, HostRun, Purpose, Storage};
 use crate::error::{Error, Result};
 use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::Mutex;
+use crate::sync::{locked, Mutex};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
@@ -115,7 +115,7 @@ impl Medium {
 
     /// The data file first: whoever sees the image synced may rely on what its pointers lead to.
     fn sync_storages(&self) -> Result<()> {
-        let _turn = self.syncing.lock().unwrap_or_else(|e| e.into_inner());
+        let _turn = locked(self.syncing.lock());
         self.latch.check()?;
         if let Some(data_file) = &self.data_file {
             data_file
@@ -131,7 +131,7 @@ impl Medium {
 
     /// Makes the host see where guest data is, so that `data_run` can tell. A sync that fails is as final as any.
     pub fn settle_runs(&self) -> Result<()> {
-        let _turn = self.syncing.lock().unwrap_or_else(|e| e.into_inner());
+        let _turn = locked(self.syncing.lock());
         if self.latch.check().is_err() {
             return Ok(());
         }

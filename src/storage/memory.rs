@@ -1,6 +1,7 @@
 //! A storage in memory, for images that need no file and for tests.
 
 use super::{HostRun, Purpose, Storage, Traits};
+use crate::sync::locked;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::RwLock;
 
@@ -20,11 +21,11 @@ impl Memory {
     }
 
     fn read_guard(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
-        self.0.read().unwrap_or_else(|e| e.into_inner())
+        locked(self.0.read())
     }
 
     fn write_guard(&self) -> std::sync::RwLockWriteGuard<'_, Vec<u8>> {
-        self.0.write().unwrap_or_else(|e| e.into_inner())
+        locked(self.0.write())
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::format::entries::{plain_run, L1Entry, L1_RESERVED, OFFSET_MASK};
 use crate::format::{be64, Geometry};
 use crate::storage::{helper, read_exact, Purpose, Storage};
+use crate::sync::locked;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
@@ -54,7 +55,7 @@ impl Scout<'_> {
                 // A table that cannot be read is the pass's to tell.
                 let read = read_exact(self.storage, Purpose::L2, *at, &mut buffer);
                 if let Some(digest) = read.ok().and_then(|()| digest(self.geometry, &buffer)) {
-                    found.lock().unwrap_or_else(|e| e.into_inner()).insert(*at, digest);
+                    locked(found.lock()).insert(*at, digest);
                 }
             }
         };
@@ -64,7 +65,7 @@ impl Scout<'_> {
             let _helpers: Vec<_> = helpers.collect();
             work();
         });
-        found.into_inner().unwrap_or_else(|e| e.into_inner())
+        locked(found.into_inner())
     }
 }
 
