@@ -16,12 +16,23 @@ static unsigned offset_moves;
 static off_t seek(int fd, off_t offset, int whence)
 {
     offset_moves += whence != SEEK_CUR || offset != 0;
+#ifdef SYS__llseek
+    long long at = -1;
+
+    return syscall(SYS__llseek, fd, (long)(offset >> 32), (long)offset, &at, whence) < 0 ? -1 : (off_t)at;
+#else
     return (off_t)syscall(SYS_lseek, fd, offset, whence);
+#endif
 }
 
-/* By whichever name the library asks. */
-off_t plain_lseek(int fd, off_t offset, int whence) __asm__("lseek");
-off_t plain_lseek(int fd, off_t offset, int whence) { return seek(fd, offset, whence); }
+/* By whichever name the library asks. glibc's plain one has offsets of a machine word. */
+#ifdef __GLIBC__
+typedef long plain_offset;
+#else
+typedef off_t plain_offset;
+#endif
+plain_offset plain_lseek(int fd, plain_offset offset, int whence) __asm__("lseek");
+plain_offset plain_lseek(int fd, plain_offset offset, int whence) { return (plain_offset)seek(fd, offset, whence); }
 off_t long_lseek(int fd, off_t offset, int whence) __asm__("lseek64");
 off_t long_lseek(int fd, off_t offset, int whence) { return seek(fd, offset, whence); }
 

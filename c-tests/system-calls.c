@@ -14,12 +14,21 @@
 #include <sys/wait.h>
 
 static const int allowed[] = {
-    /* The files. */
-    SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev, SYS_fdatasync, SYS_ftruncate, SYS_fallocate, SYS_lseek,
-    /* The locks of reopen and close; close. */
-    SYS_fcntl, SYS_close,
-    /* Waiting and memory. */
-    SYS_futex, SYS_mmap, SYS_munmap, SYS_mremap, SYS_brk, SYS_madvise, SYS_mprotect,
+    /* The files; the locks of reopen and close; close. */
+    SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev, SYS_fdatasync, SYS_fallocate, SYS_close,
+#ifdef SYS__llseek /* a machine of 32 bits */
+    SYS_ftruncate64, SYS__llseek, SYS_fcntl64, SYS_mmap2,
+#else
+    SYS_ftruncate, SYS_lseek, SYS_fcntl, SYS_mmap,
+#endif
+#ifdef SYS_futex_time64
+    SYS_futex_time64,
+#endif
+#ifdef SYS_futex
+    SYS_futex,
+#endif
+    /* Memory. */
+    SYS_munmap, SYS_mremap, SYS_brk, SYS_madvise, SYS_mprotect,
     /* This test's own: it writes a line and ends. */
     SYS_write, SYS_exit_group, SYS_rt_sigreturn,
 };
