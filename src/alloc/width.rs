@@ -15,7 +15,7 @@ use super::{Allocator, Shared};
 use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
-use crate::format::{refcount, Geometry};
+use crate::format::{index_in_memory, refcount, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
 use std::ops::Range;
@@ -168,7 +168,7 @@ impl Plan {
     }
 
     fn has_block(&self, index: u64) -> bool {
-        self.blocks.get(index as usize).is_some_and(|cluster| *cluster != 0)
+        self.blocks.get(index_in_memory(index)).is_some_and(|cluster| *cluster != 0)
     }
 
     /// Gives all blocks and the table their clusters.
@@ -179,7 +179,7 @@ impl Plan {
             while let Some(index) = self.missing.pop() {
                 if !self.has_block(index) {
                     let cluster = self.take(ledger, shared, 1)?;
-                    let end = index as usize + 1;
+                    let end = index_in_memory(index).saturating_add(1);
                     if end > self.blocks.len() {
                         let more = self.blocks.try_reserve(end - self.blocks.len());
                         more.map_err(|_| no_memory())?;

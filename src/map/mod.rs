@@ -15,7 +15,7 @@ use crate::alloc::{Allocator, Filled, Reserved, Shared};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
-use crate::format::Geometry;
+use crate::format::{index_in_memory, Geometry};
 use crate::meta::guard::Owner;
 use crate::meta::page::{Change, Updated, Words};
 use crate::meta::{Access, DirtyList, Page, Release, Settler, SliceCache, WriteOut};
@@ -132,7 +132,7 @@ impl Map {
             writer,
             l1,
             l1_entries: u64::from(header.l1_size),
-            cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize, slices >= disk_slices),
+            cache: SliceCache::new(index_in_memory(slices.min(disk_slices.max(2))), slices >= disk_slices),
             front: if slices >= disk_slices {
                 (0..disk_slices).map(|_| OnceLock::new()).collect()
             } else {
@@ -233,7 +233,7 @@ impl Map {
         if let Some(page) = self.front_page(key) {
             return Ok(Arc::clone(page));
         }
-        if key as usize >= self.front.len() && !self.front.is_empty() {
+        if index_in_memory(key) >= self.front.len() && !self.front.is_empty() {
             // VM state: a slice past the disk may take the place of one of the front's.
             self.front_stale.store(true, Ordering::SeqCst);
         }
@@ -247,7 +247,7 @@ impl Map {
         });
         // One that is only to be looked at is not in the cache, where VM state has taken the room.
         let kept = page.as_ref().ok().filter(|page| page.is_live());
-        if let (Some(page), Some(place)) = (kept, self.front.get(key as usize)) {
+        if let (Some(page), Some(place)) = (kept, self.front.get(index_in_memory(key))) {
             let _ = place.set(Front { words: Arc::clone(page.words()), page: Arc::clone(page) });
         }
         if loaded {
@@ -259,7 +259,7 @@ impl Map {
     /// The page of a slice, if the front has it.
     #[inline]
     fn front_page(&self, key: u64) -> Option<&Arc<Page>> {
-        let front = self.front.get(key as usize)?.get()?;
+        let front = self.front.get(index_in_memory(key))?.get()?;
         self.note_front_used();
         front.page.is_live().then_some(&front.page)
     }

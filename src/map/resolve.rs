@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::format::entries::{
     CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
 };
+use crate::format::index_in_memory;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ impl Map {
         if !quick.plain || bytes > quick.cluster_mask + 1 - in_cluster {
             return Look::Unknown;
         }
-        let slot = self.front.get((guest_offset >> quick.slice_guest_bits) as usize);
+        let slot = self.front.get(index_in_memory(guest_offset >> quick.slice_guest_bits));
         let Some(front) = slot.and_then(|p| p.get()) else { return self.look_tableless(guest_offset) };
         let word = front.words.get((guest_offset >> quick.cluster_bits & quick.index_mask) as usize);
         let Some(entry) = word.map(|w| w.load(Ordering::SeqCst)) else { return Look::Unknown };
@@ -75,7 +76,7 @@ impl Map {
     }
 
     fn look_tableless(&self, guest_offset: u64) -> Look {
-        match self.l1.word(self.geometry.l1_index(guest_offset) as usize) {
+        match self.l1.word(index_in_memory(self.geometry.l1_index(guest_offset))) {
             Some(table) if table & OFFSET_MASK == 0 => Look::Hole,
             _ => Look::Unknown,
         }

@@ -1,6 +1,7 @@
 //! A storage in memory, for images that need no file and for tests.
 
 use super::{HostRun, Purpose, Storage, Traits};
+use crate::format::index_in_memory;
 use crate::sync::locked;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::RwLock;
@@ -87,8 +88,8 @@ impl Storage for Memory {
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         let mut bytes = self.write_guard();
-        let end = bytes.len().min((offset + length) as usize);
-        if (offset as usize) < end {
+        let end = bytes.len().min(index_in_memory(offset + length));
+        if offset < end as u64 {
             bytes[offset as usize..end].fill(0);
         }
         Ok(())

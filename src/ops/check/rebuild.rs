@@ -17,7 +17,7 @@ use super::pass::Pass;
 use super::stored::Stored;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
-use crate::format::Geometry;
+use crate::format::{index_in_memory, Geometry};
 use crate::storage::{write_all, Purpose};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,7 +63,7 @@ impl Pass<'_> {
         while self.adopt_outside(&mut plan)? {
             self.plan_table(&mut plan)?;
         }
-        let table_bytes = (plan.table_clusters << self.geometry.cluster_bits) as usize;
+        let table_bytes = index_in_memory(plan.table_clusters << self.geometry.cluster_bits);
         let mut table = Vec::new();
         table.try_reserve_exact(table_bytes).map_err(|_| no_memory())?;
         table.resize(table_bytes, 0);
