@@ -12,7 +12,7 @@ pub use claims::{Claim, Claims};
 pub use resolve::{Extent, Look, Source};
 
 use crate::alloc::{Allocator, Filled, Reserved, Shared};
-use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{index_in_memory, Geometry};
@@ -126,18 +126,20 @@ impl Map {
         let slices = (cache_bytes / slice_bytes).max(2);
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
+        let kept = slices.min(disk_slices.max(2));
+        // What there is no memory for is an error, not the end of the process.
+        drop(std::hint::black_box(room::<u64>("the index of the L2 cache", kept)?));
+        let front_slices = if slices >= disk_slices { disk_slices } else { 0 };
+        let mut front = room("the front of the L2 cache", front_slices)?;
+        front.resize_with(index_in_memory(front_slices), OnceLock::new);
         let map = Map {
             quick: Quick::new(&geometry, slice_bytes),
             geometry,
             writer,
             l1,
             l1_entries: u64::from(header.l1_size),
-            cache: SliceCache::new(index_in_memory(slices.min(disk_slices.max(2))), slices >= disk_slices),
-            front: if slices >= disk_slices {
-                (0..disk_slices).map(|_| OnceLock::new()).collect()
-            } else {
-                Box::default()
-            },
+            cache: SliceCache::new(index_in_memory(kept), slices >= disk_slices),
+            front: front.into_boxed_slice(),
             front_stale: AtomicBool::new(false),
             front_used: AtomicBool::new(false),
             slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
