@@ -38,12 +38,12 @@ describe() {
     esac
     case $(uname -m)-$family in x86_64-x86 | x86_64-x86_64) emulator= ;; esac
     [ "$(uname -m)" != "$family" ] || emulator=
-    name=$1
+    machine=$1
     upper=$(echo "$rust" | tr a-z- A-Z_)
     lower=$(echo "$rust" | tr - _)
     compiler=$gnu-gcc
     root=/usr/$gnu
-    [ $libc = gnu ] || root=$work/musl-$name
+    [ $libc = gnu ] || root=$work/musl-$machine
     run=
     [ -z "$emulator" ] || run="qemu-$emulator -L $root"
 }
@@ -55,7 +55,7 @@ packages() {
     have "$gnu-gcc" || need="gcc-${gnu//_/-} libc6-dev-$deb-cross"
     if [ -n "$emulator" ]; then
         have "qemu-$emulator" || need="$need qemu-user"
-    elif [ "$name" = i686 ]; then
+    elif [ "$machine" = i686 ]; then
         [ -e /lib/ld-linux.so.2 ] || need="$need libc6-i386"
         [ -e /usr/lib32/libgcc_s.so.1 ] || need="$need lib32gcc-s1"
     fi
@@ -92,7 +92,7 @@ musl_source() {
 musl() (
     [ ! -x "$root/bin/musl-gcc" ] || exit 0
     musl_source || exit 1
-    build=$work/musl-build-$name
+    build=$work/musl-build-$machine
     rm -rf "$build" && mkdir -p "$build" && cd "$build" || exit 1
     "$(echo "$work"/musl-source/musl-*/configure)" --prefix="$root" --syslibdir="$root/lib" --target="$gnu" \
         CC="$gnu-gcc" AR="$gnu-ar" RANLIB="$gnu-ranlib" --enable-wrapper=gcc || exit 1
@@ -139,29 +139,29 @@ rust_tests() {
     done
     local cc=$compiler
     [ $libc = gnu ] || cc=$root/bin/musl-gcc
-    env "CARGO_TARGET_${upper}_LINKER=$gnu-gcc" "CARGO_TARGET_${upper}_RUNNER=$run" "CC_$lower=$cc" "AR_$lower=$gnu-ar" \
-        "QCOW2_TEST_RUNNER=$run" cargo test --no-fail-fast --target "$rust" "${tests[@]}"
+    env "CARGO_TARGET_${upper}_LINKER=$gnu-gcc" ${run:+"CARGO_TARGET_${upper}_RUNNER=$run"} "CC_$lower=$cc" \
+        "AR_$lower=$gnu-ar" "QCOW2_TEST_RUNNER=$run" cargo test --no-fail-fast --target "$rust" "${tests[@]}"
 }
 
 c_tests() {
-    local build=$work/meson-$name slow=1
+    local build=$work/meson-$machine slow=1
     [ -z "$run" ] || slow=10
     if [ ! -f "$build/build.ninja" ]; then
-        cross_file >"$work/$name.cross" || return 1
-        meson setup --cross-file "$work/$name.cross" "-Drust_target=$rust" "$build" || return 1
+        cross_file >"$work/$machine.cross" || return 1
+        meson setup --cross-file "$work/$machine.cross" "-Dengine_target=$rust" "$build" || return 1
     fi
     meson compile -C "$build" && meson test -C "$build" --suite c --print-errorlogs -t "$slow"
 }
 
-for machine in ${*:-$all}; do
-    describe "$machine" || { echo "no such machine: $machine; there are: $all" >&2; exit 2; }
+for one in ${*:-$all}; do
+    describe "$one" || { echo "no such machine: $one; there are: $all" >&2; exit 2; }
     if ! standard_library >/dev/null 2>&1; then
-        skip "$name" "rustup has no standard library for $rust"
+        skip "$machine" "rustup has no standard library for $rust"
         continue
     fi
-    step "$name: compilers, emulator" packages
-    [ $libc = gnu ] || step "$name: musl" musl
-    step "$name: Rust tests" rust_tests
-    step "$name: library, tools, C tests" c_tests
+    step "$machine: compilers, emulator" packages
+    [ $libc = gnu ] || step "$machine: musl" musl
+    step "$machine: Rust tests" rust_tests
+    step "$machine: library, tools, C tests" c_tests
 done
 summary

@@ -4,11 +4,6 @@
 //! borrowed for the duration of the call. Offsets have 64 bits on every machine, whatever its `off_t`.
 #![allow(unsafe_code)]
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("libqcow2 is for Linux: its locks, its zeroing and its holes are Linux's");
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "32"))]
-compile_error!("libqcow2 does not know the system calls of x32");
-
 use once_cell::sync::Lazy;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,6 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most buffers of one system call (Linux's UIO_MAXIOV).
 pub(super) const MAX_IOV: usize = 1024;
+
+/// Flag of an open or a description: past the page cache.
+pub(super) const O_DIRECT: i32 = libc::O_DIRECT;
+/// Flag of an open of a folder: makes a file without a name in it.
+pub(super) const O_TMPFILE: i32 = libc::O_TMPFILE;
+/// Flag of an open: the place alone, which can be neither read nor written.
+pub(super) const O_PATH: i32 = libc::O_PATH;
 
 /// Of linux/stat.h: alignment of O_DIRECT.
 const STATX_DIOALIGN: u32 = 0x2000;
@@ -245,6 +247,15 @@ pub(super) fn status_flags(file: &File) -> io::Result<i32> {
         return Err(io::Error::last_os_error());
     }
     Ok(flags)
+}
+
+/// The largest length that a description with these flags takes: on a machine of 32 bits one that was opened without
+/// O_LARGEFILE ends there.
+pub(super) fn description_limit(flags: i32) -> u64 {
+    match cfg!(target_pointer_width = "32") && flags & libc::O_LARGEFILE == 0 {
+        true => i32::MAX as u64,
+        false => u64::MAX,
+    }
 }
 
 /// Takes O_NONBLOCK off.
