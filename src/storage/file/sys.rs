@@ -251,11 +251,12 @@ pub(super) fn status_flags(file: &File) -> io::Result<i32> {
 
 /// The largest length that a description with these flags takes: on a machine of 32 bits one that was opened without
 /// O_LARGEFILE ends there.
-pub(super) fn description_limit(flags: i32) -> u64 {
-    match cfg!(target_pointer_width = "32") && flags & libc::O_LARGEFILE == 0 {
-        true => i32::MAX as u64,
-        false => u64::MAX,
+pub(super) fn description_limit(_flags: i32) -> u64 {
+    #[cfg(target_pointer_width = "32")]
+    if _flags & libc::O_LARGEFILE == 0 {
+        return i32::MAX as u64;
     }
+    u64::MAX
 }
 
 /// Takes O_NONBLOCK off.
