@@ -3,7 +3,7 @@
 use super::edge::{take, with};
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::image::{NewSnapshot, Wanted};
+use crate::image::{NewSnapshot, SnapshotRef};
 use crate::ops::snapshot::{apply, create, delete};
 use std::ffi::{c_char, c_int, CStr};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -84,7 +84,7 @@ pub unsafe extern "C" fn qcow2_snapshot_apply(
     name: *const c_char,
 ) -> c_int {
     with(image, |guarded| {
-        let wanted = unsafe { Wanted { id: bytes(id), name: bytes(name) } };
+        let wanted = unsafe { SnapshotRef { id: bytes(id), name: bytes(name) } };
         apply(&guarded.handle, wanted).map(|()| 0)
     }) as c_int
 }
@@ -100,7 +100,7 @@ pub unsafe extern "C" fn qcow2_snapshot_delete(
     name: *const c_char,
 ) -> c_int {
     with(image, |guarded| {
-        let wanted = unsafe { Wanted { id: bytes(id), name: bytes(name) } };
+        let wanted = unsafe { SnapshotRef { id: bytes(id), name: bytes(name) } };
         delete(&guarded.handle, wanted).map(|()| 0)
     }) as c_int
 }

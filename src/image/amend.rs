@@ -2,14 +2,14 @@
 //! anew; a power cut before leaves the old setting, and leaks at most.
 
 use super::core::validate;
-use super::qcow2::Alone;
+use super::qcow2::ExclusiveImage;
 use super::snapshots::load_snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;
 use crate::format::Header;
 use std::sync::Arc;
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Sets or clears the compatible feature bit of lazy refcounts.
     pub fn set_lazy_refcounts(&self, on: bool) -> Result<()> {
         self.change_fields(|h| match on {

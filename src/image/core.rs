@@ -3,7 +3,9 @@
 use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
-use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::snapshots::{
+    index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, SnapshotRef,
+};
 use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
@@ -118,7 +120,7 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     if header.autoclear & AUTOCLEAR_RAW_DATA != 0 && !geometry.external_data {
         return Err(Error::invalid("data-file-raw requires a data file"));
     }
-    if !settings.read_only && Wanted::of(&settings.options).is_some() {
+    if !settings.read_only && SnapshotRef::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
     }
     if settings.read_only && settings.options.copy_on_read {
@@ -137,7 +139,7 @@ impl Core {
         sector: Vec<u8>,
         settings: CoreSettings,
     ) -> Result<Core> {
-        let header = match Wanted::of(&settings.options) {
+        let header = match SnapshotRef::of(&settings.options) {
             Some(wanted) => snapshot_header(medium.storage(), header, wanted)?,
             None => header,
         };
@@ -390,7 +392,7 @@ impl Core {
 
     /// Whether guest I/O shows an internal snapshot.
     pub fn is_snapshot(&self) -> bool {
-        Wanted::of(&self.settings.options).is_some()
+        SnapshotRef::of(&self.settings.options).is_some()
     }
 
     /// Whether refcounts are lazy in this session.

@@ -34,13 +34,13 @@ pub(crate) use core::{inactive_error, read_header, validate};
 pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
-pub use qcow2::{Alone, Image};
-pub use raw::{RawAlone, RawDisk};
+pub use qcow2::{ExclusiveImage, Image};
+pub use raw::{ExclusiveRaw, RawDisk};
 pub(crate) use rebase::names as backing_names;
-pub use snapshots::{NewSnapshot, Wanted};
+pub use snapshots::{NewSnapshot, SnapshotRef};
 pub use status::Status;
 pub(crate) use stream::no_layer;
-pub use stream::Takes;
+pub use stream::StreamScope;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::io::{IoSlice, IoSliceMut};

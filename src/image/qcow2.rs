@@ -244,7 +244,7 @@ impl Image {
                     return self.finish_write(&core, false);
                 }
             }
-            self.alone().make_vm_state_room(offset + bytes.len() as u64)?;
+            self.exclusive().make_vm_state_room(offset + bytes.len() as u64)?;
         }
     }
 
@@ -317,7 +317,7 @@ impl Image {
         if !idle {
             return Ok(());
         }
-        let alone = self.alone();
+        let alone = self.exclusive();
         alone.settle()?;
         let core = alone.core();
         alone.reload(Arc::clone(core.storage()), core.settings.clone())
@@ -335,14 +335,14 @@ impl Image {
 
     /// Keeps every request out. What is left of an earlier change is done first; where that fails, whatever changes
     /// the image fails.
-    pub fn alone(&self) -> Alone<'_> {
-        let alone = self.alone_unfinished();
+    pub fn exclusive(&self) -> ExclusiveImage<'_> {
+        let alone = self.exclusive_unfinished();
         let _ = self.finish(&alone);
         alone
     }
 
-    pub(super) fn alone_unfinished(&self) -> Alone<'_> {
-        Alone { _exclusive: self.gate.enter_alone(), image: self }
+    pub(super) fn exclusive_unfinished(&self) -> ExclusiveImage<'_> {
+        ExclusiveImage { _exclusive: self.gate.enter_alone(), image: self }
     }
 }
 
@@ -364,13 +364,13 @@ fn pinned_steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// An image whose requests wait outside.
-pub struct Alone<'a> {
+/// An image whose requests wait outside: what changes its structure holds this.
+pub struct ExclusiveImage<'a> {
     image: &'a Image,
     _exclusive: Exclusive<'a>,
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// The state as of now.
     pub fn core(&self) -> Arc<Core> {
         self.image.core()

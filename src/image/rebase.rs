@@ -1,7 +1,7 @@
 //! What a change of the backing file needs of an image: contents that are there whatever is below.
 
 use super::core::CoreSettings;
-use super::{Alone, Core};
+use super::{Core, ExclusiveImage};
 use crate::error::Result;
 use crate::format::extensions::BACKING_FORMAT;
 use crate::format::{Geometry, Header};
@@ -15,7 +15,7 @@ impl Core {
     }
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Writes bytes; `compressed` where they are whole clusters.
     pub(crate) fn hold_data(&self, offset: u64, bytes: &[u8], compressed: bool) -> Result<()> {
         let core = self.core();

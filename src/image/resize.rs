@@ -3,7 +3,7 @@
 use super::bitmaps::load_bitmaps;
 use super::core::Io;
 use super::flush::Flusher;
-use super::qcow2::Alone;
+use super::qcow2::ExclusiveImage;
 use super::snapshots::Walk;
 use super::unfinished::{Gone, Steps};
 use super::{Core, ZeroFlags};
@@ -25,7 +25,7 @@ const MAX_PENDING_RUNS: u64 = 64 << 10;
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Sets the virtual size, preallocates what is added, and leaves everything durable. The image is loaded
     /// again.
     pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
@@ -143,7 +143,7 @@ impl Alone<'_> {
     }
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes.
     pub fn make_empty(&self) -> Result<()> {
         let core = self.core();

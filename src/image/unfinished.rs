@@ -7,7 +7,7 @@
 
 use super::core::CoreSettings;
 use super::snapshots::{L1Table, Walk};
-use super::{Alone, Core, Image};
+use super::{Core, ExclusiveImage, Image};
 use crate::alloc::{ClusterRun, Freed};
 use crate::error::{Error, Result};
 use crate::meta::guard::Owner;
@@ -76,7 +76,7 @@ impl Steps {
     }
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Does the steps, or keeps them. A failed sync is final, as always.
     pub(super) fn complete(&self, steps: Steps) -> Result<()> {
         let done = self.take_steps(&steps);
@@ -145,7 +145,7 @@ impl Image {
     }
 
     /// Does what is left of an earlier change. Called by whoever is alone.
-    pub(super) fn finish(&self, alone: &Alone<'_>) -> Result<()> {
+    pub(super) fn finish(&self, alone: &ExclusiveImage<'_>) -> Result<()> {
         if !self.is_unfinished.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -169,7 +169,7 @@ impl Image {
     #[inline(never)]
     pub(super) fn again(&self, e: Error, request: &dyn Fn() -> Result<()>) -> Result<()> {
         let waits = self.is_unfinished.load(Ordering::SeqCst);
-        match waits && self.finish(&self.alone_unfinished()).is_ok() {
+        match waits && self.finish(&self.exclusive_unfinished()).is_ok() {
             true => request(),
             false => Err(e),
         }

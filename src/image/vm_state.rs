@@ -3,7 +3,7 @@
 //! snapshot has what it was taken with.
 
 use super::flush::Flusher;
-use super::qcow2::Alone;
+use super::qcow2::ExclusiveImage;
 use super::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_L1_BYTES;
@@ -71,7 +71,7 @@ impl Core {
     }
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Has the L1 table map `bytes` of VM state, and some more: each growth loads the image anew.
     pub(super) fn make_vm_state_room(&self, bytes: u64) -> Result<()> {
         let core = self.core();

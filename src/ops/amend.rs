@@ -8,7 +8,7 @@ use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;
 use crate::format::{extensions, Header};
-use crate::image::{Alone, Disk};
+use crate::image::{Disk, ExclusiveImage};
 use crate::options::{AmendOptions, Preallocation};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -40,7 +40,7 @@ pub fn amend(
     if image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
     }
-    let alone = image.alone();
+    let alone = image.exclusive();
     alone.core().check_active()?;
     let steps = plan(&alone, &options)?;
     let total = steps.len() as u64 * STEP_UNITS;
@@ -60,7 +60,11 @@ pub fn amend(
 }
 
 impl Step {
-    fn carry_out(&self, alone: &Alone<'_>, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+    fn carry_out(
+        &self,
+        alone: &ExclusiveImage<'_>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
         match self {
             Step::Upgrade => alone.upgrade(),
             Step::RefcountOrder(order) => alone.set_refcount_order(*order, progress),
@@ -74,7 +78,7 @@ impl Step {
 }
 
 /// What is to be done, in order, or why it cannot be.
-fn plan(alone: &Alone<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
+fn plan(alone: &ExclusiveImage<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
     let core = alone.core();
     let header = core.header();
     if options.encryption && header.crypt_method == 0 {

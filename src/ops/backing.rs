@@ -3,7 +3,7 @@
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::MAX_BACKING_NAME_BYTES;
-use crate::image::{Alone, Disk, Image};
+use crate::image::{Disk, ExclusiveImage, Image};
 use crate::options::CreateOptions;
 
 /// The writable image behind `handle`.
@@ -39,13 +39,13 @@ pub(super) fn check_names(image: &Image, name: Option<&[u8]>, format: Option<&st
 pub fn change_backing_file(handle: &Handle, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
     let image = writable(handle)?;
     check_names(image, name, format)?;
-    change_names(handle, &image.alone(), name, format)
+    change_names(handle, &image.exclusive(), name, format)
 }
 
 /// Records the names; without a backing file its handle is let go of.
 pub(super) fn change_names(
     handle: &Handle,
-    alone: &Alone<'_>,
+    alone: &ExclusiveImage<'_>,
     name: Option<&[u8]>,
     format: Option<&str>,
 ) -> Result<()> {
@@ -58,7 +58,7 @@ pub(super) fn change_names(
 
 /// Lets go of everything that the image holds.
 pub fn make_empty(handle: &Handle) -> Result<()> {
-    let alone = writable(handle)?.alone();
+    let alone = writable(handle)?.exclusive();
     alone.settle()?;
     alone.make_empty()
 }

@@ -33,7 +33,7 @@ pub fn commit(
     }
     // Alone from the first byte copied to the last entry dropped: a write in between would be dropped with
     // what has been copied.
-    let alone = image.alone();
+    let alone = image.exclusive();
     // A change of the backing file may have come before: what is open below is not what the image belongs to then.
     if alone.core().backing().is_none() {
         return Err(Error::unsupported("Image does not have a backing file"));

@@ -170,7 +170,7 @@ impl Handle {
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
         let image = match self.disk() {
             Disk::Raw(raw) => {
-                let alone = raw.alone();
+                let alone = raw.exclusive();
                 alone.settle()?;
                 let opening = Opening { flags, options, resolver: None, messages };
                 let files = self.reopen_files(&manner, &opening)?;
@@ -181,7 +181,7 @@ impl Handle {
             }
             Disk::Qcow2(image) => image,
         };
-        let alone = image.alone();
+        let alone = image.exclusive();
         alone.settle()?;
         let core = alone.core();
         let mut settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
@@ -253,7 +253,7 @@ impl Handle {
             return Err(Error::unsupported("This image format does not support checks"));
         };
         let repairs = options.repair_leaks || options.repair_errors;
-        let alone = image.alone();
+        let alone = image.exclusive();
         let core = alone.core();
         core.check_active()?;
         if repairs && core.is_read_only() {
@@ -277,7 +277,7 @@ impl Handle {
         match self.disk() {
             _ if self.flags().inactive => Ok(()),
             Disk::Qcow2(image) => close_image(image),
-            Disk::Raw(raw) => raw.alone().settle(),
+            Disk::Raw(raw) => raw.exclusive().settle(),
         }
     }
 }
@@ -314,7 +314,7 @@ fn as_storage(file: &Option<Arc<FileStorage>>) -> Option<Arc<dyn Storage>> {
 
 /// Settles an image that nobody will use any more.
 pub fn close_image(image: &Image) -> Result<()> {
-    let alone = image.alone();
+    let alone = image.exclusive();
     if alone.core().is_read_only() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use super::backing::{change_names, check_names, writable};
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DATA_FILE;
-use crate::image::{Alone, Disk};
+use crate::image::{Disk, ExclusiveImage};
 use std::sync::Arc;
 
 /// Least bytes that are compared at once.
@@ -38,7 +38,7 @@ pub fn rebase(
     if backing.is_some_and(|b| in_chain(b.disk(), handle.disk())) {
         return Err(Error::new(ErrorKind::Loop, "the image is in the chain of its new backing file"));
     }
-    let alone = image.alone();
+    let alone = image.exclusive();
     let core = alone.core();
     if core.header().backing_file.is_some() && core.backing().is_none() {
         return Err(Error::invalid(
@@ -115,7 +115,7 @@ fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
 }
 
 struct Work<'a> {
-    alone: &'a Alone<'a>,
+    alone: &'a ExclusiveImage<'a>,
     new: Option<Arc<Disk>>,
     compressed: bool,
 }

@@ -17,8 +17,8 @@ pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Resul
         return Err(Error::new(ErrorKind::ReadOnly, "the disk is open read-only"));
     }
     match disk {
-        Disk::Raw(raw) => raw.alone().resize(size, preallocation),
+        Disk::Raw(raw) => raw.exclusive().resize(size, preallocation),
         Disk::Qcow2(_) if size % 512 != 0 => Err(Error::invalid("The new size must be a multiple of 512")),
-        Disk::Qcow2(image) => image.alone().resize(size, preallocation),
+        Disk::Qcow2(image) => image.exclusive().resize(size, preallocation),
     }
 }

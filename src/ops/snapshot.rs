@@ -2,7 +2,7 @@
 
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
-pub use crate::image::Wanted;
+pub use crate::image::SnapshotRef;
 use crate::image::{Core, Disk, Image, NewSnapshot};
 
 fn image_of(handle: &Handle) -> Result<&Image> {
@@ -20,23 +20,23 @@ fn image_of(handle: &Handle) -> Result<&Image> {
 
 /// Takes a snapshot. Requests wait meanwhile.
 pub fn create(handle: &Handle, new: &NewSnapshot) -> Result<()> {
-    image_of(handle)?.alone().create_snapshot(new)
+    image_of(handle)?.exclusive().create_snapshot(new)
 }
 
 /// Makes the disk what it was when the snapshot was taken; what was written since is lost.
-pub fn apply(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
-    let alone = image_of(handle)?.alone();
+pub fn apply(handle: &Handle, wanted: SnapshotRef<'_>) -> Result<()> {
+    let alone = image_of(handle)?.exclusive();
     let index = find(&alone.core(), wanted)?;
     alone.apply_snapshot(index)
 }
 
 /// Deletes a snapshot.
-pub fn delete(handle: &Handle, wanted: Wanted<'_>) -> Result<()> {
-    let alone = image_of(handle)?.alone();
+pub fn delete(handle: &Handle, wanted: SnapshotRef<'_>) -> Result<()> {
+    let alone = image_of(handle)?.exclusive();
     let index = find(&alone.core(), wanted)?;
     alone.delete_snapshot(index)
 }
 
-fn find(core: &Core, wanted: Wanted<'_>) -> Result<usize> {
+fn find(core: &Core, wanted: SnapshotRef<'_>) -> Result<usize> {
     wanted.index_in(&core.snapshots()?)
 }

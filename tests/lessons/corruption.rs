@@ -202,7 +202,7 @@ fn c05_guest_writes_never_change_a_snapshot() {
         let now = read_all(&handle);
         take_snapshot(&handle, "second");
         write(&handle, 0, &pattern(MIB, 6));
-        let wanted = |name| snapshot::Wanted { id: None, name: Some(name) };
+        let wanted = |name| snapshot::SnapshotRef { id: None, name: Some(name) };
         snapshot::apply(&handle, wanted(b"first")).unwrap();
         assert_eq!(handle.disk().length(), 3 * MIB);
         assert!(read(&handle, 0, 2 * MIB) == before, "{options:?}: the snapshot has changed");
@@ -351,7 +351,7 @@ fn c08_an_operation_changes_its_own_header_fields_only() {
     let fields = [24..32, 36..48, 60..72];
     take_snapshot(&handle, "one");
     same_but("snapshot", &fields);
-    snapshot::delete(&handle, snapshot::Wanted { id: None, name: Some(b"one") }).unwrap();
+    snapshot::delete(&handle, snapshot::SnapshotRef { id: None, name: Some(b"one") }).unwrap();
     same_but("snapshot deleted", &fields);
     handle.reopen(false, false, &["lazy-refcounts=on".as_ref()], None).unwrap();
     write(&handle, 0, &[2; 9000]);

@@ -3,7 +3,7 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
 use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
+use qcow2::image::{Disk, NewSnapshot, SnapshotRef, ZeroFlags};
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::{amend, resize, snapshot};
@@ -18,7 +18,7 @@ const CLUSTER: u64 = 4 * KIB;
 /// The guest cluster whose entry is damaged.
 const VICTIM: u64 = 3;
 /// The snapshot.
-const NAMED: Wanted<'static> = Wanted { id: None, name: Some(b"s") };
+const NAMED: SnapshotRef<'static> = SnapshotRef { id: None, name: Some(b"s") };
 
 fn taken() -> NewSnapshot {
     NewSnapshot {
@@ -75,7 +75,7 @@ const OPERATIONS: [Operation; 9] = [
     ("delete", |h| snapshot::delete(h, NAMED)),
     ("apply", |h| snapshot::apply(h, NAMED)),
     ("make empty", |h| match h.disk() {
-        Disk::Qcow2(image) => image.alone().make_empty(),
+        Disk::Qcow2(image) => image.exclusive().make_empty(),
         Disk::Raw(_) => unreachable!(),
     }),
 ];

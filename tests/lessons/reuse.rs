@@ -183,18 +183,18 @@ fn c19_no_count_is_lowered_in_the_file_while_its_header_is_undecided() {
         icount: u64::MAX,
         vm_state_bytes: 0,
     };
-    disk.alone().create_snapshot(&new).unwrap();
+    disk.exclusive().create_snapshot(&new).unwrap();
     setup::write(&handle, 0, 1000, 2, false).unwrap();
     handle.disk().flush().unwrap();
     host.headers.store(0, Ordering::SeqCst);
-    assert!(disk.alone().apply_snapshot(0).is_err());
+    assert!(disk.exclusive().apply_snapshot(0).is_err());
     assert!(host.headers.load(Ordering::SeqCst) > 1, "the header was not to be put back");
     // The process ends here.
     check_clean(&*image).unwrap();
     host.headers.store(u64::MAX, Ordering::SeqCst);
     handle.disk().flush().unwrap();
     assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![2; 1000]);
-    disk.alone().apply_snapshot(0).unwrap();
+    disk.exclusive().apply_snapshot(0).unwrap();
     assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![1; 1000]);
     handle.close().unwrap();
     assert_eq!(check_clean(&*image).unwrap(), 0);

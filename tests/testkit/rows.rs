@@ -6,7 +6,7 @@ use super::runner::take_over;
 use super::setup;
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
-use qcow2::image::{Disk, Wanted, ZeroFlags};
+use qcow2::image::{Disk, SnapshotRef, ZeroFlags};
 use qcow2::ops::amend::amend;
 use qcow2::ops::backing::{change_backing_file, make_empty};
 use qcow2::ops::check::CheckOptions;
@@ -292,7 +292,7 @@ pub fn named(name: &str) -> &'static Row {
 }
 
 /// The snapshot of a prepared scene.
-const FIRST: Wanted<'static> = Wanted { id: None, name: Some(b"first") };
+const FIRST: SnapshotRef<'static> = SnapshotRef { id: None, name: Some(b"first") };
 
 /// Gives `AFAR` its data, and the image its first snapshot if it is to have one.
 pub fn prepare(handle: &Handle, with_snapshot: bool) -> Result<()> {

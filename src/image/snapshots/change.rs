@@ -15,7 +15,7 @@
 //!          -> COPIED flags of the active tree set where a count has become one
 //! ```
 
-use super::super::qcow2::Alone;
+use super::super::qcow2::ExclusiveImage;
 use super::super::unfinished::{Gone, Steps};
 use super::super::Core;
 use super::load_snapshots;
@@ -53,7 +53,7 @@ pub struct NewSnapshot {
 /// Bytes of extra data that a new entry gets: VM state size, virtual size, icount.
 const EXTRA_BYTES: u32 = REQUIRED_EXTRA_BYTES + 8;
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Takes a snapshot of the disk as it is.
     pub fn create_snapshot(&self, new: &NewSnapshot) -> Result<()> {
         let core = self.core();

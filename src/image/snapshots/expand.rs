@@ -10,7 +10,7 @@
 //!
 //! Contents stay what they are after any part of this: a power cut leaves some entries with their flag, and leaks.
 
-use super::super::qcow2::Alone;
+use super::super::qcow2::ExclusiveImage;
 use super::super::unfinished::Steps;
 use super::super::Core;
 use super::change::keep;
@@ -97,7 +97,7 @@ impl Core {
     }
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// Leaves no entry with a zero flag. The image is loaded anew.
     pub(in crate::image) fn expand_zeroes(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
         let core = self.core();

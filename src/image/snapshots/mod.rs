@@ -10,7 +10,7 @@ pub(in crate::image) use walk::Walk;
 
 pub use change::NewSnapshot;
 pub(in crate::image) use find::snapshot_header;
-pub use find::Wanted;
+pub use find::SnapshotRef;
 pub(in crate::image) use walk::L1Table;
 
 use crate::error::{zeroed, Error, ErrorKind, Result};
