@@ -3,8 +3,7 @@
 use super::edge::{take, with};
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::image::{NewSnapshot, SnapshotRef};
-use crate::ops::snapshot::{apply, create, delete};
+use crate::ops::snapshot::{apply, create, delete, NewSnapshot, SnapshotRef};
 use std::ffi::{c_char, c_int, CStr};
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -26,7 +26,7 @@ pub unsafe extern "C" fn qcow2_vmstate_write(
 ) -> ssize_t {
     with(image, |guarded| {
         check_count(count)?;
-        guarded.handle.disk().write_vm_state(offset, unsafe { slice_of(buffer, count) }?)?;
+        crate::ops::vm_state::write(&guarded.handle, offset, unsafe { slice_of(buffer, count) }?)?;
         Ok(count as i64)
     }) as ssize_t
 }

@@ -3,9 +3,7 @@
 use super::chain::Chain;
 use super::inflate::Inflation;
 use super::pool::Pool;
-use super::snapshots::{
-    index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, SnapshotRef,
-};
+use super::snapshot::{snapshot_header, SnapshotRef};
 use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
@@ -17,6 +15,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::{Geometry, Header};
 use crate::map::Map;
 use crate::meta::guard::Owner;
+use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
 use crate::meta::{HeaderPage, OverlapGuard};
 use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
 use crate::planted::{planted, Plant};
@@ -255,7 +254,7 @@ impl Core {
     }
 
     /// Fails unless guest data may be changed; clears autoclear bits before the first change.
-    pub(super) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
+    pub(crate) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
         let io = self.io()?;
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
@@ -270,7 +269,7 @@ impl Core {
 
     /// Fails after a failed sync.
     #[inline]
-    pub(super) fn check_latch(&self) -> Result<()> {
+    pub(crate) fn check_latch(&self) -> Result<()> {
         self.shared.medium.latch().check()
     }
 
@@ -296,7 +295,7 @@ impl Core {
     }
 
     /// Everything that was stored is durable when it returns. One caller at a time.
-    pub(super) fn barrier(&self) -> Result<()> {
+    pub(crate) fn barrier(&self) -> Result<()> {
         match &self.io {
             Some(Io { map, alloc: Some(alloc) }) => {
                 map.barrier()?;
@@ -310,7 +309,7 @@ impl Core {
     }
 
     /// Brings everything to the medium and leaves the image clean. The caller is alone.
-    pub(super) fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self) -> Result<()> {
         if self.inactive {
             return Ok(());
         }
@@ -358,6 +357,11 @@ impl Core {
     /// Nothing more is written, because of `why`: only a new open helps.
     pub fn give_up(&self, why: Error) -> Error {
         self.shared.medium.latch().close(why)
+    }
+
+    /// Sizes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
     /// Virtual size in bytes.

@@ -56,7 +56,7 @@ impl Core {
 
     /// Zeroes `[from, to)` in a raw data file before entries say so; when they may. `None`: the range is to stay as it
     /// is. The caller has claimed it. `give_back`: the host may take the space.
-    pub(super) fn zero_raw_data(
+    pub(crate) fn zero_raw_data(
         &self,
         from: u64,
         to: u64,
@@ -100,7 +100,7 @@ impl Core {
     }
 
     /// Gives guest bytes `[from, to)`, which read as zeroes by their entries now, back to the host. A courtesy.
-    pub(super) fn give_back_data(&self, from: u64, to: u64) -> Result<()> {
+    pub(crate) fn give_back_data(&self, from: u64, to: u64) -> Result<()> {
         let wanted = self.settings.options.passes_discard_request();
         if self.geometry.external_data && wanted && !self.raw_data_file {
             let (offset, length) = self.inside(from, to);
@@ -111,7 +111,7 @@ impl Core {
 
     /// Makes the data file end with a disk of `size` bytes, with zeroes from `from` on. The header's change, which
     /// comes after it, syncs it.
-    pub(super) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
+    pub(crate) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
         let Some(data_file) = self.shared.medium.data_file() else { return Ok(()) };
         let length = data_file.storage().length().map_err(|e| Error::host("length of the data file", &e))?;
         let grow = |e| Error::host("Could not resize the data file", &e);
@@ -147,7 +147,7 @@ impl Core {
     }
 
     /// Cuts the data file to a disk that has become smaller.
-    pub(super) fn cut_data_file(&self, size: u64) -> Result<()> {
+    pub(crate) fn cut_data_file(&self, size: u64) -> Result<()> {
         if self.shared.medium.data_file().is_none() {
             return Ok(());
         }

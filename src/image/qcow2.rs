@@ -5,7 +5,7 @@ use super::copy::UseHost;
 use super::core::{read_header, Core, CoreSettings};
 use super::flush::Flusher;
 use super::status::Status;
-use super::unfinished::{unfinished, Steps};
+use super::unfinished::{unfinished, LastSteps};
 use super::{check_range, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::snapshot::Snapshot;
@@ -33,7 +33,7 @@ pub struct Image {
     /// refused, for nobody here knows what it will show.
     chain_left: AtomicBool,
     /// What is left to do of an earlier change.
-    pub(super) steps: Mutex<Option<Steps>>,
+    pub(super) steps: Mutex<Option<LastSteps>>,
     /// Whether anything is; changed by whoever is alone.
     pub(super) is_unfinished: AtomicBool,
 }
@@ -230,22 +230,15 @@ impl Image {
         self.core.load().read_vm_state(offset, buffer)
     }
 
-    /// Writes `bytes` at `offset` of the VM state. The L1 table grows where it has to.
-    pub fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.after_steps(|| self.write_vm_state_now(offset, bytes))
-    }
-
-    fn write_vm_state_now(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        loop {
-            {
-                let _pin = self.gate.enter();
-                let core = self.core.load();
-                if core.write_vm_state(offset, bytes, &self.flusher)? {
-                    return self.finish_write(&core, false);
-                }
-            }
-            self.exclusive().make_vm_state_room(offset + bytes.len() as u64)?;
+    /// Writes `bytes` at `offset` of the VM state; `false`: the L1 table has no room, and nothing has been done.
+    pub(crate) fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let _pin = self.gate.enter();
+        let core = self.core.load();
+        let written = core.write_vm_state(offset, bytes, &self.flusher)?;
+        if written {
+            self.finish_write(&core, false)?;
         }
+        Ok(written)
     }
 
     /// Durable, in the file or in memory, as request and cache mode ask.
@@ -319,8 +312,7 @@ impl Image {
         }
         let alone = self.exclusive();
         alone.settle()?;
-        let core = alone.core();
-        alone.reload(Arc::clone(core.storage()), core.settings.clone())
+        alone.reload()
     }
 
     /// Enters as a request.
@@ -391,8 +383,18 @@ impl ExclusiveImage<'_> {
     }
 
     /// The image's flushes.
-    pub(super) fn flusher(&self) -> &Flusher {
+    pub(crate) fn flusher(&self) -> &Flusher {
         &self.image.flusher
+    }
+
+    /// Fails when the header names another backing file than the one that is open.
+    pub(crate) fn check_chain(&self) -> Result<()> {
+        self.image.check_chain()
+    }
+
+    /// Notes whether the header names another backing file than the one that is open: then nothing may become a hole.
+    pub(crate) fn leave_chain(&self, left: bool) {
+        self.image.leave_chain(left);
     }
 
     /// Loads the image from `storage`. A failed sync is final for the state in force.
@@ -404,16 +406,18 @@ impl ExclusiveImage<'_> {
         })
     }
 
-    /// Loads the image from `storage` as if it had `virtual_size` bytes, without putting it in force.
-    pub(super) fn load_sized(
-        &self,
-        storage: Arc<dyn Storage>,
-        settings: CoreSettings,
-        virtual_size: u64,
-    ) -> Result<Core> {
-        let mut core = self.load(storage, settings)?;
+    /// The image as if it had `virtual_size` bytes, not in force.
+    pub(crate) fn load_sized(&self, virtual_size: u64) -> Result<Core> {
+        let core = self.core();
+        let mut wide = self.load(Arc::clone(core.storage()), core.settings.clone())?;
+        wide.virtual_size = virtual_size;
+        Ok(wide)
+    }
+
+    /// Puts a state in force, as one of `virtual_size` bytes.
+    pub(crate) fn put_sized(&self, mut core: Core, virtual_size: u64) {
         core.virtual_size = virtual_size;
-        Ok(core)
+        self.put(core);
     }
 
     /// Drops everything that is cached: somebody else may change the image from now on, and requests are refused.
@@ -431,20 +435,32 @@ impl ExclusiveImage<'_> {
     }
 
     /// Puts a state in force.
-    pub(super) fn put(&self, core: Core) {
+    fn put(&self, core: Core) {
         self.image.drop_steps();
         self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
         self.image.generation.fetch_add(1, Ordering::SeqCst);
         self.image.core.store(Arc::new(core));
     }
 
-    /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold: it takes
-    /// no more writes, and loading is tried again before the next one.
-    pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
-        self.complete(Steps::load(storage, settings))
+    /// Loads the image again, as it is and was opened. See `reload_from`.
+    pub fn reload(&self) -> Result<()> {
+        let core = self.core();
+        self.reload_from(Arc::clone(core.storage()), core.settings.clone())
     }
 
-    pub(super) fn load_now(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+    /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold: it takes
+    /// no more writes, and loading is tried again before the next one.
+    pub fn reload_from(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        self.complete(move |image| image.put_from(Arc::clone(&storage), settings.clone()))
+    }
+
+    /// Loads the image again; on failure the old state stays in force.
+    pub(crate) fn load_again(&self) -> Result<()> {
+        let core = self.core();
+        self.put_from(Arc::clone(core.storage()), core.settings.clone())
+    }
+
+    fn put_from(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         let core = self.load(storage, settings)?;
         self.put(core);
         Ok(())

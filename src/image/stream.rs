@@ -85,7 +85,7 @@ impl Core {
     /// One step from `at` towards `end`, inside the disk: how far it went, at least one byte.
     fn take_over(&self, at: u64, end: u64, scope: StreamScope, flusher: &Flusher) -> Result<u64> {
         // The disk's contents stay, and with them bitmaps that say what has changed.
-        let (io, alloc) = (self.io()?, self.structure_writer()?);
+        let (io, alloc) = (self.io()?, self.structure_writer()?.alloc);
         let unit = self.geometry.subcluster_bytes();
         let ceil = |offset: u64| offset.div_ceil(unit).saturating_mul(unit).min(self.virtual_size);
         let from = at / unit * unit;

@@ -33,7 +33,7 @@ enum Fate {
 
 impl Core {
     /// Makes `[offset, offset + length)` read as zeroes.
-    pub(super) fn write_zeroes(
+    pub(crate) fn write_zeroes(
         &self,
         offset: u64,
         length: u64,

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod guard;
 pub mod header_page;
 pub mod page;
+pub(crate) mod snapshot_table;
 mod write_out;
 
 pub use cache::{Access, SliceCache};

@@ -4,6 +4,7 @@
 //! complete. The base is reopened writable for the time of the commit, and repaired first when it is dirty.
 
 use super::handle::Handle;
+use super::l1_table::make_empty;
 use super::open::Messages;
 use super::resize::resize;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,7 +48,7 @@ pub fn commit(
     let back = base.reopen(true, false, &[], None);
     copied.and(back)?;
     if !keep {
-        alone.make_empty()?;
+        make_empty(&alone)?;
     }
     drop(alone);
     handle.disk().flush()?;

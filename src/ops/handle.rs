@@ -1,12 +1,13 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
+use super::backing;
 use super::check::{check, CheckOptions, CheckReport, Messages};
 use super::data_file::DataFile;
 use super::open::{sync_before_repair, OpenFlags, Opening, Origin, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::DATA_FILE;
 use crate::format::Header;
-use crate::image::{backing_names, inactive_error, read_header, CoreSettings, Disk, Image};
+use crate::image::{inactive_error, read_header, CoreSettings, Disk, Image};
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
@@ -192,7 +193,7 @@ impl Handle {
         settings.data_file = as_storage(&files.data).or(settings.data_file);
         let done = header_now(&*storage, &core.header())
             .and_then(|header| opening.repair_if_dirty(&header, &*storage, &self.origin))
-            .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
+            .and_then(|repaired| alone.reload_from(storage, settings).map(|()| repaired));
         match done {
             Ok(repaired) => {
                 manner.settle(opening, files, repaired);
@@ -200,7 +201,7 @@ impl Handle {
             }
             Err(e) => {
                 self.take_back(&manner, &files)?;
-                alone.reload(Arc::clone(core.storage()), core.settings().clone())?;
+                alone.reload()?;
                 Err(e)
             }
         }
@@ -268,7 +269,7 @@ impl Handle {
             sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
         match report {
             Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
-            report => alone.reload(storage, core.settings().clone()).and(report),
+            report => alone.reload_from(storage, core.settings().clone()).and(report),
         }
     }
 
@@ -301,7 +302,8 @@ fn reopen_file(
 /// The header as the file has it now, which somebody may have changed where the handle had no lock to prevent it.
 fn header_now(storage: &dyn Storage, old: &Header) -> Result<Header> {
     let (header, _) = read_header(storage)?;
-    if header.extension(DATA_FILE) != old.extension(DATA_FILE) || backing_names(&header) != backing_names(old)
+    if header.extension(DATA_FILE) != old.extension(DATA_FILE)
+        || backing::names(&header) != backing::names(old)
     {
         return Err(Error::invalid("the image names another data file or backing file: open it anew"));
     }

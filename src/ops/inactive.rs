@@ -5,12 +5,13 @@
 //! The chain goes along with the image. Files that the header still names the same way are used by the descriptors
 //! that are open; any other is opened.
 
+use super::backing;
 use super::handle::{Handle, Manner};
 use super::open::{shown_name, Messages, Opening, Origin, Resolver, Role, Seen};
 use crate::error::{Error, Result};
 use crate::format::extensions::DATA_FILE;
 use crate::format::Header;
-use crate::image::{backing_names, read_header, validate, Core, CoreSettings, Disk, ExclusiveImage};
+use crate::image::{read_header, validate, Core, CoreSettings, Disk, ExclusiveImage};
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
 use std::sync::Arc;
@@ -119,7 +120,7 @@ fn begin_load(
     {
         return Err(Error::invalid("the image names another data file: open it anew"));
     }
-    let same = chain_kept && backing_names(&header) == backing_names(&old.header());
+    let same = chain_kept && backing::names(&header) == backing::names(&old.header());
     let below = handle.below().filter(|_| same && header.backing_file.is_some());
     Ok(Box::new(Loading { storage, header, settings, below }))
 }

@@ -4,8 +4,9 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be64, Head, OFFSET};
 use qcow2::error::Result;
-use qcow2::image::{Disk, NewSnapshot, SnapshotRef};
+use qcow2::image::Disk;
 use qcow2::ops::handle::Handle;
+use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
 use qcow2::ops::{amend, commit, resize, snapshot};
 use qcow2::options::Preallocation;
 use qcow2::storage::memory::Memory;

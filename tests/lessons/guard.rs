@@ -3,9 +3,10 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
 use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, SnapshotRef, ZeroFlags};
+use qcow2::image::{Disk, ZeroFlags};
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::Handle;
+use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
 use qcow2::ops::{amend, resize, snapshot};
 use qcow2::options::Preallocation;
 use qcow2::storage::memory::Memory;

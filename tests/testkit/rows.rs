@@ -310,7 +310,7 @@ fn write(handle: &Handle, row: &Row, tag: u32, fua: bool) -> Result<()> {
 /// Behind the disk as it is now: the L1 table grows.
 fn write_vm_state(handle: &Handle, tag: u32) -> Result<()> {
     let bytes = tag.to_be_bytes().repeat(300);
-    handle.disk().write_vm_state(0, &bytes)?;
+    qcow2::ops::vm_state::write(handle, 0, &bytes)?;
     let mut read = vec![0; bytes.len()];
     handle.disk().read_vm_state(0, &mut read)?;
     // Nothing where a change of the size came after it, another actor's where one has written its own.

@@ -6,12 +6,13 @@ use super::recorder::Recorder;
 use super::setup::{self, Setup};
 use super::SECTOR;
 use qcow2::error::{Error, ErrorKind};
-use qcow2::image::{Disk, NewSnapshot, SnapshotRef, StreamScope, ZeroFlags};
+use qcow2::image::{Disk, StreamScope, ZeroFlags};
 use qcow2::ops::amend::amend;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::inactive::{inactivate, invalidate};
 use qcow2::ops::resize::resize;
 use qcow2::ops::snapshot;
+use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
 use qcow2::ops::stream::stream;
 use qcow2::options::Preallocation;
 use std::sync::Arc;
@@ -172,7 +173,7 @@ fn apply_snapshot(handle: &Handle, op: &Op, name: &str) -> Result<(), Error> {
         _ => {
             let state = setup::vm_state_of(name);
             if !state.is_empty() {
-                handle.disk().write_vm_state(0, &state)?;
+                qcow2::ops::vm_state::write(handle, 0, &state)?;
             }
             let vm_state_bytes = state.len() as u64;
             snapshot::create(

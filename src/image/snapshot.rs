@@ -1,9 +1,9 @@
-//! Which snapshot is meant, and the disk as it was then.
+//! An image that is open as one of its snapshots: which one is meant, and the header of the disk as it was then.
 
-use super::load_current_snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::Header;
+use crate::meta::snapshot_table::load_current_snapshots;
 use crate::options::OpenOptions;
 use crate::storage::Storage;
 use std::ffi::OsStr;
@@ -49,7 +49,7 @@ impl<'a> SnapshotRef<'a> {
 }
 
 /// The header as if the disk were what it was at the snapshot.
-pub(in crate::image) fn snapshot_header(
+pub(super) fn snapshot_header(
     storage: &Arc<dyn Storage>,
     header: Header,
     wanted: SnapshotRef<'_>,

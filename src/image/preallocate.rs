@@ -1,0 +1,144 @@
+//! A place for guest clusters that have none.
+
+use super::core::Io;
+use super::Core;
+use crate::alloc::Allocator;
+use crate::error::{Error, Result};
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::{Claim, NewEntry};
+use crate::options::Preallocation;
+use crate::storage::medium::Ticket;
+use crate::storage::{reserve_range, Purpose, Storage};
+use std::io::IoSlice;
+use std::ops::Range;
+
+/// Bytes of zeroes written at once by full preallocation.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+impl Core {
+    /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
+    /// zeroes does so still.
+    pub(crate) fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
+        let (io, alloc) = self.begin_write()?;
+        let geometry = &self.geometry;
+        let end = geometry.clusters_ceil(to);
+        let mut at = geometry.cluster_index(from);
+        while at < end {
+            let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
+            let step_end = end.min(table_end);
+            let claim = io.map.claim(at, step_end);
+            io.map.own_table(&claim, at)?;
+            while at < step_end {
+                let old = io.map.entry(&claim, at)?;
+                at += match self.wants_place(&old) {
+                    true => self.preallocate_run(io, alloc, &claim, at..step_end, old, how)?,
+                    false => 1,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry of a data file that says zero has its place.
+    fn wants_place(&self, old: &L2Entry) -> bool {
+        match old {
+            L2Entry::Plain(m) => m.host.is_none() && (m.zero == 0 || !self.geometry.external_data),
+            L2Entry::Compressed(_) => false,
+        }
+    }
+
+    /// The first of `clusters`, and those behind it whose entry is `old`, too.
+    fn preallocate_run(
+        &self,
+        io: &Io,
+        alloc: &Allocator,
+        claim: &Claim<'_>,
+        clusters: Range<u64>,
+        old: L2Entry,
+        how: Preallocation,
+    ) -> Result<u64> {
+        let (geometry, at) = (&self.geometry, clusters.start);
+        let mut wanted = 1;
+        while at + wanted < clusters.end && io.map.entry(claim, at + wanted)? == old {
+            wanted += 1;
+        }
+        if geometry.external_data {
+            return self.preallocate_in_data_file(io, claim, at, wanted, how);
+        }
+        let reserved = alloc.reserve(wanted)?;
+        let count = reserved.cluster_count();
+        let host = geometry.cluster_offset(reserved.first_cluster());
+        let bytes = count << geometry.cluster_bits;
+        let mut written = Ticket::PAST;
+        if !reserved.is_fresh() {
+            self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
+            written = self.shared.medium.ticket();
+        }
+        if let Err(e) = self.take_room(host, bytes, how) {
+            // What the host has given may be what it lacks now.
+            let _ = self.shared.medium.change_data(|storage| storage.discard(host, bytes));
+            return Err(e);
+        }
+        // Subclusters beside those that are zeroes may show a backing file.
+        let (alloc, zero) = match old {
+            L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
+            _ => (geometry.all_subclusters(), 0),
+        };
+        io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
+            let host = Some(host + (index << geometry.cluster_bits));
+            let mapping = Mapping { host, copied: true, alloc, zero };
+            Ok(NewEntry { new: mapping.into(), dropped: None })
+        })?;
+        Ok(count)
+    }
+
+    /// Maps clusters of a data file, which reads as zeroes there, durably.
+    fn preallocate_in_data_file(
+        &self,
+        io: &Io,
+        claim: &Claim<'_>,
+        first: u64,
+        count: u64,
+        how: Preallocation,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
+        let bytes = to.min(self.virtual_size) - from;
+        self.take_room(from, bytes, how)?;
+        let written = match how {
+            Preallocation::Falloc | Preallocation::Full => self.shared.medium.ticket(),
+            Preallocation::Off | Preallocation::Metadata => Ticket::PAST,
+        };
+        // As in a new image: subclusters that nobody has written are not there.
+        let alloc = if geometry.extended_l2 { 0 } else { 1 };
+        for cluster in first..first + count {
+            let host = Some(geometry.cluster_offset(cluster));
+            let mapping = Mapping { host, copied: true, alloc, zero: 0 };
+            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
+        }
+        Ok(count)
+    }
+
+    /// Has the host take room for guest data that nothing points to yet, which reads as zeroes.
+    fn take_room(&self, host: u64, bytes: u64, how: Preallocation) -> Result<()> {
+        let medium = &self.shared.medium;
+        match how {
+            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc => {
+                let reserve = |storage: &dyn Storage| reserve_range(storage, Purpose::Data, host, bytes);
+                let done = medium.change_data(reserve)?;
+                done.map_err(|e| Error::host("preallocating host space", &e))
+            }
+            Preallocation::Full => {
+                let zeroes = vec![0; bytes.min(CHUNK_BYTES) as usize];
+                let mut at = 0;
+                while at < bytes {
+                    let part = (bytes - at).min(CHUNK_BYTES);
+                    medium.write_data(host + at, &[IoSlice::new(&zeroes[..part as usize])])?;
+                    at += part;
+                }
+                Ok(())
+            }
+        }
+    }
+}
