@@ -4,7 +4,7 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be64, Head, OFFSET};
 use qcow2::error::Result;
-use qcow2::image::Disk;
+use qcow2::ops::backing::make_empty;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
 use qcow2::ops::{amend, commit, resize, snapshot};
@@ -26,13 +26,6 @@ fn taken(name: &[u8]) -> NewSnapshot {
         guest_clock_nanoseconds: 0,
         icount: u64::MAX,
         vm_state_bytes: 0,
-    }
-}
-
-fn make_empty(handle: &Handle) -> Result<()> {
-    match handle.disk() {
-        Disk::Qcow2(image) => image.exclusive().make_empty(),
-        Disk::Raw(_) => unreachable!(),
     }
 }
 
