@@ -1,11 +1,9 @@
 //! Guest clusters past an end: their entries go.
 
-use super::flush::Flusher;
 use super::Core;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{NewEntry, Source};
-use crate::storage::medium::Ticket;
 
 /// Guest clusters that one claim covers.
 const STEP_CLUSTERS: u64 = 4096;
@@ -14,7 +12,7 @@ const MAX_PENDING_RUNS: u64 = 64 << 10;
 
 impl Core {
     /// Drops the entries of whole clusters past `size`.
-    pub(crate) fn cut(&self, size: u64, flusher: &Flusher) -> Result<()> {
+    pub(crate) fn cut(&self, size: u64) -> Result<()> {
         let (io, alloc) = self.begin_write()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(self.virtual_size);
@@ -38,12 +36,12 @@ impl Core {
                 io.map.own_table(&claim, cluster)?;
                 let dropped = self.dropped_by(&old, true);
                 let entry = NewEntry { new: Mapping::default().into(), dropped };
-                io.map.relink(&claim, cluster, entry, Ticket::PAST)?;
+                io.map.unmap(&claim, cluster, entry, None)?;
             }
             drop(claim);
             // Each of them may wait by itself, in a page and then in the ledger.
             if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_PENDING_RUNS {
-                flusher.flush(self)?;
+                self.session.flusher.flush(self)?;
             }
             at = step_end;
         }

@@ -1,19 +1,14 @@
 //! A place for guest clusters that have none.
 
 use super::core::Io;
+use super::payload::Place;
 use super::Core;
 use crate::alloc::Allocator;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry};
 use crate::options::Preallocation;
-use crate::storage::medium::Ticket;
-use crate::storage::{reserve_range, Purpose, Storage};
-use std::io::IoSlice;
 use std::ops::Range;
-
-/// Bytes of zeroes written at once by full preallocation.
-const CHUNK_BYTES: u64 = 1 << 20;
 
 impl Core {
     /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
@@ -69,14 +64,14 @@ impl Core {
         let count = reserved.cluster_count();
         let host = geometry.cluster_offset(reserved.first_cluster());
         let bytes = count << geometry.cluster_bits;
-        let mut written = Ticket::PAST;
-        if !reserved.is_fresh() {
-            self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
-            written = self.shared.medium.ticket();
-        }
-        if let Err(e) = self.take_room(host, bytes, how) {
+        let place = Place { guest: geometry.cluster_offset(at), host };
+        let filled = match reserved.filled_with_zeroes() {
+            Ok(filled) => filled,
+            Err(reserved) => reserved.filled(self.payload.zero(place, bytes)?),
+        };
+        if let Err(e) = self.payload.take_room(place, bytes, how) {
             // What the host has given may be what it lacks now.
-            let _ = self.shared.medium.change_data(|storage| storage.discard(host, bytes));
+            let _ = self.payload.give_back(host, bytes);
             return Err(e);
         }
         // Subclusters beside those that are zeroes may show a backing file.
@@ -84,7 +79,7 @@ impl Core {
             L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
             _ => (geometry.all_subclusters(), 0),
         };
-        io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
+        io.map.link_run(claim, at, count, filled, &mut |index| {
             let host = Some(host + (index << geometry.cluster_bits));
             let mapping = Mapping { host, copied: true, alloc, zero };
             Ok(NewEntry { new: mapping.into(), dropped: None })
@@ -104,11 +99,7 @@ impl Core {
         let geometry = &self.geometry;
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
         let bytes = to.min(self.virtual_size) - from;
-        self.take_room(from, bytes, how)?;
-        let written = match how {
-            Preallocation::Falloc | Preallocation::Full => self.shared.medium.ticket(),
-            Preallocation::Off | Preallocation::Metadata => Ticket::PAST,
-        };
+        let written = self.payload.take_room(Place { guest: from, host: from }, bytes, how)?;
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
         for cluster in first..first + count {
@@ -117,28 +108,5 @@ impl Core {
             io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
         }
         Ok(count)
-    }
-
-    /// Has the host take room for guest data that nothing points to yet, which reads as zeroes.
-    fn take_room(&self, host: u64, bytes: u64, how: Preallocation) -> Result<()> {
-        let medium = &self.shared.medium;
-        match how {
-            Preallocation::Off | Preallocation::Metadata => Ok(()),
-            Preallocation::Falloc => {
-                let reserve = |storage: &dyn Storage| reserve_range(storage, Purpose::Data, host, bytes);
-                let done = medium.change_data(reserve)?;
-                done.map_err(|e| Error::host("preallocating host space", &e))
-            }
-            Preallocation::Full => {
-                let zeroes = vec![0; bytes.min(CHUNK_BYTES) as usize];
-                let mut at = 0;
-                while at < bytes {
-                    let part = (bytes - at).min(CHUNK_BYTES);
-                    medium.write_data(host + at, &[IoSlice::new(&zeroes[..part as usize])])?;
-                    at += part;
-                }
-                Ok(())
-            }
-        }
     }
 }

@@ -3,7 +3,7 @@
 use super::last_steps::{reload, reload_without, Gone};
 use super::tree::{L1Table, Walk};
 use crate::error::{zeroed, Result};
-use crate::image::{Core, ExclusiveImage, ZeroFlags};
+use crate::image::{Core, ExclusiveImage};
 use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
 use crate::storage::medium::Ticket;
@@ -70,8 +70,7 @@ pub(super) fn drop_tables(image: &ExclusiveImage<'_>, first: u64) -> Result<()> 
 pub(super) fn make_empty(image: &ExclusiveImage<'_>) -> Result<()> {
     let core = image.core();
     core.begin_write()?;
-    // Entries that let go of a raw data file's clusters read as zeroes: the file has them first.
-    core.zero_raw_data(0, core.length(), true, false, ZeroFlags::default())?;
+    core.zero_raw_disk()?;
     // What goes is found on the medium.
     image.settle()?;
     drop_tables(image, 0)?;

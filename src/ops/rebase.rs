@@ -115,13 +115,13 @@ fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
     Ok(Side { length: status.length, zero: status.zero, from: from.filter(Node::is_known) })
 }
 
-struct Work<'a> {
-    image: &'a ExclusiveImage<'a>,
+struct Work<'a, 'i> {
+    image: &'a ExclusiveImage<'i>,
     new: Option<Arc<Disk>>,
     compressed: bool,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
     fn run(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
         let core = self.image.core();
         core.settle_runs()?;
@@ -187,8 +187,8 @@ fn hold_data(image: &ExclusiveImage<'_>, offset: u64, bytes: &[u8], compressed: 
     let core = image.core();
     let buffers = [IoSlice::new(bytes)];
     match compressed && core.check_clusters(offset, bytes.len() as u64).is_ok() {
-        true => core.write_compressed(offset, &buffers, image.flusher()),
-        false => core.write(offset, &buffers, image.flusher()),
+        true => core.write_compressed(offset, &buffers),
+        false => core.write(offset, &buffers),
     }
 }
 
@@ -197,9 +197,9 @@ fn hold_zeroes(image: &ExclusiveImage<'_>, offset: u64, bytes: &[u8]) -> Result<
     let core = image.core();
     if core.geometry().version < 3 {
         // No zero flag: a hole shows what will be below.
-        return core.write(offset, &[IoSlice::new(bytes)], image.flusher());
+        return core.write(offset, &[IoSlice::new(bytes)]);
     }
-    core.write_zeroes(offset, bytes.len() as u64, Default::default(), image.flusher())
+    core.write_zeroes(offset, bytes.len() as u64, Default::default())
 }
 
 /// What becomes of a cluster.

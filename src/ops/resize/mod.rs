@@ -70,7 +70,7 @@ pub(super) fn resize_image(
         drop_vm_state(image)?;
     }
     if size < old {
-        image.core().cut(size, image.flusher())?;
+        image.core().cut(size)?;
     }
     let resized = make_l1_room(image, geometry.l1_entries_for(size))
         .and_then(|()| prepare(image, old, size, preallocation))

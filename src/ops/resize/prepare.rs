@@ -1,7 +1,7 @@
 //! What lies past the old end of a disk, before the disk has it: zeroed, then preallocated.
 
 use crate::error::{zeroed, Result};
-use crate::image::{Core, ExclusiveImage, Flusher, ZeroFlags};
+use crate::image::{Core, ExclusiveImage, ZeroFlags};
 use crate::map::Source;
 use crate::meta::Settler;
 use crate::options::Preallocation;
@@ -30,16 +30,16 @@ pub(super) fn prepare(
     }
     // The core in force is settled. From the first write on the wide one it knows less than the medium.
     let wide = image.load_sized(size)?;
-    let (changed, zeroed) = zero_what_shows(&wide, old, hidden_end, image.flusher());
+    let (changed, zeroed) = zero_what_shows(&wide, old, hidden_end);
     if !changed && (zeroed.is_err() || preallocation == Preallocation::Off) {
         return zeroed;
     }
     let prepared = zeroed.and_then(|()| match preallocation {
         Preallocation::Off => Ok(()),
-        how => preallocate_past(&wide, old, size, how, image.flusher()),
+        how => preallocate_past(&wide, old, size, how),
     });
     if prepared.is_err() && preallocation != Preallocation::Off {
-        let _ = give_back_past(&wide, old, image.flusher());
+        let _ = give_back_past(&wide, old);
     }
     image.put_sized(wide, old);
     let settled = image.settle();
@@ -50,35 +50,29 @@ pub(super) fn prepare(
 }
 
 /// Preallocates `[from, to)`, durably.
-fn preallocate_past(
-    core: &Core,
-    from: u64,
-    to: u64,
-    preallocation: Preallocation,
-    flusher: &Flusher,
-) -> Result<()> {
+fn preallocate_past(core: &Core, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
     // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
     let cut_end = core.geometry().cluster_ceil(from).unwrap_or(to).min(to);
     if from < cut_end && is_hole(core, from)? {
         let zeroes = zeroed("rest of a cluster", cut_end - from)?;
-        core.write(from, &[IoSlice::new(&zeroes)], flusher)?;
+        core.write(from, &[IoSlice::new(&zeroes)])?;
     }
     core.preallocate(from, to, preallocation)?;
     if preallocation == Preallocation::Full {
-        fill_what_is_left(core, from, to, flusher)?;
+        fill_what_is_left(core, from, to)?;
     }
     core.barrier()
 }
 
 /// Writes zeroes where a preallocation has found entries that hold no data.
-fn fill_what_is_left(core: &Core, from: u64, to: u64, flusher: &Flusher) -> Result<()> {
+fn fill_what_is_left(core: &Core, from: u64, to: u64) -> Result<()> {
     let zeroes = vec![0; CHUNK_BYTES as usize];
     let mut at = from;
     while at < to {
         let extent = core.parts()?.map.resolve(at, to - at)?;
         let bytes = extent.length.min(CHUNK_BYTES);
         if extent.source != Source::Data {
-            core.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+            core.write(at, &[IoSlice::new(&zeroes[..bytes as usize])])?;
         }
         at += bytes;
     }
@@ -90,7 +84,7 @@ fn is_hole(core: &Core, offset: u64) -> Result<bool> {
 }
 
 /// Zeroes what does not read as zeroes in `[from, to)`. `true`: something was written, even if it failed.
-fn zero_what_shows(core: &Core, from: u64, to: u64, flusher: &Flusher) -> (bool, Result<()>) {
+fn zero_what_shows(core: &Core, from: u64, to: u64) -> (bool, Result<()>) {
     let table_bytes = core.geometry().l2_table_guest_bytes();
     let (mut at, mut changed) = (from, false);
     while at < to {
@@ -102,7 +96,7 @@ fn zero_what_shows(core: &Core, from: u64, to: u64, flusher: &Flusher) -> (bool,
             Ok(true) => {}
             Ok(false) => {
                 changed = true;
-                if let Err(e) = core.write_zeroes(at, step, ZeroFlags::default(), flusher) {
+                if let Err(e) = core.write_zeroes(at, step, ZeroFlags::default()) {
                     return (true, Err(e));
                 }
             }
@@ -115,10 +109,10 @@ fn zero_what_shows(core: &Core, from: u64, to: u64, flusher: &Flusher) -> (bool,
 
 /// After a preallocation past `size` that failed: lets go of all that is there, and asks for as little room on the
 /// host as can be. What fails of this leaks, where nobody sees it.
-fn give_back_past(core: &Core, size: u64, flusher: &Flusher) -> Result<()> {
+fn give_back_past(core: &Core, size: u64) -> Result<()> {
     let (io, alloc) = core.begin_write()?;
     let gone = io.map.abandon_tables(size.div_ceil(core.geometry().l2_table_guest_bytes()))?;
-    core.cut(size, flusher)?;
+    core.cut(size)?;
     io.map.barrier()?;
     alloc.settle_after(Ticket::PAST, gone);
     Ok(())
