@@ -3,7 +3,7 @@
 //! A [`Disk`] is a qcow2 image or a raw file; a chain is disks that hold their backing disk. An open image
 //! is a [`Core`] behind a gate: requests enter shared and use the core as it is; structure changes enter
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place. They are in `ops`: to them an
-//! [`ExclusiveImage`] and its core hand out their parts ([`structure`]) and what guest I/O can do.
+//! [`ExclusiveImage`] and its core hand out their parts (`structure.rs`) and what guest I/O can do.
 
 mod buffers;
 mod chain;

@@ -1,4 +1,8 @@
-//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
+//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, amend, commit, rebase,
+//! convert, checksum, measure. Called by `capi`.
+//!
+//! What changes the structure of an image holds it alone ([`crate::image::ExclusiveImage`]) and works on its tables as
+//! the medium has them (`tree`, `l1_table`, `bitmaps`); the image is loaded anew at the end (`last_steps`).
 
 pub mod amend;
 pub mod backing;
