@@ -8,6 +8,7 @@ pub mod guard;
 pub mod header_page;
 pub mod page;
 mod release;
+pub(crate) mod snapshot_table;
 mod write_out;
 
 pub use cache::{Access, SliceCache};
