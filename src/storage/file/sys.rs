@@ -202,9 +202,10 @@ pub(in crate::storage) fn direct_alignment(file: &File) -> Option<u64> {
     }
     // SAFETY: statx is plain data; all-zero is a valid value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
-    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open.
-    let answer = unsafe { libc::statx(fd, c"".as_ptr(), flags, STATX_DIOALIGN, &mut found) };
+    let (fd, flags, place) = (file.as_raw_fd(), libc::AT_EMPTY_PATH, &mut found as *mut libc::statx);
+    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open. Bare, for musl has the
+    // function since 1.2.4 only.
+    let answer = unsafe { libc::syscall(libc::SYS_statx, fd, c"".as_ptr(), flags, STATX_DIOALIGN, place) };
     let known = answer == 0 && found.stx_mask & STATX_DIOALIGN != 0 && found.stx_dio_offset_align > 0;
     known.then(|| u64::from(found.stx_dio_offset_align))
 }
