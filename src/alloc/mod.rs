@@ -17,6 +17,7 @@ mod bulk;
 mod grow;
 mod ledger;
 mod packed;
+pub(crate) mod plan;
 mod table;
 #[cfg(test)]
 mod tests;

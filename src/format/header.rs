@@ -371,6 +371,13 @@ impl Header {
         Ok(out)
     }
 
+    /// Puts the fixed fields into the first sector; what follows them there stays, and so does a part past the sector.
+    pub fn put_fixed_fields(&self, sector: &mut [u8]) {
+        let fields = self.encode_fixed_fields();
+        let bytes = fields.len().min(sector.len());
+        sector[..bytes].copy_from_slice(&fields[..bytes]);
+    }
+
     /// The fixed fields alone, `header_length` bytes.
     pub fn encode_fixed_fields(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);

@@ -3,7 +3,7 @@
 use super::pass::Pass;
 use super::MessageKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::{MAX_SNAPSHOTS, SNAPSHOT_FIELDS_AT};
+use crate::format::header::MAX_SNAPSHOTS;
 use crate::format::snapshot::{EntrySizes, Snapshot, FIXED_BYTES, MAX_EXTRA_BYTES, MAX_TABLE_BYTES};
 use crate::storage::{read_exact, write_all, Purpose};
 
@@ -174,12 +174,11 @@ impl Pass<'_> {
         write_all(self.storage, Purpose::Snapshots, offset, &table)?;
         self.stored.write_back(self.storage)?;
         self.sync()?;
-        let mut fields = (self.snapshots.list.len() as u32).to_be_bytes().to_vec();
-        fields.extend(offset.to_be_bytes());
-        self.write_header_bytes(SNAPSHOT_FIELDS_AT as usize, &fields)?;
-        self.sync()?;
         let (old, old_bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
+        self.header.snapshot_count = self.snapshots.list.len() as u32;
         self.header.snapshots_offset = offset;
+        self.write_header_fields()?;
+        self.sync()?;
         if self.snapshots.counted {
             self.release_clusters(old, old_bytes)?;
             self.stored.write_back(self.storage)?;
