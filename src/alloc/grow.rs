@@ -1,7 +1,8 @@
 //! New refcount blocks and larger refcount tables. What is new counts itself and is durable before anything
 //! points to it (R5); rare, so each step syncs.
 
-use super::ledger::{refuse_header, spare_after, Ledger};
+use super::end::spare_after;
+use super::ledger::{refuse_header, Ledger};
 use super::plan::Row;
 use super::Shared;
 use crate::error::{room, zeroed, Result};
@@ -68,7 +69,7 @@ impl Ledger {
 
     fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {
         let geometry = self.geometry();
-        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
+        shared.guard.check(Owner::NOBODY, geometry.cluster_offset(first), count << geometry.cluster_bits)?;
         refuse_header(shared, first)?;
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
         self.note_used(first, count);

@@ -13,6 +13,8 @@ pub const ZERO: u64 = 1;
 pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits of an L1 entry that must be zero.
 pub const L1_RESERVED: u64 = !(COPIED | OFFSET_MASK);
+/// Bits of a standard L2 entry, or of an extended one that is not compressed, that must be zero: 1-8 and 56-61.
+pub const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 /// Bits of a refcount table entry that must be zero: all below the block offset.
 pub const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
 
@@ -174,15 +176,20 @@ impl RawL2 {
         if geometry.external_data {
             return Err("compressed cluster in an image with an external data file");
         }
+        let span = self.compressed_span(geometry);
+        if span.host_offset >= MAX_HOST_OFFSET {
+            return Err("compressed data starts at or past 2^56");
+        }
+        Ok(L2Entry::Compressed(span))
+    }
+
+    /// Where a compressed cluster says that its bytes are.
+    pub fn compressed_span(self, geometry: &Geometry) -> CompressedSpan {
         let shift = geometry.compressed_shift();
         let host_offset = self.descriptor & ((1 << shift) - 1);
         let sector_mask = (1u64 << (geometry.cluster_bits - 8)) - 1;
         let sectors = ((self.descriptor >> shift) & sector_mask) + 1;
-        if host_offset >= MAX_HOST_OFFSET {
-            return Err("compressed data starts at or past 2^56");
-        }
-        let bytes = sectors * 512 - (host_offset & 511);
-        Ok(L2Entry::Compressed(CompressedSpan { host_offset, bytes }))
+        CompressedSpan { host_offset, bytes: sectors * 512 - (host_offset & 511) }
     }
 }
 

@@ -23,10 +23,10 @@ pub const V3_BYTES: usize = 112;
 pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
 /// Most internal snapshots, the reference implementation's limit.
 pub const MAX_SNAPSHOTS: u32 = 65536;
-/// Offset of the number of snapshots in the header; the offset of their table follows it.
+/// Byte offset of what the header says about snapshots.
 pub const SNAPSHOT_FIELDS_AT: u64 = 60;
-/// Byte offset of the three 64-bit feature fields.
-pub const FEATURES_AT: usize = 72;
+/// Bytes of it.
+pub const SNAPSHOT_FIELDS_BYTES: usize = 12;
 
 /// All fields of a header, host byte order. Offsets and lengths in bytes unless named otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,11 @@ pub struct Header {
     pub extensions: Vec<Extension>,
     /// The backing file's name, as stored.
     pub backing_file: Option<Vec<u8>>,
+}
+
+/// Entries of the snapshot table and its host offset, from the bytes at `SNAPSHOT_FIELDS_AT`.
+pub fn snapshot_fields(fields: &[u8; SNAPSHOT_FIELDS_BYTES]) -> (u32, u64) {
+    (be32(fields, 0), be64(fields, 4))
 }
 
 fn bad(text: String) -> Error {

@@ -9,6 +9,7 @@ use super::buffers::Gather;
 use super::flush::Flusher;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
+use crate::codec::is_zero;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
@@ -126,7 +127,7 @@ impl Core {
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
             backing.read_as_backing(from, &mut bytes)?;
         }
-        if bytes.iter().all(|b| *b == 0) && geometry.version >= 3 {
+        if is_zero(&bytes) && geometry.version >= 3 {
             self.hold_zeroes(io, &claim, from, to)?;
             return Ok(to - from);
         }

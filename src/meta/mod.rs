@@ -10,7 +10,7 @@ mod write_out;
 
 pub use cache::{Access, SliceCache};
 pub use guard::OverlapGuard;
-pub use header_page::HeaderPage;
+pub use header_page::{read_header, HeaderPage};
 pub use page::{DirtyList, Page, Release};
 pub use write_out::WriteOut;
 

@@ -17,7 +17,9 @@ use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::{put_be64, refcount, table_bytes, Header};
 use crate::options::{CreateOptions, Preallocation};
-use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
+use crate::storage::{
+    is_not_supported, reserve_range, write_all, write_zero_bytes, zero_range, Purpose, Storage,
+};
 use plan::{L2Table, Plan};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -320,7 +322,7 @@ fn prepare_data(out: &Writer<'_>, plan: &Plan, preallocation: Preallocation) -> 
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
         return out.zero(Purpose::Data, start, length);
     }
-    write_zero_bytes(out.storage, start, length)
+    fill(out.storage, start, length)
 }
 
 /// Makes a data file one of zeroes, as long as the disk, durably.
@@ -336,23 +338,17 @@ fn prepare_data_file(storage: &dyn Storage, virtual_size: u64, preallocation: Pr
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
     }
     if preallocation == Preallocation::Full {
-        write_zero_bytes(storage, 0, virtual_size)?;
+        fill(storage, 0, virtual_size)?;
     } else if !is_blank && virtual_size > 0 {
         zero_range(storage, Purpose::Data, 0, virtual_size)?;
     }
     sync(storage)
 }
 
-fn write_zero_bytes(storage: &dyn Storage, start: u64, length: u64) -> Result<()> {
-    let zeroes = vec![0; length.min(BATCH_BYTES as u64) as usize];
-    let mut done = 0;
-    while done < length {
-        let bytes = (length - done).min(BATCH_BYTES as u64);
-        write_all(storage, Purpose::Data, start + done, &zeroes[..bytes as usize])
-            .map_err(|e| e.within("Could not preallocate data clusters"))?;
-        done += bytes;
-    }
-    Ok(())
+/// As `write_zero_bytes`, of the guest's data.
+fn fill(storage: &dyn Storage, start: u64, length: u64) -> Result<()> {
+    write_zero_bytes(storage, Purpose::Data, start, length)
+        .map_err(|e| e.within("Could not preallocate data clusters"))
 }
 
 /// The header, its first sector last.

@@ -18,7 +18,7 @@ pub use cache::{cache_sizes, l2_bytes_for, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
 pub use open::OpenOptions;
 pub use parse::parse_size;
-pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead};
+pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, RefcountsAhead};
 
 use crate::error::{Error, Result};
 use parse::Value;

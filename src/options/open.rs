@@ -1,12 +1,11 @@
 //! Options of an open image.
 
 use super::parse::Value;
-use super::words::{
-    CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead,
-};
+use super::words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, RefcountsAhead};
 use super::{parse_one, Scope};
 use crate::error::{Error, Result};
 use crate::format::Geometry;
+use crate::format::Structure;
 use std::ffi::{OsStr, OsString};
 
 /// How an image is used while it is open.
@@ -30,8 +29,8 @@ pub struct OpenOptions {
     pub overlap_check: Option<OverlapTemplate>,
     /// `overlap-check.template`, if given.
     pub overlap_check_template: Option<OverlapTemplate>,
-    /// `overlap-check.<structure>`, if given, in the order of `Protected::ALL`.
-    pub overlap_structures: [Option<bool>; Protected::ALL.len()],
+    /// `overlap-check.<structure>`, if given, in the order of `Structure::ALL`.
+    pub overlap_structures: [Option<bool>; Structure::ALL.len()],
     /// A write returns once its metadata has been written to the file.
     pub metadata_writethrough: bool,
     /// What a guest's discard does.
@@ -79,7 +78,7 @@ impl Default for OpenOptions {
             cache_clean_interval_seconds: 600,
             overlap_check: None,
             overlap_check_template: None,
-            overlap_structures: [None; Protected::ALL.len()],
+            overlap_structures: [None; Structure::ALL.len()],
             metadata_writethrough: false,
             discard: Discard::Unmap,
             pass_discard_request: None,
@@ -208,7 +207,7 @@ impl OpenOptions {
             "snapshot" => self.snapshot = on,
             other => {
                 let structure = other.strip_prefix("overlap-check.").unwrap_or(other);
-                let place = Protected::ALL.iter().position(|p| p.name() == structure);
+                let place = Structure::ALL.iter().position(|p| p.option_word() == structure);
                 debug_assert!(place.is_some(), "an option of the table without a field: {other}");
                 if let Some(place) = place {
                     self.overlap_structures[place] = Some(on);
@@ -360,7 +359,7 @@ mod tests {
     fn overlap_checks_follow_template_and_single_options() {
         let count = |options: &[&str]| {
             let set = OpenOptions::parse(options).unwrap().overlap_checks();
-            Protected::ALL.into_iter().filter(|p| set.contains(*p)).count()
+            Structure::ALL.into_iter().filter(|p| set.contains(*p)).count()
         };
         assert_eq!(count(&["overlap-check=none"]), 0);
         assert_eq!(count(&["overlap-check=constant"]), 5);
@@ -368,7 +367,7 @@ mod tests {
         assert_eq!(count(&["overlap-check.template=all"]), 9);
         assert_eq!(count(&["overlap-check=none", "overlap-check.active-l2=on"]), 1);
         let set = OpenOptions::parse(&["overlap-check.main-header=off"]).unwrap().overlap_checks();
-        assert!(!set.contains(Protected::MainHeader) && set.contains(Protected::ActiveL2));
+        assert!(!set.contains(Structure::Header) && set.contains(Structure::ActiveL2));
     }
 
     #[test]
