@@ -45,20 +45,20 @@ impl Ledger {
             return Ok(());
         }
         let spare = spare_after(&self.geometry(), end);
-        let storage = shared.medium.storage();
+        let medium = &shared.medium;
         // A damaged image may have data past its end, written in place behind the ledger's back: the file must
         // never get shorter here.
-        let now = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+        let now = medium.storage().length().map_err(|e| Error::host("length of the image file", &e))?;
         if now >= end {
             self.length = now;
             self.length_ticket = shared.medium.ticket();
             return Ok(());
         }
         let wanted = self.geometry().cluster_ceil(end + spare).unwrap_or(end);
-        let grown = match storage.grow(wanted) {
+        let grown = match medium.grow(wanted)? {
             Ok(length) => length,
             // Too long for this file system, perhaps; what is needed may still fit.
-            Err(_) => match storage.grow(end) {
+            Err(_) => match medium.grow(end)? {
                 Ok(length) => length,
                 // A storage that cannot be resized grows by being written; pointers then wait for the sync.
                 Err(e) if is_not_supported(&e) => {
@@ -89,9 +89,7 @@ impl Ledger {
         for (from, to) in std::mem::take(&mut self.holes) {
             let end = to.min(self.length);
             if from < end {
-                shared.medium.latch().check()?;
-                // Giving space back is a courtesy: a host that cannot is not an error.
-                let _ = shared.medium.storage().discard(from, end - from);
+                shared.medium.give_back(from, end - from)?;
             }
         }
         Ok(())
@@ -124,7 +122,7 @@ impl Ledger {
         if wanted >= self.length || now > self.length {
             return Ok(());
         }
-        if shared.medium.storage().set_length(wanted).is_ok() {
+        if shared.medium.cut(wanted)?.is_ok() {
             self.length = wanted;
         }
         Ok(())

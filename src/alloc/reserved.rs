@@ -1,7 +1,8 @@
 //! Clusters that have their counts and nobody who points to them yet: reserved, then filled.
 
 use super::Allocator;
-use crate::storage::medium::Ticket;
+use crate::planted::{planted, Plant};
+use crate::storage::medium::{Ticket, Written};
 
 /// Clusters chosen by the ledger.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +42,30 @@ impl<'a> Reserved<'a> {
         self.run.fresh
     }
 
-    /// The clusters hold what they are to show: written before `contents` was taken, or durable (R2).
-    pub fn filled(self, contents: Ticket) -> Filled<'a> {
+    /// The clusters hold what they are to show once `contents` is durable (R2).
+    pub fn filled(self, contents: Written) -> Filled<'a> {
+        let contents = if planted(Plant::ContentsNotWaitedFor) { Ticket::PAST } else { contents.ticket() };
+        self.filled_after(contents)
+    }
+
+    /// As `filled`, where the guest's range read as zeroes, and `contents` may be a part of the clusters: those that read
+    /// as zeroes on the medium are what they are to show, old or new, whatever of `contents` is lost.
+    pub fn filled_over_zeroes(self, contents: Written) -> Filled<'a> {
+        match self.run.fresh {
+            true => self.filled_after(Ticket::PAST),
+            false => self.filled(contents),
+        }
+    }
+
+    /// Clusters that are to show zeroes, where they are zeroes already; otherwise they come back.
+    pub fn filled_with_zeroes(self) -> std::result::Result<Filled<'a>, Reserved<'a>> {
+        match self.run.fresh {
+            true => Ok(self.filled_after(Ticket::PAST)),
+            false => Err(self),
+        }
+    }
+
+    fn filled_after(self, contents: Ticket) -> Filled<'a> {
         let after = self.run.ticket.max(contents);
         Filled { reserved: self, after }
     }
@@ -77,6 +100,16 @@ pub struct Filled<'a> {
 }
 
 impl Filled<'_> {
+    /// First cluster of the run.
+    pub fn first_cluster(&self) -> u64 {
+        self.reserved.run.first
+    }
+
+    /// Clusters in the run.
+    pub fn cluster_count(&self) -> u64 {
+        self.reserved.run.count
+    }
+
     /// When counts (eager images), contents and the file's length are durable (R1, R2).
     pub fn ticket(&self) -> Ticket {
         self.after

@@ -128,21 +128,6 @@ impl DetectZeroes {
 }
 
 impl Structure {
-    /// The word in `overlap-check.<word>`.
-    pub fn option_word(self) -> &'static str {
-        match self {
-            Structure::Header => "main-header",
-            Structure::ActiveL1 => "active-l1",
-            Structure::ActiveL2 => "active-l2",
-            Structure::RefcountBlock => "refcount-block",
-            Structure::RefcountTable => "refcount-table",
-            Structure::SnapshotTable => "snapshot-table",
-            Structure::InactiveL1 => "inactive-l1",
-            Structure::InactiveL2 => "inactive-l2",
-            Structure::BitmapDirectory => "bitmap-directory",
-        }
-    }
-
     /// The cheapest template that has this check.
     pub(super) fn template(self) -> OverlapTemplate {
         match self {
