@@ -1,7 +1,7 @@
 //! L1 and L2 table entries: what a 64-bit (or 128-bit, extended) entry says and how it is written.
 
 use super::geometry::MAX_HOST_OFFSET;
-use super::{be64, Geometry};
+use super::{be64, put_be64, Geometry};
 
 /// Bit 63: the refcount of the target is exactly one.
 pub const COPIED: u64 = 1 << 63;
@@ -131,6 +131,19 @@ impl From<Mapping> for L2Entry {
 }
 
 impl RawL2 {
+    /// The entry at the start of `bytes`, which has at least its length.
+    pub fn read(geometry: &Geometry, bytes: &[u8]) -> RawL2 {
+        RawL2 { descriptor: be64(bytes, 0), bitmap: if geometry.extended_l2 { be64(bytes, 8) } else { 0 } }
+    }
+
+    /// Puts the entry into `bytes`: 8 of them, or 16 for an extended one.
+    pub fn put(self, bytes: &mut [u8]) {
+        put_be64(bytes, 0, self.descriptor);
+        if bytes.len() > 8 {
+            put_be64(bytes, 8, self.bitmap);
+        }
+    }
+
     /// Whether an entry that is not compressed has a host cluster. With an external data file, offset 0 is one and COPIED
     /// says that it is meant; a standard entry that reads as zeroes cannot say so.
     pub fn is_assigned(self, geometry: &Geometry) -> bool {

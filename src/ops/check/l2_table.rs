@@ -4,9 +4,9 @@ use super::look_ahead::PlainRuns;
 use super::pass::Pass;
 use super::seen::{Stats, ACTIVE_L2};
 use crate::error::Result;
+use crate::format::be64;
 use crate::format::entries::{plain_run, CompressedSpan, RawL2};
 use crate::format::entries::{COMPRESSED, COPIED, L2_RESERVED, OFFSET_MASK, ZERO};
-use crate::format::{be64, put_be64};
 use crate::storage::{read_exact, write_all, Purpose};
 
 /// One L2 table being looked at.
@@ -76,15 +76,13 @@ impl Pass<'_> {
                 continue;
             }
             let raw = &mut table[at..at + entry_bytes];
-            let (descriptor, index) = (be64(raw, 0), (at / entry_bytes) as u64);
+            let (entry, index) = (RawL2::read(&self.geometry, raw), (at / entry_bytes) as u64);
             at += entry_bytes;
-            let bitmap = if entry_bytes == 16 { be64(raw, 8) } else { 0 };
-            if descriptor == 0 && bitmap == 0 {
+            if entry == RawL2::default() {
                 continue;
             }
-            let entry = RawL2 { descriptor, bitmap };
-            if let Some(new) = self.count_l2_entry(&mut look, index, entry)? {
-                put_be64(raw, 0, new);
+            if let Some(descriptor) = self.count_l2_entry(&mut look, index, entry)? {
+                RawL2 { descriptor, ..entry }.put(raw);
                 look.changed = Some((look.changed.map_or(index, |c| c.0), index + 1));
             }
         }
