@@ -138,6 +138,7 @@
 pub mod alloc;
 pub mod capi;
 pub mod codec;
+pub mod disk;
 pub mod error;
 pub mod format;
 pub mod image;

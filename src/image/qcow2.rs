@@ -1,12 +1,9 @@
 //! An open qcow2 image as its users see it.
 
-use super::compressed::PackedClusters;
-use super::copy::UseHost;
 use super::core::{read_header, Core, CoreSettings};
 use super::flush::Flusher;
-use super::status::Status;
 use super::unfinished::{unfinished, Steps};
-use super::{check_range, ZeroFlags};
+use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::snapshot::Snapshot;
 use crate::options::DetectZeroes;

@@ -1,7 +1,7 @@
 //! Reads. No lock is held while data is read; the caller's pin keeps the clusters from being reused.
 
-use super::buffers::{total, Scatter};
-use super::{check_range, Core};
+use super::buffers::Scatter;
+use super::{check_range, total, Core};
 use crate::error::{Error, Result};
 use crate::map::{Extent, Look, Source};
 use crate::storage::medium::Medium;

@@ -8,7 +8,7 @@ use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;
 use crate::format::{extensions, Header};
-use crate::image::{Alone, Disk};
+use crate::image::{Alone, Image};
 use crate::options::{AmendOptions, Preallocation};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -33,9 +33,10 @@ pub fn amend(
     options: &[impl AsRef<OsStr>],
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("Format driver 'raw' does not support option amendment"));
-    };
+    let image = Image::find(handle.disk()).ok_or_else(|| {
+        let name = handle.format().name;
+        Error::unsupported(format!("Format driver '{name}' does not support option amendment"))
+    })?;
     let options = AmendOptions::parse(options)?;
     if image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));

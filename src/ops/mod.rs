@@ -2,7 +2,6 @@
 
 pub mod amend;
 pub mod backing;
-mod below;
 pub mod check;
 pub mod checksum;
 pub mod commit;
@@ -10,16 +9,16 @@ pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod create_at;
-pub mod data_file;
+pub mod formats;
 pub mod handle;
 pub mod inactive;
 pub mod measure;
 mod offload;
 pub mod open;
-pub mod overlay;
 mod pieces;
 pub mod probe;
 pub mod rebase;
+mod repair;
 pub mod resize;
 pub mod snapshot;
 pub mod stream;

@@ -6,7 +6,6 @@
 //! first, then the size. A power cut leaves the old size, or the new one, with leaks at most. Requests wait.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Disk;
 use crate::ops::handle::Handle;
 use crate::options::Preallocation;
 
@@ -16,9 +15,8 @@ pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Resul
     if disk.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the disk is open read-only"));
     }
-    match disk {
-        Disk::Raw(raw) => raw.alone().resize(size, preallocation),
-        Disk::Qcow2(_) if size % 512 != 0 => Err(Error::invalid("The new size must be a multiple of 512")),
-        Disk::Qcow2(image) => image.alone().resize(size, preallocation),
+    match handle.format().resize {
+        Some(resize) => resize(disk, size, preallocation),
+        None => Err(Error::unsupported(format!("Format driver '{}' does not support resize", disk.name()))),
     }
 }

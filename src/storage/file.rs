@@ -7,19 +7,22 @@
 mod descriptor;
 mod transfer;
 
-use super::device::{self, identity_of};
+pub use super::access::FileOptions;
+use super::access::{Access, Identity};
+use super::device;
 use super::direct::Direct;
 use super::end::{End, EndAlone};
-use super::lock::{Access, FileLock};
-use super::{HostRun, Purpose, Storage, Traits};
-use crate::error::Result;
+use super::lock::FileLock;
+use super::{names, HostRun, Purpose, Storage, Traits};
+use crate::error::{Error, Result};
 use crate::sync::locked;
 use once_cell::sync::Lazy;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use transfer::{copy_range, once};
@@ -32,25 +35,14 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 /// `_IO(0x12, 127)` of linux/fs.h: zeroes a range of a device.
 const BLKZEROOUT: libc::Ioctl = 0x127f;
 
-/// How a file is opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FileOptions {
-    /// Opened for writing too.
-    pub writable: bool,
-    /// Created when missing. Never truncated here.
-    pub create: bool,
-    /// Bypass the page cache (O_DIRECT).
-    pub direct: bool,
-    /// `sync` does nothing (cache=unsafe).
-    pub no_sync: bool,
-}
-
 /// A file or block device. After it has been opened, a request makes no system calls but those that move, sync, cut,
 /// reserve and release bytes, and lseek: a program may have forbidden itself all others.
 pub struct FileStorage {
     file: Arc<File>,
-    identity: (u64, u64),
+    identity: Identity,
     options: FileOptions,
+    /// Where it was opened, if by name.
+    path: Option<Arc<Path>>,
     direct: Option<Arc<Direct>>,
     regular: bool,
     end: Arc<End>,
@@ -61,8 +53,8 @@ pub struct FileStorage {
     shared_length: Option<Arc<AtomicU64>>,
     /// RLIMIT_FSIZE when the file was opened.
     size_limit: u64,
-    /// Released with the storage.
-    lock: Mutex<Option<FileLock>>,
+    /// Shared with what is reopened from it, and released with the last of them.
+    lock: Arc<Mutex<Option<FileLock>>>,
 }
 
 impl FileStorage {
@@ -81,7 +73,8 @@ impl FileStorage {
         how.read(true).write(options.writable).create(options.create && options.writable).create_new(new);
         how.truncate(false).mode(0o644);
         let file = descriptor::open(path, &how, if options.direct { libc::O_DIRECT } else { 0 })?;
-        Self::from_file(file, options, options.writable, false)
+        let storage = Self::from_file(file, options, options.writable, false)?;
+        Ok(FileStorage { path: Some(path.into()), ..storage })
     }
 
     /// Makes a file in `folder` that is gone with the storage. Nobody asks it for holes, which would take a sync.
@@ -108,33 +101,34 @@ impl FileStorage {
     }
 
     /// The same file with other options, through the description where that can serve them, and otherwise through one
-    /// that is opened anew: by the descriptor, or, where the host has no /proc, by `path`.
-    pub fn reopen(&self, mut options: FileOptions, path: Option<&Path>) -> io::Result<FileStorage> {
-        options.create = false;
+    /// that is opened anew: by the descriptor, or, where the host has no /proc, by name.
+    fn opened_again(&self, mut options: FileOptions) -> io::Result<FileStorage> {
         if self.shared_length.is_some() {
             // The caller decided.
             options.direct = self.options.direct;
         }
+        let (path, lock) = (self.path.clone(), Arc::clone(&self.lock));
         if options.direct == self.options.direct && (self.takes_writes || !options.writable) {
             return Ok(FileStorage {
                 file: Arc::clone(&self.file),
                 direct: self.direct.clone(),
                 end: Arc::clone(&self.end),
                 shared_length: self.shared_length.clone(),
-                lock: Mutex::new(None),
                 options,
+                path,
+                lock,
                 ..*self
             });
         }
         let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let again = match (Self::open(Path::new(&name), options), path) {
+        let again = match (Self::open(Path::new(&name), options), &path) {
             (Err(e), Some(path)) => Self::open(path, options).map_err(|_| e)?,
             (done, _) => done?,
         };
         if again.identity != self.identity {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
-        Ok(again)
+        Ok(FileStorage { path, lock, ..again })
     }
 
     fn from_file(
@@ -154,33 +148,17 @@ impl FileStorage {
         };
         Ok(FileStorage {
             file,
-            identity: identity_of(&metadata),
+            identity: Identity::of(&metadata),
             options,
+            path: None,
             direct,
             regular: metadata.is_file(),
             end: Arc::new(End::new(metadata.len())),
             takes_writes,
             shared_length,
             size_limit: if metadata.is_file() { descriptor::size_limit() } else { u64::MAX },
-            lock: Mutex::new(None),
+            lock: Arc::default(),
         })
-    }
-
-    /// Locks the file against other programs and other opens of this process.
-    pub fn lock(&self, access: Access, shown: &str) -> Result<()> {
-        let taken = FileLock::take(&self.file, self.identity, access, shown)?;
-        self.look_at_length();
-        *locked(self.lock.lock()) = Some(taken);
-        Ok(())
-    }
-
-    /// Changes the access of the lock, where there is one, as the file changes hands. On failure it is as it was.
-    pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
-        if let Some(lock) = &mut *locked(self.lock.lock()) {
-            lock.change(access, shown)?;
-        }
-        self.look_at_length();
-        Ok(())
     }
 
     /// Whether the lock keeps others from changing the length.
@@ -197,41 +175,6 @@ impl FileStorage {
                 self.end.note(length);
             }
         }
-    }
-
-    /// Takes the lock over from another storage of the same file, with another access. On failure `old` keeps it as
-    /// it was.
-    pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
-        let mut held = locked(old.lock.lock());
-        if Arc::ptr_eq(&self.file, &old.file) {
-            match &mut *held {
-                Some(lock) => lock.change(access, shown)?,
-                None => self.look_at_length(),
-            }
-            *locked(self.lock.lock()) = held.take();
-            return Ok(());
-        }
-        let Some(lock) = held.take() else { return Ok(()) };
-        match lock.exchange(&self.file, access, shown) {
-            Ok(lock) => {
-                *locked(self.lock.lock()) = Some(lock);
-                Ok(())
-            }
-            Err((lock, e)) => {
-                *held = Some(lock);
-                Err(e)
-            }
-        }
-    }
-
-    /// How it was opened.
-    pub fn options(&self) -> FileOptions {
-        self.options
-    }
-
-    /// The host's descriptor of the file.
-    pub fn descriptor(&self) -> i32 {
-        self.file.as_raw_fd()
     }
 
     pub(super) fn fallocate(&self, mode: i32, offset: u64, length: u64) -> io::Result<()> {
@@ -497,8 +440,54 @@ impl Storage for FileStorage {
         }
     }
 
-    fn identity(&self) -> Option<(u64, u64)> {
+    fn identity(&self) -> Option<Identity> {
         Some(self.identity)
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        Some(self.file.as_raw_fd())
+    }
+
+    fn resolve(&self, name: &OsStr) -> Option<PathBuf> {
+        names::resolve(name, self.path.as_deref())
+    }
+
+    fn lock(&self, access: Access, shown: &str) -> Result<()> {
+        let taken = FileLock::take(&self.file, self.identity, access, shown)?;
+        self.look_at_length();
+        *locked(self.lock.lock()) = Some(taken);
+        Ok(())
+    }
+
+    fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
+        let mut held = locked(self.lock.lock());
+        match held.take() {
+            None => {}
+            Some(mut lock) if lock.is_on(&self.file) => {
+                let done = lock.change(access, shown);
+                *held = Some(lock);
+                done?;
+            }
+            Some(lock) => match lock.exchange(&self.file, access, shown) {
+                Ok(lock) => *held = Some(lock),
+                Err((lock, e)) => {
+                    *held = Some(lock);
+                    return Err(e);
+                }
+            },
+        }
+        drop(held);
+        self.look_at_length();
+        Ok(())
+    }
+
+    fn reopen(&self, options: FileOptions, shown: &str) -> Result<Option<Arc<dyn Storage>>> {
+        if (FileOptions { create: false, ..self.options }) == options {
+            return Ok(None);
+        }
+        let again = self.opened_again(options);
+        let again = again.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?;
+        Ok(Some(Arc::new(again)))
     }
 
     fn allocated_bytes(&self) -> Option<u64> {
