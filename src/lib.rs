@@ -13,11 +13,12 @@
 //! sync             locks and atomics: the standard library's, or a model checker's in its test build
 //! format, codec    bytes <-> values. No I/O, no policy
 //! storage          bytes at offsets: file, memory, callbacks; locks; the gate; the clock of syncs
+//! disk             a disk of any format: what it can be asked, how it opens and stops; the raw disk
 //! meta             table pages in memory, the one place that writes them; header page; overlap guard
 //! alloc            who owns which host cluster: refcount table and blocks, the ledger
 //! map              guest -> host: L1, L2 slices, resolve, link, claims
-//! image            a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state
-//! ops              whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, convert,
+//! image            a qcow2 image as a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state
+//! ops              the table of formats; whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, convert,
 //!                  checksum, inactivate and invalidate
 //! capi             conversion to C, nothing else
 //! ```
@@ -29,12 +30,12 @@
 //! # One read, one allocating write
 //!
 //! ```text
-//! pread    capi -> Image::read -> enter the gate (a pin) -> resolve -> for each extent:
+//! pread    capi -> Disk -> Image::read -> enter the gate (a pin) -> resolve -> for each extent:
 //!            Data: read the file    Zero: fill    Hole: backing disk or fill
 //!            Compressed: inflate, or copy from what is kept inflated (its rule: `image/inflate.rs`)
 //!          no lock is held while data is read
 //!
-//! pwrite   Image::write -> enter the gate -> resolve
+//! pwrite   Disk -> Image::write -> enter the gate -> resolve
 //!            Data that nothing else refers to: overlap check, write, done
 //!            otherwise: claim the guest clusters, look again, own the L2 table,
 //!              reserve host clusters (counts rise) -> head, payload and tail in one write
@@ -102,7 +103,7 @@
 //!    need not wait; a backing disk is read inside the gate of the disk above it.
 //! 2. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
 //! 3. Birth of an L2 table (`Map::birth`): across I/O.
-//! 4. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.
+//! 4. Turn of the barrier (`storage::flusher`): one barrier runs, others wait for the next, which serves them all.
 //! 5. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
 //!    others wait on; across I/O.
 //! 6. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.

@@ -61,7 +61,7 @@ fn activate<'a>(
 }
 
 /// A disk that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they
-/// keep is here and not on the stack.
+/// keep on the stack is this and little else.
 struct Loading {
     files: Files,
     draft: Box<dyn Draft>,
@@ -87,12 +87,7 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
 }
 
 #[inline(never)]
-fn begin_load(
-    handle: &Handle,
-    old: &dyn Stopped,
-    manner: &Manner,
-    opening: &Opening<'_>,
-) -> Result<Box<Loading>> {
+fn begin_load(handle: &Handle, old: &dyn Stopped, manner: &Manner, opening: &Opening<'_>) -> Result<Loading> {
     let files = manner.files.clone();
     let draft = (handle.format().draft)(Arc::clone(&files.image), opening.settings())?;
     let (names, old_names) = (draft.names(), old.names());
@@ -101,7 +96,7 @@ fn begin_load(
     }
     let same = old.is_chain_kept() && names.have_same_backing(&old_names);
     let below = handle.below().filter(|_| same && names.backing.is_some());
-    Ok(Box::new(Loading { files, draft, below }))
+    Ok(Loading { files, draft, below })
 }
 
 #[inline(never)]
@@ -110,9 +105,9 @@ fn finish_load(
     stopped: &dyn Stopped,
     manner: &mut Manner,
     opening: &mut Opening<'_>,
-    loading: Box<Loading>,
+    loading: Loading,
 ) -> Result<()> {
-    let Loading { files, draft, below } = *loading;
+    let Loading { files, draft, below } = loading;
     let backing = below.as_ref().map(|below| below.disk().clone());
     let repaired = opening.repair_if_dirty(&*draft, handle.format(), &*files.image, handle.origin());
     let loaded = repaired.and_then(|repaired| {

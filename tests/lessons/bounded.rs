@@ -4,7 +4,7 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be64, Head, OFFSET};
 use qcow2::error::Result;
-use qcow2::image::{Disk, NewSnapshot, Wanted};
+use qcow2::image::{Image, NewSnapshot, Wanted};
 use qcow2::ops::handle::Handle;
 use qcow2::ops::{amend, commit, resize, snapshot};
 use qcow2::options::Preallocation;
@@ -29,10 +29,7 @@ fn taken(name: &[u8]) -> NewSnapshot {
 }
 
 fn make_empty(handle: &Handle) -> Result<()> {
-    match handle.disk() {
-        Disk::Qcow2(image) => image.alone().make_empty(),
-        Disk::Raw(_) => unreachable!(),
-    }
+    Image::of(handle.disk(), "contents")?.alone().make_empty()
 }
 
 fn shrink(handle: &Handle) -> Result<()> {

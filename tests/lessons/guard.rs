@@ -2,8 +2,9 @@
 
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
+use qcow2::disk::ZeroFlags;
 use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
+use qcow2::image::{Image, NewSnapshot, Wanted};
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::{amend, resize, snapshot};
@@ -74,10 +75,7 @@ const OPERATIONS: [Operation; 9] = [
     ("shrink", |h| resize::resize(h, CLUSTER, Preallocation::Off)),
     ("delete", |h| snapshot::delete(h, NAMED)),
     ("apply", |h| snapshot::apply(h, NAMED)),
-    ("make empty", |h| match h.disk() {
-        Disk::Qcow2(image) => image.alone().make_empty(),
-        Disk::Raw(_) => unreachable!(),
-    }),
+    ("make empty", |h| Image::of(h.disk(), "contents")?.alone().make_empty()),
 ];
 
 /// Two L2 tables in use; with a snapshot, whose first table is then shared no more.

@@ -9,7 +9,8 @@ use crate::testkit::runner::Runner;
 use crate::testkit::setup::{self, Setup};
 use crate::testkit::sweep::check_clean;
 use crate::testkit::SECTOR;
-use qcow2::image::{Disk, NewSnapshot};
+use qcow2::disk::Disk;
+use qcow2::image::{Image, NewSnapshot};
 use qcow2::ops::handle::Handle;
 use qcow2::options::Preallocation;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
@@ -172,7 +173,7 @@ fn c19_no_count_is_lowered_in_the_file_while_its_header_is_undecided() {
     let image = Overlay::new(bytes.into(), Default::default(), length);
     let host = Arc::new(Undecided { image: image.clone(), headers: AtomicU64::new(u64::MAX) });
     let handle = setup.open(host.clone()).unwrap();
-    let Disk::Qcow2(disk) = handle.disk() else { panic!("qcow2") };
+    let disk = Image::find(handle.disk()).unwrap();
     setup::write(&handle, 0, 1000, 1, false).unwrap();
     let new = NewSnapshot {
         id: None,

@@ -15,6 +15,10 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+/// Reads what a file says of itself, and refuses one that is not of the format or not fit for the settings.
+pub type Look = fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>;
+/// Gives a disk another size, in bytes.
+pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
 /// Makes an empty disk of a size, in bytes, in a file and, where the options say so, in a data file.
 pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions) -> Result<()>;
 /// Makes a dirty file fit for writing.
@@ -27,13 +31,13 @@ pub struct Row {
     /// Whether a file that begins so has the format; `None`: it is never found by its bytes.
     pub begins_with: Option<fn(start: &[u8]) -> bool>,
     /// Looks at a file that is to be opened.
-    pub draft: fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>,
+    pub draft: Look,
     /// `None`: none is made here.
     pub create: Option<Create>,
     /// `None`: no file of it is ever dirty.
     pub repair: Option<Repair>,
     /// `None`: its size stays.
-    pub resize: Option<fn(&Disk, u64, Preallocation) -> Result<()>>,
+    pub resize: Option<Resize>,
 }
 
 static QCOW2: Row = Row {
@@ -141,3 +145,6 @@ fn resize_image(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<
 fn resize_raw(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()> {
     disk.need::<RawDisk>("size of its own")?.alone().resize(size, preallocation)
 }
+
+#[cfg(test)]
+mod tests;
