@@ -2,7 +2,7 @@
 
 use super::Core;
 use crate::error::Result;
-pub use crate::storage::flusher::Flusher;
+use crate::storage::flusher::Flusher;
 
 impl Flusher {
     /// Runs or joins a barrier that starts after this call.

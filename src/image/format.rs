@@ -233,7 +233,7 @@ impl Stopped for Alone<'_> {
 
     fn reload(&self, files: Files, settings: Settings) -> Result<()> {
         let settings = self.with_settings(&files, settings);
-        self.reload(files.image, settings)
+        self.reload_from(files.image, settings)
     }
 
     fn deactivate(&self) {

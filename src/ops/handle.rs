@@ -234,7 +234,7 @@ impl Handle {
             sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
         match report {
             Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
-            report => alone.reload(storage, core.settings().clone()).and(report),
+            report => alone.reload_from(storage, core.settings().clone()).and(report),
         }
     }
 

@@ -5,7 +5,7 @@
 //! lock on byte 200+p. A conflict is somebody else's lock on the opposite byte.
 
 use super::access::{Access, Identity};
-use super::file::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
+use super::file::sys::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{locked, Mutex, MutexGuard};
 use once_cell::race::OnceBox;
