@@ -132,7 +132,7 @@ fn a_format_is_an_implementation_and_a_row() {
     assert!(Image::find(handle.disk()).is_none());
     inactivate(&handle).unwrap();
     invalidate(&handle, None, None).unwrap();
-    handle.reopen(true, false, &["cache.direct=on".as_ref()], None).unwrap();
+    handle.reopen(true, false, &[], None).unwrap();
     let refused = handle.disk().write(0, &[], false).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ReadOnly);
     assert_eq!(resize(&handle, 512, Preallocation::Off).unwrap_err().kind(), ErrorKind::ReadOnly);
