@@ -111,40 +111,34 @@ char *text_format(const char *format, ...)
     return text;
 }
 
-/* Where the details start that the library puts behind its text: " [l1_size 0, 1 needed]". At the end if there are none. */
-static size_t details_start(const char *text)
+void failure_parts(qcow2_error_detail *parts)
 {
-    size_t length = strlen(text), at = length;
-    int depth = 0;
-
-    if (length == 0 || text[length - 1] != ']') {
-        return length;
-    }
-    do {
-        at--;
-        depth += text[at] == ']' ? 1 : text[at] == '[' ? -1 : 0;
-    } while (at > 0 && depth > 0);
-    return depth == 0 && at > 0 && text[at - 1] == ' ' ? at - 1 : length;
+    memset(parts, 0, sizeof(*parts));
+    parts->struct_size = sizeof(*parts);
+    qcow2_last_error_detail(parts);
 }
 
 const char *failure_text(void)
 {
-    static const char another[] = "\nIs another handle of this process using";
     static char *text;
-    char *here;
     const char *wanted = getenv("QCOW2_TOOL_DETAIL");
+    qcow2_error_detail parts;
+    char *hint;
 
+    failure_parts(&parts);
+    /* The library tells another handle of this process from another process; the stock tools know no difference. */
+    if (parts.kind == QCOW2_ERROR_LOCKED && *parts.hint != '\0') {
+        hint = text_format("\nIs another process using the image [%s]?", parts.file);
+    } else {
+        hint = text_copy(parts.hint);
+    }
     free(text);
-    text = text_copy(qcow2_last_error());
-    /* The stock tools know no difference. */
-    here = strstr(text, another);
-    if (here != NULL) {
-        here += strlen("\nIs another ");
-        memmove(here, here + strlen("handle of this "), strlen(here + strlen("handle of this ")) + 1);
+    if (*parts.detail != '\0' && wanted != NULL && strcmp(wanted, "1") == 0) {
+        text = text_format("%s%s [%s]", parts.summary, hint, parts.detail);
+    } else {
+        text = text_format("%s%s", parts.summary, hint);
     }
-    if (wanted == NULL || strcmp(wanted, "1") != 0) {
-        text[details_start(text)] = '\0';
-    }
+    free(hint);
     return text;
 }
 

@@ -23,6 +23,8 @@ int refuse(char **error, int code, char *text);
 /* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
    environment also the details that the library adds. Valid until the next call. */
 const char *failure_text(void);
+/* The same failure in the library's parts. */
+void failure_parts(qcow2_error_detail *parts);
 
 /* --- numbers --- */
 
@@ -94,7 +96,8 @@ char *path_as_name(const char *path);
 /* The one place that knows names: plain paths, "file:", "json:{...}" and, with `image_opts`,
    "driver=qcow2,file.filename=...". 0 or -errno with *error allocated: the stock tool's text without any prefix. */
 int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error);
-/* One open option in the stock tool's spelling ("key", "value"): mapped, ignored where harmless, or refused. */
+/* One open option in the stock tool's spelling ("key", "value"): mapped, ignored where harmless, or refused; -ENOENT is
+   for a key that the format does not have, and for nothing else. */
 int image_option(struct image_spec *spec, const char *key, const char *value, char **error);
 /* All "key=value" items of a list, as "open -o" and "--image-opts" have them; may name the image as well. */
 int image_options(struct image_spec *spec, const struct string_list *items, char **error);

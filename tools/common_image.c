@@ -238,7 +238,7 @@ int image_option(struct image_spec *spec, const char *key, const char *value, ch
         return -EINVAL;
     }
     if (!same(key, "detect-zeroes") && (same(format, "raw") || !library_knows(key))) {
-        return refuse(error, -EINVAL,
+        return refuse(error, -ENOENT,
                       text_format("Block format '%s' does not support the option '%s'", format, key));
     }
     list_addf(&spec->options, "%s=%s", key, value);

@@ -177,7 +177,12 @@ impl Opening<'_> {
             Origin::Path(path) => {
                 let shown = path.display().to_string();
                 let file = FileStorage::open(path, options);
-                (file.map_err(|e| Error::host(format_args!("Could not open '{shown}'"), &e))?, shown)
+                (
+                    file.map_err(|e| {
+                        Error::host(format_args!("Could not open '{shown}'"), &e).about_file(&shown)
+                    })?,
+                    shown,
+                )
             }
             Origin::Descriptor(fd) => {
                 let file = FileStorage::from_fd(*fd, options);
@@ -217,7 +222,10 @@ impl Opening<'_> {
             _ => None,
         };
         let file = old.reopen(options, path);
-        let file = Arc::new(file.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?);
+        let file =
+            Arc::new(file.map_err(|e| {
+                Error::host(format_args!("Could not reopen '{shown}'"), &e).about_file(&shown)
+            })?);
         file.take_lock_from(old, self.access(self.flags.read_only, role), &shown)?;
         Ok(Some(file))
     }

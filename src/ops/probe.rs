@@ -9,7 +9,10 @@ use std::io::IoSliceMut;
 
 /// "QFI\xfb", and a version that is not one of the older format of that name.
 pub fn probe(origin: &Origin) -> Result<bool> {
-    let failed = |e| Error::host(format_args!("Could not open '{}'", shown_name(origin)), &e);
+    let failed = |e| {
+        let shown = shown_name(origin);
+        Error::host(format_args!("Could not open '{shown}'"), &e).about_file(shown)
+    };
     let options = FileOptions::default();
     let opened = match origin {
         Origin::Path(path) => FileStorage::open(path, options),
