@@ -4,6 +4,7 @@
 
 #include <qcow2.h>
 
+#include <stdarg.h>
 #include <stdbool.h>
 
 /* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0]. They do not wait for what
@@ -16,6 +17,7 @@ void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)))
 void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Allocated text; the tools run out of memory by exiting. */
 char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+char *text_vformat(const char *format, va_list arguments) __attribute__((format(printf, 1, 0)));
 char *text_copy(const char *text);
 void *memory_or_exit(void *pointer);
 /* Hands an allocated text over as the reason for `code`, which it returns. */

@@ -1,6 +1,6 @@
 /* From what the user calls an image to an open handle.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "common.h"
-#include "common_json.h"
+#include "json_options.h"
 
 #include <ctype.h>
 #include <errno.h>
