@@ -4,8 +4,8 @@
 mod testkit;
 
 use qcow2::error::ErrorKind;
-use qcow2::image::NewSnapshot;
 use qcow2::ops::snapshot;
+use qcow2::ops::snapshot::NewSnapshot;
 use testkit::ops::{random_op, Op};
 use testkit::oracle::{be64, Head, Owners, Use, OFFSET};
 use testkit::recorder::Recorder;

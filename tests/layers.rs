@@ -1,6 +1,7 @@
 //! The rules of the tree that the compiler does not know: who may use whom, where `unsafe` may be, and how
 //! long files and functions get.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -185,6 +186,51 @@ fn every_file_uses_lower_layers_only() {
     report(&faults);
 }
 
+/// The type of an inherent `impl` that begins in this line.
+fn inherent_impl(line: &str) -> Option<String> {
+    let rest = line.strip_prefix("impl")?;
+    let rest = match rest.strip_prefix('<') {
+        Some(generics) => {
+            let mut depth = 1;
+            let end = generics.find(|c| {
+                depth += i32::from(c == '<') - i32::from(c == '>');
+                depth == 0
+            })?;
+            &generics[end + 1..]
+        }
+        None => rest,
+    };
+    let name: String = rest.strip_prefix(' ')?.chars().take_while(|c| c.is_alphanumeric()).collect();
+    (!name.is_empty() && !line.contains(" for ")).then_some(name)
+}
+
+/// A method in a higher layer would be called below it without a `use` that says so.
+#[test]
+fn every_method_is_in_the_layer_of_its_type() {
+    let sources = sources();
+    let mut declared = HashSet::new();
+    for source in &sources {
+        for kind in ["struct ", "enum ", "union "] {
+            declared.extend(words_after(&source.code, kind).map(|(_, name)| (source.module(), name)));
+        }
+    }
+    let mut faults = Vec::new();
+    let mut seen = 0;
+    for source in &sources {
+        for (number, line) in source.code.lines().enumerate() {
+            let Some(name) = inherent_impl(line) else { continue };
+            seen += 1;
+            // `dyn Trait` and types of a macro have no declaration anywhere.
+            let is_ours = declared.iter().any(|(_, known)| *known == name);
+            if is_ours && !declared.contains(&(source.module(), name.clone())) {
+                faults.push(format!("src/{}:{}: methods of {name}", source.name, number + 1));
+            }
+        }
+    }
+    assert!(seen > 100, "only {seen} blocks of methods were found");
+    report(&faults);
+}
+
 #[test]
 fn unsafe_is_in_the_c_edge_and_at_the_system_calls_only() {
     let mut faults = Vec::new();
@@ -266,4 +312,6 @@ fn the_tests_of_this_file_see_what_they_should() {
         "fn long(\n    a: u8,\n) {\n    let c = '{';\n    let r = r#\"}\"#;\n}\ntrait T { fn only(); }\n",
     );
     assert_eq!(functions(&code), [("long".to_owned(), 1, 6)]);
+    assert_eq!(inherent_impl("impl<'a, T: Into<u8>> Core<'a> {"), Some("Core".to_owned()));
+    assert_eq!(inherent_impl("impl Drop for Core {"), None);
 }

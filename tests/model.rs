@@ -4,7 +4,7 @@
 mod testkit;
 
 use qcow2::error::ErrorKind;
-use qcow2::image::{Wanted, ZeroFlags};
+use qcow2::image::{SnapshotRef, ZeroFlags};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::resize::resize;
@@ -307,7 +307,7 @@ fn other_request(handle: &Handle, history: &History, rng: &mut Rng, tag: u32, pl
         }
         13 if rng.one_in(40) => {
             let name = tag.to_string().into_bytes();
-            let wanted = Wanted { id: None, name: Some(&name) };
+            let wanted = SnapshotRef { id: None, name: Some(&name) };
             match snapshot::create(handle, &setup::snapshot_named(&name)) {
                 // Narrow refcounts hold few snapshots.
                 Err(e) if e.kind() == ErrorKind::Invalid => return,

@@ -5,7 +5,7 @@ use super::inflate::Inflation;
 use super::payload::Payload;
 use super::pool::Pool;
 use super::session::Session;
-use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::snapshot::{snapshot_header, SnapshotRef};
 use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
@@ -17,6 +17,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::{Geometry, Header};
 use crate::map::Map;
 use crate::meta::guard::Owner;
+use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
 use crate::meta::{HeaderPage, OverlapGuard};
 use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
 use crate::planted::{planted, Plant};
@@ -122,7 +123,7 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     if header.autoclear & AUTOCLEAR_RAW_DATA != 0 && !geometry.external_data {
         return Err(Error::invalid("data-file-raw requires a data file"));
     }
-    if !settings.read_only && Wanted::of(&settings.options).is_some() {
+    if !settings.read_only && SnapshotRef::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
     }
     if settings.read_only && settings.options.copy_on_read {
@@ -141,7 +142,7 @@ impl Core {
         sector: Vec<u8>,
         settings: CoreSettings,
     ) -> Result<Core> {
-        let header = match Wanted::of(&settings.options) {
+        let header = match SnapshotRef::of(&settings.options) {
             Some(wanted) => snapshot_header(medium.storage(), header, wanted)?,
             None => header,
         };
@@ -261,7 +262,7 @@ impl Core {
     }
 
     /// Fails unless guest data may be changed; clears autoclear bits before the first change.
-    pub(super) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
+    pub(crate) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
         let io = self.io()?;
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
@@ -276,7 +277,7 @@ impl Core {
 
     /// Fails after a failed sync.
     #[inline]
-    pub(super) fn check_latch(&self) -> Result<()> {
+    pub(crate) fn check_latch(&self) -> Result<()> {
         self.shared.medium.latch().check()
     }
 
@@ -302,7 +303,7 @@ impl Core {
     }
 
     /// Everything that was stored is durable when it returns. One caller at a time.
-    pub(super) fn barrier(&self) -> Result<()> {
+    pub(crate) fn barrier(&self) -> Result<()> {
         match &self.io {
             Some(Io { map, alloc: Some(alloc) }) => {
                 map.barrier()?;
@@ -316,7 +317,7 @@ impl Core {
     }
 
     /// Brings everything to the medium and leaves the image clean. The caller is alone.
-    pub(super) fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self) -> Result<()> {
         if self.inactive {
             return Ok(());
         }
@@ -366,6 +367,11 @@ impl Core {
         self.shared.medium.latch().close(why)
     }
 
+    /// Sizes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
     /// Virtual size in bytes.
     pub fn length(&self) -> u64 {
         self.virtual_size
@@ -398,7 +404,7 @@ impl Core {
 
     /// Whether guest I/O shows an internal snapshot.
     pub fn is_snapshot(&self) -> bool {
-        Wanted::of(&self.settings.options).is_some()
+        SnapshotRef::of(&self.settings.options).is_some()
     }
 
     /// Whether refcounts are lazy in this session.

@@ -47,7 +47,7 @@ struct RawFile {
 }
 
 /// A raw disk whose requests wait outside.
-pub struct RawAlone<'a> {
+pub struct ExclusiveRaw<'a> {
     raw: &'a RawDisk,
     inside: RefCell<Exclusive<'a, Arc<RawFile>>>,
 }
@@ -69,8 +69,8 @@ impl RawDisk {
     }
 
     /// Keeps every request out.
-    pub fn alone(&self) -> RawAlone<'_> {
-        RawAlone { raw: self, inside: RefCell::new(self.gate.enter_alone()) }
+    pub fn exclusive(&self) -> ExclusiveRaw<'_> {
+        ExclusiveRaw { raw: self, inside: RefCell::new(self.gate.enter_alone()) }
     }
 
     fn check_active(&self) -> Result<()> {
@@ -264,7 +264,7 @@ fn zero(storage: &dyn Storage, offset: u64, length: u64, flags: ZeroFlags) -> Re
     }
 }
 
-impl RawAlone<'_> {
+impl ExclusiveRaw<'_> {
     /// Everything that has returned is durable.
     pub fn settle(&self) -> Result<()> {
         self.raw.sync(&self.raw.file())

@@ -290,7 +290,7 @@ impl Opening<'_> {
         let Some(header) = header else {
             let raw = RawDisk::open(storage, settings.read_only, settings.options.cache.sync_each_write())?;
             if self.flags.inactive {
-                raw.alone().deactivate();
+                raw.exclusive().deactivate();
             }
             return Ok(Handle::new(Disk::Raw(raw), origin, manner, None, None));
         };
@@ -300,7 +300,7 @@ impl Opening<'_> {
         let repaired = self.repair_if_dirty(&header, &*storage, &origin)?;
         let image = Image::open(storage, settings)?;
         if self.flags.inactive {
-            image.alone().deactivate();
+            image.exclusive().deactivate();
         }
         let disk = Disk::Qcow2(Box::new(image));
         Ok(Handle::new(disk, origin, manner.after_repair(repaired), below, data_file))

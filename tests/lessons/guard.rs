@@ -3,10 +3,11 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
 use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
+use qcow2::image::ZeroFlags;
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::Handle;
-use qcow2::ops::{amend, resize, snapshot};
+use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
+use qcow2::ops::{amend, backing, resize, snapshot};
 use qcow2::options::Preallocation;
 use qcow2::storage::memory::Memory;
 use qcow2::storage::Storage;
@@ -18,7 +19,7 @@ const CLUSTER: u64 = 4 * KIB;
 /// The guest cluster whose entry is damaged.
 const VICTIM: u64 = 3;
 /// The snapshot.
-const NAMED: Wanted<'static> = Wanted { id: None, name: Some(b"s") };
+const NAMED: SnapshotRef<'static> = SnapshotRef { id: None, name: Some(b"s") };
 
 fn taken() -> NewSnapshot {
     NewSnapshot {
@@ -74,10 +75,7 @@ const OPERATIONS: [Operation; 9] = [
     ("shrink", |h| resize::resize(h, CLUSTER, Preallocation::Off)),
     ("delete", |h| snapshot::delete(h, NAMED)),
     ("apply", |h| snapshot::apply(h, NAMED)),
-    ("make empty", |h| match h.disk() {
-        Disk::Qcow2(image) => image.alone().make_empty(),
-        Disk::Raw(_) => unreachable!(),
-    }),
+    ("make empty", backing::make_empty),
 ];
 
 /// Two L2 tables in use; with a snapshot, whose first table is then shared no more.

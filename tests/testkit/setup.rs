@@ -3,10 +3,10 @@
 use super::recorder::{as_request, Recorder};
 use super::SECTOR;
 use qcow2::error::Result;
-use qcow2::image::NewSnapshot;
 use qcow2::ops::create::create_with_data_file;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+use qcow2::ops::snapshot::NewSnapshot;
 use qcow2::options::{CreateOptions, OpenOptions};
 use qcow2::storage::memory::Memory;
 use qcow2::storage::Storage;
