@@ -18,6 +18,7 @@ mod create;
 mod custom_io;
 mod edge;
 mod error;
+mod flags;
 mod info;
 mod io;
 mod last_error;

@@ -10,19 +10,19 @@ use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
-use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
-use crate::format::{Geometry, Header};
+use crate::format::{Geometry, Header, Structure};
 use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
 use crate::meta::{HeaderPage, OverlapGuard};
-use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
+use crate::options::{cache_sizes, DetectZeroes, OpenOptions};
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
-use crate::storage::{read_exact, Purpose, Storage};
+use crate::storage::Storage;
 use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -78,20 +78,6 @@ pub struct Core {
     pub(super) copies_on_read: bool,
     /// The snapshot table, once somebody has asked for it.
     snapshots: Mutex<Option<Arc<[Snapshot]>>>,
-}
-
-/// Reads and parses the header cluster: the header, and the first sector as it is.
-pub(crate) fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
-    let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
-    let mut start = vec![0; length.min(512) as usize];
-    read_exact(storage, Purpose::Header, 0, &mut start)?;
-    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
-    read_exact(storage, Purpose::Header, 0, &mut cluster)?;
-    let header = Header::parse(&cluster)?;
-    cluster.resize(512.max(cluster.len()), 0);
-    cluster.truncate(512);
-    Ok((header, cluster))
 }
 
 /// What guest I/O needs and this library does not serve yet: a reason to refuse, by name.
@@ -454,8 +440,8 @@ fn lazy_in_force(header: &Header, options: &OpenOptions) -> Result<bool> {
 
 fn checked_owners(options: &OpenOptions) -> u16 {
     let checks = options.overlap_checks();
-    let bits = Protected::ALL.into_iter().filter(|p| checks.contains(*p)).map(|p| 1u16 << p as u8);
-    bits.fold(0, |mask, bit| mask | bit)
+    let owners = Structure::ALL.into_iter().filter(|s| checks.contains(*s)).map(Owner::of);
+    owners.fold(0, |mask, owner| mask | owner.0)
 }
 
 /// Adds snapshot tables and the bitmap directory to the overlap index.

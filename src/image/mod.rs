@@ -31,7 +31,7 @@ mod write;
 mod zero;
 
 pub use compressed::PackedClusters;
-pub(crate) use core::{inactive_error, read_header, validate};
+pub(crate) use core::{inactive_error, validate};
 pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;

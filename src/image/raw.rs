@@ -11,15 +11,12 @@ use crate::options::Preallocation;
 use crate::storage::gate::{Exclusive, Gate};
 use crate::storage::holes::Holes;
 use crate::storage::latch::Latch;
-use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
+use crate::storage::{is_not_supported, reserve_range, write_zero_bytes, zero_range, Purpose, Storage};
 use crate::sync::locked;
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-
-/// Bytes of zeroes written at once by full preallocation.
-const CHUNK_BYTES: u64 = 1 << 20;
 
 /// The file's length, rounded up to a sector.
 fn length_of(storage: &dyn Storage) -> Result<u64> {
@@ -308,7 +305,7 @@ impl ExclusiveRaw<'_> {
                 let done = reserve_range(&*storage, Purpose::Data, old, size - old);
                 done.map_err(|e| Error::host("preallocating the raw file", &e))
             }
-            Preallocation::Full if size > old => write_zero_bytes(&*storage, old, size),
+            Preallocation::Full if size > old => write_zero_bytes(&*storage, Purpose::Data, old, size - old),
             _ => Ok(()),
         });
         raw.holes.note_change();
@@ -347,15 +344,4 @@ fn set_length(storage: &dyn Storage, size: u64) -> Result<()> {
             "Could not resize file: it has {length} bytes whatever is asked for, not {size}"
         ))),
     }
-}
-
-fn write_zero_bytes(storage: &dyn Storage, from: u64, to: u64) -> Result<()> {
-    let zeroes = vec![0; CHUNK_BYTES as usize];
-    let mut at = from;
-    while at < to {
-        let bytes = (to - at).min(CHUNK_BYTES);
-        write_all(storage, Purpose::Data, at, &zeroes[..bytes as usize])?;
-        at += bytes;
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@
 use super::buffers::Gather;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
+use crate::codec::is_zero;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
@@ -123,7 +124,7 @@ impl Core {
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
             backing.read_as_backing(from, &mut bytes)?;
         }
-        if bytes.iter().all(|b| *b == 0) && geometry.version >= 3 {
+        if is_zero(&bytes) && geometry.version >= 3 {
             self.hold_zeroes(io, &claim, from, to)?;
             return Ok(to - from);
         }
