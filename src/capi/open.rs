@@ -2,7 +2,7 @@
 
 use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
-use super::edge::{enter, is_given, last_error, option_list, take, with, Guarded};
+use super::edge::{enter, is_given, option_list, take, with, Guarded};
 use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
@@ -132,14 +132,6 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
 #[no_mangle]
 pub extern "C" fn qcow2_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
-}
-
-/// The text of the last failure on this thread: structure, index, value and rule, or what the host said. ""
-/// if none. The words are those of the stock tools where they have some; details follow in brackets. A text
-/// may have two lines (a refused lock). Valid until the next failure on this thread; never NULL.
-#[no_mangle]
-pub extern "C" fn qcow2_last_error() -> *const c_char {
-    last_error()
 }
 
 /// Opens an image file.

@@ -28,10 +28,10 @@ pub(super) fn check_names(image: &Image, name: Option<&[u8]>, format: Option<&st
         (None, None) => Ok(()),
         (None, Some(_)) => Err(Error::invalid("Backing format cannot be used without backing file")),
         (Some([]), _) => Err(Error::invalid("Expected backing file name, got empty string")),
-        (Some(name), _) if name.len() > MAX_BACKING_NAME_BYTES as usize => Err(Error::invalid(format!(
-            "Backing file name too long [{} bytes, the limit is {MAX_BACKING_NAME_BYTES}]",
-            name.len()
-        ))),
+        (Some(name), _) if name.len() > MAX_BACKING_NAME_BYTES as usize => {
+            let detail = format!("{} bytes, the limit is {MAX_BACKING_NAME_BYTES}", name.len());
+            Err(Error::invalid("Backing file name too long").detail(detail))
+        }
         (Some(_), None) => Err(Error::invalid("backing format must be specified")),
         (Some(_), Some(format)) => CreateOptions::check_backing_format(format),
     }

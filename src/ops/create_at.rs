@@ -126,7 +126,7 @@ impl Drop for NewFile {
 const WRITABLE: FileOptions = FileOptions { writable: true, create: false, direct: false, no_sync: false };
 
 fn could_not(shown: &str, error: &io::Error) -> Error {
-    Error::host(format_args!("Could not create '{shown}'"), error)
+    Error::host(format_args!("Could not create '{shown}'"), error).about_file(shown)
 }
 
 /// Opens the file at `path`, or makes one there; with the name that it was made under. Of a link to nothing that is where

@@ -284,10 +284,9 @@ const HERE: &str = "handle of this process";
 const ELSEWHERE: &str = "process";
 
 fn refused(which: &str, who: &str, shown: &str) -> Error {
-    Error::new(
-        ErrorKind::Locked,
-        format!("Failed to get {which} lock\nIs another {who} using the image [{shown}]?"),
-    )
+    Error::new(ErrorKind::Locked, format!("Failed to get {which} lock"))
+        .hint(format!("\nIs another {who} using the image [{shown}]?"))
+        .about_file(shown)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -35,9 +35,7 @@ impl Opening<'_> {
         let opened = self.open_chain(request, answer, seen);
         self.flags = top;
         self.options = top_options;
-        // Said once, however deep in the chain it happened.
-        const PREFIX: &str = "Could not open backing file";
-        opened.map_err(|e| if e.to_string().starts_with(PREFIX) { e } else { e.within(PREFIX) })
+        opened.map_err(|e| e.within("Could not open backing file"))
     }
 
     fn open_chain(

@@ -102,6 +102,6 @@ pub(in crate::ops) fn storage_at(origin: &Origin, options: FileOptions) -> Resul
     };
     match opened {
         Ok(file) => Ok(Arc::new(file)),
-        Err(e) => Err(Error::host(what, &e)),
+        Err(e) => Err(Error::host(what, &e).about_file(origin.shown())),
     }
 }

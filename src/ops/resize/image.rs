@@ -17,7 +17,7 @@ pub(in crate::ops) fn resize_image(
     let core = image.core();
     let (geometry, old) = (*core.geometry(), core.length());
     geometry.check_virtual_size(size).map_err(|e| {
-        Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large [{e}]"))
+        Error::new(ErrorKind::TooLarge, "Failed to grow the L1 table: File too large").because(e)
     })?;
     let header = core.header();
     if header.snapshot_count > 0 && header.version < 3 {

@@ -292,7 +292,8 @@ impl Storage for FileStorage {
             return Ok(None);
         }
         let again = self.opened_again(options);
-        let again = again.map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e))?;
+        let again = again
+            .map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e).about_file(shown))?;
         Ok(Some(Arc::new(again)))
     }
 
