@@ -42,6 +42,13 @@ impl EntrySizes {
         EntrySizes { extra_bytes: be32(fixed, 36), id_bytes: be16(fixed, 12), name_bytes: be16(fixed, 14) }
     }
 
+    /// Puts the lengths into the fixed part, which must be whole.
+    pub fn put(&self, fixed: &mut [u8]) {
+        fixed[36..40].copy_from_slice(&self.extra_bytes.to_be_bytes());
+        fixed[12..14].copy_from_slice(&self.id_bytes.to_be_bytes());
+        fixed[14..16].copy_from_slice(&self.name_bytes.to_be_bytes());
+    }
+
     /// Bytes of the entry without padding. The next entry starts at the next multiple of 8.
     pub fn entry_bytes(&self) -> u64 {
         FIXED_BYTES as u64
@@ -88,11 +95,9 @@ impl Snapshot {
         }
         let sizes = EntrySizes::parse(entry);
         if sizes.extra_bytes > MAX_EXTRA_BYTES {
-            let text = format!(
-                "Too much extra metadata in snapshot table entry {index} [{} bytes, the limit is {MAX_EXTRA_BYTES}]",
-                sizes.extra_bytes
-            );
-            return Err(Error::new(ErrorKind::TooLarge, text));
+            let summary = format!("Too much extra metadata in snapshot table entry {index}");
+            let detail = format!("{} bytes, the limit is {MAX_EXTRA_BYTES}", sizes.extra_bytes);
+            return Err(Error::new(ErrorKind::TooLarge, summary).detail(detail));
         }
         if (entry.len() as u64) < sizes.entry_bytes() {
             return Err(truncated());
@@ -152,13 +157,8 @@ impl Snapshot {
 /// work with; also answers the length of the table without the last entry's padding.
 pub fn parse_table(bytes: &[u8], count: u32) -> Result<(Vec<Snapshot>, u64)> {
     if count > super::header::MAX_SNAPSHOTS {
-        return Err(Error::new(
-            ErrorKind::TooLarge,
-            format!(
-                "Snapshot table too large [nb_snapshots {count}, the limit is {}]",
-                super::header::MAX_SNAPSHOTS
-            ),
-        ));
+        let detail = format!("nb_snapshots {count}, the limit is {}", super::header::MAX_SNAPSHOTS);
+        return Err(Error::new(ErrorKind::TooLarge, "Snapshot table too large").detail(detail));
     }
     let mut list = Vec::new();
     let (mut at, mut end) = (0usize, 0usize);

@@ -7,22 +7,22 @@ use super::pool::Pool;
 use super::session::Session;
 use super::snapshot::{snapshot_header, SnapshotRef};
 use super::unfinished::unfinished;
-use super::Disk;
+use super::{inactive_error, Disk};
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
-use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
-use crate::format::{index_in_memory, Geometry, Header};
+use crate::format::{index_in_memory, Geometry, Header, Structure};
 use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
 use crate::meta::{HeaderPage, OverlapGuard};
-use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
+use crate::options::{cache_sizes, DetectZeroes, OpenOptions};
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
-use crate::storage::{read_exact, Purpose, Storage};
+use crate::storage::Storage;
 use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -38,7 +38,7 @@ pub struct CoreSettings {
     /// No guest I/O: for looks at the header and for checks.
     pub metadata_only: bool,
     /// What holes read from.
-    pub backing: Option<Arc<Disk>>,
+    pub backing: Option<Disk>,
     /// Where guest data is, for an image with an external data file.
     pub data_file: Option<Arc<dyn Storage>>,
 }
@@ -78,20 +78,6 @@ pub struct Core {
     pub(super) copies_on_read: bool,
     /// The snapshot table, once somebody has asked for it.
     snapshots: Mutex<Option<Arc<[Snapshot]>>>,
-}
-
-/// Reads and parses the header cluster: the header, and the first sector as it is.
-pub(crate) fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
-    let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
-    let mut start = vec![0; length.min(512) as usize];
-    read_exact(storage, Purpose::Header, 0, &mut start)?;
-    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
-    read_exact(storage, Purpose::Header, 0, &mut cluster)?;
-    let header = Header::parse(&cluster)?;
-    cluster.resize(512.max(cluster.len()), 0);
-    cluster.truncate(512);
-    Ok((header, cluster))
 }
 
 /// What guest I/O needs and this library does not serve yet: a reason to refuse, by name.
@@ -388,7 +374,7 @@ impl Core {
     }
 
     /// What holes read from.
-    pub fn backing(&self) -> Option<&Arc<Disk>> {
+    pub fn backing(&self) -> Option<&Disk> {
         self.settings.backing.as_ref()
     }
 
@@ -432,15 +418,6 @@ impl Core {
     }
 }
 
-/// Why an inactive image is not used.
-#[cold]
-pub(crate) fn inactive_error() -> Error {
-    Error::new(
-        ErrorKind::NotAllowed,
-        "the image is inactive: another program may have it until it is invalidated",
-    )
-}
-
 /// Whether refcounts are lazy: the option if given, else the image's compatible bit.
 fn lazy_in_force(header: &Header, options: &OpenOptions) -> Result<bool> {
     let wanted = options.lazy_refcounts.unwrap_or(header.compatible & COMPAT_LAZY_REFCOUNTS != 0);
@@ -454,8 +431,8 @@ fn lazy_in_force(header: &Header, options: &OpenOptions) -> Result<bool> {
 
 fn checked_owners(options: &OpenOptions) -> u16 {
     let checks = options.overlap_checks();
-    let bits = Protected::ALL.into_iter().filter(|p| checks.contains(*p)).map(|p| 1u16 << p as u8);
-    bits.fold(0, |mask, bit| mask | bit)
+    let owners = Structure::ALL.into_iter().filter(|s| checks.contains(*s)).map(Owner::of);
+    owners.fold(0, |mask, owner| mask | owner.0)
 }
 
 /// Adds snapshot tables and the bitmap directory to the overlap index.

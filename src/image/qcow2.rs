@@ -1,14 +1,13 @@
 //! An open qcow2 image as its users see it.
 
-use super::compressed::PackedClusters;
-use super::copy::UseHost;
-use super::core::{read_header, Core, CoreSettings};
+use super::core::{Core, CoreSettings};
 use super::session::{Session, State};
-use super::status::Status;
 use super::unfinished::{unfinished, LastSteps};
-use super::{check_range, ZeroFlags};
+use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
+use crate::codec::is_zero;
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;
+use crate::meta::read_header;
 use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate, Pin};
 use crate::storage::medium::Medium;
@@ -125,7 +124,7 @@ impl Image {
     fn write_now(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let core = self.enter();
         match core.settings.options.detect_zeroes {
-            detect if detect != DetectZeroes::Off && all_zero(buffers) => {
+            detect if detect != DetectZeroes::Off && buffers.iter().all(|b| is_zero(b)) => {
                 self.session.check_chain()?;
                 let flags = ZeroFlags { unmap: detect == DetectZeroes::Unmap, no_fallback: false };
                 let bytes = buffers.iter().map(|b| b.len() as u64).sum();
@@ -307,12 +306,6 @@ impl Image {
     pub(super) fn exclusive_unfinished(&self) -> ExclusiveImage<'_> {
         ExclusiveImage { inside: RefCell::new(self.gate.enter_alone()), image: self }
     }
-}
-
-fn all_zero(buffers: &[IoSlice<'_>]) -> bool {
-    // Compares with itself, shifted by one: as fast as the host's memcmp.
-    let zero = |b: &IoSlice<'_>| b.first().is_none_or(|f| *f == 0 && b[1..] == b[..b.len() - 1]);
-    buffers.iter().all(zero)
 }
 
 /// A long range in steps of at most `PINNED_BYTES`, cut at multiples of it, at least one.

@@ -8,11 +8,11 @@
 use super::buffers::Gather;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
+use crate::codec::is_zero;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
 use std::io::IoSlice;
-use std::sync::Arc;
 
 /// Most bytes of one step, unless a cluster has more.
 const STEP_BYTES: u64 = 1 << 20;
@@ -123,7 +123,7 @@ impl Core {
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
             backing.read_as_backing(from, &mut bytes)?;
         }
-        if bytes.iter().all(|b| *b == 0) && geometry.version >= 3 {
+        if is_zero(&bytes) && geometry.version >= 3 {
             self.hold_zeroes(io, &claim, from, to)?;
             return Ok(to - from);
         }
@@ -170,8 +170,8 @@ impl Core {
 }
 
 /// What the layers from `first` down to the one above `depth` hold; `first` is at depth 1.
-fn look_above(first: &Arc<Disk>, at: u64, mut length: u64, depth: u32) -> Result<(u64, Below)> {
-    let mut layer = Arc::clone(first);
+fn look_above(first: &Disk, at: u64, mut length: u64, depth: u32) -> Result<(u64, Below)> {
+    let mut layer = first.clone();
     for here in 1..depth {
         if at >= layer.length() {
             // It ends here, and hides what is below it.
@@ -183,17 +183,10 @@ fn look_above(first: &Arc<Disk>, at: u64, mut length: u64, depth: u32) -> Result
             return Ok((length, if status.zero { Below::Zeroes } else { Below::Data }));
         }
         if here + 1 < depth {
-            layer = next_layer(&layer).ok_or_else(|| no_layer(depth))?;
+            layer = layer.backing().ok_or_else(|| no_layer(depth))?;
         }
     }
     Ok((length, Below::Nothing))
-}
-
-fn next_layer(disk: &Disk) -> Option<Arc<Disk>> {
-    match disk {
-        Disk::Qcow2(image) => image.core().backing().cloned(),
-        Disk::Raw(_) => None,
-    }
 }
 
 /// Why there is no layer to stop at.

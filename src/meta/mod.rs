@@ -14,7 +14,7 @@ mod write_out;
 pub use cache::{Access, SliceCache};
 pub use dirty_list::InFlight;
 pub use guard::OverlapGuard;
-pub use header_page::HeaderPage;
+pub use header_page::{read_header, HeaderPage};
 pub use page::{DirtyPages, Page};
 pub use release::Release;
 pub use write_out::WriteOut;

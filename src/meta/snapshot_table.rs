@@ -2,12 +2,12 @@
 
 use super::guard::{OverlapGuard, Owner};
 use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::format::be64;
 use crate::format::entries::L1Entry;
 use crate::format::geometry::{MAX_HOST_OFFSET, MAX_L1_BYTES};
-use crate::format::header::SNAPSHOT_FIELDS_AT;
+use crate::format::header::{snapshot_fields, SNAPSHOT_FIELDS_AT, SNAPSHOT_FIELDS_BYTES};
 use crate::format::snapshot::{parse_table, Snapshot, FIXED_BYTES, MAX_ENTRY_BYTES, MAX_TABLE_BYTES};
 use crate::format::Header;
-use crate::format::{be32, be64};
 use crate::storage::{read_exact, Purpose, Storage};
 
 /// First guess at the length of a table, bytes.
@@ -33,8 +33,8 @@ pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(
         match parse_table(&table, count) {
             Err(e) if e.kind() == ErrorKind::Corrupt && bytes < room => bytes = (bytes * 4).min(room),
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                let text = format!("Snapshot table is too big [{count} entries in more than {room} bytes]");
-                return Err(Error::new(ErrorKind::TooLarge, text));
+                let detail = format!("{count} entries in more than {room} bytes");
+                return Err(Error::new(ErrorKind::TooLarge, "Snapshot table is too big").detail(detail));
             }
             done => return done,
         }
@@ -63,9 +63,9 @@ pub(crate) fn load_current_snapshots(
 
 /// Entries and offset of the snapshot table, as the header on the medium has them.
 fn table_now(storage: &dyn Storage) -> Result<(u32, u64)> {
-    let mut fields = [0; 12];
+    let mut fields = [0; SNAPSHOT_FIELDS_BYTES];
     read_exact(storage, Purpose::Header, SNAPSHOT_FIELDS_AT, &mut fields)?;
-    Ok((be32(&fields, 0), be64(&fields, 4)))
+    Ok(snapshot_fields(&fields))
 }
 
 /// Adds the snapshot table and the snapshots' tables to the overlap index.

@@ -24,4 +24,4 @@ pub use list::list;
 pub use open::OpenOptions;
 pub use parse::parse_size;
 pub use table::{Kind, OptionInfo, Scope};
-pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead};
+pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, RefcountsAhead};

@@ -1,0 +1,132 @@
+/* qcow2-img amend.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+enum { OPTION_FORCE = OPTION_OWN };
+
+struct amend_job {
+    struct image_args args;
+    char *option_text; /* all -o, joined */
+    const char *cache;
+    double last;
+};
+
+static int print_help(const char *format)
+{
+    qcow2_option_info info = { .struct_size = sizeof(info) };
+
+    if (strcmp(format, "qcow2") != 0) {
+        error_report(strcmp(format, "raw") == 0 ? "Format driver '%s' does not support option amendment"
+                                                : "Unknown file format '%s'", format);
+        return EXIT_FAILURE;
+    }
+    puts("Amend options for 'qcow2':");
+    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_AMEND, i, &info) == 0; i++)
+        print_option_help(info.name, info.type, info.help);
+    return EXIT_SUCCESS;
+}
+
+static int amend(struct amend_job *job, qcow2_image *image)
+{
+    struct string_list items = { 0 };
+    const char **options;
+    bool progress = job->args.progress && !job->args.quiet;
+    int result;
+
+    split_options(&items, job->option_text, false);
+    options = memory_or_exit(calloc(items.count + 1, sizeof(*options)));
+    for (size_t i = 0; i < items.count; i++)
+        options[i] = items.items[i];
+    if (progress)
+        print_progress(&job->last, 0, 1);
+    result = qcow2_amend(image, options, 0, progress ? print_progress : NULL, &job->last);
+    if (result == 0 && progress) {
+        job->last = -1.0;
+        print_progress(&job->last, 1, 1);
+    }
+    if (progress)
+        putchar('\n');
+    if (result < 0) {
+        qcow2_error_detail parts;
+
+        failure_parts(&parts);
+        error_report("%s", failure_text());
+        if (parts.kind == QCOW2_ERROR_UNSUPPORTED && strcmp(parts.option, "backing_file") == 0)
+            fprintf(stderr, "You can use '%s rebase' instead.\n", program_name);
+    }
+    free(options);
+    list_free(&items);
+    return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+static int amend_image(struct amend_job *job, const char *name, bool help)
+{
+    struct image_spec spec = { 0 };
+    qcow2_image *image = NULL;
+    qcow2_info info;
+    int result = EXIT_FAILURE;
+
+    if (set_cache(&spec, job->cache, "Invalid cache option") == EXIT_SUCCESS &&
+        open_image(&job->args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
+        if (image_info(image, &info))
+            result = help || info.version == 0 ? print_help(info.version ? "qcow2" : "raw") : amend(job, image);
+        if (close_image(image) != EXIT_SUCCESS)
+            result = EXIT_FAILURE;
+    }
+    image_spec_free(&spec);
+    return result;
+}
+
+static int run_amend(const struct img_command *command, int argc, char **argv)
+{
+    struct amend_job job = { .last = -1.0 };
+    const char *name;
+    bool help = false;
+    int code, result = EXIT_SUCCESS;
+
+    while (result == EXIT_SUCCESS && (code = next_option(command, argc, argv)) != -1) {
+        switch (code) {
+        case 'o':
+            result = create_options_join(&job.option_text, optarg);
+            help = help || options_ask_help(optarg);
+            break;
+        case 't': job.cache = optarg; break;
+        case OPTION_FORCE: break;
+        default: take_image_option(&job.args, command, code);
+        }
+    }
+    if (result != EXIT_SUCCESS) {
+        /* The message has been printed. */
+    } else if (!job.option_text) {
+        result = usage_error(command, "Must specify options (-o)");
+    } else if (help && job.args.format) {
+        result = print_help(job.args.format);
+    } else if (!(name = optind < argc ? argv[optind] : NULL) || optind + 1 < argc) {
+        error_report("Expecting one image file name");
+        result = EXIT_FAILURE;
+    } else if (job.args.image_opts && job.args.format) {
+        error_report("--image-opts and --format are mutually exclusive");
+        result = EXIT_FAILURE;
+    } else {
+        result = amend_image(&job, name, help);
+    }
+    free(job.option_text);
+    return result;
+}
+
+const struct img_command img_amend = {
+    .name = "amend",
+    .summary = "Change format options of an image",
+    .operands = "FILENAME",
+    .options = (const struct img_option[]){
+        IMG_HELP, IMG_QUIET, IMG_PROGRESS, IMG_FORMAT, IMG_IMAGE_OPTS,
+        { 'o', "options", "KEY=VALUE,...", "what shall be otherwise; -o help lists it" },
+        { 't', "cache", "MODE", "cache mode of the image file" },
+        { OPTION_FORCE, "force", NULL, "accepted for compatibility, without effect" },
+        IMG_OBJECT, IMG_END },
+    .run = run_amend,
+};

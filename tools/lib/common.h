@@ -1,0 +1,120 @@
+/* What the command line tools share.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#ifndef QCOW2_TOOLS_COMMON_H
+#define QCOW2_TOOLS_COMMON_H
+
+#include <qcow2.h>
+
+#include <stdarg.h>
+#include <stdbool.h>
+
+/* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0]. They do not wait for what
+   stdout still holds, as in the stock tools --- */
+
+extern const char *program_name;
+/* The first thing that a tool does. */
+void program_init(const char *argv0);
+void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Allocated text; the tools run out of memory by exiting. */
+char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+char *text_vformat(const char *format, va_list arguments) __attribute__((format(printf, 1, 0)));
+char *text_copy(const char *text);
+void *memory_or_exit(void *pointer);
+/* Hands an allocated text over as the reason for `code`, which it returns. */
+int refuse(char **error, int code, char *text);
+/* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
+   environment also the details that the library adds. Valid until the next call. */
+const char *failure_text(void);
+/* The same failure in the library's parts. */
+void failure_parts(qcow2_error_detail *parts);
+
+/* --- numbers --- */
+
+/* "1.5k", "0x200", "64M": 0, -EINVAL (not a number, or text after it) or -ERANGE (negative or >= 2^64). */
+int parse_size(const char *text, uint64_t *bytes);
+/* The same for what must fit a signed 64-bit number: -ERANGE above INT64_MAX. */
+int parse_size_i64(const char *text, int64_t *bytes);
+/* on/off, yes/no, true/false, y/n: 0 or -EINVAL. */
+int parse_bool(const char *text, bool *value);
+
+#define SIZE_TEXT_BYTES 64
+/* As qemu-io prints sizes: "512 bytes", "64 KiB", "1.500 GiB". `bytes` may be a rate. Returns `text`. */
+const char *size_text_io(double bytes, char text[SIZE_TEXT_BYTES]);
+/* As qemu-img prints sizes: "512 B", "64 KiB", "1.5 GiB", "0.977 MiB". Returns `text`. */
+const char *size_text_img(uint64_t bytes, char text[SIZE_TEXT_BYTES]);
+
+uint64_t monotonic_nanoseconds(void);
+
+/* --- growable lists of strings, always ending in NULL, as the library takes options --- */
+
+struct string_list {
+    char **items; /* NULL while empty */
+    size_t count;
+};
+void list_add(struct string_list *list, const char *text);
+void list_addf(struct string_list *list, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void list_free(struct string_list *list);
+/* For the library's `options`; never NULL. Belongs to the list. */
+const char *const *list_options(const struct string_list *list);
+/* Value of the last "key=value" item with this key, or NULL. */
+const char *list_value(const struct string_list *list, const char *key);
+/* Takes every "key=..." item out; returns the last value (allocated) or NULL. */
+char *list_take(struct string_list *list, const char *key);
+
+/* Splits "a=1,b=x,,y,c" at single commas into "a=1", "b=x,y", "c=on" ("noc" gives "c=off").
+   `deprecated` makes the short form warn, as it does everywhere but in creation options. */
+void split_options(struct string_list *list, const char *text, bool deprecated);
+/* True when one of the items of an option string asks for help ("help" or "?"). */
+bool options_ask_help(const char *text);
+
+/* --- images --- */
+
+struct cache_mode {
+    bool direct, no_flush, writethrough;
+};
+/* none, off, writeback, writethrough, directsync, unsafe: false for anything else. */
+bool cache_parse(const char *mode, struct cache_mode *cache);
+
+/* How the user named an image, turned into what the library takes. */
+struct image_spec {
+    char *name;                 /* as typed, for messages */
+    char *path;
+    char *format;               /* "qcow2", "raw"; NULL: probe */
+    struct string_list options; /* library keys */
+    uint64_t flags;             /* QCOW2_OPEN_* the name asked for */
+    char *backing_path;         /* from backing.file.filename: replaces what the image records */
+    char *backing_format;
+    struct cache_mode cache;
+    bool by_options;            /* named by --image-opts: messages do not repeat it */
+    bool ask_read_only;         /* read-only=on was in the options */
+    bool probed_raw;            /* set by image_open */
+};
+
+void image_spec_free(struct image_spec *spec);
+/* "nbd:..." has a protocol, "./nbd:..." is a path. */
+bool has_protocol(const char *name);
+/* A name that means the file at `path` whatever colons are in it; allocated. */
+char *path_as_name(const char *path);
+/* The one place that knows names: plain paths, "file:", "json:{...}" and, with `image_opts`,
+   "driver=qcow2,file.filename=...". 0 or -errno with *error allocated: the stock tool's text without any prefix. */
+int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error);
+/* One open option in the stock tool's spelling ("key", "value"): mapped, ignored where harmless, or refused; -ENOENT is
+   for a key that the format does not have, and for nothing else. */
+int image_option(struct image_spec *spec, const char *key, const char *value, char **error);
+/* All "key=value" items of a list, as "open -o" and "--image-opts" have them; may name the image as well. */
+int image_options(struct image_spec *spec, const struct string_list *items, char **error);
+/* unmap/on or ignore/off: false for anything else. */
+bool image_discard(struct image_spec *spec, const char *mode);
+void image_cache(struct image_spec *spec, struct cache_mode cache);
+/* "cache=..." for the library, from the mode; static. */
+const char *cache_option(struct cache_mode cache);
+
+/* Opens with the backing chain; `flags` are added to those of the spec. Prints the warning about a guessed format.
+   0 or -errno with *error as above ("Could not open 'x': No such file or directory"). */
+int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error);
+/* "qcow2" or "raw", from the first bytes; NULL when the file cannot be read. */
+const char *image_probe(const char *path);
+/* A qcow2_message_fn: one line on stderr. */
+void print_message(void *opaque, int kind, const char *text);
+
+#endif
