@@ -1,6 +1,7 @@
 //! Clusters that have their counts and nobody who points to them yet: reserved, then filled.
 
 use super::Allocator;
+use crate::format::HostCluster;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::{Ticket, Written};
 
@@ -28,8 +29,8 @@ impl<'a> Reserved<'a> {
     }
 
     /// First cluster of the run.
-    pub fn first_cluster(&self) -> u64 {
-        self.run.first
+    pub fn first_cluster(&self) -> HostCluster {
+        HostCluster(self.run.first)
     }
 
     /// Clusters in the run.
@@ -101,8 +102,8 @@ pub struct Filled<'a> {
 
 impl Filled<'_> {
     /// First cluster of the run.
-    pub fn first_cluster(&self) -> u64 {
-        self.reserved.run.first
+    pub fn first_cluster(&self) -> HostCluster {
+        self.reserved.first_cluster()
     }
 
     /// Clusters in the run.

@@ -9,6 +9,7 @@ use super::holes::Holes;
 use super::latch::Latch;
 use super::{read_exact, zero_range, HostRun, Purpose, Storage};
 use crate::error::{Error, Result};
+use crate::format::HostOffset;
 use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{locked, Mutex};
@@ -155,14 +156,14 @@ impl Medium {
     }
 
     /// What the host has at an offset of the storage of guest data; all data where it cannot tell now.
-    pub fn data_run(&self, host_offset: u64) -> io::Result<HostRun> {
-        self.holes.run(&**self.data_storage(), host_offset)
+    pub fn data_run(&self, host_offset: HostOffset) -> io::Result<HostRun> {
+        self.holes.run(&**self.data_storage(), host_offset.0)
     }
 
     /// Fills `buffers` with guest data.
-    pub fn read_data(&self, host_offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+    pub fn read_data(&self, host_offset: HostOffset, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         self.data_storage()
-            .read(Purpose::Data, host_offset, buffers)
+            .read(Purpose::Data, host_offset.0, buffers)
             .map_err(|e| Error::host(format_args!("reading guest data at host offset {host_offset:#x}"), &e))
     }
 
@@ -172,8 +173,8 @@ impl Medium {
     }
 
     /// Writes guest data. A failure is the caller's to undo and closes nothing.
-    pub fn write_data(&self, host_offset: u64, buffers: &[IoSlice<'_>]) -> Result<Written> {
-        let write = |storage: &dyn Storage| storage.write(Purpose::Data, host_offset, buffers);
+    pub fn write_data(&self, host_offset: HostOffset, buffers: &[IoSlice<'_>]) -> Result<Written> {
+        let write = |storage: &dyn Storage| storage.write(Purpose::Data, host_offset.0, buffers);
         match self.change_data(write)? {
             Err(e) if !planted(Plant::LinkedAfterFailedWrite) => {
                 Err(Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
@@ -185,13 +186,13 @@ impl Medium {
     /// Has the host copy guest data from another storage. A failure is the caller's to undo and closes nothing.
     pub fn copy_data(
         &self,
-        host_offset: u64,
+        host_offset: HostOffset,
         source: &dyn Storage,
         source_offset: u64,
         length: u64,
     ) -> Result<Written> {
         let copy = |storage: &dyn Storage| {
-            storage.copy_from(Purpose::Data, host_offset, source, source_offset, length)
+            storage.copy_from(Purpose::Data, host_offset.0, source, source_offset, length)
         };
         let copied = self.change_data(copy)?;
         copied.map_err(|e| {
