@@ -6,21 +6,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each top-level module may use besides itself. Later ones are higher.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("error", &[]),
     ("sync", &[]),
     ("format", &["error"]),
     ("codec", &["error", "format"]),
     ("options", &["error", "format"]),
     ("storage", &["error", "sync", "format", "codec"]),
+    ("disk", &["error", "sync", "format", "options", "storage"]),
     ("meta", &["error", "sync", "format", "codec", "options", "storage"]),
     ("alloc", &["error", "sync", "format", "codec", "options", "storage", "meta"]),
     ("map", &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc"]),
-    ("image", &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc", "map"]),
-    ("ops", &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc", "map", "image"]),
+    ("image", &["error", "sync", "format", "codec", "options", "storage", "disk", "meta", "alloc", "map"]),
+    (
+        "ops",
+        &["error", "sync", "format", "codec", "options", "storage", "disk", "meta", "alloc", "map", "image"],
+    ),
     (
         "capi",
-        &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc", "map", "image", "ops"],
+        &[
+            "error", "sync", "format", "codec", "options", "storage", "disk", "meta", "alloc", "map",
+            "image", "ops",
+        ],
     ),
     ("models", &["error", "sync", "format", "storage", "meta", "map", "image"]),
 ];

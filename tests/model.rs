@@ -3,8 +3,9 @@
 
 mod testkit;
 
+use qcow2::disk::ZeroFlags;
 use qcow2::error::ErrorKind;
-use qcow2::image::{SnapshotRef, ZeroFlags};
+use qcow2::image::SnapshotRef;
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::resize::resize;

@@ -3,13 +3,14 @@
 
 mod testkit;
 
+use qcow2::disk::{Disk, ZeroFlags};
 use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, ZeroFlags};
 use qcow2::ops::checksum::checksum;
 use qcow2::ops::commit::commit;
 use qcow2::ops::compare::{compare, Verdict};
 use qcow2::ops::convert::{convert, ConvertOptions};
 use qcow2::ops::create::create;
+use qcow2::ops::formats::Driver;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::inactive::{inactivate, invalidate};
 use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
@@ -37,7 +38,7 @@ fn open_with(storage: Arc<dyn Storage>, flags: OpenFlags, base: Option<Arc<dyn S
 }
 
 fn open_raw(storage: Arc<dyn Storage>) -> Handle {
-    open_with(storage, OpenFlags { raw: true, ..OpenFlags::default() }, None).unwrap()
+    open_with(storage, OpenFlags { format: Driver::RAW, ..OpenFlags::default() }, None).unwrap()
 }
 
 fn recorder() -> Arc<Recorder> {
@@ -304,7 +305,7 @@ fn disks_with_dirty_data() -> Vec<(&'static str, Arc<HidesDirty>, OpenFlags)> {
     let options =
         CreateOptions { cluster_bits: 9, preallocation: Preallocation::Metadata, ..CreateOptions::default() };
     create(&*image, SIZE, &options).unwrap();
-    let raw = OpenFlags { raw: true, ..OpenFlags::default() };
+    let raw = OpenFlags { format: Driver::RAW, ..OpenFlags::default() };
     vec![("raw", HidesDirty::new(vec![0; SIZE as usize]), raw), ("qcow2", image, OpenFlags::default())]
 }
 

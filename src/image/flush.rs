@@ -1,84 +1,12 @@
-//! Flushes that coalesce: whoever comes while a barrier runs waits for the next one, which serves all of them.
+//! A flush of an image is a barrier of its state in force.
 
 use super::Core;
 use crate::error::Result;
-use crate::sync::{locked, Condvar, Mutex};
-
-#[derive(Default)]
-struct State {
-    started: u64,
-    completed: u64,
-    running: bool,
-    /// Threads that wait.
-    waiting: usize,
-}
-
-/// The flushes of one image.
-#[derive(Default)]
-pub struct Flusher {
-    state: Mutex<State>,
-    done: Condvar,
-}
+use crate::storage::flusher::Flusher;
 
 impl Flusher {
     /// Runs or joins a barrier that starts after this call.
     pub(super) fn flush(&self, core: &Core) -> Result<()> {
         self.join(|| core.barrier())
-    }
-
-    /// Runs `barrier`, or waits for one that somebody else starts after this call.
-    pub(crate) fn join(&self, barrier: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut state = locked(self.state.lock());
-        let mine = state.started + 1;
-        loop {
-            if state.completed >= mine {
-                return Ok(());
-            }
-            if !state.running {
-                break;
-            }
-            state.waiting += 1;
-            state = locked(self.done.wait(state));
-            state.waiting -= 1;
-        }
-        state.running = true;
-        state.started += 1;
-        let number = state.started;
-        drop(state);
-        let mut turn = Turn { flusher: self, served: None };
-        let answer = barrier();
-        turn.served = answer.is_ok().then_some(number);
-        answer
-    }
-}
-
-/// The one barrier that runs. Its end lets the next one begin, after a panic too.
-struct Turn<'a> {
-    flusher: &'a Flusher,
-    served: Option<u64>,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut state = locked(self.flusher.state.lock());
-        state.running = false;
-        state.completed = self.served.unwrap_or(state.completed);
-        if state.waiting > 0 {
-            self.flusher.done.notify_all();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::panic::{catch_unwind, AssertUnwindSafe};
-
-    #[test]
-    fn a_panic_does_not_keep_the_next_barrier_out() {
-        let flusher = Flusher::default();
-        let panics = || flusher.join(|| panic!("a barrier that panics"));
-        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
-        assert!(flusher.join(|| Ok(())).is_ok());
     }
 }

@@ -1,12 +1,9 @@
 //! An open qcow2 image as its users see it.
 
-use super::compressed::PackedClusters;
-use super::copy::UseHost;
 use super::core::{Core, CoreSettings};
 use super::session::{Session, State};
-use super::status::Status;
 use super::unfinished::{unfinished, LastSteps};
-use super::{check_range, ZeroFlags};
+use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
 use crate::codec::is_zero;
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;

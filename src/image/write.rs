@@ -4,9 +4,9 @@
 //! Power cut after any line of an allocating write: the old entry is in force until the new one is written,
 //! and that waits for counts, file length and contents (tickets). What was reserved and not linked leaks.
 
-use super::buffers::{total, Gather};
+use super::buffers::Gather;
 use super::payload::Place;
-use super::{check_range, Core, Io};
+use super::{check_range, total, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{zeroed, Error, Result};
 use crate::format::entries::{L2Entry, Mapping};

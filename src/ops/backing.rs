@@ -6,15 +6,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::BACKING_FORMAT;
 use crate::format::header::MAX_BACKING_NAME_BYTES;
 use crate::format::Header;
-use crate::image::{CoreSettings, Disk, ExclusiveImage, Image};
+use crate::image::{CoreSettings, ExclusiveImage, Image};
 use crate::options::CreateOptions;
 use std::sync::Arc;
 
 /// The writable image behind `handle`.
 pub(super) fn writable(handle: &Handle) -> Result<&Image> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("a raw disk has no backing file"));
-    };
+    let image = Image::of(handle.disk(), "backing file")?;
     if image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
     }

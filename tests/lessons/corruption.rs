@@ -9,8 +9,8 @@ use crate::testkit::runner::Runner;
 use crate::testkit::setup::{self, Mode, Setup, PREFILL_TAG};
 use crate::testkit::sweep::{check_clean, recover, sweep};
 use crate::testkit::{oracle, rules, SECTOR};
+use qcow2::disk::ZeroFlags;
 use qcow2::error::ErrorKind;
-use qcow2::image::ZeroFlags;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::open::{Opening, Origin};
 use qcow2::ops::resize::resize;
@@ -436,11 +436,10 @@ fn c09_close_waits_for_requests_in_flight() {
     let recorder = setup.recorder();
     let handle = setup.open(recorder.clone()).unwrap();
     let hold = recorder.hold(Kind::Write, Some(Purpose::Data));
-    let qcow2::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| setup::write(&handle, 30, 40, 5, false));
         assert!(recorder.wait_parked(hold, PATIENCE));
-        let closing = scope.spawn(|| qcow2::ops::handle::close_image(image));
+        let closing = scope.spawn(|| handle.disk().stop().close());
         std::thread::sleep(Duration::from_millis(30));
         assert!(!closing.is_finished(), "closed while a write was inside");
         recorder.release(hold);

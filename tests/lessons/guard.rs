@@ -2,8 +2,8 @@
 
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
+use qcow2::disk::ZeroFlags;
 use qcow2::error::{ErrorKind, Result};
-use qcow2::image::ZeroFlags;
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};

@@ -4,7 +4,7 @@
 use crate::kit::*;
 use crate::testkit::oracle::{be32, be64};
 use crate::testkit::rng::Rng;
-use qcow2::image::ZeroFlags;
+use qcow2::disk::ZeroFlags;
 use qcow2::storage::file::{FileOptions, FileStorage};
 
 const SECRET: &str = "secret,id=s,data=a word";

@@ -3,7 +3,7 @@
 use crate::kit::*;
 use crate::testkit::oracle::be64;
 use crate::testkit::recorder::{Recorder, What};
-use qcow2::image::ZeroFlags;
+use qcow2::disk::ZeroFlags;
 use qcow2::ops::commit::commit;
 use qcow2::ops::resize::resize;
 use qcow2::options::Preallocation;

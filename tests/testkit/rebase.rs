@@ -11,6 +11,7 @@ use super::sweep::{check_clean, Count};
 use super::SECTOR;
 use qcow2::error::Result;
 use qcow2::ops::backing::change_backing_file;
+use qcow2::ops::formats::Driver;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
 use qcow2::ops::rebase::rebase;
@@ -78,7 +79,7 @@ fn open(setup: &Setup, storage: Arc<dyn Storage>, other: &[u8]) -> Result<Handle
 }
 
 fn open_raw(bytes: &[u8]) -> Result<Handle> {
-    let flags = OpenFlags { raw: true, read_only: true, ..OpenFlags::default() };
+    let flags = OpenFlags { format: Driver::RAW, read_only: true, ..OpenFlags::default() };
     let mut opening = Opening { flags, options: Default::default(), resolver: None, messages: None };
     opening.open(&Origin::Custom(Arc::new(Memory::new(bytes.to_vec()))))
 }

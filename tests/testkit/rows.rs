@@ -5,14 +5,15 @@ use super::recorder::Recorder;
 use super::runner::take_over;
 use super::setup;
 use super::SECTOR;
+use qcow2::disk::ZeroFlags;
 use qcow2::error::{Error, ErrorKind, Result};
-use qcow2::image::{Disk, SnapshotRef, ZeroFlags};
+use qcow2::image::SnapshotRef;
 use qcow2::ops::amend::amend;
 use qcow2::ops::backing::{change_backing_file, make_empty};
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::commit::commit;
 use qcow2::ops::convert::{convert, ConvertOptions};
-use qcow2::ops::handle::{close_image, Handle};
+use qcow2::ops::handle::Handle;
 use qcow2::ops::inactive::{inactivate, invalidate};
 use qcow2::ops::open::{ResolveAnswer, ResolveRequest};
 use qcow2::ops::rebase::rebase;
@@ -365,8 +366,5 @@ fn copy_out(handle: &Handle) -> Result<()> {
 
 /// What closing does before it lets go of the file.
 fn close(handle: &Handle, _: &Row, _: u32) -> Result<()> {
-    match handle.disk() {
-        Disk::Qcow2(image) => close_image(image),
-        Disk::Raw(_) => Ok(()),
-    }
+    handle.disk().stop().close()
 }
