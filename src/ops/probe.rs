@@ -13,8 +13,10 @@ use std::io::IoSliceMut;
 pub fn probe(origin: &Origin) -> Result<Option<Driver>> {
     let storage = storage_at(origin, FileOptions::default())?;
     let found = format_of(&*storage);
-    let shown = origin.shown();
-    found.map_err(|e| Error::host(format_args!("Could not open '{shown}'"), &e).about_file(shown))
+    found.map_err(|e| {
+        let shown = origin.shown();
+        Error::host(format_args!("Could not open '{shown}'"), &e).about_file(shown)
+    })
 }
 
 fn format_of(storage: &dyn Storage) -> std::io::Result<Option<Driver>> {

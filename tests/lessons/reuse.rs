@@ -10,7 +10,6 @@ use crate::testkit::setup::{self, Setup};
 use crate::testkit::sweep::check_clean;
 use crate::testkit::SECTOR;
 use qcow2::disk::Disk;
-use qcow2::image::Image;
 use qcow2::ops::handle::Handle;
 use qcow2::ops::snapshot::{self, NewSnapshot, SnapshotRef};
 use qcow2::options::Preallocation;
