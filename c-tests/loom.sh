@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# Runs the models of src/models under loom. With --mutants [TEXT], shows instead for each mistake of the list below
+# Runs the models of src/loom under loom. With --mutants [TEXT], shows instead for each mistake of the list below
 # (whose name has TEXT in it) that a model fails on it; that takes a build each.
 set -u
 
@@ -8,7 +8,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 export LC_ALL=C RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=${QCOW2_LOOM_TARGET:-$top/target/loom} RUST_BACKTRACE=0
 
 models() {
-    cargo test --lib --quiet --manifest-path "$1/Cargo.toml" models:: -- --nocapture
+    cargo test --lib --quiet --manifest-path "$1/Cargo.toml" loom:: -- --nocapture
 }
 
 if [ "${1:-}" != --mutants ]; then
@@ -41,7 +41,7 @@ PYTHON
         echo "MISSED  $1"
         missed=$((missed + 1))
     elif grep -q "^test result: FAILED" "$log"; then
-        echo "caught  $1: $(sed -n 's/^ *\([a-z_:]*models::[a-z_:]*\)$/\1/p' "$log" | sort -u | tr '\n' ' ')"
+        echo "caught  $1: $(sed -n 's/^ *\([a-z_:]*loom::[a-z_:]*\)$/\1/p' "$log" | sort -u | tr '\n' ' ')"
         caught=$((caught + 1))
     else
         tail -n 20 "$log"

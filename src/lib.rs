@@ -141,10 +141,10 @@ pub mod codec;
 pub mod error;
 pub mod format;
 pub mod image;
+#[cfg(all(loom, test))]
+mod loom;
 pub mod map;
 pub mod meta;
-#[cfg(all(loom, test))]
-mod models;
 pub mod ops;
 pub mod options;
 #[cfg(not(feature = "planted-bugs"))]

@@ -1,8 +1,6 @@
 //! Images whose counts are wrong: a cluster of metadata that is counted as free is not handed out and not written
 //! over, by any request, and what the guest had stays readable.
 
-mod testkit;
-
 use qcow2::error::ErrorKind;
 use qcow2::image::NewSnapshot;
 use qcow2::ops::snapshot;

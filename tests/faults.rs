@@ -1,8 +1,6 @@
 //! Each call of an operation list fails once, or from then on. Afterwards: a clear error, old data in place,
 //! no corruption after a reopen (leaks are allowed), and no second chance for a failed sync.
 
-mod testkit;
-
 use qcow2::error::ErrorKind;
 use qcow2::ops::check::CheckOptions;
 use qcow2::ops::convert::{convert, ConvertOptions};
@@ -13,7 +11,7 @@ use testkit::oracle;
 use testkit::overlay::Overlay;
 use testkit::pair::{fail_commit, Pair};
 use testkit::rebase::{fail_rebase, Change, Other};
-use testkit::recorder::{libc_errno, Fault, Kind, Recorder, Refusals};
+use testkit::recorder::{Fault, Kind, Recorder, Refusals};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::runner::Runner;
 use testkit::setup::{self, Setup};
@@ -125,7 +123,7 @@ fn left_on(setup: &Setup, recorder: &Recorder) -> Result<Contents, String> {
 
 fn calls_of(setup: &Setup, ops: &[Op], kind: Option<Kind>, side: Side) -> Result<u64, String> {
     // Never reached: counts the calls.
-    let never = Fault { kind, call: u64::MAX, errno: libc_errno::EIO, forever: false, torn: false };
+    let never = Fault { kind, call: u64::MAX, errno: libc::EIO, forever: false, torn: false };
     let (runner, _) = run_with(setup, ops, Some((never, side)), Refusals::default())?;
     Ok(file_of(&runner.recorder, side).counted())
 }
@@ -142,11 +140,11 @@ fn sweep(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, String> {
 fn sweep_side(setup: &Setup, ops: &[Op], rng: &mut Rng, side: Side) -> Result<Count, String> {
     let mut count = Count::default();
     let ways = [
-        (None, libc_errno::EIO, false, false),
-        (None, libc_errno::ENOSPC, true, false),
-        (Some(Kind::Write), libc_errno::ENOSPC, false, true),
-        (Some(Kind::Sync), libc_errno::EIO, false, false),
-        (Some(Kind::SetLength), libc_errno::ENOSPC, true, false),
+        (None, libc::EIO, false, false),
+        (None, libc::ENOSPC, true, false),
+        (Some(Kind::Write), libc::ENOSPC, false, true),
+        (Some(Kind::Sync), libc::EIO, false, false),
+        (Some(Kind::SetLength), libc::ENOSPC, true, false),
     ];
     for (kind, errno, forever, torn) in ways {
         let calls = calls_of(setup, ops, kind, side)?;
@@ -318,7 +316,7 @@ fn a_failed_sync_of_a_repair_is_final() {
         let recorder = Recorder::new(image);
         recorder.leave_unjudged("the image is damaged from the start");
         let handle = setup.open(recorder.clone()).unwrap();
-        let errno = libc_errno::EIO;
+        let errno = libc::EIO;
         recorder.inject(Some(Fault { kind: Some(Kind::Sync), call, errno, forever: false, torn: false }));
         let answer = handle.check(repair, None, &mut |_, _| true);
         if recorder.failed() == 0 {
@@ -384,12 +382,12 @@ fn a_failed_sync_is_final() {
     recorder.inject(Some(Fault {
         kind: Some(Kind::Sync),
         call: 0,
-        errno: libc_errno::EIO,
+        errno: libc::EIO,
         forever: false,
         torn: false,
     }));
     let first = runner.run(Flush).unwrap().expect("the flush fails");
-    assert_eq!(first.kind(), ErrorKind::Host(libc_errno::EIO));
+    assert_eq!(first.kind(), ErrorKind::Host(libc::EIO));
     let later = [Flush, Write { sector: 3, count: 1, fua: false }, Write { sector: 9, count: 1, fua: true }];
     let later = later.into_iter().chain([Discard { sector: 3, count: 1 }, Flush, Resize { sectors: 400 }]);
     let written = recorder.log_length();
@@ -419,7 +417,7 @@ fn each_call_of_a_conversion_fails() {
         ConvertOptions { compressed: true, workers: 2, ..usual },
         ConvertOptions { compressed: true, any_order: true, workers: 3, ..usual },
     ];
-    let (mut faults, errno) = (0, libc_errno::ENOSPC);
+    let (mut faults, errno) = (0, libc::ENOSPC);
     for (options, lazy) in share(ways.into_iter().flat_map(|w| [(w, false), (w, true)]).collect()) {
         let to = Setup { sectors: 420, lazy, cluster_bits: 10, ..Setup::default() };
         for call in 0.. {

@@ -21,7 +21,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         "capi",
         &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc", "map", "image", "ops"],
     ),
-    ("models", &["error", "sync", "format", "storage", "meta", "map", "image"]),
+    ("loom", &["error", "sync", "format", "storage", "meta", "map", "image"]),
 ];
 
 const MAX_FILE_LINES: usize = 700;

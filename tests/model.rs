@@ -1,8 +1,6 @@
 //! Random requests of any alignment against an array of bytes, over every geometry; and many threads whose
 //! history is judged sector by sector. In the end the image is clean, for our check and for the stock tool.
 
-mod testkit;
-
 use qcow2::error::ErrorKind;
 use qcow2::image::{Wanted, ZeroFlags};
 use qcow2::ops::check::CheckOptions;

@@ -1,8 +1,6 @@
 //! Races made exact: one request is parked in the middle of its I/O, another one runs on the same clusters,
 //! then the first goes on. The result is that of one order or the other, and the image is clean (story C1).
-//! The operations are the rows of `testkit/rows.rs`.
-
-mod testkit;
+//! The operations are the rows of `tests/kit/src/rows.rs`.
 
 use qcow2::storage::Purpose;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

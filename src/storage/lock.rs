@@ -353,17 +353,17 @@ mod tests {
 }
 
 #[cfg(all(loom, test))]
-mod models {
+mod loom {
     use super::*;
 
     #[test]
     fn nobody_comes_in_while_a_user_changes_its_access() {
-        loom::model(|| {
+        ::loom::model(|| {
             let registry = Arc::new(Registry::new(0));
             let id = (1, 2);
             registry.register(id, Access::Write, "x").unwrap();
             let other = Arc::clone(&registry);
-            let other = loom::thread::spawn(move || {
+            let other = ::loom::thread::spawn(move || {
                 assert!(other.register(id, Access::Write, "x").is_err(), "a second writer");
             });
             registry.change(id, Access::Write, Access::Read, "x").unwrap();

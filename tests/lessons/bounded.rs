@@ -1,8 +1,6 @@
 //! Memory that grows with what the file holds and not with what it names (C28): hostile images and huge ones, each in a
 //! process with 256 MiB of address space.
 
-use crate::kit::*;
-use crate::testkit::oracle::{be64, Head, OFFSET};
 use qcow2::error::Result;
 use qcow2::image::{Disk, NewSnapshot, Wanted};
 use qcow2::ops::handle::Handle;
@@ -12,6 +10,8 @@ use qcow2::storage::memory::Memory;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::oracle::{be64, Head, OFFSET};
 
 const CLUSTER: u64 = 64 * KIB;
 const COPIED: u64 = 1 << 63;
@@ -134,7 +134,7 @@ fn bounded_snapshots_are_looked_at_one_by_one() {
     let mut image = memory.contents();
     let table = be64(&image, 64) as usize;
     let end = image.len().next_multiple_of(CLUSTER as usize);
-    let (_, bytes) = crate::testkit::oracle::snapshots(&image);
+    let (_, bytes) = testkit::oracle::snapshots(&image);
     // All entries have the same length: names of one letter, IDs of one digit or two.
     let mut at = table;
     while at < table + bytes as usize {

@@ -1,14 +1,5 @@
 //! C1 to C3, C5 and C7 to C9, C12, C13: two owners, lost bytes, bytes that come back.
 
-use crate::kit::*;
-use crate::testkit::ops::Op::*;
-use crate::testkit::overlay::Overlay;
-use crate::testkit::recorder::{as_request, libc_errno, Fault, Kind, What};
-use crate::testkit::rng::Rng;
-use crate::testkit::runner::Runner;
-use crate::testkit::setup::{self, Mode, Setup, PREFILL_TAG};
-use crate::testkit::sweep::{check_clean, recover, sweep};
-use crate::testkit::{oracle, rules, SECTOR};
 use qcow2::error::ErrorKind;
 use qcow2::image::{NewSnapshot, ZeroFlags};
 use qcow2::ops::handle::Handle;
@@ -19,6 +10,15 @@ use qcow2::options::{OpenOptions, Preallocation};
 use qcow2::storage::{Purpose, Storage};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::images::*;
+use testkit::ops::Op::*;
+use testkit::overlay::Overlay;
+use testkit::recorder::{as_request, Fault, Kind, What};
+use testkit::rng::Rng;
+use testkit::runner::Runner;
+use testkit::setup::{self, Mode, Setup, PREFILL_TAG};
+use testkit::sweep::{check_clean, recover, sweep};
+use testkit::{oracle, rules, SECTOR};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -121,7 +121,7 @@ fn c02_a_slow_hole_punch_hits_nothing_that_is_in_use_again() {
     handle.disk().flush().unwrap();
     let log = recorder.log();
     let punched = log.iter().find(|e| e.what == What::Discard).expect("no hole was punched");
-    let again = |e: &&crate::testkit::recorder::Event| {
+    let again = |e: &&testkit::recorder::Event| {
         e.what == What::Write
             && e.offset < punched.offset + punched.length
             && punched.offset < e.offset + e.length
@@ -145,9 +145,9 @@ fn c03_a_full_host_while_the_refcount_table_grows() {
     let table = |bytes: &[u8]| oracle::Head::parse(bytes).unwrap().table_offset;
     let mut calls = 0;
     loop {
-        let recorder = crate::testkit::recorder::Recorder::new(image.clone());
+        let recorder = testkit::recorder::Recorder::new(image.clone());
         let mut runner = Runner::on(&setup, recorder.clone()).unwrap();
-        let errno = libc_errno::ENOSPC;
+        let errno = libc::ENOSPC;
         recorder.inject(Some(Fault { kind: None, call: calls, errno, forever: true, torn: false }));
         let errors = ops.iter().filter_map(|op| runner.run(*op).unwrap()).count();
         let reached = recorder.failed() > 0;
@@ -420,7 +420,7 @@ fn c09_what_was_flushed_or_closed_is_on_disk() {
         let setup = Setup { lazy, ..Setup::default() };
         let mut runner = Runner::new(&setup).unwrap();
         assert!(runner.run(write).unwrap().is_none());
-        let errno = libc_errno::EIO;
+        let errno = libc::EIO;
         let fault = Fault { kind: Some(Kind::Write), call: 0, errno, forever: false, torn: false };
         runner.recorder.inject(Some(fault));
         let error = runner.handle.take().unwrap().close().unwrap_err();
@@ -446,7 +446,7 @@ fn c09_close_waits_for_requests_in_flight() {
         writer.join().unwrap().unwrap();
         closing.join().unwrap().unwrap();
     });
-    let again = setup.open(crate::testkit::recorder::Recorder::new(recorder.durable_contents())).unwrap();
+    let again = setup.open(testkit::recorder::Recorder::new(recorder.durable_contents())).unwrap();
     assert_eq!(setup::read(&again, 30, 40).unwrap(), [5; 40]);
 }
 
@@ -551,7 +551,7 @@ fn c13_no_write_hits_what_another_owns() {
     let owners = oracle::Owners::of(&runner.recorder.contents());
     let is_l2 = |u: &oracle::Use| matches!(u, oracle::Use::L2 { .. });
     let table = owners.0.iter().find(|(_, uses)| uses.iter().any(is_l2)).map(|(c, _)| *c).unwrap();
-    let recorder = crate::testkit::recorder::Recorder::new(runner.recorder.contents());
+    let recorder = testkit::recorder::Recorder::new(runner.recorder.contents());
     let bad = || recorder.write(Purpose::Data, table * SECTOR, &[std::io::IoSlice::new(&[1; 512])]);
     as_request(Some((0, 512)), bad).unwrap();
     let found = rules::check_trace(&recorder).unwrap_err();

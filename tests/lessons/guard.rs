@@ -1,7 +1,5 @@
 //! An entry that names what it does not own gives nothing away (C28).
 
-use crate::kit::*;
-use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
 use qcow2::error::{ErrorKind, Result};
 use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
 use qcow2::ops::commit::commit;
@@ -12,6 +10,8 @@ use qcow2::storage::memory::Memory;
 use qcow2::storage::Storage;
 use std::io::IoSlice;
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
 
 const COPIED: u64 = 1 << 63;
 const CLUSTER: u64 = 4 * KIB;

@@ -1,17 +1,6 @@
 //! Lazy refcounts: the dirty bit stands before the first count is outrun, and goes after the last one is durable.
 
 use crate::corruption::take_snapshot;
-use crate::kit::*;
-use crate::testkit::ops::{Op, Op::*};
-use crate::testkit::oracle;
-use crate::testkit::overlay::Overlay;
-use crate::testkit::recorder::{libc_errno, Event, Fault, Recorder, What};
-use crate::testkit::rng::Rng;
-use crate::testkit::rules;
-use crate::testkit::runner::Runner;
-use crate::testkit::setup::{self, Setup, PREFILL_TAG};
-use crate::testkit::sweep::{check_clean, recover, sweep};
-use crate::testkit::SECTOR;
 use qcow2::error::ErrorKind;
 use qcow2::ops::amend::amend;
 use qcow2::ops::create::create;
@@ -21,13 +10,24 @@ use qcow2::options::{CreateOptions, Preallocation};
 use qcow2::storage::file::{FileOptions, FileStorage};
 use qcow2::storage::{Purpose, Storage};
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::ops::{Op, Op::*};
+use testkit::oracle;
+use testkit::overlay::Overlay;
+use testkit::recorder::{Event, Fault, Recorder, What};
+use testkit::rng::Rng;
+use testkit::rules;
+use testkit::runner::Runner;
+use testkit::setup::{self, Setup, PREFILL_TAG};
+use testkit::sweep::{check_clean, recover, sweep};
+use testkit::SECTOR;
 
 const LAZY: Setup = Setup {
     version: 3,
     cluster_bits: 9,
     refcount_order: 4,
     lazy: true,
-    mode: crate::testkit::setup::Mode::Writeback,
+    mode: testkit::setup::Mode::Writeback,
     sectors: 200,
     backing: None,
     tiny_cache: false,
@@ -176,7 +176,7 @@ fn lazy_05_dying_in_the_repair() {
     let mut calls = 0;
     loop {
         let recorder = Recorder::new(bytes.clone());
-        let errno = libc_errno::EIO;
+        let errno = libc::EIO;
         recorder.inject(Some(Fault { kind: None, call: calls, errno, forever: true, torn: calls % 2 == 0 }));
         let answer = LAZY.open(recorder.clone());
         let reached = recorder.failed() > 0;
@@ -311,8 +311,8 @@ fn lazy_09_a_repair_that_cannot_be_made_now() {
     let mut writes = 0;
     loop {
         let recorder = Recorder::new(bytes.clone());
-        let errno = libc_errno::ENOSPC;
-        let kind = Some(crate::testkit::recorder::Kind::Write);
+        let errno = libc::ENOSPC;
+        let kind = Some(testkit::recorder::Kind::Write);
         recorder.inject(Some(Fault { kind, call: writes, errno, forever: true, torn: false }));
         let answer = LAZY.open(recorder.clone()).map(drop);
         if recorder.failed() == 0 {

@@ -5,12 +5,9 @@ mod bounded;
 mod corruption;
 mod files;
 mod guard;
-mod kit;
 mod lazy;
 mod lazy_stock;
 mod repair;
 mod reuse;
 mod security;
-#[path = "../testkit/mod.rs"]
-mod testkit;
 mod waste;

@@ -1,11 +1,11 @@
 //! C4, C6 and a part of C8: what a repair must count, and what a compressed entry says. Images of the stock tools.
 //! (VM state: `ops::check::tests::kinds`.)
 
-use crate::kit::*;
-use crate::testkit::oracle::{be32, be64};
-use crate::testkit::rng::Rng;
 use qcow2::image::ZeroFlags;
 use qcow2::storage::file::{FileOptions, FileStorage};
+use testkit::images::*;
+use testkit::oracle::{be32, be64};
+use testkit::rng::Rng;
 
 const SECRET: &str = "secret,id=s,data=a word";
 

@@ -4,8 +4,8 @@ use super::explore;
 use crate::map::Claims;
 use crate::storage::gate::Gate;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use loom::cell::UnsafeCell;
-use loom::thread;
+use ::loom::cell::UnsafeCell;
+use ::loom::thread;
 use std::sync::Arc;
 
 const OLD: u64 = 1;

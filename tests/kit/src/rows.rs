@@ -1,10 +1,10 @@
 //! The operations that race with each other: one row each. A new kind of request is one more row.
 
-use super::race::Scene;
-use super::recorder::Recorder;
-use super::runner::take_over;
-use super::setup;
-use super::SECTOR;
+use crate::race::Scene;
+use crate::recorder::Recorder;
+use crate::runner::take_over;
+use crate::setup;
+use crate::SECTOR;
 use qcow2::error::{Error, ErrorKind, Result};
 use qcow2::image::{Disk, Wanted, ZeroFlags};
 use qcow2::ops::amend::amend;

@@ -1,6 +1,6 @@
 //! What the stories share: images in files and in memory, the stock tools, and the fields of a header.
 
-use crate::testkit::oracle::{self, be32, be64, OFFSET};
+use crate::oracle::{self, be32, be64, OFFSET};
 use qcow2::error::Result;
 use qcow2::ops::check::{check, CheckOptions, CheckReport};
 use qcow2::ops::create::create;
@@ -46,7 +46,7 @@ impl Bench {
         if found("qemu-img") && found("qemu-io") {
             return Some(Bench::new());
         }
-        crate::testkit::tell!("{story}: skipped, qemu-img or qemu-io is missing");
+        crate::tell!("{story}: skipped, qemu-img or qemu-io is missing");
         None
     }
 
@@ -237,7 +237,7 @@ pub fn assert_sound(storage: &dyn Storage) {
 
 /// Bytes that name their place, so that none can be taken for another.
 pub fn pattern(length: u64, seed: u64) -> Vec<u8> {
-    let mut rng = crate::testkit::rng::Rng::new(seed);
+    let mut rng = crate::rng::Rng::new(seed);
     (0..length / 8).flat_map(|_| rng.next().to_le_bytes()).collect()
 }
 

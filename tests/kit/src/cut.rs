@@ -5,10 +5,10 @@
 //! and what survives of a write past the end brings the length that it needs. What survives takes effect in the
 //! order in which it was issued; a cut that survives drops everything past it, whatever was there before.
 
-use super::overlay::{Overlay, Sector};
-use super::recorder::{Event, What};
-use super::rng::{hash_bytes, mix, Rng};
-use super::SECTOR;
+use crate::overlay::{Overlay, Sector};
+use crate::recorder::{Event, What};
+use crate::rng::{hash_bytes, mix, Rng};
+use crate::SECTOR;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 

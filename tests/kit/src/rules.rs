@@ -4,10 +4,10 @@
 //! events between them, of which any may survive. While the durable header is dirty, stored counts mean
 //! nothing, and only ownership and contents are judged.
 
-use super::cut::apply;
-use super::oracle::{be64, compressed, count_in, Head, Owners, Use, COMPRESSED, OFFSET};
-use super::recorder::{Event, Recorder, What, Zeroed};
-use super::SECTOR;
+use crate::cut::apply;
+use crate::oracle::{be64, compressed, count_in, Head, Owners, Use, COMPRESSED, OFFSET};
+use crate::recorder::{Event, Recorder, What, Zeroed};
+use crate::SECTOR;
 use qcow2::storage::Purpose;
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -45,17 +45,17 @@ struct Extended {
 }
 
 /// The views at one point of a trace.
-pub(super) struct Trace<'a> {
-    pub(super) log: &'a [Event],
+pub(crate) struct Trace<'a> {
+    pub(crate) log: &'a [Event],
     zeroed: &'a [Zeroed],
     /// Holes below this many guest bytes show a backing disk.
     backing_end: u64,
-    pub(super) durable: Vec<u8>,
-    pub(super) issued: Vec<u8>,
+    pub(crate) durable: Vec<u8>,
+    pub(crate) issued: Vec<u8>,
     /// The header's names are what the trace is about.
-    pub(super) names_may_change: bool,
+    pub(crate) names_may_change: bool,
     /// Zero flags may go from tables that are shared.
-    pub(super) amended: bool,
+    pub(crate) amended: bool,
     /// Events that a sync covers.
     covered: usize,
     /// The event that is judged.
@@ -66,7 +66,7 @@ pub(super) struct Trace<'a> {
     live: Option<Rc<Owners>>,
     /// Requests ran at the same time. What was in memory when a request wrote its data is not in the trace
     /// then, so a durable older version of a cluster's data may be taken for a newer one.
-    pub(super) threads: bool,
+    pub(crate) threads: bool,
 }
 
 /// Judges every event of a trace.
@@ -100,7 +100,7 @@ pub fn check_trace(recorder: &Recorder) -> Result<(), String> {
     }
     trace.live().map(drop).map_err(|e| format!("in the end: {e}"))?;
     match recorder.data_file() {
-        Some(data) => super::split::check_traces(recorder, &data),
+        Some(data) => crate::split::check_traces(recorder, &data),
         None => Ok(()),
     }
 }
@@ -121,7 +121,7 @@ impl Trace<'_> {
     }
 
     /// The owners of everything as it was issued, each cluster with one of them or shared as it may be.
-    pub(super) fn live(&mut self) -> Result<Rc<Owners>, String> {
+    pub(crate) fn live(&mut self) -> Result<Rc<Owners>, String> {
         if let Some(live) = &self.live {
             return Ok(Rc::clone(live));
         }
@@ -133,11 +133,11 @@ impl Trace<'_> {
         Ok(live)
     }
 
-    pub(super) fn pending(&self) -> &[Event] {
+    pub(crate) fn pending(&self) -> &[Event] {
         &self.log[self.covered..self.at]
     }
 
-    pub(super) fn owners(&mut self) -> &Owners {
+    pub(crate) fn owners(&mut self) -> &Owners {
         self.owners.get_or_insert_with(|| Owners::of(&self.durable))
     }
 
@@ -245,7 +245,7 @@ impl Trace<'_> {
         }
     }
 
-    pub(super) fn is_live_table(&self, head: &Head, offset: u64, length: u64, level: u32) -> bool {
+    pub(crate) fn is_live_table(&self, head: &Head, offset: u64, length: u64, level: u32) -> bool {
         let (start, bytes) = match level {
             1 => (head.l1_offset, (head.l1_size * 8).div_ceil(SECTOR) * SECTOR),
             _ => (head.table_offset, head.table_clusters << head.cluster_bits),
@@ -458,6 +458,6 @@ impl Trace<'_> {
     }
 }
 
-pub(super) fn is_l2(owner: &Use) -> bool {
+pub(crate) fn is_l2(owner: &Use) -> bool {
     matches!(owner, Use::L2 { .. })
 }

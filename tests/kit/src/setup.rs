@@ -1,7 +1,7 @@
 //! An image to test on: its geometry, how it is opened, what is below it; and sectors that name themselves.
 
-use super::recorder::{as_request, Recorder};
-use super::SECTOR;
+use crate::recorder::{as_request, Recorder};
+use crate::SECTOR;
 use qcow2::error::Result;
 use qcow2::image::NewSnapshot;
 use qcow2::ops::create::create_with_data_file;

@@ -1,7 +1,7 @@
 //! Operation lists. `{:?}` of a list is code: paste it into a test after `use Op::*`.
 
-use super::rng::Rng;
-use super::setup::{Mode, Setup};
+use crate::rng::Rng;
+use crate::setup::{Mode, Setup};
 use qcow2::options::Preallocation;
 
 /// One operation; places and sizes in sectors.

@@ -3,7 +3,7 @@
 //! A recording that ends is judged: whoever drops a recorder without a look at its trace has its rules and
 //! ownership checked there, and panics if it breaks one. `leave_unjudged` is the only way out.
 
-use super::rules;
+use crate::rules;
 use once_cell::sync::Lazy;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::cell::Cell;
@@ -203,7 +203,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(bytes: Vec<u8>) -> Arc<Recorder> {
-        let sectors = bytes.chunks(super::SECTOR as usize).zip(0..);
+        let sectors = bytes.chunks(crate::SECTOR as usize).zip(0..);
         let held = sectors.filter(|(s, _)| s.iter().any(|b| *b != 0)).map(|(_, i)| i).collect();
         let state = State { bytes: bytes.clone(), held, ..State::default() };
         Arc::new(Recorder { state: Mutex::new(state), moved: Condvar::new(), base: bytes })
@@ -231,7 +231,7 @@ impl Recorder {
         };
         let covered = state.log.iter().map(covers).max().unwrap_or(0);
         let mut bytes = self.base.clone();
-        state.log[..covered].iter().for_each(|e| super::cut::apply(&mut bytes, e));
+        state.log[..covered].iter().for_each(|e| crate::cut::apply(&mut bytes, e));
         bytes
     }
 
@@ -295,7 +295,7 @@ impl Recorder {
             state.full = Some((calls - 1, full, errno));
             return Ok(());
         }
-        let sector = super::SECTOR;
+        let sector = crate::SECTOR;
         let mut sectors = offset / sector..(offset + length).div_ceil(sector);
         let taken = match full {
             Full::Everything => Some(offset / sector),
@@ -516,7 +516,7 @@ impl State {
             self.bytes.resize(end, 0);
         }
         self.bytes[at..end].copy_from_slice(bytes);
-        self.held.extend(offset / super::SECTOR..(end as u64).div_ceil(super::SECTOR));
+        self.held.extend(offset / crate::SECTOR..(end as u64).div_ceil(crate::SECTOR));
     }
 
     fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
@@ -599,10 +599,10 @@ impl Storage for Recorder {
     fn set_length(&self, length: u64) -> io::Result<()> {
         let mut state = self.enter(Kind::SetLength, None).map_err(|(e, _)| Self::refused(e))?;
         if state.refusals.set_length {
-            return Err(Self::refused(libc_errno::ENOTSUP));
+            return Err(Self::refused(libc::ENOTSUP));
         }
         state.bytes.resize(length as usize, 0);
-        state.held.retain(|s| s * super::SECTOR < length);
+        state.held.retain(|s| s * crate::SECTOR < length);
         state.note(What::SetLength, Purpose::Data, length, 0, Arc::new([]));
         self.leave(state, Kind::SetLength, None);
         Ok(())
@@ -611,7 +611,7 @@ impl Storage for Recorder {
     fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
         let mut state = self.enter(Kind::Zeroes, Some(purpose)).map_err(|(e, _)| Self::refused(e))?;
         if state.refusals.write_zeroes {
-            return Err(Self::refused(libc_errno::ENOTSUP));
+            return Err(Self::refused(libc::ENOTSUP));
         }
         if let Err((_, errno)) = Self::takes(&mut state, offset, length) {
             return Err(Self::refused(errno));
@@ -626,7 +626,7 @@ impl Storage for Recorder {
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         let mut state = self.enter(Kind::Discard, None).map_err(|(e, _)| Self::refused(e))?;
         if state.refusals.discard {
-            return Err(Self::refused(libc_errno::ENOTSUP));
+            return Err(Self::refused(libc::ENOTSUP));
         }
         if state.refusals.discard_keeps {
             return Ok(());
@@ -635,7 +635,7 @@ impl Storage for Recorder {
         if offset < end {
             let zeroes = vec![0; (end - offset) as usize];
             state.put(offset, &zeroes);
-            let whole = offset.div_ceil(super::SECTOR)..end / super::SECTOR;
+            let whole = offset.div_ceil(crate::SECTOR)..end / crate::SECTOR;
             state.held.retain(|s| !whole.contains(s));
             state.note(What::Discard, Purpose::Data, offset, end - offset, zeroes.into());
         }
@@ -648,7 +648,7 @@ impl Storage for Recorder {
         if let Err((_, errno)) = Self::takes(&mut state, offset, length) {
             return Err(Self::refused(errno));
         }
-        state.held.extend(offset / super::SECTOR..(offset + length).div_ceil(super::SECTOR));
+        state.held.extend(offset / crate::SECTOR..(offset + length).div_ceil(crate::SECTOR));
         let end = (offset + length) as usize;
         if end > state.bytes.len() {
             state.bytes.resize(end, 0);
@@ -666,12 +666,4 @@ impl Storage for Recorder {
         let discard_zeroes = !self.lock().refusals.discard_keeps;
         Traits { alignment: 1, zero_past_end: true, discard_zeroes, read_only: false }
     }
-}
-
-/// The few errno values of the kit.
-pub mod libc_errno {
-    pub const EIO: i32 = libc::EIO;
-    pub const ENOSPC: i32 = libc::ENOSPC;
-    pub const EDQUOT: i32 = libc::EDQUOT;
-    pub const ENOTSUP: i32 = libc::ENOTSUP;
 }

@@ -1,10 +1,10 @@
 //! Runs an operation list on a recorder and keeps, for every point of the log, what each sector may hold.
 
-use super::expect::Expect;
-use super::ops::Op;
-use super::recorder::Recorder;
-use super::setup::{self, Setup};
-use super::SECTOR;
+use crate::expect::Expect;
+use crate::ops::Op;
+use crate::recorder::Recorder;
+use crate::setup::{self, Setup};
+use crate::SECTOR;
 use qcow2::error::{Error, ErrorKind};
 use qcow2::image::{Disk, NewSnapshot, Takes, Wanted, ZeroFlags};
 use qcow2::ops::amend::amend;

@@ -1,14 +1,14 @@
 //! An overlay and its base, both on storage doubles: power cuts in the middle of a commit, with every file losing
 //! its own unsynced events.
 
-use super::cut::{CrashState, Cutter, Keep};
-use super::ops::Op;
-use super::oracle;
-use super::recorder::{libc_errno, Fault, Recorder};
-use super::rng::Rng;
-use super::runner::apply_recorded;
-use super::setup::{self, backing_bytes, Setup, BACKING_TAG, BAD_TAG};
-use super::sweep::{check_clean, Count};
+use crate::cut::{CrashState, Cutter, Keep};
+use crate::ops::Op;
+use crate::oracle;
+use crate::recorder::{Fault, Recorder};
+use crate::rng::Rng;
+use crate::runner::apply_recorded;
+use crate::setup::{self, backing_bytes, Setup, BACKING_TAG, BAD_TAG};
+use crate::sweep::{check_clean, Count};
 use qcow2::error::Result;
 use qcow2::ops::commit::commit;
 use qcow2::ops::handle::Handle;
@@ -93,7 +93,7 @@ fn written(pair: &Pair, ops: &[Op]) -> std::result::Result<Written, String> {
 /// Fails each call of a commit on either file once; how many. Afterwards the overlay shows what it did, both files are
 /// sound, and a commit can be made again.
 pub fn fail_commit(pair: &Pair, ops: &[Op], rng: &mut Rng) -> std::result::Result<u64, String> {
-    let (mut faults, errno) = (0, *rng.pick(&[libc_errno::EIO, libc_errno::ENOSPC]));
+    let (mut faults, errno) = (0, *rng.pick(&[libc::EIO, libc::ENOSPC]));
     for side in [0, 1] {
         for call in 0.. {
             let Written { top, base, handle, shows } = written(pair, ops)?;
@@ -178,11 +178,11 @@ pub fn sweep_commit(
     }
 }
 
-pub(super) type Look<'l, 'a> =
+pub(crate) type Look<'l, 'a> =
     &'l mut dyn FnMut(&mut [Cutter<'a>; 2], &[Vec<Keep>; 2]) -> std::result::Result<(), String>;
 
 /// Choices of survivors of both files: all of one with nothing, everything and something of the other.
-pub(super) fn survivors<'a>(
+pub(crate) fn survivors<'a>(
     cutters: &mut [Cutter<'a>; 2],
     rng: &mut Rng,
     look: Look<'_, 'a>,

@@ -1,6 +1,6 @@
 //! A crash state: an image shared by many states, with the sectors in which this one differs.
 
-use super::SECTOR;
+use crate::SECTOR;
 use qcow2::storage::{HostRun, Purpose, Storage, Traits};
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};

@@ -2,11 +2,11 @@
 //! What they read, what is left in the end, and what each had promised when it returned must fit some order
 //! of the operations that agrees with when each began and ended.
 
-use super::recorder::{act_as, Recorder};
-use super::rows::{self, Gives, Promise, Row, GROWN, SHRUNK, SIZE};
-use super::setup::{self, Mode, Setup, BACKING_TAG, BAD_TAG};
-use super::sweep::{check_clean, mend_flags};
 use super::{oracle, split, SECTOR};
+use crate::recorder::{act_as, Recorder};
+use crate::rows::{self, Gives, Promise, Row, GROWN, SHRUNK, SIZE};
+use crate::setup::{self, Mode, Setup, BACKING_TAG, BAD_TAG};
+use crate::sweep::{check_clean, mend_flags};
 use qcow2::error::ErrorKind;
 use qcow2::image::Disk;
 use qcow2::ops::handle::Handle;
@@ -464,7 +464,7 @@ fn settle(actor: &Actor, parts: &[Part], parked: impl Fn() -> bool) {
 /// Nothing can be undone once threads wait for each other: the whole run ends here.
 fn deadlocked(started: Instant, parts: &[Part]) {
     if started.elapsed() > DEADLOCK {
-        super::tell!("deadlock: {}", describe(parts));
+        crate::tell!("deadlock: {}", describe(parts));
         std::process::abort();
     }
 }

@@ -4,7 +4,7 @@ use super::disk::Disk;
 use super::explore;
 use crate::image::Flusher;
 use crate::storage::medium::Medium;
-use loom::thread;
+use ::loom::thread;
 use std::sync::Arc;
 
 fn parts() -> (Arc<Disk>, Arc<Medium>) {

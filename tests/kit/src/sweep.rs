@@ -1,14 +1,14 @@
 //! The power-cut sweep of one operation list, the shrinking of lists that fail, and the sweep over many lists
 //! on all processors.
 
-use super::cut::{CrashState, Cutter, Keep};
-use super::expect::Contents;
-use super::ops::Op;
-use super::oracle;
-use super::overlay::Overlay;
-use super::rng::{shrinks, Rng};
-use super::runner::Runner;
-use super::setup::{self, Setup, BAD_TAG};
+use crate::cut::{CrashState, Cutter, Keep};
+use crate::expect::Contents;
+use crate::ops::Op;
+use crate::oracle;
+use crate::overlay::Overlay;
+use crate::rng::{shrinks, Rng};
+use crate::runner::Runner;
+use crate::setup::{self, Setup, BAD_TAG};
 use qcow2::ops::check::{check, CheckOptions, MessageKind};
 use qcow2::ops::handle::Handle;
 use qcow2::storage::Storage;
@@ -39,7 +39,7 @@ const EXHAUSTIVE_EVENTS: [usize; 2] = [16, 12];
 const WRITTEN_STATES: u64 = 16;
 
 /// `QCOW2_TEST_CUTS=0` is for tests of the kit, which ask what the rules see by themselves.
-pub(super) fn tries_cuts() -> bool {
+pub(crate) fn tries_cuts() -> bool {
     std::env::var("QCOW2_TEST_CUTS").map_or(true, |s| s != "0")
 }
 
@@ -160,7 +160,7 @@ fn check_vm_state(handle: &Handle, name: &str) -> Result<(), String> {
 
 /// Version 2 has no dirty bit: a snapshot operation that was cut may leave COPIED flags that fit neither the old
 /// counts nor the new ones. They cost no data, and a repair sets them right.
-pub(super) fn mend_flags(handle: Handle, medium: &dyn Storage, found: String) -> Result<u64, String> {
+pub(crate) fn mend_flags(handle: Handle, medium: &dyn Storage, found: String) -> Result<u64, String> {
     let before = setup::read_all(&handle).map_err(|e| format!("reading before the repair: {e}"))?;
     let mut others = Vec::new();
     let mut look = |kind, text: &str| {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// Runs `model` in every order with at most `preemptions` (or `LOOM_MAX_PREEMPTIONS`) forced changes of thread.
 fn explore(name: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
+    let mut builder = ::loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.max_branches = 20_000;
     let orders = Arc::new(AtomicU64::new(0));

@@ -11,7 +11,7 @@ use crate::meta::{Access, DirtyList, OverlapGuard, Page, Release, Settler, Slice
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
-use loom::thread;
+use ::loom::thread;
 use std::sync::Arc;
 
 /// What a change writes.

@@ -1,7 +1,7 @@
 //! What each sector may hold: its value when it was last made durable, and every value given to it since.
 
-use super::ops::Op;
-use super::setup::{Mode, Setup, BACKING_TAG};
+use crate::ops::Op;
+use crate::setup::{Mode, Setup, BACKING_TAG};
 use std::collections::BTreeMap;
 
 /// A value that a failed operation has left open.

@@ -3,22 +3,18 @@
 //!
 //! Every random test takes its seed from the commit, or from `QCOW2_TEST_SEED`, and prints one line that
 //! replays a failure. `QCOW2_TEST_EFFORT` multiplies the number of cases (default 1).
-#![allow(dead_code)] // each test file uses its own part of the kit
-
 /// Prints a line that the test runner does not swallow: what a run has covered is part of its result.
-#[allow(unused_macros)] // as above
+#[macro_export]
 macro_rules! tell {
     ($($part:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), $($part)*);
     }};
 }
-#[allow(unused_imports)] // as above
-pub(crate) use tell;
-
 pub mod cut;
 pub mod expect;
 pub mod history;
+pub mod images;
 pub mod ops;
 pub mod oracle;
 pub mod overlay;

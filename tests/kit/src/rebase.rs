@@ -1,14 +1,14 @@
 //! An image whose backing file changes, on the storage double: power cuts in the middle.
 
-use super::cut::Cutter;
-use super::ops::Op;
-use super::oracle;
-use super::recorder::{libc_errno, Fault, Recorder};
-use super::rng::Rng;
-use super::runner::apply_recorded;
-use super::setup::{self, backing_bytes, Setup};
-use super::sweep::{check_clean, Count};
-use super::SECTOR;
+use crate::cut::Cutter;
+use crate::ops::Op;
+use crate::oracle;
+use crate::recorder::{Fault, Recorder};
+use crate::rng::Rng;
+use crate::runner::apply_recorded;
+use crate::setup::{self, backing_bytes, Setup};
+use crate::sweep::{check_clean, Count};
+use crate::SECTOR;
 use qcow2::error::Result;
 use qcow2::ops::backing::change_backing_file;
 use qcow2::ops::handle::Handle;
@@ -141,7 +141,7 @@ pub fn fail_rebase(
     rng: &mut Rng,
 ) -> std::result::Result<u64, String> {
     let bytes = other.contents(rng);
-    let errno = *rng.pick(&[libc_errno::EIO, libc_errno::ENOSPC]);
+    let errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
     let forever = rng.one_in(2);
     for call in 0.. {
         let (recorder, handle, old) = written(setup, ops, &bytes)?;

@@ -1,18 +1,18 @@
 //! An image and its external data file, each on a storage double: power cuts with both files losing their own unsynced
 //! events, and the rules that span both traces.
 
-use super::cut::{CrashState, Cutter, Keep};
-use super::expect::{Contents, Expect};
-use super::ops::Op;
-use super::oracle::{self, be64, Head, OFFSET};
-use super::overlay::Overlay;
-use super::pair::survivors;
-use super::recorder::{Event, Recorder, What};
-use super::rng::Rng;
-use super::runner::Runner;
-use super::setup::{self, Setup, BAD_TAG};
-use super::sweep::{check_clean, tries_cuts, Count};
-use super::SECTOR;
+use crate::cut::{CrashState, Cutter, Keep};
+use crate::expect::{Contents, Expect};
+use crate::ops::Op;
+use crate::oracle::{self, be64, Head, OFFSET};
+use crate::overlay::Overlay;
+use crate::pair::survivors;
+use crate::recorder::{Event, Recorder, What};
+use crate::rng::Rng;
+use crate::runner::Runner;
+use crate::setup::{self, Setup, BAD_TAG};
+use crate::sweep::{check_clean, tries_cuts, Count};
+use crate::SECTOR;
 use qcow2::ops::handle::Handle;
 use qcow2::storage::Purpose;
 use std::collections::HashSet;
@@ -118,14 +118,14 @@ fn whole(disk: Vec<u32>) -> Result<Contents, String> {
 }
 
 /// What a reader of the data file alone finds on a disk of `sectors`.
-pub(super) fn tags_of(mut bytes: Vec<u8>, sectors: u64) -> Vec<u32> {
+pub(crate) fn tags_of(mut bytes: Vec<u8>, sectors: u64) -> Vec<u32> {
     bytes.resize((sectors * SECTOR) as usize, 0);
     let sectors = bytes.chunks_exact(SECTOR as usize).zip(0..);
     sectors.map(|(bytes, sector)| setup::tag_of(bytes, sector)).collect()
 }
 
 /// Judges what the traces of an image and its data file say together.
-pub(super) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), String> {
+pub(crate) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), String> {
     let (log, data) = (image.log(), data.log());
     let mut tables = image.base().to_vec();
     let Some(head) = Head::parse(&tables).filter(|h| h.external) else { return Ok(()) };
@@ -139,7 +139,7 @@ pub(super) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), Stri
             (What::Write, Purpose::L2) => entries.written(&tables, event).map_err(told)?,
             _ => {}
         }
-        super::cut::apply(&mut tables, event);
+        crate::cut::apply(&mut tables, event);
         // It may be told that the data file need not be raw any more.
         entries.head.raw &= Head::parse(&tables).is_none_or(|h| h.raw);
     }

@@ -1,8 +1,8 @@
 //! Who may write where (story C13): every write of a trace, guest data too, against the owner of its clusters.
 
-use super::oracle::{be32, be64, Head, Use, COMPRESSED, OFFSET};
-use super::recorder::{Event, What};
-use super::rules::{is_l2, Trace};
+use crate::oracle::{be32, be64, Head, Use, COMPRESSED, OFFSET};
+use crate::recorder::{Event, What};
+use crate::rules::{is_l2, Trace};
 use qcow2::storage::Purpose;
 
 /// Fixed fields of the header that the library knows: what follows stays as it is, byte for byte.
@@ -10,7 +10,7 @@ const KNOWN_BYTES: [usize; 2] = [72, 104];
 
 impl Trace<'_> {
     /// Who refers to `cluster` in the durable view, or in a replaced version that may still become durable.
-    pub(super) fn possible_uses(&mut self, head: &Head, cluster: u64) -> Vec<Use> {
+    pub(crate) fn possible_uses(&mut self, head: &Head, cluster: u64) -> Vec<Use> {
         let mut uses = self.owners().uses(cluster).to_vec();
         let wanted = cluster << head.cluster_bits;
         let named = Head::parse(&self.durable);
@@ -41,7 +41,7 @@ impl Trace<'_> {
     }
 
     /// C13, R4: guest data goes to a cluster of the same guest range, or to one that nothing refers to.
-    pub(super) fn data(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+    pub(crate) fn data(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         let bits = head.cluster_bits;
         let Some(request) = event.request else {
             return Err("guest data outside a request: nobody can tell whose it is".into());
@@ -80,7 +80,7 @@ impl Trace<'_> {
     }
 
     /// R4: nothing may refer to the range, now or after a power cut.
-    pub(super) fn unowned(
+    pub(crate) fn unowned(
         &mut self,
         head: &Head,
         offset: u64,
@@ -99,12 +99,12 @@ impl Trace<'_> {
     }
 
     /// R5: a table that nothing points to is written over nobody's clusters.
-    pub(super) fn unlinked(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+    pub(crate) fn unlinked(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         self.unowned(head, event.offset, event.length, "C13: new table over")
     }
 
     /// Nothing that is referred to is cut off.
-    pub(super) fn length(&mut self, head: &Head, length: u64) -> Result<(), String> {
+    pub(crate) fn length(&mut self, head: &Head, length: u64) -> Result<(), String> {
         let end = (self.issued.len() as u64).div_ceil(head.cluster_bytes());
         let first = length.div_ceil(head.cluster_bytes());
         if first >= end {
@@ -115,7 +115,7 @@ impl Trace<'_> {
     }
 
     /// Whether a write of an L2 table goes to a live one, which must be the disk's alone.
-    pub(super) fn owns_l2(&mut self, head: &Head, event: &Event) -> Result<bool, String> {
+    pub(crate) fn owns_l2(&mut self, head: &Head, event: &Event) -> Result<bool, String> {
         let live = self.live()?;
         let cluster = event.offset >> head.cluster_bits;
         let uses = live.uses(cluster);
@@ -145,7 +145,7 @@ impl Trace<'_> {
     }
 
     /// Snapshots, bitmaps and keys are written to their own clusters or to nobody's.
-    pub(super) fn aside(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+    pub(crate) fn aside(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         let live = self.live()?;
         let own = |u: &Use| matches!(u, Use::Snapshots) && event.purpose == Purpose::Snapshots;
         for cluster in
@@ -174,7 +174,7 @@ impl Trace<'_> {
     }
 
     /// C13, C8: a header stays in its cluster, and leaves what it does not know as it is.
-    pub(super) fn header_place(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+    pub(crate) fn header_place(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         let end = event.offset + event.length;
         if end > head.cluster_bytes() {
             return Err(format!("C13: a header of {end} bytes is longer than its cluster"));
