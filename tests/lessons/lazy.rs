@@ -396,7 +396,11 @@ fn lazy_10_nothing_is_used_again_too_early() {
         let count = sweep(&LAZY, &ops, &mut Rng::new(3)).unwrap();
         assert!(count.repaired > 50, "{count:?}");
     }
-    // With a snapshot in between, killed at the end.
+}
+
+/// Row 10, with a snapshot in between, killed at the end.
+#[test]
+fn lazy_10_nor_with_a_snapshot_in_between() {
     let recorder = LAZY.recorder();
     let handle = LAZY.open(recorder.clone()).unwrap();
     take_snapshot(&handle, "one");

@@ -4,6 +4,7 @@
 mod bounded;
 mod corruption;
 mod files;
+mod growth;
 mod guard;
 mod lazy;
 mod lazy_stock;

@@ -1,6 +1,6 @@
 //! What the stories share: images in files and in memory, the stock tools, and the fields of a header.
 
-use crate::oracle::{self, be32, be64, OFFSET};
+use crate::oracle::{self, be64, OFFSET};
 use qcow2::error::Result;
 use qcow2::ops::check::{check, CheckOptions, CheckReport};
 use qcow2::ops::create::create;
@@ -243,15 +243,13 @@ pub fn pattern(length: u64, seed: u64) -> Vec<u8> {
 
 /// Positions of the L2 entries of the active L1 table that are not zero, with their first words.
 pub fn l2_entries(image: &[u8]) -> Vec<(usize, u64)> {
-    let cluster = 1usize << be32(image, 20);
-    let extended = be32(image, 4) == 3 && be64(image, 72) & 1 << 4 != 0;
-    let step = if extended { 16 } else { 8 };
+    let head = oracle::Head::fields(image);
     let mut found = Vec::new();
-    for index in 0..be32(image, 36) as usize {
-        let table = (be64(image, be64(image, 40) as usize + index * 8) & OFFSET) as usize;
+    for index in 0..head.l1_size {
+        let table = (be64(image, (head.l1_offset + index * 8) as usize) & OFFSET) as usize;
         if table != 0 {
-            let all = (table..table + cluster).step_by(step).map(|at| (at, be64(image, at)));
-            found.extend(all.filter(|(_, word)| *word != 0));
+            let places = (table..table + head.cluster_bytes() as usize).step_by(head.entry_bytes as usize);
+            found.extend(places.map(|at| (at, be64(image, at))).filter(|(_, word)| *word != 0));
         }
     }
     found

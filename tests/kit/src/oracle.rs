@@ -1,16 +1,49 @@
-//! A second, independent parser of an image: fields read straight from bytes, nothing of the library used.
+//! A second, independent parser of an image: fields read straight from bytes, nothing of the library used. It never
+//! fails, and whoever has bytes in another shape says how to read them ([`Bytes`]).
 
 use std::collections::{HashMap, HashSet};
 
 /// Bits 9 to 55 of an entry.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
+/// The bytes of an image, wherever they are. What lies past the end reads as zeroes.
+pub trait Bytes {
+    fn read_at(&self, at: u64, out: &mut [u8]);
+
+    fn be32(&self, at: u64) -> u64 {
+        let mut word = [0; 4];
+        self.read_at(at, &mut word);
+        u64::from(u32::from_be_bytes(word))
+    }
+
+    fn be64(&self, at: u64) -> u64 {
+        let mut word = [0; 8];
+        self.read_at(at, &mut word);
+        u64::from_be_bytes(word)
+    }
+}
+
+impl Bytes for [u8] {
+    fn read_at(&self, at: u64, out: &mut [u8]) {
+        let there = usize::try_from(at).ok().and_then(|at| self.get(at..)).unwrap_or_default();
+        let count = there.len().min(out.len());
+        out[..count].copy_from_slice(&there[..count]);
+        out[count..].fill(0);
+    }
+}
+
+impl Bytes for Vec<u8> {
+    fn read_at(&self, at: u64, out: &mut [u8]) {
+        self.as_slice().read_at(at, out);
+    }
+}
+
 pub fn be32(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 4).map_or(0, |b| b.iter().fold(0, |v, b| v << 8 | u64::from(*b)))
+    bytes.be32(at as u64)
 }
 
 pub fn be64(bytes: &[u8], at: usize) -> u64 {
-    be32(bytes, at) << 32 | be32(bytes, at + 4)
+    bytes.be64(at as u64)
 }
 
 /// Incompatible feature bit 0 of a version 3 image.
@@ -22,7 +55,7 @@ pub fn is_version_2(bytes: &[u8]) -> bool {
     be32(bytes, 4) == 2
 }
 
-/// The header's fields that place tables.
+/// The header's fields that place tables, and those that say how these are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub version: u64,
@@ -32,36 +65,60 @@ pub struct Head {
     pub l1_offset: u64,
     pub table_offset: u64,
     pub table_clusters: u64,
-    pub dirty: bool,
+    pub snapshot_count: u64,
+    pub snapshots_offset: u64,
+    /// Feature bits; none in version 2.
+    pub incompatible: u64,
+    pub autoclear: u64,
     pub refcount_order: u32,
     /// Bytes of an L2 entry: 16 with subclusters.
     pub entry_bytes: u64,
-    /// Guest data is in another file, each cluster at its guest offset.
-    pub external: bool,
-    /// That file shows what the disk shows.
-    pub raw: bool,
 }
 
 impl Head {
-    pub fn parse(bytes: &[u8]) -> Option<Head> {
-        if be32(bytes, 0) != 0x5146_49fb {
-            return None;
-        }
-        let version = be32(bytes, 4);
-        Some(Head {
+    /// `None`: not an image.
+    pub fn parse(bytes: &(impl Bytes + ?Sized)) -> Option<Head> {
+        (bytes.be32(0) == 0x5146_49fb).then(|| Head::fields(bytes))
+    }
+
+    /// The fields as they are, of an image or not.
+    pub fn fields(bytes: &(impl Bytes + ?Sized)) -> Head {
+        let version = bytes.be32(4);
+        let from_version_3 = |at| if version >= 3 { bytes.be64(at) } else { 0 };
+        let incompatible = from_version_3(72);
+        Head {
             version,
-            cluster_bits: be32(bytes, 20) as u32,
-            size: be64(bytes, 24),
-            l1_size: be32(bytes, 36),
-            l1_offset: be64(bytes, 40),
-            table_offset: be64(bytes, 48),
-            table_clusters: be32(bytes, 56),
-            dirty: is_dirty(bytes),
-            refcount_order: if version >= 3 { be32(bytes, 96) as u32 } else { 4 },
-            entry_bytes: if version >= 3 && be64(bytes, 72) & 1 << 4 != 0 { 16 } else { 8 },
-            external: version >= 3 && be64(bytes, 72) & 1 << 2 != 0,
-            raw: version >= 3 && be64(bytes, 88) & 1 << 1 != 0,
-        })
+            cluster_bits: bytes.be32(20) as u32,
+            size: bytes.be64(24),
+            l1_size: bytes.be32(36),
+            l1_offset: bytes.be64(40),
+            table_offset: bytes.be64(48),
+            table_clusters: bytes.be32(56),
+            snapshot_count: bytes.be32(60),
+            snapshots_offset: bytes.be64(64),
+            incompatible,
+            autoclear: from_version_3(88),
+            refcount_order: if version >= 3 { bytes.be32(96) as u32 } else { 4 },
+            entry_bytes: if incompatible & 1 << 4 != 0 { 16 } else { 8 },
+        }
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.incompatible & 1 != 0
+    }
+
+    /// Guest data is in another file, each cluster at its guest offset.
+    pub fn has_data_file(&self) -> bool {
+        self.incompatible & 1 << 2 != 0
+    }
+
+    /// That file shows what the disk shows.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.has_data_file() && self.autoclear & 1 << 1 != 0
+    }
+
+    pub fn has_bitmaps(&self) -> bool {
+        self.autoclear & 1 != 0
     }
 
     pub fn cluster_bytes(&self) -> u64 {
@@ -100,7 +157,7 @@ pub fn count_in(block: &[u8], order: u32, index: u64) -> u64 {
 }
 
 /// Bit 63: nothing else refers to the target.
-const COPIED: u64 = 1 << 63;
+pub const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry.
 pub const COMPRESSED: u64 = 1 << 62;
 
@@ -209,7 +266,7 @@ impl Owners {
             let owner = snapshot.map_or(Use::L2 { l1_index }, |number| Use::SnapshotL2 { number, l1_index });
             self.add_entry(head, entry, (table, cluster), owner);
             let entries = cluster / head.entry_bytes;
-            if head.external {
+            if head.has_data_file() {
                 continue;
             }
             for index in 0..entries {
@@ -266,27 +323,37 @@ pub fn compressed(head: &Head, entry: u64) -> (u64, u64) {
     (offset, (offset / 512 + more + 1) * 512 - offset)
 }
 
+/// Most snapshots that an image may have.
+const MAX_SNAPSHOTS: u64 = 65536;
+
+impl Head {
+    /// The place of each entry of the snapshot table; then the table's end.
+    pub fn snapshots(&self, bytes: &(impl Bytes + ?Sized)) -> (Vec<u64>, u64) {
+        let (mut places, mut at) = (Vec::new(), self.snapshots_offset);
+        for _ in 0..self.snapshot_count.min(MAX_SNAPSHOTS) {
+            places.push(at);
+            let names = (bytes.be32(at + 12) >> 16) + (bytes.be32(at + 12) & 0xffff);
+            at = (at + 40 + bytes.be32(at + 36) + names).next_multiple_of(8);
+        }
+        (places, at)
+    }
+}
+
 /// The names of the snapshots.
 pub fn snapshot_names(bytes: &[u8]) -> Vec<String> {
-    let (mut names, mut at) = (Vec::new(), be64(bytes, 64) as usize);
-    for _ in 0..be32(bytes, 60) {
-        let (id, name) = ((be32(bytes, at + 12) >> 16) as usize, (be32(bytes, at + 12) & 0xffff) as usize);
-        let from = at + 40 + be32(bytes, at + 36) as usize + id;
-        let text = bytes.get(from..from + name).unwrap_or_default();
-        names.push(String::from_utf8_lossy(text).into_owned());
-        at = (from + name).next_multiple_of(8);
-    }
-    names
+    let name = |at: u64| {
+        let (id, name) = (bytes.be32(at + 12) >> 16, bytes.be32(at + 12) & 0xffff);
+        let from = (at + 40 + bytes.be32(at + 36) + id) as usize;
+        let text = bytes.get(from..from + name as usize).unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    };
+    Head::fields(bytes).snapshots(bytes).0.into_iter().map(name).collect()
 }
 
 /// L1 offset and entries of each snapshot, and the length of their table.
 pub fn snapshots(bytes: &[u8]) -> (Vec<(u64, u64)>, u64) {
-    let start = be64(bytes, 64);
-    let (mut found, mut at) = (Vec::new(), start as usize);
-    for _ in 0..be32(bytes, 60) {
-        found.push((be64(bytes, at), be32(bytes, at + 8)));
-        let names = (be32(bytes, at + 12) >> 16) + (be32(bytes, at + 12) & 0xffff);
-        at = (at + 40 + (be32(bytes, at + 36) + names) as usize).next_multiple_of(8);
-    }
-    (found, at as u64 - start)
+    let head = Head::fields(bytes);
+    let (places, end) = head.snapshots(bytes);
+    let table = |at: u64| (bytes.be64(at), bytes.be32(at + 8));
+    (places.into_iter().map(table).collect(), end - head.snapshots_offset)
 }

@@ -164,7 +164,7 @@ impl Trace<'_> {
             // A table that nothing points to yet: R5 lets it be written in any order.
             return self.unlinked(head, event);
         }
-        if level == 2 && head.external {
+        if level == 2 && head.has_data_file() {
             // Its pointers lead to another file: `split` judges them.
             return Ok(());
         }
@@ -225,7 +225,7 @@ impl Trace<'_> {
         for cluster in offset >> head.cluster_bits..=(offset + length - 1) >> head.cluster_bits {
             let uses = self.owners().uses(cluster).len() as u64;
             let count = durable.count(&self.durable, cluster);
-            if !durable.dirty && count <= uses {
+            if !durable.is_dirty() && count <= uses {
                 return Err(format!(
                     "R1: durable count of host cluster {cluster} is {count}, {uses} refer to it"
                 ));
@@ -308,7 +308,9 @@ impl Trace<'_> {
         }
         let durable = Head::parse(&self.durable).ok_or("no durable header")?;
         // Blocks count themselves, inside what R2 wants to be durable.
-        if !durable.dirty && kind.level != 3 && durable.count(&self.durable, target >> head.cluster_bits) == 0
+        if !durable.is_dirty()
+            && kind.level != 3
+            && durable.count(&self.durable, target >> head.cluster_bits) == 0
         {
             return Err(format!("R1: host cluster {} has no durable count", target >> head.cluster_bits));
         }
@@ -409,7 +411,7 @@ impl Trace<'_> {
         if (event.offset + event.length - 1) >> head.cluster_bits != home {
             return Err("C13: a refcount block is written past its end".into());
         }
-        if durable.dirty || head.dirty {
+        if durable.is_dirty() || head.is_dirty() {
             return Ok(());
         }
         let order = head.refcount_order;
@@ -435,9 +437,9 @@ impl Trace<'_> {
         if event.offset != 0 {
             return Ok(());
         }
-        let Some(next) = Head::parse(&event.bytes) else { return Ok(()) };
+        let Some(next) = Head::parse(&*event.bytes) else { return Ok(()) };
         let moved = (next.l1_offset, next.table_offset) != (head.l1_offset, head.table_offset);
-        let cleaned = head.dirty && !next.dirty;
+        let cleaned = head.is_dirty() && !next.is_dirty();
         let open = self.pending().iter().filter(|e| !matches!(e.what, What::Sync { .. } | What::Discard));
         if (moved || cleaned) && open.count() > 0 {
             return Err(format!("R5/R6: {} events are not durable", self.pending().len()));
@@ -450,7 +452,7 @@ impl Trace<'_> {
         let owners = Owners::of(&after);
         for (cluster, uses) in &owners.0 {
             let count = next.count(&after, *cluster);
-            if !next.dirty && count < uses.len() as u64 {
+            if !next.is_dirty() && count < uses.len() as u64 {
                 return Err(format!("R6: host cluster {cluster} has count {count}: {uses:?}"));
             }
         }

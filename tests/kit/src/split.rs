@@ -128,7 +128,7 @@ pub(crate) fn tags_of(mut bytes: Vec<u8>, sectors: u64) -> Vec<u32> {
 pub(crate) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), String> {
     let (log, data) = (image.log(), data.log());
     let mut tables = image.base().to_vec();
-    let Some(head) = Head::parse(&tables).filter(|h| h.external) else { return Ok(()) };
+    let Some(head) = Head::parse(&tables).filter(|h| h.has_data_file()) else { return Ok(()) };
     let mut entries = Entries { head, data: &data, since: Default::default() };
     for event in &log {
         let told = |e| format!("the image's write of {:?} at {:#x}: {e}", event.purpose, event.offset);
@@ -141,7 +141,7 @@ pub(crate) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), Stri
         }
         crate::cut::apply(&mut tables, event);
         // It may be told that the data file need not be raw any more.
-        entries.head.raw &= Head::parse(&tables).is_none_or(|h| h.raw);
+        entries.head.autoclear &= Head::parse(&tables).map_or(u64::MAX, |h| h.autoclear);
     }
     data.iter().try_for_each(|e| in_its_place(head, e))
 }
@@ -187,7 +187,7 @@ impl Entries<'_> {
             let sub_bytes = self.head.cluster_bytes() / Said::parts(step);
             for part in 0..Said::parts(step) {
                 let (before, now) = (old.part(part), new.part(part));
-                let begins = now.0 && !before.0 || self.head.raw && now.1 && before.0;
+                let begins = now.0 && !before.0 || self.head.has_raw_data_file() && now.1 && before.0;
                 let from = place + part * sub_bytes;
                 if begins {
                     self.durable(from, from + sub_bytes, since, event.stamp)?;

@@ -2,11 +2,13 @@
 //! What they read, what is left in the end, and what each had promised when it returned must fit some order
 //! of the operations that agrees with when each began and ended.
 
-use super::{oracle, split, SECTOR};
+mod judge;
+
 use crate::recorder::{act_as, Recorder};
 use crate::rows::{self, Gives, Promise, Row, GROWN, SHRUNK, SIZE};
-use crate::setup::{self, Mode, Setup, BACKING_TAG, BAD_TAG};
+use crate::setup::{self, Mode, Setup};
 use crate::sweep::{check_clean, mend_flags};
+use crate::{oracle, split, SECTOR};
 use qcow2::error::ErrorKind;
 use qcow2::image::Disk;
 use qcow2::ops::handle::Handle;
@@ -150,7 +152,7 @@ impl Scene {
     /// data file shows by itself.
     fn recover(&self, files: Files, base: Vec<u8>) -> Result<Vec<Vec<u32>>, String> {
         let dirty = oracle::is_dirty(&files.image);
-        let is_raw = oracle::Head::parse(&files.image).is_some_and(|head| head.raw);
+        let is_raw = oracle::Head::parse(&files.image).is_some_and(|head| head.has_raw_data_file());
         let storage = Arc::new(Memory::new(files.image));
         let data = files.data.map(|bytes| Arc::new(Memory::new(bytes)));
         let below = Arc::new(Memory::new(base));
@@ -194,6 +196,21 @@ impl Scene {
         }
         parts.iter().for_each(|part| (part.row.tell)(&recorder));
         let stage = Stage { handle, recorder, base, clock: AtomicU64::new(1) };
+        let (ran, mut played) = self.run(&stage, &data, parts, release);
+        let ran = ran.into_iter().collect::<Result<Vec<Ran>, String>>()?;
+        let refused = |(index, one): (usize, &Ran)| u32::from(one.refused) << index;
+        played.refused = ran.iter().enumerate().map(refused).sum();
+        self.judge(stage, &ran)?;
+        Ok(played)
+    }
+
+    fn run(
+        &self,
+        stage: &Stage,
+        data: &Option<Arc<Recorder>>,
+        parts: &[Part],
+        release: &[usize],
+    ) -> (Vec<Result<Ran, String>>, Played) {
         let actors: Vec<Actor> = parts.iter().map(|_| Actor::default()).collect();
         let mut played = Played::default();
         let ran = std::thread::scope(|scope| {
@@ -209,7 +226,7 @@ impl Scene {
                     (device, device.hold_call(index as u32 + 1, p.purpose, p.call, p.after))
                 });
                 holds.push(hold);
-                let (stage, actor) = (&stage, &actors[index]);
+                let actor = &actors[index];
                 threads.push(scope.spawn(move || self.act(stage, actor, index, part.row)));
                 let parked = || hold.is_some_and(|(d, id)| d.is_parked(id));
                 settle(actor, parts, parked);
@@ -233,11 +250,7 @@ impl Scene {
             }
             threads.into_iter().map(|t| t.join().map_err(|_| "panic".to_string())?).collect::<Vec<_>>()
         });
-        let ran = ran.into_iter().collect::<Result<Vec<Ran>, String>>()?;
-        let refused = |(index, one): (usize, &Ran)| u32::from(one.refused) << index;
-        played.refused = ran.iter().enumerate().map(refused).sum();
-        self.judge(stage, &ran)?;
-        Ok(played)
+        (ran, played)
     }
 
     fn act(&self, stage: &Stage, actor: &Actor, index: usize, row: &'static Row) -> Result<Ran, String> {
@@ -293,86 +306,6 @@ impl Scene {
             more => more,
         }
     }
-
-    fn judge(&self, stage: Stage, ran: &[Ran]) -> Result<(), String> {
-        let Stage { handle, recorder, base, .. } = stage;
-        for (index, part) in ran.iter().enumerate() {
-            self.judge_part(ran, index, &base).map_err(|e| format!("{}: {e}", part.row.name))?;
-        }
-        let all = (1 << ran.len()) - 1;
-        let tags = self.read(&handle)?;
-        let places = (0..).zip(tags.iter().copied());
-        self.fits(ran, all, all, false, places, &[&self.before])?;
-        // The process dies: what is in the file must be whole, with whatever values were on their way.
-        let now = || self.recover(Files::of(&recorder, Recorder::contents), base.contents());
-        for killed in now().map_err(|e| format!("killed: {e}"))? {
-            let fits = self.fits(ran, 0, all, true, (0..).zip(killed), &[&self.before, &self.initial]);
-            fits.map_err(|e| format!("killed: {e}"))?;
-        }
-        handle.close().map_err(|e| format!("close: {e}"))?;
-        let leaks = check_clean(&*recorder)?;
-        let same = now()?.iter().all(|again| *again == tags);
-        if !same || leaks != 0 {
-            return Err(format!("after closing: {leaks} leaks, the same contents: {same}"));
-        }
-        recorder.judge()
-    }
-
-    /// What a part has seen, and what it left on the medium when it returned.
-    fn judge_part(&self, ran: &[Ran], index: usize, base: &Recorder) -> Result<(), String> {
-        let part = &ran[index];
-        let (mut before, mut beside) = (0u32, 0u32);
-        for (i, other) in ran.iter().enumerate() {
-            before |= u32::from(other.ended < part.began) << i;
-            beside |= u32::from(other.began < part.ended) << i;
-        }
-        self.fits(ran, before, beside, false, part.seen.iter().copied(), &[&self.before])?;
-        let Some(view) = part.promised.clone().filter(|_| !part.refused) else { return Ok(()) };
-        let told = |e: String| format!("what was promised when it returned: {e}");
-        let own = self.promise(part.row) == Promise::Own;
-        let inside = |s: &u64| part.row.ranges.iter().any(|(f, n)| (*f..f + n).contains(s));
-        let starts = [&self.before[..], &self.initial[..]];
-        let starts = if own { &starts[..] } else { &starts[..1] };
-        for tags in self.recover(view, base.contents()).map_err(told)? {
-            let places = (0..).zip(tags).filter(|(s, _)| !own || inside(s));
-            self.fits(ran, before | 1 << index, beside, true, places, starts).map_err(told)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the sectors can hold this after all of the parts `must`, some of `may`, in some order.
-    /// `crash`: those that are not in `must` may be half done.
-    fn fits(
-        &self,
-        ran: &[Ran],
-        must: u32,
-        may: u32,
-        crash: bool,
-        places: impl Iterator<Item = (u64, u32)>,
-        starts: &[&[u32]],
-    ) -> Result<(), String> {
-        let orders = orders(ran, must, may);
-        let shrinking = |i: &usize| (may & !must) >> i & 1 != 0 && ran[*i].row.gives == Gives::Shrunk;
-        let half_shrunk = crash && (0..ran.len()).any(|i| shrinking(&i));
-        for (sector, tag) in places {
-            let mut values: Vec<u32> = starts.iter().map(|s| s[sector as usize]).collect();
-            if values.contains(&tag) && !ran.iter().any(|r| touches(r, sector)) {
-                continue;
-            }
-            values = orders
-                .iter()
-                .flat_map(|o| outcomes(ran, o, (sector, self.initial[sector as usize]), values.clone()))
-                .collect();
-            if half_shrunk && sector >= SHRUNK {
-                // Dropped entries show what is below until the size has changed.
-                values.push(self.setup.below(sector));
-            }
-            if tag == BAD_TAG || !values.contains(&tag) {
-                return Err(format!("sector {sector} reads {tag:#x}, may be {values:x?}"));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Files {
@@ -386,56 +319,6 @@ impl Files {
             }
         }
     }
-}
-
-fn touches(part: &Ran, sector: u64) -> bool {
-    if part.refused && !matches!(part.row.gives, Gives::Tag | Gives::Zero | Gives::MayZero) {
-        return false;
-    }
-    part.row.ranges.iter().any(|(first, count)| (*first..first + count).contains(&sector))
-        || part.row.gives == Gives::Shrunk && sector >= SHRUNK
-        || matches!(part.row.gives, Gives::Initial | Gives::Empty | Gives::Unbacked)
-}
-
-/// Every order of the parts `must` and of some of `may` that agrees with when they began and ended.
-fn orders(ran: &[Ran], must: u32, may: u32) -> Vec<Vec<usize>> {
-    let mut found = Vec::new();
-    let mut open = vec![Vec::new()];
-    while let Some(order) = open.pop() {
-        let used = order.iter().fold(0u32, |bits, i: &usize| bits | 1 << i);
-        for next in (0..ran.len()).filter(|i| (must | may) & !used & 1 << i != 0) {
-            if order.iter().all(|i| ran[*i].began < ran[next].ended) {
-                open.push([&order[..], &[next]].concat());
-            }
-        }
-        if must & !used == 0 {
-            found.push(order);
-        }
-    }
-    found
-}
-
-fn outcomes(ran: &[Ran], order: &[usize], (sector, initial): (u64, u32), mut values: Vec<u32>) -> Vec<u32> {
-    for (place, part) in order.iter().map(|i| &ran[*i]).enumerate().filter(|(_, p)| touches(p, sector)) {
-        match part.row.gives {
-            Gives::Nothing => {}
-            // Refused in the middle.
-            Gives::Tag if part.refused => values.push(part.tag),
-            Gives::Tag => values = vec![part.tag],
-            Gives::Zero if part.refused => values.push(0),
-            Gives::Zero => values = vec![0],
-            Gives::MayZero => values.push(0),
-            Gives::Shrunk => values = vec![0],
-            Gives::Initial => values = vec![initial],
-            Gives::Empty => values = vec![0],
-            Gives::Unbacked if place == 0 => {
-                values.iter_mut().filter(|v| **v == BACKING_TAG).for_each(|v| *v = 0);
-            }
-            // What came before may have copied it into the image, or the image's own out of it.
-            Gives::Unbacked => values.push(0),
-        }
-    }
-    values
 }
 
 struct Done<'a>(&'a AtomicBool);

@@ -3,16 +3,18 @@
 //! A recording that ends is judged: whoever drops a recorder without a look at its trace has its rules and
 //! ownership checked there, and panics if it breaks one. `leave_unjudged` is the only way out.
 
+mod hold;
+mod storage;
+
 use crate::rules;
-use once_cell::sync::Lazy;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use hold::Hold;
+use qcow2::storage::Purpose;
 use std::cell::Cell;
 use std::collections::HashSet;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
 use std::thread::ThreadId;
-use std::time::Duration;
 
 /// The calls that can be counted, failed and parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,37 +98,6 @@ pub struct Refusals {
     pub discard: bool,
     /// Discarded bytes stay.
     pub discard_keeps: bool,
-}
-
-struct Hold {
-    id: usize,
-    wanted: Wanted,
-    /// Wanted calls that pass before one is parked.
-    skip: u64,
-    /// Parked when the call is done, not before.
-    after: bool,
-    taken: bool,
-    released: bool,
-}
-
-/// Which calls a hold is for.
-#[derive(Clone, Copy)]
-enum Wanted {
-    Calls(Kind, Option<Purpose>),
-    /// Of one actor; writes of one purpose, if given.
-    Actor(u32, Option<Purpose>),
-}
-
-impl Hold {
-    fn wants(&self, kind: Kind, purpose: Option<Purpose>, after: bool) -> bool {
-        let wanted = match self.wanted {
-            Wanted::Calls(k, p) => k == kind && p.is_none_or(|p| Some(p) == purpose),
-            Wanted::Actor(actor, p) => {
-                ACTOR.get() == actor && p.is_none_or(|p| kind == Kind::Write && Some(p) == purpose)
-            }
-        };
-        !self.taken && self.after == after && wanted
-    }
 }
 
 #[derive(Default)]
@@ -385,7 +356,8 @@ impl Recorder {
     /// Checks the rules and the ownership of every event so far. `QCOW2_TEST_RULES=0` is for tests of the kit,
     /// which ask what the other levels see by themselves.
     pub fn judge(&self) -> Result<(), String> {
-        static OFF: Lazy<bool> = Lazy::new(|| std::env::var("QCOW2_TEST_RULES").is_ok_and(|s| s == "0"));
+        static OFF: LazyLock<bool> =
+            LazyLock::new(|| std::env::var("QCOW2_TEST_RULES").is_ok_and(|s| s == "0"));
         if *OFF {
             return Ok(());
         }
@@ -412,41 +384,6 @@ impl Recorder {
         self.lock().unjudged = Some(reason);
     }
 
-    /// Parks the next call of `kind` (with `purpose`, if given).
-    pub fn hold(&self, kind: Kind, purpose: Option<Purpose>) -> usize {
-        self.add_hold(Wanted::Calls(kind, purpose), 0, false)
-    }
-
-    /// Parks call number `call` (from 0) that `actor` makes, whatever it is, or its write number `call` with
-    /// this purpose: before it takes effect, or after.
-    pub fn hold_call(&self, actor: u32, purpose: Option<Purpose>, call: u64, after: bool) -> usize {
-        self.add_hold(Wanted::Actor(actor, purpose), call, after)
-    }
-
-    fn add_hold(&self, wanted: Wanted, skip: u64, after: bool) -> usize {
-        let mut state = self.lock();
-        let id = state.holds.len();
-        state.holds.push(Hold { id, wanted, skip, after, taken: false, released: false });
-        id
-    }
-
-    /// Whether the call of hold `id` is or was parked.
-    pub fn is_parked(&self, id: usize) -> bool {
-        self.lock().holds[id].taken
-    }
-
-    /// Waits until the call of hold `id` is parked; false after `patience`.
-    pub fn wait_parked(&self, id: usize, patience: Duration) -> bool {
-        let state = self.lock();
-        let (state, _) = self.moved.wait_timeout_while(state, patience, |s| !s.holds[id].taken).unwrap();
-        state.holds[id].taken
-    }
-
-    pub fn release(&self, id: usize) {
-        self.lock().holds[id].released = true;
-        self.moved.notify_all();
-    }
-
     /// Counts a call, parks it if asked, and fails it if its time has come.
     fn enter(&self, kind: Kind, purpose: Option<Purpose>) -> Result<MutexGuard<'_, State>, (i32, bool)> {
         let mut state = self.lock();
@@ -463,33 +400,6 @@ impl Recorder {
             return Err((fault.errno, fault.torn));
         }
         Ok(state)
-    }
-
-    fn park<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        kind: Kind,
-        purpose: Option<Purpose>,
-        after: bool,
-    ) -> MutexGuard<'a, State> {
-        let mut parked = None;
-        for hold in state.holds.iter_mut().filter(|h| h.wants(kind, purpose, after)) {
-            if hold.skip > 0 {
-                hold.skip -= 1;
-                continue;
-            }
-            hold.taken = true;
-            parked = Some(hold.id);
-            break;
-        }
-        let Some(id) = parked else { return state };
-        self.moved.notify_all();
-        self.moved.wait_while(state, |s| !s.holds[id].released).unwrap()
-    }
-
-    /// A call is done.
-    fn leave(&self, state: MutexGuard<'_, State>, kind: Kind, purpose: Option<Purpose>) {
-        drop(self.park(state, kind, purpose, true));
     }
 
     fn refused(errno: i32) -> io::Error {
@@ -530,140 +440,5 @@ impl State {
         self.put(offset, &bytes);
         let length = bytes.len() as u64;
         self.note(What::Write, purpose, offset, length, bytes.into());
-    }
-}
-
-impl Storage for Recorder {
-    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
-        let state = self.enter(Kind::Read, Some(purpose)).map_err(|(e, _)| Self::refused(e))?;
-        let mut at = offset as usize;
-        for buffer in buffers {
-            let have = state.bytes.len().saturating_sub(at).min(buffer.len());
-            buffer[..have].copy_from_slice(&state.bytes[at.min(state.bytes.len())..][..have]);
-            buffer[have..].fill(0);
-            at += buffer.len();
-        }
-        self.leave(state, Kind::Read, Some(purpose));
-        Ok(())
-    }
-
-    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
-        let bytes: Vec<u8> = buffers.iter().flat_map(|b| b.iter().copied()).collect();
-        match self.enter(Kind::Write, Some(purpose)) {
-            Ok(mut state) => {
-                if let Err((taken, errno)) = Self::takes(&mut state, offset, bytes.len() as u64) {
-                    if taken > 0 {
-                        state.write(purpose, offset, bytes[..taken as usize].to_vec());
-                    }
-                    return Err(Self::refused(errno));
-                }
-                state.write(purpose, offset, bytes);
-                self.leave(state, Kind::Write, Some(purpose));
-            }
-            Err((errno, torn)) => {
-                let half = bytes.len() / 1024 * 512;
-                if torn && half > 0 {
-                    self.lock().write(purpose, offset, bytes[..half].to_vec());
-                }
-                return Err(Self::refused(errno));
-            }
-        }
-        Ok(())
-    }
-
-    fn copy_from(
-        &self,
-        purpose: Purpose,
-        offset: u64,
-        source: &dyn Storage,
-        source_offset: u64,
-        length: u64,
-    ) -> io::Result<()> {
-        let mut bytes = vec![0; length as usize];
-        source.read(purpose, source_offset, &mut [IoSliceMut::new(&mut bytes)])?;
-        self.write(purpose, offset, &[IoSlice::new(&bytes)])
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let covers = self.lock().log.len();
-        let mut state = self.enter(Kind::Sync, None).map_err(|(e, _)| Self::refused(e))?;
-        state.note(What::Sync { covers }, Purpose::Data, 0, 0, Arc::new([]));
-        self.leave(state, Kind::Sync, None);
-        Ok(())
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.lock().bytes.len() as u64)
-    }
-
-    fn set_length(&self, length: u64) -> io::Result<()> {
-        let mut state = self.enter(Kind::SetLength, None).map_err(|(e, _)| Self::refused(e))?;
-        if state.refusals.set_length {
-            return Err(Self::refused(libc::ENOTSUP));
-        }
-        state.bytes.resize(length as usize, 0);
-        state.held.retain(|s| s * crate::SECTOR < length);
-        state.note(What::SetLength, Purpose::Data, length, 0, Arc::new([]));
-        self.leave(state, Kind::SetLength, None);
-        Ok(())
-    }
-
-    fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
-        let mut state = self.enter(Kind::Zeroes, Some(purpose)).map_err(|(e, _)| Self::refused(e))?;
-        if state.refusals.write_zeroes {
-            return Err(Self::refused(libc::ENOTSUP));
-        }
-        if let Err((_, errno)) = Self::takes(&mut state, offset, length) {
-            return Err(Self::refused(errno));
-        }
-        let zeroes = vec![0; length as usize];
-        state.put(offset, &zeroes);
-        state.note(What::Zeroes, purpose, offset, length, zeroes.into());
-        self.leave(state, Kind::Zeroes, Some(purpose));
-        Ok(())
-    }
-
-    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        let mut state = self.enter(Kind::Discard, None).map_err(|(e, _)| Self::refused(e))?;
-        if state.refusals.discard {
-            return Err(Self::refused(libc::ENOTSUP));
-        }
-        if state.refusals.discard_keeps {
-            return Ok(());
-        }
-        let end = (state.bytes.len() as u64).min(offset + length);
-        if offset < end {
-            let zeroes = vec![0; (end - offset) as usize];
-            state.put(offset, &zeroes);
-            let whole = offset.div_ceil(crate::SECTOR)..end / crate::SECTOR;
-            state.held.retain(|s| !whole.contains(s));
-            state.note(What::Discard, Purpose::Data, offset, end - offset, zeroes.into());
-        }
-        self.leave(state, Kind::Discard, None);
-        Ok(())
-    }
-
-    fn preallocate(&self, offset: u64, length: u64) -> io::Result<()> {
-        let mut state = self.enter(Kind::Preallocate, None).map_err(|(e, _)| Self::refused(e))?;
-        if let Err((_, errno)) = Self::takes(&mut state, offset, length) {
-            return Err(Self::refused(errno));
-        }
-        state.held.extend(offset / crate::SECTOR..(offset + length).div_ceil(crate::SECTOR));
-        let end = (offset + length) as usize;
-        if end > state.bytes.len() {
-            state.bytes.resize(end, 0);
-            state.note(What::SetLength, Purpose::Data, end as u64, 0, Arc::new([]));
-        }
-        self.leave(state, Kind::Preallocate, None);
-        Ok(())
-    }
-
-    fn host_run(&self, _: u64) -> io::Result<HostRun> {
-        Ok(HostRun { data: true, end: self.lock().bytes.len() as u64 })
-    }
-
-    fn traits(&self) -> Traits {
-        let discard_zeroes = !self.lock().refusals.discard_keeps;
-        Traits { alignment: 1, zero_past_end: true, discard_zeroes, read_only: false }
     }
 }
