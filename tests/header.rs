@@ -164,7 +164,7 @@ fn the_page_of_features_has_every_open_option() {
     let page = fs::read_to_string(root().join("docs/features.md")).expect("docs/features.md");
     let section = page.split("\n## ").find(|s| s.starts_with("Open options\n")).expect("the section");
     let listed: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
-    let open = || options::TABLE.iter().filter(|o| o.scope == options::Scope::Open);
+    let open = || options::list(options::Scope::Open).into_iter();
     let row = |o: &options::OptionInfo| {
         format!("| `{}` | {} | {} | {} |", o.name, o.kind.name(), o.default.unwrap_or(""), o.help)
     };

@@ -10,7 +10,7 @@ use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
 use crate::storage::is_not_supported;
-use crate::storage::medium::Ticket;
+use crate::storage::medium::{Ticket, Written};
 
 /// Most bytes by which the file grows ahead of what is handed out.
 const MAX_SPARE_BYTES: u64 = 16 << 20;
@@ -56,8 +56,30 @@ impl<'a> Reserved<'a> {
         self.run.fresh
     }
 
-    /// The clusters hold what they are to show: written before `contents` was taken, or durable (R2).
-    pub fn filled(self, contents: Ticket) -> Filled<'a> {
+    /// The clusters hold what they are to show once `contents` is durable (R2).
+    pub fn filled(self, contents: Written) -> Filled<'a> {
+        let contents = if planted(Plant::ContentsNotWaitedFor) { Ticket::PAST } else { contents.ticket() };
+        self.filled_after(contents)
+    }
+
+    /// As `filled`, where the guest's range read as zeroes, and `contents` may be a part of the clusters: those that read
+    /// as zeroes on the medium are what they are to show, old or new, whatever of `contents` is lost.
+    pub fn filled_over_zeroes(self, contents: Written) -> Filled<'a> {
+        match self.run.fresh {
+            true => self.filled_after(Ticket::PAST),
+            false => self.filled(contents),
+        }
+    }
+
+    /// Clusters that are to show zeroes, where they are zeroes already; otherwise they come back.
+    pub fn filled_with_zeroes(self) -> std::result::Result<Filled<'a>, Reserved<'a>> {
+        match self.run.fresh {
+            true => Ok(self.filled_after(Ticket::PAST)),
+            false => Err(self),
+        }
+    }
+
+    fn filled_after(self, contents: Ticket) -> Filled<'a> {
         let after = self.run.ticket.max(contents);
         Filled { reserved: self, after }
     }
@@ -92,6 +114,16 @@ pub struct Filled<'a> {
 }
 
 impl Filled<'_> {
+    /// First cluster of the run.
+    pub fn first_cluster(&self) -> u64 {
+        self.reserved.run.first
+    }
+
+    /// Clusters in the run.
+    pub fn cluster_count(&self) -> u64 {
+        self.reserved.run.count
+    }
+
     /// When counts (eager images), contents and the file's length are durable (R1, R2).
     pub fn ticket(&self) -> Ticket {
         self.after
@@ -327,20 +359,20 @@ impl Ledger {
             return Ok(());
         }
         let spare = spare_after(&self.geometry(), end);
-        let storage = shared.medium.storage();
+        let medium = &shared.medium;
         // A damaged image may have data past its end, written in place behind the ledger's back: the file must
         // never get shorter here.
-        let now = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+        let now = medium.storage().length().map_err(|e| Error::host("length of the image file", &e))?;
         if now >= end {
             self.length = now;
             self.length_ticket = shared.medium.ticket();
             return Ok(());
         }
         let wanted = self.geometry().cluster_ceil(end + spare).unwrap_or(end);
-        let grown = match storage.grow(wanted) {
+        let grown = match medium.grow(wanted)? {
             Ok(length) => length,
             // Too long for this file system, perhaps; what is needed may still fit.
-            Err(_) => match storage.grow(end) {
+            Err(_) => match medium.grow(end)? {
                 Ok(length) => length,
                 // A storage that cannot be resized grows by being written; pointers then wait for the sync.
                 Err(e) if is_not_supported(&e) => {
@@ -416,9 +448,7 @@ impl Ledger {
         for (from, to) in std::mem::take(&mut self.holes) {
             let end = to.min(self.length);
             if from < end {
-                shared.medium.latch().check()?;
-                // Giving space back is a courtesy: a host that cannot is not an error.
-                let _ = shared.medium.storage().discard(from, end - from);
+                shared.medium.give_back(from, end - from)?;
             }
         }
         Ok(())
@@ -451,7 +481,7 @@ impl Ledger {
         if wanted >= self.length || now > self.length {
             return Ok(());
         }
-        if shared.medium.storage().set_length(wanted).is_ok() {
+        if shared.medium.cut(wanted)?.is_ok() {
             self.length = wanted;
         }
         Ok(())

@@ -28,7 +28,7 @@ pub use ledger::{Filled, Ledger, Reserved};
 use crate::error::Result;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::planted::{planted, Plant};
-use crate::storage::gate::Gate;
+use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
 use crate::sync::locked;
 use ledger::Run;
@@ -42,8 +42,8 @@ use table::RefcountTable;
 pub struct Shared {
     /// Storages, clock, latch.
     pub medium: Arc<Medium>,
-    /// Requests inside.
-    pub gate: Arc<Gate>,
+    /// Who is inside.
+    pub readers: Arc<dyn Readers>,
     /// Overlap check.
     pub guard: Arc<OverlapGuard>,
     /// The header.
@@ -154,11 +154,10 @@ impl Allocator {
     }
 
     /// Makes every count durable and the file no longer than it need be; called before the dirty bit goes.
-    /// The caller is alone, so nothing waits for readers: who knocks at the gate meanwhile, and has a place there for
-    /// a moment, has read nothing.
+    /// The caller is alone: nothing waits for readers.
     pub fn settle_all(&self) -> Result<()> {
         let mut ledger = self.lock();
-        self.settle_before(&mut ledger, || u64::MAX)?;
+        self.settle(&mut ledger)?;
         ledger.drop_ahead(&self.shared)?;
         ledger.write_dirty(&self.shared)?;
         ledger.trim(&self.shared)
@@ -196,15 +195,10 @@ impl Allocator {
 
     /// Lowers the counts whose time has come.
     fn settle(&self, ledger: &mut Ledger) -> Result<()> {
-        self.settle_before(ledger, || self.shared.gate.oldest())
-    }
-
-    /// As `settle`, where the readers inside started in epoch `oldest` or later.
-    fn settle_before(&self, ledger: &mut Ledger, oldest: impl FnOnce() -> u64) -> Result<()> {
         if self.pending_clusters() == 0 {
             return Ok(());
         }
-        let oldest = oldest();
+        let oldest = self.shared.readers.oldest();
         let mut due = Vec::new();
         {
             let mut pending = locked(self.pending.lock());

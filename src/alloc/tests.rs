@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::Header;
+use crate::storage::gate::Gate;
 use crate::storage::memory::Memory;
 
 const CLUSTER_BYTES: usize = 1 << 16;
@@ -21,28 +22,29 @@ fn image() -> Vec<u8> {
     bytes
 }
 
-fn allocator() -> Allocator {
+fn allocator() -> (Allocator, Arc<Gate<()>>) {
     let bytes = image();
     let (header, sector) = (Header::parse(&bytes).unwrap(), bytes[..512].to_vec());
     let medium = Arc::new(Medium::new(Arc::new(Memory::new(bytes))));
     let header_page = Arc::new(HeaderPage::new(Arc::clone(&medium), header.clone(), sector));
-    let shared =
-        Shared { medium, gate: Arc::default(), guard: Arc::new(OverlapGuard::off()), header: header_page };
+    let gate = Arc::new(Gate::new(()));
+    let readers = Arc::clone(&gate) as Arc<dyn Readers>;
+    let shared = Shared { medium, readers, guard: Arc::new(OverlapGuard::off()), header: header_page };
     let pass = Pass { requests: true, snapshots: true, others: true };
-    Allocator::open(shared, false, pass, 4, None).unwrap()
+    (Allocator::open(shared, false, pass, 4, None).unwrap(), gate)
 }
 
 /// Lets go of the data cluster, as a page does whose pointer to it is no more.
 fn let_go(allocator: &Allocator) {
-    let epoch = allocator.shared.gate.retire();
+    let epoch = allocator.shared.readers.retire();
     let release = Release { epoch, ..Release::new(DATA_CLUSTER, 1, false) };
     allocator.settle_after(Ticket::PAST, vec![release]);
 }
 
 #[test]
 fn a_count_falls_when_its_readers_have_left() {
-    let allocator = allocator();
-    let reader = allocator.shared.gate.enter();
+    let (allocator, gate) = allocator();
+    let reader = gate.enter();
     let_go(&allocator);
     allocator.settle_due().unwrap();
     assert_eq!(allocator.count(DATA_CLUSTER).unwrap(), 1);
@@ -52,15 +54,14 @@ fn a_count_falls_when_its_readers_have_left() {
     assert_eq!(allocator.pending_clusters(), 0);
 }
 
-/// Who comes to the gate while somebody is alone has a place there, with the epoch that it has read before, until it
-/// sees that the gate is closed.
+/// Whoever is alone has every place of the gate, and is no reader.
 #[test]
-fn who_knocks_at_the_gate_holds_no_count_up() {
-    let allocator = allocator();
-    let knock = allocator.shared.gate.enter();
+fn who_is_alone_holds_no_count_up() {
+    let (allocator, gate) = allocator();
     let_go(&allocator);
+    let alone = gate.enter_alone();
     allocator.settle_all().unwrap();
     assert_eq!(allocator.count(DATA_CLUSTER).unwrap(), 0);
     assert_eq!(allocator.pending_clusters(), 0);
-    drop(knock);
+    drop(alone);
 }

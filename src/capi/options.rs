@@ -11,7 +11,7 @@ use std::ffi::{c_char, c_int, CString};
 /// C copies of the table's strings, made once. (A hash map is reached by a pointer into its middle alone: to a leak
 /// checker it is lost.)
 static C_STRINGS: Lazy<BTreeMap<&'static str, CString>> = Lazy::new(|| {
-    let all = options::TABLE.iter();
+    let all = Scope::ALL.into_iter().flat_map(options::list);
     let texts = all.flat_map(|o| [Some(o.name), o.default, Some(o.help), Some(o.kind.name())]);
     texts.flatten().map(|t| (t, CString::new(t).unwrap_or_default())).collect()
 });
@@ -51,7 +51,7 @@ pub unsafe extern "C" fn qcow2_option_list(
     info: *mut qcow2_option_info,
 ) -> c_int {
     enter(|| {
-        let Some(option) = options::list(scope_of(scope)?).nth(index) else {
+        let Some(option) = options::list(scope_of(scope)?).get(index).copied() else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no option number {index}")));
         };
         // SAFETY: the caller's struct, checked for NULL.

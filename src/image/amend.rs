@@ -7,7 +7,6 @@ use super::snapshots::load_snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;
 use crate::format::Header;
-use std::sync::Arc;
 
 impl Alone<'_> {
     /// Sets or clears the compatible feature bit of lazy refcounts.
@@ -31,7 +30,7 @@ impl Alone<'_> {
         validate(&next, &core.settings)?;
         self.settle()?;
         core.shared.header.change(edit)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload()
     }
 
     /// Records another data file, "" for none.
@@ -40,7 +39,7 @@ impl Alone<'_> {
         core.structure_writer()?;
         self.settle()?;
         core.shared.header.change_data_file(Some(name).filter(|n| !n.is_empty()))?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload()
     }
 
     /// Gives every refcount 2^`order` bits.
@@ -49,7 +48,7 @@ impl Alone<'_> {
         let alloc = core.structure_writer()?;
         self.settle()?;
         alloc.change_width(order, progress)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload()
     }
 
     /// Makes a version 3 image of a version 2 image.
@@ -65,7 +64,7 @@ impl Alone<'_> {
         }
         self.complete_snapshots()?;
         core.shared.header.change_version(3)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload()
     }
 
     /// Fails where `downgrade` would, for an image of `virtual_size` bytes.
@@ -111,6 +110,6 @@ impl Alone<'_> {
         core.structure_writer()?;
         self.settle()?;
         core.shared.header.change_version(2)?;
-        self.reload(Arc::clone(core.storage()), core.settings.clone())
+        self.reload()
     }
 }

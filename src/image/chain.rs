@@ -18,10 +18,10 @@
 //! another thread overwrites is the other thread's finding, and as good.
 
 use super::core::CoreSettings;
+use super::payload::Payload;
 use super::{Core, Disk};
 use crate::format::Geometry;
 use crate::map::Look;
-use crate::storage::medium::Medium;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -60,7 +60,7 @@ impl Chain {
     /// The chain below an image that is being loaded; `None` when its backing disk is no image, or may change.
     pub(super) fn of(settings: &CoreSettings, geometry: &Geometry, virtual_size: u64) -> Option<Chain> {
         let Some(Disk::Qcow2(image)) = settings.backing.as_deref() else { return None };
-        let generation = Arc::clone(image.generation());
+        let generation = Arc::clone(image.session.generation());
         let seen = generation.load(Ordering::SeqCst);
         let core = image.core();
         if !core.is_read_only() {
@@ -79,7 +79,7 @@ impl Chain {
     }
 
     /// Where the data of a range is that is inside one cluster of the image above, which has a hole there.
-    pub(super) fn find(&self, offset: u64, bytes: u64) -> Option<(&Medium, u64)> {
+    pub(super) fn find(&self, offset: u64, bytes: u64) -> Option<(&Payload, u64)> {
         let cluster = offset >> self.cluster_bits;
         if let Some(words) = self.words.get() {
             let word = words[self.word_index(cluster)].load(Ordering::Relaxed);
@@ -88,14 +88,14 @@ impl Chain {
                 if self.layers[..=layer].iter().all(Layer::is_unchanged) {
                     let in_cluster = offset & ((1 << self.cluster_bits) - 1);
                     let host = (word & HOST_MASK) << self.cluster_bits;
-                    return Some((&self.layers[layer].core.shared.medium, host + in_cluster));
+                    return Some((&self.layers[layer].core.payload, host + in_cluster));
                 }
             }
         }
         self.walk(offset, bytes)
     }
 
-    fn walk(&self, offset: u64, bytes: u64) -> Option<(&Medium, u64)> {
+    fn walk(&self, offset: u64, bytes: u64) -> Option<(&Payload, u64)> {
         let cluster_bytes = 1 << self.cluster_bits;
         let in_cluster = offset & (cluster_bytes - 1);
         // Every layer so far says the same of all of the cluster.
@@ -112,7 +112,7 @@ impl Chain {
                     if whole && index > 0 {
                         self.keep(offset >> self.cluster_bits, index, host);
                     }
-                    return Some((&core.shared.medium, host));
+                    return Some((&core.payload, host));
                 }
                 Look::Hole => continue,
                 Look::Unknown => return None,

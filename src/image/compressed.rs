@@ -5,13 +5,11 @@
 
 use super::buffers::{total, Gather};
 use super::core::Io;
-use super::flush::Flusher;
 use super::{check_range, Core};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
 use crate::map::{Claim, NewEntry};
-use crate::meta::guard::Owner;
 use crate::storage::helper;
 use std::borrow::Cow;
 use std::io::IoSlice;
@@ -44,12 +42,7 @@ const CLUSTERS_PER_THREAD: usize = 8;
 
 impl Core {
     /// Writes `buffers` at `offset`, compressed. The range is whole clusters; the disk's last one may be shorter.
-    pub(super) fn write_compressed(
-        &self,
-        offset: u64,
-        buffers: &[IoSlice<'_>],
-        flusher: &Flusher,
-    ) -> Result<()> {
+    pub(super) fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
@@ -74,7 +67,7 @@ impl Core {
             for (packed, part) in
                 self.pack_all(&data, share as usize)?.iter().zip(data.chunks(share as usize))
             {
-                self.write_packed(packed, at, part, flusher)?;
+                self.write_packed(packed, at, part)?;
                 at += share;
             }
             source.advance(step);
@@ -142,13 +135,7 @@ impl Core {
     }
 
     /// Writes what `pack` has made of `data`, guest bytes from `offset` on.
-    pub(super) fn write_packed(
-        &self,
-        packed: &PackedClusters,
-        offset: u64,
-        data: &[u8],
-        flusher: &Flusher,
-    ) -> Result<()> {
+    pub(super) fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
         self.check_clusters(offset, data.len() as u64)?;
         let geometry = &self.geometry;
         debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
@@ -173,7 +160,7 @@ impl Core {
                 drop(claim);
                 let (from, to) = (index << geometry.cluster_bits, end << geometry.cluster_bits);
                 let part = &data[from..to.min(data.len())];
-                self.write(geometry.cluster_offset(cluster), &[IoSlice::new(part)], flusher)?;
+                self.write(geometry.cluster_offset(cluster), &[IoSlice::new(part)])?;
             } else {
                 self.write_streams(io, alloc, &claim, first, packed, index..end)?;
             }
@@ -220,10 +207,8 @@ impl Core {
     ) -> Result<()> {
         let bytes = &packed.streams[packed.stream(indices.start).start..packed.stream(indices.end - 1).end];
         let host_start = places[0].1;
-        self.shared.guard.check(Owner(0), host_start, bytes.len() as u64)?;
         self.inflation.forget(host_start, bytes.len() as u64);
-        self.shared.medium.write_data(host_start, &[IoSlice::new(bytes)])?;
-        let written = self.shared.medium.ticket();
+        let written = self.payload.write_streams(host_start, bytes)?;
         for (index, (reserved, host_offset)) in indices.zip(places) {
             let length = packed.stream(index).len() as u64;
             let new = L2Entry::Compressed(CompressedSpan::of_stream(host_offset, length));

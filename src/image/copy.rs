@@ -3,13 +3,12 @@
 //! A copy is an allocating write: of whole clusters that hold nothing yet, in long runs. Power cut: as for any
 //! allocating write. The source's pin is held across the copy, so that its clusters are not reused under it (R4).
 
-use super::flush::Flusher;
+use super::payload::Place;
 use super::{check_range, Core, Disk};
 use crate::alloc::Reserved;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
-use crate::storage::medium::Ticket;
 use crate::storage::Storage;
 use std::ops::Range;
 
@@ -41,9 +40,10 @@ impl Core {
         check_range(self.virtual_size, offset, length)?;
         let extent = self.io()?.map.resolve(offset, length)?;
         match (extent.source, extent.host, self.backing()) {
-            (Source::Data, Some(host), _) => {
-                use_host(&**self.shared.medium.data_storage(), host, extent.length)
-            }
+            (Source::Data, Some(host), _) => match self.payload.in_file(Place { guest: offset, host }) {
+                Some((storage, at)) => use_host(storage, at, extent.length),
+                None => Ok(0),
+            },
             (Source::Hole, _, Some(backing)) if offset < backing.length() => {
                 let inside = extent.length.min(backing.length() - offset);
                 backing.with_host_bytes(offset, inside, use_host)
@@ -58,17 +58,16 @@ impl Core {
         length: u64,
         source: &dyn Storage,
         source_offset: u64,
-        flusher: &Flusher,
     ) -> Result<u64> {
         check_range(self.virtual_size, offset, length)?;
         let (io, alloc) = self.begin_write()?;
         let geometry = &self.geometry;
-        if geometry.in_cluster(offset) != 0 {
+        if geometry.in_cluster(offset) != 0 || !self.payload.zeroes_are_zero() {
             return Ok(0);
         }
         let (mut cluster, end) = (geometry.cluster_index(offset), geometry.cluster_index(offset + length));
         while cluster < end {
-            self.relieve(io, alloc, flusher)?;
+            self.relieve(io, alloc)?;
             let in_table = geometry.l2_entry_count() - cluster % geometry.l2_entry_count();
             let claim = io.map.claim(cluster, end.min(cluster + in_table));
             let mut count = 0;
@@ -107,10 +106,8 @@ impl Core {
         // Past the end of the disk, the last cluster's bytes are nobody's.
         let was_zero = self.reads_zero(start, bytes.min(self.virtual_size - start))?;
         let host_start = reserved.as_ref().map_or(start, |r| geometry.cluster_offset(r.first_cluster()));
-        self.check_data_write(host_start, bytes)?;
-        self.shared.medium.copy_data(host_start, source, source_offset, bytes)?;
-        let fresh = reserved.as_ref().is_some_and(Reserved::is_fresh);
-        let written = if fresh && was_zero { Ticket::PAST } else { self.shared.medium.ticket() };
+        let place = Place { guest: start, host: host_start };
+        let written = self.payload.copy_from(place, source, source_offset, bytes)?;
         let (first, count) = (clusters.start, clusters.end - clusters.start);
         let mut entry_of = |index: u64| {
             let host = Some(host_start + geometry.cluster_offset(index));
@@ -119,6 +116,9 @@ impl Core {
             Ok(NewEntry { new: mapping.into(), dropped: self.dropped_by(&old, false) })
         };
         match reserved {
+            Some(reserved) if was_zero => {
+                map.link_run(claim, first, count, reserved.filled_over_zeroes(written), &mut entry_of)
+            }
             Some(reserved) => map.link_run(claim, first, count, reserved.filled(written), &mut entry_of),
             None => (0..count).try_for_each(|i| map.relink(claim, first + i, entry_of(i)?, written)),
         }

@@ -2,7 +2,9 @@
 
 use super::chain::Chain;
 use super::inflate::Inflation;
+use super::payload::Payload;
 use super::pool::Pool;
+use super::session::Session;
 use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
 use super::unfinished::unfinished;
 use super::Disk;
@@ -18,7 +20,6 @@ use crate::meta::guard::Owner;
 use crate::meta::{HeaderPage, OverlapGuard};
 use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
 use crate::planted::{planted, Plant};
-use crate::storage::gate::Gate;
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
 use crate::sync::locked;
@@ -51,7 +52,10 @@ pub struct Io {
 
 /// See the module.
 pub struct Core {
+    pub(super) session: Arc<Session>,
     pub(super) shared: Shared,
+    /// Guest bytes.
+    pub(super) payload: Payload,
     pub(super) geometry: Geometry,
     pub(super) virtual_size: u64,
     pub(super) codec: Codec,
@@ -132,7 +136,7 @@ impl Core {
     /// Loads an image whose header is `header`. For guest I/O the image must be clean or opened read-only.
     pub(crate) fn load(
         medium: Arc<Medium>,
-        gate: Arc<Gate>,
+        session: Arc<Session>,
         header: Header,
         sector: Vec<u8>,
         settings: CoreSettings,
@@ -158,7 +162,7 @@ impl Core {
             guard: Arc::new(OverlapGuard::new(&geometry, checked, Some(Arc::clone(&header_page)))),
             header: header_page,
             medium,
-            gate,
+            readers: Arc::clone(&session.readers),
         };
         let io = match settings.metadata_only {
             true => None,
@@ -175,6 +179,8 @@ impl Core {
             && !options.metadata_writethrough;
         let copies_on_read = options.copy_on_read;
         Ok(Core {
+            session,
+            payload: Payload::new(&shared.medium, &shared.guard, geometry.external_data),
             shared,
             geometry,
             virtual_size,
@@ -196,6 +202,8 @@ impl Core {
     /// The same without anything cached and without guest I/O. Everything is on the medium.
     pub(super) fn inactive(&self) -> Core {
         Core {
+            session: Arc::clone(&self.session),
+            payload: Payload::new(&self.shared.medium, &self.shared.guard, self.geometry.external_data),
             shared: self.shared.clone(),
             geometry: self.geometry,
             virtual_size: self.virtual_size,

@@ -18,12 +18,20 @@
 //! Elsewhere zeroing and discarding change entries only, and the space goes back to the host at once: a reader by the old
 //! entry finds zeroes, which the request asked for.
 
+use super::payload::Place;
 use super::{Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
-use crate::meta::guard::Owner;
 use crate::planted::{planted, Plant};
-use crate::storage::medium::Ticket;
-use crate::storage::{is_not_supported, zero_range, Purpose};
+use crate::storage::is_not_supported;
+use crate::storage::medium::Written;
+
+/// What entries that are to say zero need of a raw data file.
+pub(super) enum RawZeroes {
+    /// They may say so once that is durable, if it is there.
+    Ready(Option<Written>),
+    /// The range is to stay as it is.
+    Stays,
+}
 
 impl Core {
     /// Fails for an image with an external data file, which cannot have `what`.
@@ -39,23 +47,14 @@ impl Core {
         self.raw_data_file
     }
 
-    /// Fails when a write of guest data would hit metadata.
-    #[inline]
-    pub(super) fn check_data_write(&self, host_offset: u64, length: u64) -> Result<()> {
-        match self.geometry.external_data {
-            true => Ok(()),
-            false => self.shared.guard.check(Owner(0), host_offset, length),
-        }
-    }
-
     /// The part of guest bytes `[from, to)` that a data file has.
     fn inside(&self, from: u64, to: u64) -> (u64, u64) {
         let end = to.min(self.virtual_size);
         (from.min(end), end - from.min(end))
     }
 
-    /// Zeroes `[from, to)` in a raw data file before entries say so; when they may. `None`: the range is to stay as it
-    /// is. The caller has claimed it. `give_back`: the host may take the space.
+    /// Zeroes `[from, to)` in a raw data file before entries say so. The caller has claimed it. `give_back`: the host may
+    /// take the space.
     pub(super) fn zero_raw_data(
         &self,
         from: u64,
@@ -63,31 +62,25 @@ impl Core {
         give_back: bool,
         keep_otherwise: bool,
         flags: ZeroFlags,
-    ) -> Result<Option<Ticket>> {
+    ) -> Result<RawZeroes> {
         if !self.raw_data_file {
-            return Ok(Some(Ticket::PAST));
+            return Ok(RawZeroes::Ready(None));
         }
-        let medium = &self.shared.medium;
         let (offset, length) = self.inside(from, to);
-        let punched = give_back && medium.data_storage().traits().discard_zeroes && {
-            medium.change_data(|storage| storage.discard(offset, length))?.is_ok()
+        let zeroed = match give_back && self.payload.zeroes_are_zero() {
+            true => self.payload.punch(offset, length)?,
+            false => None,
         };
-        if !punched && keep_otherwise {
-            return Ok(None);
-        }
-        if !punched {
-            let zeroed = medium.change_data(|storage| match flags.no_fallback {
-                true => storage
-                    .write_zeroes(Purpose::Data, offset, length)
-                    .map_err(|e| Error::host("zeroing the data file", &e)),
-                false => zero_range(storage, Purpose::Data, offset, length),
-            })?;
-            zeroed?;
-        }
-        match planted(Plant::RawZeroesNotWaitedFor) {
-            true => Ok(Some(Ticket::PAST)),
-            false => Ok(Some(medium.ticket())),
-        }
+        let zeroed = match zeroed {
+            Some(zeroed) => zeroed,
+            None if keep_otherwise => return Ok(RawZeroes::Stays),
+            None => self.payload.zero_in_place(
+                Place { guest: offset, host: offset },
+                length,
+                flags.no_fallback,
+            )?,
+        };
+        Ok(RawZeroes::Ready((!planted(Plant::RawZeroesNotWaitedFor)).then_some(zeroed)))
     }
 
     /// Whether what was just written in place to a raw data file counts there. Who zeroes the range meanwhile holds its
@@ -104,7 +97,7 @@ impl Core {
         let wanted = self.settings.options.passes_discard_request();
         if self.geometry.external_data && wanted && !self.raw_data_file {
             let (offset, length) = self.inside(from, to);
-            let _ = self.shared.medium.change_data(|storage| storage.discard(offset, length))?;
+            self.payload.give_back(offset, length)?;
         }
         Ok(())
     }
@@ -112,34 +105,30 @@ impl Core {
     /// Makes the data file end with a disk of `size` bytes, with zeroes from `from` on. The header's change, which
     /// comes after it, syncs it.
     pub(super) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
-        let Some(data_file) = self.shared.medium.data_file() else { return Ok(()) };
-        let length = data_file.storage().length().map_err(|e| Error::host("length of the data file", &e))?;
+        if !self.geometry.external_data {
+            return Ok(());
+        }
+        let length = self.payload.length()?;
         let grow = |e| Error::host("Could not resize the data file", &e);
         // What is there past the end of the disk is nobody's, and must not become the guest's.
         if length > from {
-            match self.shared.medium.change_data(|storage| storage.set_length(from))? {
+            match self.payload.set_length(from)? {
                 Err(e) if !is_not_supported(&e) => return Err(grow(e)),
                 _ => {}
             }
-            let left =
-                data_file.storage().length().map_err(|e| Error::host("length of the data file", &e))?;
+            let left = self.payload.length()?;
             if left > from {
-                let bytes = left.min(size) - from;
-                self.shared
-                    .medium
-                    .change_data(|storage| zero_range(storage, Purpose::Data, from, bytes))??;
+                self.payload.zero(Place { guest: from, host: from }, left.min(size) - from)?;
             }
             if left >= size {
                 return Ok(());
             }
         }
-        match self.shared.medium.change_data(|storage| storage.set_length(size))? {
+        match self.payload.set_length(size)? {
             // Past its end it reads as zeroes; a raw one must have the disk's length.
             Err(e) if is_not_supported(&e) && self.raw_data_file => {
                 let from = from.min(length);
-                self.shared
-                    .medium
-                    .change_data(|storage| zero_range(storage, Purpose::Data, from, size - from))?
+                self.payload.zero(Place { guest: from, host: from }, size - from).map(drop)
             }
             Err(e) if !is_not_supported(&e) => Err(grow(e)),
             _ => Ok(()),
@@ -148,10 +137,10 @@ impl Core {
 
     /// Cuts the data file to a disk that has become smaller.
     pub(super) fn cut_data_file(&self, size: u64) -> Result<()> {
-        if self.shared.medium.data_file().is_none() {
+        if !self.geometry.external_data {
             return Ok(());
         }
-        match self.shared.medium.change_data(|storage| storage.set_length(size))? {
+        match self.payload.set_length(size)? {
             Err(e) if !is_not_supported(&e) => Err(Error::host("Could not resize the data file", &e)),
             _ => self.shared.medium.sync_step(),
         }

@@ -17,7 +17,6 @@ use crate::format::Geometry;
 use crate::map::{Map, Source};
 use crate::planted::{planted, Plant};
 use crate::sync::locked;
-use std::io::IoSliceMut;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes of inflated clusters that are kept; never fewer than two clusters.
@@ -225,7 +224,7 @@ impl Core {
             more.map_err(|_| Error::new(ErrorKind::NoMemory, "compressed cluster: no memory"))?;
             worker.stored.resize(bytes, 0);
         }
-        self.shared.medium.read_data(host_offset, &mut [IoSliceMut::new(&mut worker.stored[..bytes])])
+        self.payload.read_stream(host_offset, &mut worker.stored[..bytes])
     }
 }
 

@@ -3,104 +3,95 @@
 use super::compressed::PackedClusters;
 use super::copy::UseHost;
 use super::core::{read_header, Core, CoreSettings};
-use super::flush::Flusher;
+use super::session::{Session, State};
 use super::status::Status;
 use super::unfinished::{unfinished, Steps};
 use super::{check_range, ZeroFlags};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::snapshot::Snapshot;
 use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate, Pin};
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
-use arc_swap::ArcSwap;
+use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// Most guest bytes under one pin: what a request lets go of cannot be reused while it is inside.
 const PINNED_BYTES: u64 = 1 << 30;
 
-/// See the module.
+/// A qcow2 image. Requests enter the gate, which has the state in force.
 pub struct Image {
-    gate: Arc<Gate>,
-    core: ArcSwap<Core>,
-    flusher: Flusher,
-    virtual_size: AtomicU64,
-    /// Counts the states that have been replaced.
-    generation: Arc<AtomicU64>,
-    /// The header names another backing file than the one that is open: what would leave a hole, or show one, is
-    /// refused, for nobody here knows what it will show.
-    chain_left: AtomicBool,
+    gate: Arc<Gate<State>>,
+    pub(super) session: Arc<Session>,
     /// What is left to do of an earlier change.
     pub(super) steps: Mutex<Option<Steps>>,
     /// Whether anything is; changed by whoever is alone.
     pub(super) is_unfinished: AtomicBool,
 }
 
+/// A request inside the gate, with the state in force.
+pub(super) struct Inside<'a>(Pin<'a, State>);
+
+impl Deref for Inside<'_> {
+    type Target = Core;
+
+    #[inline(always)]
+    fn deref(&self) -> &Core {
+        match &*self.0 {
+            Some(core) => core,
+            None => unreachable!("an image that is open has a state"),
+        }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // The state has the session, which has the gate, which has the state.
+        self.gate.enter_alone().put(None);
+        self.session.end();
+    }
+}
+
 impl Image {
     /// Opens the image on `storage`.
     pub fn open(storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Image> {
-        let gate = Arc::new(Gate::default());
-        let core = Self::load(storage, &gate, settings)?;
-        Ok(Image {
-            gate,
-            virtual_size: AtomicU64::new(core.virtual_size),
-            core: ArcSwap::from_pointee(core),
-            flusher: Flusher::default(),
-            generation: Arc::default(),
-            chain_left: AtomicBool::new(false),
-            steps: Mutex::default(),
-            is_unfinished: AtomicBool::new(false),
-        })
+        let gate = Arc::new(Gate::new(None));
+        let session = Arc::new(Session::new(&gate));
+        let core = Self::load(storage, &session, settings)?;
+        let image = Image { gate, session, steps: Mutex::default(), is_unfinished: AtomicBool::new(false) };
+        image.alone_unfinished().put(core);
+        Ok(image)
     }
 
-    fn load(storage: Arc<dyn Storage>, gate: &Arc<Gate>, settings: CoreSettings) -> Result<Core> {
+    fn load(storage: Arc<dyn Storage>, session: &Arc<Session>, settings: CoreSettings) -> Result<Core> {
         let (header, sector) = read_header(&*storage)?;
         let data_file = settings.data_file.clone().filter(|_| header.geometry().external_data);
-        let medium = Medium::with_data_file(storage, data_file);
-        Core::load(Arc::new(medium), Arc::clone(gate), header, sector, settings)
+        let medium = Medium::of_session(storage, data_file, Arc::clone(&session.latch));
+        Core::load(Arc::new(medium), Arc::clone(session), header, sector, settings)
     }
 
     /// The state as of now. Structure changes replace it.
     pub fn core(&self) -> Arc<Core> {
-        self.core.load_full()
-    }
-
-    /// Changes whenever another state comes into force.
-    #[inline]
-    pub(super) fn generation(&self) -> &Arc<AtomicU64> {
-        &self.generation
-    }
-
-    /// Fails when the header names another backing file than the one that is open. Called inside the gate.
-    pub(super) fn check_chain(&self) -> Result<()> {
-        match self.chain_left.load(Ordering::SeqCst) {
-            true => Err(Error::invalid("the backing file has been changed: open the image anew first")),
-            false => Ok(()),
-        }
+        self.session.state()
     }
 
     /// Whether the chain that is open is the one that the header means.
     pub fn is_chain_kept(&self) -> bool {
-        !self.chain_left.load(Ordering::SeqCst)
-    }
-
-    /// Notes whether the header names another backing file. Called alone.
-    pub(super) fn leave_chain(&self, left: bool) {
-        self.chain_left.store(left, Ordering::SeqCst);
+        self.session.is_chain_kept()
     }
 
     /// Virtual size in bytes.
     pub fn length(&self) -> u64 {
-        self.virtual_size.load(Ordering::Relaxed)
+        self.session.virtual_size()
     }
 
     /// Fills `buffers` from `offset`.
     #[inline]
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let _pin = self.gate.enter();
-        let core = self.core.load();
+        let core = self.enter();
         if core.copies_on_read {
             self.copy_on_read(&core, offset, buffers)?;
         }
@@ -109,18 +100,17 @@ impl Image {
 
     #[cold]
     fn copy_on_read(&self, core: &Core, offset: u64, buffers: &[IoSliceMut<'_>]) -> Result<()> {
-        if self.check_chain().is_err() {
+        if self.session.check_chain().is_err() {
             // What is below is not what the image is meant to show.
             return Ok(());
         }
-        core.copy_on_read(offset, buffers.iter().map(|b| b.len() as u64).sum(), &self.flusher)
+        core.copy_on_read(offset, buffers.iter().map(|b| b.len() as u64).sum())
     }
 
     /// Overwrites a range where it is, if that is all there is to do; `false`: nothing has been done.
     #[inline]
     pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
-        let _pin = self.gate.enter();
-        self.core.load().overwrite(offset, bytes)
+        self.enter().overwrite(offset, bytes)
     }
 
     /// Writes `buffers` at `offset`.
@@ -133,16 +123,15 @@ impl Image {
 
     #[inline(always)]
     fn write_now(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
-        let _pin = self.gate.enter();
-        let core = self.core.load();
+        let core = self.enter();
         match core.settings.options.detect_zeroes {
             detect if detect != DetectZeroes::Off && all_zero(buffers) => {
-                self.check_chain()?;
+                self.session.check_chain()?;
                 let flags = ZeroFlags { unmap: detect == DetectZeroes::Unmap, no_fallback: false };
                 let bytes = buffers.iter().map(|b| b.len() as u64).sum();
-                core.write_zeroes(offset, bytes, flags, &self.flusher)?;
+                core.write_zeroes(offset, bytes, flags)?;
             }
-            _ => core.write(offset, buffers, &self.flusher)?,
+            _ => core.write(offset, buffers)?,
         }
         self.finish_write(&core, fua)
     }
@@ -150,9 +139,8 @@ impl Image {
     /// Writes whole clusters, compressed.
     pub fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         self.after_steps(|| {
-            let _pin = self.gate.enter();
-            let core = self.core.load();
-            core.write_compressed(offset, buffers, &self.flusher)?;
+            let core = self.enter();
+            core.write_compressed(offset, buffers)?;
             self.finish_write(&core, fua)
         })
     }
@@ -167,17 +155,15 @@ impl Image {
     /// Writes what `pack` has made of `data` for the same offset.
     pub fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
         self.after_steps(|| {
-            let _pin = self.gate.enter();
-            let core = self.core.load();
-            core.write_packed(packed, offset, data, &self.flusher)?;
+            let core = self.enter();
+            core.write_packed(packed, offset, data)?;
             self.finish_write(&core, false)
         })
     }
 
     /// Hands bytes to `use_host` that lie in a file.
     pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
-        let _pin = self.gate.enter();
-        self.core.load().with_host_bytes(offset, length, use_host)
+        self.enter().with_host_bytes(offset, length, use_host)
     }
 
     /// Copies bytes of another file here; how many. Called inside the gate of the other disk: where this one's is
@@ -189,9 +175,8 @@ impl Image {
         source: &dyn Storage,
         source_offset: u64,
     ) -> Result<u64> {
-        let Some(_pin) = self.gate.try_enter() else { return Ok(0) };
-        let core = self.core.load();
-        let done = core.write_from(offset, length, source, source_offset, &self.flusher)?;
+        let Some(core) = self.gate.try_enter().map(Inside) else { return Ok(0) };
+        let done = core.write_from(offset, length, source, source_offset)?;
         self.finish_write(&core, false)?;
         Ok(done)
     }
@@ -201,12 +186,11 @@ impl Image {
         check_range(self.length(), offset, length)?;
         self.after_steps(|| {
             for (at, bytes) in pinned_steps(offset, length) {
-                let _pin = self.gate.enter();
-                self.check_chain()?;
-                self.core.load().write_zeroes(at, bytes, flags, &self.flusher)?;
+                let core = self.enter();
+                self.session.check_chain()?;
+                core.write_zeroes(at, bytes, flags)?;
             }
-            let _pin = self.gate.enter();
-            self.finish_write(&self.core.load(), fua)
+            self.finish_write(&self.enter(), fua)
         })
     }
 
@@ -215,19 +199,17 @@ impl Image {
         check_range(self.length(), offset, length)?;
         self.after_steps(|| {
             for (at, bytes) in pinned_steps(offset, length) {
-                let _pin = self.gate.enter();
-                self.check_chain()?;
-                self.core.load().discard(at, bytes, &self.flusher)?;
+                let core = self.enter();
+                self.session.check_chain()?;
+                core.discard(at, bytes)?;
             }
-            let _pin = self.gate.enter();
-            self.finish_write(&self.core.load(), false)
+            self.finish_write(&self.enter(), false)
         })
     }
 
     /// Fills `buffer` from `offset` of the VM state.
     pub fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let _pin = self.gate.enter();
-        self.core.load().read_vm_state(offset, buffer)
+        self.enter().read_vm_state(offset, buffer)
     }
 
     /// Writes `bytes` at `offset` of the VM state. The L1 table grows where it has to.
@@ -238,9 +220,8 @@ impl Image {
     fn write_vm_state_now(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         loop {
             {
-                let _pin = self.gate.enter();
-                let core = self.core.load();
-                if core.write_vm_state(offset, bytes, &self.flusher)? {
+                let core = self.enter();
+                if core.write_vm_state(offset, bytes)? {
                     return self.finish_write(&core, false);
                 }
             }
@@ -252,7 +233,7 @@ impl Image {
     fn finish_write(&self, core: &Core, fua: bool) -> Result<()> {
         let options = &core.settings.options;
         if fua || options.cache.sync_each_write() {
-            return self.flusher.flush(core);
+            return self.session.flusher.flush(core);
         }
         if options.metadata_writethrough {
             return core.io()?.map.write_through();
@@ -270,67 +251,56 @@ impl Image {
 
     #[inline(always)]
     fn flush_now(&self) -> Result<()> {
-        let _pin = self.gate.enter();
-        let core = self.core.load();
+        let core = self.enter();
         if core.is_read_only() {
             return Ok(());
         }
         core.io()?;
         match core.suspended() {
             Some(why) => Err(unfinished(why.clone())),
-            None => self.flusher.flush(&core),
+            None => self.session.flusher.flush(&core),
         }
     }
 
     /// Before status is asked for.
     pub fn settle_runs(&self) -> Result<()> {
-        let _pin = self.gate.enter();
-        self.core.load().settle_runs()
+        self.enter().settle_runs()
     }
 
     /// The first extent of a range.
     pub fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
-        let _pin = self.gate.enter();
-        let core = self.core.load();
+        let core = self.enter();
         check_range(core.virtual_size, offset, length)?;
         core.status(offset, length, top_only)
     }
 
     /// The snapshots in table order, with the state that has them: whole while somebody takes or deletes one.
     pub fn snapshots(&self) -> Result<(Arc<Core>, Arc<[Snapshot]>)> {
-        let _pin = self.gate.enter();
-        let core = self.core();
-        let list = core.snapshots()?;
-        Ok((core, list))
+        let inside = self.enter();
+        let list = inside.snapshots()?;
+        Ok((self.core(), list))
     }
 
     /// Drops what is kept of compressed clusters, and cached tables that were not used since the last call. An
     /// image whose whole mapping is cached and idle is brought to the medium and loaded anew.
     pub fn clean_caches(&self) -> Result<()> {
-        let pin = self.gate.enter();
-        let core = self.core.load();
+        let core = self.enter();
         core.forget_inflated();
         core.forget_snapshots();
         let idle = core.io.as_ref().is_some_and(|io| io.map.forget_unused());
         drop(core);
-        drop(pin);
         if !idle {
             return Ok(());
         }
         let alone = self.alone();
         alone.settle()?;
-        let core = alone.core();
-        alone.reload(Arc::clone(core.storage()), core.settings.clone())
+        alone.reload()
     }
 
     /// Enters as a request.
-    pub(super) fn enter(&self) -> Pin<'_> {
-        self.gate.enter()
-    }
-
-    /// The image's flushes.
-    pub(super) fn flusher(&self) -> &Flusher {
-        &self.flusher
+    #[inline(always)]
+    pub(super) fn enter(&self) -> Inside<'_> {
+        Inside(self.gate.enter())
     }
 
     /// Keeps every request out. What is left of an earlier change is done first; where that fails, whatever changes
@@ -342,7 +312,7 @@ impl Image {
     }
 
     pub(super) fn alone_unfinished(&self) -> Alone<'_> {
-        Alone { _exclusive: self.gate.enter_alone(), image: self }
+        Alone { inside: RefCell::new(self.gate.enter_alone()), image: self }
     }
 }
 
@@ -367,7 +337,7 @@ fn pinned_steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
 /// An image whose requests wait outside.
 pub struct Alone<'a> {
     image: &'a Image,
-    _exclusive: Exclusive<'a>,
+    inside: RefCell<Exclusive<'a, State>>,
 }
 
 impl Alone<'_> {
@@ -390,18 +360,8 @@ impl Alone<'_> {
         self.image
     }
 
-    /// The image's flushes.
-    pub(super) fn flusher(&self) -> &Flusher {
-        &self.image.flusher
-    }
-
-    /// Loads the image from `storage`. A failed sync is final for the state in force.
     fn load(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Core> {
-        let loaded = Image::load(storage, &self.image.gate, settings);
-        loaded.map_err(|e| match e.is_failed_sync() {
-            true => self.core().give_up(e),
-            false => e,
-        })
+        Image::load(storage, &self.image.session, settings)
     }
 
     /// Loads the image from `storage` as if it had `virtual_size` bytes, without putting it in force.
@@ -424,23 +384,29 @@ impl Alone<'_> {
 
     /// Loads an inactive image as it is now. On failure it stays inactive.
     pub fn activate(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
-        let core = Image::load(storage, &self.image.gate, settings)?;
+        let core = self.load(storage, settings)?;
         self.put(core);
-        self.image.leave_chain(false);
+        self.image.session.leave_chain(false);
         Ok(())
     }
 
     /// Puts a state in force.
     pub(super) fn put(&self, core: Core) {
         self.image.drop_steps();
-        self.image.virtual_size.store(core.virtual_size, Ordering::Relaxed);
-        self.image.generation.fetch_add(1, Ordering::SeqCst);
-        self.image.core.store(Arc::new(core));
+        let core = Arc::new(core);
+        self.image.session.put(&core);
+        self.inside.borrow_mut().put(Some(core));
+    }
+
+    /// Loads the image again, as it is and was opened. See `reload_from`.
+    pub fn reload(&self) -> Result<()> {
+        let core = self.core();
+        self.reload_from(Arc::clone(core.storage()), core.settings.clone())
     }
 
     /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold: it takes
     /// no more writes, and loading is tried again before the next one.
-    pub fn reload(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+    pub fn reload_from(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         self.complete(Steps::load(storage, settings))
     }
 

@@ -12,10 +12,11 @@ use crate::storage::gate::{Exclusive, Gate};
 use crate::storage::holes::Holes;
 use crate::storage::latch::Latch;
 use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
-use arc_swap::ArcSwap;
+use crate::sync::locked;
+use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Bytes of zeroes written at once by full preallocation.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -28,12 +29,12 @@ fn length_of(storage: &dyn Storage) -> Result<u64> {
 
 /// See the module. Like an image it is behind a gate, and takes no writes after a failed sync.
 pub struct RawDisk {
-    gate: Gate,
+    gate: Gate<Arc<RawFile>>,
     latch: Latch,
     flusher: Flusher,
     holes: Holes,
-    /// Replaced by a reopen.
-    file: ArcSwap<RawFile>,
+    /// The one in the gate, for those who do not enter it. Held for a look only.
+    file: Mutex<Arc<RawFile>>,
     length: AtomicU64,
     /// Somebody else may have the file.
     inactive: AtomicBool,
@@ -48,20 +49,20 @@ struct RawFile {
 /// A raw disk whose requests wait outside.
 pub struct RawAlone<'a> {
     raw: &'a RawDisk,
-    _exclusive: Exclusive<'a>,
+    inside: RefCell<Exclusive<'a, Arc<RawFile>>>,
 }
 
 impl RawDisk {
     /// A disk of the file's length, rounded up to a sector as the stock driver does.
     pub fn open(storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) -> Result<RawDisk> {
         let length = AtomicU64::new(length_of(&*storage)?);
-        let file = ArcSwap::from_pointee(RawFile { storage, read_only, sync_each_write });
+        let file = Arc::new(RawFile { storage, read_only, sync_each_write });
         Ok(RawDisk {
-            gate: Gate::default(),
+            gate: Gate::new(Arc::clone(&file)),
             latch: Latch::default(),
             flusher: Flusher::default(),
             holes: Holes::default(),
-            file,
+            file: Mutex::new(file),
             length,
             inactive: AtomicBool::new(false),
         })
@@ -69,7 +70,7 @@ impl RawDisk {
 
     /// Keeps every request out.
     pub fn alone(&self) -> RawAlone<'_> {
-        RawAlone { raw: self, _exclusive: self.gate.enter_alone() }
+        RawAlone { raw: self, inside: RefCell::new(self.gate.enter_alone()) }
     }
 
     fn check_active(&self) -> Result<()> {
@@ -79,9 +80,13 @@ impl RawDisk {
         }
     }
 
+    fn file(&self) -> Arc<RawFile> {
+        locked(self.file.lock()).clone()
+    }
+
     /// The file.
     pub fn storage(&self) -> Arc<dyn Storage> {
-        Arc::clone(&self.file.load().storage)
+        Arc::clone(&self.file().storage)
     }
 
     /// Size in bytes.
@@ -91,65 +96,66 @@ impl RawDisk {
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.file.load().read_only
+        self.file().read_only
     }
 
     /// Fills `buffers` from `offset`.
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let _pin = self.gate.enter();
+        let file = self.gate.enter();
         self.check_active()?;
         let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
         check_range(self.length(), offset, bytes)?;
-        let answer = self.file.load().storage.read(Purpose::Data, offset, buffers);
+        let answer = file.storage.read(Purpose::Data, offset, buffers);
         answer.map_err(|e| Error::host(format_args!("reading the raw file at {offset:#x}"), &e))
     }
 
     /// Runs a change of `[offset, offset + bytes)`. Its failure is the caller's, and closes nothing.
     fn change<T>(
         &self,
+        file: &RawFile,
         offset: u64,
         bytes: u64,
         change: impl FnOnce(&dyn Storage) -> Result<T>,
     ) -> Result<T> {
-        self.check_writable()?;
+        self.check_writable(file)?;
         check_range(self.length(), offset, bytes)?;
-        let done = change(&*self.file.load().storage);
+        let done = change(&*file.storage);
         self.holes.note_change();
         done
     }
 
-    fn check_writable(&self) -> Result<()> {
+    fn check_writable(&self, file: &RawFile) -> Result<()> {
         self.check_active()?;
-        if self.is_read_only() {
+        if file.read_only {
             return Err(Error::new(ErrorKind::ReadOnly, "the raw file is open read-only"));
         }
         self.latch.check()
     }
 
-    fn finish_write(&self, fua: bool) -> Result<()> {
-        if fua || self.file.load().sync_each_write {
-            return self.sync();
+    fn finish_write(&self, file: &RawFile, fua: bool) -> Result<()> {
+        if fua || file.sync_each_write {
+            return self.sync(file);
         }
         Ok(())
     }
 
     /// Writes `buffers` at `offset`.
     pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
-        let _pin = self.gate.enter();
+        let file = self.gate.enter();
         let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
-        self.change(offset, bytes, |storage| {
+        self.change(&file, offset, bytes, |storage| {
             let answer = storage.write(Purpose::Data, offset, buffers);
             answer.map_err(|e| Error::host(format_args!("writing the raw file at {offset:#x}"), &e))
         })?;
-        self.finish_write(fua)
+        self.finish_write(&file, fua)
     }
 
     /// Hands a range to `use_host`.
     pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
-        let _pin = self.gate.enter();
+        let file = self.gate.enter();
         self.check_active()?;
         check_range(self.length(), offset, length)?;
-        use_host(&*self.storage(), offset, length)
+        use_host(&*file.storage, offset, length)
     }
 
     /// Copies bytes of another file here; how many. Called inside the gate of the other disk: where this one's is
@@ -161,29 +167,29 @@ impl RawDisk {
         source: &dyn Storage,
         source_offset: u64,
     ) -> Result<u64> {
-        let Some(_pin) = self.gate.try_enter() else { return Ok(0) };
-        self.change(offset, length, |storage| {
+        let Some(file) = self.gate.try_enter() else { return Ok(0) };
+        self.change(&file, offset, length, |storage| {
             let copied = storage.copy_from(Purpose::Data, offset, source, source_offset, length);
             copied.map_err(|e| Error::host(format_args!("copying to the raw file at {offset:#x}"), &e))
         })?;
-        self.finish_write(false)?;
+        self.finish_write(&file, false)?;
         Ok(length)
     }
 
     /// Makes a range read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
-        let _pin = self.gate.enter();
-        self.change(offset, length, |storage| match length {
+        let file = self.gate.enter();
+        self.change(&file, offset, length, |storage| match length {
             0 => Ok(()),
             _ => zero(storage, offset, length, flags),
         })?;
-        self.finish_write(fua)
+        self.finish_write(&file, fua)
     }
 
     /// Gives a range back to the host.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        let _pin = self.gate.enter();
-        self.change(offset, length, |storage| match storage.discard(offset, length) {
+        let file = self.gate.enter();
+        self.change(&file, offset, length, |storage| match storage.discard(offset, length) {
             Err(e) if !is_not_supported(&e) => Err(Error::host("discarding in the raw file", &e)),
             _ => Ok(()),
         })
@@ -191,44 +197,44 @@ impl RawDisk {
 
     /// Makes completed writes durable.
     pub fn flush(&self) -> Result<()> {
-        let _pin = self.gate.enter();
-        self.sync()
+        let file = self.gate.enter();
+        self.sync(&file)
     }
 
     /// A failure is final: the host may have dropped what it could not write. Syncs do not overlap, for the host tells
     /// one of two only.
-    fn sync(&self) -> Result<()> {
+    fn sync(&self, file: &RawFile) -> Result<()> {
         self.check_active()?;
-        if self.is_read_only() {
+        if file.read_only {
             return Ok(());
         }
         self.flusher.join(|| {
             self.latch.check()?;
-            let done = self.file.load().storage.sync();
+            let done = file.storage.sync();
             done.map_err(|e| self.latch.close(Error::host("sync of the raw file", &e)))
         })
     }
 
     /// Before status is asked for.
     pub fn settle_runs(&self) -> Result<()> {
-        let _pin = self.gate.enter();
-        if self.is_read_only() || self.check_active().is_err() {
+        let file = self.gate.enter();
+        if file.read_only || self.check_active().is_err() {
             return Ok(());
         }
         self.flusher.join(|| {
             if self.latch.check().is_err() {
                 return Ok(());
             }
-            let done = self.holes.settle(&*self.file.load().storage);
+            let done = self.holes.settle(&*file.storage);
             done.map_err(|e| self.latch.close(Error::host("sync before the host is asked for holes", &e)))
         })
     }
 
     /// The first run of a range.
     pub fn status(&self, offset: u64, length: u64) -> Result<Status> {
-        let _pin = self.gate.enter();
+        let file = self.gate.enter();
         self.check_active()?;
-        let run = self.holes.run(&*self.file.load().storage, offset);
+        let run = self.holes.run(&*file.storage, offset);
         let run = run.map_err(|e| Error::host("map of the raw file", &e))?;
         let end = if run.end <= offset { offset + length } else { run.end.min(offset + length) };
         let zero = !run.data || run.end <= offset;
@@ -261,12 +267,14 @@ fn zero(storage: &dyn Storage, offset: u64, length: u64, flags: ZeroFlags) -> Re
 impl RawAlone<'_> {
     /// Everything that has returned is durable.
     pub fn settle(&self) -> Result<()> {
-        self.raw.sync()
+        self.raw.sync(&self.raw.file())
     }
 
     /// Goes on with another descriptor of the same file.
     pub fn replace(&self, storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) {
-        self.raw.file.store(Arc::new(RawFile { storage, read_only, sync_each_write }));
+        let file = Arc::new(RawFile { storage, read_only, sync_each_write });
+        *locked(self.raw.file.lock()) = Arc::clone(&file);
+        self.inside.borrow_mut().put(file);
         self.raw.holes.note_change();
     }
 
@@ -286,8 +294,9 @@ impl RawAlone<'_> {
     /// Changes the size to `size`, with room on the host as asked for. On failure it is as it was.
     pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let raw = self.raw;
-        raw.check_writable()?;
-        let storage = raw.storage();
+        let file = raw.file();
+        raw.check_writable(&file)?;
+        let storage = Arc::clone(&file.storage);
         if preallocation == Preallocation::Metadata {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
@@ -309,7 +318,7 @@ impl RawAlone<'_> {
             return Err(e);
         }
         raw.length.store(round_up(size, 512), Ordering::Relaxed);
-        raw.sync()
+        raw.sync(&file)
     }
 }
 

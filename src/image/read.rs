@@ -1,10 +1,10 @@
 //! Reads. No lock is held while data is read; the caller's pin keeps the clusters from being reused.
 
 use super::buffers::{total, Scatter};
+use super::payload::{Payload, Place};
 use super::{check_range, Core};
 use crate::error::{Error, Result};
 use crate::map::{Extent, Look, Source};
-use crate::storage::medium::Medium;
 use std::io::IoSliceMut;
 
 impl Core {
@@ -13,8 +13,8 @@ impl Core {
     pub(crate) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         if let [one] = buffers {
             check_range(self.virtual_size, offset, one.len() as u64)?;
-            if let Some((medium, host)) = self.find_data(offset, one.len() as u64) {
-                return medium.read_data(host, buffers);
+            if let Some((payload, host)) = self.find_data(offset, one.len() as u64) {
+                return payload.read(Place { guest: offset, host }, buffers);
             }
             return self.read_range(offset, one);
         }
@@ -27,9 +27,9 @@ impl Core {
 
     /// Where in the chain the data of a range inside one cluster is, when looks alone can tell.
     #[inline(always)]
-    fn find_data(&self, offset: u64, bytes: u64) -> Option<(&Medium, u64)> {
+    fn find_data(&self, offset: u64, bytes: u64) -> Option<(&Payload, u64)> {
         match self.io.as_ref()?.map.look(offset, bytes) {
-            Look::Data(host, _) => Some((&self.shared.medium, host)),
+            Look::Data(host, _) => Some((&self.payload, host)),
             Look::Hole => self.chain.as_ref()?.find(offset, bytes),
             Look::Unknown => None,
         }
@@ -55,7 +55,9 @@ impl Core {
 
     fn read_extent(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
         match (extent.source, extent.host) {
-            (Source::Data, Some(host)) => self.shared.medium.read_data(host, &mut [IoSliceMut::new(part)]),
+            (Source::Data, Some(host)) => {
+                self.payload.read(Place { guest: guest_offset, host }, &mut [IoSliceMut::new(part)])
+            }
             _ => self.fill(extent, guest_offset, part),
         }
     }
@@ -85,7 +87,7 @@ impl Core {
             let extent = map.resolve_long(at, bytes - done)?;
             let mut parts = scatter.take(extent.length);
             match (extent.source, extent.host) {
-                (Source::Data, Some(host)) => self.shared.medium.read_data(host, &mut parts)?,
+                (Source::Data, Some(host)) => self.payload.read(Place { guest: at, host }, &mut parts)?,
                 _ => {
                     let mut part_at = at;
                     for part in &mut parts {

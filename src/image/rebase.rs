@@ -21,8 +21,8 @@ impl Alone<'_> {
         let core = self.core();
         let buffers = [IoSlice::new(bytes)];
         match compressed && core.check_clusters(offset, bytes.len() as u64).is_ok() {
-            true => core.write_compressed(offset, &buffers, self.flusher()),
-            false => core.write(offset, &buffers, self.flusher()),
+            true => core.write_compressed(offset, &buffers),
+            false => core.write(offset, &buffers),
         }
     }
 
@@ -31,14 +31,14 @@ impl Alone<'_> {
         let core = self.core();
         if core.geometry.version < 3 {
             // No zero flag: a hole shows what will be below.
-            return core.write(offset, &[IoSlice::new(bytes)], self.flusher());
+            return core.write(offset, &[IoSlice::new(bytes)]);
         }
-        core.write_zeroes(offset, bytes.len() as u64, Default::default(), self.flusher())
+        core.write_zeroes(offset, bytes.len() as u64, Default::default())
     }
 
     /// The backing file that is open is not the one that the header means: nothing may become a hole.
     pub fn leave_chain(&self) {
-        self.image().leave_chain(true);
+        self.image().session.leave_chain(true);
     }
 
     /// Records another backing file, after everything is on the medium. Without one, holes are zeroes from now on;
@@ -56,8 +56,11 @@ impl Alone<'_> {
         self.leave_chain();
         done?;
         if name.is_none() {
-            self.reload(Arc::clone(core.storage()), CoreSettings { backing: None, ..core.settings.clone() })?;
-            self.image().leave_chain(false);
+            self.reload_from(
+                Arc::clone(core.storage()),
+                CoreSettings { backing: None, ..core.settings.clone() },
+            )?;
+            self.image().session.leave_chain(false);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::bitmaps::load_bitmaps;
 use super::core::Io;
-use super::flush::Flusher;
+use super::payload::Place;
 use super::qcow2::Alone;
 use super::snapshots::Walk;
 use super::unfinished::{Gone, Steps};
@@ -14,7 +14,7 @@ use crate::map::NewEntry;
 use crate::meta::guard::Owner;
 use crate::options::Preallocation;
 use crate::storage::medium::Ticket;
-use crate::storage::{reserve_range, Purpose, Storage};
+use crate::storage::Purpose;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ impl Alone<'_> {
             asked => asked,
         };
         if size > old {
-            self.image().check_chain()?;
+            self.image().session.check_chain()?;
             core.grow_data_file(old, size)?;
         }
         if size < old && preallocation != Preallocation::Off {
@@ -63,7 +63,7 @@ impl Alone<'_> {
             self.drop_vm_state()?;
         }
         if size < old {
-            self.core().cut(size, self.flusher())?;
+            self.core().cut(size)?;
         }
         let resized = self
             .make_l1_room(geometry.l1_entries_for(size))
@@ -88,7 +88,7 @@ impl Alone<'_> {
         let loaded = self.load_now(Arc::clone(core.storage()), core.settings.clone());
         match &loaded {
             Err(e) if !e.is_failed_sync() && header.change(|h| h.virtual_size = old).is_err() => {
-                self.reload(Arc::clone(core.storage()), core.settings.clone())
+                self.reload()
             }
             _ => loaded,
         }
@@ -122,16 +122,16 @@ impl Alone<'_> {
         }
         // The core in force is settled. From the first write on the wide one it knows less than the medium.
         let mut wide = self.load_sized(Arc::clone(core.storage()), core.settings.clone(), size)?;
-        let (changed, zeroed) = wide.zero_what_shows(old, hidden_end, self.flusher());
+        let (changed, zeroed) = wide.zero_what_shows(old, hidden_end);
         if !changed && (zeroed.is_err() || preallocation == Preallocation::Off) {
             return zeroed;
         }
         let prepared = zeroed.and_then(|()| match preallocation {
             Preallocation::Off => Ok(()),
-            how => wide.preallocate_past(old, size, how, self.flusher()),
+            how => wide.preallocate_past(old, size, how),
         });
         if prepared.is_err() && preallocation != Preallocation::Off {
-            let _ = wide.give_back_past(old, self.flusher());
+            let _ = wide.give_back_past(old);
         }
         wide.virtual_size = old;
         self.put(wide);
@@ -173,22 +173,16 @@ impl Alone<'_> {
 
 impl Core {
     /// Preallocates `[from, to)`, durably.
-    fn preallocate_past(
-        &self,
-        from: u64,
-        to: u64,
-        preallocation: Preallocation,
-        flusher: &Flusher,
-    ) -> Result<()> {
+    fn preallocate_past(&self, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
         // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
         let cut_end = self.geometry.cluster_ceil(from).unwrap_or(to).min(to);
         if from < cut_end && self.is_hole(from)? {
             let zeroes = zeroed("rest of a cluster", cut_end - from)?;
-            self.write(from, &[IoSlice::new(&zeroes)], flusher)?;
+            self.write(from, &[IoSlice::new(&zeroes)])?;
         }
         self.preallocate(from, to, preallocation)?;
         if preallocation == Preallocation::Full {
-            self.fill_what_is_left(from, to, flusher)?;
+            self.fill_what_is_left(from, to)?;
         }
         self.barrier()
     }
@@ -199,7 +193,7 @@ impl Core {
     }
 
     /// Zeroes what does not read as zeroes in `[from, to)`. `true`: something was written, even if it failed.
-    fn zero_what_shows(&self, from: u64, to: u64, flusher: &Flusher) -> (bool, Result<()>) {
+    fn zero_what_shows(&self, from: u64, to: u64) -> (bool, Result<()>) {
         let table_bytes = self.geometry.l2_table_guest_bytes();
         let (mut at, mut changed) = (from, false);
         while at < to {
@@ -211,7 +205,7 @@ impl Core {
                 Ok(true) => {}
                 Ok(false) => {
                     changed = true;
-                    if let Err(e) = self.write_zeroes(at, step, ZeroFlags::default(), flusher) {
+                    if let Err(e) = self.write_zeroes(at, step, ZeroFlags::default()) {
                         return (true, Err(e));
                     }
                 }
@@ -254,17 +248,17 @@ impl Core {
 
     /// After a preallocation past `size` that failed: lets go of all that is there, and asks for as little room on the
     /// host as can be. What fails of this leaks, where nobody sees it.
-    fn give_back_past(&self, size: u64, flusher: &Flusher) -> Result<()> {
+    fn give_back_past(&self, size: u64) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let gone = io.map.abandon_tables(size.div_ceil(self.geometry.l2_table_guest_bytes()))?;
-        self.cut(size, flusher)?;
+        self.cut(size)?;
         io.map.barrier()?;
         crate::meta::Settler::settle_after(alloc, Ticket::PAST, gone);
         Ok(())
     }
 
     /// Drops the entries of whole clusters past `size`.
-    fn cut(&self, size: u64, flusher: &Flusher) -> Result<()> {
+    fn cut(&self, size: u64) -> Result<()> {
         let (io, alloc) = self.writer()?;
         let geometry = &self.geometry;
         let end = geometry.clusters_ceil(self.virtual_size);
@@ -288,12 +282,12 @@ impl Core {
                 io.map.own_table(&claim, cluster)?;
                 let dropped = self.dropped_by(&old, true);
                 let entry = NewEntry { new: Mapping::default().into(), dropped };
-                io.map.relink(&claim, cluster, entry, Ticket::PAST)?;
+                io.map.unmap(&claim, cluster, entry, None)?;
             }
             drop(claim);
             // Each of them may wait by itself, in a page and then in the ledger.
             if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_PENDING_RUNS {
-                flusher.flush(self)?;
+                self.session.flusher.flush(self)?;
             }
             at = step_end;
         }
@@ -305,14 +299,14 @@ impl Core {
     }
 
     /// Writes zeroes where a preallocation has found entries that hold no data.
-    fn fill_what_is_left(&self, from: u64, to: u64, flusher: &Flusher) -> Result<()> {
+    fn fill_what_is_left(&self, from: u64, to: u64) -> Result<()> {
         let zeroes = vec![0; CHUNK_BYTES as usize];
         let mut at = from;
         while at < to {
             let extent = self.io()?.map.resolve(at, to - at)?;
             let bytes = extent.length.min(CHUNK_BYTES);
             if extent.source != crate::map::Source::Data {
-                self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+                self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])])?;
             }
             at += bytes;
         }
@@ -372,14 +366,14 @@ impl Core {
         let count = reserved.cluster_count();
         let host = geometry.cluster_offset(reserved.first_cluster());
         let bytes = count << geometry.cluster_bits;
-        let mut written = Ticket::PAST;
-        if !reserved.is_fresh() {
-            self.shared.medium.zero_unlinked(Purpose::Data, host, bytes)?;
-            written = self.shared.medium.ticket();
-        }
-        if let Err(e) = self.take_room(host, bytes, how) {
+        let place = Place { guest: geometry.cluster_offset(at), host };
+        let filled = match reserved.filled_with_zeroes() {
+            Ok(filled) => filled,
+            Err(reserved) => reserved.filled(self.payload.zero(place, bytes)?),
+        };
+        if let Err(e) = self.payload.take_room(place, bytes, how) {
             // What the host has given may be what it lacks now.
-            let _ = self.shared.medium.change_data(|storage| storage.discard(host, bytes));
+            let _ = self.payload.give_back(host, bytes);
             return Err(e);
         }
         // Subclusters beside those that are zeroes may show a backing file.
@@ -387,7 +381,7 @@ impl Core {
             L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
             _ => (geometry.all_subclusters(), 0),
         };
-        io.map.link_run(claim, at, count, reserved.filled(written), &mut |index| {
+        io.map.link_run(claim, at, count, filled, &mut |index| {
             let host = Some(host + (index << geometry.cluster_bits));
             let mapping = Mapping { host, copied: true, alloc, zero };
             Ok(NewEntry { new: mapping.into(), dropped: None })
@@ -407,11 +401,7 @@ impl Core {
         let geometry = &self.geometry;
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
         let bytes = to.min(self.virtual_size) - from;
-        self.take_room(from, bytes, how)?;
-        let written = match how {
-            Preallocation::Falloc | Preallocation::Full => self.shared.medium.ticket(),
-            Preallocation::Off | Preallocation::Metadata => Ticket::PAST,
-        };
+        let written = self.payload.take_room(Place { guest: from, host: from }, bytes, how)?;
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
         for cluster in first..first + count {
@@ -420,28 +410,5 @@ impl Core {
             io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
         }
         Ok(count)
-    }
-
-    /// Has the host take room for guest data that nothing points to yet, which reads as zeroes.
-    fn take_room(&self, host: u64, bytes: u64, how: Preallocation) -> Result<()> {
-        let medium = &self.shared.medium;
-        match how {
-            Preallocation::Off | Preallocation::Metadata => Ok(()),
-            Preallocation::Falloc => {
-                let reserve = |storage: &dyn Storage| reserve_range(storage, Purpose::Data, host, bytes);
-                let done = medium.change_data(reserve)?;
-                done.map_err(|e| Error::host("preallocating host space", &e))
-            }
-            Preallocation::Full => {
-                let zeroes = vec![0; bytes.min(CHUNK_BYTES) as usize];
-                let mut at = 0;
-                while at < bytes {
-                    let part = (bytes - at).min(CHUNK_BYTES);
-                    medium.write_data(host + at, &[IoSlice::new(&zeroes[..part as usize])])?;
-                    at += part;
-                }
-                Ok(())
-            }
-        }
     }
 }

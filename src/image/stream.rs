@@ -6,13 +6,11 @@
 //! contents that are durable before the entry is, for a hole shows no zeroes (R2).
 
 use super::buffers::Gather;
-use super::flush::Flusher;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
-use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -55,15 +53,14 @@ impl Image {
             if !progress(at - offset, length) {
                 return Err(Error::new(ErrorKind::Cancelled, "stream: the caller asked to stop"));
             }
-            let _pin = self.enter();
-            let core = self.core();
+            let core = self.enter();
             // Somebody may have made the disk smaller.
             let here = end.min(core.virtual_size);
             if at >= here {
                 break;
             }
-            self.check_chain()?;
-            at += core.take_over(at, here, takes, self.flusher())?;
+            self.session.check_chain()?;
+            at += core.take_over(at, here, takes)?;
         }
         progress(length, length);
         Ok(())
@@ -73,17 +70,17 @@ impl Image {
 impl Core {
     /// Takes over what is below a range that is about to be read.
     #[cold]
-    pub(super) fn copy_on_read(&self, offset: u64, bytes: u64, flusher: &Flusher) -> Result<()> {
+    pub(super) fn copy_on_read(&self, offset: u64, bytes: u64) -> Result<()> {
         check_range(self.virtual_size, offset, bytes)?;
         let mut at = offset;
         while at < offset + bytes {
-            at += self.take_over(at, offset + bytes, Takes::Read, flusher)?;
+            at += self.take_over(at, offset + bytes, Takes::Read)?;
         }
         Ok(())
     }
 
     /// One step from `at` towards `end`, inside the disk: how far it went, at least one byte.
-    fn take_over(&self, at: u64, end: u64, takes: Takes, flusher: &Flusher) -> Result<u64> {
+    fn take_over(&self, at: u64, end: u64, takes: Takes) -> Result<u64> {
         // The disk's contents stay, and with them bitmaps that say what has changed.
         let (io, alloc) = (self.io()?, self.structure_writer()?);
         let unit = self.geometry.subcluster_bytes();
@@ -104,7 +101,7 @@ impl Core {
         let to = match below {
             Below::Nothing => to,
             _ => {
-                self.relieve(io, alloc, flusher)?;
+                self.relieve(io, alloc)?;
                 from + self.hold(io, alloc, from, to.min((from / most + 1) * most), below)?
             }
         };
@@ -144,7 +141,7 @@ impl Core {
                 .subclusters_touched(from.max(start) - start, (to - start).min(geometry.cluster_bytes()));
             let L2Entry::Plain(old) = io.map.entry(claim, cluster)? else { continue };
             let new = Mapping { zero: old.zero | bits & !old.alloc, ..old };
-            io.map.relink(claim, cluster, NewEntry { new: new.into(), dropped: None }, Ticket::PAST)?;
+            io.map.unmap(claim, cluster, NewEntry { new: new.into(), dropped: None }, None)?;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 //! entry on that maps nothing of the disk. The active table has what is being saved or was just restored; a
 //! snapshot has what it was taken with.
 
-use super::flush::Flusher;
 use super::qcow2::Alone;
 use super::Core;
 use crate::error::{Error, ErrorKind, Result};
@@ -56,7 +55,7 @@ impl Core {
     }
 
     /// Writes where the L1 table has room; `false`: it has none, and nothing has been done.
-    pub(super) fn write_vm_state(&self, offset: u64, bytes: &[u8], flusher: &Flusher) -> Result<bool> {
+    pub(super) fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
         let (from, end) = self.vm_state_range(offset, bytes.len() as u64)?;
         // The disk's contents stay, and with them bitmaps that say what has changed.
         self.structure_writer()?;
@@ -64,7 +63,7 @@ impl Core {
         match &io.alloc {
             Some(alloc) if end <= io.map.room() => {
                 let buffers = [IoSlice::new(bytes)];
-                self.write_at(io, alloc, from, bytes.len() as u64, &buffers, flusher).map(|()| true)
+                self.write_at(io, alloc, from, bytes.len() as u64, &buffers).map(|()| true)
             }
             _ => Ok(false),
         }

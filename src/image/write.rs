@@ -5,7 +5,7 @@
 //! and that waits for counts, file length and contents (tickets). What was reserved and not linked leaks.
 
 use super::buffers::{total, Gather};
-use super::flush::Flusher;
+use super::payload::Place;
 use super::{check_range, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{zeroed, Error, Result};
@@ -13,7 +13,6 @@ use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, Look, NewEntry, Source};
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
-use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 use std::sync::atomic::Ordering;
 
@@ -28,6 +27,8 @@ struct Run {
     old: Vec<L2Entry>,
     /// Preallocated host clusters that are used as they are.
     reuse: Option<u64>,
+    /// Where the first byte to write is, of a run that is one cluster with nothing to be done but to write.
+    in_place: Option<u64>,
 }
 
 /// Bytes `[from, to)` of the run, relative to its first cluster, that one write covers.
@@ -38,13 +39,13 @@ struct Span {
 
 impl Core {
     /// Writes `buffers` at `offset`.
-    pub(super) fn write(&self, offset: u64, buffers: &[IoSlice<'_>], flusher: &Flusher) -> Result<()> {
+    pub(super) fn write(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
         check_range(self.virtual_size, offset, bytes)?;
         let (io, alloc) = self.begin_write()?;
-        self.write_at(io, alloc, offset, bytes, buffers, flusher)
+        self.write_at(io, alloc, offset, bytes, buffers)
     }
 
     /// Writes to a range of the disk or of the VM state, which the L1 table has room for.
@@ -55,7 +56,6 @@ impl Core {
         offset: u64,
         bytes: u64,
         buffers: &[IoSlice<'_>],
-        flusher: &Flusher,
     ) -> Result<()> {
         let mut source = Gather::new(buffers);
         let mut done = 0;
@@ -63,14 +63,14 @@ impl Core {
             let at = offset + done;
             let step = match self.in_place(io, at, bytes - done)? {
                 Some((host, length)) => {
-                    self.write_in_place(host, length, &source)?;
+                    self.write_in_place(Place { guest: at, host }, length, &source)?;
                     if self.raw_data_file && !self.is_still_in_place(io, at, length)? {
                         continue;
                     }
                     length
                 }
                 None => {
-                    self.relieve(io, alloc, flusher)?;
+                    self.relieve(io, alloc)?;
                     self.write_allocating(io, alloc, at, bytes - done, &source)?
                 }
             };
@@ -92,10 +92,11 @@ impl Core {
             return Ok(false);
         }
         match io.map.look(offset, length) {
-            Look::Data(host, true)
-                if self.shared.guard.is_clear(host, length) && !self.shared.header.autoclear_pending() =>
-            {
-                self.shared.medium.write_data(host, &[IoSlice::new(bytes)])?;
+            Look::Data(host, true) if !self.shared.header.autoclear_pending() => {
+                let Some(done) = self.payload.write_clear(Place { guest: offset, host }, bytes) else {
+                    return Ok(false);
+                };
+                done?;
                 Ok(!self.raw_data_file || self.is_still_in_place(io, offset, length)?)
             }
             _ => Ok(false),
@@ -113,29 +114,28 @@ impl Core {
         Ok(extent.host.filter(|_| in_place).map(|host| (host, extent.length)))
     }
 
-    fn write_in_place(&self, host: u64, length: u64, source: &Gather<'_>) -> Result<()> {
-        self.check_data_write(host, length)?;
+    fn write_in_place(&self, place: Place, length: u64, source: &Gather<'_>) -> Result<()> {
         if let Some(part) = source.peek_one(length) {
-            return self.shared.medium.write_data(host, &[IoSlice::new(part)]);
+            return self.payload.write(place, &[IoSlice::new(part)]).map(drop);
         }
         let mut parts = Vec::with_capacity(4);
         source.peek_into(length, &mut parts);
-        self.shared.medium.write_data(host, &parts)
+        self.payload.write(place, &parts).map(drop)
     }
 
     /// Freed clusters become free at barriers; a guest that never flushes must not grow the file for ever.
     #[inline(always)]
-    pub(super) fn relieve(&self, io: &Io, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
+    pub(super) fn relieve(&self, io: &Io, alloc: &Allocator) -> Result<()> {
         match alloc.pending_clusters() + io.map.held_clusters() {
             0 => Ok(()),
-            waiting => self.relieve_of(waiting << self.geometry.cluster_bits, alloc, flusher),
+            waiting => self.relieve_of(waiting << self.geometry.cluster_bits, alloc),
         }
     }
 
-    fn relieve_of(&self, waiting: u64, alloc: &Allocator, flusher: &Flusher) -> Result<()> {
+    fn relieve_of(&self, waiting: u64, alloc: &Allocator) -> Result<()> {
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
         if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
-            flusher.flush(self)?;
+            self.session.flusher.flush(self)?;
         }
         Ok(())
     }
@@ -155,18 +155,10 @@ impl Core {
         let end = (at + bytes.min(STEP_BYTES)).min(table_end);
         let first_cluster = geometry.cluster_index(at);
         let claim = io.map.claim(first_cluster, geometry.clusters_ceil(end));
-        // The entry may have been linked while we waited for the claim.
-        if io.map.look(at, end - at) != Look::Hole {
-            let now = io.map.resolve(at, end - at)?;
-            if let (true, Some(host)) = (now.in_place, now.host) {
-                self.write_in_place(host, now.length, source)?;
-                return Ok(now.length);
-            }
-        }
         self.write_claimed(io, alloc, &claim, at, end, source)
     }
 
-    /// Writes the start of a claimed range inside one L2 table, where it cannot be written in place; how much.
+    /// Writes the start of a claimed range inside one L2 table; how much.
     pub(super) fn write_claimed(
         &self,
         io: &Io,
@@ -178,8 +170,15 @@ impl Core {
     ) -> Result<u64> {
         let geometry = &self.geometry;
         let first_cluster = geometry.cluster_index(at);
-        io.map.own_table(claim, first_cluster)?;
         let mut run = self.find_run(io, claim, at, end)?;
+        if let Some(host) = run.in_place {
+            // The entry has been linked while we waited for the claim.
+            let length = geometry.cluster_bytes().min(end - geometry.cluster_offset(first_cluster))
+                - geometry.in_cluster(at);
+            self.write_in_place(Place { guest: at, host }, length, source)?;
+            return Ok(length);
+        }
+        io.map.own_table(claim, first_cluster)?;
         let reserved = match run.reuse {
             Some(_) => None,
             None => Some(alloc.reserve(run.old.len() as u64)?),
@@ -198,7 +197,7 @@ impl Core {
     fn find_run(&self, io: &Io, claim: &Claim<'_>, at: u64, end: u64) -> Result<Run> {
         let geometry = &self.geometry;
         let first_cluster = geometry.cluster_index(at);
-        let mut run = Run { first_cluster, old: Vec::new(), reuse: None };
+        let mut run = Run { first_cluster, old: Vec::new(), reuse: None, in_place: None };
         for cluster in first_cluster..geometry.clusters_ceil(end) {
             let entry = io.map.entry(claim, cluster)?;
             let start = geometry.cluster_offset(cluster);
@@ -214,6 +213,9 @@ impl Core {
             let in_place = matches!(&entry, L2Entry::Plain(m) if m.copied && m.alloc & touched == touched);
             if run.old.is_empty() {
                 run.reuse = reuse;
+                run.in_place = reuse.filter(|_| in_place).map(|host| host + from);
+            } else if run.in_place.is_some() {
+                break;
             } else {
                 let next = run.reuse.map(|h| h + ((run.old.len() as u64) << geometry.cluster_bits));
                 if in_place || reuse.is_some() != run.reuse.is_some() || (reuse.is_some() && reuse != next) {
@@ -247,8 +249,9 @@ impl Core {
         if geometry.external_data {
             full.to = full.to.min(disk_end);
         }
-        let was_zero = self.is_void(&run.old)
-            || self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?;
+        let was_zero = self.payload.zeroes_are_zero()
+            && (self.is_void(&run.old)
+                || self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?);
         let fresh = reserved.as_ref().is_some_and(|r| r.is_fresh());
         let padded = !(fresh && was_zero);
         let written = if padded { Span { from: full.from, to: full.to } } else { Span { ..*payload } };
@@ -258,18 +261,18 @@ impl Core {
         parts.extend((!head.is_empty()).then(|| IoSlice::new(&head)));
         source.peek_into(payload.to - payload.from, &mut parts);
         parts.extend((!tail.is_empty()).then(|| IoSlice::new(&tail)));
-        self.check_data_write(host_start + written.from, written.to - written.from)?;
-        let done = self.shared.medium.write_data(host_start + written.from, &parts);
-        if done.is_err() && planted(Plant::LinkedAfterFailedWrite) {
-            self.link_filled(io, claim, &run, None, host_start, &full, Ticket::PAST)?;
-        }
-        done?;
-        // Until the contents are durable a reader after a power cut would see neither old nor new.
-        let written = match padded && !planted(Plant::ContentsNotWaitedFor) {
-            true => self.shared.medium.ticket(),
-            false => Ticket::PAST,
+        let place = Place { guest: run_start, host: host_start };
+        let written = self.payload.write(place.after(written.from), &parts)?;
+        let (first, count) = (run.first_cluster, run.old.len() as u64);
+        let entry_of = |index| self.filled_entry(&run, &full, host_start, index);
+        let filled = match reserved {
+            None => {
+                return (0..count).try_for_each(|i| io.map.relink(claim, first + i, entry_of(i), written))
+            }
+            Some(reserved) if was_zero => reserved.filled_over_zeroes(written),
+            Some(reserved) => reserved.filled(written),
         };
-        self.link_filled(io, claim, &run, reserved, host_start, &full, written)
+        io.map.link_run(claim, first, count, filled, |index| Ok(entry_of(index)))
     }
 
     /// Whether clusters with these entries read as zeroes, as far as a look at the entries can tell.
@@ -317,27 +320,6 @@ impl Core {
             self.read_range(run_start + from, &mut bytes[..inside])?;
         }
         Ok(bytes)
-    }
-
-    #[allow(clippy::too_many_arguments)] // the parts of one step, each with its own name
-    fn link_filled(
-        &self,
-        io: &Io,
-        claim: &Claim<'_>,
-        run: &Run,
-        reserved: Option<Reserved<'_>>,
-        host_start: u64,
-        full: &Span,
-        written: Ticket,
-    ) -> Result<()> {
-        let (first, count) = (run.first_cluster, run.old.len() as u64);
-        if let Some(reserved) = reserved {
-            let entry_of = |index| Ok(self.filled_entry(run, full, host_start, index));
-            return io.map.link_run(claim, first, count, reserved.filled(written), entry_of);
-        }
-        (0..count).try_for_each(|index| {
-            io.map.relink(claim, first + index, self.filled_entry(run, full, host_start, index), written)
-        })
     }
 
     /// What the entry of cluster `index` of a run becomes once `full` has been written.

@@ -5,14 +5,14 @@
 //! bytes are written. Version 2 has no zero flag: there a cluster becomes a hole, which reads as zeroes only
 //! without a backing file; with one, zero bytes are written and a discard does nothing (story C7).
 
-use super::flush::Flusher;
+use super::data_file::RawZeroes;
 use super::{check_range, Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry};
 use crate::options::Discard;
 use crate::planted::{planted, Plant};
-use crate::storage::medium::Ticket;
+use crate::storage::medium::Written;
 use std::io::IoSlice;
 
 /// Guest clusters that one claim covers.
@@ -33,13 +33,7 @@ enum Fate {
 
 impl Core {
     /// Makes `[offset, offset + length)` read as zeroes.
-    pub(super) fn write_zeroes(
-        &self,
-        offset: u64,
-        length: u64,
-        flags: ZeroFlags,
-        flusher: &Flusher,
-    ) -> Result<()> {
+    pub(super) fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> Result<()> {
         check_range(self.virtual_size, offset, length)?;
         let (io, _) = self.begin_write()?;
         if length == 0 {
@@ -56,18 +50,18 @@ impl Core {
             // Inside one cluster, or across one boundary.
             let middle = self.geometry.cluster_floor(end - 1).max(offset);
             if middle > offset {
-                self.zero_part(io, offset, middle, fate, flags, flusher)?;
+                self.zero_part(io, offset, middle, fate, flags)?;
             }
-            return self.zero_part(io, middle, end, fate, flags, flusher);
+            return self.zero_part(io, middle, end, fate, flags);
         }
         let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(last));
         if offset < from {
-            self.zero_part(io, offset, from, fate, flags, flusher)?;
+            self.zero_part(io, offset, from, fate, flags)?;
         }
         if to < end {
-            self.zero_part(io, to, end, fate, flags, flusher)?;
+            self.zero_part(io, to, end, fate, flags)?;
         }
-        self.change_clusters(io, first, last, fate, flags, flusher)
+        self.change_clusters(io, first, last, fate, flags)
     }
 
     /// Clusters wholly inside `[offset, end)`; the disk's last cluster counts as whole when the range reaches
@@ -83,15 +77,7 @@ impl Core {
     }
 
     /// Zeroes a part of one cluster.
-    fn zero_part(
-        &self,
-        io: &Io,
-        from: u64,
-        to: u64,
-        fate: Fate,
-        flags: ZeroFlags,
-        flusher: &Flusher,
-    ) -> Result<()> {
+    fn zero_part(&self, io: &Io, from: u64, to: u64, fate: Fate, flags: ZeroFlags) -> Result<()> {
         let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
         let cluster_end = (start + self.geometry.cluster_bytes()).min(self.virtual_size);
@@ -101,9 +87,9 @@ impl Core {
             return Ok(());
         }
         if self.geometry.extended_l2 {
-            return self.zero_subclusters(io, from, to, flags, flusher);
+            return self.zero_subclusters(io, from, to, flags);
         }
-        self.write_zero_bytes(from, to, flags, flusher)
+        self.write_zero_bytes(from, to, flags)
     }
 
     /// Whether `[start, end)` reads as zeroes but for `[from, to)`.
@@ -131,10 +117,10 @@ impl Core {
         let Some(new) = self.fate_of(&old, fate) else { return Ok(false) };
         if L2Entry::Plain(new) != old {
             io.map.own_table(&claim, cluster)?;
-            let Some(after) = self.zero_raw_data_for(fate, start, cluster_end, flags)? else {
+            let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(fate, start, cluster_end, flags)? else {
                 return Ok(true);
             };
-            if self.replace(io, &claim, cluster, &old, new, after)? {
+            if self.replace(io, &claim, cluster, &old, new, zeroed)? {
                 self.give_back_data(start, cluster_end)?;
             }
         }
@@ -164,23 +150,16 @@ impl Core {
     }
 
     /// Zeroes whole subclusters of one cluster by their bits, and the edges by writing.
-    fn zero_subclusters(
-        &self,
-        io: &Io,
-        from: u64,
-        to: u64,
-        flags: ZeroFlags,
-        flusher: &Flusher,
-    ) -> Result<()> {
+    fn zero_subclusters(&self, io: &Io, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         let (inner_from, inner_to) = self.widened(io, from, to)?;
         if inner_from >= inner_to {
-            return self.write_zero_bytes(from, to, flags, flusher);
+            return self.write_zero_bytes(from, to, flags);
         }
         if from < inner_from {
-            self.write_zero_bytes(from, inner_from, flags, flusher)?;
+            self.write_zero_bytes(from, inner_from, flags)?;
         }
         if inner_to < to {
-            self.write_zero_bytes(inner_to, to, flags, flusher)?;
+            self.write_zero_bytes(inner_to, to, flags)?;
         }
         let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
@@ -188,11 +167,11 @@ impl Core {
         if self.widened(io, from, to)? != (inner_from, inner_to) {
             // Somebody has written an edge meanwhile.
             drop(claim);
-            return self.write_zero_bytes(from, to, flags, flusher);
+            return self.write_zero_bytes(from, to, flags);
         }
         let L2Entry::Plain(old) = io.map.entry(&claim, cluster)? else {
             drop(claim);
-            return self.write_zero_bytes(inner_from, inner_to, flags, flusher);
+            return self.write_zero_bytes(inner_from, inner_to, flags);
         };
         let bits = self.geometry.subclusters_touched(inner_from - start, inner_to - start);
         let mapping = Mapping { alloc: old.alloc & !bits, zero: old.zero | bits, ..old };
@@ -200,13 +179,14 @@ impl Core {
             return Ok(());
         }
         io.map.own_table(&claim, cluster)?;
-        let Some(after) = self.zero_raw_data_for(Fate::Zero, inner_from, inner_to, flags)? else {
+        let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(Fate::Zero, inner_from, inner_to, flags)?
+        else {
             return Ok(());
         };
-        io.map.relink(&claim, cluster, NewEntry { new: mapping.into(), dropped: None }, after)
+        io.map.unmap(&claim, cluster, NewEntry { new: mapping.into(), dropped: None }, zeroed)
     }
 
-    fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags, flusher: &Flusher) -> Result<()> {
+    fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
         if flags.no_fallback {
             return Err(Error::unsupported(format!(
                 "zeroing {} bytes at {from}: only by writing zeroes, which the caller did not want",
@@ -217,14 +197,14 @@ impl Core {
         let mut at = from;
         while at < to {
             let bytes = (to - at).min(ZERO_BYTES as u64);
-            self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])], flusher)?;
+            self.write(at, &[IoSlice::new(&zeroes[..bytes as usize])])?;
             at += bytes;
         }
         Ok(())
     }
 
     /// Lets go of the whole clusters in `[offset, offset + length)`.
-    pub(super) fn discard(&self, offset: u64, length: u64, flusher: &Flusher) -> Result<()> {
+    pub(super) fn discard(&self, offset: u64, length: u64) -> Result<()> {
         check_range(self.virtual_size, offset, length)?;
         let (io, _) = self.begin_write()?;
         // In version 2 an entry cannot say that it is zeroes where a backing file would show.
@@ -236,18 +216,10 @@ impl Core {
         if first >= last {
             return Ok(());
         }
-        self.change_clusters(io, first, last, Fate::Discard, ZeroFlags::default(), flusher)
+        self.change_clusters(io, first, last, Fate::Discard, ZeroFlags::default())
     }
 
-    fn change_clusters(
-        &self,
-        io: &Io,
-        first: u64,
-        last: u64,
-        fate: Fate,
-        flags: ZeroFlags,
-        flusher: &Flusher,
-    ) -> Result<()> {
+    fn change_clusters(&self, io: &Io, first: u64, last: u64, fate: Fate, flags: ZeroFlags) -> Result<()> {
         let per_table = self.geometry.l2_entry_count();
         let mut at = first;
         while at < last {
@@ -260,10 +232,10 @@ impl Core {
             for cluster in by_hand {
                 let from = self.geometry.cluster_offset(cluster);
                 let to = (from + self.geometry.cluster_bytes()).min(self.virtual_size);
-                self.write_zero_bytes(from, to, flags, flusher)?;
+                self.write_zero_bytes(from, to, flags)?;
             }
             if let Some(alloc) = &io.alloc {
-                self.relieve(io, alloc, flusher)?;
+                self.relieve(io, alloc)?;
             }
             at = end;
         }
@@ -287,7 +259,9 @@ impl Core {
     fn change_step(&self, io: &Io, first: u64, end: u64, fate: Fate, flags: ZeroFlags) -> Result<Vec<u64>> {
         let claim = io.map.claim(first, end);
         let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(end));
-        let Some(after) = self.zero_raw_data_for(fate, from, to, flags)? else { return Ok(Vec::new()) };
+        let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(fate, from, to, flags)? else {
+            return Ok(Vec::new());
+        };
         let mut by_hand = Vec::new();
         let mut owned = false;
         // Of a data file, clusters in a row that are to be given back together.
@@ -308,7 +282,7 @@ impl Core {
                 io.map.own_table(&claim, cluster)?;
                 owned = true;
             }
-            if self.replace(io, &claim, cluster, &old, new, after)? {
+            if self.replace(io, &claim, cluster, &old, new, zeroed)? {
                 freed = match freed {
                     Some((from, to)) if to == cluster => Some((from, cluster + 1)),
                     before => {
@@ -341,11 +315,11 @@ impl Core {
         cluster: u64,
         old: &L2Entry,
         new: Mapping,
-        after: Ticket,
+        zeroed: Option<Written>,
     ) -> Result<bool> {
         let keeps_host = matches!(old, L2Entry::Plain(m) if m.host == new.host);
         let dropped = if keeps_host { None } else { self.dropped_by(old, true) };
-        io.map.relink(claim, cluster, NewEntry { new: new.into(), dropped }, after)?;
+        io.map.unmap(claim, cluster, NewEntry { new: new.into(), dropped }, zeroed)?;
         Ok(!keeps_host)
     }
 
@@ -355,7 +329,7 @@ impl Core {
     }
 
     /// What a raw data file needs before entries of `[from, to)` change; see `zero_raw_data`.
-    fn zero_raw_data_for(&self, fate: Fate, from: u64, to: u64, flags: ZeroFlags) -> Result<Option<Ticket>> {
+    fn zero_raw_data_for(&self, fate: Fate, from: u64, to: u64, flags: ZeroFlags) -> Result<RawZeroes> {
         let passed = fate == Fate::ZeroUnmap || self.settings.options.passes_discard_request();
         self.zero_raw_data(from, to, fate != Fate::Zero && passed, fate == Fate::Discard, flags)
     }

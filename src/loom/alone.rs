@@ -2,7 +2,7 @@
 
 use super::explore;
 use crate::map::Claims;
-use crate::storage::gate::Gate;
+use crate::storage::gate::{Gate, Readers};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use ::loom::cell::UnsafeCell;
 use ::loom::thread;
@@ -15,7 +15,7 @@ const NEW: u64 = 2;
 #[test]
 fn a_pinned_cluster_is_not_reused() {
     explore("pins", 3, || {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate::new(()));
         let entry = Arc::new(AtomicU64::new(OLD));
         let reused = Arc::new(AtomicU64::new(0));
         let reader = {
@@ -52,7 +52,7 @@ fn raise(value: &UnsafeCell<u64>) {
 #[test]
 fn alone_is_alone() {
     explore("gate", 2, || {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate::new(()));
         let value = Arc::new(UnsafeCell::new(0));
         let requests: Vec<_> = (0..2)
             .map(|_| {

@@ -21,7 +21,7 @@ struct Parts {
     disk: Arc<Disk>,
     medium: Medium,
     guard: OverlapGuard,
-    gate: Gate,
+    gate: Gate<()>,
     list: DirtyList,
     cache: SliceCache,
 }
@@ -43,7 +43,7 @@ impl Parts {
             medium: Medium::new(disk.clone()),
             disk,
             guard: OverlapGuard::off(),
-            gate: Gate::default(),
+            gate: Gate::new(()),
             list: DirtyList::default(),
             cache: SliceCache::new(2, false),
         })

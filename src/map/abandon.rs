@@ -50,7 +50,7 @@ impl Map {
             let table = Release::of(Owner::ACTIVE_L2, self.geometry.cluster_index(offset), 1);
             let dropped = Some(Release { discard: true, ..table });
             let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped };
-            self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+            self.l1.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
             self.shared.guard.remove(Owner::ACTIVE_L2, offset, self.geometry.cluster_bytes());
         }
         Ok(gone.0)

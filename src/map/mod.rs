@@ -11,7 +11,7 @@ mod resolve;
 pub use claims::{Claim, Claims};
 pub use resolve::{Extent, Look, Source};
 
-use crate::alloc::{Allocator, Filled, Shared};
+use crate::alloc::{Allocator, Filled, Reserved, Shared};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
@@ -20,7 +20,7 @@ use crate::meta::guard::Owner;
 use crate::meta::page::{Change, Updated, Words};
 use crate::meta::{Access, DirtyList, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
-use crate::storage::medium::Ticket;
+use crate::storage::medium::{Ticket, Written};
 use crate::storage::Purpose;
 use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -399,23 +399,13 @@ impl Map {
         let reserved = allocator.reserve(1)?;
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.guard.check(Owner(0), offset, bytes)?;
-        let mut written = Ticket::PAST;
-        if old.table_offset() != 0 {
-            let mut table = zeroed("L2 table", bytes)?;
-            self.shared.medium.read_table(Purpose::L2, old.table_offset(), &mut table)?;
-            self.shared.medium.write_unlinked(Purpose::L2, offset, &table)?;
-            written = self.shared.medium.ticket();
-        } else if !reserved.is_fresh() {
-            self.shared.medium.zero_unlinked(Purpose::L2, offset, bytes)?;
-            written = self.shared.medium.ticket();
-        }
-        let filled = reserved.filled(written);
+        let filled = self.fill_table(reserved, offset, old)?;
         allocator.write_counts()?;
         self.shared.guard.add(Owner::ACTIVE_L2, offset, bytes);
         let first_cluster = l1_index * geometry.l2_entry_count();
         let value = RawL2 { descriptor: L1Entry::owned(offset).0, bitmap: 0 };
         let change = Change { entry: l1_index as usize, value, after: filled.ticket(), dropped };
-        let done = self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+        let done = self.l1.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
         debug_assert_ne!(done, Updated::Evicted, "the L1 page is never evicted");
         filled.keep();
         if old.table_offset() != 0 {
@@ -429,6 +419,20 @@ impl Map {
             }
         }
         Ok(())
+    }
+
+    /// Writes a new table: zeroes, or a copy of the one that `old` leads to.
+    fn fill_table<'a>(&self, reserved: Reserved<'a>, offset: u64, old: L1Entry) -> Result<Filled<'a>> {
+        let (medium, bytes) = (&self.shared.medium, self.geometry.cluster_bytes());
+        if old.table_offset() == 0 {
+            return match reserved.filled_with_zeroes() {
+                Ok(filled) => Ok(filled),
+                Err(reserved) => Ok(reserved.filled(medium.zero_unlinked(Purpose::L2, offset, bytes)?)),
+            };
+        }
+        let mut table = zeroed("L2 table", bytes)?;
+        medium.read_table(Purpose::L2, old.table_offset(), &mut table)?;
+        Ok(reserved.filled(medium.write_unlinked(Purpose::L2, offset, &table)?))
     }
 
     /// Links filled clusters to the `count` claimed guest clusters from `first` on, whose table is owned; `entry_of` says
@@ -455,10 +459,23 @@ impl Map {
         Ok(())
     }
 
-    /// Changes the entry of a claimed cluster whose table is owned, once `after` is past: to one that names the host
-    /// cluster that it named, its own one in a data file, or none.
-    pub fn relink(&self, claim: &Claim<'_>, cluster: u64, entry: NewEntry, after: Ticket) -> Result<()> {
-        self.store(claim, cluster, entry, after)
+    /// Changes the entry of a claimed cluster whose table is owned, after a write to the host cluster that it names, or to
+    /// its own one in a data file.
+    pub fn relink(&self, claim: &Claim<'_>, cluster: u64, entry: NewEntry, written: Written) -> Result<()> {
+        self.store(claim, cluster, entry, written.ticket())
+    }
+
+    /// Changes the entry of a claimed cluster whose table is owned to one that shows less of a host cluster, or names none:
+    /// nothing has to be written for that, but to a data file that shows what the disk shows.
+    pub fn unmap(
+        &self,
+        claim: &Claim<'_>,
+        cluster: u64,
+        entry: NewEntry,
+        zeroed: Option<Written>,
+    ) -> Result<()> {
+        debug_assert!(shows_no_more(&self.entry(claim, cluster)?, &entry.new), "an entry without contents");
+        self.store(claim, cluster, entry, zeroed.map_or(Ticket::PAST, Written::ticket))
     }
 
     fn has_table_at(&self, offset: u64) -> bool {
@@ -495,7 +512,7 @@ impl Map {
                 self.forget(self.slice_key(cluster));
                 continue;
             }
-            let done = page.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+            let done = page.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
             if let Updated::Done(held) = done {
                 if held >= HELD_LIMIT {
                     // To bound what is held; whoever needs the change in the file will say so, and be told.
@@ -552,7 +569,7 @@ impl Map {
             if self.l1.entry(index as usize) != RawL2::default() {
                 let value = RawL2::default();
                 let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped: None };
-                self.l1.update(change, &self.shared.medium, &self.shared.gate, &self.list);
+                self.l1.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
             }
         }
     }
@@ -566,5 +583,16 @@ impl Map {
         }
         let used = self.front_used.swap(false, Ordering::Relaxed);
         !used && self.front.iter().any(|p| p.get().is_some())
+    }
+}
+
+/// Whether `new` leads to nothing that `old` did not lead to.
+fn shows_no_more(old: &L2Entry, new: &L2Entry) -> bool {
+    match (old, new) {
+        (_, L2Entry::Plain(new)) if new.alloc == 0 => {
+            new.host.is_none() || matches!(old, L2Entry::Plain(old) if old.host == new.host)
+        }
+        (L2Entry::Plain(old), L2Entry::Plain(new)) => old.host == new.host && new.alloc & !old.alloc == 0,
+        _ => false,
     }
 }

@@ -17,7 +17,7 @@ use crate::format::be64;
 use crate::format::entries::RawL2;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::planted::{planted, Plant};
-use crate::storage::gate::Gate;
+use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -359,7 +359,7 @@ impl Page {
         self: &Arc<Self>,
         change: Change,
         medium: &Medium,
-        gate: &Gate,
+        readers: &dyn Readers,
         list: &DirtyList,
     ) -> Updated {
         let mut after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
@@ -370,7 +370,7 @@ impl Page {
         let before = self.own_entry(change.entry);
         self.store(change.entry, change.value);
         // After the store: a reader that enters from now on cannot see the old value.
-        let dropped = change.dropped.map(|d| Release { epoch: gate.retire(), ..d });
+        let dropped = change.dropped.map(|d| Release { epoch: readers.retire(), ..d });
         if let Some(release) = dropped {
             list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
         }

@@ -192,7 +192,7 @@ impl Handle {
         settings.data_file = as_storage(&files.data).or(settings.data_file);
         let done = header_now(&*storage, &core.header())
             .and_then(|header| opening.repair_if_dirty(&header, &*storage, &self.origin))
-            .and_then(|repaired| alone.reload(storage, settings).map(|()| repaired));
+            .and_then(|repaired| alone.reload_from(storage, settings).map(|()| repaired));
         match done {
             Ok(repaired) => {
                 manner.settle(opening, files, repaired);
@@ -200,7 +200,7 @@ impl Handle {
             }
             Err(e) => {
                 self.take_back(&manner, &files)?;
-                alone.reload(Arc::clone(core.storage()), core.settings().clone())?;
+                alone.reload()?;
                 Err(e)
             }
         }
@@ -268,7 +268,7 @@ impl Handle {
             sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
         match report {
             Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
-            report => alone.reload(storage, core.settings().clone()).and(report),
+            report => alone.reload_from(storage, core.settings().clone()).and(report),
         }
     }
 

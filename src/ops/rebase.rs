@@ -114,13 +114,13 @@ fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
     Ok(Side { length: status.length, zero: status.zero, from: from.filter(Node::is_known) })
 }
 
-struct Work<'a> {
-    alone: &'a Alone<'a>,
+struct Work<'a, 'i> {
+    alone: &'a Alone<'i>,
     new: Option<Arc<Disk>>,
     compressed: bool,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
     fn run(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
         let core = self.alone.core();
         core.settle_runs()?;

@@ -1,8 +1,7 @@
 //! Options of an image that exists: what amending it may change.
 
-use super::create::refcount_order;
-use super::parse::Value;
-use super::{find, parse_one, Scope};
+use super::create::{is_create_option, keep, refcount_order};
+use super::table::{assign, Kind, Row, Scope, Set, Set::*, Table};
 use crate::error::{Error, Result};
 use std::ffi::{OsStr, OsString};
 
@@ -19,7 +18,7 @@ pub struct AmendOptions {
     pub size: Option<u64>,
     /// Accepted where it is the recorded one.
     pub backing_file: Option<OsString>,
-    /// The same.
+    /// Accepted where it is the recorded one.
     pub backing_format: Option<String>,
     /// Name of the external data file; "" for none recorded.
     pub data_file: Option<OsString>,
@@ -29,34 +28,45 @@ pub struct AmendOptions {
     pub encryption: bool,
 }
 
+const fn row(name: &'static str, set: Set<AmendOptions>, help: &'static str) -> Row<AmendOptions> {
+    Row::new(Scope::Amend, name, set, None, help)
+}
+
+#[rustfmt::skip]
+impl Table for AmendOptions {
+    const ROWS: &'static [Row<Self>] = &[
+        row("backing_file", Name(|o, file| o.backing_file = Some(file.into())), "File name of a base image"),
+        row("backing_fmt", Text(|o, word| keep(&mut o.backing_format, word)), "Image format of the base image"),
+        row("compat", Text(|o, word| keep(&mut o.compat, word)), "Compatibility level (v2 [0.10] or v3 [1.1])"),
+        row("data_file", Name(|o, file| o.data_file = Some(file.into())), "File name of an external data file"),
+        row("data_file_raw", Bool(|o, on| o.data_file_raw = Some(on)), "The external data file must stay valid as a raw image"),
+        row("encrypt.iter-time", Unread(Kind::Number, |o, _| o.encryption = true), "Time to spend in PBKDF in milliseconds"),
+        row("encrypt.keyslot", Unread(Kind::Number, |o, _| o.encryption = true), "Select a single keyslot to modify explicitly"),
+        row("encrypt.new-secret", Unread(Kind::Text, |o, _| o.encryption = true), "New secret to set in the matching keyslots. Empty string to erase"),
+        row("encrypt.old-secret", Unread(Kind::Text, |o, _| o.encryption = true), "Select all keyslots that match this password"),
+        row("encrypt.state", Unread(Kind::Text, |o, _| o.encryption = true), "Select new state of affected keyslots (active/inactive)"),
+        row("lazy_refcounts", Bool(|o, on| o.lazy_refcounts = Some(on)), "Postpone refcount updates"),
+        row("refcount_bits", Number(|o, bits| keep(&mut o.refcount_bits, bits)), "Width of a reference count entry in bits"),
+        row("size", Size(|o, bytes| o.size = Some(bytes)), "Virtual disk size"),
+    ];
+}
+
 impl AmendOptions {
     /// Options from `key=value` strings, each checked for its type.
     pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<AmendOptions> {
         let mut parsed = AmendOptions::default();
         for option in options {
             let unknown = |key: &str| {
-                let create = find(Scope::Create, key).is_some();
-                let hint = if create { "\nThis option is only supported for image creation" } else { "" };
+                let hint = if is_create_option(key) {
+                    "\nThis option is only supported for image creation"
+                } else {
+                    ""
+                };
                 Error::invalid(format!("Invalid parameter '{key}'{hint}"))
             };
-            let (info, value) = parse_one(Scope::Amend, option.as_ref(), unknown)?;
-            parsed.assign(info.name, value);
+            assign(&mut parsed, option.as_ref(), unknown)?;
         }
         Ok(parsed)
-    }
-
-    fn assign(&mut self, name: &str, value: Value<'_>) {
-        match (name, value) {
-            ("backing_file", Value::Name(name)) => self.backing_file = Some(name.into()),
-            ("backing_fmt", Value::Text(name)) => self.backing_format = Some(name.into()),
-            ("compat", Value::Text(word)) => self.compat = Some(word.into()),
-            ("data_file", Value::Name(name)) => self.data_file = Some(name.into()),
-            ("data_file_raw", Value::Bool(on)) => self.data_file_raw = Some(on),
-            ("lazy_refcounts", Value::Bool(on)) => self.lazy_refcounts = Some(on),
-            ("refcount_bits", Value::Number(bits)) => self.refcount_bits = Some(bits),
-            ("size", Value::Size(bytes)) => self.size = Some(bytes),
-            _ => self.encryption = true,
-        }
     }
 
     /// Header version, 2 or 3.

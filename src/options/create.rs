@@ -1,7 +1,6 @@
 //! Options of a new image.
 
-use super::parse::Value;
-use super::{parse_one, Scope};
+use super::table::{assign, has, Kind, Row, Scope, Set, Set::*, Table};
 use crate::error::{Error, Result};
 use crate::format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS};
 use crate::format::Geometry;
@@ -142,85 +141,137 @@ pub(super) fn refcount_order(bits: u64) -> Result<u32> {
     Ok(bits.trailing_zeros())
 }
 
-/// Values whose rules are checked after all have been read, in the order of the stock tool.
-#[derive(Default)]
-struct Words<'a> {
-    compat: Option<&'a str>,
-    preallocation: Option<&'a str>,
-    backing_format: Option<&'a str>,
-    compression_type: Option<&'a str>,
-    cluster_bytes: Option<u64>,
+/// What was given. The rules for the values are checked after all have been read, in the order of the stock tool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Given {
+    backing_file: Option<OsString>,
+    backing_format: Option<String>,
+    cluster_size: Option<u64>,
+    compat: Option<String>,
+    compression_type: Option<String>,
+    data_file: Option<OsString>,
+    data_file_raw: bool,
+    /// The option that asks for it.
+    encryption: Option<&'static str>,
+    extended_l2: bool,
+    lazy_refcounts: bool,
+    preallocation: Option<String>,
     refcount_bits: Option<u64>,
-    not_yet: Option<&'static str>,
+    size: Option<u64>,
+}
+
+const fn row(
+    name: &'static str,
+    set: Set<Given>,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Row<Given> {
+    Row::new(Scope::Create, name, set, default, help)
+}
+
+#[rustfmt::skip]
+impl Table for Given {
+    const ROWS: &'static [Row<Self>] = &[
+        row("backing_file", Name(|o, file| o.backing_file = Some(file.into())), None, "File name of a base image"),
+        row("backing_fmt", Text(|o, word| keep(&mut o.backing_format, word)), None, "Image format of the base image"),
+        row("cluster_size", Size(|o, bytes| o.cluster_size = Some(bytes)), Some("65536"), "qcow2 cluster size"),
+        row("compat", Text(|o, word| keep(&mut o.compat, word)), Some("1.1"), "Compatibility level (v2 [0.10] or v3 [1.1])"),
+        row("compression_type", Text(|o, word| keep(&mut o.compression_type, word)), Some("zlib"), "Compression method used for image cluster compression"),
+        row("data_file", Name(|o, file| o.data_file = Some(without_prefix(file))), None, "File name of an external data file"),
+        row("data_file_raw", Bool(|o, on| o.data_file_raw = on), Some("off"), "The external data file must stay valid as a raw image"),
+        row("encrypt.cipher-alg", Unread(Kind::Text, Given::not_yet), None, "Name of encryption cipher algorithm"),
+        row("encrypt.cipher-mode", Unread(Kind::Text, Given::not_yet), None, "Name of encryption cipher mode"),
+        row("encrypt.format", Unread(Kind::Text, Given::not_yet), None, "Encrypt the image, format choices: 'aes', 'luks'"),
+        row("encrypt.hash-alg", Unread(Kind::Text, Given::not_yet), None, "Name of encryption hash algorithm"),
+        row("encrypt.iter-time", Unread(Kind::Number, Given::not_yet), None, "Time to spend in PBKDF in milliseconds"),
+        row("encrypt.ivgen-alg", Unread(Kind::Text, Given::not_yet), None, "Name of IV generator algorithm"),
+        row("encrypt.ivgen-hash-alg", Unread(Kind::Text, Given::not_yet), None, "Name of IV generator hash algorithm"),
+        row("encrypt.key-secret", Unread(Kind::Text, Given::not_yet), None, "ID of secret providing qcow AES key or LUKS passphrase"),
+        row("encryption", Bool(|o, on| if on { o.not_yet("encryption") }), Some("off"), "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"),
+        row("extended_l2", Bool(|o, on| o.extended_l2 = on), Some("off"), "Extended L2 tables"),
+        row("lazy_refcounts", Bool(|o, on| o.lazy_refcounts = on), Some("off"), "Postpone refcount updates"),
+        row("preallocation", Text(|o, word| keep(&mut o.preallocation, word)), Some("off"), "Preallocation mode (allowed values: off, metadata, falloc, full)"),
+        row("refcount_bits", Number(|o, bits| keep(&mut o.refcount_bits, bits)), Some("16"), "Width of a reference count entry in bits"),
+        row("size", Size(|o, bytes| o.size = Some(bytes)), None, "Virtual disk size"),
+    ];
+}
+
+impl Given {
+    fn not_yet(&mut self, name: &'static str) {
+        self.encryption = Some(name);
+    }
+}
+
+/// Keeps a value as given; its rules are checked later.
+pub(super) fn keep<V, G: Into<V>>(field: &mut Option<V>, value: G) -> Result<()> {
+    *field = Some(value.into());
+    Ok(())
+}
+
+/// The prefix is the option's, as in the reference implementation: what is recorded is a file's name.
+fn without_prefix(file: &OsStr) -> OsString {
+    let bytes = file.as_bytes();
+    OsStr::from_bytes(bytes.strip_prefix(b"file:").unwrap_or(bytes)).into()
+}
+
+/// Whether a new image has an option called `name`.
+pub(super) fn is_create_option(name: &str) -> bool {
+    has::<Given>(name)
 }
 
 impl CreateOptions {
     /// Options from `key=value` strings, checked one by one and together.
     pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<CreateOptions> {
-        let mut parsed = CreateOptions::default();
-        let mut words = Words::default();
+        let mut given = Given::default();
         for option in options {
             let unknown = |key: &str| Error::invalid(format!("Invalid parameter '{key}'"));
-            let (info, value) = parse_one(Scope::Create, option.as_ref(), unknown)?;
-            parsed.assign(&mut words, info.name, value);
+            assign(&mut given, option.as_ref(), unknown)?;
         }
-        parsed.apply(&words)?;
+        let later = given.encryption;
+        let parsed = CreateOptions::from_given(given)?;
         parsed.validate()?;
-        match words.not_yet {
+        match later {
             Some(name) => Err(not_yet(name)),
             None => Ok(parsed),
         }
     }
 
-    fn assign<'a>(&mut self, words: &mut Words<'a>, name: &'static str, value: Value<'a>) {
-        match (name, value) {
-            ("size", Value::Size(bytes)) => self.size = Some(bytes),
-            ("compat", Value::Text(word)) => words.compat = Some(word),
-            ("cluster_size", Value::Size(bytes)) => words.cluster_bytes = Some(bytes),
-            ("refcount_bits", Value::Number(bits)) => words.refcount_bits = Some(bits),
-            ("lazy_refcounts", Value::Bool(on)) => self.lazy_refcounts = on,
-            ("preallocation", Value::Text(word)) => words.preallocation = Some(word),
-            ("backing_file", Value::Name(file)) => self.backing_file = Some(file.into()),
-            ("backing_fmt", Value::Text(word)) => words.backing_format = Some(word),
-            ("compression_type", Value::Text(word)) => words.compression_type = Some(word),
-            ("extended_l2", Value::Bool(on)) => self.extended_l2 = on,
-            // The prefix is the option's, as in the reference implementation: what is recorded is a file's name.
-            ("data_file", Value::Name(file)) => {
-                let bytes = file.as_bytes();
-                let name = bytes.strip_prefix(b"file:").unwrap_or(bytes);
-                self.data_file = Some(OsStr::from_bytes(name).into());
-            }
-            ("data_file_raw", Value::Bool(on)) => self.data_file_raw = on,
-            ("encryption", Value::Bool(false)) => {}
-            (later, _) => words.not_yet = Some(later),
-        }
-    }
-
-    fn apply(&mut self, words: &Words<'_>) -> Result<()> {
-        match words.compat {
-            Some("0.10" | "v2") => self.version = 2,
-            Some("1.1" | "v3") | None => self.version = 3,
+    fn from_given(given: Given) -> Result<CreateOptions> {
+        let mut parsed = CreateOptions {
+            size: given.size,
+            lazy_refcounts: given.lazy_refcounts,
+            extended_l2: given.extended_l2,
+            data_file: given.data_file,
+            data_file_raw: given.data_file_raw,
+            backing_file: given.backing_file,
+            ..CreateOptions::default()
+        };
+        match given.compat.as_deref() {
+            Some("0.10" | "v2") => parsed.version = 2,
+            Some("1.1" | "v3") | None => {}
             Some(word) => return Err(not_accepted("version", word)),
         }
-        if let Some(word) = words.backing_format {
-            CreateOptions::check_backing_format(word)?;
-            self.backing_format = Some(word.into());
+        if let Some(word) = given.backing_format {
+            CreateOptions::check_backing_format(&word)?;
+            parsed.backing_format = Some(word);
         }
-        self.preallocation = words.preallocation.map_or(Ok(Preallocation::Off), Preallocation::parse)?;
-        if let Some(bytes) = words.cluster_bytes {
-            self.cluster_bits = cluster_bits(bytes)?;
+        if let Some(word) = given.preallocation {
+            parsed.preallocation = Preallocation::parse(&word)?;
         }
-        match words.compression_type {
-            Some("zlib") | None => self.zstd = false,
-            Some("zstd") => self.zstd = true,
+        if let Some(bytes) = given.cluster_size {
+            parsed.cluster_bits = cluster_bits(bytes)?;
+        }
+        match given.compression_type.as_deref() {
+            Some("zlib") | None => {}
+            Some("zstd") => parsed.zstd = true,
             Some(word) => return Err(not_accepted("compression-type", word)),
         }
         // The rules on combinations come before the width, as in the stock tool.
-        if let Some(bits) = words.refcount_bits {
-            self.check_combinations()?;
-            self.refcount_order = refcount_order(bits)?;
+        if let Some(bits) = given.refcount_bits {
+            parsed.check_combinations()?;
+            parsed.refcount_order = refcount_order(bits)?;
         }
-        Ok(())
+        Ok(parsed)
     }
 
     fn check_combinations(&self) -> Result<()> {

@@ -1,10 +1,9 @@
 //! Options of an open image.
 
-use super::parse::Value;
+use super::table::{assign, Row, Scope, Set, Set::*, Table};
 use super::words::{
     CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead,
 };
-use super::{parse_one, Scope};
 use crate::error::{Error, Result};
 use crate::format::Geometry;
 use std::ffi::{OsStr, OsString};
@@ -64,9 +63,6 @@ pub struct OpenOptions {
     pub snapshot_name: Option<OsString>,
 }
 
-/// Most threads of one request.
-const MAX_THREADS: u32 = 64;
-
 impl Default for OpenOptions {
     fn default() -> Self {
         OpenOptions {
@@ -99,6 +95,58 @@ impl Default for OpenOptions {
     }
 }
 
+const fn row(
+    name: &'static str,
+    set: Set<OpenOptions>,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Row<OpenOptions> {
+    Row::new(Scope::Open, name, set, default, help)
+}
+
+#[rustfmt::skip]
+impl Table for OpenOptions {
+    const ROWS: &'static [Row<Self>] = &[
+        row("cache", Text(|o, word| CacheMode::parse(word).map(|mode| o.cache = mode)), Some("writeback"), "Host cache mode (allowed values: writeback, writethrough, none, directsync, unsafe)"),
+        row("cache-clean-interval", Number(|o, seconds| clean_interval(seconds).map(|s| o.cache_clean_interval_seconds = s)), Some("600"), "Seconds after which unused cache entries are dropped, by the next request or qcow2_clean_caches; 0 never"),
+        row("cache-size", Size(|o, bytes| o.cache_size = Some(bytes)), None, "Most memory for L2 and refcount cache together"),
+        row("check-threads", Threads(|o| &mut o.check_threads), Some("1"), "Threads that a check or repair reads L2 tables with (1 to 64; with callbacks 1)"),
+        row("compress-threads", Threads(|o| &mut o.compress_threads), Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
+        row("copy-on-read", Bool(|o, on| o.copy_on_read = on), Some("off"), "Write what is read where the image has holes to the image"),
+        row("data-file", Name(|o, file| o.data_file = Some(file.into())), None, "Path of the external data file, instead of the one that the image names").fixed(),
+        row("detect-zeroes", Text(|o, word| DetectZeroes::parse(word).map(|mode| o.detect_zeroes = mode)), Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
+        row("discard", Text(|o, word| Discard::parse(word).map(|mode| o.discard = mode)), Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
+        row("discard-no-unref", Bool(|o, on| o.discard_no_unref = on), Some("off"), "Keep the host clusters of discarded guest clusters"),
+        row("l2-cache-entry-size", Size(|o, bytes| o.l2_cache_entry_size = Some(bytes)), None, "Size of one entry of the L2 cache; default: 4 KiB, or a cluster where the cache holds the whole disk"),
+        row("l2-cache-size", Size(|o, bytes| o.l2_cache_size = Some(bytes)), None, "Most memory for the L2 cache; default: what the whole disk needs, at most 32 MiB"),
+        row("lazy-refcounts", Bool(|o, on| o.lazy_refcounts = Some(on)), None, "Postpone refcount updates; default: as the image says"),
+        row("metadata-writethrough", Bool(|o, on| o.metadata_writethrough = on), Some("off"), "A write returns once its metadata is in the file too, so that no flush is needed to survive the end of the process"),
+        row("overlap-check", Text(|o, word| OverlapTemplate::parse(word).map(|set| o.overlap_check = Some(set))), Some("cached"), "Structures that writes are checked against (allowed values: none, constant, cached, all)"),
+        row("overlap-check.active-l1", Bool(|o, on| o.check(Protected::ActiveL1, on)), None, "Check writes against the active L1 table"),
+        row("overlap-check.active-l2", Bool(|o, on| o.check(Protected::ActiveL2, on)), None, "Check writes against the active L2 tables"),
+        row("overlap-check.bitmap-directory", Bool(|o, on| o.check(Protected::BitmapDirectory, on)), None, "Check writes against the bitmap directory"),
+        row("overlap-check.inactive-l1", Bool(|o, on| o.check(Protected::InactiveL1, on)), None, "Check writes against the L1 tables of snapshots"),
+        row("overlap-check.inactive-l2", Bool(|o, on| o.check(Protected::InactiveL2, on)), None, "Check writes against the L2 tables of snapshots"),
+        row("overlap-check.main-header", Bool(|o, on| o.check(Protected::MainHeader, on)), None, "Check writes against the header"),
+        row("overlap-check.refcount-block", Bool(|o, on| o.check(Protected::RefcountBlock, on)), None, "Check writes against the refcount blocks"),
+        row("overlap-check.refcount-table", Bool(|o, on| o.check(Protected::RefcountTable, on)), None, "Check writes against the refcount table"),
+        row("overlap-check.snapshot-table", Bool(|o, on| o.check(Protected::SnapshotTable, on)), None, "Check writes against the snapshot table"),
+        row("overlap-check.template", Text(|o, word| OverlapTemplate::parse(word).map(|set| o.overlap_check_template = Some(set))), Some("cached"), "The same as overlap-check, which the single checks adjust"),
+        row("pass-discard-other", Bool(|o, on| o.pass_discard_other = on), Some("off"), "Give clusters back to the host when anything else frees them"),
+        row("pass-discard-request", Bool(|o, on| o.pass_discard_request = Some(on)), None, "Give clusters back to the host when the guest discards them; default: with discard=unmap"),
+        row("pass-discard-snapshot", Bool(|o, on| o.pass_discard_snapshot = on), Some("on"), "Give clusters back to the host when a snapshot operation frees them"),
+        row("refcount-cache-size", Size(|o, bytes| o.refcount_cache_size = Some(bytes)), None, "Most memory for the refcount cache; default: a few clusters"),
+        row("refcounts-ahead", Text(|o, word| RefcountsAhead::parse(word).map(|mode| o.refcounts_ahead = mode)), Some("auto"), "Raise refcounts before they are needed, so that an eager image writes and syncs less; a killed handle leaks them (allowed values: off, on, auto)"),
+        row("snapshot", Bool(|o, on| o.snapshot = on), Some("off"), "Open the image read-only; writes go to a temporary file (in TMPDIR, or /var/tmp) that is gone at close").fixed(),
+        row("snapshot.id", Name(|o, id| o.snapshot_id = Some(id.into())), None, "Read the internal snapshot with this ID instead of the disk (read-only)"),
+        row("snapshot.name", Name(|o, name| o.snapshot_name = Some(name.into())), None, "Read the internal snapshot with this name instead of the disk (read-only)"),
+    ];
+}
+
+fn clean_interval(seconds: u64) -> Result<u32> {
+    u32::try_from(seconds).map_err(|_| Error::invalid("Cache clean interval too big"))
+}
+
 impl OpenOptions {
     /// Options from `key=value` strings.
     pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<OpenOptions> {
@@ -107,8 +155,7 @@ impl OpenOptions {
             let unknown = |key: &str| {
                 Error::invalid(format!("Block format 'qcow2' does not support the option '{key}'"))
             };
-            let (info, value) = parse_one(Scope::Open, option.as_ref(), unknown)?;
-            parsed.assign(info.name, value)?;
+            assign(&mut parsed, option.as_ref(), unknown)?;
         }
         parsed.check_combinations()?;
         Ok(parsed)
@@ -121,9 +168,8 @@ impl OpenOptions {
         let mut named = Vec::new();
         for option in options {
             let fixed = |key: &str| Error::invalid(format!("Cannot change the option '{key}'"));
-            let (info, value) = parse_one(Scope::Open, option.as_ref(), fixed)?;
             let before = changed.clone();
-            changed.assign(info.name, value)?;
+            let info = assign(&mut changed, option.as_ref(), fixed)?;
             if !info.runtime && changed != before {
                 return Err(fixed(info.name));
             }
@@ -156,77 +202,9 @@ impl OpenOptions {
         }
     }
 
-    fn assign(&mut self, name: &'static str, value: Value<'_>) -> Result<()> {
-        match value {
-            Value::Size(bytes) => self.assign_size(name, bytes),
-            Value::Bool(on) => self.assign_bool(name, on),
-            Value::Number(threads) if name.ends_with("-threads") => {
-                let fits = u32::try_from(threads).ok().filter(|t| (1..=MAX_THREADS).contains(t));
-                let threads =
-                    fits.ok_or_else(|| Error::invalid(format!("{name} is {threads}: 1 to {MAX_THREADS}")))?;
-                match name {
-                    "check-threads" => self.check_threads = threads,
-                    _ => self.compress_threads = threads,
-                }
-            }
-            Value::Number(seconds) => {
-                self.cache_clean_interval_seconds =
-                    u32::try_from(seconds).map_err(|_| Error::invalid("Cache clean interval too big"))?;
-            }
-            Value::Text(word) => self.assign_word(name, word)?,
-            Value::Name(bytes) => {
-                let field = match name {
-                    "data-file" => &mut self.data_file,
-                    "snapshot.id" => &mut self.snapshot_id,
-                    _ => &mut self.snapshot_name,
-                };
-                *field = Some(bytes.into());
-            }
-        }
-        Ok(())
-    }
-
-    fn assign_size(&mut self, name: &str, bytes: u64) {
-        let field = match name {
-            "cache-size" => &mut self.cache_size,
-            "l2-cache-size" => &mut self.l2_cache_size,
-            "l2-cache-entry-size" => &mut self.l2_cache_entry_size,
-            _ => &mut self.refcount_cache_size,
-        };
-        *field = Some(bytes);
-    }
-
-    fn assign_bool(&mut self, name: &str, on: bool) {
-        match name {
-            "lazy-refcounts" => self.lazy_refcounts = Some(on),
-            "metadata-writethrough" => self.metadata_writethrough = on,
-            "pass-discard-request" => self.pass_discard_request = Some(on),
-            "pass-discard-snapshot" => self.pass_discard_snapshot = on,
-            "pass-discard-other" => self.pass_discard_other = on,
-            "discard-no-unref" => self.discard_no_unref = on,
-            "copy-on-read" => self.copy_on_read = on,
-            "snapshot" => self.snapshot = on,
-            other => {
-                let structure = other.strip_prefix("overlap-check.").unwrap_or(other);
-                let place = Protected::ALL.iter().position(|p| p.name() == structure);
-                debug_assert!(place.is_some(), "an option of the table without a field: {other}");
-                if let Some(place) = place {
-                    self.overlap_structures[place] = Some(on);
-                }
-            }
-        }
-    }
-
-    fn assign_word(&mut self, name: &str, word: &str) -> Result<()> {
-        match name {
-            "cache" => self.cache = CacheMode::parse(word)?,
-            "discard" => self.discard = Discard::parse(word)?,
-            "detect-zeroes" => self.detect_zeroes = DetectZeroes::parse(word)?,
-            "refcounts-ahead" => self.refcounts_ahead = RefcountsAhead::parse(word)?,
-            "overlap-check" => self.overlap_check = Some(OverlapTemplate::parse(word)?),
-            _ => self.overlap_check_template = Some(OverlapTemplate::parse(word)?),
-        }
-        Ok(())
+    /// Whether writes are checked against `structure`, whatever the template says.
+    fn check(&mut self, structure: Protected, on: bool) {
+        self.overlap_structures[structure as usize] = Some(on);
     }
 
     fn check_combinations(&self) -> Result<()> {

@@ -1,39 +1,9 @@
 //! Values: sizes with suffixes, booleans, numbers. What is accepted, and the words of a refusal, are the
 //! stock tools'.
 
-use super::{Kind, OptionInfo};
 use crate::error::{Error, Result};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
-/// A value of the right type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Value<'a> {
-    Size(u64),
-    Bool(bool),
-    /// Negative numbers wrap; every user of one has an upper limit that refuses them.
-    Number(u64),
-    Text(&'a str),
-    Name(&'a OsStr),
-}
-
-impl<'a> Value<'a> {
-    pub(super) fn parse(info: &OptionInfo, value: &'a [u8]) -> Result<Value<'a>> {
-        if info.kind == Kind::Name {
-            return Ok(Value::Name(OsStr::from_bytes(value)));
-        }
-        let text = std::str::from_utf8(value)
-            .map_err(|_| Error::invalid(format!("Parameter '{}' is not text", info.name)))?;
-        match info.kind {
-            Kind::Size => parse_size(info.name, text).map(Value::Size),
-            Kind::Bool => parse_bool(info.name, text).map(Value::Bool),
-            Kind::Number => parse_number(info.name, text).map(Value::Number),
-            Kind::Text | Kind::Name => Ok(Value::Text(text)),
-        }
-    }
-}
-
-fn parse_bool(name: &str, text: &str) -> Result<bool> {
+pub(super) fn parse_bool(name: &str, text: &str) -> Result<bool> {
     match text {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -47,7 +17,7 @@ fn skip_space(text: &str) -> &str {
 }
 
 /// A number in decimal, octal (leading 0) or hexadecimal (leading 0x), with an optional sign.
-fn parse_number(name: &str, text: &str) -> Result<u64> {
+pub(super) fn parse_number(name: &str, text: &str) -> Result<u64> {
     let refuse = || Error::invalid(format!("Parameter '{name}' expects a number"));
     let body = skip_space(text);
     let (negative, body) = match body.strip_prefix('-') {

@@ -1,5 +1,6 @@
 //! Block devices: they keep their size, and what they held before.
 
+use super::file::sys::Allocate;
 use super::file::FileStorage;
 use super::{is_not_supported, Purpose, Storage};
 use std::fs::Metadata;
@@ -27,8 +28,7 @@ pub(super) fn zero(device: &FileStorage, offset: u64, length: u64) -> io::Result
     if from >= to {
         return Err(not_supported());
     }
-    let how = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-    match device.fallocate(how, from, to - from) {
+    match device.allocate(Allocate::ZeroInside, from, to - from) {
         Err(e) if is_not_supported(&e) => device.zero_blocks(from, to - from)?,
         // Somebody has the device, a file system perhaps.
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(not_supported()),

@@ -3,7 +3,8 @@
 //! Aligned writes hold `blocks` shared, and so do zeroing, discarding and reserving; a read-modify-write holds it alone:
 //! without that, what a neighbour did between the read and the write of a block would be lost.
 
-use super::file::{direct_alignment, pread, read_many, write_many, write_one};
+use super::file::sys::{direct_alignment, pread};
+use super::file::{read_many, write_many, write_one};
 use crate::sync::locked;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};

@@ -1,159 +1,253 @@
-//! The gate: shared for requests, exclusive for structure changes; and the pins that say which readers
-//! may still use a host cluster that has been let go of (rule R4).
+//! The gate: shared for requests, exclusive for structure changes. It guards the state that requests use and that a
+//! structure change replaces; and its pins say which readers may still use a host cluster that has been let go of
+//! (rule R4).
 //!
-//! Entering is one compare-and-swap on a cache line that no other thread uses, so readers do not disturb
-//! each other. A pin publishes the epoch in which its request started; `retire` ends an epoch; what was
+//! The state stands in many places, each with a lock of its own, on a cache line of its own. A request locks one, by
+//! one compare-and-swap on a line that mostly no other thread uses, and has the state while it is inside; whoever is
+//! alone has locked all. A pin publishes the epoch in which its request started; `retire` ends an epoch; what was
 //! unlinked before `retire` may be reused once `oldest` is past the value that it returned.
+//!
+//! G1: who looks whether somebody is inside tries the lock of each place. Whoever locks one later finds, by that lock,
+//! everything that was stored before the look: nobody can have an old entry and not be seen.
+//! G2: the epoch beside a place that is locked is that of its request or an older one.
 
-use crate::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
-use crate::sync::{locked, sleep, spin_loop, Condvar, Mutex, MutexGuard};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{locked, sleep, Mutex, MutexGuard};
 use std::cell::Cell;
+use std::ops::Deref;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{OnceLock, TryLockError};
 use std::time::Duration;
 
-/// Requests that may be inside at once; more wait for a free place.
-const PLACES: usize = if cfg!(all(loom, test)) { 2 } else { 256 };
+/// Places at first, and in all: more requests wait for a free one.
+const FIRST_PLACES: usize = if cfg!(all(loom, test)) { 2 } else { 16 };
+const MOST_PLACES: usize = if cfg!(all(loom, test)) { 2 } else { 256 };
 
-/// How long somebody waits before the next look at the places.
+/// How long somebody waits before the next look at places that are all taken.
 const PAUSE: Duration = Duration::from_micros(50);
-/// Looks without a pause: most requests are over soon.
-const QUICK_LOOKS: u32 = 100;
 
-#[repr(align(128))]
-#[derive(Default)]
-struct Place(AtomicU64);
-
-/// See the module.
-pub struct Gate {
-    epoch: AtomicU64,
-    closed: AtomicBool,
-    places: Box<[Place]>,
-    exclusive: Mutex<()>,
-    opened: (Mutex<()>, Condvar),
+/// Who may still use what they have looked up.
+pub trait Readers: Send + Sync {
+    /// Ends the current epoch and returns its number.
+    fn retire(&self) -> u64;
+    /// The oldest epoch that a request inside may have started in; `u64::MAX` when nobody is inside.
+    fn oldest(&self) -> u64;
 }
 
-/// A request inside the gate.
-pub struct Pin<'a> {
-    place: &'a AtomicU64,
+#[repr(align(128))]
+struct Place<S> {
+    state: Mutex<S>,
+    /// The epoch in which whoever is in this place came; `u64::MAX` while somebody is inside alone.
+    since: AtomicU64,
+}
+
+impl<S> Place<S> {
+    fn new(state: S) -> Self {
+        Place { state: Mutex::new(state), since: AtomicU64::new(0) }
+    }
+
+    /// The place, unless somebody has it.
+    #[inline(always)]
+    fn take(&self, epoch: &AtomicU64) -> Option<Pin<'_, S>> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(e) => after_a_panic(e)?,
+        };
+        // Read with the place taken: whatever was unlinked before this epoch began is gone for this request (G2).
+        self.since.store(epoch.load(Ordering::Acquire), Ordering::Release);
+        Some(Pin { state })
+    }
+}
+
+#[cold]
+fn after_a_panic<G>(e: TryLockError<G>) -> Option<G> {
+    match e {
+        TryLockError::Poisoned(state) => Some(state.into_inner()),
+        TryLockError::WouldBlock => None,
+    }
+}
+
+/// A state, and who is inside with it. A structure change puts another state in its place.
+pub struct Gate<S> {
+    epoch: AtomicU64,
+    first: Box<[Place<S>]>,
+    /// The other places, once requests have met in the first ones.
+    others: OnceLock<Box<[Place<S>]>>,
+    /// Somebody is inside alone or waits to be. Correctness is the locks'; this keeps newcomers from being first again
+    /// and again.
+    closed: AtomicBool,
+    /// Held by whoever is inside alone; with the state for places to come.
+    turn: Mutex<S>,
+}
+
+/// A request inside the gate, with the state.
+pub struct Pin<'a, S> {
+    state: MutexGuard<'a, S>,
+}
+
+impl<S> Deref for Pin<'_, S> {
+    type Target = S;
+
+    #[inline]
+    fn deref(&self) -> &S {
+        &self.state
+    }
 }
 
 /// The only one inside the gate.
-pub struct Exclusive<'a> {
-    gate: &'a Gate,
-    _turn: MutexGuard<'a, ()>,
+pub struct Exclusive<'a, S> {
+    gate: &'a Gate<S>,
+    /// Every place. Before `turn`: who waits for that one finds the places free.
+    places: Vec<MutexGuard<'a, S>>,
+    turn: MutexGuard<'a, S>,
 }
 
-static NEXT_PLACE: AtomicUsize = AtomicUsize::new(0);
+static NEXT_NUMBER: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static MY_PLACE: Cell<usize> = const { Cell::new(usize::MAX) };
+    static MY_NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-fn my_place() -> usize {
-    MY_PLACE.with(|mine| {
+/// Of this thread: threads have places of their own as far as there are places.
+#[inline(always)]
+fn my_number() -> usize {
+    MY_NUMBER.with(|mine| {
         if mine.get() == usize::MAX {
-            mine.set(NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
+            mine.set(NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
         }
         mine.get()
     })
 }
 
-impl Default for Gate {
-    fn default() -> Self {
+impl<S: Clone + Send> Gate<S> {
+    /// A gate with nobody inside.
+    pub fn new(state: S) -> Self {
         Gate {
             epoch: AtomicU64::new(1),
+            first: (0..FIRST_PLACES).map(|_| Place::new(state.clone())).collect(),
+            others: OnceLock::new(),
             closed: AtomicBool::new(false),
-            places: (0..PLACES).map(|_| Place::default()).collect(),
-            exclusive: Mutex::new(()),
-            opened: (Mutex::new(()), Condvar::new()),
+            turn: Mutex::new(state),
         }
     }
-}
 
-impl Gate {
     /// Enters as a request; waits while somebody is inside alone.
-    pub fn enter(&self) -> Pin<'_> {
-        loop {
-            let pin = self.take_place();
-            if !self.closed.load(Ordering::SeqCst) {
+    #[inline(always)]
+    pub fn enter(&self) -> Pin<'_, S> {
+        if !self.closed.load(Ordering::Relaxed) {
+            if let Some(pin) = self.my_place().take(&self.epoch) {
                 return pin;
             }
-            drop(pin);
-            self.wait_open();
         }
+        self.enter_later()
     }
 
-    /// Enters as a request unless somebody is inside alone, or waits to be: for those who are inside another gate
-    /// and must not wait in a circle with a request that goes the other way.
-    pub fn try_enter(&self) -> Option<Pin<'_>> {
-        let pin = self.take_place();
-        (!self.closed.load(Ordering::SeqCst)).then_some(pin)
-    }
-
-    fn take_place(&self) -> Pin<'_> {
-        let mut index = my_place() % PLACES;
-        loop {
-            for _ in 0..PLACES {
-                let place = &self.places[index].0;
-                // The epoch is read before the place is published: too old a value only delays reuse.
-                let epoch = self.epoch.load(Ordering::SeqCst);
-                if place.compare_exchange(0, epoch, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                    return Pin { place };
-                }
-                index = (index + 1) % PLACES;
-            }
-            sleep(PAUSE);
+    #[inline(always)]
+    fn my_place(&self) -> &Place<S> {
+        let number = my_number();
+        match self.others.get() {
+            None => &self.first[number % FIRST_PLACES],
+            Some(others) => match number % MOST_PLACES {
+                index if index < FIRST_PLACES => &self.first[index],
+                index => &others[index - FIRST_PLACES],
+            },
         }
     }
 
     #[cold]
-    fn wait_open(&self) {
-        let mut guard = locked(self.opened.0.lock());
-        while self.closed.load(Ordering::SeqCst) {
-            guard = locked(self.opened.1.wait(guard));
-        }
-    }
-
-    /// Waits until every request has left and keeps others out.
-    pub fn enter_alone(&self) -> Exclusive<'_> {
-        let turn = locked(self.exclusive.lock());
-        self.closed.store(true, Ordering::SeqCst);
-        let mut round = 0u32;
-        while self.oldest() != u64::MAX {
-            if round < QUICK_LOOKS {
-                spin_loop();
-                round += 1;
-            } else {
+    #[inline(never)]
+    fn enter_later(&self) -> Pin<'_, S> {
+        loop {
+            if self.closed.load(Ordering::Relaxed) {
+                drop(locked(self.turn.lock()));
+            }
+            if let Some(pin) = self.any_place() {
+                return pin;
+            }
+            if !self.add_places() {
                 sleep(PAUSE);
             }
         }
-        Exclusive { gate: self, _turn: turn }
     }
 
-    /// Ends the current epoch and returns its number.
-    pub fn retire(&self) -> u64 {
+    fn any_place(&self) -> Option<Pin<'_, S>> {
+        self.places().find_map(|place| place.take(&self.epoch))
+    }
+
+    fn places(&self) -> impl Iterator<Item = &Place<S>> {
+        self.first.iter().chain(self.others.get().into_iter().flat_map(|others| others.iter()))
+    }
+
+    /// Makes the other places; `false` when there is nothing to add now.
+    fn add_places(&self) -> bool {
+        if self.others.get().is_some() || MOST_PLACES == FIRST_PLACES {
+            return false;
+        }
+        // Whoever is inside alone has all places that there are.
+        let Ok(state) = self.turn.try_lock() else { return false };
+        self.others.set((FIRST_PLACES..MOST_PLACES).map(|_| Place::new(state.clone())).collect()).is_ok()
+    }
+
+    /// Enters as a request unless somebody is inside alone, or waits to be: for those who are inside another gate
+    /// and must not wait in a circle with a request that goes the other way.
+    pub fn try_enter(&self) -> Option<Pin<'_, S>> {
+        match self.closed.load(Ordering::Relaxed) {
+            true => None,
+            false => self.my_place().take(&self.epoch).or_else(|| self.any_place()),
+        }
+    }
+
+    fn take_alone(place: &Place<S>) -> MutexGuard<'_, S> {
+        let state = locked(place.state.lock());
+        place.since.store(u64::MAX, Ordering::Release);
+        state
+    }
+
+    /// Waits until every request has left and keeps others out.
+    pub fn enter_alone(&self) -> Exclusive<'_, S> {
+        let turn = locked(self.turn.lock());
+        self.closed.store(true, Ordering::Relaxed);
+        Exclusive { gate: self, places: self.places().map(Self::take_alone).collect(), turn }
+    }
+}
+
+impl<S: Clone + Send> Readers for Gate<S> {
+    fn retire(&self) -> u64 {
         self.epoch.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// The oldest epoch that a request inside started in; `u64::MAX` when nobody is inside.
-    pub fn oldest(&self) -> u64 {
-        fence(Ordering::SeqCst);
-        let starts = self.places.iter().map(|p| p.0.load(Ordering::SeqCst));
-        starts.filter(|s| *s != 0).min().unwrap_or(u64::MAX)
+    fn oldest(&self) -> u64 {
+        let inside = |place: &Place<S>| match place.state.try_lock() {
+            Err(TryLockError::WouldBlock) => Some(place.since.load(Ordering::Acquire)),
+            _ => None,
+        };
+        self.places().filter_map(inside).min().unwrap_or(u64::MAX)
     }
 }
 
-impl Drop for Pin<'_> {
-    fn drop(&mut self) {
-        self.place.store(0, Ordering::Release);
+impl<S: Clone> Exclusive<'_, S> {
+    /// The state that requests will have.
+    pub fn state(&self) -> &S {
+        &self.turn
+    }
+
+    /// Another state for the requests that come.
+    pub fn put(&mut self, state: S) {
+        for place in &mut self.places {
+            **place = state.clone();
+        }
+        *self.turn = state;
     }
 }
 
-impl Drop for Exclusive<'_> {
+impl<S> Drop for Exclusive<'_, S> {
     fn drop(&mut self) {
-        let _guard = locked(self.gate.opened.0.lock());
-        self.gate.closed.store(false, Ordering::SeqCst);
-        self.gate.opened.1.notify_all();
+        let others = self.gate.others.get().into_iter().flat_map(|others| others.iter());
+        for place in self.gate.first.iter().chain(others) {
+            // Who comes next has a place before its epoch is beside it (G2).
+            place.since.store(0, Ordering::Release);
+        }
+        self.gate.closed.store(false, Ordering::Relaxed);
     }
 }
 
@@ -163,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_pin_holds_back_only_what_was_retired_after_it_entered() {
-        let gate = Gate::default();
+        let gate = Gate::new(());
         let before = gate.retire();
         let pin = gate.enter();
         assert!(gate.oldest() > before);
@@ -175,9 +269,10 @@ mod tests {
 
     #[test]
     fn who_may_not_wait_is_sent_away() {
-        let gate = Gate::default();
+        let gate = Gate::new(());
         assert!(gate.try_enter().is_some());
         let alone = gate.enter_alone();
+        assert_eq!(gate.oldest(), u64::MAX);
         assert!(gate.try_enter().is_none());
         drop(alone);
         assert!(gate.try_enter().is_some());
@@ -185,7 +280,7 @@ mod tests {
 
     #[test]
     fn alone_means_alone() {
-        let gate = Gate::default();
+        let gate = Gate::new(());
         let inside = AtomicU64::new(0);
         std::thread::scope(|s| {
             for _ in 0..4 {
@@ -202,5 +297,28 @@ mod tests {
                 assert_eq!(inside.load(Ordering::SeqCst), 0);
             }
         });
+    }
+
+    #[test]
+    fn requests_have_the_state_that_was_put() {
+        let gate = Gate::new(1);
+        let pins: Vec<_> = (0..FIRST_PLACES + 3).map(|_| gate.enter()).collect();
+        assert!(pins.iter().all(|pin| **pin == 1));
+        assert!(gate.others.get().is_some(), "no places were added");
+        drop(pins);
+        gate.enter_alone().put(2);
+        let pins: Vec<_> = (0..FIRST_PLACES + 3).map(|_| gate.enter()).collect();
+        assert!(pins.iter().all(|pin| **pin == 2));
+    }
+
+    /// A place whose last user was somebody alone must not count as one that nobody old is in.
+    #[test]
+    fn a_pin_after_somebody_alone_is_seen() {
+        let gate = Gate::new(());
+        let before = gate.retire();
+        drop(gate.enter_alone());
+        let _pin = gate.enter();
+        assert!(gate.oldest() > before);
+        assert!(gate.oldest() <= gate.retire());
     }
 }

@@ -1,6 +1,6 @@
 //! Threads that help with one call of the caller's and end with it.
 
-use super::file::SignalsHeld;
+use super::file::sys::SignalsHeld;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 /// Starts a helper; `None`: the host has no more threads to give. No signal handler of the program runs on it.

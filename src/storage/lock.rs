@@ -4,7 +4,7 @@
 //! Permission `p` in use is a shared lock on byte 100+p; a permission that others may not have is a shared
 //! lock on byte 200+p. A conflict is somebody else's lock on the opposite byte.
 
-use super::file::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
+use super::file::sys::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{locked, Mutex, MutexGuard};
 use once_cell::race::OnceBox;

@@ -24,6 +24,17 @@ impl Ticket {
     pub const PAST: Ticket = Ticket(0);
 }
 
+/// Something has been written: what points to it waits for the sync that covers it (R2). Only writes give one.
+#[derive(Clone, Copy, Debug)]
+pub struct Written(Ticket);
+
+impl Written {
+    /// What a pointer waits for.
+    pub fn ticket(self) -> Ticket {
+        self.0
+    }
+}
+
 /// A sync that has its number and has not run yet.
 #[must_use]
 pub struct StartedSync(u64);
@@ -33,7 +44,7 @@ pub struct Medium {
     image: Arc<dyn Storage>,
     /// Where guest data is, if not beside the tables.
     data_file: Option<DataFile>,
-    latch: Latch,
+    latch: Arc<Latch>,
     /// Of the storage of guest data.
     holes: Holes,
     /// Held across syncs: of two that overlap the host tells one only that something is lost.
@@ -45,15 +56,19 @@ pub struct Medium {
 impl Medium {
     /// A medium on one storage, where guest data is beside the tables.
     pub fn new(image: Arc<dyn Storage>) -> Self {
-        Medium::with_data_file(image, None)
+        Medium::of_session(image, None, Arc::default())
     }
 
-    /// A medium with guest data in a storage of its own, if there is one.
-    pub fn with_data_file(image: Arc<dyn Storage>, data_file: Option<Arc<dyn Storage>>) -> Self {
+    /// A medium with guest data in a storage of its own, if there is one, and a latch that outlives it.
+    pub fn of_session(
+        image: Arc<dyn Storage>,
+        data_file: Option<Arc<dyn Storage>>,
+        latch: Arc<Latch>,
+    ) -> Self {
         Medium {
             image,
             data_file: data_file.map(DataFile::new),
-            latch: Latch::default(),
+            latch,
             holes: Holes::default(),
             syncing: Mutex::new(()),
             started: AtomicU64::new(0),
@@ -151,11 +166,20 @@ impl Medium {
             .map_err(|e| Error::host(format_args!("reading guest data at host offset {host_offset:#x}"), &e))
     }
 
+    /// Everything that has been written so far.
+    pub fn written(&self) -> Written {
+        Written(self.ticket())
+    }
+
     /// Writes guest data. A failure is the caller's to undo and closes nothing.
-    pub fn write_data(&self, host_offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+    pub fn write_data(&self, host_offset: u64, buffers: &[IoSlice<'_>]) -> Result<Written> {
         let write = |storage: &dyn Storage| storage.write(Purpose::Data, host_offset, buffers);
-        self.change_data(write)?
-            .map_err(|e| Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
+        match self.change_data(write)? {
+            Err(e) if !planted(Plant::LinkedAfterFailedWrite) => {
+                Err(Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
+            }
+            _ => Ok(self.written()),
+        }
     }
 
     /// Has the host copy guest data from another storage. A failure is the caller's to undo and closes nothing.
@@ -165,12 +189,15 @@ impl Medium {
         source: &dyn Storage,
         source_offset: u64,
         length: u64,
-    ) -> Result<()> {
+    ) -> Result<Written> {
         let copy = |storage: &dyn Storage| {
             storage.copy_from(Purpose::Data, host_offset, source, source_offset, length)
         };
-        self.change_data(copy)?
-            .map_err(|e| Error::host(format_args!("copying guest data to host offset {host_offset:#x}"), &e))
+        let copied = self.change_data(copy)?;
+        copied.map_err(|e| {
+            Error::host(format_args!("copying guest data to host offset {host_offset:#x}"), &e)
+        })?;
+        Ok(self.written())
     }
 
     /// Changes the storage of guest data; a sync from now on has something to do there.
@@ -191,15 +218,36 @@ impl Medium {
     }
 
     /// Writes a table that nothing points to yet. A failure closes nothing.
-    pub fn write_unlinked(&self, purpose: Purpose, host_offset: u64, buffer: &[u8]) -> Result<()> {
+    pub fn write_unlinked(&self, purpose: Purpose, host_offset: u64, buffer: &[u8]) -> Result<Written> {
         self.latch.check()?;
-        super::write_all(&*self.image, purpose, host_offset, buffer)
+        super::write_all(&*self.image, purpose, host_offset, buffer)?;
+        Ok(self.written())
     }
 
     /// Zeroes a table that nothing points to yet. A failure closes nothing.
-    pub fn zero_unlinked(&self, purpose: Purpose, host_offset: u64, length: u64) -> Result<()> {
+    pub fn zero_unlinked(&self, purpose: Purpose, host_offset: u64, length: u64) -> Result<Written> {
         self.latch.check()?;
-        zero_range(&*self.image, purpose, host_offset, length)
+        zero_range(&*self.image, purpose, host_offset, length)?;
+        Ok(self.written())
+    }
+
+    /// Makes the image file at least `length` bytes long, and never shorter; its length then.
+    pub fn grow(&self, length: u64) -> Result<std::io::Result<u64>> {
+        self.latch.check()?;
+        Ok(self.image.grow(length))
+    }
+
+    /// Cuts the image file after `length` bytes.
+    pub fn cut(&self, length: u64) -> Result<std::io::Result<()>> {
+        self.latch.check()?;
+        Ok(self.image.set_length(length))
+    }
+
+    /// Gives clusters that nothing refers to back to the host. A courtesy: a host that cannot is no error.
+    pub fn give_back(&self, host_offset: u64, length: u64) -> Result<()> {
+        self.latch.check()?;
+        let _ = self.image.discard(host_offset, length);
+        Ok(())
     }
 
     /// Writes a live table or header back. A failure closes nothing, but any part of the bytes may be in the file: the

@@ -3,10 +3,11 @@
 //! 0, 1 and 2 are never used, not even for a moment: where a program has closed one of them, its own messages (or those
 //! of a library of its) would be written over the header.
 
+use super::sys;
 use crate::storage::lock::opening_turn;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,13 +32,8 @@ pub(super) fn open(path: &Path, how: &OpenOptions, flags: i32) -> io::Result<Fil
         done => done?,
     };
     refuse_other_kinds(&file.metadata()?)?;
-    // SAFETY: no pointers; the descriptor is open. A network file system may be told of the flag with each request.
-    unsafe {
-        let now = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
-        if now >= 0 {
-            libc::fcntl(file.as_raw_fd(), libc::F_SETFL, now & !libc::O_NONBLOCK);
-        }
-    }
+    // A network file system may be told of the flag with each request.
+    sys::let_block(&file);
     above_standard(file)
 }
 
@@ -92,53 +88,7 @@ pub(super) fn refuse_other_kinds(found: &std::fs::Metadata) -> io::Result<()> {
 
 /// A duplicate of a descriptor, at 3 or above.
 pub(super) fn duplicate(fd: i32) -> io::Result<File> {
-    // SAFETY: F_DUPFD_CLOEXEC takes no pointer; a bad descriptor is answered with EBADF.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FIRST) };
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `copy` is a descriptor that nobody else owns.
-    Ok(unsafe { File::from_raw_fd(copy) })
-}
-
-/// What F_GETFL says.
-pub(super) fn status_flags(file: &File) -> io::Result<i32> {
-    // SAFETY: F_GETFL takes no pointer.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(flags)
-}
-
-/// The length of a file or block device, asked without moving its offset.
-pub(super) fn length_in_place(file: &File) -> io::Result<u64> {
-    let found = file.metadata()?;
-    if !found.file_type().is_block_device() {
-        return Ok(found.len());
-    }
-    /// `_IOR(0x12, 114, size_t)`, the same on all machines whose `size_t` has 64 bits but those that encode the
-    /// direction otherwise.
-    const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);
-    let mut bytes = 0u64;
-    // SAFETY: BLKGETSIZE64 writes a u64, which lives across the call.
-    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &mut bytes) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(bytes)
-}
-
-/// The largest length of a file that this process may write (RLIMIT_FSIZE). Going over it costs a signal that ends the
-/// program.
-pub(super) fn size_limit() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: `limit` lives across the call, which fills it.
-    let answer = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
-    match limit.rlim_cur {
-        libc::RLIM_INFINITY => u64::MAX,
-        _ if answer != 0 => u64::MAX,
-        bytes => bytes,
-    }
+    sys::duplicate(fd, FIRST)
 }
 
 /// Holds those of 0, 1 and 2 that are free while another file is opened. Reading and writing what it holds fails as on a
@@ -152,8 +102,7 @@ struct LowTaken {
 impl LowTaken {
     fn new() -> LowTaken {
         let mut taken = LowTaken { places: Vec::new(), identity: (0, 0), _turn: None };
-        // SAFETY: F_GETFD takes no pointer.
-        if (0..FIRST).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0) {
+        if (0..FIRST).all(sys::is_open) {
             return taken;
         }
         // One at a time: what this one lets go of, another open that has looked already would get.

@@ -1,24 +1,12 @@
-//! Moving bytes: whole transfers by bare system calls, however short or interrupted these are.
+//! Moving bytes: whole transfers, however short or interrupted the calls are.
 
-use super::to_off;
+use super::sys::{copy_file_range, host_offset, pread, preadv, pwrite, pwritev, MAX_IOV};
 use crate::planted::{planted, Plant};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::AsRawFd;
 
-/// Most buffers of one system call (Linux's UIO_MAXIOV).
-const MAX_IOV: usize = 1024;
 /// Largest transfer of one system call, bytes; Linux stops at 2^31 - 4096.
 const MAX_TRANSFER_BYTES: usize = 1 << 30;
-
-/// pread as a bare system call. The C library's is a cancellation point, and a thread that is cancelled
-/// inside the engine would leave a request half done; this one is not, and costs nothing to keep out.
-pub(in crate::storage) fn pread(file: &File, buffer: &mut [u8], offset: i64) -> isize {
-    // SAFETY: the buffer is borrowed mutably for the call, and its length is passed with it.
-    unsafe {
-        libc::syscall(libc::SYS_pread64, file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len(), offset) as isize
-    }
-}
 
 /// Reads all of `buffer`; zeroes past the end of the file.
 #[inline]
@@ -54,15 +42,7 @@ fn read_rest(file: &File, mut offset: u64, mut buffer: &mut [u8], mut n: isize) 
             return Ok(());
         }
         let bytes = buffer.len().min(MAX_TRANSFER_BYTES);
-        n = pread(file, &mut buffer[..bytes], to_off(offset)?);
-    }
-}
-
-/// pwrite as a bare system call, as `pread`.
-fn pwrite(file: &File, buffer: &[u8], offset: i64) -> isize {
-    // SAFETY: the buffer is borrowed for the call, and its length is passed with it.
-    unsafe {
-        libc::syscall(libc::SYS_pwrite64, file.as_raw_fd(), buffer.as_ptr(), buffer.len(), offset) as isize
+        n = pread(file, &mut buffer[..bytes], host_offset(offset)?);
     }
 }
 
@@ -116,13 +96,8 @@ pub(in crate::storage) fn read_many(
         let wanted: usize = group.iter().map(|b| b.len()).sum();
         let mut done = 0;
         if wanted <= MAX_TRANSFER_BYTES {
-            let at = to_off(offset)?;
-            // SAFETY: IoSliceMut has the layout of iovec; the buffers are borrowed mutably for the call. A bare
-            // system call, as in `pread`; the kernel takes the offset in two halves.
-            done = once(|| unsafe {
-                let (fd, count) = (file.as_raw_fd(), group.len());
-                libc::syscall(libc::SYS_preadv, fd, group.as_ptr(), count, at, at >> 32) as isize
-            })?;
+            let at = host_offset(offset)?;
+            done = once(|| preadv(file, group, at))?;
         }
         let mut start = 0;
         for buffer in group.iter_mut().filter(|_| done < wanted) {
@@ -145,12 +120,8 @@ pub(in crate::storage) fn write_many(
         let wanted: usize = group.iter().map(|b| b.len()).sum();
         let mut done = 0;
         if wanted <= MAX_TRANSFER_BYTES {
-            let at = to_off(offset)?;
-            // SAFETY: IoSlice has the layout of iovec; the buffers are borrowed for the call. Bare, as above.
-            done = once(|| unsafe {
-                let (fd, count) = (file.as_raw_fd(), group.len());
-                libc::syscall(libc::SYS_pwritev, fd, group.as_ptr(), count, at, at >> 32) as isize
-            })?;
+            let at = host_offset(offset)?;
+            done = once(|| pwritev(file, group, at))?;
         }
         let mut start = 0;
         for buffer in group.iter().filter(|_| done < wanted) {
@@ -177,7 +148,7 @@ pub(super) fn once(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     }
 }
 
-/// copy_file_range as a bare system call, again after a short one.
+/// Copies all of a range on the host.
 pub(super) fn copy_range(
     from: i32,
     from_offset: u64,
@@ -185,22 +156,11 @@ pub(super) fn copy_range(
     to_offset: u64,
     length: u64,
 ) -> io::Result<()> {
-    let (mut at, mut to_at) = (to_off(from_offset)?, to_off(to_offset)?);
+    let (mut at, mut to_at) = (host_offset(from_offset)?, host_offset(to_offset)?);
     let mut left = length;
     while left > 0 {
         let part = left.min(MAX_TRANSFER_BYTES as u64);
-        // SAFETY: both offsets live across the call, which moves them; the descriptors are open.
-        let copied = once(|| unsafe {
-            libc::syscall(
-                libc::SYS_copy_file_range,
-                from,
-                &mut at,
-                to.as_raw_fd(),
-                &mut to_at,
-                part as usize,
-                0u32,
-            ) as isize
-        });
+        let copied = once(|| copy_file_range(from, &mut at, to, &mut to_at, part as usize));
         match copied {
             // The source has ended. What is missing reads as zeroes, which is not the host's to know.
             Ok(0) => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),

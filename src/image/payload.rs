@@ -1,0 +1,176 @@
+//! Guest bytes: the only door through which they go to a storage and come from one.
+//!
+//! Called by the verbs of this folder with a [`Place`]: what the guest calls the bytes, and where they are in the storage
+//! of guest data. A cipher stands here: it needs the guest's offset of what it turns into the host's bytes, and nothing
+//! else in the engine has to know of it but where a host's zero would not be the guest's
+//! ([`Payload::zeroes_are_zero`]).
+//!
+//! Every write is checked against the metadata first, closes nothing when it fails, and gives what a pointer to it waits
+//! for ([`Written`], R2). Streams of compressed clusters have no place of their own at the guest: they are stored as they
+//! are.
+
+use crate::error::{Error, Result};
+use crate::meta::guard::Owner;
+use crate::meta::OverlapGuard;
+use crate::options::Preallocation;
+use crate::storage::medium::{Medium, Written};
+use crate::storage::{reserve_range, zero_range, Purpose, Storage};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::Arc;
+
+/// Bytes of zeroes that are written at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Where guest bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// What the guest calls the first one, bytes.
+    pub(crate) guest: u64,
+    /// Its offset in the storage of guest data, bytes.
+    pub(crate) host: u64,
+}
+
+impl Place {
+    /// The place `bytes` further on.
+    pub(crate) fn after(self, bytes: u64) -> Place {
+        Place { guest: self.guest + bytes, host: self.host + bytes }
+    }
+}
+
+/// The guest bytes of one state of an image.
+pub(crate) struct Payload {
+    medium: Arc<Medium>,
+    guard: Arc<OverlapGuard>,
+    /// In a file of their own, where nothing else is.
+    apart: bool,
+}
+
+impl Payload {
+    pub(super) fn new(medium: &Arc<Medium>, guard: &Arc<OverlapGuard>, apart: bool) -> Payload {
+        Payload { medium: Arc::clone(medium), guard: Arc::clone(guard), apart }
+    }
+
+    /// Whether what the host has as zeroes reads as zeroes for the guest: clusters that were never written, holes, and
+    /// ranges that the host zeroes or copies by itself.
+    pub(crate) fn zeroes_are_zero(&self) -> bool {
+        true
+    }
+
+    /// Fills `buffers`.
+    #[inline(always)]
+    pub(crate) fn read(&self, place: Place, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.medium.read_data(place.host, buffers)
+    }
+
+    /// Writes `buffers`.
+    #[inline]
+    pub(crate) fn write(&self, place: Place, buffers: &[IoSlice<'_>]) -> Result<Written> {
+        self.check(place.host, buffers.iter().map(|b| b.len() as u64).sum())?;
+        self.medium.write_data(place.host, buffers)
+    }
+
+    /// Writes `bytes` where a look tells that nothing else is there; `None`: it cannot, and nothing was done.
+    #[inline(always)]
+    pub(super) fn write_clear(&self, place: Place, bytes: &[u8]) -> Option<Result<Written>> {
+        let clear = self.guard.is_clear(place.host, bytes.len() as u64);
+        clear.then(|| self.medium.write_data(place.host, &[IoSlice::new(bytes)]))
+    }
+
+    /// Has the host copy `bytes` from another file. Bytes that are as the guest sees them, both here and there.
+    pub(super) fn copy_from(
+        &self,
+        place: Place,
+        source: &dyn Storage,
+        source_offset: u64,
+        bytes: u64,
+    ) -> Result<Written> {
+        self.check(place.host, bytes)?;
+        self.medium.copy_data(place.host, source, source_offset, bytes)
+    }
+
+    /// The file and the offset in it where guest bytes are as the guest sees them.
+    pub(super) fn in_file(&self, place: Place) -> Option<(&dyn Storage, u64)> {
+        self.zeroes_are_zero().then(|| (&**self.medium.data_storage(), place.host))
+    }
+
+    /// Makes `bytes` read as zeroes, which nothing points to yet.
+    pub(crate) fn zero(&self, place: Place, bytes: u64) -> Result<Written> {
+        let zeroed = |storage: &dyn Storage| zero_range(storage, Purpose::Data, place.host, bytes);
+        self.medium.change_data(zeroed)??;
+        Ok(self.medium.written())
+    }
+
+    /// Fills `stream` with what was stored there.
+    pub(super) fn read_stream(&self, host_offset: u64, stream: &mut [u8]) -> Result<()> {
+        self.medium.read_data(host_offset, &mut [IoSliceMut::new(stream)])
+    }
+
+    /// Stores streams, which nothing points to yet.
+    pub(super) fn write_streams(&self, host_offset: u64, streams: &[u8]) -> Result<Written> {
+        self.guard.check(Owner(0), host_offset, streams.len() as u64)?;
+        self.medium.write_data(host_offset, &[IoSlice::new(streams)])
+    }
+
+    /// Fails when a write would hit metadata.
+    #[inline]
+    fn check(&self, host_offset: u64, bytes: u64) -> Result<()> {
+        match self.apart {
+            true => Ok(()),
+            false => self.guard.check(Owner(0), host_offset, bytes),
+        }
+    }
+
+    /// Has the host take room for bytes that nothing points to yet and that read as zeroes.
+    pub(crate) fn take_room(&self, place: Place, bytes: u64, how: Preallocation) -> Result<Written> {
+        match how {
+            Preallocation::Off | Preallocation::Metadata => {}
+            Preallocation::Falloc => {
+                let reserve =
+                    |storage: &dyn Storage| reserve_range(storage, Purpose::Data, place.host, bytes);
+                let done = self.medium.change_data(reserve)?;
+                done.map_err(|e| Error::host("preallocating host space", &e))?;
+            }
+            Preallocation::Full => {
+                let zeroes = vec![0; bytes.min(CHUNK_BYTES) as usize];
+                for at in (0..bytes).step_by(CHUNK_BYTES as usize) {
+                    let part = &zeroes[..(bytes - at).min(CHUNK_BYTES) as usize];
+                    self.medium.write_data(place.host + at, &[IoSlice::new(part)])?;
+                }
+            }
+        }
+        Ok(self.medium.written())
+    }
+
+    /// Gives a range back to the host; whether it reads as zeroes now. A courtesy: a host that cannot is no error.
+    pub(crate) fn give_back(&self, host_offset: u64, bytes: u64) -> Result<bool> {
+        let given = self.medium.change_data(|storage| storage.discard(host_offset, bytes))?.is_ok();
+        Ok(given && self.medium.data_storage().traits().discard_zeroes)
+    }
+
+    /// Makes bytes of a live range read as zeroes by giving them back to the host, where it does so; `None`: it does not.
+    pub(super) fn punch(&self, host_offset: u64, bytes: u64) -> Result<Option<Written>> {
+        let zeroes = self.medium.data_storage().traits().discard_zeroes;
+        Ok((zeroes && self.give_back(host_offset, bytes)?).then(|| self.medium.written()))
+    }
+
+    /// Makes bytes of a live range read as zeroes; `quick`: by the host's means, or not at all.
+    pub(super) fn zero_in_place(&self, place: Place, bytes: u64, quick: bool) -> Result<Written> {
+        self.medium.change_data(|storage| match quick {
+            true => storage
+                .write_zeroes(Purpose::Data, place.host, bytes)
+                .map_err(|e| Error::host("zeroing the data file", &e)),
+            false => zero_range(storage, Purpose::Data, place.host, bytes),
+        })??;
+        Ok(self.medium.written())
+    }
+
+    /// Length of the data file, bytes.
+    pub(super) fn length(&self) -> Result<u64> {
+        self.medium.data_storage().length().map_err(|e| Error::host("length of the data file", &e))
+    }
+
+    /// Cuts or extends the data file; what the host said of it.
+    pub(super) fn set_length(&self, length: u64) -> Result<io::Result<()>> {
+        self.medium.change_data(|storage| storage.set_length(length))
+    }
+}

@@ -1,0 +1,91 @@
+//! What outlives the states of an open image, from its open to its close.
+//!
+//! A state ([`Core`]) is what was loaded from the medium; a structure change replaces it. The gate has the state, so
+//! that a request finds it where it enters; the states have the session.
+
+use super::flush::Flusher;
+use super::Core;
+use crate::error::{Error, Result};
+use crate::storage::gate::{Gate, Readers};
+use crate::storage::latch::Latch;
+use crate::sync::locked;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A state; `None` before the first and after the last.
+pub(super) type State = Option<Arc<Core>>;
+
+/// See the module. In every state, and in the image.
+pub(crate) struct Session {
+    /// Who is inside, as far as those have to know who let go of clusters.
+    pub(super) readers: Arc<dyn Readers>,
+    pub(super) flusher: Flusher,
+    /// Closed by the first sync that fails, whatever state was in force.
+    pub(super) latch: Arc<Latch>,
+    /// The state in force, for those who do not enter the gate. Held for a look only.
+    now: Mutex<State>,
+    virtual_size: AtomicU64,
+    /// Counts the states that have been replaced.
+    generation: Arc<AtomicU64>,
+    /// The header names another backing file than the one that is open: what would leave a hole, or show one, is
+    /// refused, for nobody here knows what it will show.
+    chain_left: AtomicBool,
+}
+
+impl Session {
+    pub(super) fn new(gate: &Arc<Gate<State>>) -> Session {
+        Session {
+            readers: Arc::clone(gate) as Arc<dyn Readers>,
+            flusher: Flusher::default(),
+            latch: Arc::default(),
+            now: Mutex::new(None),
+            virtual_size: AtomicU64::new(0),
+            generation: Arc::default(),
+            chain_left: AtomicBool::new(false),
+        }
+    }
+
+    /// The state in force. The image is open.
+    pub(super) fn state(&self) -> Arc<Core> {
+        locked(self.now.lock()).clone().expect("an image that is open has a state")
+    }
+
+    /// Notes the state that comes into force. Called alone.
+    pub(super) fn put(&self, core: &Arc<Core>) {
+        self.virtual_size.store(core.virtual_size, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        *locked(self.now.lock()) = Some(Arc::clone(core));
+    }
+
+    /// Lets go of the last state.
+    pub(super) fn end(&self) {
+        *locked(self.now.lock()) = None;
+    }
+
+    pub(super) fn virtual_size(&self) -> u64 {
+        self.virtual_size.load(Ordering::Relaxed)
+    }
+
+    /// Changes whenever another state comes into force.
+    pub(super) fn generation(&self) -> &Arc<AtomicU64> {
+        &self.generation
+    }
+
+    /// Fails when the header names another backing file than the one that is open. Called inside the gate.
+    pub(super) fn check_chain(&self) -> Result<()> {
+        match self.chain_left.load(Ordering::SeqCst) {
+            true => Err(Error::invalid("the backing file has been changed: open the image anew first")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the chain that is open is the one that the header means.
+    pub(super) fn is_chain_kept(&self) -> bool {
+        !self.chain_left.load(Ordering::SeqCst)
+    }
+
+    /// Notes whether the header names another backing file. Called alone.
+    pub(super) fn leave_chain(&self, left: bool) {
+        self.chain_left.store(left, Ordering::SeqCst);
+    }
+}
