@@ -16,6 +16,8 @@ const NEW: u64 = 2;
 fn a_pinned_cluster_is_not_reused() {
     explore("pins", 3, || {
         let gate = Arc::new(Gate::new(()));
+        // What somebody leaves who was inside alone does not hide those who come later.
+        drop(gate.enter_alone());
         let entry = Arc::new(AtomicU64::new(OLD));
         let reused = Arc::new(AtomicU64::new(0));
         let reader = {
@@ -70,6 +72,28 @@ fn alone_is_alone() {
             raise(&value);
         }
         requests.into_iter().for_each(|r| r.join().unwrap());
+    });
+}
+
+/// Who comes after somebody was inside alone has the state that was put there.
+#[test]
+fn a_state_that_is_put_is_what_requests_have() {
+    explore("state", 3, || {
+        let gate = Arc::new(Gate::new(OLD));
+        let request = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let first = *gate.enter();
+                let second = *gate.enter();
+                assert!(first == OLD || second == NEW, "the old state came back");
+            })
+        };
+        gate.enter_alone().put(NEW);
+        // Each place is somebody's.
+        let pins = [gate.enter(), gate.enter()];
+        assert!(pins.iter().all(|pin| **pin == NEW), "an old state is in use");
+        drop(pins);
+        request.join().unwrap();
     });
 }
 

@@ -1,8 +1,8 @@
 //! Small programs of two or three threads around the parts that order everything, run by `loom` in every order
 //! of their steps up to a few preemptions, with every value that a weaker memory could show:
 //!
-//!     c-tests/loom.sh             the models
-//!     c-tests/loom.sh --mutants   and proof that each of them fails on mistakes
+//!     c-tests/loom.sh                                                          the models
+//!     cargo test --features planted-bugs --test planted the_models             proof that each of them fails on mistakes
 //!
 //! The storage is a double whose bytes need no lock, so that nothing but the part itself orders its accesses.
 

@@ -364,7 +364,7 @@ impl Page {
     ) -> Updated {
         let mut after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
         let mut state = self.lock();
-        if !self.is_live() {
+        if !self.is_live() && !planted(Plant::EvictedPageChanged) {
             return Updated::Evicted;
         }
         let before = self.own_entry(change.entry);
@@ -416,7 +416,10 @@ impl Page {
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
     pub(super) fn try_evict(&self) -> bool {
         // A write-out in flight has cleaned the page before its bytes are in the file.
-        let Ok(_idle) = self.writing.try_lock() else { return false };
+        let idle = self.writing.try_lock();
+        if idle.is_err() && !planted(Plant::PageInHandEvicted) {
+            return false;
+        }
         let state = self.lock();
         if state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;
@@ -455,10 +458,12 @@ impl Page {
         list: &DirtyList,
         _announced: &InFlight<'_>,
     ) -> Result<bool> {
-        let _order = locked(self.writing.lock());
+        let _order = (!planted(Plant::WriteOutsOvertake)).then(|| locked(self.writing.lock()));
         let ripe = self.take_ripe(medium, list);
         if let Err(e) = self.write_runs(&ripe.runs, medium, guard) {
-            self.take_back(ripe, list);
+            if !planted(Plant::UnwrittenPageForgotten) {
+                self.take_back(ripe, list);
+            }
             return Err(e);
         }
         let releases: Vec<Release> = ripe.letting_go.iter().filter_map(|h| h.dropped).collect();

@@ -6,6 +6,7 @@
 
 use super::file::sys::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
+use crate::planted::{planted, Plant};
 use crate::sync::{locked, Mutex, MutexGuard};
 use once_cell::race::OnceBox;
 use std::collections::BTreeMap;
@@ -142,6 +143,10 @@ impl Registry {
 
     /// One user changes its access; the others decide whether it may. Nobody can come in between.
     fn change(&self, identity: (u64, u64), from: Access, to: Access, shown: &str) -> Result<()> {
+        if planted(Plant::AccessChangedInTwoSteps) {
+            self.forget(identity, from);
+            return self.register(identity, to, shown);
+        }
         let mut files = self.lock();
         let users = files.entry(identity).or_default();
         users.leave(from);
