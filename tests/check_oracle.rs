@@ -5,8 +5,8 @@
 //! behind everything when a pointer is broken, and repairs images that make the stock tool give up), the
 //! damage is left out here and tested in `ops::check`.
 
-use qcow2::ops::check::{check, CheckOptions, CheckReport, MessageKind};
-use qcow2::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::ops::check::{check, CheckOptions, CheckReport, MessageKind};
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

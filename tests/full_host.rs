@@ -1,8 +1,8 @@
 //! A host that is full for a while, and then is not; the handle stays (story C19). While it is full requests fail with
 //! what the host said; once it has room they succeed, and nothing is lost that any request before had answered.
 
-use qcow2::error::ErrorKind;
-use qcow2::options::Preallocation;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::options::Preallocation;
 use std::sync::Arc;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::overlay::Overlay;

@@ -5,7 +5,7 @@
 //! `QCOW2_TEST_PLANTS=all` every level of the kit tries every mistake, which takes some ten minutes.
 //! `QCOW2_TEST_PLANTS=Name` takes the mistakes whose names have that in them.
 
-use qcow2::planted::Plant::{self, *};
+use qcow2::testing::planted::Plant::{self, *};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

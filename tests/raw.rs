@@ -1,20 +1,20 @@
 //! Raw disks under what images are tried with (story C25): each call failing, requests parked at each call beside others,
 //! and a host that knows nothing of what is still in a cache (story C28).
 
-use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, ZeroFlags};
-use qcow2::ops::checksum::checksum;
-use qcow2::ops::commit::commit;
-use qcow2::ops::compare::{compare, Verdict};
-use qcow2::ops::convert::{convert, ConvertOptions};
-use qcow2::ops::create::create;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::inactive::{inactivate, invalidate};
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::ops::resize::resize;
-use qcow2::options::{CreateOptions, OpenOptions, Preallocation};
-use qcow2::storage::memory::Memory;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::error::{ErrorKind, Result};
+use qcow2::testing::image::{Disk, ZeroFlags};
+use qcow2::testing::ops::checksum::checksum;
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::compare::{compare, Verdict};
+use qcow2::testing::ops::convert::{convert, ConvertOptions};
+use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::inactive::{inactivate, invalidate};
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::{CreateOptions, OpenOptions, Preallocation};
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;

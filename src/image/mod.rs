@@ -37,7 +37,7 @@ pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
 pub use qcow2::{Alone, Image};
-pub use raw::{RawAlone, RawDisk};
+pub use raw::RawDisk;
 pub(crate) use rebase::names as backing_names;
 pub use snapshots::{NewSnapshot, Wanted};
 pub use status::Status;

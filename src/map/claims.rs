@@ -49,11 +49,13 @@ impl Claims {
 
 impl Claim<'_> {
     /// First claimed cluster.
+    #[cfg(all(loom, test))]
     pub fn first_cluster(&self) -> u64 {
         self.first
     }
 
     /// One past the last claimed cluster.
+    #[cfg(all(loom, test))]
     pub fn end_cluster(&self) -> u64 {
         self.end
     }

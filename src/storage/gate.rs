@@ -231,11 +231,6 @@ impl<S: Clone + Send> Readers for Gate<S> {
 }
 
 impl<S: Clone> Exclusive<'_, S> {
-    /// The state that requests will have.
-    pub fn state(&self) -> &S {
-        &self.turn
-    }
-
     /// Another state for the requests that come.
     pub fn put(&mut self, state: S) {
         for place in self.places.iter_mut().skip(usize::from(planted(Plant::OldStateLeftInPlace))) {

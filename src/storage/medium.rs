@@ -55,6 +55,7 @@ pub struct Medium {
 
 impl Medium {
     /// A medium on one storage, where guest data is beside the tables.
+    #[cfg(test)]
     pub fn new(image: Arc<dyn Storage>) -> Self {
         Medium::of_session(image, None, Arc::default())
     }

@@ -3,8 +3,8 @@
 
 mod whole;
 
-use qcow2::error::ErrorKind;
-use qcow2::ops::check::CheckOptions;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::check::CheckOptions;
 use std::sync::Arc;
 use testkit::expect::Contents;
 use testkit::ops::{random_list, random_setup, Op, Op::*};

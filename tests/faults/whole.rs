@@ -1,6 +1,6 @@
 //! Each call of work on a whole image fails: a conversion, another backing file, a commit.
 
-use qcow2::ops::convert::{convert, ConvertOptions};
+use qcow2::testing::ops::convert::{convert, ConvertOptions};
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::pair::{fail_commit, Pair};

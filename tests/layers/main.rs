@@ -9,7 +9,7 @@ use source::{blank, c_functions, calls, functions, words_after, Source};
 use std::collections::BTreeMap;
 
 /// What each top-level module may use besides itself. Later ones are higher.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("error", &[]),
     ("sync", &[]),
     ("format", &["error"]),
@@ -25,6 +25,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         "capi",
         &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc", "map", "image", "ops"],
     ),
+    ("testing", &["error", "format", "options", "storage", "image", "ops"]),
     ("loom", &["error", "sync", "format", "storage", "meta", "map", "image"]),
 ];
 

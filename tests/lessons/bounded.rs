@@ -1,13 +1,13 @@
 //! Memory that grows with what the file holds and not with what it names (C28): hostile images and huge ones, each in a
 //! process with 256 MiB of address space.
 
-use qcow2::error::Result;
-use qcow2::image::{Disk, NewSnapshot, Wanted};
-use qcow2::ops::handle::Handle;
-use qcow2::ops::{amend, commit, resize, snapshot};
-use qcow2::options::Preallocation;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::error::Result;
+use qcow2::testing::image::{Disk, NewSnapshot, Wanted};
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::{amend, commit, resize, snapshot};
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 use testkit::images::*;

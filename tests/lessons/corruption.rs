@@ -1,13 +1,13 @@
 //! C1 to C3, C5 and C7 to C9, C13: two owners, lost bytes, bytes that come back.
 
-use qcow2::error::ErrorKind;
-use qcow2::image::{NewSnapshot, ZeroFlags};
-use qcow2::ops::handle::Handle;
-use qcow2::ops::open::{Opening, Origin};
-use qcow2::ops::resize::resize;
-use qcow2::ops::snapshot;
-use qcow2::options::{OpenOptions, Preallocation};
-use qcow2::storage::{Purpose, Storage};
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::image::{NewSnapshot, ZeroFlags};
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::{Opening, Origin};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::ops::snapshot;
+use qcow2::testing::options::{OpenOptions, Preallocation};
+use qcow2::testing::storage::{Purpose, Storage};
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::images::*;
@@ -271,7 +271,7 @@ fn c07_subclusters_never_show_the_backing_file() {
         "raw",
         "top",
     ]);
-    let flags = qcow2::ops::open::OpenFlags { allow_recorded: true, ..WRITABLE };
+    let flags = qcow2::testing::ops::open::OpenFlags { allow_recorded: true, ..WRITABLE };
     let handle = open_file(&bench.path("top"), flags, &["discard=unmap"]).unwrap();
     write(&handle, 64 * KIB, &vec![0x11; 64 * KIB as usize]);
     write(&handle, 130 * KIB, &[0x22; 100]);
@@ -435,11 +435,11 @@ fn c09_close_waits_for_requests_in_flight() {
     let recorder = setup.recorder();
     let handle = setup.open(recorder.clone()).unwrap();
     let hold = recorder.hold(Kind::Write, Some(Purpose::Data));
-    let qcow2::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
+    let qcow2::testing::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| setup::write(&handle, 30, 40, 5, false));
         assert!(recorder.wait_parked(hold, PATIENCE));
-        let closing = scope.spawn(|| qcow2::ops::handle::close_image(image));
+        let closing = scope.spawn(|| qcow2::testing::ops::handle::close_image(image));
         std::thread::sleep(Duration::from_millis(30));
         assert!(!closing.is_finished(), "closed while a write was inside");
         recorder.release(hold);

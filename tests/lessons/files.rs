@@ -1,10 +1,10 @@
 //! C10, C11, C14 to C16: locks, shared offsets, names of backing files, hosts that surprise, other writers.
 
-use qcow2::error::ErrorKind;
-use qcow2::ops::create::create;
-use qcow2::ops::open::{OpenFlags, Origin};
-use qcow2::options::CreateOptions;
-use qcow2::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::open::{OpenFlags, Origin};
+use qcow2::testing::options::CreateOptions;
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! C12: tables and sizes that grow.
 
 use crate::corruption::take_snapshot;
-use qcow2::error::ErrorKind;
-use qcow2::ops::resize::resize;
-use qcow2::options::Preallocation;
-use qcow2::storage::Storage;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::Storage;
 use std::sync::Arc;
 use testkit::images::*;
 use testkit::oracle;
@@ -82,8 +82,8 @@ fn c12_sizes_at_the_edges() {
         assert_sound(&*image);
         assert!(image.contents().len() as u64 <= 34 * MIB, "{size}");
     }
-    let over = qcow2::options::CreateOptions::parse::<&str>(&[]).unwrap();
-    let memory = qcow2::storage::memory::Memory::default();
-    let error = qcow2::ops::create::create(&memory, max + 512, &over).unwrap_err();
+    let over = qcow2::testing::options::CreateOptions::parse::<&str>(&[]).unwrap();
+    let memory = qcow2::testing::storage::memory::Memory::default();
+    let error = qcow2::testing::ops::create::create(&memory, max + 512, &over).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
 }

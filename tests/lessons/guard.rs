@@ -1,13 +1,13 @@
 //! An entry that names what it does not own gives nothing away (C28).
 
-use qcow2::error::{ErrorKind, Result};
-use qcow2::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
-use qcow2::ops::commit::commit;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::{amend, resize, snapshot};
-use qcow2::options::Preallocation;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::Storage;
+use qcow2::testing::error::{ErrorKind, Result};
+use qcow2::testing::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::{amend, resize, snapshot};
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::Storage;
 use std::io::IoSlice;
 use std::sync::Arc;
 use testkit::images::*;

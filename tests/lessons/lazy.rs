@@ -1,14 +1,14 @@
 //! Lazy refcounts: the dirty bit stands before the first count is outrun, and goes after the last one is durable.
 
 use crate::corruption::take_snapshot;
-use qcow2::error::ErrorKind;
-use qcow2::ops::amend::amend;
-use qcow2::ops::create::create;
-use qcow2::ops::open::OpenFlags;
-use qcow2::ops::resize::resize;
-use qcow2::options::{CreateOptions, Preallocation};
-use qcow2::storage::file::{FileOptions, FileStorage};
-use qcow2::storage::{Purpose, Storage};
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::amend::amend;
+use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::open::OpenFlags;
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::{CreateOptions, Preallocation};
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::storage::{Purpose, Storage};
 use std::sync::Arc;
 use testkit::images::*;
 use testkit::ops::{Op, Op::*};
@@ -159,7 +159,7 @@ fn lazy_04_no_repair_is_an_error_of_its_own() {
     assert_eq!((error.kind(), error.errno()), (ErrorKind::Dirty, libc::EUCLEAN));
     let metadata_only = OpenFlags { metadata_only: true, ..READ_ONLY };
     let handle = open_file(&bench.path("disk"), metadata_only, &[]).unwrap();
-    let qcow2::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
+    let qcow2::testing::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
     assert_eq!(image.core().header().incompatible & 1, 1);
     assert!(bench.read("disk") == bytes);
 }
@@ -344,7 +344,7 @@ fn lazy_09_a_repair_that_cannot_be_made_now() {
 }
 
 /// A way to let go of guest sectors 2 to 12.
-type Drops = fn(&qcow2::ops::handle::Handle);
+type Drops = fn(&qcow2::testing::ops::handle::Handle);
 
 /// Row 10: Discard, resize and snapshots while lazy: a cluster is not used again before the entry that dropped it is
 /// durable.
@@ -353,7 +353,7 @@ fn lazy_10_nothing_is_used_again_too_early() {
     let drops: [(&str, Drops); 3] = [
         ("discard", |h| h.disk().discard(2 * SECTOR, 10 * SECTOR).unwrap()),
         ("unmap", |h| {
-            let unmap = qcow2::image::ZeroFlags { unmap: true, no_fallback: false };
+            let unmap = qcow2::testing::image::ZeroFlags { unmap: true, no_fallback: false };
             h.disk().write_zeroes(2 * SECTOR, 10 * SECTOR, unmap, false).unwrap();
         }),
         ("overwrite after a discard", |h| {
@@ -418,8 +418,8 @@ fn lazy_10_nor_with_a_snapshot_in_between() {
     let tags = recover(&LAZY, &medium, true).unwrap();
     assert_eq!((&tags.disk[..4], &tags.disk[300..330]), (&[8; 4][..], &[9; 30][..]));
     let handle = LAZY.open(medium.clone()).unwrap();
-    let wanted = qcow2::ops::snapshot::Wanted { id: None, name: Some(b"one") };
-    qcow2::ops::snapshot::apply(&handle, wanted).unwrap();
+    let wanted = qcow2::testing::ops::snapshot::Wanted { id: None, name: Some(b"one") };
+    qcow2::testing::ops::snapshot::apply(&handle, wanted).unwrap();
     assert_eq!(setup::read(&handle, 0, 20).unwrap(), [PREFILL_TAG; 20]);
     handle.close().unwrap();
     assert_eq!(check_clean(&*medium), Ok(0));

@@ -1,10 +1,10 @@
 //! C17 to C19: what was linked already went back, what one image had in memory was shown by another, and a header of which
 //! nobody knows whether it was written.
 
-use qcow2::image::{Disk, NewSnapshot};
-use qcow2::ops::handle::Handle;
-use qcow2::options::Preallocation;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::image::{Disk, NewSnapshot};
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! An image is hostile input.
 
-use qcow2::error::ErrorKind;
-use qcow2::ops::check::check;
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::ops::resize::resize;
-use qcow2::options::{OpenOptions, Preallocation};
-use qcow2::storage::{Purpose, Storage};
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::check::check;
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::{OpenOptions, Preallocation};
+use qcow2::testing::storage::{Purpose, Storage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use testkit::images::*;
@@ -421,7 +421,7 @@ fn security_version_2_has_no_version_3_fields() {
         bytes[80..4096].fill(fill);
         let image: Arc<dyn Storage> = memory(bytes.clone());
         let handle = open_over(&image, None, WRITABLE, &[]).unwrap();
-        let qcow2::image::Disk::Qcow2(qcow2) = handle.disk() else { unreachable!() };
+        let qcow2::testing::image::Disk::Qcow2(qcow2) = handle.disk() else { unreachable!() };
         let header = qcow2.core().header();
         assert_eq!((header.version, header.refcount_order, header.header_length), (2, 4, 72));
         assert_eq!(

@@ -1,11 +1,11 @@
 //! Space that nobody asked for.
 
-use qcow2::image::ZeroFlags;
-use qcow2::ops::commit::commit;
-use qcow2::ops::resize::resize;
-use qcow2::options::Preallocation;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::Storage;
+use qcow2::testing::image::ZeroFlags;
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::Storage;
 use std::sync::Arc;
 use testkit::images::*;
 use testkit::oracle::be64;

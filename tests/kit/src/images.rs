@@ -1,14 +1,14 @@
 //! What the stories share: images in files and in memory, the stock tools, and the fields of a header.
 
 use crate::oracle::{self, be64, OFFSET};
-use qcow2::error::Result;
-use qcow2::ops::check::{check, CheckOptions, CheckReport};
-use qcow2::ops::create::create;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::options::{CreateOptions, OpenOptions};
-use qcow2::storage::memory::Memory;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::error::Result;
+use qcow2::testing::ops::check::{check, CheckOptions, CheckReport};
+use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::options::{CreateOptions, OpenOptions};
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;

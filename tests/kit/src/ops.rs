@@ -2,7 +2,7 @@
 
 use crate::rng::Rng;
 use crate::setup::{Mode, Setup};
-use qcow2::options::Preallocation;
+use qcow2::testing::options::Preallocation;
 
 /// One operation; places and sizes in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A crash state: an image shared by many states, with the sectors in which this one differs.
 
 use crate::SECTOR;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,7 @@
 use crate::oracle::{be32, be64, Head, Use, COMPRESSED, OFFSET};
 use crate::recorder::{Event, What};
 use crate::rules::{is_l2, Trace};
-use qcow2::storage::Purpose;
+use qcow2::testing::storage::Purpose;
 
 /// Fixed fields of the header that the library knows: what follows stays as it is, byte for byte.
 const KNOWN_BYTES: [usize; 2] = [72, 104];

@@ -9,11 +9,11 @@ use crate::rng::Rng;
 use crate::runner::apply_recorded;
 use crate::setup::{self, backing_bytes, Setup, BACKING_TAG, BAD_TAG};
 use crate::sweep::{check_clean, Count};
-use qcow2::error::Result;
-use qcow2::ops::commit::commit;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::storage::Storage;
+use qcow2::testing::error::Result;
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::storage::Storage;
 use std::collections::HashSet;
 use std::sync::Arc;
 

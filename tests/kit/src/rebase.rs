@@ -9,13 +9,13 @@ use crate::runner::apply_recorded;
 use crate::setup::{self, backing_bytes, Setup};
 use crate::sweep::{check_clean, Count};
 use crate::SECTOR;
-use qcow2::error::Result;
-use qcow2::ops::backing::change_backing_file;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
-use qcow2::ops::rebase::rebase;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::Storage;
+use qcow2::testing::error::Result;
+use qcow2::testing::ops::backing::change_backing_file;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+use qcow2::testing::ops::rebase::rebase;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::Storage;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -201,10 +201,11 @@ fn names(storage: &dyn Storage) -> std::result::Result<Option<String>, String> {
     let length = storage.length().map_err(|e| e.to_string())?;
     let mut start = vec![0; length.min(1 << 21) as usize];
     let mut part = [std::io::IoSliceMut::new(&mut start)];
-    storage.read(qcow2::storage::Purpose::Header, 0, &mut part).map_err(|e| e.to_string())?;
-    let bytes = qcow2::format::Header::peek_cluster_bytes(&start).map_err(|e| e.to_string())? as usize;
+    storage.read(qcow2::testing::storage::Purpose::Header, 0, &mut part).map_err(|e| e.to_string())?;
+    let bytes =
+        qcow2::testing::format::Header::peek_cluster_bytes(&start).map_err(|e| e.to_string())? as usize;
     start.truncate(bytes);
-    let header = qcow2::format::Header::parse(&start).map_err(|e| format!("header: {e}"))?;
+    let header = qcow2::testing::format::Header::parse(&start).map_err(|e| format!("header: {e}"))?;
     Ok(header.backing_name().map(|name| name.to_string_lossy().into_owned()))
 }
 

@@ -8,7 +8,7 @@ use crate::cut::apply;
 use crate::oracle::{be64, compressed, count_in, Head, Owners, Use, COMPRESSED, OFFSET};
 use crate::recorder::{Event, Recorder, What, Zeroed};
 use crate::SECTOR;
-use qcow2::storage::Purpose;
+use qcow2::testing::storage::Purpose;
 use std::collections::HashSet;
 use std::rc::Rc;
 

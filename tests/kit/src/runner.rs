@@ -5,15 +5,15 @@ use crate::ops::Op;
 use crate::recorder::Recorder;
 use crate::setup::{self, Setup};
 use crate::SECTOR;
-use qcow2::error::{Error, ErrorKind};
-use qcow2::image::{Disk, NewSnapshot, Takes, Wanted, ZeroFlags};
-use qcow2::ops::amend::amend;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::inactive::{inactivate, invalidate};
-use qcow2::ops::resize::resize;
-use qcow2::ops::snapshot;
-use qcow2::ops::stream::stream;
-use qcow2::options::Preallocation;
+use qcow2::testing::error::{Error, ErrorKind};
+use qcow2::testing::image::{Disk, NewSnapshot, Takes, Wanted, ZeroFlags};
+use qcow2::testing::ops::amend::amend;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::inactive::{inactivate, invalidate};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::ops::snapshot;
+use qcow2::testing::ops::stream::stream;
+use qcow2::testing::options::Preallocation;
 use std::sync::Arc;
 
 /// From event count `first` on the medium may hold `expect`.

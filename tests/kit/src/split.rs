@@ -13,8 +13,8 @@ use crate::runner::Runner;
 use crate::setup::{self, Setup, BAD_TAG};
 use crate::sweep::{check_clean, tries_cuts, Count};
 use crate::SECTOR;
-use qcow2::ops::handle::Handle;
-use qcow2::storage::Purpose;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::storage::Purpose;
 use std::collections::HashSet;
 use std::sync::Arc;
 

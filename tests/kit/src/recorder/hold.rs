@@ -1,7 +1,7 @@
 //! Calls that are parked until somebody lets them go.
 
 use super::{Kind, Recorder, State, ACTOR};
-use qcow2::storage::Purpose;
+use qcow2::testing::storage::Purpose;
 use std::sync::MutexGuard;
 use std::time::Duration;
 

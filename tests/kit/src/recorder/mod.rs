@@ -8,7 +8,7 @@ mod storage;
 
 use crate::rules;
 use hold::Hold;
-use qcow2::storage::Purpose;
+use qcow2::testing::storage::Purpose;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::io;

@@ -1,7 +1,7 @@
 //! The double as the engine sees it.
 
 use super::{Kind, Recorder, What};
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
