@@ -59,7 +59,7 @@ pub mod ops {
     }
 }
 pub mod options {
-    pub use crate::options::{CreateOptions, OpenOptions, OptionInfo, Preallocation, Scope};
+    pub use crate::options::{list, CreateOptions, OpenOptions, OptionInfo, Preallocation, Scope};
 }
 #[cfg(feature = "planted-bugs")]
 pub mod planted {

@@ -7,7 +7,7 @@ use super::explore;
 use crate::error::Result;
 use crate::format::entries::RawL2;
 use crate::meta::page::{Change, Updated};
-use crate::meta::{Access, DirtyList, OverlapGuard, Page, Release, Settler, SliceCache, WriteOut};
+use crate::meta::{Access, DirtyPages, OverlapGuard, Page, Release, Settler, SliceCache, WriteOut};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
@@ -22,7 +22,7 @@ struct Parts {
     medium: Medium,
     guard: OverlapGuard,
     gate: Gate<()>,
-    list: DirtyList,
+    list: DirtyPages,
     cache: SliceCache,
 }
 
@@ -44,7 +44,7 @@ impl Parts {
             disk,
             guard: OverlapGuard::off(),
             gate: Gate::new(()),
-            list: DirtyList::default(),
+            list: DirtyPages::default(),
             cache: SliceCache::new(2, false),
         })
     }

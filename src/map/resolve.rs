@@ -1,11 +1,10 @@
 //! Guest range to extents. Takes no lock; the caller holds a pin.
 
-use super::Map;
+use super::{Look, Map};
 use crate::error::Result;
 use crate::format::entries::{
     CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
 };
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Where the bytes of an extent are.
@@ -34,43 +33,14 @@ pub struct Extent {
     pub in_place: bool,
 }
 
-/// What one look at an entry says about a request that stays inside its cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// Data at this host offset; `true`: it may be overwritten there.
-    Data(u64, bool),
-    /// Not in this image.
-    Hole,
-    /// `resolve` has to tell: something else, or not in memory.
-    Unknown,
-}
-
 impl Map {
     /// Looks a request of `bytes` at `guest_offset` up without loading anything: the common case of a standard
     /// entry whose slice is in a cache that holds the whole disk.
     #[inline(always)]
     pub fn look(&self, guest_offset: u64, bytes: u64) -> Look {
-        let quick = &self.quick;
-        let in_cluster = guest_offset & quick.cluster_mask;
-        if !quick.plain || bytes > quick.cluster_mask + 1 - in_cluster {
-            return Look::Unknown;
-        }
-        let slot = self.front.get((guest_offset >> quick.slice_guest_bits) as usize);
-        let Some(front) = slot.and_then(|p| p.get()) else { return self.look_tableless(guest_offset) };
-        let word = front.words.get((guest_offset >> quick.cluster_bits & quick.index_mask) as usize);
-        let Some(entry) = word.map(|w| w.load(Ordering::SeqCst)) else { return Look::Unknown };
-        // In this order: what a live page said is what the table said at that moment.
-        if self.front_stale.load(Ordering::SeqCst) && !front.page.is_live() {
-            return Look::Unknown;
-        }
-        self.note_front_used();
-        let host = entry & OFFSET_MASK;
-        if entry & (COMPRESSED | ZERO) | host & quick.cluster_mask != 0 {
-            return Look::Unknown;
-        }
-        match host {
-            0 => Look::Hole,
-            host => Look::Data(host + in_cluster, entry & COPIED != 0),
+        match self.front.look(guest_offset, bytes) {
+            Some(look) => look,
+            None => self.look_tableless(guest_offset),
         }
     }
 
@@ -93,7 +63,7 @@ impl Map {
         }
         let cluster = geometry.cluster_index(guest_offset);
         let key = self.slice_key(cluster);
-        if let Some(page) = self.front_page(key) {
+        if let Some(page) = self.front.page(key) {
             return self.resolve_in(page, guest_offset, max_bytes);
         }
         // The common case needs the page for no more than a look; a broken entry is for whoever has it in hand.

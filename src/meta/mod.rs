@@ -3,15 +3,19 @@
 //! Called by `alloc` (header, refcount table) and `map` (L1, L2). Knows neither guests nor free clusters.
 
 pub mod cache;
+mod dirty_list;
 pub mod guard;
 pub mod header_page;
 pub mod page;
+mod release;
 mod write_out;
 
 pub use cache::{Access, SliceCache};
+pub use dirty_list::InFlight;
 pub use guard::OverlapGuard;
 pub use header_page::HeaderPage;
-pub use page::{DirtyList, Page, Release};
+pub use page::{DirtyPages, Page};
+pub use release::Release;
 pub use write_out::WriteOut;
 
 use crate::error::Result;

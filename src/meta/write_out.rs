@@ -1,7 +1,8 @@
 //! Bringing table pages to the medium: into the file, or durable. Any number of threads at once, whoever has
 //! which page in hand; called by `map`, and by the cache to make room.
 
-use super::page::{DirtyList, InFlight, Page};
+use super::page::{DirtyPages, Page};
+use super::InFlight;
 use super::{OverlapGuard, Settler};
 use crate::error::Result;
 use crate::planted::{planted, Plant};
@@ -17,7 +18,7 @@ pub struct WriteOut<'a> {
     /// Who settles what they let go of.
     pub settler: &'a dyn Settler,
     /// The list that they are on.
-    pub list: &'a DirtyList,
+    pub list: &'a DirtyPages,
 }
 
 impl WriteOut<'_> {

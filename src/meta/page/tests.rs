@@ -1,5 +1,6 @@
 use super::*;
 use crate::meta::{Access, SliceCache, WriteOut};
+use crate::meta::{OverlapGuard, Settler};
 use crate::storage::gate::Gate;
 use crate::storage::memory::Memory;
 use crate::storage::{HostRun, Storage, Traits};
@@ -65,7 +66,8 @@ fn raw(descriptor: u64) -> RawL2 {
 #[test]
 fn a_change_is_not_waited_for_before_an_older_one_of_its_entry() {
     let medium = Medium::new(Arc::new(Memory::new(vec![0; 4096])));
-    let (gate, list, log, guard) = (Gate::new(()), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let (gate, list, log, guard) =
+        (Gate::new(()), DirtyPages::default(), Log::default(), OverlapGuard::off());
     let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
     let early = medium.ticket();
     let sync = medium.begin_sync();
@@ -91,7 +93,8 @@ fn a_write_out_that_fails_has_done_nothing() {
     let storage = Arc::new(Memory::new(vec![0; 4096]));
     let full = Arc::new(Full { memory: storage.clone(), on: AtomicBool::new(true) });
     let medium = Medium::new(full.clone());
-    let (gate, list, log, guard) = (Gate::new(()), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let (gate, list, log, guard) =
+        (Gate::new(()), DirtyPages::default(), Log::default(), OverlapGuard::off());
     let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
     let set = |entry, value, after, dropped| {
         let change = Change { entry, value: raw(value), after, dropped };
@@ -125,7 +128,8 @@ fn a_write_out_that_fails_has_done_nothing() {
 fn pages_that_cannot_leave_the_cache_are_listed_once() {
     let full = Arc::new(Full { memory: Arc::new(Memory::new(vec![0; 8192])), on: AtomicBool::new(true) });
     let medium = Medium::new(full.clone());
-    let (gate, list, log, guard) = (Gate::new(()), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let (gate, list, log, guard) =
+        (Gate::new(()), DirtyPages::default(), Log::default(), OverlapGuard::off());
     let out = WriteOut { medium: &medium, guard: &guard, settler: &log, list: &list };
     let cache = SliceCache::new(2, false);
     let get = |key: u64| {
@@ -150,7 +154,8 @@ fn pages_that_cannot_leave_the_cache_are_listed_once() {
 fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
     let storage = Arc::new(Memory::new(vec![0; 4096]));
     let medium = Medium::new(storage.clone());
-    let (gate, list, log, guard) = (Gate::new(()), DirtyList::default(), Log::default(), OverlapGuard::off());
+    let (gate, list, log, guard) =
+        (Gate::new(()), DirtyPages::default(), Log::default(), OverlapGuard::off());
     let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
     let set = |entry, value, after, dropped| {
         let change = Change { entry, value: raw(value), after, dropped };

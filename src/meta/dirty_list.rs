@@ -1,0 +1,101 @@
+//! The pages that have something to write, and what their changes wait for.
+
+use crate::storage::medium::Ticket;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{locked, Mutex, RwLock, RwLockReadGuard};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Pages that have something to write.
+pub struct DirtyList<P> {
+    pages: Mutex<Vec<Arc<P>>>,
+    /// Shared by `InFlight`: between the list and the file nobody may sync and believe that a page is covered.
+    in_flight: RwLock<()>,
+    /// Clusters in the `dropped` of held changes.
+    pub(super) held_clusters: AtomicU64,
+    /// How many changes wait for each ticket, in whatever hands their pages are.
+    waiting: Mutex<BTreeMap<Ticket, u64>>,
+    /// Counts how often pages have come back to the list because a write failed: who took the list in the meantime
+    /// has not seen them.
+    failures: AtomicU64,
+}
+
+/// Says that pages may be between memory and the file: held from before they leave the list until what was
+/// copied from them is written.
+pub struct InFlight<'a> {
+    _shared: RwLockReadGuard<'a, ()>,
+}
+
+impl<P> Default for DirtyList<P> {
+    fn default() -> Self {
+        DirtyList {
+            pages: Mutex::default(),
+            in_flight: RwLock::new(()),
+            held_clusters: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            failures: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<P> DirtyList<P> {
+    /// Announces write-outs.
+    pub fn begin(&self) -> InFlight<'_> {
+        InFlight { _shared: locked(self.in_flight.read()) }
+    }
+
+    /// Takes all pages off the list, to be written while the announcement lasts.
+    pub fn take(&self, _announced: &InFlight<'_>) -> Vec<Arc<P>> {
+        std::mem::take(&mut *locked(self.pages.lock()))
+    }
+
+    /// Waits until whatever others have taken off the list is in the file, or back on the list because it
+    /// waits for a sync. The caller has no announcement of its own.
+    pub fn wait_in_flight(&self) {
+        drop(locked(self.in_flight.write()));
+    }
+
+    /// Changes whenever pages come back because a write failed.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
+    }
+
+    /// Puts pages back that were taken and not written. The caller still has its announcement.
+    pub(super) fn put_back(&self, pages: impl IntoIterator<Item = Arc<P>>) {
+        locked(self.pages.lock()).extend(pages);
+        self.failures.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Host clusters that held changes have let go of.
+    pub fn held_clusters(&self) -> u64 {
+        self.held_clusters.load(Ordering::Relaxed)
+    }
+
+    /// The oldest ticket that a change waits for which no write-out has taken yet.
+    pub fn oldest_waiting(&self) -> Option<Ticket> {
+        locked(self.waiting.lock()).keys().next().copied()
+    }
+
+    pub(super) fn add_waiting(&self, ticket: Ticket) {
+        *locked(self.waiting.lock()).entry(ticket).or_default() += 1;
+    }
+
+    pub(super) fn remove_waiting(&self, ticket: Ticket, changes: u64) {
+        let mut waiting = locked(self.waiting.lock());
+        if let Some(count) = waiting.get_mut(&ticket) {
+            *count -= changes;
+            if *count == 0 {
+                waiting.remove(&ticket);
+            }
+        }
+    }
+
+    /// Takes one page off the list, to be written while the announcement lasts.
+    pub(super) fn remove(&self, page: &Arc<P>, _announced: &InFlight<'_>) {
+        locked(self.pages.lock()).retain(|p| !Arc::ptr_eq(p, page));
+    }
+
+    pub(super) fn add(&self, page: &Arc<P>) {
+        locked(self.pages.lock()).push(Arc::clone(page));
+    }
+}
