@@ -33,7 +33,7 @@ impl WriteOut<'_> {
         let target = self.medium.ticket();
         let waits = self.waits_for(target);
         self.write_listed()?;
-        if waits && !(planted(Plant::WriteThroughAsksLate) && !self.waits_for(target)) {
+        if waits && (!planted(Plant::WriteThroughAsksLate) || self.waits_for(target)) {
             self.write_waiting(target)?;
         }
         Ok(())
@@ -46,7 +46,7 @@ impl WriteOut<'_> {
         self.write_listed()?;
         self.settler.advance()?;
         // What waited for the sync that has just completed needs another one, whoever has written it.
-        if waits && !(planted(Plant::BarrierAsksLate) && !self.waits_for(target)) {
+        if waits && (!planted(Plant::BarrierAsksLate) || self.waits_for(target)) {
             self.write_waiting(target)?;
             self.settler.advance()?;
         }

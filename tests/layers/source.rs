@@ -41,8 +41,8 @@ impl Source {
     pub fn lines_with<'a>(&'a self, word: &'a str) -> impl Iterator<Item = usize> + 'a {
         let has = move |line: &str| {
             let whole = |at: usize| {
-                let end = line.as_bytes().get(at + word.len());
-                !(at > 0 && is_word(line.as_bytes()[at - 1])) && !end.is_some_and(|b| is_word(*b))
+                let beside = [line[..at].bytes().last(), line[at + word.len()..].bytes().next()];
+                !beside.into_iter().flatten().any(is_word)
             };
             line.match_indices(word).any(|(at, _)| whole(at))
         };
@@ -178,7 +178,7 @@ pub fn c_functions(code: &str) -> Vec<(String, usize, usize)> {
     let mut found = Vec::new();
     let mut head = (String::new(), 0);
     for (number, line) in code.lines().enumerate().map(|(n, line)| (n + 1, line)) {
-        let starts = line.bytes().next().is_some_and(|b| is_word(b));
+        let starts = line.bytes().next().is_some_and(is_word);
         let name = line.split('(').next().unwrap_or_default();
         if starts && line.contains('(') && !name.contains('=') {
             let name = name.rsplit(|c: char| !is_word(c as u8)).next().unwrap_or_default();
