@@ -30,18 +30,20 @@
 //! # One read, one allocating write
 //!
 //! ```text
-//! pread    capi -> Image::read -> enter the gate (a pin) -> resolve -> for each extent:
-//!            Data: read the file    Zero: fill    Hole: backing disk or fill
+//! pread    capi -> Image::read -> enter the gate (a pin, with the state) -> resolve -> for each extent:
+//!            Data: Payload::read    Zero: fill    Hole: backing disk or fill
 //!            Compressed: inflate, or copy from what is kept inflated (its rule: `image/inflate.rs`)
-//!          no lock is held while data is read
+//!          no lock that another request waits for is held while data is read
 //!
 //! pwrite   Image::write -> enter the gate -> resolve
-//!            Data that nothing else refers to: overlap check, write, done
-//!            otherwise: claim the guest clusters, look again, own the L2 table,
-//!              reserve host clusters (counts rise) -> head, payload and tail in one write
-//!              -> link: the L2 page has the new entry, the ticket it waits for, and what it let go of
-//!            reserved clusters become filled ones, and only these can be linked: what an error leaves unlinked goes
-//!            back, and what is linked stays
+//!            Data that nothing else refers to: Payload::write, which checks the overlap; done
+//!            otherwise: claim the guest clusters, look at their entries again, own the L2 table,
+//!              Reserved: host clusters whose counts have risen
+//!              Written:  head, payload and tail by Payload::write
+//!              Filled:   Reserved::filled(Written), with the ticket of both
+//!              Map::link_run(Filled): the L2 page has the new entry, the ticket it waits for, and what it let go of
+//!            only filled clusters can be linked, only a write fills them, and `link_run` owns what a failure leaves: what
+//!            is linked stays, the rest goes back
 //! ```
 //!
 //! # Media assumptions
@@ -64,7 +66,7 @@
 //! | Rule | In words | Carried by |
 //! | ---- | -------- | ---------- |
 //! | R1 | a pointer is written after the count of its target is durable | the ticket of `Filled`, `Held::after` in a page |
-//! | R2 | a pointer is written after its target's contents are durable | `Reserved::filled`, `Held::after` |
+//! | R2 | a pointer is written after its target's contents are durable | `Written`, which only a write gives, `Held::after` |
 //! | R3 | a count falls after the page that dropped the pointer is durable | `Held::dropped`, then `Settler::settle_after` with a ticket |
 //! | R4 | a cluster is reused after R3 and after every older reader is gone | `Release::epoch` against the gate's oldest pin |
 //! | R5 | a new table is written whole before anything points to it | `Map::make_table`, `alloc::grow` |
@@ -98,23 +100,27 @@
 //!
 //! Always in this order; each has one owner.
 //!
-//! 1. Gate ([`storage::gate`]): shared for requests, exclusive for structure changes (resize, reopen, check,
+//! 1. How a handle is open (`Handle`): held by whoever reopens, inactivates or invalidates it, across I/O.
+//! 2. Gate ([`storage::gate`]): shared for requests, exclusive for structure changes (resize, reopen, check,
 //!    snapshots, commit, close). A conversion that is inside its source's gate enters the target's only when it
 //!    need not wait; a backing disk is read inside the gate of the disk above it.
-//! 2. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
-//! 3. Birth of an L2 table (`Map::birth`): across I/O.
-//! 4. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.
-//! 5. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
+//! 3. List of snapshots, while somebody reads it for all who ask: across I/O.
+//! 4. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
+//! 5. Birth of an L2 table (`Map::birth`): across I/O.
+//! 6. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.
+//! 7. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
 //!    others wait on; across I/O.
-//! 6. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
-//! 7. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
-//! 8. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
-//! 9. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
-//! 10. Turn of the syncs of one image: across one. Of a file: its end ([`storage::end`]), shared by writes past it, alone
-//!     to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to read, change and write one;
-//!     across the call.
+//! 8. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
+//! 9. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
+//! 10. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
+//! 11. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
+//! 12. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
+//!     shared by writes past it, alone to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to
+//!     read, change and write one; across the call.
+//! 13. Owners of the overlap guard, and what waits to be free: for a look or a change of memory, never across a wait.
 //!
-//! A pin is not a lock: it publishes the epoch in which a reader started. Readers of table pages take no lock
+//! A pin has a place of the gate for itself, where the state is, and publishes the epoch in which its request started:
+//! readers wait for nobody there but somebody alone. Readers of table pages take no lock
 //! but that of a slot, where the cache does not hold the whole disk. A function that needs a claim takes `&Claim`, used or not: the signature is the rule.
 //!
 //! # Holes of the host
