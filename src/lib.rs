@@ -16,9 +16,9 @@
 //! meta             table pages in memory, the one place that writes them; header page; overlap guard
 //! alloc            who owns which host cluster: refcount table and blocks, the ledger
 //! map              guest -> host: L1, L2 slices, resolve, link, claims
-//! image            a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state
-//! ops              whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, convert,
-//!                  checksum, inactivate and invalidate
+//! image            a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state. No structure work
+//! ops              whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, amend,
+//!                  rebase, commit, convert, checksum, inactivate and invalidate
 //! capi             conversion to C, nothing else
 //! testing          what this project's own tests use
 //! ```

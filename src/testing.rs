@@ -9,7 +9,7 @@ pub mod format {
     pub use crate::format::Header;
 }
 pub mod image {
-    pub use crate::image::{Disk, NewSnapshot, Takes, Wanted, ZeroFlags};
+    pub use crate::image::{Disk, SnapshotRef, StreamScope, ZeroFlags};
 }
 pub mod ops {
     pub mod amend {
@@ -52,14 +52,17 @@ pub mod ops {
         pub use crate::ops::resize::resize;
     }
     pub mod snapshot {
-        pub use crate::ops::snapshot::{apply, create, delete, Wanted};
+        pub use crate::ops::snapshot::{create, NewSnapshot, SnapshotRef};
     }
     pub mod stream {
         pub use crate::ops::stream::stream;
     }
+    pub mod vm_state {
+        pub use crate::ops::vm_state::write;
+    }
 }
 pub mod options {
-    pub use crate::options::{list, CreateOptions, OpenOptions, OptionInfo, Preallocation, Scope};
+    pub use crate::options::{CreateOptions, OpenOptions, OptionInfo, Preallocation, Scope};
 }
 #[cfg(feature = "planted-bugs")]
 pub mod planted {

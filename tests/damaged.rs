@@ -2,8 +2,8 @@
 //! over, by any request, and what the guest had stays readable.
 
 use qcow2::testing::error::ErrorKind;
-use qcow2::testing::image::NewSnapshot;
 use qcow2::testing::ops::snapshot;
+use qcow2::testing::ops::snapshot::NewSnapshot;
 use testkit::ops::{random_op, Op};
 use testkit::oracle::{be64, Head, Owners, Use, OFFSET};
 use testkit::recorder::Recorder;

@@ -2,7 +2,7 @@
 //! history is judged sector by sector. In the end the image is clean, for our check and for the stock tool.
 
 use qcow2::testing::error::ErrorKind;
-use qcow2::testing::image::{Wanted, ZeroFlags};
+use qcow2::testing::image::{SnapshotRef, ZeroFlags};
 use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::resize::resize;
@@ -305,7 +305,7 @@ fn other_request(handle: &Handle, history: &History, rng: &mut Rng, tag: u32, pl
         }
         13 if rng.one_in(40) => {
             let name = tag.to_string().into_bytes();
-            let wanted = Wanted { id: None, name: Some(&name) };
+            let wanted = SnapshotRef { id: None, name: Some(&name) };
             match snapshot::create(handle, &setup::snapshot_named(&name)) {
                 // Narrow refcounts hold few snapshots.
                 Err(e) if e.kind() == ErrorKind::Invalid => return,

@@ -10,40 +10,18 @@
 //! A1: the clusters ahead are free in all but their count: nothing refers to them, nobody has reserved them.
 //! A2: they lie in a row, in one refcount block.
 
-use super::ledger::{Ledger, Run};
+use super::ledger::Ledger;
+use super::reserved::Run;
 use super::Shared;
 use crate::error::Result;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::meta::Release;
-use crate::storage::medium::Ticket;
 
 /// Most host bytes that a crash may leak.
 const MAX_AHEAD_BYTES: u64 = 64 << 20;
 
 /// Clusters that are raised ahead at least.
 const LEAST_AHEAD: u64 = 8;
-
-/// Clusters whose counts have been raised ahead.
-#[derive(Default)]
-pub(super) struct Ahead {
-    first: u64,
-    count: u64,
-    /// When their counts are durable.
-    ticket: Ticket,
-    /// A count was raised for use since the last barrier.
-    pub(super) raised: bool,
-    /// Clusters that this handle has used.
-    pub(super) used: u64,
-    /// Barriers still to come that write the counts that they must and no others; `None`: all of them.
-    wait: Option<u32>,
-}
-
-impl Ahead {
-    /// Nothing ahead yet, nor before `wait` barriers have written counts.
-    pub(super) fn after(wait: Option<u32>) -> Ahead {
-        Ahead { wait, ..Ahead::default() }
-    }
-}
 
 impl Ledger {
     /// Before a barrier of an eager image writes the counts: raises some more, in the sector of the next free cluster.

@@ -1,11 +1,12 @@
 //! New refcount blocks and larger refcount tables. What is new counts itself and is durable before anything
 //! points to it (R5); rare, so each step syncs.
 
-use super::ledger::{refuse_header, spare_after, Ledger};
+use super::end::spare_after;
+use super::ledger::{refuse_header, Ledger};
+use super::plan::Row;
 use super::Shared;
-use crate::error::{room, zeroed, Error, ErrorKind, Result};
-use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
-use crate::format::refcount;
+use crate::error::{room, zeroed, Result};
+use crate::format::{refcount, table_bytes};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
@@ -68,7 +69,7 @@ impl Ledger {
 
     fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {
         let geometry = self.geometry();
-        shared.guard.check(Owner(0), geometry.cluster_offset(first), count << geometry.cluster_bits)?;
+        shared.guard.check(Owner::NOBODY, geometry.cluster_offset(first), count << geometry.cluster_bits)?;
         refuse_header(shared, first)?;
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
         self.note_used(first, count);
@@ -79,45 +80,16 @@ impl Ledger {
     /// `start` is past everything that the old table can count, so all clusters from there on are free.
     fn grow_table(&mut self, shared: &Shared, start: u64) -> Result<()> {
         let geometry = self.geometry();
-        let entries_per_cluster = geometry.cluster_bytes() / 8;
-        let per_block = geometry.refcount_block_entries();
-        let needed = geometry.refcount_table_index(start) + 2;
-        let (mut table_clusters, mut blocks);
-        let mut entry_count = (self.table.entries.len() as u64 * 3 / 2).max(needed);
-        loop {
-            table_clusters = entry_count.div_ceil(entries_per_cluster);
-            // Blocks for [start, start + blocks + table): a fixed point, reached after a few rounds.
-            blocks = 1;
-            loop {
-                let end = start + blocks + table_clusters;
-                let wanted = (end - 1) / per_block - start / per_block + 1;
-                if wanted <= blocks {
-                    break;
-                }
-                blocks = wanted;
-            }
-            let last_index = (start + blocks + table_clusters - 1) / per_block;
-            if last_index < table_clusters * entries_per_cluster {
-                break;
-            }
-            entry_count = last_index + 1;
-        }
-        let table_bytes = table_clusters << geometry.cluster_bits;
-        if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::new(
-                ErrorKind::TooLarge,
-                format!(
-                    "refcount table: would need {table_bytes} bytes, the limit is {MAX_REFCOUNT_TABLE_BYTES}"
-                ),
-            ));
-        }
-        self.write_grown(shared, start, blocks, table_clusters)
+        let first_block = geometry.refcount_table_index(start);
+        let least_entries = (self.table.entries.len() as u64 * 3 / 2).max(first_block + 2);
+        let row = Row::new(&geometry, start, 0, first_block, least_entries)?;
+        self.write_grown(shared, start, row)
     }
 
-    fn write_grown(&mut self, shared: &Shared, start: u64, blocks: u64, table_clusters: u64) -> Result<()> {
+    fn write_grown(&mut self, shared: &Shared, start: u64, row: Row) -> Result<()> {
         let geometry = self.geometry();
         let per_block = geometry.refcount_block_entries();
-        let total = blocks + table_clusters;
+        let (Row { blocks, table_clusters }, total) = (row, row.clusters());
         self.claim_for_metadata(shared, start, total)?;
         let length = table_clusters * (geometry.cluster_bytes() / 8);
         let mut entries = room("refcount table", length)?;
@@ -137,9 +109,8 @@ impl Ledger {
             images.push(bytes);
         }
         let table_offset = geometry.cluster_offset(start + blocks);
-        let mut table_bytes = room("refcount table", length * 8)?;
-        entries.iter().for_each(|e: &u64| table_bytes.extend_from_slice(&e.to_be_bytes()));
-        shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &table_bytes)?;
+        let bytes = table_bytes("refcount table", &entries)?;
+        shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &bytes)?;
         let old = (self.table.offset, self.table.entries.len() as u64 * 8);
         shared.header.change(|h| {
             h.refcount_table_offset = table_offset;
@@ -151,7 +122,7 @@ impl Ledger {
             geometry.cluster_offset(start),
             blocks << geometry.cluster_bits,
         );
-        shared.guard.add(Owner::REFCOUNT_TABLE, table_offset, table_bytes.len() as u64);
+        shared.guard.add(Owner::REFCOUNT_TABLE, table_offset, length * 8);
         shared.guard.remove(Owner::REFCOUNT_TABLE, old.0, old.1);
         for (i, bytes) in images.into_iter().enumerate() {
             self.table.adopt(shared, first_index + i as u64, bytes)?;

@@ -14,16 +14,20 @@
 
 mod ahead;
 mod bulk;
+mod end;
 mod grow;
 mod ledger;
 mod packed;
+pub(crate) mod plan;
+mod reserved;
 mod table;
 #[cfg(test)]
 mod tests;
 mod width;
 
 pub use bulk::{ClusterRun, Freed};
-pub use ledger::{Filled, Ledger, Reserved};
+pub use ledger::Ledger;
+pub use reserved::{Filled, Reserved};
 
 use crate::error::Result;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
@@ -31,7 +35,7 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
 use crate::sync::locked;
-use ledger::Run;
+use reserved::Run;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -56,7 +60,7 @@ struct Pending {
     release: Release,
 }
 
-/// The allocator of one image. See the module.
+/// The allocator of one image.
 pub struct Allocator {
     shared: Shared,
     ledger: Mutex<Ledger>,

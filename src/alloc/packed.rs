@@ -1,7 +1,7 @@
 //! Room for compressed streams, which share host clusters: each stream counts once in every cluster that it
 //! touches, and starts where the one before it ended, as long as counts and neighbours allow.
 
-use super::ledger::Run;
+use super::reserved::Run;
 use super::{Allocator, Ledger, Reserved, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_HOST_OFFSET;

@@ -4,7 +4,7 @@ use super::Shared;
 use crate::error::{room, zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
-use crate::format::{be64, refcount, Geometry};
+use crate::format::{be64s, refcount, table_bytes, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,7 @@ impl RefcountTable {
         for at in (0..bytes).step_by(piece.len()) {
             let part = &mut piece[..(bytes - at).min(16 << 10) as usize];
             shared.medium.read_table(Purpose::RefcountTable, header.refcount_table_offset + at, part)?;
-            entries.extend(part.chunks_exact(8).map(|c| be64(c, 0)));
+            entries.extend(be64s(part));
         }
         shared.guard.add(Owner::REFCOUNT_TABLE, header.refcount_table_offset, bytes);
         let blocks = entries.iter().map(|e| e & !REFCOUNT_TABLE_RESERVED).filter(|offset| *offset != 0);
@@ -115,13 +115,9 @@ impl RefcountTable {
         cluster_count: u64,
         change: &mut dyn FnMut(u64, u64) -> Result<u64>,
     ) -> std::result::Result<(), (u64, Error)> {
-        let per_block = self.geometry.refcount_block_entries();
-        let (mut at, end) = (first, first + cluster_count);
-        while at < end {
-            let step_end = end.min((at / per_block + 1) * per_block);
-            let done = self.change_in_block(shared, at, step_end, change);
-            done.map_err(|(more, e)| (at - first + more, e))?;
-            at = step_end;
+        for (_, part) in self.geometry.by_refcount_block(first, cluster_count) {
+            let done = self.change_in_block(shared, part.start, part.end, change);
+            done.map_err(|(more, e)| (part.start - first + more, e))?;
         }
         Ok(())
     }
@@ -171,24 +167,20 @@ impl RefcountTable {
         change: &mut dyn FnMut(Range<u64>, u64, u64) -> Result<Option<i64>>,
     ) -> std::result::Result<(), (u64, Error)> {
         let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
-        let (mut at, end) = (first, first + cluster_count);
-        while at < end {
-            let to = end.min((at / per_block + 1) * per_block);
-            let before = at - first;
-            if let Some(offset) = self.block_offset(shared, at).map_err(|e| (before, e))? {
-                let block = self.block(shared, at / per_block, offset).map_err(|e| (before, e))?;
-                let base = at / per_block * per_block;
-                let (least, most) = refcount::bounds(&block.bytes, order, at - base, to - base);
-                match change(at..to, least, most).map_err(|e| (before, e))? {
-                    Some(0) => {
-                        at = to;
-                        continue;
-                    }
+        for (index, part) in self.geometry.by_refcount_block(first, cluster_count) {
+            let before = part.start - first;
+            let failed = |e| (before, e);
+            if let Some(offset) = self.block_offset(shared, part.start).map_err(failed)? {
+                let block = self.block(shared, index, offset).map_err(failed)?;
+                let base = index * per_block;
+                let (from, to) = (part.start - base, part.end - base);
+                let (least, most) = refcount::bounds(&block.bytes, order, from, to);
+                match change(part.clone(), least, most).map_err(failed)? {
+                    Some(0) => continue,
                     Some(amount) => {
-                        refcount::shift(&mut block.bytes, order, at - base, to - base, amount);
-                        block.mark_dirty(refcount::byte_of(order, at - base));
-                        block.mark_dirty(refcount::byte_of(order, to - base - 1));
-                        at = to;
+                        refcount::shift(&mut block.bytes, order, from, to, amount);
+                        block.mark_dirty(refcount::byte_of(order, from));
+                        block.mark_dirty(refcount::byte_of(order, to - 1));
                         continue;
                     }
                     None => {}
@@ -198,29 +190,31 @@ impl RefcountTable {
                 let amount = change(cluster..cluster + 1, old, old)?;
                 Ok(old.wrapping_add_signed(amount.unwrap_or(0)))
             };
-            self.change_in_block(shared, at, to, &mut single).map_err(|(more, e)| (before + more, e))?;
-            at = to;
+            let done = self.change_in_block(shared, part.start, part.end, &mut single);
+            done.map_err(|(more, e)| (before + more, e))?;
         }
         Ok(())
     }
 
     /// Least and largest count of a run.
     pub(super) fn bounds(&mut self, shared: &Shared, first: u64, cluster_count: u64) -> Result<(u64, u64)> {
-        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
-        let (mut at, end) = (first, first + cluster_count);
+        let geometry = self.geometry;
         let mut both = (u64::MAX, 0);
-        while at < end {
-            let to = end.min((at / per_block + 1) * per_block);
-            let (least, most) = match self.block_offset(shared, at)? {
+        for (index, part) in geometry.by_refcount_block(first, cluster_count) {
+            let (least, most) = match self.block_offset(shared, part.start)? {
                 None => (0, 0),
                 Some(offset) => {
-                    let block = self.block(shared, at / per_block, offset)?;
-                    let base = at / per_block * per_block;
-                    refcount::bounds(&block.bytes, order, at - base, to - base)
+                    let block = self.block(shared, index, offset)?;
+                    let base = index * geometry.refcount_block_entries();
+                    refcount::bounds(
+                        &block.bytes,
+                        geometry.refcount_order,
+                        part.start - base,
+                        part.end - base,
+                    )
                 }
             };
             both = (both.0.min(least), both.1.max(most));
-            at = to;
         }
         Ok(both)
     }
@@ -387,7 +381,7 @@ impl RefcountTable {
             }
             let to = (end * per_sector).min(self.entries.len() as u64);
             let entries = &self.entries[(first * per_sector) as usize..to as usize];
-            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+            let bytes = table_bytes("refcount table", entries)?;
             let at = self.offset + first * SECTOR_BYTES;
             shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
             shared.medium.write_live(Purpose::RefcountTable, at, &bytes)?;

@@ -2,8 +2,8 @@
 
 use super::callbacks::*;
 use super::edge::{option_list, with};
+use super::flags::check_flags;
 use super::types::*;
-use crate::error::Error;
 use crate::ops::amend::amend;
 use std::ffi::{c_char, c_int, c_void};
 
@@ -41,9 +41,7 @@ pub unsafe extern "C" fn qcow2_amend(
     progress_opaque: *mut c_void,
 ) -> c_int {
     with(image, |guarded| {
-        if flags != 0 {
-            return Err(Error::invalid(format!("unknown amend flags {flags:#x}")));
-        }
+        check_flags("amend", flags, 0)?;
         let options = unsafe { option_list(options) }?;
         amend(&guarded.handle, &options, &mut |done, total| {
             send_progress(progress, progress_opaque, done, total)

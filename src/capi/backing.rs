@@ -2,6 +2,7 @@
 
 use super::callbacks::*;
 use super::edge::{optional_text, with, Guarded};
+use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::backing::{change_backing_file, make_empty};
@@ -65,9 +66,7 @@ pub unsafe extern "C" fn qcow2_rebase(
     progress_opaque: *mut c_void,
 ) -> c_int {
     with(image, |guarded| {
-        if flags & !QCOW2_REBASE_COMPRESSED != 0 {
-            return Err(Error::invalid(format!("unknown rebase flags {flags:#x}")));
-        }
+        check_flags("rebase", flags, QCOW2_REBASE_COMPRESSED)?;
         if backing == image {
             return Err(Error::invalid("rebase: the image cannot be its own backing file"));
         }
@@ -110,9 +109,7 @@ pub unsafe extern "C" fn qcow2_stream(
     progress_opaque: *mut c_void,
 ) -> c_int {
     with(image, |guarded| {
-        if flags != 0 {
-            return Err(Error::invalid(format!("unknown stream flags {flags:#x}")));
-        }
+        check_flags("stream", flags, 0)?;
         let mut told = |done, total| send_progress(progress, progress_opaque, done, total);
         stream(&guarded.handle, offset, length, base, &mut told).map(|()| 0)
     }) as c_int

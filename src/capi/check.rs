@@ -2,6 +2,7 @@
 
 use super::callbacks::*;
 use super::edge::{give, with};
+use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::{CheckOptions, CheckReport, MessageKind};
@@ -46,9 +47,7 @@ pub unsafe extern "C" fn qcow2_check(
         if result.is_null() {
             return Err(Error::invalid("result is NULL"));
         }
-        if flags & !(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS) != 0 {
-            return Err(Error::invalid(format!("unknown check flags {flags:#x}")));
-        }
+        check_flags("check", flags, QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS)?;
         let options = CheckOptions {
             repair_leaks: flags & QCOW2_CHECK_REPAIR_LEAKS != 0,
             repair_errors: flags & QCOW2_CHECK_REPAIR_ERRORS != 0,
@@ -79,9 +78,7 @@ pub unsafe extern "C" fn qcow2_commit(
     progress_opaque: *mut c_void,
 ) -> c_int {
     with(image, |guarded| -> Result<i64> {
-        if flags & !QCOW2_COMMIT_KEEP != 0 {
-            return Err(Error::invalid(format!("unknown commit flags {flags:#x}")));
-        }
+        check_flags("commit", flags, QCOW2_COMMIT_KEEP)?;
         let keep = flags & QCOW2_COMMIT_KEEP != 0;
         commit(&guarded.handle, keep, None, &mut |done, total| {
             send_progress(progress, progress_opaque, done, total)

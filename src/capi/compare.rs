@@ -2,6 +2,7 @@
 
 use super::callbacks::*;
 use super::edge::{give, with, Guarded};
+use super::flags::check_flags;
 use super::types::*;
 use crate::error::Error;
 use crate::ops::compare::{compare, Failure, Verdict};
@@ -61,9 +62,7 @@ pub unsafe extern "C" fn qcow2_compare(
         if other.is_null() {
             return Err(Error::invalid("other is NULL"));
         }
-        if flags & !QCOW2_COMPARE_STRICT != 0 {
-            return Err(Error::invalid(format!("unknown compare flags {flags:#x}")));
-        }
+        check_flags("compare", flags, QCOW2_COMPARE_STRICT)?;
         // SAFETY: the caller's struct.
         unsafe { give(qcow2_compare_result::of(QCOW2_COMPARE_SAME, 0), result, "result") }?;
         // SAFETY: the caller passes a pointer from an open that has not been closed.

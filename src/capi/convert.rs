@@ -2,6 +2,7 @@
 
 use super::callbacks::*;
 use super::edge::{take, with, Guarded};
+use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::convert::{convert, ConvertOptions};
@@ -37,9 +38,7 @@ impl qcow2_convert_params {
             | QCOW2_CONVERT_TARGET_ZERO
             | QCOW2_CONVERT_ALLOCATE
             | QCOW2_CONVERT_ANY_ORDER;
-        if self.flags & !KNOWN != 0 {
-            return Err(Error::invalid(format!("unknown convert flags {:#x}", self.flags & !KNOWN)));
-        }
+        check_flags("convert", self.flags, KNOWN)?;
         if self.reserved != 0 {
             return Err(Error::invalid("reserved is not 0"));
         }

@@ -2,6 +2,7 @@
 
 use super::custom_io::{self, place, qcow2_io_ops};
 use super::edge::{self, enter, option_list, take};
+use super::flags::check_flags;
 use super::types::{QCOW2_CREATE_DATA_FD, QCOW2_CREATE_FD};
 use crate::error::{Error, Result};
 use crate::ops::create_at::create_at;
@@ -127,10 +128,7 @@ pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -
                 "exactly one of path, fd and io must be given (fd 0 only counts with QCOW2_CREATE_FD)",
             ));
         };
-        let unknown = p.flags & !(QCOW2_CREATE_FD | QCOW2_CREATE_DATA_FD);
-        if unknown != 0 {
-            return Err(Error::invalid(format!("unknown create flags {unknown:#x}")));
-        }
+        check_flags("create", p.flags, QCOW2_CREATE_FD | QCOW2_CREATE_DATA_FD)?;
         make(&image, data_file.as_ref(), p.size, p.options)
     }) as c_int
 }

@@ -1,6 +1,7 @@
 //! Guest I/O.
 
 use super::edge::{give, with, with_read, with_shortcut};
+use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::image::ZeroFlags;
@@ -179,7 +180,7 @@ pub unsafe extern "C" fn qcow2_pwritev2(
     flags: u64,
 ) -> ssize_t {
     with(image, |guarded| {
-        check_flags(flags, QCOW2_REQ_FUA | QCOW2_REQ_COMPRESSED)?;
+        check_flags("I/O", flags, QCOW2_REQ_FUA | QCOW2_REQ_COMPRESSED)?;
         // SAFETY: the caller's array and buffers.
         let list = unsafe { buffers_to_write(vectors(iov, iovcnt)?) };
         let total: usize = list.iter().map(|b| b.len()).sum();
@@ -190,13 +191,6 @@ pub unsafe extern "C" fn qcow2_pwritev2(
         }
         Ok(total as i64)
     }) as ssize_t
-}
-
-fn check_flags(flags: u64, known: u64) -> Result<()> {
-    if flags & !known != 0 {
-        return Err(Error::invalid(format!("unknown flags {:#x}", flags & !known)));
-    }
-    Ok(())
 }
 
 /// Makes a range read as zeroes, without writing them where the format allows. `flags`: QCOW2_REQ_UNMAP
@@ -210,7 +204,7 @@ pub unsafe extern "C" fn qcow2_write_zeroes(
     flags: u64,
 ) -> c_int {
     with(image, |guarded| {
-        check_flags(flags, QCOW2_REQ_FUA | QCOW2_REQ_UNMAP | QCOW2_REQ_NO_FALLBACK)?;
+        check_flags("I/O", flags, QCOW2_REQ_FUA | QCOW2_REQ_UNMAP | QCOW2_REQ_NO_FALLBACK)?;
         let how = ZeroFlags {
             unmap: flags & QCOW2_REQ_UNMAP != 0,
             no_fallback: flags & QCOW2_REQ_NO_FALLBACK != 0,
@@ -237,7 +231,7 @@ pub unsafe extern "C" fn qcow2_discard2(
     flags: u64,
 ) -> c_int {
     with(image, |guarded| {
-        check_flags(flags, QCOW2_REQ_FUA)?;
+        check_flags("I/O", flags, QCOW2_REQ_FUA)?;
         let disk = guarded.handle.disk();
         match flags & QCOW2_REQ_FUA {
             0 => disk.discard(offset, length)?,
@@ -269,7 +263,7 @@ pub unsafe extern "C" fn qcow2_block_status(
     extent: *mut qcow2_extent,
 ) -> c_int {
     with(image, |guarded| {
-        check_flags(flags, QCOW2_STATUS_TOP_ONLY)?;
+        check_flags("I/O", flags, QCOW2_STATUS_TOP_ONLY)?;
         let disk = guarded.handle.disk();
         disk.settle_runs()?;
         let status = disk.status(offset, length, flags & QCOW2_STATUS_TOP_ONLY != 0)?;

@@ -17,6 +17,7 @@ mod convert;
 mod create;
 mod custom_io;
 mod edge;
+mod flags;
 mod info;
 mod io;
 mod measure;

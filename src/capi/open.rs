@@ -3,6 +3,7 @@
 use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
 use super::edge::{enter, is_given, last_error, option_list, take, with, Guarded};
+use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
@@ -62,9 +63,7 @@ impl qcow2_open_params {
 }
 
 fn open_flags(bits: u64) -> Result<OpenFlags> {
-    if bits & !ALL_OPEN_FLAGS != 0 {
-        return Err(Error::invalid(format!("unknown open flags {:#x}", bits & !ALL_OPEN_FLAGS)));
-    }
+    check_flags("open", bits, ALL_OPEN_FLAGS)?;
     let has = |flag: u64| bits & flag != 0;
     Ok(OpenFlags {
         read_only: has(QCOW2_OPEN_READ_ONLY),
@@ -250,9 +249,7 @@ pub unsafe extern "C" fn qcow2_reopen(
     options: *const *const c_char,
 ) -> c_int {
     with(image, |guarded| {
-        if flags & !(QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_REPAIR) != 0 {
-            return Err(Error::invalid(format!("unknown reopen flags {flags:#x}")));
-        }
+        check_flags("reopen", flags, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_REPAIR)?;
         let flags = open_flags(flags)?;
         let changes = unsafe { option_list(options) }?;
         guarded.changing(|handle| handle.reopen(flags.read_only, flags.no_repair, &changes, None)).map(|()| 0)

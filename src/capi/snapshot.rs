@@ -3,8 +3,7 @@
 use super::edge::{take, with};
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::image::{NewSnapshot, Wanted};
-use crate::ops::snapshot::{apply, create, delete};
+use crate::ops::snapshot::{apply, create, delete, NewSnapshot, SnapshotRef};
 use std::ffi::{c_char, c_int, CStr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -84,7 +83,7 @@ pub unsafe extern "C" fn qcow2_snapshot_apply(
     name: *const c_char,
 ) -> c_int {
     with(image, |guarded| {
-        let wanted = unsafe { Wanted { id: bytes(id), name: bytes(name) } };
+        let wanted = unsafe { SnapshotRef { id: bytes(id), name: bytes(name) } };
         apply(&guarded.handle, wanted).map(|()| 0)
     }) as c_int
 }
@@ -100,7 +99,7 @@ pub unsafe extern "C" fn qcow2_snapshot_delete(
     name: *const c_char,
 ) -> c_int {
     with(image, |guarded| {
-        let wanted = unsafe { Wanted { id: bytes(id), name: bytes(name) } };
+        let wanted = unsafe { SnapshotRef { id: bytes(id), name: bytes(name) } };
         delete(&guarded.handle, wanted).map(|()| 0)
     }) as c_int
 }

@@ -3,6 +3,7 @@
 use super::edge::with;
 use super::io::{check_count, slice_of, slice_to_fill};
 use super::types::*;
+use crate::ops::vm_state;
 use libc::ssize_t;
 use std::ffi::c_void;
 
@@ -26,7 +27,7 @@ pub unsafe extern "C" fn qcow2_vmstate_write(
 ) -> ssize_t {
     with(image, |guarded| {
         check_count(count)?;
-        guarded.handle.disk().write_vm_state(offset, unsafe { slice_of(buffer, count) }?)?;
+        vm_state::write(&guarded.handle, offset, unsafe { slice_of(buffer, count) }?)?;
         Ok(count as i64)
     }) as ssize_t
 }

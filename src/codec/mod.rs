@@ -5,9 +5,11 @@
 
 mod compress;
 mod inflate;
+mod zeroes;
 
 pub use compress::Compressor;
 pub use inflate::Inflater;
+pub use zeroes::is_zero;
 
 /// How the clusters of an image are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

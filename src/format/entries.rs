@@ -1,7 +1,7 @@
 //! L1 and L2 table entries: what a 64-bit (or 128-bit, extended) entry says and how it is written.
 
 use super::geometry::MAX_HOST_OFFSET;
-use super::{be64, Geometry};
+use super::{be64, put_be64, Geometry};
 
 /// Bit 63: the refcount of the target is exactly one.
 pub const COPIED: u64 = 1 << 63;
@@ -13,6 +13,8 @@ pub const ZERO: u64 = 1;
 pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits of an L1 entry that must be zero.
 pub const L1_RESERVED: u64 = !(COPIED | OFFSET_MASK);
+/// Bits of a standard L2 entry, or of an extended one that is not compressed, that must be zero: 1-8 and 56-61.
+pub const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 /// Bits of a refcount table entry that must be zero: all below the block offset.
 pub const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
 
@@ -129,6 +131,19 @@ impl From<Mapping> for L2Entry {
 }
 
 impl RawL2 {
+    /// The entry at the start of `bytes`, which has at least its length.
+    pub fn read(geometry: &Geometry, bytes: &[u8]) -> RawL2 {
+        RawL2 { descriptor: be64(bytes, 0), bitmap: if geometry.extended_l2 { be64(bytes, 8) } else { 0 } }
+    }
+
+    /// Puts the entry into `bytes`: 8 of them, or 16 for an extended one.
+    pub fn put(self, bytes: &mut [u8]) {
+        put_be64(bytes, 0, self.descriptor);
+        if bytes.len() > 8 {
+            put_be64(bytes, 8, self.bitmap);
+        }
+    }
+
     /// Whether an entry that is not compressed has a host cluster. With an external data file, offset 0 is one and COPIED
     /// says that it is meant; a standard entry that reads as zeroes cannot say so.
     pub fn is_assigned(self, geometry: &Geometry) -> bool {
@@ -174,15 +189,20 @@ impl RawL2 {
         if geometry.external_data {
             return Err("compressed cluster in an image with an external data file");
         }
+        let span = self.compressed_span(geometry);
+        if span.host_offset >= MAX_HOST_OFFSET {
+            return Err("compressed data starts at or past 2^56");
+        }
+        Ok(L2Entry::Compressed(span))
+    }
+
+    /// Where a compressed cluster says that its bytes are.
+    pub fn compressed_span(self, geometry: &Geometry) -> CompressedSpan {
         let shift = geometry.compressed_shift();
         let host_offset = self.descriptor & ((1 << shift) - 1);
         let sector_mask = (1u64 << (geometry.cluster_bits - 8)) - 1;
         let sectors = ((self.descriptor >> shift) & sector_mask) + 1;
-        if host_offset >= MAX_HOST_OFFSET {
-            return Err("compressed data starts at or past 2^56");
-        }
-        let bytes = sectors * 512 - (host_offset & 511);
-        Ok(L2Entry::Compressed(CompressedSpan { host_offset, bytes }))
+        CompressedSpan { host_offset, bytes: sectors * 512 - (host_offset & 511) }
     }
 }
 

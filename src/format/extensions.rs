@@ -16,6 +16,12 @@ pub const ENCRYPTION: u32 = 0x0537_be77;
 /// Name of the external data file.
 pub const DATA_FILE: u32 = 0x4441_5441;
 
+/// An extension of ours that nobody reads: it fills the place of extensions that have moved.
+pub const FILLER: u32 = 0x7161_7369;
+
+/// Bytes before the payload: kind and length.
+pub const HEAD_BYTES: u32 = 8;
+
 /// One extension with its payload, in file order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extension {
@@ -71,10 +77,17 @@ pub fn parse(header: &[u8], from: usize, limit: usize) -> Result<Vec<Extension>>
     Ok(list)
 }
 
+/// Puts kind and length of a payload to the start of `out`.
+pub fn put_head(out: &mut [u8], kind: u32, payload_bytes: u32) {
+    out[..4].copy_from_slice(&kind.to_be_bytes());
+    out[4..8].copy_from_slice(&payload_bytes.to_be_bytes());
+}
+
 /// Appends one extension with padding.
 pub fn encode(extension: &Extension, out: &mut Vec<u8>) {
-    out.extend(extension.kind.to_be_bytes());
-    out.extend((extension.data.len() as u32).to_be_bytes());
+    let at = out.len();
+    out.resize(at + HEAD_BYTES as usize, 0);
+    put_head(&mut out[at..], extension.kind, extension.data.len() as u32);
     out.extend(&extension.data);
     out.resize(out.len().div_ceil(8) * 8, 0);
 }

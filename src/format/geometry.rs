@@ -1,6 +1,7 @@
 //! All index, size and rounding arithmetic of an image.
 
 use crate::error::{Error, ErrorKind, Result};
+use std::ops::Range;
 
 /// Smallest cluster: 512 bytes.
 pub const MIN_CLUSTER_BITS: u32 = 9;
@@ -187,6 +188,22 @@ impl Geometry {
         cluster_index & (self.refcount_block_entries() - 1)
     }
 
+    /// The parts of `count` clusters from `first` on that one refcount block counts each: index of the block, and the
+    /// clusters.
+    pub fn by_refcount_block(
+        &self,
+        first: u64,
+        count: u64,
+    ) -> impl Iterator<Item = (u64, Range<u64>)> + 'static {
+        let (bits, end) = (self.refcount_block_bits(), first + count);
+        let mut at = first;
+        std::iter::from_fn(move || {
+            let (index, from) = (at >> bits, at);
+            at = end.min((index + 1) << bits);
+            (from < end).then_some((index, from..at))
+        })
+    }
+
     /// Largest virtual size whose L1 table stays within its limit.
     pub fn max_virtual_size(&self) -> u64 {
         let entries = MAX_L1_BYTES / 8;
@@ -250,6 +267,24 @@ mod tests {
                 assert_eq!(g.refcount_block_index(offset / c), offset / c % per_block);
             }
             assert_eq!(g.subcluster_bytes() * u64::from(g.subcluster_count()), c);
+        }
+    }
+
+    #[test]
+    fn parts_by_block_are_the_clusters_in_order() {
+        for g in geometries() {
+            let per_block = g.refcount_block_entries();
+            for (first, count) in
+                [(0, 0), (5, 1), (per_block - 1, 2), (per_block, per_block), (7, 3 * per_block)]
+            {
+                let mut at = first;
+                for (index, part) in g.by_refcount_block(first, count) {
+                    assert!(part.start == at && part.end > at);
+                    assert_eq!((index, index), (part.start / per_block, (part.end - 1) / per_block));
+                    at = part.end;
+                }
+                assert_eq!(at, first + count);
+            }
         }
     }
 

@@ -23,10 +23,10 @@ pub const V3_BYTES: usize = 112;
 pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
 /// Most internal snapshots, the reference implementation's limit.
 pub const MAX_SNAPSHOTS: u32 = 65536;
-/// Offset of the number of snapshots in the header; the offset of their table follows it.
+/// Byte offset of what the header says about snapshots.
 pub const SNAPSHOT_FIELDS_AT: u64 = 60;
-/// Byte offset of the three 64-bit feature fields.
-pub const FEATURES_AT: usize = 72;
+/// Bytes of it.
+pub const SNAPSHOT_FIELDS_BYTES: usize = 12;
 
 /// All fields of a header, host byte order. Offsets and lengths in bytes unless named otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,11 @@ pub struct Header {
     pub extensions: Vec<Extension>,
     /// The backing file's name, as stored.
     pub backing_file: Option<Vec<u8>>,
+}
+
+/// Entries of the snapshot table and its host offset, from the bytes at `SNAPSHOT_FIELDS_AT`.
+pub fn snapshot_fields(fields: &[u8; SNAPSHOT_FIELDS_BYTES]) -> (u32, u64) {
+    (be32(fields, 0), be64(fields, 4))
 }
 
 fn bad(text: String) -> Error {
@@ -371,6 +376,13 @@ impl Header {
         Ok(out)
     }
 
+    /// Puts the fixed fields into the first sector; what follows them there stays, and so does a part past the sector.
+    pub fn put_fixed_fields(&self, sector: &mut [u8]) {
+        let fields = self.encode_fixed_fields();
+        let bytes = fields.len().min(sector.len());
+        sector[..bytes].copy_from_slice(&fields[..bytes]);
+    }
+
     /// The fixed fields alone, `header_length` bytes.
     pub fn encode_fixed_fields(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);
@@ -404,71 +416,4 @@ impl Header {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample() -> Header {
-        Header {
-            version: 3,
-            backing_file_offset: 0,
-            backing_file_bytes: 0,
-            cluster_bits: 16,
-            virtual_size: 1 << 30,
-            crypt_method: 0,
-            l1_size: 2,
-            l1_table_offset: 0x30000,
-            refcount_table_offset: 0x10000,
-            refcount_table_clusters: 1,
-            snapshot_count: 0,
-            snapshots_offset: 0,
-            incompatible: 0,
-            compatible: COMPAT_LAZY_REFCOUNTS,
-            autoclear: 0,
-            refcount_order: 4,
-            header_length: V3_BYTES as u32,
-            compression_type: 0,
-            extra: vec![0; 7],
-            extensions: vec![Extension { kind: 0x1111_2222, data: vec![1, 2, 3], offset: 120 }],
-            backing_file: Some(b"base.img".to_vec()),
-        }
-    }
-
-    #[test]
-    fn headers_round_trip() {
-        let mut header = sample();
-        let bytes = header.encode().unwrap();
-        assert_eq!(Header::parse(&bytes).unwrap(), header);
-        header.check_tables(false).unwrap();
-    }
-
-    #[test]
-    fn version_2_ignores_what_looks_like_version_3_fields() {
-        let mut header = sample();
-        header.version = 2;
-        header.header_length = V2_BYTES as u32;
-        header.compatible = 0;
-        header.extra.clear();
-        header.extensions.clear();
-        header.backing_file = None;
-        let mut bytes = header.encode().unwrap();
-        bytes.resize(512, 0);
-        // Behind an end-of-extensions mark, anything may follow.
-        bytes[96..100].copy_from_slice(&9u32.to_be_bytes());
-        assert_eq!(Header::parse(&bytes).unwrap(), header);
-    }
-
-    #[test]
-    fn every_prefix_and_every_byte_is_survived() {
-        let bytes = sample().encode().unwrap();
-        for length in 0..bytes.len() {
-            let _ = Header::parse(&bytes[..length]).map(|h| h.check_tables(false));
-        }
-        for at in 0..bytes.len() {
-            for value in [0, 1, 0x7f, 0x80, 0xff] {
-                let mut broken = bytes.clone();
-                broken[at] = value;
-                let _ = Header::parse(&broken).map(|h| h.check_tables(false));
-            }
-        }
-    }
-}
+mod tests;

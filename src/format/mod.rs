@@ -11,9 +11,13 @@ pub mod geometry;
 pub mod header;
 pub mod refcount;
 pub mod snapshot;
+pub mod structure;
 
 pub use geometry::Geometry;
 pub use header::Header;
+pub use structure::Structure;
+
+use crate::error::{room, Result};
 
 /// Big-endian 16-bit value at `at`; the caller has checked the length.
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
@@ -32,4 +36,21 @@ pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_be_bytes(word)
+}
+
+/// The big-endian 64-bit values of `bytes`, whose length is a multiple of 8.
+pub(crate) fn be64s(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + '_ {
+    bytes.chunks_exact(8).map(|word| be64(word, 0))
+}
+
+/// Puts a big-endian 64-bit value at `at`; the caller has checked the length.
+pub(crate) fn put_be64(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+/// A table of 64-bit entries as its bytes.
+pub(crate) fn table_bytes(what: &str, entries: &[u64]) -> Result<Vec<u8>> {
+    let mut bytes = room(what, entries.len() as u64 * 8)?;
+    entries.iter().for_each(|entry| bytes.extend_from_slice(&entry.to_be_bytes()));
+    Ok(bytes)
 }

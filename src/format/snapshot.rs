@@ -42,6 +42,13 @@ impl EntrySizes {
         EntrySizes { extra_bytes: be32(fixed, 36), id_bytes: be16(fixed, 12), name_bytes: be16(fixed, 14) }
     }
 
+    /// Puts the lengths into the fixed part, which must be whole.
+    pub fn put(&self, fixed: &mut [u8]) {
+        fixed[36..40].copy_from_slice(&self.extra_bytes.to_be_bytes());
+        fixed[12..14].copy_from_slice(&self.id_bytes.to_be_bytes());
+        fixed[14..16].copy_from_slice(&self.name_bytes.to_be_bytes());
+    }
+
     /// Bytes of the entry without padding. The next entry starts at the next multiple of 8.
     pub fn entry_bytes(&self) -> u64 {
         FIXED_BYTES as u64

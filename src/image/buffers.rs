@@ -1,6 +1,7 @@
-//! Walking over a caller's list of buffers in steps that the extents decide.
+//! Walking over a caller's list of buffers to fill in steps that the extents decide.
 
-use std::io::{IoSlice, IoSliceMut};
+pub(super) use crate::storage::buffers::Gather;
+use std::io::IoSliceMut;
 
 /// Total bytes of a list of buffers; `None` past 2^63.
 pub(super) fn total(lengths: impl Iterator<Item = usize>) -> Option<u64> {
@@ -52,56 +53,6 @@ impl<'a, 'b> Scatter<'a, 'b> {
     }
 }
 
-/// A position in a list of buffers to write.
-pub(super) struct Gather<'a> {
-    buffers: &'a [IoSlice<'a>],
-    index: usize,
-    skip: usize,
-}
-
-impl<'a> Gather<'a> {
-    pub(super) fn new(buffers: &'a [IoSlice<'a>]) -> Self {
-        Gather { buffers, index: 0, skip: 0 }
-    }
-
-    /// The next `bytes`, when they are in one buffer.
-    pub(super) fn peek_one(&self, bytes: u64) -> Option<&'a [u8]> {
-        let rest = self.buffers.get(self.index)?.get(self.skip..)?;
-        rest.get(..usize::try_from(bytes).ok()?)
-    }
-
-    /// Appends the next `bytes` to `parts` without passing over them.
-    pub(super) fn peek_into(&self, mut bytes: u64, parts: &mut Vec<IoSlice<'a>>) {
-        let mut skip = self.skip;
-        for buffer in &self.buffers[self.index..] {
-            let step = ((buffer.len() - skip) as u64).min(bytes) as usize;
-            if step > 0 {
-                parts.push(IoSlice::new(&buffer[skip..skip + step]));
-            }
-            bytes -= step as u64;
-            skip = 0;
-            if bytes == 0 {
-                return;
-            }
-        }
-    }
-
-    /// Passes over `bytes`.
-    pub(super) fn advance(&mut self, mut bytes: u64) {
-        while bytes > 0 && self.index < self.buffers.len() {
-            let have = (self.buffers[self.index].len() - self.skip) as u64;
-            if have <= bytes {
-                bytes -= have;
-                self.index += 1;
-                self.skip = 0;
-            } else {
-                self.skip += bytes as usize;
-                bytes = 0;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,12 +70,5 @@ mod tests {
             }
         }
         assert_eq!((a, c), ([1, 1, 2], [2, 2, 3, 3, 3]));
-        let list = [IoSlice::new(&a), IoSlice::new(&b), IoSlice::new(&c)];
-        let mut gather = Gather::new(&list);
-        gather.advance(2);
-        let mut parts = Vec::new();
-        gather.peek_into(4, &mut parts);
-        let bytes: Vec<u8> = parts.iter().flat_map(|p| p.to_vec()).collect();
-        assert_eq!(bytes, [2, 2, 2, 3]);
     }
 }

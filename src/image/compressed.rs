@@ -42,7 +42,7 @@ const CLUSTERS_PER_THREAD: usize = 8;
 
 impl Core {
     /// Writes `buffers` at `offset`, compressed. The range is whole clusters; the disk's last one may be shorter.
-    pub(super) fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+    pub(crate) fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
@@ -77,7 +77,7 @@ impl Core {
     }
 
     /// Fails unless the range is whole clusters of the disk.
-    pub(super) fn check_clusters(&self, offset: u64, bytes: u64) -> Result<()> {
+    pub(crate) fn check_clusters(&self, offset: u64, bytes: u64) -> Result<()> {
         self.refuse_data_file("compressed clusters")?;
         check_range(self.virtual_size, offset, bytes)?;
         let (geometry, end) = (&self.geometry, offset + bytes);

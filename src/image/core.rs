@@ -5,23 +5,24 @@ use super::inflate::Inflation;
 use super::payload::Payload;
 use super::pool::Pool;
 use super::session::Session;
-use super::snapshots::{index_snapshots, load_current_snapshots, load_snapshots, snapshot_header, Wanted};
+use super::snapshot::{snapshot_header, SnapshotRef};
 use super::unfinished::unfinished;
 use super::Disk;
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
-use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
-use crate::format::{Geometry, Header};
+use crate::format::{Geometry, Header, Structure};
 use crate::map::Map;
 use crate::meta::guard::Owner;
+use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
 use crate::meta::{HeaderPage, OverlapGuard};
-use crate::options::{cache_sizes, DetectZeroes, OpenOptions, Protected};
+use crate::options::{cache_sizes, DetectZeroes, OpenOptions};
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
-use crate::storage::{read_exact, Purpose, Storage};
+use crate::storage::Storage;
 use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -79,20 +80,6 @@ pub struct Core {
     snapshots: Mutex<Option<Arc<[Snapshot]>>>,
 }
 
-/// Reads and parses the header cluster: the header, and the first sector as it is.
-pub(crate) fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
-    let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
-    let mut start = vec![0; length.min(512) as usize];
-    read_exact(storage, Purpose::Header, 0, &mut start)?;
-    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
-    read_exact(storage, Purpose::Header, 0, &mut cluster)?;
-    let header = Header::parse(&cluster)?;
-    cluster.resize(512.max(cluster.len()), 0);
-    cluster.truncate(512);
-    Ok((header, cluster))
-}
-
 /// What guest I/O needs and this library does not serve yet: a reason to refuse, by name.
 fn not_served(header: &Header) -> Option<String> {
     if header.crypt_method == 1 {
@@ -122,7 +109,7 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     if header.autoclear & AUTOCLEAR_RAW_DATA != 0 && !geometry.external_data {
         return Err(Error::invalid("data-file-raw requires a data file"));
     }
-    if !settings.read_only && Wanted::of(&settings.options).is_some() {
+    if !settings.read_only && SnapshotRef::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
     }
     if settings.read_only && settings.options.copy_on_read {
@@ -141,7 +128,7 @@ impl Core {
         sector: Vec<u8>,
         settings: CoreSettings,
     ) -> Result<Core> {
-        let header = match Wanted::of(&settings.options) {
+        let header = match SnapshotRef::of(&settings.options) {
             Some(wanted) => snapshot_header(medium.storage(), header, wanted)?,
             None => header,
         };
@@ -261,7 +248,7 @@ impl Core {
     }
 
     /// Fails unless guest data may be changed; clears autoclear bits before the first change.
-    pub(super) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
+    pub(crate) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
         let io = self.io()?;
         let Some(alloc) = &io.alloc else {
             return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
@@ -276,7 +263,7 @@ impl Core {
 
     /// Fails after a failed sync.
     #[inline]
-    pub(super) fn check_latch(&self) -> Result<()> {
+    pub(crate) fn check_latch(&self) -> Result<()> {
         self.shared.medium.latch().check()
     }
 
@@ -302,7 +289,7 @@ impl Core {
     }
 
     /// Everything that was stored is durable when it returns. One caller at a time.
-    pub(super) fn barrier(&self) -> Result<()> {
+    pub(crate) fn barrier(&self) -> Result<()> {
         match &self.io {
             Some(Io { map, alloc: Some(alloc) }) => {
                 map.barrier()?;
@@ -316,7 +303,7 @@ impl Core {
     }
 
     /// Brings everything to the medium and leaves the image clean. The caller is alone.
-    pub(super) fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self) -> Result<()> {
         if self.inactive {
             return Ok(());
         }
@@ -366,6 +353,11 @@ impl Core {
         self.shared.medium.latch().close(why)
     }
 
+    /// Sizes.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
     /// Virtual size in bytes.
     pub fn length(&self) -> u64 {
         self.virtual_size
@@ -398,7 +390,7 @@ impl Core {
 
     /// Whether guest I/O shows an internal snapshot.
     pub fn is_snapshot(&self) -> bool {
-        Wanted::of(&self.settings.options).is_some()
+        SnapshotRef::of(&self.settings.options).is_some()
     }
 
     /// Whether refcounts are lazy in this session.
@@ -448,8 +440,8 @@ fn lazy_in_force(header: &Header, options: &OpenOptions) -> Result<bool> {
 
 fn checked_owners(options: &OpenOptions) -> u16 {
     let checks = options.overlap_checks();
-    let bits = Protected::ALL.into_iter().filter(|p| checks.contains(*p)).map(|p| 1u16 << p as u8);
-    bits.fold(0, |mask, bit| mask | bit)
+    let owners = Structure::ALL.into_iter().filter(|s| checks.contains(*s)).map(Owner::of);
+    owners.fold(0, |mask, owner| mask | owner.0)
 }
 
 /// Adds snapshot tables and the bitmap directory to the overlap index.

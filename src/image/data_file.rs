@@ -93,7 +93,7 @@ impl Core {
     }
 
     /// Gives guest bytes `[from, to)`, which read as zeroes by their entries now, back to the host. A courtesy.
-    pub(super) fn give_back_data(&self, from: u64, to: u64) -> Result<()> {
+    pub(crate) fn give_back_data(&self, from: u64, to: u64) -> Result<()> {
         let wanted = self.settings.options.passes_discard_request();
         if self.geometry.external_data && wanted && !self.raw_data_file {
             let (offset, length) = self.inside(from, to);
@@ -102,9 +102,14 @@ impl Core {
         Ok(())
     }
 
+    /// Zeroes all of the disk in a raw data file, before entries that let go of it read as zeroes.
+    pub(crate) fn zero_raw_disk(&self) -> Result<()> {
+        self.zero_raw_data(0, self.virtual_size, true, false, ZeroFlags::default()).map(drop)
+    }
+
     /// Makes the data file end with a disk of `size` bytes, with zeroes from `from` on. The header's change, which
     /// comes after it, syncs it.
-    pub(super) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
+    pub(crate) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
         if !self.geometry.external_data {
             return Ok(());
         }
@@ -136,7 +141,7 @@ impl Core {
     }
 
     /// Cuts the data file to a disk that has become smaller.
-    pub(super) fn cut_data_file(&self, size: u64) -> Result<()> {
+    pub(crate) fn cut_data_file(&self, size: u64) -> Result<()> {
         if !self.geometry.external_data {
             return Ok(());
         }

@@ -2,47 +2,46 @@
 //!
 //! A [`Disk`] is a qcow2 image or a raw file; a chain is disks that hold their backing disk. An open image
 //! is a [`Core`] behind a gate: requests enter shared and use the core as it is; structure changes enter
-//! alone, bring everything to the medium and put a new core, loaded afresh, in its place.
+//! alone, bring everything to the medium and put a new core, loaded afresh, in its place. They are in `ops`: to them an
+//! [`ExclusiveImage`] and its core hand out their parts (`structure.rs`) and what guest I/O can do.
 
-mod amend;
-mod bitmaps;
 mod buffers;
 mod chain;
 mod compressed;
 mod copy;
 mod core;
+mod cut;
 mod data_file;
 mod flush;
 mod inflate;
 mod payload;
 mod pool;
+mod preallocate;
 mod qcow2;
 mod raw;
 mod read;
-mod rebase;
-mod resize;
 mod session;
-mod snapshots;
+mod snapshot;
 mod status;
 mod stream;
+mod structure;
 mod unfinished;
 mod vm_state;
 mod write;
 mod zero;
 
-pub(crate) use bitmaps::load_bitmaps;
 pub use compressed::PackedClusters;
-pub(crate) use core::{inactive_error, read_header, validate};
+pub(crate) use core::{inactive_error, validate};
 pub use core::{Core, CoreSettings, Io};
 #[cfg(all(loom, test))]
 pub(crate) use flush::Flusher;
-pub use qcow2::{Alone, Image};
+pub use qcow2::{ExclusiveImage, Image};
 pub use raw::RawDisk;
-pub(crate) use rebase::names as backing_names;
-pub use snapshots::{NewSnapshot, Wanted};
+pub use snapshot::SnapshotRef;
 pub use status::Status;
 pub(crate) use stream::no_layer;
-pub use stream::Takes;
+pub use stream::StreamScope;
+pub(crate) use structure::Parts;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::io::{IoSlice, IoSliceMut};
@@ -152,14 +151,6 @@ impl Disk {
     pub fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self {
             Disk::Qcow2(image) => image.read_vm_state(offset, buffer),
-            Disk::Raw(_) => Err(Error::unsupported("a raw disk has no VM state")),
-        }
-    }
-
-    /// Writes `bytes` at `offset` of the VM state.
-    pub fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        match self {
-            Disk::Qcow2(image) => image.write_vm_state(offset, bytes),
             Disk::Raw(_) => Err(Error::unsupported("a raw disk has no VM state")),
         }
     }

@@ -2,13 +2,15 @@
 
 use super::compressed::PackedClusters;
 use super::copy::UseHost;
-use super::core::{read_header, Core, CoreSettings};
+use super::core::{Core, CoreSettings};
 use super::session::{Session, State};
 use super::status::Status;
-use super::unfinished::{unfinished, Steps};
+use super::unfinished::{unfinished, LastSteps};
 use super::{check_range, ZeroFlags};
+use crate::codec::is_zero;
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;
+use crate::meta::read_header;
 use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate, Pin};
 use crate::storage::medium::Medium;
@@ -27,7 +29,7 @@ pub struct Image {
     gate: Arc<Gate<State>>,
     pub(super) session: Arc<Session>,
     /// What is left to do of an earlier change.
-    pub(super) steps: Mutex<Option<Steps>>,
+    pub(super) steps: Mutex<Option<LastSteps>>,
     /// Whether anything is; changed by whoever is alone.
     pub(super) is_unfinished: AtomicBool,
 }
@@ -62,7 +64,7 @@ impl Image {
         let session = Arc::new(Session::new(&gate));
         let core = Self::load(storage, &session, settings)?;
         let image = Image { gate, session, steps: Mutex::default(), is_unfinished: AtomicBool::new(false) };
-        image.alone_unfinished().put(core);
+        image.exclusive_unfinished().put(core);
         Ok(image)
     }
 
@@ -125,7 +127,7 @@ impl Image {
     fn write_now(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let core = self.enter();
         match core.settings.options.detect_zeroes {
-            detect if detect != DetectZeroes::Off && all_zero(buffers) => {
+            detect if detect != DetectZeroes::Off && buffers.iter().all(|b| is_zero(b)) => {
                 self.session.check_chain()?;
                 let flags = ZeroFlags { unmap: detect == DetectZeroes::Unmap, no_fallback: false };
                 let bytes = buffers.iter().map(|b| b.len() as u64).sum();
@@ -212,21 +214,14 @@ impl Image {
         self.enter().read_vm_state(offset, buffer)
     }
 
-    /// Writes `bytes` at `offset` of the VM state. The L1 table grows where it has to.
-    pub fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.after_steps(|| self.write_vm_state_now(offset, bytes))
-    }
-
-    fn write_vm_state_now(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        loop {
-            {
-                let core = self.enter();
-                if core.write_vm_state(offset, bytes)? {
-                    return self.finish_write(&core, false);
-                }
-            }
-            self.alone().make_vm_state_room(offset + bytes.len() as u64)?;
+    /// Writes `bytes` at `offset` of the VM state; `false`: the L1 table has no room, and nothing has been done.
+    pub(crate) fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let core = self.enter();
+        let written = core.write_vm_state(offset, bytes)?;
+        if written {
+            self.finish_write(&core, false)?;
         }
+        Ok(written)
     }
 
     /// Durable, in the file or in memory, as request and cache mode ask.
@@ -292,7 +287,7 @@ impl Image {
         if !idle {
             return Ok(());
         }
-        let alone = self.alone();
+        let alone = self.exclusive();
         alone.settle()?;
         alone.reload()
     }
@@ -305,21 +300,15 @@ impl Image {
 
     /// Keeps every request out. What is left of an earlier change is done first; where that fails, whatever changes
     /// the image fails.
-    pub fn alone(&self) -> Alone<'_> {
-        let alone = self.alone_unfinished();
+    pub fn exclusive(&self) -> ExclusiveImage<'_> {
+        let alone = self.exclusive_unfinished();
         let _ = self.finish(&alone);
         alone
     }
 
-    pub(super) fn alone_unfinished(&self) -> Alone<'_> {
-        Alone { inside: RefCell::new(self.gate.enter_alone()), image: self }
+    pub(super) fn exclusive_unfinished(&self) -> ExclusiveImage<'_> {
+        ExclusiveImage { inside: RefCell::new(self.gate.enter_alone()), image: self }
     }
-}
-
-fn all_zero(buffers: &[IoSlice<'_>]) -> bool {
-    // Compares with itself, shifted by one: as fast as the host's memcmp.
-    let zero = |b: &IoSlice<'_>| b.first().is_none_or(|f| *f == 0 && b[1..] == b[..b.len() - 1]);
-    buffers.iter().all(zero)
 }
 
 /// A long range in steps of at most `PINNED_BYTES`, cut at multiples of it, at least one.
@@ -334,13 +323,13 @@ fn pinned_steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// An image whose requests wait outside.
-pub struct Alone<'a> {
+/// An image whose requests wait outside: what changes its structure holds this.
+pub struct ExclusiveImage<'a> {
     image: &'a Image,
     inside: RefCell<Exclusive<'a, State>>,
 }
 
-impl Alone<'_> {
+impl ExclusiveImage<'_> {
     /// The state as of now.
     pub fn core(&self) -> Arc<Core> {
         self.image.core()
@@ -360,20 +349,32 @@ impl Alone<'_> {
         self.image
     }
 
+    /// Fails when the header names another backing file than the one that is open.
+    pub(crate) fn check_chain(&self) -> Result<()> {
+        self.image.session.check_chain()
+    }
+
+    /// Notes whether the header names another backing file than the one that is open: then nothing may become a hole.
+    pub(crate) fn leave_chain(&self, left: bool) {
+        self.image.session.leave_chain(left);
+    }
+
     fn load(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Core> {
         Image::load(storage, &self.image.session, settings)
     }
 
-    /// Loads the image from `storage` as if it had `virtual_size` bytes, without putting it in force.
-    pub(super) fn load_sized(
-        &self,
-        storage: Arc<dyn Storage>,
-        settings: CoreSettings,
-        virtual_size: u64,
-    ) -> Result<Core> {
-        let mut core = self.load(storage, settings)?;
+    /// The image as if it had `virtual_size` bytes, not in force.
+    pub(crate) fn load_sized(&self, virtual_size: u64) -> Result<Core> {
+        let core = self.core();
+        let mut wide = self.load(Arc::clone(core.storage()), core.settings.clone())?;
+        wide.virtual_size = virtual_size;
+        Ok(wide)
+    }
+
+    /// Puts a state in force, as one of `virtual_size` bytes.
+    pub(crate) fn put_sized(&self, mut core: Core, virtual_size: u64) {
         core.virtual_size = virtual_size;
-        Ok(core)
+        self.put(core);
     }
 
     /// Drops everything that is cached: somebody else may change the image from now on, and requests are refused.
@@ -391,7 +392,7 @@ impl Alone<'_> {
     }
 
     /// Puts a state in force.
-    pub(super) fn put(&self, core: Core) {
+    fn put(&self, core: Core) {
         self.image.drop_steps();
         let core = Arc::new(core);
         self.image.session.put(&core);
@@ -407,10 +408,16 @@ impl Alone<'_> {
     /// Loads the image again from `storage`. On failure the old state is what the medium may no longer hold: it takes
     /// no more writes, and loading is tried again before the next one.
     pub fn reload_from(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
-        self.complete(Steps::load(storage, settings))
+        self.complete(move |image| image.put_from(Arc::clone(&storage), settings.clone()))
     }
 
-    pub(super) fn load_now(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+    /// Loads the image again; on failure the old state stays in force.
+    pub(crate) fn load_again(&self) -> Result<()> {
+        let core = self.core();
+        self.put_from(Arc::clone(core.storage()), core.settings.clone())
+    }
+
+    fn put_from(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
         let core = self.load(storage, settings)?;
         self.put(core);
         Ok(())

@@ -11,15 +11,12 @@ use crate::options::Preallocation;
 use crate::storage::gate::{Exclusive, Gate};
 use crate::storage::holes::Holes;
 use crate::storage::latch::Latch;
-use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
+use crate::storage::{is_not_supported, reserve_range, write_zero_bytes, zero_range, Purpose, Storage};
 use crate::sync::locked;
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-
-/// Bytes of zeroes written at once by full preallocation.
-const CHUNK_BYTES: u64 = 1 << 20;
 
 /// The file's length, rounded up to a sector.
 fn length_of(storage: &dyn Storage) -> Result<u64> {
@@ -47,7 +44,7 @@ struct RawFile {
 }
 
 /// A raw disk whose requests wait outside.
-pub struct RawAlone<'a> {
+pub struct ExclusiveRaw<'a> {
     raw: &'a RawDisk,
     inside: RefCell<Exclusive<'a, Arc<RawFile>>>,
 }
@@ -69,8 +66,8 @@ impl RawDisk {
     }
 
     /// Keeps every request out.
-    pub fn alone(&self) -> RawAlone<'_> {
-        RawAlone { raw: self, inside: RefCell::new(self.gate.enter_alone()) }
+    pub fn exclusive(&self) -> ExclusiveRaw<'_> {
+        ExclusiveRaw { raw: self, inside: RefCell::new(self.gate.enter_alone()) }
     }
 
     fn check_active(&self) -> Result<()> {
@@ -264,7 +261,7 @@ fn zero(storage: &dyn Storage, offset: u64, length: u64, flags: ZeroFlags) -> Re
     }
 }
 
-impl RawAlone<'_> {
+impl ExclusiveRaw<'_> {
     /// Everything that has returned is durable.
     pub fn settle(&self) -> Result<()> {
         self.raw.sync(&self.raw.file())
@@ -308,7 +305,7 @@ impl RawAlone<'_> {
                 let done = reserve_range(&*storage, Purpose::Data, old, size - old);
                 done.map_err(|e| Error::host("preallocating the raw file", &e))
             }
-            Preallocation::Full if size > old => write_zero_bytes(&*storage, old, size),
+            Preallocation::Full if size > old => write_zero_bytes(&*storage, Purpose::Data, old, size - old),
             _ => Ok(()),
         });
         raw.holes.note_change();
@@ -347,15 +344,4 @@ fn set_length(storage: &dyn Storage, size: u64) -> Result<()> {
             "Could not resize file: it has {length} bytes whatever is asked for, not {size}"
         ))),
     }
-}
-
-fn write_zero_bytes(storage: &dyn Storage, from: u64, to: u64) -> Result<()> {
-    let zeroes = vec![0; CHUNK_BYTES as usize];
-    let mut at = from;
-    while at < to {
-        let bytes = (to - at).min(CHUNK_BYTES);
-        write_all(storage, Purpose::Data, at, &zeroes[..bytes as usize])?;
-        at += bytes;
-    }
-    Ok(())
 }

@@ -102,7 +102,7 @@ impl Core {
     }
 
     /// Whether `[offset, offset + length)`, inside the disk, certainly reads as zeroes without reading data.
-    pub(super) fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+    pub(crate) fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
         let map = &self.io()?.map;
         let mut done = 0;
         while done < length {

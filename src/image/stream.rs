@@ -8,6 +8,7 @@
 use super::buffers::Gather;
 use super::{check_range, Core, Disk, Image, Io};
 use crate::alloc::Allocator;
+use crate::codec::is_zero;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
@@ -19,7 +20,7 @@ const STEP_BYTES: u64 = 1 << 20;
 
 /// What is taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Takes {
+pub enum StreamScope {
     /// What is read: all that is a hole, as the stock driver does.
     Read,
     /// What layers of the chain hold. Zeroes may stay holes: once nothing is below they are zeroes too.
@@ -43,7 +44,7 @@ impl Image {
         &self,
         offset: u64,
         length: u64,
-        takes: Takes,
+        scope: StreamScope,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<()> {
         check_range(self.length(), offset, length)?;
@@ -60,7 +61,7 @@ impl Image {
                 break;
             }
             self.session.check_chain()?;
-            at += core.take_over(at, here, takes)?;
+            at += core.take_over(at, here, scope)?;
         }
         progress(length, length);
         Ok(())
@@ -74,15 +75,15 @@ impl Core {
         check_range(self.virtual_size, offset, bytes)?;
         let mut at = offset;
         while at < offset + bytes {
-            at += self.take_over(at, offset + bytes, Takes::Read)?;
+            at += self.take_over(at, offset + bytes, StreamScope::Read)?;
         }
         Ok(())
     }
 
     /// One step from `at` towards `end`, inside the disk: how far it went, at least one byte.
-    fn take_over(&self, at: u64, end: u64, takes: Takes) -> Result<u64> {
+    fn take_over(&self, at: u64, end: u64, scope: StreamScope) -> Result<u64> {
         // The disk's contents stay, and with them bitmaps that say what has changed.
-        let (io, alloc) = (self.io()?, self.structure_writer()?);
+        let (io, alloc) = (self.io()?, self.structure_writer()?.alloc);
         let unit = self.geometry.subcluster_bytes();
         let ceil = |offset: u64| offset.div_ceil(unit).saturating_mul(unit).min(self.virtual_size);
         let from = at / unit * unit;
@@ -90,7 +91,7 @@ impl Core {
         if extent.source != Source::Hole {
             return Ok(from + extent.length - at);
         }
-        let (length, mut below) = self.look_below(from, extent.length, takes)?;
+        let (length, mut below) = self.look_below(from, extent.length, scope)?;
         let mut to = from + length;
         if to < self.virtual_size && to % unit != 0 {
             // What lies in one unit with something else is copied with it.
@@ -123,7 +124,7 @@ impl Core {
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
             backing.read_as_backing(from, &mut bytes)?;
         }
-        if bytes.iter().all(|b| *b == 0) && geometry.version >= 3 {
+        if is_zero(&bytes) && geometry.version >= 3 {
             self.hold_zeroes(io, &claim, from, to)?;
             return Ok(to - from);
         }
@@ -147,15 +148,15 @@ impl Core {
     }
 
     /// What is below the first bytes of a hole.
-    fn look_below(&self, at: u64, length: u64, takes: Takes) -> Result<(u64, Below)> {
-        let limit = match takes {
-            Takes::Above(depth) => {
+    fn look_below(&self, at: u64, length: u64, scope: StreamScope) -> Result<(u64, Below)> {
+        let limit = match scope {
+            StreamScope::Above(depth) => {
                 let Some(backing) = &self.settings.backing else { return Ok((length, Below::Nothing)) };
                 return look_above(backing, at, length, depth);
             }
             // A hole whose zeroes come from no layer at all is not worth an entry.
-            Takes::All => Below::Nothing,
-            Takes::Read => Below::Zeroes,
+            StreamScope::All => Below::Nothing,
+            StreamScope::Read => Below::Zeroes,
         };
         let Some(backing) = &self.settings.backing else {
             // A version 2 entry cannot say zero, and nothing is there that it would hide.

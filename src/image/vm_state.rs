@@ -2,7 +2,6 @@
 //! entry on that maps nothing of the disk. The active table has what is being saved or was just restored; a
 //! snapshot has what it was taken with.
 
-use super::qcow2::Alone;
 use super::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_L1_BYTES;
@@ -38,8 +37,13 @@ impl Core {
         }
     }
 
+    /// One past the last guest byte of `bytes` of VM state.
+    pub(crate) fn vm_state_end(&self, bytes: u64) -> Result<u64> {
+        self.vm_state_range(0, bytes).map(|(_, end)| end)
+    }
+
     /// Fails when the L1 table does not map `bytes` of VM state.
-    pub(super) fn check_vm_state_room(&self, bytes: u64) -> Result<()> {
+    pub(crate) fn check_vm_state_room(&self, bytes: u64) -> Result<()> {
         let room = self.io()?.map.room().saturating_sub(self.vm_state_start());
         if bytes > room {
             return Err(Error::invalid(format!(
@@ -58,38 +62,12 @@ impl Core {
     pub(super) fn write_vm_state(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
         let (from, end) = self.vm_state_range(offset, bytes.len() as u64)?;
         // The disk's contents stay, and with them bitmaps that say what has changed.
-        self.structure_writer()?;
+        let alloc = self.structure_writer()?.alloc;
         let io = self.io()?;
-        match &io.alloc {
-            Some(alloc) if end <= io.map.room() => {
-                let buffers = [IoSlice::new(bytes)];
-                self.write_at(io, alloc, from, bytes.len() as u64, &buffers).map(|()| true)
-            }
-            _ => Ok(false),
+        if end > io.map.room() {
+            return Ok(false);
         }
-    }
-}
-
-impl Alone<'_> {
-    /// Has the L1 table map `bytes` of VM state, and some more: each growth loads the image anew.
-    pub(super) fn make_vm_state_room(&self, bytes: u64) -> Result<()> {
-        let core = self.core();
-        core.structure_writer()?;
-        let (_, end) = core.vm_state_range(0, bytes)?;
-        let needed = core.geometry.l1_entries_for(end);
-        let ample = u64::from(core.header().l1_size) * 3 / 2;
-        self.make_l1_room(needed.max(ample.min(MAX_L1_BYTES / 8)))
-    }
-
-    /// Lets go of the VM state in the active table.
-    pub(super) fn drop_vm_state(&self) -> Result<()> {
-        let core = self.core();
-        let first = core.geometry.l1_entries_for(core.virtual_size);
-        if !core.io()?.map.has_tables_from(first) {
-            return Ok(());
-        }
-        core.structure_writer()?;
-        self.settle()?;
-        self.drop_tables(&core, first)
+        let buffers = [IoSlice::new(bytes)];
+        self.write_at(io, alloc, from, bytes.len() as u64, &buffers).map(|()| true)
     }
 }

@@ -39,7 +39,7 @@ struct Span {
 
 impl Core {
     /// Writes `buffers` at `offset`.
-    pub(super) fn write(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+    pub(crate) fn write(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };

@@ -33,7 +33,7 @@ enum Fate {
 
 impl Core {
     /// Makes `[offset, offset + length)` read as zeroes.
-    pub(super) fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> Result<()> {
+    pub(crate) fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> Result<()> {
         check_range(self.virtual_size, offset, length)?;
         let (io, _) = self.begin_write()?;
         if length == 0 {

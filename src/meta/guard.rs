@@ -6,7 +6,7 @@
 
 use super::HeaderPage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Geometry;
+use crate::format::{Geometry, Structure};
 use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 use crate::sync::locked;
@@ -22,47 +22,42 @@ impl Owner {
     /// Guest data, and what is free.
     pub const NOBODY: Owner = Owner(0);
     /// The header cluster.
-    pub const HEADER: Owner = Owner(1 << 0);
+    pub const HEADER: Owner = Owner::of(Structure::Header);
     /// The active L1 table.
-    pub const ACTIVE_L1: Owner = Owner(1 << 1);
+    pub const ACTIVE_L1: Owner = Owner::of(Structure::ActiveL1);
     /// Active L2 tables.
-    pub const ACTIVE_L2: Owner = Owner(1 << 2);
+    pub const ACTIVE_L2: Owner = Owner::of(Structure::ActiveL2);
     /// Refcount blocks.
-    pub const REFCOUNT_BLOCK: Owner = Owner(1 << 3);
+    pub const REFCOUNT_BLOCK: Owner = Owner::of(Structure::RefcountBlock);
     /// The refcount table.
-    pub const REFCOUNT_TABLE: Owner = Owner(1 << 4);
+    pub const REFCOUNT_TABLE: Owner = Owner::of(Structure::RefcountTable);
     /// The snapshot table.
-    pub const SNAPSHOT_TABLE: Owner = Owner(1 << 5);
+    pub const SNAPSHOT_TABLE: Owner = Owner::of(Structure::SnapshotTable);
     /// L1 tables of snapshots.
-    pub const INACTIVE_L1: Owner = Owner(1 << 6);
+    pub const INACTIVE_L1: Owner = Owner::of(Structure::InactiveL1);
     /// L2 tables of snapshots.
-    pub const INACTIVE_L2: Owner = Owner(1 << 7);
+    pub const INACTIVE_L2: Owner = Owner::of(Structure::InactiveL2);
     /// The bitmap directory.
-    pub const BITMAP_DIRECTORY: Owner = Owner(1 << 8);
+    pub const BITMAP_DIRECTORY: Owner = Owner::of(Structure::BitmapDirectory);
     /// L2 tables: the disk and its snapshots share them.
     pub const ANY_L2: Owner = Owner(Self::ACTIVE_L2.0 | Self::INACTIVE_L2.0);
 
-    const NAMES: [&'static str; 9] = [
-        "qcow2_header",
-        "active L1 table",
-        "active L2 table",
-        "refcount block",
-        "refcount table",
-        "snapshot table",
-        "inactive L1 table",
-        "inactive L2 table",
-        "bitmap directory",
-    ];
+    /// The set of one structure.
+    pub const fn of(structure: Structure) -> Owner {
+        Owner(1 << structure as u8)
+    }
 
+    /// The first of a set that is not empty, as messages call it.
     fn first_name(self) -> &'static str {
-        Self::NAMES[(self.0.trailing_zeros() as usize).min(Self::NAMES.len() - 1)]
+        let last = Structure::ALL.len() - 1;
+        Structure::ALL[(self.0.trailing_zeros() as usize).min(last)].name()
     }
 }
 
 /// Words of the filter: 32 Ki bits.
 const FILTER_WORDS: usize = 512;
 
-/// See the module.
+/// The index of who owns which cluster.
 pub struct OverlapGuard {
     cluster_bits: u32,
     checked: u16,

@@ -9,18 +9,31 @@
 
 mod names;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::features::*;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::format::Header;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
-use crate::storage::Purpose;
+use crate::storage::{read_exact, Purpose, Storage};
 use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// See the module.
+/// Reads and parses the header cluster: the header, and the first sector as it is.
+pub fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
+    let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
+    let mut start = vec![0; length.min(SECTOR_BYTES) as usize];
+    read_exact(storage, Purpose::Header, 0, &mut start)?;
+    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
+    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
+    read_exact(storage, Purpose::Header, 0, &mut cluster)?;
+    let header = Header::parse(&cluster)?;
+    cluster.resize(SECTOR_BYTES as usize, 0);
+    Ok((header, cluster))
+}
+
+/// The header of an image that is open.
 pub struct HeaderPage {
     medium: Arc<Medium>,
     header: Mutex<(Header, Vec<u8>)>,
@@ -82,13 +95,13 @@ impl HeaderPage {
     }
 
     fn write(&self, header: &mut Header, sector: &mut Vec<u8>, next: Header) -> Result<()> {
-        let mut encoded = next.encode_fixed_fields();
-        if planted(Plant::ExtensionsDropped) {
-            encoded = Header { extensions: Vec::new(), ..next.clone() }.encode()?;
-        }
         let mut bytes = sector.clone();
-        let fixed = encoded.len().min(bytes.len());
-        bytes[..fixed].copy_from_slice(&encoded[..fixed]);
+        next.put_fixed_fields(&mut bytes);
+        if planted(Plant::ExtensionsDropped) {
+            let encoded = Header { extensions: Vec::new(), ..next.clone() }.encode()?;
+            let end = encoded.len().min(bytes.len());
+            bytes[..end].copy_from_slice(&encoded[..end]);
+        }
         self.replace_sector(sector, &bytes)?;
         self.dirty.store(next.incompatible & INCOMPAT_DIRTY != 0, Ordering::SeqCst);
         *sector = bytes;

@@ -8,12 +8,13 @@ pub mod guard;
 pub mod header_page;
 pub mod page;
 mod release;
+pub(crate) mod snapshot_table;
 mod write_out;
 
 pub use cache::{Access, SliceCache};
 pub use dirty_list::InFlight;
 pub use guard::OverlapGuard;
-pub use header_page::HeaderPage;
+pub use header_page::{read_header, HeaderPage};
 pub use page::{DirtyPages, Page};
 pub use release::Release;
 pub use write_out::WriteOut;

@@ -4,6 +4,7 @@
 //! complete. The base is reopened writable for the time of the commit, and repaired first when it is dirty.
 
 use super::handle::Handle;
+use super::l1_table::make_empty;
 use super::open::Messages;
 use super::resize::resize;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,7 +34,7 @@ pub fn commit(
     }
     // Alone from the first byte copied to the last entry dropped: a write in between would be dropped with
     // what has been copied.
-    let alone = image.alone();
+    let alone = image.exclusive();
     // A change of the backing file may have come before: what is open below is not what the image belongs to then.
     if alone.core().backing().is_none() {
         return Err(Error::unsupported("Image does not have a backing file"));
@@ -47,7 +48,7 @@ pub fn commit(
     let back = base.reopen(true, false, &[], None);
     copied.and(back)?;
     if !keep {
-        alone.make_empty()?;
+        make_empty(&alone)?;
     }
     drop(alone);
     handle.disk().flush()?;

@@ -15,10 +15,12 @@ use crate::format::features::{
 };
 use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{MAX_BACKING_NAME_BYTES, V2_BYTES, V3_BYTES, V3_MIN_BYTES};
-use crate::format::{refcount, Header};
+use crate::format::{put_be64, refcount, table_bytes, Header};
 use crate::options::{CreateOptions, Preallocation};
-use crate::storage::{is_not_supported, reserve_range, write_all, zero_range, Purpose, Storage};
-use plan::Plan;
+use crate::storage::{
+    is_not_supported, reserve_range, write_all, write_zero_bytes, zero_range, Purpose, Storage,
+};
+use plan::{L2Table, Plan};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
@@ -250,8 +252,8 @@ fn write_refcounts(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
             out.write(Purpose::RefcountBlock, offset, &counted_block(plan, counted))?;
         }
     }
-    let mut table = Vec::with_capacity(plan.blocks.len() * 8);
-    table.extend(plan.blocks.iter().flat_map(|at| geometry.cluster_offset(*at).to_be_bytes()));
+    let offsets: Vec<u64> = plan.blocks.iter().map(|at| geometry.cluster_offset(*at)).collect();
+    let mut table = table_bytes("refcount table", &offsets)?;
     table.resize((plan.table_clusters * geometry.cluster_bytes()) as usize, 0);
     out.write(Purpose::RefcountTable, geometry.cluster_offset(plan.table_at), &table)
 }
@@ -288,14 +290,14 @@ fn write_tables(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
         // The bitmap of an extended entry stays zero: no subcluster is allocated yet, a backing file shows through.
         let (used, rest) = table.split_at_mut((l2.data_clusters * geometry.l2_entry_bytes()) as usize);
         for raw in used.chunks_exact_mut(geometry.l2_entry_bytes() as usize) {
-            raw[..8].copy_from_slice(&entry.to_be_bytes());
+            put_be64(raw, 0, entry);
             entry += geometry.cluster_bytes();
         }
         rest.fill(0);
         out.write(Purpose::L2, geometry.cluster_offset(l2.at), &table)?;
     }
-    let mut l1 = Vec::with_capacity(l1_area as usize);
-    l1.extend(plan.l2.iter().flat_map(|l2| L1Entry::owned(geometry.cluster_offset(l2.at)).0.to_be_bytes()));
+    let entry = |l2: &L2Table| L1Entry::owned(geometry.cluster_offset(l2.at)).0;
+    let mut l1 = table_bytes("L1 table", &plan.l2.iter().map(entry).collect::<Vec<_>>())?;
     l1.resize(l1_area as usize, 0);
     out.write(Purpose::L1, l1_offset, &l1)
 }
@@ -320,7 +322,7 @@ fn prepare_data(out: &Writer<'_>, plan: &Plan, preallocation: Preallocation) -> 
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
         return out.zero(Purpose::Data, start, length);
     }
-    write_zero_bytes(out.storage, start, length)
+    fill(out.storage, start, length)
 }
 
 /// Makes a data file one of zeroes, as long as the disk, durably.
@@ -336,23 +338,17 @@ fn prepare_data_file(storage: &dyn Storage, virtual_size: u64, preallocation: Pr
         reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
     }
     if preallocation == Preallocation::Full {
-        write_zero_bytes(storage, 0, virtual_size)?;
+        fill(storage, 0, virtual_size)?;
     } else if !is_blank && virtual_size > 0 {
         zero_range(storage, Purpose::Data, 0, virtual_size)?;
     }
     sync(storage)
 }
 
-fn write_zero_bytes(storage: &dyn Storage, start: u64, length: u64) -> Result<()> {
-    let zeroes = vec![0; length.min(BATCH_BYTES as u64) as usize];
-    let mut done = 0;
-    while done < length {
-        let bytes = (length - done).min(BATCH_BYTES as u64);
-        write_all(storage, Purpose::Data, start + done, &zeroes[..bytes as usize])
-            .map_err(|e| e.within("Could not preallocate data clusters"))?;
-        done += bytes;
-    }
-    Ok(())
+/// As `write_zero_bytes`, of the guest's data.
+fn fill(storage: &dyn Storage, start: u64, length: u64) -> Result<()> {
+    write_zero_bytes(storage, Purpose::Data, start, length)
+        .map_err(|e| e.within("Could not preallocate data clusters"))
 }
 
 /// The header, its first sector last.

@@ -1,12 +1,14 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
+use super::backing;
 use super::check::{check, CheckOptions, CheckReport, Messages};
 use super::data_file::DataFile;
 use super::open::{sync_before_repair, OpenFlags, Opening, Origin, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::DATA_FILE;
 use crate::format::Header;
-use crate::image::{backing_names, inactive_error, read_header, CoreSettings, Disk, Image};
+use crate::image::{inactive_error, CoreSettings, Disk, Image};
+use crate::meta::read_header;
 use crate::options::OpenOptions;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
@@ -170,7 +172,7 @@ impl Handle {
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
         let image = match self.disk() {
             Disk::Raw(raw) => {
-                let alone = raw.alone();
+                let alone = raw.exclusive();
                 alone.settle()?;
                 let opening = Opening { flags, options, resolver: None, messages };
                 let files = self.reopen_files(&manner, &opening)?;
@@ -181,7 +183,7 @@ impl Handle {
             }
             Disk::Qcow2(image) => image,
         };
-        let alone = image.alone();
+        let alone = image.exclusive();
         alone.settle()?;
         let core = alone.core();
         let mut settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
@@ -253,7 +255,7 @@ impl Handle {
             return Err(Error::unsupported("This image format does not support checks"));
         };
         let repairs = options.repair_leaks || options.repair_errors;
-        let alone = image.alone();
+        let alone = image.exclusive();
         let core = alone.core();
         core.check_active()?;
         if repairs && core.is_read_only() {
@@ -277,7 +279,7 @@ impl Handle {
         match self.disk() {
             _ if self.flags().inactive => Ok(()),
             Disk::Qcow2(image) => close_image(image),
-            Disk::Raw(raw) => raw.alone().settle(),
+            Disk::Raw(raw) => raw.exclusive().settle(),
         }
     }
 }
@@ -301,7 +303,8 @@ fn reopen_file(
 /// The header as the file has it now, which somebody may have changed where the handle had no lock to prevent it.
 fn header_now(storage: &dyn Storage, old: &Header) -> Result<Header> {
     let (header, _) = read_header(storage)?;
-    if header.extension(DATA_FILE) != old.extension(DATA_FILE) || backing_names(&header) != backing_names(old)
+    if header.extension(DATA_FILE) != old.extension(DATA_FILE)
+        || backing::names(&header) != backing::names(old)
     {
         return Err(Error::invalid("the image names another data file or backing file: open it anew"));
     }
@@ -314,7 +317,7 @@ fn as_storage(file: &Option<Arc<FileStorage>>) -> Option<Arc<dyn Storage>> {
 
 /// Settles an image that nobody will use any more.
 pub fn close_image(image: &Image) -> Result<()> {
-    let alone = image.alone();
+    let alone = image.exclusive();
     if alone.core().is_read_only() {
         return Ok(());
     }

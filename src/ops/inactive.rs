@@ -5,12 +5,14 @@
 //! The chain goes along with the image. Files that the header still names the same way are used by the descriptors
 //! that are open; any other is opened.
 
+use super::backing;
 use super::handle::{Handle, Manner};
 use super::open::{shown_name, Messages, Opening, Origin, Resolver, Role, Seen};
 use crate::error::{Error, Result};
 use crate::format::extensions::DATA_FILE;
 use crate::format::Header;
-use crate::image::{backing_names, read_header, validate, Alone, Core, CoreSettings, Disk};
+use crate::image::{validate, Core, CoreSettings, Disk, ExclusiveImage};
+use crate::meta::read_header;
 use crate::storage::file::FileStorage;
 use crate::storage::Storage;
 use std::sync::Arc;
@@ -25,12 +27,12 @@ pub fn inactivate(handle: &Handle) -> Result<()> {
     let (mut _image, mut _raw) = (None, None);
     match handle.disk() {
         Disk::Qcow2(image) => {
-            let alone = _image.insert(image.alone());
+            let alone = _image.insert(image.exclusive());
             alone.settle()?;
             alone.deactivate();
         }
         Disk::Raw(raw) => {
-            let alone = _raw.insert(raw.alone());
+            let alone = _raw.insert(raw.exclusive());
             alone.settle()?;
             alone.deactivate();
         }
@@ -82,9 +84,9 @@ struct Loading {
 fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
     let image = match handle.disk() {
         Disk::Qcow2(image) => image,
-        Disk::Raw(raw) => return raw.alone().activate(),
+        Disk::Raw(raw) => return raw.exclusive().activate(),
     };
-    let alone = image.alone();
+    let alone = image.exclusive();
     let mut loading = begin_load(handle, &alone.core(), image.is_chain_kept(), opening)?;
     seen.push(loading.storage.identity());
     match &loading.below {
@@ -119,7 +121,7 @@ fn begin_load(
     {
         return Err(Error::invalid("the image names another data file: open it anew"));
     }
-    let same = chain_kept && backing_names(&header) == backing_names(&old.header());
+    let same = chain_kept && backing::names(&header) == backing::names(&old.header());
     let below = handle.below().filter(|_| same && header.backing_file.is_some());
     Ok(Box::new(Loading { storage, header, settings, below }))
 }
@@ -127,7 +129,7 @@ fn begin_load(
 #[inline(never)]
 fn finish_load(
     handle: &Handle,
-    alone: &Alone<'_>,
+    alone: &ExclusiveImage<'_>,
     manner: &mut Manner,
     opening: &mut Opening<'_>,
     loading: Box<Loading>,

@@ -1,8 +1,13 @@
-//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, commit, rebase, convert, checksum, measure. Called by `capi`.
+//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, amend, commit, rebase,
+//! convert, checksum, measure. Called by `capi`.
+//!
+//! What changes the structure of an image holds it alone ([`crate::image::ExclusiveImage`]) and works on its tables as
+//! the medium has them (`tree`, `l1_table`, `bitmaps`); the image is loaded anew at the end (`last_steps`).
 
 pub mod amend;
 pub mod backing;
 mod below;
+pub(crate) mod bitmaps;
 pub mod check;
 pub mod checksum;
 pub mod commit;
@@ -13,13 +18,15 @@ pub mod create_at;
 pub mod data_file;
 pub mod handle;
 pub mod inactive;
+mod l1_table;
+mod last_steps;
 pub mod measure;
-mod offload;
 pub mod open;
 pub mod overlay;
-mod pieces;
 pub mod probe;
 pub mod rebase;
 pub mod resize;
 pub mod snapshot;
 pub mod stream;
+mod tree;
+pub mod vm_state;

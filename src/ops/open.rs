@@ -12,7 +12,8 @@ use super::overlay::open_on_temporary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DIRTY;
 use crate::format::Header;
-use crate::image::{read_header, validate, CoreSettings, Disk, Image, RawDisk};
+use crate::image::{validate, CoreSettings, Disk, Image, RawDisk};
+use crate::meta::read_header;
 use crate::options::OpenOptions;
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::lock::Access;
@@ -282,7 +283,7 @@ impl Opening<'_> {
         let Some(header) = header else {
             let raw = RawDisk::open(storage, settings.read_only, settings.options.cache.sync_each_write())?;
             if self.flags.inactive {
-                raw.alone().deactivate();
+                raw.exclusive().deactivate();
             }
             return Ok(Handle::new(Disk::Raw(raw), origin, manner, None, None));
         };
@@ -292,7 +293,7 @@ impl Opening<'_> {
         let repaired = self.repair_if_dirty(&header, &*storage, &origin)?;
         let image = Image::open(storage, settings)?;
         if self.flags.inactive {
-            image.alone().deactivate();
+            image.exclusive().deactivate();
         }
         let disk = Disk::Qcow2(Box::new(image));
         Ok(Handle::new(disk, origin, manner.after_repair(repaired), below, data_file))

@@ -8,7 +8,8 @@ use super::backing::{change_names, check_names, writable};
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DATA_FILE;
-use crate::image::{Alone, Disk};
+use crate::image::{Disk, ExclusiveImage};
+use std::io::IoSlice;
 use std::sync::Arc;
 
 /// Least bytes that are compared at once.
@@ -38,19 +39,19 @@ pub fn rebase(
     if backing.is_some_and(|b| in_chain(b.disk(), handle.disk())) {
         return Err(Error::new(ErrorKind::Loop, "the image is in the chain of its new backing file"));
     }
-    let alone = image.alone();
-    let core = alone.core();
+    let image = image.exclusive();
+    let core = image.core();
     if core.header().backing_file.is_some() && core.backing().is_none() {
         return Err(Error::invalid(
             "the image was opened without its backing file: what it shows is not known",
         ));
     }
-    let work = Work { alone: &alone, new: backing.map(Handle::shared_disk), compressed };
+    let work = Work { image: &image, new: backing.map(Handle::shared_disk), compressed };
     work.run(progress)?;
     let stays = backing.is_none_or(|b| core.backing().is_some_and(|old| node(old, 0) == node(b.disk(), 0)));
-    change_names(handle, &alone, name, format)?;
+    change_names(handle, &image, name, format)?;
     if !stays {
-        alone.leave_chain();
+        image.leave_chain(true);
     }
     progress(core.length(), core.length());
     Ok(())
@@ -115,14 +116,14 @@ fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
 }
 
 struct Work<'a, 'i> {
-    alone: &'a Alone<'i>,
+    image: &'a ExclusiveImage<'i>,
     new: Option<Arc<Disk>>,
     compressed: bool,
 }
 
 impl Work<'_, '_> {
     fn run(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
-        let core = self.alone.core();
+        let core = self.image.core();
         core.settle_runs()?;
         let length = core.length();
         let chunk_bytes = CHUNK_BYTES.max(core.geometry().cluster_bytes());
@@ -172,13 +173,33 @@ impl Work<'_, '_> {
             };
             match kind {
                 Kind::Same => {}
-                Kind::Zeroes => self.alone.hold_zeroes(at + from as u64, &old[from..to])?,
-                Kind::Data => self.alone.hold_data(at + from as u64, &old[from..to], self.compressed)?,
+                Kind::Zeroes => hold_zeroes(self.image, at + from as u64, &old[from..to])?,
+                Kind::Data => hold_data(self.image, at + from as u64, &old[from..to], self.compressed)?,
             }
             from = to;
         }
         Ok(())
     }
+}
+
+/// Writes bytes; `compressed` where they are whole clusters.
+fn hold_data(image: &ExclusiveImage<'_>, offset: u64, bytes: &[u8], compressed: bool) -> Result<()> {
+    let core = image.core();
+    let buffers = [IoSlice::new(bytes)];
+    match compressed && core.check_clusters(offset, bytes.len() as u64).is_ok() {
+        true => core.write_compressed(offset, &buffers),
+        false => core.write(offset, &buffers),
+    }
+}
+
+/// Makes the image itself say that a range is zeroes, also where what is below reads as zeroes today.
+fn hold_zeroes(image: &ExclusiveImage<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+    let core = image.core();
+    if core.geometry().version < 3 {
+        // No zero flag: a hole shows what will be below.
+        return core.write(offset, &[IoSlice::new(bytes)]);
+    }
+    core.write_zeroes(offset, bytes.len() as u64, Default::default())
 }
 
 /// What becomes of a cluster.

@@ -3,7 +3,7 @@
 use super::backing::writable;
 use super::handle::Handle;
 use crate::error::{Error, Result};
-use crate::image::{no_layer, Takes};
+use crate::image::{no_layer, StreamScope};
 
 /// Takes over what the layers above the one at `base` hold of a range; 0: of all layers. `progress(done, total)` in
 /// bytes; `false` cancels.
@@ -24,6 +24,6 @@ pub fn stream(
     if base as usize > handle.disk().backing_depth() {
         return Err(no_layer(base));
     }
-    let takes = if base == 0 { Takes::All } else { Takes::Above(base) };
-    image.stream(offset, length, takes, progress)
+    let scope = if base == 0 { StreamScope::All } else { StreamScope::Above(base) };
+    image.stream(offset, length, scope, progress)
 }

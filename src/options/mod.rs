@@ -23,4 +23,4 @@ pub use create::{CreateOptions, Preallocation};
 pub use list::list;
 pub use open::OpenOptions;
 pub use table::{OptionInfo, Scope};
-pub use words::{CacheMode, DetectZeroes, Discard, Protected};
+pub use words::{CacheMode, DetectZeroes, Discard};

@@ -1,11 +1,9 @@
 //! Options of an open image.
 
 use super::table::{assign, Row, Scope, Set, Set::*, Table};
-use super::words::{
-    CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, Protected, RefcountsAhead,
-};
+use super::words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, RefcountsAhead};
 use crate::error::{Error, Result};
-use crate::format::Geometry;
+use crate::format::{Geometry, Structure};
 use std::ffi::{OsStr, OsString};
 
 /// How an image is used while it is open.
@@ -29,8 +27,8 @@ pub struct OpenOptions {
     pub overlap_check: Option<OverlapTemplate>,
     /// `overlap-check.template`, if given.
     pub overlap_check_template: Option<OverlapTemplate>,
-    /// `overlap-check.<structure>`, if given, in the order of `Protected::ALL`.
-    pub overlap_structures: [Option<bool>; Protected::ALL.len()],
+    /// `overlap-check.<structure>`, if given, in the order of `Structure::ALL`.
+    pub overlap_structures: [Option<bool>; Structure::ALL.len()],
     /// A write returns once its metadata has been written to the file.
     pub metadata_writethrough: bool,
     /// What a guest's discard does.
@@ -75,7 +73,7 @@ impl Default for OpenOptions {
             cache_clean_interval_seconds: 600,
             overlap_check: None,
             overlap_check_template: None,
-            overlap_structures: [None; Protected::ALL.len()],
+            overlap_structures: [None; Structure::ALL.len()],
             metadata_writethrough: false,
             discard: Discard::Unmap,
             pass_discard_request: None,
@@ -122,15 +120,15 @@ impl Table for OpenOptions {
         row("lazy-refcounts", Bool(|o, on| o.lazy_refcounts = Some(on)), None, "Postpone refcount updates; default: as the image says"),
         row("metadata-writethrough", Bool(|o, on| o.metadata_writethrough = on), Some("off"), "A write returns once its metadata is in the file too, so that no flush is needed to survive the end of the process"),
         row("overlap-check", Text(|o, word| OverlapTemplate::parse(word).map(|set| o.overlap_check = Some(set))), Some("cached"), "Structures that writes are checked against (allowed values: none, constant, cached, all)"),
-        row("overlap-check.active-l1", Bool(|o, on| o.check(Protected::ActiveL1, on)), None, "Check writes against the active L1 table"),
-        row("overlap-check.active-l2", Bool(|o, on| o.check(Protected::ActiveL2, on)), None, "Check writes against the active L2 tables"),
-        row("overlap-check.bitmap-directory", Bool(|o, on| o.check(Protected::BitmapDirectory, on)), None, "Check writes against the bitmap directory"),
-        row("overlap-check.inactive-l1", Bool(|o, on| o.check(Protected::InactiveL1, on)), None, "Check writes against the L1 tables of snapshots"),
-        row("overlap-check.inactive-l2", Bool(|o, on| o.check(Protected::InactiveL2, on)), None, "Check writes against the L2 tables of snapshots"),
-        row("overlap-check.main-header", Bool(|o, on| o.check(Protected::MainHeader, on)), None, "Check writes against the header"),
-        row("overlap-check.refcount-block", Bool(|o, on| o.check(Protected::RefcountBlock, on)), None, "Check writes against the refcount blocks"),
-        row("overlap-check.refcount-table", Bool(|o, on| o.check(Protected::RefcountTable, on)), None, "Check writes against the refcount table"),
-        row("overlap-check.snapshot-table", Bool(|o, on| o.check(Protected::SnapshotTable, on)), None, "Check writes against the snapshot table"),
+        row("overlap-check.active-l1", Bool(|o, on| o.check(Structure::ActiveL1, on)), None, "Check writes against the active L1 table"),
+        row("overlap-check.active-l2", Bool(|o, on| o.check(Structure::ActiveL2, on)), None, "Check writes against the active L2 tables"),
+        row("overlap-check.bitmap-directory", Bool(|o, on| o.check(Structure::BitmapDirectory, on)), None, "Check writes against the bitmap directory"),
+        row("overlap-check.inactive-l1", Bool(|o, on| o.check(Structure::InactiveL1, on)), None, "Check writes against the L1 tables of snapshots"),
+        row("overlap-check.inactive-l2", Bool(|o, on| o.check(Structure::InactiveL2, on)), None, "Check writes against the L2 tables of snapshots"),
+        row("overlap-check.main-header", Bool(|o, on| o.check(Structure::Header, on)), None, "Check writes against the header"),
+        row("overlap-check.refcount-block", Bool(|o, on| o.check(Structure::RefcountBlock, on)), None, "Check writes against the refcount blocks"),
+        row("overlap-check.refcount-table", Bool(|o, on| o.check(Structure::RefcountTable, on)), None, "Check writes against the refcount table"),
+        row("overlap-check.snapshot-table", Bool(|o, on| o.check(Structure::SnapshotTable, on)), None, "Check writes against the snapshot table"),
         row("overlap-check.template", Text(|o, word| OverlapTemplate::parse(word).map(|set| o.overlap_check_template = Some(set))), Some("cached"), "The same as overlap-check, which the single checks adjust"),
         row("pass-discard-other", Bool(|o, on| o.pass_discard_other = on), Some("off"), "Give clusters back to the host when anything else frees them"),
         row("pass-discard-request", Bool(|o, on| o.pass_discard_request = Some(on)), None, "Give clusters back to the host when the guest discards them; default: with discard=unmap"),
@@ -203,7 +201,7 @@ impl OpenOptions {
     }
 
     /// Whether writes are checked against `structure`, whatever the template says.
-    fn check(&mut self, structure: Protected, on: bool) {
+    fn check(&mut self, structure: Structure, on: bool) {
         self.overlap_structures[structure as usize] = Some(on);
     }
 
@@ -338,7 +336,7 @@ mod tests {
     fn overlap_checks_follow_template_and_single_options() {
         let count = |options: &[&str]| {
             let set = OpenOptions::parse(options).unwrap().overlap_checks();
-            Protected::ALL.into_iter().filter(|p| set.contains(*p)).count()
+            Structure::ALL.into_iter().filter(|p| set.contains(*p)).count()
         };
         assert_eq!(count(&["overlap-check=none"]), 0);
         assert_eq!(count(&["overlap-check=constant"]), 5);
@@ -346,7 +344,7 @@ mod tests {
         assert_eq!(count(&["overlap-check.template=all"]), 9);
         assert_eq!(count(&["overlap-check=none", "overlap-check.active-l2=on"]), 1);
         let set = OpenOptions::parse(&["overlap-check.main-header=off"]).unwrap().overlap_checks();
-        assert!(!set.contains(Protected::MainHeader) && set.contains(Protected::ActiveL2));
+        assert!(!set.contains(Structure::Header) && set.contains(Structure::ActiveL2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The words that are values of open options, and what they mean.
 
 use crate::error::{Error, Result};
+use crate::format::Structure;
 
 /// What stands between a write and the disk, in the stock tools' words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,69 +127,17 @@ impl DetectZeroes {
     }
 }
 
-/// A structure that a write may be checked against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Protected {
-    /// The header cluster.
-    MainHeader,
-    /// The active L1 table.
-    ActiveL1,
-    /// The active L2 tables.
-    ActiveL2,
-    /// The refcount blocks.
-    RefcountBlock,
-    /// The refcount table.
-    RefcountTable,
-    /// The snapshot table.
-    SnapshotTable,
-    /// The L1 tables of snapshots.
-    InactiveL1,
-    /// The L2 tables of snapshots.
-    InactiveL2,
-    /// The bitmap directory.
-    BitmapDirectory,
-}
-
-impl Protected {
-    /// Every structure, in the order of their bits.
-    pub const ALL: [Protected; 9] = [
-        Protected::MainHeader,
-        Protected::ActiveL1,
-        Protected::ActiveL2,
-        Protected::RefcountBlock,
-        Protected::RefcountTable,
-        Protected::SnapshotTable,
-        Protected::InactiveL1,
-        Protected::InactiveL2,
-        Protected::BitmapDirectory,
-    ];
-
-    /// The word in `overlap-check.<word>`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Protected::MainHeader => "main-header",
-            Protected::ActiveL1 => "active-l1",
-            Protected::ActiveL2 => "active-l2",
-            Protected::RefcountBlock => "refcount-block",
-            Protected::RefcountTable => "refcount-table",
-            Protected::SnapshotTable => "snapshot-table",
-            Protected::InactiveL1 => "inactive-l1",
-            Protected::InactiveL2 => "inactive-l2",
-            Protected::BitmapDirectory => "bitmap-directory",
-        }
-    }
-
+impl Structure {
     /// The cheapest template that has this check.
     pub(super) fn template(self) -> OverlapTemplate {
         match self {
-            Protected::MainHeader
-            | Protected::ActiveL1
-            | Protected::RefcountTable
-            | Protected::SnapshotTable
-            | Protected::BitmapDirectory => OverlapTemplate::Constant,
-            Protected::ActiveL2 | Protected::RefcountBlock | Protected::InactiveL1 => OverlapTemplate::Cached,
-            Protected::InactiveL2 => OverlapTemplate::All,
+            Structure::Header
+            | Structure::ActiveL1
+            | Structure::RefcountTable
+            | Structure::SnapshotTable
+            | Structure::BitmapDirectory => OverlapTemplate::Constant,
+            Structure::ActiveL2 | Structure::RefcountBlock | Structure::InactiveL1 => OverlapTemplate::Cached,
+            Structure::InactiveL2 => OverlapTemplate::All,
         }
     }
 }
@@ -239,13 +188,13 @@ pub struct OverlapSet(u16);
 
 impl OverlapSet {
     /// The structures for which `checked` says yes.
-    pub(super) fn of(checked: impl Fn(Protected) -> bool) -> OverlapSet {
-        let bits = Protected::ALL.into_iter().filter(|p| checked(*p)).map(|p| 1 << p as u8);
+    pub(super) fn of(checked: impl Fn(Structure) -> bool) -> OverlapSet {
+        let bits = Structure::ALL.into_iter().filter(|p| checked(*p)).map(|p| 1 << p as u8);
         OverlapSet(bits.fold(0, |set, bit| set | bit))
     }
 
     /// Whether writes are checked against `structure`.
-    pub fn contains(self, structure: Protected) -> bool {
+    pub fn contains(self, structure: Structure) -> bool {
         self.0 & (1 << structure as u8) != 0
     }
 

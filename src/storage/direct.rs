@@ -3,6 +3,7 @@
 //! Aligned writes hold `blocks` shared, and so do zeroing, discarding and reserving; a read-modify-write holds it alone:
 //! without that, what a neighbour did between the read and the write of a block would be lost.
 
+use super::buffers::Gather;
 use super::file::sys::{direct_alignment, pread};
 use super::file::{read_many, write_many, write_one};
 use crate::sync::locked;
@@ -150,7 +151,7 @@ impl Direct {
             if partial {
                 read_edges(file, [from, at, stop, to], area, unit)?;
             }
-            rest.take(&mut area[(at - from) as usize..(stop - from) as usize]);
+            rest.copy_into(&mut area[(at - from) as usize..(stop - from) as usize]);
             match stop < to {
                 true => write_tail(file, from, area, stop, length)?,
                 false => write_one(file, from, area)?,
@@ -243,30 +244,4 @@ fn read_block_range(file: &File, mut offset: u64, mut area: &mut [u8], unit: u64
         area = &mut area[whole as usize..];
     }
     Ok(())
-}
-
-/// Copies out of a list of buffers in order.
-struct Gather<'a> {
-    buffers: &'a [IoSlice<'a>],
-    skip: usize,
-}
-
-impl<'a> Gather<'a> {
-    fn new(buffers: &'a [IoSlice<'a>]) -> Self {
-        Gather { buffers, skip: 0 }
-    }
-
-    fn take(&mut self, mut out: &mut [u8]) {
-        while !out.is_empty() {
-            let source = &self.buffers[0][self.skip..];
-            let bytes = source.len().min(out.len());
-            out[..bytes].copy_from_slice(&source[..bytes]);
-            out = &mut out[bytes..];
-            self.skip += bytes;
-            if self.skip == self.buffers[0].len() {
-                self.buffers = &self.buffers[1..];
-                self.skip = 0;
-            }
-        }
-    }
 }

@@ -8,6 +8,7 @@
 //! returns `Ok` they are durable; bytes outside a write do not change; a file that grows by `set_length` reads as
 //! zeroes there.
 
+pub(crate) mod buffers;
 mod data_file;
 pub mod device;
 mod direct;
@@ -162,12 +163,18 @@ pub fn zero_range(storage: &dyn Storage, purpose: Purpose, offset: u64, length: 
         Err(e) if is_not_supported(&e) => {}
         Err(e) => return Err(Error::host(format_args!("zeroing {purpose:?} at {offset:#x}"), &e)),
     }
+    write_zero_bytes(storage, purpose, offset, length)
+}
+
+/// Writes zeroes, which take room on the host.
+pub fn write_zero_bytes(storage: &dyn Storage, purpose: Purpose, offset: u64, length: u64) -> Result<()> {
     let zeroes = vec![0; length.min(ZERO_CHUNK_BYTES) as usize];
-    let mut done = 0;
-    while done < length {
-        let bytes = (length - done).min(ZERO_CHUNK_BYTES);
-        write_all(storage, purpose, offset + done, &zeroes[..bytes as usize])?;
-        done += bytes;
+    let end = offset + length;
+    let mut at = offset;
+    while at < end {
+        let bytes = (end - at).min(ZERO_CHUNK_BYTES);
+        write_all(storage, purpose, at, &zeroes[..bytes as usize])?;
+        at += bytes;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ mod circles;
 mod source;
 
 use circles::{circles, Files};
-use source::{blank, c_functions, calls, functions, words_after, Source};
-use std::collections::BTreeMap;
+use source::{blank, c_functions, calls, functions, inherent_impl, words_after, Source};
+use std::collections::{BTreeMap, HashSet};
 
 /// What each top-level module may use besides itself. Later ones are higher.
 const MAY_USE: [(&str, &[&str]); 14] = [
@@ -86,6 +86,33 @@ fn every_file_uses_lower_layers_only() {
             }
         }
     }
+    report(&faults);
+}
+
+/// A method in a higher layer would be called below it without a `use` that says so.
+#[test]
+fn every_method_is_in_the_layer_of_its_type() {
+    let sources = sources();
+    let mut declared = HashSet::new();
+    for source in &sources {
+        for kind in ["struct ", "enum ", "union "] {
+            declared.extend(words_after(&source.code, kind).map(|(_, name)| (source.module(), name)));
+        }
+    }
+    let mut faults = Vec::new();
+    let mut seen = 0;
+    for source in &sources {
+        for (number, line) in source.code.lines().enumerate() {
+            let Some(name) = inherent_impl(line) else { continue };
+            seen += 1;
+            // `dyn Trait` and types of a macro have no declaration anywhere.
+            let is_ours = declared.iter().any(|(_, known)| *known == name);
+            if is_ours && !declared.contains(&(source.module(), name.clone())) {
+                faults.push(format!("{}:{}: methods of {name}", source.name, number + 1));
+            }
+        }
+    }
+    assert!(seen > 100, "only {seen} blocks of methods were found");
     report(&faults);
 }
 
@@ -203,6 +230,8 @@ fn the_tests_of_this_file_see_what_they_should() {
         "fn long(\n    a: u8,\n) {\n    let c = '{';\n    let r = r#\"}\"#;\n}\ntrait T { fn only(); }\n",
     );
     assert_eq!(functions(&code), [("long".to_owned(), 1, 6)]);
+    assert_eq!(inherent_impl("impl<'a, T: Into<u8>> Core<'a> {"), Some("Core".to_owned()));
+    assert_eq!(inherent_impl("impl Drop for Core {"), None);
     let code = "static const char *of(int a,\n    int b)\n{\n    return 0;\n}\nstruct s {\n    int a;\n};\n";
     assert_eq!(c_functions(code), [("of".to_owned(), 1, 5)]);
 }

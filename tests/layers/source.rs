@@ -208,3 +208,21 @@ pub fn calls<'a>(code: &'a str, part: &'a str) -> impl Iterator<Item = &'a str> 
         Some(&rest[open..end?])
     })
 }
+
+/// The type of an inherent `impl` that begins in this line.
+pub fn inherent_impl(line: &str) -> Option<String> {
+    let rest = line.strip_prefix("impl")?;
+    let rest = match rest.strip_prefix('<') {
+        Some(generics) => {
+            let mut depth = 1;
+            let end = generics.find(|c| {
+                depth += i32::from(c == '<') - i32::from(c == '>');
+                depth == 0
+            })?;
+            &generics[end + 1..]
+        }
+        None => rest,
+    };
+    let name: String = rest.strip_prefix(' ')?.chars().take_while(|c| c.is_alphanumeric()).collect();
+    (!name.is_empty() && !line.contains(" for ")).then_some(name)
+}

@@ -2,8 +2,9 @@
 //! process with 256 MiB of address space.
 
 use qcow2::testing::error::Result;
-use qcow2::testing::image::{Disk, NewSnapshot, Wanted};
+use qcow2::testing::ops::backing::make_empty;
 use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::snapshot::{NewSnapshot, SnapshotRef};
 use qcow2::testing::ops::{amend, commit, resize, snapshot};
 use qcow2::testing::options::Preallocation;
 use qcow2::testing::storage::memory::Memory;
@@ -28,13 +29,6 @@ fn taken(name: &[u8]) -> NewSnapshot {
     }
 }
 
-fn make_empty(handle: &Handle) -> Result<()> {
-    match handle.disk() {
-        Disk::Qcow2(image) => image.alone().make_empty(),
-        Disk::Raw(_) => unreachable!(),
-    }
-}
-
 fn shrink(handle: &Handle) -> Result<()> {
     resize::resize(handle, MIB, Preallocation::Off)
 }
@@ -48,7 +42,7 @@ fn amended(handle: &Handle, word: &str) -> Result<()> {
 }
 
 fn snapshots(handle: &Handle) -> Result<()> {
-    let wanted = Wanted { id: None, name: Some(b"s") };
+    let wanted = SnapshotRef { id: None, name: Some(b"s") };
     snapshot::create(handle, &taken(b"s"))?;
     snapshot::apply(handle, wanted)?;
     snapshot::delete(handle, wanted)
@@ -149,7 +143,7 @@ fn bounded_snapshots_are_looked_at_one_by_one() {
         let storage: Arc<dyn Storage> = Arc::new(Memory::new(image.clone()));
         let handle = open_over(&storage, None, WRITABLE, &[]).unwrap();
         amended(&handle, word).unwrap();
-        snapshot::delete(&handle, Wanted { id: None, name: Some(b"b") }).unwrap();
+        snapshot::delete(&handle, SnapshotRef { id: None, name: Some(b"b") }).unwrap();
         handle.close().unwrap();
     }
 }

@@ -1,11 +1,12 @@
 //! C1 to C3, C5 and C7 to C9, C13: two owners, lost bytes, bytes that come back.
 
 use qcow2::testing::error::ErrorKind;
-use qcow2::testing::image::{NewSnapshot, ZeroFlags};
+use qcow2::testing::image::ZeroFlags;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{Opening, Origin};
 use qcow2::testing::ops::resize::resize;
 use qcow2::testing::ops::snapshot;
+use qcow2::testing::ops::snapshot::NewSnapshot;
 use qcow2::testing::options::{OpenOptions, Preallocation};
 use qcow2::testing::storage::{Purpose, Storage};
 use std::sync::Arc;
@@ -202,7 +203,7 @@ fn c05_guest_writes_never_change_a_snapshot() {
         let now = read_all(&handle);
         take_snapshot(&handle, "second");
         write(&handle, 0, &pattern(MIB, 6));
-        let wanted = |name| snapshot::Wanted { id: None, name: Some(name) };
+        let wanted = |name| snapshot::SnapshotRef { id: None, name: Some(name) };
         snapshot::apply(&handle, wanted(b"first")).unwrap();
         assert_eq!(handle.disk().length(), 3 * MIB);
         assert!(read(&handle, 0, 2 * MIB) == before, "{options:?}: the snapshot has changed");
@@ -351,7 +352,7 @@ fn c08_an_operation_changes_its_own_header_fields_only() {
     let fields = [24..32, 36..48, 60..72];
     take_snapshot(&handle, "one");
     same_but("snapshot", &fields);
-    snapshot::delete(&handle, snapshot::Wanted { id: None, name: Some(b"one") }).unwrap();
+    snapshot::delete(&handle, snapshot::SnapshotRef { id: None, name: Some(b"one") }).unwrap();
     same_but("snapshot deleted", &fields);
     handle.reopen(false, false, &["lazy-refcounts=on".as_ref()], None).unwrap();
     write(&handle, 0, &[2; 9000]);

@@ -1,10 +1,11 @@
 //! An entry that names what it does not own gives nothing away (C28).
 
 use qcow2::testing::error::{ErrorKind, Result};
-use qcow2::testing::image::{Disk, NewSnapshot, Wanted, ZeroFlags};
+use qcow2::testing::image::ZeroFlags;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::handle::Handle;
-use qcow2::testing::ops::{amend, resize, snapshot};
+use qcow2::testing::ops::snapshot::{NewSnapshot, SnapshotRef};
+use qcow2::testing::ops::{amend, backing, resize, snapshot};
 use qcow2::testing::options::Preallocation;
 use qcow2::testing::storage::memory::Memory;
 use qcow2::testing::storage::Storage;
@@ -18,7 +19,7 @@ const CLUSTER: u64 = 4 * KIB;
 /// The guest cluster whose entry is damaged.
 const VICTIM: u64 = 3;
 /// The snapshot.
-const NAMED: Wanted<'static> = Wanted { id: None, name: Some(b"s") };
+const NAMED: SnapshotRef<'static> = SnapshotRef { id: None, name: Some(b"s") };
 
 fn taken() -> NewSnapshot {
     NewSnapshot {
@@ -74,10 +75,7 @@ const OPERATIONS: [Operation; 9] = [
     ("shrink", |h| resize::resize(h, CLUSTER, Preallocation::Off)),
     ("delete", |h| snapshot::delete(h, NAMED)),
     ("apply", |h| snapshot::apply(h, NAMED)),
-    ("make empty", |h| match h.disk() {
-        Disk::Qcow2(image) => image.alone().make_empty(),
-        Disk::Raw(_) => unreachable!(),
-    }),
+    ("make empty", backing::make_empty),
 ];
 
 /// Two L2 tables in use; with a snapshot, whose first table is then shared no more.

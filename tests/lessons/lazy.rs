@@ -418,7 +418,7 @@ fn lazy_10_nor_with_a_snapshot_in_between() {
     let tags = recover(&LAZY, &medium, true).unwrap();
     assert_eq!((&tags.disk[..4], &tags.disk[300..330]), (&[8; 4][..], &[9; 30][..]));
     let handle = LAZY.open(medium.clone()).unwrap();
-    let wanted = qcow2::testing::ops::snapshot::Wanted { id: None, name: Some(b"one") };
+    let wanted = qcow2::testing::ops::snapshot::SnapshotRef { id: None, name: Some(b"one") };
     qcow2::testing::ops::snapshot::apply(&handle, wanted).unwrap();
     assert_eq!(setup::read(&handle, 0, 20).unwrap(), [PREFILL_TAG; 20]);
     handle.close().unwrap();

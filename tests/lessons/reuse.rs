@@ -1,8 +1,9 @@
 //! C17 to C19: what was linked already went back, what one image had in memory was shown by another, and a header of which
 //! nobody knows whether it was written.
 
-use qcow2::testing::image::{Disk, NewSnapshot};
+use qcow2::testing::image::Disk;
 use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::snapshot::{self, NewSnapshot, SnapshotRef};
 use qcow2::testing::options::Preallocation;
 use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -171,8 +172,8 @@ fn c19_no_count_is_lowered_in_the_file_while_its_header_is_undecided() {
     let image = Overlay::new(bytes.into(), Default::default(), length);
     let host = Arc::new(Undecided { image: image.clone(), headers: AtomicU64::new(u64::MAX) });
     let handle = setup.open(host.clone()).unwrap();
-    let Disk::Qcow2(disk) = handle.disk() else { panic!("qcow2") };
     setup::write(&handle, 0, 1000, 1, false).unwrap();
+    let named = SnapshotRef { id: None, name: Some(b"s") };
     let new = NewSnapshot {
         id: None,
         name: b"s".to_vec(),
@@ -182,18 +183,18 @@ fn c19_no_count_is_lowered_in_the_file_while_its_header_is_undecided() {
         icount: u64::MAX,
         vm_state_bytes: 0,
     };
-    disk.alone().create_snapshot(&new).unwrap();
+    snapshot::create(&handle, &new).unwrap();
     setup::write(&handle, 0, 1000, 2, false).unwrap();
     handle.disk().flush().unwrap();
     host.headers.store(0, Ordering::SeqCst);
-    assert!(disk.alone().apply_snapshot(0).is_err());
+    assert!(snapshot::apply(&handle, named).is_err());
     assert!(host.headers.load(Ordering::SeqCst) > 1, "the header was not to be put back");
     // The process ends here.
     check_clean(&*image).unwrap();
     host.headers.store(u64::MAX, Ordering::SeqCst);
     handle.disk().flush().unwrap();
     assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![2; 1000]);
-    disk.alone().apply_snapshot(0).unwrap();
+    snapshot::apply(&handle, named).unwrap();
     assert_eq!(setup::read(&handle, 0, 1000).unwrap(), vec![1; 1000]);
     handle.close().unwrap();
     assert_eq!(check_clean(&*image).unwrap(), 0);

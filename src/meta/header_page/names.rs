@@ -24,8 +24,6 @@ use crate::format::header::{V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::Header;
 use crate::storage::Purpose;
 
-/// The extension that fills the place of an old tail.
-const FILLER: u32 = 0x7161_7369;
 const SECTOR: usize = SECTOR_BYTES as usize;
 
 /// One durable change of sector 0, with the bytes that have to be durable before it.
@@ -94,7 +92,7 @@ impl HeaderPage {
 /// The header with other names: the format comes first, as the reference implementation has it.
 fn with_backing(header: &Header, name: Option<&[u8]>, format: Option<&[u8]>) -> Header {
     let mut next = header.clone();
-    next.extensions.retain(|e| e.kind != extensions::BACKING_FORMAT && e.kind != FILLER);
+    next.extensions.retain(|e| e.kind != extensions::BACKING_FORMAT && e.kind != extensions::FILLER);
     next.backing_file = name.map(<[u8]>::to_vec);
     if let Some(format) = format {
         let format = Extension { kind: extensions::BACKING_FORMAT, data: format.to_vec(), offset: 0 };
@@ -105,7 +103,7 @@ fn with_backing(header: &Header, name: Option<&[u8]>, format: Option<&[u8]>) -> 
 
 fn with_data_file(header: &Header, name: Option<&[u8]>) -> Header {
     let mut next = header.clone();
-    next.extensions.retain(|e| e.kind != extensions::DATA_FILE && e.kind != FILLER);
+    next.extensions.retain(|e| e.kind != extensions::DATA_FILE && e.kind != extensions::FILLER);
     if let Some(name) = name {
         let name = Extension { kind: extensions::DATA_FILE, data: name.to_vec(), offset: 0 };
         next.extensions.insert(after(&next, &[extensions::BACKING_FORMAT]), name);
@@ -116,7 +114,7 @@ fn with_data_file(header: &Header, name: Option<&[u8]>) -> Header {
 /// Version 3 gets the fields as the reference implementation writes them; version 2 has none of them.
 fn with_version(header: &Header, version: u32, feature_names: bool) -> Header {
     let mut next = header.clone();
-    next.extensions.retain(|e| e.kind != extensions::FEATURE_NAMES && e.kind != FILLER);
+    next.extensions.retain(|e| e.kind != extensions::FEATURE_NAMES && e.kind != extensions::FILLER);
     next.version = version;
     (next.incompatible, next.compatible, next.autoclear) = (0, 0, 0);
     (next.refcount_order, next.compression_type) = (4, 0);
@@ -176,15 +174,18 @@ fn aside(next: &Header, bytes: &[u8], old_end: usize, cluster_bytes: usize) -> O
     let fixed = next.header_length as usize;
     let at = round_up(old_end.max(bytes.len()) as u64, SECTOR_BYTES) as usize;
     let moved = at.checked_sub(fixed)?;
-    if fixed % 8 != 0 || fixed + 8 > SECTOR || bytes.len() + moved > cluster_bytes {
+    if fixed % 8 != 0
+        || fixed + extensions::HEAD_BYTES as usize > SECTOR
+        || bytes.len() + moved > cluster_bytes
+    {
         return None;
     }
     let mut sector = bytes[..bytes.len().min(SECTOR)].to_vec();
     sector.resize(SECTOR, 0);
-    sector[fixed..fixed + 4].copy_from_slice(&FILLER.to_be_bytes());
-    sector[fixed + 4..fixed + 8].copy_from_slice(&((moved - 8) as u32).to_be_bytes());
+    extensions::put_head(&mut sector[fixed..], extensions::FILLER, moved as u32 - extensions::HEAD_BYTES);
     if next.backing_file_offset != 0 {
-        sector[8..16].copy_from_slice(&(next.backing_file_offset + moved as u64).to_be_bytes());
+        let moved = Header { backing_file_offset: next.backing_file_offset + moved as u64, ..next.clone() };
+        moved.put_fixed_fields(&mut sector);
     }
     let mut tail = bytes[fixed..].to_vec();
     // Whole sectors: what lies behind an end mark or a name belongs to nobody.

@@ -187,10 +187,7 @@ impl Page {
             if at < start || at >= start + run.len() {
                 continue;
             }
-            run[at - start..][..8].copy_from_slice(&before.descriptor.to_be_bytes());
-            if self.entry_words == 2 {
-                run[at - start + 8..][..8].copy_from_slice(&before.bitmap.to_be_bytes());
-            }
+            before.put(&mut run[at - start..][..self.entry_words * 8]);
         }
     }
 }

@@ -4,18 +4,17 @@ use super::pass::Pass;
 use crate::error::Result;
 use crate::format::features::{INCOMPAT_CORRUPT, INCOMPAT_DIRTY};
 use crate::format::geometry::SECTOR_BYTES;
-use crate::format::header::FEATURES_AT;
 use crate::storage::{read_exact, write_all, Purpose};
 
 /// Most ranges of freed clusters that are given back to the host; more are left allocated.
 const MAX_DISCARDS: usize = 1 << 16;
 
 impl Pass<'_> {
-    /// Replaces bytes of the first sector. The caller syncs before and after.
-    pub fn write_header_bytes(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+    /// Writes the header's fixed fields as they are now, in the first sector. The caller syncs before and after.
+    pub fn write_header_fields(&mut self) -> Result<()> {
         let mut sector = vec![0; SECTOR_BYTES as usize];
         read_exact(self.storage, Purpose::Header, 0, &mut sector)?;
-        sector[at..at + bytes.len()].copy_from_slice(bytes);
+        self.header.put_fixed_fields(&mut sector);
         write_all(self.storage, Purpose::Header, 0, &sector)
     }
 
@@ -25,8 +24,8 @@ impl Pass<'_> {
         if cleared == self.header.autoclear || self.header.version < 3 {
             return Ok(());
         }
-        self.write_header_bytes(FEATURES_AT + 16, &cleared.to_be_bytes())?;
         self.header.autoclear = cleared;
+        self.write_header_fields()?;
         self.sync()
     }
 
@@ -45,8 +44,8 @@ impl Pass<'_> {
         }
         if cleared != self.header.incompatible {
             self.sync()?;
-            self.write_header_bytes(FEATURES_AT, &cleared.to_be_bytes())?;
             self.header.incompatible = cleared;
+            self.write_header_fields()?;
             self.sync()?;
         }
         if clean {

@@ -1,7 +1,8 @@
 //! The counts of one piece of the image file: a few runs of equal counts, or an array in the layout of refcount
 //! blocks when there are too many of them. Most files are long runs of ones, which cost next to nothing so.
 
-use super::counts::no_memory;
+use super::{no_memory, zeroed};
+use crate::codec::is_zero;
 use crate::error::Result;
 use crate::format::refcount;
 
@@ -16,7 +17,7 @@ pub(super) struct Run {
     count: u64,
 }
 
-/// See the module. Indices are inside the chunk, below 2^32; a count fits its width.
+/// Indices are inside the chunk, below 2^32; a count fits its width.
 pub(super) enum Chunk {
     /// In order, apart, and no two neighbours could be one.
     Runs(Vec<Run>),
@@ -94,9 +95,7 @@ impl Chunk {
     /// All counts as an array, which they are from now on.
     fn array(&mut self, shape: Shape) -> Result<&mut [u8]> {
         if let Chunk::Runs(_) = self {
-            let mut bytes = Vec::new();
-            bytes.try_reserve_exact(shape.bytes).map_err(|_| no_memory())?;
-            bytes.resize(shape.bytes, 0);
+            let mut bytes = zeroed(shape.bytes as u64)?;
             self.render(shape.order, 0, &mut bytes);
             *self = Chunk::Array(bytes.into_boxed_slice());
         }
@@ -178,7 +177,7 @@ impl Chunk {
         match self {
             Chunk::Array(bytes) => {
                 let at = |index| refcount::byte_of(order, index) as usize;
-                bytes[at(from)..at(from + counts)].iter().all(|b| *b == 0)
+                is_zero(&bytes[at(from)..at(from + counts)])
             }
             Chunk::Runs(runs) => Self::runs_in(runs, from, from + counts).next().is_none(),
         }

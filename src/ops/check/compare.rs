@@ -1,6 +1,6 @@
 //! Counted references against stored refcounts, block by block.
 
-use super::pass::Pass;
+use super::pass::{Mend, Pass};
 use super::stored::Block;
 use super::MessageKind;
 use crate::error::Result;
@@ -8,20 +8,6 @@ use crate::format::refcount;
 
 /// Differences held at once. A block of the largest clusters has 16 million counts.
 const MAX_BATCH: usize = 512;
-
-/// What a comparison mends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mend {
-    /// Counts that are too high.
-    pub leaks: bool,
-    /// Counts that are too low.
-    pub errors: bool,
-}
-
-impl Mend {
-    /// Only tells.
-    pub const NOTHING: Mend = Mend { leaks: false, errors: false };
-}
 
 /// A cluster whose stored count is not the counted one.
 struct Difference {

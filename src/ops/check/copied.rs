@@ -1,10 +1,10 @@
 //! COPIED flags of the active tables: set exactly where the stored refcount is one.
 
-use super::guard::{ACTIVE_L1, ACTIVE_L2};
 use super::pass::Pass;
+use super::seen::{ACTIVE_L1, ACTIVE_L2};
 use crate::error::Result;
-use crate::format::be64;
 use crate::format::entries::{L1Entry, COMPRESSED, COPIED, OFFSET_MASK};
+use crate::format::{be64, put_be64};
 use crate::storage::{read_exact, write_all, Purpose};
 
 /// Bytes of the L1 table read at once.
@@ -64,7 +64,7 @@ impl Pass<'_> {
                     format!("{word} OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"),
                 );
                 if mends {
-                    chunk[at..at + 8].copy_from_slice(&(entry ^ COPIED).to_be_bytes());
+                    put_be64(chunk, at, entry ^ COPIED);
                     changed = Some((changed.map_or(at, |c: (usize, usize)| c.0), at + 8));
                 }
             }
@@ -107,7 +107,7 @@ impl Pass<'_> {
                     format!("{word} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={count}"),
                 );
                 if mends {
-                    table[at..at + 8].copy_from_slice(&(entry ^ COPIED).to_be_bytes());
+                    put_be64(&mut table, at, entry ^ COPIED);
                     changed = Some((changed.map_or(at, |c: (usize, usize)| c.0), at + 8));
                 }
             }

@@ -5,6 +5,8 @@
 //! chunk, so a sparse file costs what it refers to and not its length.
 
 use super::chunk::{Chunk, Shape};
+use super::no_memory;
+use crate::codec::is_zero;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Geometry;
 use std::collections::HashSet;
@@ -168,7 +170,7 @@ impl Counts {
     pub fn is_same(&self, geometry: &Geometry, block_index: u64, block: Option<&[u8]>) -> bool {
         match (self.block_in(geometry, block_index), block) {
             (Some((chunk, index)), Some(block)) => chunk.is_same(self.shape.order, index, block),
-            (None, Some(block)) => block.iter().all(|b| *b == 0),
+            (None, Some(block)) => is_zero(block),
             (_, None) => self.is_zero(geometry, block_index),
         }
     }
@@ -192,10 +194,6 @@ impl Counts {
         }
         Some((chunk as u64) << per_chunk_bits)
     }
-}
-
-pub(super) fn no_memory() -> Error {
-    Error::new(ErrorKind::NoMemory, "no memory for the reference counts of this image")
 }
 
 #[cfg(test)]

@@ -1,22 +1,9 @@
-//! Where metadata is, so that mending one table never writes over another.
+//! Mending one table never writes over another.
 
 use super::pass::Pass;
+use super::seen::ACTIVE_L2;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
-
-/// A range of the image file with a use.
-pub(super) struct Region {
-    pub offset: u64,
-    pub bytes: u64,
-    /// What it is, for messages.
-    pub name: &'static str,
-}
-
-impl Region {
-    fn overlaps(&self, offset: u64, bytes: u64) -> bool {
-        self.offset < offset.saturating_add(bytes) && offset < self.offset.saturating_add(self.bytes)
-    }
-}
 
 impl Pass<'_> {
     /// Refuses a write to `[offset, offset + bytes)` when that is part of a structure other than `own`, or
@@ -50,23 +37,6 @@ impl Pass<'_> {
         self.geometry.cluster_ceil(self.file_length).unwrap_or(u64::MAX)
     }
 }
-
-/// Name of the header cluster.
-pub(super) const HEADER: &str = "qcow2_header";
-/// Name of the active L1 table.
-pub(super) const ACTIVE_L1: &str = "active L1 table";
-/// Name of an L2 table; these are found in `Pass::visits`.
-pub(super) const ACTIVE_L2: &str = "active L2 table";
-/// Name of the refcount table.
-pub(super) const REFCOUNT_TABLE: &str = "refcount table";
-/// Name of the snapshot table.
-pub(super) const SNAPSHOT_TABLE: &str = "snapshot table";
-/// Name of a snapshot's L1 table.
-pub(super) const INACTIVE_L1: &str = "inactive L1 table";
-/// Name of the bitmap directory and of bitmap tables.
-pub(super) const BITMAPS: &str = "bitmap directory";
-/// Name of the encryption header.
-pub(super) const ENCRYPTION: &str = "encryption header";
 
 fn refused(own: &str, offset: u64, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Corrupt, format!("repair refuses to write {own} at {offset:#x}: {why}"))

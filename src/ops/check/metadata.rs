@@ -1,13 +1,13 @@
 //! References of everything but the guest's tables, and the one place that counts a region.
 
-use super::guard::{Region, BITMAPS, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
 use super::pass::Pass;
+use super::seen::{Region, BITMAPS, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
 use super::MessageKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, Bitmap, BitmapCluster};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::features::AUTOCLEAR_BITMAPS;
-use crate::format::{be64, extensions};
+use crate::format::{be64s, extensions};
 use crate::storage::{read_exact, Purpose};
 
 /// Bytes of a table read at once.
@@ -49,7 +49,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The same for a region whose findings have been told.
+    /// As `count_region`, of a region whose findings have been told: it tells none again.
     pub fn count_region_quietly(&mut self, offset: u64, bytes: u64, times: u64) -> Result<()> {
         if self.is_in_file(offset, bytes) {
             for cluster in self.clusters_of(offset, bytes)? {
@@ -154,11 +154,7 @@ impl Pass<'_> {
         if !self.is_in_file(pointer.directory_offset, pointer.directory_bytes) {
             return Ok(());
         }
-        let mut directory = Vec::new();
-        directory
-            .try_reserve_exact(pointer.directory_bytes as usize)
-            .map_err(|_| super::counts::no_memory())?;
-        directory.resize(pointer.directory_bytes as usize, 0);
+        let mut directory = super::zeroed(pointer.directory_bytes)?;
         read_exact(self.storage, Purpose::Bitmaps, pointer.directory_offset, &mut directory)?;
         for bitmap in bitmap::parse_directory(&directory, pointer.count, &self.geometry)? {
             self.count_bitmap(&bitmap)?;
@@ -175,14 +171,13 @@ impl Pass<'_> {
         while at < inside {
             let mut chunk = vec![0; (inside - at).min(CHUNK_BYTES) as usize];
             read_exact(self.storage, Purpose::Bitmaps, bitmap.table_offset + at, &mut chunk)?;
-            for entry_at in (0..chunk.len()).step_by(8) {
-                let entry = be64(&chunk, entry_at);
+            for (index, entry) in (at / 8..).zip(be64s(&chunk)) {
                 match bitmap::decode_table_entry(entry, &self.geometry) {
                     Ok(BitmapCluster::Host(offset)) => {
                         self.count_region(offset, self.geometry.cluster_bytes(), 1)?;
                     }
                     Ok(_) => {}
-                    Err(rule) => return Err(broken_bitmap(bitmap, (at + entry_at as u64) / 8, entry, rule)),
+                    Err(rule) => return Err(broken_bitmap(bitmap, index, entry, rule)),
                 }
             }
             at += chunk.len() as u64;

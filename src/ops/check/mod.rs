@@ -30,11 +30,13 @@ mod compare;
 mod copied;
 mod counts;
 mod guard;
+mod l2_table;
 mod line;
+mod look_ahead;
 mod metadata;
 mod pass;
 mod rebuild;
-mod scout;
+mod seen;
 mod snapshots;
 mod stored;
 mod tables;
@@ -42,7 +44,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 
 /// What a check may change. With neither, not one byte.
@@ -112,4 +114,13 @@ pub fn check(
     // To the lifetime of the rest.
     let message = message.map(|message| message as Messages<'_>);
     pass::Pass::open(storage, options, message, progress)?.run()
+}
+
+fn no_memory() -> Error {
+    Error::new(ErrorKind::NoMemory, "no memory for the reference counts of this image")
+}
+
+/// `bytes` zero bytes.
+fn zeroed(bytes: u64) -> Result<Vec<u8>> {
+    crate::error::zeroed("part of the image", bytes).map_err(|_| no_memory())
 }

@@ -1,18 +1,31 @@
 //! One pass: its state, and the order of its steps.
 
 use super::counts::Counts;
-use super::guard::Region;
 use super::line::Line;
-use super::snapshots::SnapshotTable;
+use super::seen::{Region, SnapshotTable, Visits};
 use super::stored::Stored;
-use super::tables::Visits;
 use super::{CheckOptions, CheckReport, MessageKind, Messages};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::AUTOCLEAR_KNOWN;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::format::{Geometry, Header};
-use crate::storage::{read_exact, Purpose, Storage};
+use crate::meta::read_header;
+use crate::storage::Storage;
 use std::collections::{BTreeMap, HashMap};
+
+/// What a comparison mends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mend {
+    /// Counts that are too high.
+    pub leaks: bool,
+    /// Counts that are too low.
+    pub errors: bool,
+}
+
+impl Mend {
+    /// Only tells.
+    pub const NOTHING: Mend = Mend { leaks: false, errors: false };
+}
 
 /// Everything that the steps of a pass share.
 pub(super) struct Pass<'a> {
@@ -62,7 +75,7 @@ impl<'a> Pass<'a> {
         progress: &'a mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Pass<'a>> {
         let file_length = storage.length().map_err(|e| Error::host("length of the image", &e))?;
-        let header = read_header(storage, file_length)?;
+        let (header, _) = read_header(storage)?;
         header.check_tables(true)?;
         if (options.repair_leaks || options.repair_errors) && storage.traits().read_only {
             return Err(Error::new(ErrorKind::ReadOnly, "an image opened read-only cannot be repaired"));
@@ -118,7 +131,7 @@ impl<'a> Pass<'a> {
         self.count_guest_references()?;
         let structure_errors = self.report.corruptions;
         self.count_refcount_structures()?;
-        self.compare(super::compare::Mend::NOTHING)?;
+        self.compare(Mend::NOTHING)?;
         if self.needs_rebuild && self.repairs() {
             if !self.options.repair_errors {
                 self.error("ERROR need to rebuild refcount structures");
@@ -143,8 +156,7 @@ impl<'a> Pass<'a> {
 
     /// Compares again, this time mending what the options allow.
     fn mend_counts(&mut self) -> Result<()> {
-        let mend =
-            super::compare::Mend { leaks: self.options.repair_leaks, errors: self.options.repair_errors };
+        let mend = Mend { leaks: self.options.repair_leaks, errors: self.options.repair_errors };
         let found = self.compare_found();
         if found == (0, 0) {
             return Ok(());
@@ -172,7 +184,7 @@ impl<'a> Pass<'a> {
         if self.needs_rebuild {
             return Err(Error::new(ErrorKind::Corrupt, "refcount structures are broken after their rebuild"));
         }
-        self.compare(super::compare::Mend { leaks: true, errors: true })?;
+        self.compare(Mend { leaks: true, errors: true })?;
         // The old structures: the next allocations take them, and giving them back would be a call for each.
         self.freed.clear();
         // What the second look mended is the old structures, which were no finding.
@@ -263,13 +275,4 @@ impl<'a> Pass<'a> {
         }
         Ok(())
     }
-}
-
-fn read_header(storage: &dyn Storage, file_length: u64) -> Result<Header> {
-    let mut start = vec![0; file_length.min(512) as usize];
-    read_exact(storage, Purpose::Header, 0, &mut start)?;
-    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = vec![0; cluster_bytes.min(file_length) as usize];
-    read_exact(storage, Purpose::Header, 0, &mut cluster)?;
-    Header::parse(&cluster)
 }

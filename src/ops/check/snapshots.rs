@@ -3,25 +3,12 @@
 use super::pass::Pass;
 use super::MessageKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::{MAX_SNAPSHOTS, SNAPSHOT_FIELDS_AT};
+use crate::format::header::MAX_SNAPSHOTS;
 use crate::format::snapshot::{EntrySizes, Snapshot, FIXED_BYTES, MAX_EXTRA_BYTES, MAX_TABLE_BYTES};
 use crate::storage::{read_exact, write_all, Purpose};
 
 /// Bytes of the table read at once; more than one entry of usual size.
 const WINDOW_BYTES: u64 = 64 << 10;
-
-/// The table as read.
-#[derive(Default)]
-pub(super) struct SnapshotTable {
-    /// Its entries, as far as they could be read.
-    pub list: Vec<Snapshot>,
-    /// Bytes that it takes in the image, without the last entry's padding.
-    pub stored_bytes: u64,
-    /// A repair has changed entries: the table must be written anew.
-    pub changed: bool,
-    /// The stored table is in the file, so its clusters have been counted.
-    pub counted: bool,
-}
 
 /// The table's bytes, read as needed.
 struct Window {
@@ -134,7 +121,7 @@ impl Pass<'_> {
         self.snapshots.changed = true;
         let kept = FIXED_BYTES as u64 + u64::from(MAX_EXTRA_BYTES);
         let mut entry = self.table_bytes(window, at, kept)?.to_vec();
-        entry[36..40].copy_from_slice(&MAX_EXTRA_BYTES.to_be_bytes());
+        EntrySizes { extra_bytes: MAX_EXTRA_BYTES, ..sizes }.put(&mut entry);
         let names_at = at + FIXED_BYTES as u64 + u64::from(sizes.extra_bytes);
         let names_bytes = u64::from(sizes.id_bytes) + u64::from(sizes.name_bytes);
         entry.extend(self.table_bytes(window, names_at, names_bytes)?);
@@ -174,12 +161,11 @@ impl Pass<'_> {
         write_all(self.storage, Purpose::Snapshots, offset, &table)?;
         self.stored.write_back(self.storage)?;
         self.sync()?;
-        let mut fields = (self.snapshots.list.len() as u32).to_be_bytes().to_vec();
-        fields.extend(offset.to_be_bytes());
-        self.write_header_bytes(SNAPSHOT_FIELDS_AT as usize, &fields)?;
-        self.sync()?;
         let (old, old_bytes) = (self.header.snapshots_offset, self.snapshots.stored_bytes);
+        self.header.snapshot_count = self.snapshots.list.len() as u32;
         self.header.snapshots_offset = offset;
+        self.write_header_fields()?;
+        self.sync()?;
         if self.snapshots.counted {
             self.release_clusters(old, old_bytes)?;
             self.stored.write_back(self.storage)?;

@@ -1,9 +1,9 @@
 //! The refcounts as the image stores them: the table in memory, blocks through a small cache.
 
-use super::counts::no_memory;
+use super::{no_memory, zeroed};
 use crate::error::Result;
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
-use crate::format::{be64, refcount, Geometry, Header};
+use crate::format::{be64s, refcount, Geometry, Header};
 use crate::storage::{read_exact, write_all, Purpose, Storage};
 use std::collections::HashMap;
 
@@ -38,15 +38,13 @@ impl Stored {
     pub fn load(storage: &dyn Storage, header: &Header, file_length: u64) -> Result<Stored> {
         let geometry = header.geometry();
         let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let mut buffer = Vec::new();
         // Past the end of the file all entries are zero; no memory for them.
         let inside = bytes.min(file_length.saturating_sub(header.refcount_table_offset)).div_ceil(8) * 8;
-        buffer.try_reserve_exact(inside as usize).map_err(|_| no_memory())?;
-        buffer.resize(inside as usize, 0);
+        let mut buffer = zeroed(inside)?;
         read_exact(storage, Purpose::RefcountTable, header.refcount_table_offset, &mut buffer)?;
         let mut table = Vec::new();
         table.try_reserve_exact((inside / 8) as usize).map_err(|_| no_memory())?;
-        table.extend((0..buffer.len()).step_by(8).map(|at| be64(&buffer, at)));
+        table.extend(be64s(&buffer));
         Ok(Stored { geometry, table, cache: HashMap::new(), dirty: Vec::new() })
     }
 

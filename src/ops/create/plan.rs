@@ -15,10 +15,11 @@
 //!
 //! A larger refcount table gets its final size at once (the reference implementation moves it when it is full).
 //!
-//! A block that counts a cluster past the blocks so far is the next free cluster, and may count itself.
+//! A block that counts a cluster past the blocks so far is the next free cluster, and may count itself (`alloc::plan`).
 
+use crate::alloc::plan::{self, Room, Row};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::geometry::{round_up, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
+use crate::format::geometry::{round_up, MAX_HOST_OFFSET};
 use crate::format::Geometry;
 use crate::options::Preallocation;
 
@@ -58,57 +59,69 @@ pub(super) struct Plan {
 /// Hands out clusters and keeps every one of them counted.
 struct Placer {
     geometry: Geometry,
-    next: u64,
-    blocks: Vec<u64>,
-    /// Blocks below this index exist.
-    covered: usize,
+    /// With a cursor that is the next cluster to hand out.
+    refcounts: plan::Plan,
+    /// Clusters below this one are counted.
+    covered: u64,
+}
+
+/// A new file: everything from the cursor on is free.
+struct Rest;
+
+impl Room for Rest {
+    fn next_free(&mut self, from: u64) -> Result<u64> {
+        Ok(from)
+    }
+
+    fn take(&mut self, _first: u64, _count: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn give_back(&mut self, _first: u64, _count: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Placer {
-    fn new(geometry: Geometry) -> Placer {
-        Placer { geometry, next: 1, blocks: Vec::new(), covered: 0 }
+    /// The header has cluster 0, and the refcount table `table_clusters` behind it.
+    fn new(geometry: Geometry, table_clusters: u64) -> Placer {
+        let refcounts = plan::Plan::with_table(geometry, 1, table_clusters, 1 + table_clusters);
+        Placer { geometry, refcounts, covered: 0 }
     }
 
-    fn block(&mut self, index: u64) -> Result<&mut u64> {
-        if index >= MAX_REFCOUNT_TABLE_BYTES / 8 {
-            return Err(too_large("the refcount table would exceed its limit of 8 MiB"));
-        }
-        let index = index as usize;
-        if index >= self.blocks.len() {
-            self.blocks.resize(index + 1, 0);
-        }
-        Ok(&mut self.blocks[index])
+    /// The next cluster to hand out.
+    fn next(&self) -> u64 {
+        self.refcounts.cursor()
     }
 
     /// The next `count` clusters, without a look at their counts.
     fn take(&mut self, count: u64) -> u64 {
-        let at = self.next;
-        self.next = self.next.saturating_add(count);
-        at
-    }
-
-    /// Places block `index`, the block that counts it, and so on; ends because a block may count itself.
-    fn place_block(&mut self, mut index: u64) -> Result<()> {
-        while *self.block(index)? == 0 {
-            let at = self.take(1);
-            *self.block(index)? = at;
-            index = self.geometry.refcount_table_index(at);
-        }
-        Ok(())
+        self.refcounts.skip(count)
     }
 
     /// Places the blocks that count what was handed out since the last call.
     fn cover(&mut self) -> Result<()> {
-        while self.covered as u64 <= self.geometry.refcount_table_index(self.next - 1) {
-            self.place_block(self.covered as u64)?;
-            self.covered += 1;
+        let (first, end) = (self.covered, self.next());
+        if first < end {
+            let within = |e: Error| e.within(TOO_LARGE);
+            self.refcounts.need_for(first, end - first).map_err(within)?;
+            self.refcounts.place(&mut Rest).map_err(within)?;
+            // A block is counted by itself, or by one that was placed with it.
+            self.covered = self.next();
         }
         Ok(())
     }
+
+    /// The blocks placed, all up to the last one.
+    fn blocks(&self) -> Vec<u64> {
+        self.refcounts.blocks().map(|(_, cluster)| cluster).collect()
+    }
 }
 
+const TOO_LARGE: &str = "The image size is too large for preallocation";
+
 fn too_large(rule: &str) -> Error {
-    Error::new(ErrorKind::TooLarge, format!("The image size is too large for preallocation: {rule}"))
+    Error::new(ErrorKind::TooLarge, format!("{TOO_LARGE}: {rule}"))
 }
 
 impl Plan {
@@ -147,8 +160,7 @@ impl Plan {
         with_data: bool,
         table_clusters: u64,
     ) -> Result<Plan> {
-        let mut placer = Placer::new(geometry);
-        let table_at = placer.take(table_clusters);
+        let mut placer = Placer::new(geometry, table_clusters);
         placer.cover()?;
         let (l1_at, l1_entries) = place_l1(&mut placer, virtual_size)?;
         let mut l2 = Vec::new();
@@ -167,7 +179,7 @@ impl Plan {
                 guest_cluster += data_clusters;
             }
         }
-        let Placer { next: end, blocks, .. } = placer;
+        let (table_at, blocks, end) = (1, placer.blocks(), placer.next());
         // As the reference implementation: of the last cluster, the subclusters that the disk has.
         let used = geometry.in_cluster(round_up(virtual_size, geometry.subcluster_bytes()));
         let unused_bytes = if used == 0 { 0 } else { geometry.cluster_bytes() - used };
@@ -176,28 +188,17 @@ impl Plan {
 
     /// All counts first, then all data in one run, which takes one call to reserve.
     fn contiguous(geometry: Geometry, virtual_size: u64) -> Result<Plan> {
-        let mut placer = Placer::new(geometry);
+        let mut placer = Placer::new(geometry, 0);
         let first_l2_at = placer.take(1);
         placer.cover()?;
         let (l1_at, l1_entries) = place_l1(&mut placer, virtual_size)?;
         let guest_clusters = geometry.clusters_ceil(virtual_size);
-        let have = placer.blocks.iter().filter(|at| **at != 0).count() as u64;
-        let others = placer.next + guest_clusters + (l1_entries - 1);
-        let (mut block_count, mut table_clusters) = (have, 1);
-        loop {
-            let end = others + (block_count - have) + table_clusters;
-            let blocks = end.div_ceil(geometry.refcount_block_entries()).max(block_count);
-            let clusters = geometry.clusters_ceil(blocks * 8);
-            if (blocks, clusters) == (block_count, table_clusters) {
-                break;
-            }
-            (block_count, table_clusters) = (blocks, clusters);
-        }
-        for index in 0..block_count {
-            if *placer.block(index)? == 0 {
-                *placer.block(index)? = placer.take(1);
-            }
-        }
+        let mut blocks = placer.blocks();
+        let more = guest_clusters + (l1_entries - 1);
+        let row = Row::new(&geometry, placer.next(), more, blocks.len() as u64, 1);
+        let Row { blocks: new_blocks, table_clusters } = row.map_err(|e| e.within(TOO_LARGE))?;
+        let first_new = placer.take(new_blocks);
+        blocks.extend(first_new..first_new + new_blocks);
         let table_at = placer.take(table_clusters);
         let data_start = placer.take(guest_clusters);
         let mut data_at = data_start;
@@ -207,7 +208,7 @@ impl Plan {
             l2.push(L2Table { at, data_at, data_clusters });
             data_at += data_clusters;
         }
-        let Placer { next: end, blocks, .. } = placer;
+        let end = placer.next();
         Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end, unused_bytes: 0 })
     }
 

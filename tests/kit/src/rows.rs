@@ -6,7 +6,7 @@ use crate::runner::take_over;
 use crate::setup;
 use crate::SECTOR;
 use qcow2::testing::error::{Error, ErrorKind, Result};
-use qcow2::testing::image::{Disk, Wanted, ZeroFlags};
+use qcow2::testing::image::{Disk, SnapshotRef, ZeroFlags};
 use qcow2::testing::ops::amend::amend;
 use qcow2::testing::ops::backing::{change_backing_file, make_empty};
 use qcow2::testing::ops::check::CheckOptions;
@@ -292,7 +292,7 @@ pub fn named(name: &str) -> &'static Row {
 }
 
 /// The snapshot of a prepared scene.
-const FIRST: Wanted<'static> = Wanted { id: None, name: Some(b"first") };
+const FIRST: SnapshotRef<'static> = SnapshotRef { id: None, name: Some(b"first") };
 
 /// Gives `AFAR` its data, and the image its first snapshot if it is to have one.
 pub fn prepare(handle: &Handle, with_snapshot: bool) -> Result<()> {
@@ -310,7 +310,7 @@ fn write(handle: &Handle, row: &Row, tag: u32, fua: bool) -> Result<()> {
 /// Behind the disk as it is now: the L1 table grows.
 fn write_vm_state(handle: &Handle, tag: u32) -> Result<()> {
     let bytes = tag.to_be_bytes().repeat(300);
-    handle.disk().write_vm_state(0, &bytes)?;
+    qcow2::testing::ops::vm_state::write(handle, 0, &bytes)?;
     let mut read = vec![0; bytes.len()];
     handle.disk().read_vm_state(0, &mut read)?;
     // Nothing where a change of the size came after it, another actor's where one has written its own.

@@ -6,12 +6,13 @@ use crate::recorder::Recorder;
 use crate::setup::{self, Setup};
 use crate::SECTOR;
 use qcow2::testing::error::{Error, ErrorKind};
-use qcow2::testing::image::{Disk, NewSnapshot, Takes, Wanted, ZeroFlags};
+use qcow2::testing::image::{Disk, StreamScope, ZeroFlags};
 use qcow2::testing::ops::amend::amend;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::inactive::{inactivate, invalidate};
 use qcow2::testing::ops::resize::resize;
 use qcow2::testing::ops::snapshot;
+use qcow2::testing::ops::snapshot::{NewSnapshot, SnapshotRef};
 use qcow2::testing::ops::stream::stream;
 use qcow2::testing::options::Preallocation;
 use std::sync::Arc;
@@ -165,14 +166,14 @@ fn refused(op: &Op, e: &Error) -> bool {
 }
 
 fn apply_snapshot(handle: &Handle, op: &Op, name: &str) -> Result<(), Error> {
-    let wanted = Wanted { id: None, name: Some(name.as_bytes()) };
+    let wanted = SnapshotRef { id: None, name: Some(name.as_bytes()) };
     match op {
         Op::Apply { .. } => snapshot::apply(handle, wanted),
         Op::Delete { .. } => snapshot::delete(handle, wanted),
         _ => {
             let state = setup::vm_state_of(name);
             if !state.is_empty() {
-                handle.disk().write_vm_state(0, &state)?;
+                qcow2::testing::ops::vm_state::write(handle, 0, &state)?;
             }
             let vm_state_bytes = state.len() as u64;
             snapshot::create(
@@ -223,7 +224,7 @@ pub fn apply_recorded(recorder: &Recorder, handle: &Handle, op: &Op, tag: u32) -
 pub fn take_over(handle: &Handle, sector: u64, count: u64, reads: bool) -> Result<(), Error> {
     let (offset, length) = (sector * SECTOR, count * SECTOR);
     match handle.disk() {
-        Disk::Qcow2(image) if reads => image.stream(offset, length, Takes::Read, &mut |_, _| true),
+        Disk::Qcow2(image) if reads => image.stream(offset, length, StreamScope::Read, &mut |_, _| true),
         _ => stream(handle, offset, length, 0, &mut |_, _| true),
     }
 }

@@ -3,10 +3,10 @@
 use crate::recorder::{as_request, Recorder};
 use crate::SECTOR;
 use qcow2::testing::error::Result;
-use qcow2::testing::image::NewSnapshot;
 use qcow2::testing::ops::create::create_with_data_file;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+use qcow2::testing::ops::snapshot::NewSnapshot;
 use qcow2::testing::options::{CreateOptions, OpenOptions};
 use qcow2::testing::storage::memory::Memory;
 use qcow2::testing::storage::Storage;

@@ -25,7 +25,7 @@ type Shown = (Option<Vec<u8>>, Vec<(u32, Vec<u8>)>);
 /// What a reader sees, apart from the feature name table and what fills.
 fn shown(cluster: &[u8]) -> Shown {
     let header = Header::parse(cluster).expect("the header opens");
-    let kept = |e: &Extension| e.kind != extensions::FEATURE_NAMES && e.kind != FILLER;
+    let kept = |e: &Extension| e.kind != extensions::FEATURE_NAMES && e.kind != extensions::FILLER;
     let extensions = header.extensions.into_iter().filter(kept).map(|e| (e.kind, e.data)).collect();
     (header.backing_file, extensions)
 }
@@ -105,9 +105,9 @@ fn what_a_cut_left_between_is_gone_after_the_next_change() {
     cluster[first.tail_at..first.tail_at + first.tail.len()].copy_from_slice(&first.tail);
     cluster[..SECTOR].copy_from_slice(&first.sector);
     let between = Header::parse(&cluster).unwrap();
-    assert!(between.extension(FILLER).is_some());
+    assert!(between.extension(extensions::FILLER).is_some());
     let next = with_backing(&between, Some(b"newer"), Some(b"qcow2"));
     walk(&mut cluster, next).unwrap();
     let last = Header::parse(&cluster).unwrap();
-    assert!(last.extension(FILLER).is_none() && last.extension(0x1234).is_some());
+    assert!(last.extension(extensions::FILLER).is_none() && last.extension(0x1234).is_some());
 }

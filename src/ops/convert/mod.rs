@@ -4,12 +4,16 @@
 //! side by side, and write in the order of the disk unless any order will do. What is plain data in files on both
 //! sides the host copies (`offload`). Nothing is made durable here.
 
-use super::offload::Offload;
-use super::pieces::{Piece, Pieces, What};
+mod offload;
+mod pieces;
+
+use crate::codec::is_zero;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Disk, PackedClusters, ZeroFlags};
 use crate::storage::helper;
 use crate::sync::locked;
+use offload::Offload;
+use pieces::{Piece, Pieces, What};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -384,10 +388,4 @@ fn told(what: &str, offset: u64, error: Error) -> Error {
         &io::Error::from_raw_os_error(error.errno()),
     );
     Error::new(error.kind(), format!("{host} ({error})"))
-}
-
-/// Whether all bytes are zero; compares with itself, shifted by one, once the first ones are.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (head, rest) = bytes.split_at(bytes.len().min(16));
-    head.iter().all(|b| *b == 0) && (rest.is_empty() || bytes[16..] == bytes[..bytes.len() - 16])
 }

@@ -1,9 +1,9 @@
-//! Which snapshot is meant, and the disk as it was then.
+//! An image that is open as one of its snapshots: which one is meant, and the header of the disk as it was then.
 
-use super::load_current_snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::Snapshot;
 use crate::format::Header;
+use crate::meta::snapshot_table::load_current_snapshots;
 use crate::options::OpenOptions;
 use crate::storage::Storage;
 use std::ffi::OsStr;
@@ -12,18 +12,18 @@ use std::sync::Arc;
 
 /// Which snapshot: what is given must fit, the first in the table that fits is meant.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted<'a> {
+pub struct SnapshotRef<'a> {
     /// Its ID.
     pub id: Option<&'a [u8]>,
     /// Its name.
     pub name: Option<&'a [u8]>,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> SnapshotRef<'a> {
     /// The snapshot that an open asks for.
-    pub fn of(options: &'a OpenOptions) -> Option<Wanted<'a>> {
+    pub fn of(options: &'a OpenOptions) -> Option<SnapshotRef<'a>> {
         let (id, name) = (options.snapshot_id.as_deref(), options.snapshot_name.as_deref());
-        let wanted = Wanted { id: id.map(OsStr::as_bytes), name: name.map(OsStr::as_bytes) };
+        let wanted = SnapshotRef { id: id.map(OsStr::as_bytes), name: name.map(OsStr::as_bytes) };
         (id.is_some() || name.is_some()).then_some(wanted)
     }
 
@@ -49,10 +49,10 @@ impl<'a> Wanted<'a> {
 }
 
 /// The header as if the disk were what it was at the snapshot.
-pub(in crate::image) fn snapshot_header(
+pub(super) fn snapshot_header(
     storage: &Arc<dyn Storage>,
     header: Header,
-    wanted: Wanted<'_>,
+    wanted: SnapshotRef<'_>,
 ) -> Result<Header> {
     let (header, list) = load_current_snapshots(&**storage, header)?;
     let found = &list[wanted.index_in(&list)?];

@@ -1,6 +1,6 @@
 //! Convert's range, cut into pieces that one worker copies at a time.
 
-use super::convert::ConvertOptions;
+use super::ConvertOptions;
 use crate::error::{Error, Result};
 use crate::image::Disk;
 use crate::sync::locked;

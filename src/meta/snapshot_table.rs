@@ -1,26 +1,13 @@
-//! Internal snapshots of an open image: the snapshot table, read for listings and for the overlap index, and
-//! what creates, applies and deletes them ([`change`]); and what concerns the tables of all of them ([`expand`]).
+//! The snapshot table as the medium has it: read for listings, for structure changes and for the overlap index.
 
-mod change;
-mod expand;
-mod find;
-mod walk;
-
-pub(in crate::image) use walk::Walk;
-
-pub use change::NewSnapshot;
-pub(in crate::image) use find::snapshot_header;
-pub use find::Wanted;
-pub(in crate::image) use walk::L1Table;
-
+use super::guard::{OverlapGuard, Owner};
 use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::format::be64;
 use crate::format::entries::L1Entry;
-use crate::format::header::SNAPSHOT_FIELDS_AT;
+use crate::format::geometry::{MAX_HOST_OFFSET, MAX_L1_BYTES};
+use crate::format::header::{snapshot_fields, SNAPSHOT_FIELDS_AT, SNAPSHOT_FIELDS_BYTES};
 use crate::format::snapshot::{parse_table, Snapshot, FIXED_BYTES, MAX_ENTRY_BYTES, MAX_TABLE_BYTES};
 use crate::format::Header;
-use crate::format::{be32, be64};
-use crate::meta::guard::Owner;
-use crate::meta::OverlapGuard;
 use crate::storage::{read_exact, Purpose, Storage};
 
 /// First guess at the length of a table, bytes.
@@ -76,17 +63,13 @@ pub(crate) fn load_current_snapshots(
 
 /// Entries and offset of the snapshot table, as the header on the medium has them.
 fn table_now(storage: &dyn Storage) -> Result<(u32, u64)> {
-    let mut fields = [0; 12];
+    let mut fields = [0; SNAPSHOT_FIELDS_BYTES];
     read_exact(storage, Purpose::Header, SNAPSHOT_FIELDS_AT, &mut fields)?;
-    Ok((be32(&fields, 0), be64(&fields, 4)))
+    Ok(snapshot_fields(&fields))
 }
 
 /// Adds the snapshot table and the snapshots' tables to the overlap index.
-pub(in crate::image) fn index_snapshots(
-    guard: &OverlapGuard,
-    storage: &dyn Storage,
-    header: &Header,
-) -> Result<()> {
+pub(crate) fn index_snapshots(guard: &OverlapGuard, storage: &dyn Storage, header: &Header) -> Result<()> {
     let wanted = [Owner::SNAPSHOT_TABLE, Owner::INACTIVE_L1, Owner::INACTIVE_L2];
     if header.snapshot_count == 0 || !wanted.iter().any(|o| guard.checks(*o)) {
         return Ok(());
@@ -100,9 +83,9 @@ pub(in crate::image) fn index_snapshots(
     let mut before = Vec::new();
     for snapshot in snapshots.iter().filter(|_| tables) {
         let l1_bytes = u64::from(snapshot.l1_size) * 8;
-        let readable = l1_bytes <= crate::format::geometry::MAX_L1_BYTES
+        let readable = l1_bytes <= MAX_L1_BYTES
             && geometry.in_cluster(snapshot.l1_table_offset) == 0
-            && snapshot.l1_table_offset < crate::format::geometry::MAX_HOST_OFFSET;
+            && snapshot.l1_table_offset < MAX_HOST_OFFSET;
         if !readable {
             continue;
         }

@@ -1,81 +1,15 @@
-//! Amend: other settings for an image that exists.
-//!
-//! What can be refused is refused before the first change, in the order of the reference implementation. Then one
-//! setting after the other, each whole and durable before the next: a higher version first and a lower one last, so
-//! that the image is valid between any two.
+//! What an amend is to do, and whether it can.
 
-use super::handle::Handle;
+use super::{settings, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::*;
-use crate::format::{extensions, Header};
-use crate::image::{Alone, Disk};
-use crate::options::{AmendOptions, Preallocation};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
-
-/// Progress units of one step.
-const STEP_UNITS: u64 = 1 << 20;
-
-/// One setting that is going to change.
-enum Step {
-    Upgrade,
-    RefcountOrder(u32),
-    DataFile(OsString),
-    ForgetRawDataFile,
-    LazyRefcounts(bool),
-    Size(u64),
-    Downgrade,
-}
-
-/// Changes the settings of an open image. `progress(done, total)`: `false` cancels.
-pub fn amend(
-    handle: &Handle,
-    options: &[impl AsRef<OsStr>],
-    progress: &mut dyn FnMut(u64, u64) -> bool,
-) -> Result<()> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("Format driver 'raw' does not support option amendment"));
-    };
-    let options = AmendOptions::parse(options)?;
-    if image.core().is_read_only() {
-        return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
-    }
-    let alone = image.alone();
-    alone.core().check_active()?;
-    let steps = plan(&alone, &options)?;
-    let total = steps.len() as u64 * STEP_UNITS;
-    for (index, step) in steps.iter().enumerate() {
-        let before = index as u64 * STEP_UNITS;
-        let mut part = |done: u64, of: u64| {
-            let units = u128::from(done) * u128::from(STEP_UNITS) / u128::from(of.max(1));
-            progress(before + units as u64, total)
-        };
-        if !part(0, 1) {
-            return Err(Error::new(ErrorKind::Cancelled, "amend: the caller asked to stop"));
-        }
-        step.carry_out(&alone, &mut part)?;
-    }
-    progress(total.max(1), total.max(1));
-    Ok(())
-}
-
-impl Step {
-    fn carry_out(&self, alone: &Alone<'_>, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
-        match self {
-            Step::Upgrade => alone.upgrade(),
-            Step::RefcountOrder(order) => alone.set_refcount_order(*order, progress),
-            Step::DataFile(name) => alone.set_data_file(name.as_bytes()),
-            Step::ForgetRawDataFile => alone.forget_raw_data_file(),
-            Step::LazyRefcounts(on) => alone.set_lazy_refcounts(*on),
-            Step::Size(bytes) => alone.resize(*bytes, Preallocation::Off),
-            Step::Downgrade => alone.downgrade(progress),
-        }
-    }
-}
+use crate::format::{extensions, Geometry, Header};
+use crate::image::ExclusiveImage;
+use crate::options::AmendOptions;
 
 /// What is to be done, in order, or why it cannot be.
-fn plan(alone: &Alone<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
-    let core = alone.core();
+pub(super) fn plan(image: &ExclusiveImage<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
+    let core = image.core();
     let header = core.header();
     if options.encryption && header.crypt_method == 0 {
         return Err(Error::unsupported("Can't amend encryption options - encryption not present"));
@@ -106,7 +40,7 @@ fn plan(alone: &Alone<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
         if order != 4 {
             return Err(Error::unsupported("compat=0.10 requires refcount_bits=16"));
         }
-        alone.check_downgrade(size)?;
+        settings::check_downgrade(image, size)?;
         steps.push(Step::Downgrade);
     }
     Ok(steps)
@@ -176,7 +110,7 @@ fn plan_size(header: &Header, options: &AmendOptions, highest: u32, steps: &mut 
     if size % 512 != 0 {
         return Err(Error::invalid("The new size must be a multiple of 512"));
     }
-    let geometry = crate::format::Geometry { version: highest, ..header.geometry() };
+    let geometry = Geometry { version: highest, ..header.geometry() };
     geometry.check_virtual_size(size).map_err(|e| {
         Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large [{e}]"))
     })?;

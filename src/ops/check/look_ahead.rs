@@ -1,11 +1,12 @@
 //! L2 tables looked at before their turn, by several threads, when the caller has asked for them.
 //!
 //! The pass itself stays what it is: one thread, one order, which decides what is counted and told. What it gets
-//! from here is a **digest** of a table in which nothing is to be told: the plain runs in it. Any other table has
-//! none, and the pass reads it as it would without help. A digest is of use as long as the pass has written nothing.
+//! from here are the **plain runs** of a table in which nothing is to be told. Of any other table it gets nothing, and
+//! reads it as it would without help. Plain runs are of use as long as the pass has written nothing.
 
+use crate::codec::is_zero;
 use crate::format::entries::{plain_run, L1Entry, L1_RESERVED, OFFSET_MASK};
-use crate::format::{be64, Geometry};
+use crate::format::{be64, be64s, Geometry};
 use crate::storage::{helper, read_exact, Purpose, Storage};
 use crate::sync::locked;
 use std::collections::HashMap;
@@ -16,11 +17,11 @@ use std::sync::Mutex;
 const TABLES_PER_WORKER: usize = 32;
 
 /// The plain runs of a table, in order: the first entry, and the number of entries.
-pub(super) type Digest = Vec<(u64, u64)>;
+pub(super) type PlainRuns = Vec<(u64, u64)>;
 
 /// Who looks ahead.
 #[derive(Clone, Copy)]
-pub(super) struct Scout<'a> {
+pub(super) struct LookAhead<'a> {
     pub storage: &'a dyn Storage,
     pub geometry: &'a Geometry,
     pub file_length: u64,
@@ -28,19 +29,18 @@ pub(super) struct Scout<'a> {
     pub workers: usize,
 }
 
-impl Scout<'_> {
+impl LookAhead<'_> {
     /// L1 entries that are looked at in one go.
     pub fn batch_entries(&self) -> usize {
         TABLES_PER_WORKER * self.workers
     }
 
-    /// Digests of the tables that L1 entries name, by host offset, but for those that are `known`.
-    pub fn digests(&self, l1: &[u8], known: impl Fn(u64) -> bool) -> HashMap<u64, Digest> {
+    /// The plain runs of the tables that L1 entries name, by host offset, but for those that are `known`.
+    pub fn plain_tables(&self, l1: &[u8], known: impl Fn(u64) -> bool) -> HashMap<u64, PlainRuns> {
         let cluster_bytes = self.geometry.cluster_bytes();
         let sound = |entry: u64| entry & L1_RESERVED & !OFFSET_MASK == 0;
         let whole = |at: u64| at % cluster_bytes == 0 && at.saturating_add(cluster_bytes) <= self.file_length;
-        let mut tables: Vec<u64> = (0..l1.len() / 8)
-            .map(|index| be64(l1, index * 8))
+        let mut tables: Vec<u64> = be64s(l1)
             .filter(|entry| sound(*entry))
             .map(|entry| L1Entry(entry).table_offset())
             .filter(|at| *at != 0 && whole(*at) && !known(*at))
@@ -54,8 +54,8 @@ impl Scout<'_> {
             while let Some(at) = tables.get(next.fetch_add(1, Ordering::Relaxed)) {
                 // A table that cannot be read is the pass's to tell.
                 let read = read_exact(self.storage, Purpose::L2, *at, &mut buffer);
-                if let Some(digest) = read.ok().and_then(|()| digest(self.geometry, &buffer)) {
-                    locked(found.lock()).insert(*at, digest);
+                if let Some(runs) = read.ok().and_then(|()| runs(self.geometry, &buffer)) {
+                    locked(found.lock()).insert(*at, runs);
                 }
             }
         };
@@ -70,14 +70,14 @@ impl Scout<'_> {
 }
 
 /// `None`: there is more in the table than plain runs.
-fn digest(geometry: &Geometry, table: &[u8]) -> Option<Digest> {
+fn runs(geometry: &Geometry, table: &[u8]) -> Option<PlainRuns> {
     let entry_bytes = geometry.l2_entry_bytes() as usize;
-    let mut runs = Digest::new();
+    let mut runs = PlainRuns::new();
     let mut at = 0;
     while at < table.len() {
         let run = plain_run(geometry, &table[at..]);
         match run {
-            0 if table[at..at + entry_bytes].iter().all(|b| *b == 0) => at += entry_bytes,
+            0 if is_zero(&table[at..at + entry_bytes]) => at += entry_bytes,
             0 => return None,
             run => {
                 runs.push((be64(table, at), run as u64));

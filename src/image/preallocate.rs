@@ -1,0 +1,112 @@
+//! A place for guest clusters that have none.
+
+use super::core::Io;
+use super::payload::Place;
+use super::Core;
+use crate::alloc::Allocator;
+use crate::error::Result;
+use crate::format::entries::{L2Entry, Mapping};
+use crate::map::{Claim, NewEntry};
+use crate::options::Preallocation;
+use std::ops::Range;
+
+impl Core {
+    /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
+    /// zeroes does so still.
+    pub(crate) fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
+        let (io, alloc) = self.begin_write()?;
+        let geometry = &self.geometry;
+        let end = geometry.clusters_ceil(to);
+        let mut at = geometry.cluster_index(from);
+        while at < end {
+            let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
+            let step_end = end.min(table_end);
+            let claim = io.map.claim(at, step_end);
+            io.map.own_table(&claim, at)?;
+            while at < step_end {
+                let old = io.map.entry(&claim, at)?;
+                at += match self.wants_place(&old) {
+                    true => self.preallocate_run(io, alloc, &claim, at..step_end, old, how)?,
+                    false => 1,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry of a data file that says zero has its place.
+    fn wants_place(&self, old: &L2Entry) -> bool {
+        match old {
+            L2Entry::Plain(m) => m.host.is_none() && (m.zero == 0 || !self.geometry.external_data),
+            L2Entry::Compressed(_) => false,
+        }
+    }
+
+    /// The first of `clusters`, and those behind it whose entry is `old`, too.
+    fn preallocate_run(
+        &self,
+        io: &Io,
+        alloc: &Allocator,
+        claim: &Claim<'_>,
+        clusters: Range<u64>,
+        old: L2Entry,
+        how: Preallocation,
+    ) -> Result<u64> {
+        let (geometry, at) = (&self.geometry, clusters.start);
+        let mut wanted = 1;
+        while at + wanted < clusters.end && io.map.entry(claim, at + wanted)? == old {
+            wanted += 1;
+        }
+        if geometry.external_data {
+            return self.preallocate_in_data_file(io, claim, at, wanted, how);
+        }
+        let reserved = alloc.reserve(wanted)?;
+        let count = reserved.cluster_count();
+        let host = geometry.cluster_offset(reserved.first_cluster());
+        let bytes = count << geometry.cluster_bits;
+        let place = Place { guest: geometry.cluster_offset(at), host };
+        let filled = match reserved.filled_with_zeroes() {
+            Ok(filled) => filled,
+            Err(reserved) => reserved.filled(self.payload.zero(place, bytes)?),
+        };
+        if let Err(e) = self.payload.take_room(place, bytes, how) {
+            // What the host has given may be what it lacks now.
+            let _ = self.payload.give_back(host, bytes);
+            return Err(e);
+        }
+        // Subclusters beside those that are zeroes may show a backing file.
+        let (alloc, zero) = match old {
+            L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
+            _ => (geometry.all_subclusters(), 0),
+        };
+        io.map.link_run(claim, at, count, filled, &mut |index| {
+            let host = Some(host + (index << geometry.cluster_bits));
+            let mapping = Mapping { host, copied: true, alloc, zero };
+            Ok(NewEntry { new: mapping.into(), dropped: None })
+        })?;
+        Ok(count)
+    }
+
+    /// Maps clusters of a data file, which reads as zeroes there, durably.
+    fn preallocate_in_data_file(
+        &self,
+        io: &Io,
+        claim: &Claim<'_>,
+        first: u64,
+        count: u64,
+        how: Preallocation,
+    ) -> Result<u64> {
+        let geometry = &self.geometry;
+        let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
+        let bytes = to.min(self.virtual_size) - from;
+        let written = self.payload.take_room(Place { guest: from, host: from }, bytes, how)?;
+        // As in a new image: subclusters that nobody has written are not there.
+        let alloc = if geometry.extended_l2 { 0 } else { 1 };
+        for cluster in first..first + count {
+            let host = Some(geometry.cluster_offset(cluster));
+            let mapping = Mapping { host, copied: true, alloc, zero: 0 };
+            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
+        }
+        Ok(count)
+    }
+}

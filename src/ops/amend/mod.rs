@@ -1,0 +1,81 @@
+//! Amend: other settings for an image that exists.
+//!
+//! What can be refused is refused before the first change, in the order of the reference implementation. Then one
+//! setting after the other, each whole and durable before the next: a higher version first and a lower one last, so
+//! that the image is valid between any two.
+
+mod expand;
+mod plan;
+mod settings;
+
+use super::handle::Handle;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Disk, ExclusiveImage};
+use crate::ops::resize::resize_image;
+use crate::options::{AmendOptions, Preallocation};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+/// Progress units of one step.
+const STEP_UNITS: u64 = 1 << 20;
+
+/// One setting that is going to change.
+enum Step {
+    Upgrade,
+    RefcountOrder(u32),
+    DataFile(OsString),
+    ForgetRawDataFile,
+    LazyRefcounts(bool),
+    Size(u64),
+    Downgrade,
+}
+
+/// Changes the settings of an open image. `progress(done, total)`: `false` cancels.
+pub fn amend(
+    handle: &Handle,
+    options: &[impl AsRef<OsStr>],
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<()> {
+    let Disk::Qcow2(image) = handle.disk() else {
+        return Err(Error::unsupported("Format driver 'raw' does not support option amendment"));
+    };
+    let options = AmendOptions::parse(options)?;
+    if image.core().is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
+    }
+    let image = image.exclusive();
+    image.core().check_active()?;
+    let steps = plan::plan(&image, &options)?;
+    let total = steps.len() as u64 * STEP_UNITS;
+    for (index, step) in steps.iter().enumerate() {
+        let before = index as u64 * STEP_UNITS;
+        let mut part = |done: u64, of: u64| {
+            let units = u128::from(done) * u128::from(STEP_UNITS) / u128::from(of.max(1));
+            progress(before + units as u64, total)
+        };
+        if !part(0, 1) {
+            return Err(Error::new(ErrorKind::Cancelled, "amend: the caller asked to stop"));
+        }
+        step.carry_out(&image, &mut part)?;
+    }
+    progress(total.max(1), total.max(1));
+    Ok(())
+}
+
+impl Step {
+    fn carry_out(
+        &self,
+        image: &ExclusiveImage<'_>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        match self {
+            Step::Upgrade => settings::upgrade(image),
+            Step::RefcountOrder(order) => settings::set_refcount_order(image, *order, progress),
+            Step::DataFile(name) => settings::set_data_file(image, name.as_bytes()),
+            Step::ForgetRawDataFile => settings::forget_raw_data_file(image),
+            Step::LazyRefcounts(on) => settings::set_lazy_refcounts(image, *on),
+            Step::Size(bytes) => resize_image(image, *bytes, Preallocation::Off),
+            Step::Downgrade => settings::downgrade(image, progress),
+        }
+    }
+}
