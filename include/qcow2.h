@@ -154,6 +154,30 @@
 /* `host_offset` is in the external data file of that layer. */
 #define QCOW2_EXTENT_IN_DATA_FILE 32
 
+/* Incompatible feature bit: refcounts may be wrong, the writer has not closed the image. */
+#define QCOW2_INCOMPATIBLE_DIRTY 1
+
+/* Incompatible feature bit: a structure is known to be corrupt; the image must not be written. */
+#define QCOW2_INCOMPATIBLE_CORRUPT 2
+
+/* Incompatible feature bit: guest data is in an external data file. */
+#define QCOW2_INCOMPATIBLE_DATA_FILE 4
+
+/* Incompatible feature bit: the header has a compression type other than zlib. */
+#define QCOW2_INCOMPATIBLE_COMPRESSION 8
+
+/* Incompatible feature bit: L2 entries have subclusters. */
+#define QCOW2_INCOMPATIBLE_EXTENDED_L2 16
+
+/* Compatible feature bit: refcount updates may be postponed. */
+#define QCOW2_COMPATIBLE_LAZY_REFCOUNTS 1
+
+/* Autoclear feature bit: the bitmaps are consistent with the disk. */
+#define QCOW2_AUTOCLEAR_BITMAPS 1
+
+/* Autoclear feature bit: the external data file is a valid raw image. */
+#define QCOW2_AUTOCLEAR_RAW_DATA 2
+
 /* qcow2_block_status: do not look into backing files. */
 #define QCOW2_STATUS_TOP_ONLY 1
 
@@ -244,8 +268,104 @@
 /* Options of qcow2_amend. */
 #define QCOW2_SCOPE_AMEND 4
 
+/* Nothing has failed on this thread. */
+#define QCOW2_ERROR_NONE 0
+
+/* An argument or option is out of range: EINVAL. */
+#define QCOW2_ERROR_INVALID 1
+
+/* The image or the host cannot do this: ENOTSUP. */
+#define QCOW2_ERROR_UNSUPPORTED 2
+
+/* The image breaks a rule of the format: EIO. */
+#define QCOW2_ERROR_CORRUPT 3
+
+/* The file is not a qcow2 image: EMEDIUMTYPE. */
+#define QCOW2_ERROR_NOT_QCOW2 4
+
+/* A guest range ends past the virtual disk: EIO. */
+#define QCOW2_ERROR_PAST_END 5
+
+/* A compressed write would overwrite a cluster: EIO. */
+#define QCOW2_ERROR_OCCUPIED 6
+
+/* The handle is read-only: EROFS. */
+#define QCOW2_ERROR_READ_ONLY 7
+
+/* Somebody else holds the image: EAGAIN. */
+#define QCOW2_ERROR_LOCKED 8
+
+/* The image is dirty and must not be repaired: EUCLEAN. */
+#define QCOW2_ERROR_DIRTY 9
+
+/* The image is marked corrupt, or has just been; writes are refused: EIO. */
+#define QCOW2_ERROR_MARKED_CORRUPT 10
+
+/* An earlier sync failed, or the library did; only reopening helps: ENOTRECOVERABLE. */
+#define QCOW2_ERROR_LATCHED 11
+
+/* The handle belongs to the parent process: EOWNERDEAD. */
+#define QCOW2_ERROR_FORKED 12
+
+/* A size or a table is over its limit: EFBIG. */
+#define QCOW2_ERROR_TOO_LARGE 13
+
+/* No memory: ENOMEM. */
+#define QCOW2_ERROR_NO_MEMORY 14
+
+/* A callback asked to stop: ECANCELED. */
+#define QCOW2_ERROR_CANCELLED 15
+
+/* The caller did not allow it: EPERM. */
+#define QCOW2_ERROR_NOT_ALLOWED 16
+
+/* There is no such item: ENOENT. */
+#define QCOW2_ERROR_NOT_FOUND 17
+
+/* A loop of backing files, or too many of them: ELOOP. */
+#define QCOW2_ERROR_LOOP 18
+
+/* The host, or a callback, answered with this errno. */
+#define QCOW2_ERROR_HOST 19
+
 /* An open disk. Opaque. Any number of threads may use one handle at once. */
 typedef struct qcow2_image qcow2_image;
+
+/*
+ * The parts of what qcow2_last_error says, which is `summary`, `hint` and, if there is a `detail`, " [", `detail` and
+ * "]". No string is NULL; a part that the failure does not have is "".
+ */
+typedef struct qcow2_error_detail {
+    /* sizeof(qcow2_error_detail), set by the caller. */
+    size_t struct_size;
+    /* What the call returned: -errno; 0 if nothing has failed on this thread. */
+    int32_t result;
+    /* QCOW2_ERROR_*: finer than errno. Kinds may be added. */
+    uint32_t kind;
+    /* What went wrong, in the words of the stock tools where they have some. */
+    const char *summary;
+    /*
+     * What may help. It follows `summary` at once and begins with what stands between them: a line break, or a space
+     * and a parenthesis.
+     */
+    const char *hint;
+    /* What the stock tools do not say: fields, values, limits, and last the file, as "in 'file'". */
+    const char *detail;
+    /* The file that the failure is about, of a chain the one that has it, where it is known. */
+    const char *file;
+    /* The key of the option that was refused. */
+    const char *option;
+    /* What the host said, or the sentence of the error that this one was made from. */
+    const char *cause;
+    /* Of a broken rule of the format: which structure of the image. */
+    const char *structure;
+    /* Of a broken rule: where in the structure. */
+    const char *index;
+    /* Of a broken rule: what the rule is. */
+    const char *rule;
+    /* Of a broken rule: what the image has there; otherwise 0. */
+    uint64_t value;
+} qcow2_error_detail;
 
 /*
  * A caller's storage. The functions return 0 or -errno and move whole ranges; a read past the end fills
@@ -655,15 +775,25 @@ typedef struct qcow2_option_info {
 extern "C" {
 #endif /* __cplusplus */
 
-/* The version of the library, "0.1.0". Static. */
-const char *qcow2_version(void);
-
 /*
  * The text of the last failure on this thread: structure, index, value and rule, or what the host said. ""
  * if none. The words are those of the stock tools where they have some; details follow in brackets. A text
  * may have two lines (a refused lock). Valid until the next failure on this thread; never NULL.
  */
 const char *qcow2_last_error(void);
+
+/*
+ * The last failure on this thread in parts, so that nobody need take the text of qcow2_last_error apart. Set
+ * `detail->struct_size` first. The strings belong to the library and are valid until the next failure on this thread;
+ * all together they have 4096 bytes, and what is longer is cut off at its end.
+ *
+ * Returns 0, also when nothing has failed yet, or -EINVAL (NULL, `struct_size`), which is not a failure that this
+ * function or qcow2_last_error tells of. May be called at any time, in a forked child too.
+ */
+int qcow2_last_error_detail(qcow2_error_detail *detail);
+
+/* The version of the library, "0.1.0". Static. */
+const char *qcow2_version(void);
 
 /*
  * Opens an image file.

@@ -13,12 +13,14 @@
 //! sync             locks and atomics: the standard library's, or a model checker's in its test build
 //! format, codec    bytes <-> values. No I/O, no policy
 //! storage          bytes at offsets: file, memory, callbacks; locks; the gate; the clock of syncs
+//! disk             a disk of any format: what it can be asked, how it opens and stops; the raw disk
 //! meta             table pages in memory, the one place that writes them; header page; overlap guard
 //! alloc            who owns which host cluster: refcount table and blocks, the ledger
 //! map              guest -> host: L1, L2 slices, resolve, link, claims
-//! image            a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state. No structure work
-//! ops              whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, amend,
-//!                  rebase, commit, convert, checksum, inactivate and invalidate
+//! image            a qcow2 image as a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state. No
+//!                  structure work
+//! ops              the table of formats; whole-image work: open with its chain, data file and repair, create, check,
+//!                  resize, snapshots, amend, rebase, commit, convert, checksum, inactivate and invalidate
 //! capi             conversion to C, nothing else
 //! testing          what this project's own tests use
 //! ```
@@ -30,12 +32,12 @@
 //! # One read, one allocating write
 //!
 //! ```text
-//! pread    capi -> Image::read -> enter the gate (a pin, with the state) -> resolve -> for each extent:
+//! pread    capi -> Disk -> Image::read -> enter the gate (a pin, with the state) -> resolve -> for each extent:
 //!            Data: Payload::read    Zero: fill    Hole: backing disk or fill
 //!            Compressed: inflate, or copy from what is kept inflated (its rule: `image/inflate.rs`)
 //!          no lock that another request waits for is held while data is read
 //!
-//! pwrite   Image::write -> enter the gate -> resolve
+//! pwrite   Disk -> Image::write -> enter the gate -> resolve
 //!            Data that nothing else refers to: Payload::write, which checks the overlap; done
 //!            otherwise: claim the guest clusters, look at their entries again, own the L2 table,
 //!              Reserved: host clusters whose counts have risen
@@ -107,7 +109,7 @@
 //! 3. List of snapshots, while somebody reads it for all who ask: across I/O.
 //! 4. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
 //! 5. Birth of an L2 table (`Map::birth`): across I/O.
-//! 6. Turn of the barrier (`image::flush`): one barrier runs, others wait for the next, which serves them all.
+//! 6. Turn of the barrier (`storage::flusher`): one barrier runs, others wait for the next, which serves them all.
 //! 7. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
 //!    others wait on; across I/O.
 //! 8. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
@@ -145,6 +147,7 @@
 mod alloc;
 pub mod capi;
 mod codec;
+mod disk;
 mod error;
 mod format;
 mod image;

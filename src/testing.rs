@@ -2,6 +2,9 @@
 //! changes with the engine.
 #![allow(missing_docs)]
 
+pub mod disk {
+    pub use crate::disk::{Disk, ZeroFlags};
+}
 pub mod error {
     pub use crate::error::{Error, ErrorKind, Result};
 }
@@ -9,7 +12,7 @@ pub mod format {
     pub use crate::format::Header;
 }
 pub mod image {
-    pub use crate::image::{Disk, SnapshotRef, StreamScope, ZeroFlags};
+    pub use crate::image::{Image, SnapshotRef, StreamScope};
 }
 pub mod ops {
     pub mod amend {
@@ -36,8 +39,11 @@ pub mod ops {
     pub mod create {
         pub use crate::ops::create::{create, create_with_data_file};
     }
+    pub mod formats {
+        pub use crate::ops::formats::Driver;
+    }
     pub mod handle {
-        pub use crate::ops::handle::{close_image, Handle};
+        pub use crate::ops::handle::Handle;
     }
     pub mod inactive {
         pub use crate::ops::inactive::{inactivate, invalidate};
@@ -52,7 +58,7 @@ pub mod ops {
         pub use crate::ops::resize::resize;
     }
     pub mod snapshot {
-        pub use crate::ops::snapshot::{create, NewSnapshot, SnapshotRef};
+        pub use crate::ops::snapshot::{apply, create, delete, NewSnapshot, SnapshotRef};
     }
     pub mod stream {
         pub use crate::ops::stream::stream;
@@ -62,7 +68,7 @@ pub mod ops {
     }
 }
 pub mod options {
-    pub use crate::options::{CreateOptions, OpenOptions, OptionInfo, Preallocation, Scope};
+    pub use crate::options::{list, CreateOptions, OpenOptions, OptionInfo, Preallocation, Scope};
 }
 #[cfg(feature = "planted-bugs")]
 pub mod planted {

@@ -12,10 +12,11 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "types",
     "callbacks",
     "custom_io",
+    "error",
     "open",
     "io",
     "info",

@@ -1,8 +1,9 @@
 //! Random requests of any alignment against an array of bytes, over every geometry; and many threads whose
 //! history is judged sector by sector. In the end the image is clean, for our check and for the stock tool.
 
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::error::ErrorKind;
-use qcow2::testing::image::{SnapshotRef, ZeroFlags};
+use qcow2::testing::image::SnapshotRef;
 use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::resize::resize;

@@ -1,13 +1,14 @@
 //! Raw disks under what images are tried with (story C25): each call failing, requests parked at each call beside others,
 //! and a host that knows nothing of what is still in a cache (story C28).
 
+use qcow2::testing::disk::{Disk, ZeroFlags};
 use qcow2::testing::error::{ErrorKind, Result};
-use qcow2::testing::image::{Disk, ZeroFlags};
 use qcow2::testing::ops::checksum::checksum;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::compare::{compare, Verdict};
 use qcow2::testing::ops::convert::{convert, ConvertOptions};
 use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::inactive::{inactivate, invalidate};
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
@@ -35,7 +36,7 @@ fn open_with(storage: Arc<dyn Storage>, flags: OpenFlags, base: Option<Arc<dyn S
 }
 
 fn open_raw(storage: Arc<dyn Storage>) -> Handle {
-    open_with(storage, OpenFlags { raw: true, ..OpenFlags::default() }, None).unwrap()
+    open_with(storage, OpenFlags { format: Driver::RAW, ..OpenFlags::default() }, None).unwrap()
 }
 
 fn recorder() -> Arc<Recorder> {
@@ -301,7 +302,7 @@ fn disks_with_dirty_data() -> Vec<(&'static str, Arc<HidesDirty>, OpenFlags)> {
     let options =
         CreateOptions { cluster_bits: 9, preallocation: Preallocation::Metadata, ..CreateOptions::default() };
     create(&*image, SIZE, &options).unwrap();
-    let raw = OpenFlags { raw: true, ..OpenFlags::default() };
+    let raw = OpenFlags { format: Driver::RAW, ..OpenFlags::default() };
     vec![("raw", HidesDirty::new(vec![0; SIZE as usize]), raw), ("qcow2", image, OpenFlags::default())]
 }
 

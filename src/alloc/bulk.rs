@@ -107,10 +107,11 @@ impl super::Ledger {
                 let rule = "a table refers to the cluster";
                 Err(Error::corrupt("refcount of cluster", clusters.start, 0, rule))
             }
-            _ => Err(Error::invalid(format!(
-                "refcount of cluster {}: {most} is the largest that fits [refcount_bits]",
-                clusters.start
-            ))),
+            _ => {
+                let summary =
+                    format!("refcount of cluster {}: {most} is the largest that fits", clusters.start);
+                Err(Error::invalid(summary).detail("refcount_bits"))
+            }
         })
     }
 

@@ -4,6 +4,7 @@ use super::custom_io::qcow2_io_ops;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
+use crate::ops::formats::Driver;
 use crate::ops::open::{Named, ResolveAnswer, ResolveRequest};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -166,5 +167,5 @@ pub(super) fn ask_resolver(
         let name = request.recorded_name.to_string_lossy();
         Error::invalid(format!("the resolver gave none of path, fd and io for '{name}'"))
     })?;
-    Ok(ResolveAnswer { origin, format: format.map(str::to_owned) })
+    Ok(ResolveAnswer { origin, format: format.map(Driver::by_name).transpose()? })
 }

@@ -5,9 +5,8 @@ use super::edge::{self, enter, option_list, take};
 use super::flags::check_flags;
 use super::types::{QCOW2_CREATE_DATA_FD, QCOW2_CREATE_FD};
 use crate::error::{Error, Result};
-use crate::ops::create_at::create_at;
+use crate::ops::create_at::{create_at, size_of_new};
 use crate::ops::open::Origin;
-use crate::ops::overlay::size_of_new;
 use crate::options::CreateOptions;
 use std::ffi::{c_char, c_int, c_void};
 

@@ -1,11 +1,11 @@
-//! What every exported function goes through: panics, cancellation, fork, the thread's last error.
+//! What every exported function goes through: panics, cancellation, fork, the codes of failures.
 
 use super::callbacks::Receiver;
+use super::last_error::set_last_error;
 use super::types::qcow2_image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
 use crate::storage::file::{forks, forks_so_far};
-use std::cell::RefCell;
 use std::ffi::{c_char, c_int, CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -35,35 +35,6 @@ impl Drop for NoCancel {
         // SAFETY: restores the state that the same function returned.
         unsafe { pthread_setcancelstate(self.0, &mut unused) };
     }
-}
-
-/// Longest text that a thread keeps, with its NUL, bytes.
-const LAST_ERROR_BYTES: usize = 2048;
-
-thread_local! {
-    /// One buffer for the thread's life: a text that is read too late is a wrong text, never freed memory.
-    static LAST_ERROR: RefCell<Box<[u8; LAST_ERROR_BYTES]>> = RefCell::new(Box::new([0; LAST_ERROR_BYTES]));
-}
-
-fn set_last_error(error: &Error) {
-    let text = error.to_string();
-    // A destroyed thread-local (a call from a thread's own destructors) has nowhere to keep the text.
-    let _ = LAST_ERROR.try_with(|last| {
-        let mut last = last.borrow_mut();
-        let mut at = 0;
-        for character in text.chars().filter(|c| *c != '\0') {
-            if at + character.len_utf8() >= LAST_ERROR_BYTES {
-                break;
-            }
-            at += character.encode_utf8(&mut last[at..]).len();
-        }
-        last[at] = 0;
-    });
-}
-
-/// The thread's text; valid until the next failure on this thread.
-pub(super) fn last_error() -> *const c_char {
-    LAST_ERROR.try_with(|last| last.borrow().as_ptr().cast()).unwrap_or(c"".as_ptr())
 }
 
 fn fail(error: &Error) -> i64 {

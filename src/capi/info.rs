@@ -2,11 +2,12 @@
 
 use super::edge::{give, with, Guarded};
 use super::types::*;
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::Header;
-use crate::image::{Core, Disk};
+use crate::image::{Core, Image};
 use crate::ops::bitmaps::load_bitmaps;
 use crate::ops::handle::Handle;
 use crate::ops::open::Origin;
@@ -64,23 +65,21 @@ fn fill_header(info: &mut qcow2_info, header: &Header) {
     info.bitmap_count = bitmaps.map_or(0, |b| b.count);
 }
 
+fn fill_image(info: &mut qcow2_info, list: &mut Vec<CString>, core: &Core) {
+    let header = core.header();
+    fill_header(info, &header);
+    info.lazy_refcounts = u32::from(core.is_lazy());
+    info.backing_file = keep(list, header.backing_file.as_deref());
+    info.backing_format =
+        keep(list, header.extension_text(extensions::BACKING_FORMAT).as_ref().map(|f| f.as_bytes()));
+    info.data_file = keep(list, header.extension(extensions::DATA_FILE));
+}
+
 fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
     list.clear();
     let mut info = empty_info();
-    let storage = match handle.disk() {
-        Disk::Raw(raw) => raw.storage(),
-        Disk::Qcow2(image) => {
-            let core = image.core();
-            let header = core.header();
-            fill_header(&mut info, &header);
-            info.lazy_refcounts = u32::from(core.is_lazy());
-            info.backing_file = keep(list, header.backing_file.as_deref());
-            info.backing_format =
-                keep(list, header.extension_text(extensions::BACKING_FORMAT).as_ref().map(|f| f.as_bytes()));
-            info.data_file = keep(list, header.extension(extensions::DATA_FILE));
-            Arc::clone(core.storage())
-        }
-    };
+    Image::find(handle.disk()).into_iter().for_each(|image| fill_image(&mut info, list, &image.core()));
+    let storage = handle.disk().storage();
     if let Origin::Path(path) = handle.origin() {
         info.path = keep(list, Some(path.as_os_str().as_bytes()));
     }
@@ -131,11 +130,13 @@ pub unsafe extern "C" fn qcow2_get_node_info(
     }) as c_int
 }
 
+/// The image that a disk is. One of another format has none of what is asked for.
+fn image_of<'a>(disk: &'a Disk, what: &str) -> Result<&'a Image> {
+    Image::of(disk, what).map_err(|e| Error::new(ErrorKind::NotFound, e.to_string()))
+}
+
 fn qcow2_core(guarded: &Guarded) -> Result<Arc<Core>> {
-    match guarded.handle.disk() {
-        Disk::Qcow2(image) => Ok(image.core()),
-        Disk::Raw(_) => Err(Error::new(ErrorKind::NotFound, "a raw disk has no header")),
-    }
+    Ok(image_of(guarded.handle.disk(), "header")?.core())
 }
 
 /// Header extension number `index`, counted from 0, in file order. Returns 0, -ENOENT past the last one, or
@@ -177,10 +178,7 @@ pub unsafe extern "C" fn qcow2_get_snapshot(
     snapshot: *mut qcow2_snapshot_info,
 ) -> c_int {
     with(image, |guarded| {
-        let (core, all) = match guarded.handle.disk() {
-            Disk::Qcow2(image) => image.snapshots()?,
-            Disk::Raw(_) => return Err(Error::new(ErrorKind::NotFound, "a raw disk has no snapshots")),
-        };
+        let (core, all) = image_of(guarded.handle.disk(), "snapshots")?.snapshots()?;
         let Some(found) = all.get(index) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot number {index}")));
         };

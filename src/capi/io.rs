@@ -3,8 +3,8 @@
 use super::edge::{give, with, with_read, with_shortcut};
 use super::flags::check_flags;
 use super::types::*;
+use crate::disk::ZeroFlags;
 use crate::error::{Error, Result};
-use crate::image::ZeroFlags;
 use crate::ops::resize::resize;
 use crate::options::Preallocation;
 use libc::ssize_t;

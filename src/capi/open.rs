@@ -2,11 +2,12 @@
 
 use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
-use super::edge::{enter, is_given, last_error, option_list, take, with, Guarded};
+use super::edge::{enter, is_given, option_list, take, with, Guarded};
 use super::flags::check_flags;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
+use crate::ops::formats::Driver;
 use crate::ops::handle::Handle;
 use crate::ops::inactive::{inactivate, invalidate};
 use crate::ops::open::{Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver};
@@ -72,7 +73,7 @@ fn open_flags(bits: u64) -> Result<OpenFlags> {
         allow_recorded: has(QCOW2_OPEN_ALLOW_RECORDED),
         metadata_only: has(QCOW2_OPEN_METADATA_ONLY),
         no_lock: has(QCOW2_OPEN_NO_LOCK),
-        raw: has(QCOW2_OPEN_RAW),
+        format: if has(QCOW2_OPEN_RAW) { Driver::RAW } else { Driver::QCOW2 },
         no_backing: has(QCOW2_OPEN_NO_BACKING),
         inactive: has(QCOW2_OPEN_INACTIVE),
     })
@@ -133,14 +134,6 @@ pub extern "C" fn qcow2_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// The text of the last failure on this thread: structure, index, value and rule, or what the host said. ""
-/// if none. The words are those of the stock tools where they have some; details follow in brackets. A text
-/// may have two lines (a refused lock). Valid until the next failure on this thread; never NULL.
-#[no_mangle]
-pub extern "C" fn qcow2_last_error() -> *const c_char {
-    last_error()
-}
-
 /// Opens an image file.
 ///
 /// A writable open of a dirty image (its writer died, lazy refcounts) repairs it before it returns.
@@ -179,18 +172,22 @@ pub unsafe extern "C" fn qcow2_open_fd(
     enter(|| unsafe { open(&params, image) }) as c_int
 }
 
+fn is_image(origin: &Origin) -> Result<i64> {
+    Ok(i64::from(probe(origin)? == Some(Driver::QCOW2)))
+}
+
 /// Whether the file at `path` begins as a qcow2 image of version 2 or later does: 1 or 0; -errno: what the host says.
 /// Nothing is locked. A guest can write such a beginning into its raw disk, and the image that it makes up names files of
 /// the host: what is found this way is no reason to give QCOW2_OPEN_ALLOW_RECORDED.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_probe(path: *const c_char) -> c_int {
-    enter(|| Ok(i64::from(probe(&Origin::Path(unsafe { super::edge::path(path) }?))?))) as c_int
+    enter(|| is_image(&Origin::Path(unsafe { super::edge::path(path) }?))) as c_int
 }
 
 /// qcow2_probe by descriptor, whose offset does not move.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_probe_fd(fd: c_int) -> c_int {
-    enter(|| Ok(i64::from(probe(&Origin::Descriptor(fd))?))) as c_int
+    enter(|| is_image(&Origin::Descriptor(fd))) as c_int
 }
 
 /// The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
@@ -299,12 +296,7 @@ pub unsafe extern "C" fn qcow2_invalidate(
 /// seconds bound the memory of an idle image; the library has no thread of its own for it. 0 or -errno.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_clean_caches(image: *mut qcow2_image) -> c_int {
-    with(image, |guarded| {
-        if let crate::image::Disk::Qcow2(image) = guarded.handle.disk() {
-            image.clean_caches()?;
-        }
-        Ok(0)
-    }) as c_int
+    with(image, |guarded| guarded.handle.disk().clean_caches().map(|()| 0)) as c_int
 }
 
 /// Whether an option string is one that qcow2_open would take; 0 or -EINVAL with the reason in

@@ -1,5 +1,6 @@
 //! Handles, flags and result structs.
 
+use crate::format::features::*;
 use std::ffi::c_char;
 
 /// An open disk. Opaque. Any number of threads may use one handle at once.
@@ -63,6 +64,34 @@ pub const QCOW2_EXTENT_COMPRESSED: u32 = 0x8;
 pub const QCOW2_EXTENT_HOST_OFFSET: u32 = 0x10;
 /// `host_offset` is in the external data file of that layer.
 pub const QCOW2_EXTENT_IN_DATA_FILE: u32 = 0x20;
+
+/// Incompatible feature bit: refcounts may be wrong, the writer has not closed the image.
+pub const QCOW2_INCOMPATIBLE_DIRTY: u64 = 0x1;
+/// Incompatible feature bit: a structure is known to be corrupt; the image must not be written.
+pub const QCOW2_INCOMPATIBLE_CORRUPT: u64 = 0x2;
+/// Incompatible feature bit: guest data is in an external data file.
+pub const QCOW2_INCOMPATIBLE_DATA_FILE: u64 = 0x4;
+/// Incompatible feature bit: the header has a compression type other than zlib.
+pub const QCOW2_INCOMPATIBLE_COMPRESSION: u64 = 0x8;
+/// Incompatible feature bit: L2 entries have subclusters.
+pub const QCOW2_INCOMPATIBLE_EXTENDED_L2: u64 = 0x10;
+/// Compatible feature bit: refcount updates may be postponed.
+pub const QCOW2_COMPATIBLE_LAZY_REFCOUNTS: u64 = 0x1;
+/// Autoclear feature bit: the bitmaps are consistent with the disk.
+pub const QCOW2_AUTOCLEAR_BITMAPS: u64 = 0x1;
+/// Autoclear feature bit: the external data file is a valid raw image.
+pub const QCOW2_AUTOCLEAR_RAW_DATA: u64 = 0x2;
+
+const _: () = assert!(
+    QCOW2_INCOMPATIBLE_DIRTY == INCOMPAT_DIRTY
+        && QCOW2_INCOMPATIBLE_CORRUPT == INCOMPAT_CORRUPT
+        && QCOW2_INCOMPATIBLE_DATA_FILE == INCOMPAT_DATA_FILE
+        && QCOW2_INCOMPATIBLE_COMPRESSION == INCOMPAT_COMPRESSION
+        && QCOW2_INCOMPATIBLE_EXTENDED_L2 == INCOMPAT_EXTENDED_L2
+        && QCOW2_COMPATIBLE_LAZY_REFCOUNTS == COMPAT_LAZY_REFCOUNTS
+        && QCOW2_AUTOCLEAR_BITMAPS == AUTOCLEAR_BITMAPS
+        && QCOW2_AUTOCLEAR_RAW_DATA == AUTOCLEAR_RAW_DATA
+);
 
 /// qcow2_block_status: do not look into backing files.
 pub const QCOW2_STATUS_TOP_ONLY: u64 = 0x1;

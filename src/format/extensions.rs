@@ -65,10 +65,8 @@ pub fn parse(header: &[u8], from: usize, limit: usize) -> Result<Vec<Extension>>
         }
         let start = at + 8;
         if bytes > limit - start {
-            return Err(Error::invalid(format!(
-                "Header extension too large [extension {kind:#010x} at {at}: {bytes} bytes, {} left]",
-                limit - start
-            )));
+            let detail = format!("extension {kind:#010x} at {at}: {bytes} bytes, {} left", limit - start);
+            return Err(Error::invalid("Header extension too large").detail(detail));
         }
         list.push(Extension { kind, data: header[start..start + bytes].to_vec(), offset: start as u64 });
         // Padded to 8 bytes; the last one may end at the limit without its padding.

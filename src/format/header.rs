@@ -80,8 +80,12 @@ pub fn snapshot_fields(fields: &[u8; SNAPSHOT_FIELDS_BYTES]) -> (u32, u64) {
     (be32(fields, 0), be64(fields, 4))
 }
 
-fn bad(text: String) -> Error {
-    Error::invalid(text)
+fn bad(summary: impl Into<String>, detail: impl Into<String>) -> Error {
+    Error::invalid(summary).detail(detail)
+}
+
+fn too_large(summary: &str, detail: String) -> Error {
+    Error::new(ErrorKind::TooLarge, summary).detail(detail)
 }
 
 impl Header {
@@ -96,9 +100,10 @@ impl Header {
         }
         let cluster_bits = be32(start, 20);
         if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
-            return Err(bad(format!(
-                "Unsupported cluster size: 2^{cluster_bits} [cluster_bits {cluster_bits}, must be 9 to 21]"
-            )));
+            return Err(bad(
+                format!("Unsupported cluster size: 2^{cluster_bits}"),
+                format!("cluster_bits {cluster_bits}, must be 9 to 21"),
+            ));
         }
         Ok(1 << cluster_bits)
     }
@@ -109,10 +114,10 @@ impl Header {
         let version = be32(cluster, 4);
         let needed = if version == 2 { V2_BYTES } else { V3_MIN_BYTES };
         if cluster.len() < needed {
-            return Err(bad(format!(
-                "qcow2 header too short [the file has {} bytes, version {version} needs {needed}]",
-                cluster.len()
-            )));
+            return Err(bad(
+                "qcow2 header too short",
+                format!("the file has {} bytes, version {version} needs {needed}", cluster.len()),
+            ));
         }
         let mut header = Header {
             version,
@@ -153,12 +158,13 @@ impl Header {
         self.header_length = be32(cluster, 100);
         let length = self.header_length as usize;
         if length < V3_MIN_BYTES {
-            return Err(bad(format!(
-                "qcow2 header too short [header_length {length}, at least {V3_MIN_BYTES}]"
-            )));
+            return Err(bad(
+                "qcow2 header too short",
+                format!("header_length {length}, at least {V3_MIN_BYTES}"),
+            ));
         }
         if length > cluster_bytes || length > cluster.len() {
-            return Err(bad(format!("qcow2 header exceeds cluster size [header_length {length}]")));
+            return Err(bad("qcow2 header exceeds cluster size", format!("header_length {length}")));
         }
         if length > V3_MIN_BYTES {
             self.compression_type = cluster[V3_MIN_BYTES];
@@ -172,9 +178,10 @@ impl Header {
         let offset = self.backing_file_offset;
         if offset != 0 {
             if offset > cluster_bytes as u64 {
-                return Err(bad(format!(
-                    "Invalid backing file offset [backing_file_offset {offset:#x}, past the first cluster]"
-                )));
+                return Err(bad(
+                    "Invalid backing file offset",
+                    format!("backing_file_offset {offset:#x}, past the first cluster"),
+                ));
             }
             limit = limit.min(offset as usize);
         }
@@ -187,9 +194,10 @@ impl Header {
         let bytes = self.backing_file_bytes;
         let room = cluster_bytes as u64 - offset;
         if bytes > MAX_BACKING_NAME_BYTES || u64::from(bytes) > room {
-            return Err(bad(format!(
-                "Backing file name too long [backing_file_size {bytes} at {offset:#x}; the limit is {MAX_BACKING_NAME_BYTES} bytes inside the first cluster]"
-            )));
+            return Err(bad(
+                "Backing file name too long",
+                format!("backing_file_size {bytes} at {offset:#x}; the limit is {MAX_BACKING_NAME_BYTES} bytes inside the first cluster"),
+            ));
         }
         let end = offset as usize + bytes as usize;
         let mut name = cluster.get(offset as usize..end.min(cluster.len())).unwrap_or_default().to_vec();
@@ -211,10 +219,10 @@ impl Header {
             return Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {text}")));
         }
         if self.refcount_order > 6 {
-            return Err(bad(format!(
-                "Reference count entry width too large; may not exceed 64 bits [refcount_order {}, at most 6]",
-                self.refcount_order
-            )));
+            return Err(bad(
+                "Reference count entry width too large; may not exceed 64 bits",
+                format!("refcount_order {}, at most 6", self.refcount_order),
+            ));
         }
         if self.compression_type > 1 {
             return Err(Error::unsupported(format!(
@@ -225,16 +233,16 @@ impl Header {
         let typed = self.incompatible & INCOMPAT_COMPRESSION != 0;
         if typed != (self.compression_type != 0) {
             let must = if typed { "must not be set" } else { "must be set" };
-            return Err(bad(format!(
-                "qcow2: Compression type incompatible feature bit {must} [compression type {}]",
-                self.compression_type
-            )));
+            return Err(bad(
+                format!("qcow2: Compression type incompatible feature bit {must}"),
+                format!("compression type {}", self.compression_type),
+            ));
         }
         if self.incompatible & INCOMPAT_EXTENDED_L2 != 0 && self.cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
-            return Err(bad(format!(
-                "extended L2 entries need clusters of at least 16 KiB [cluster_bits {}]",
-                self.cluster_bits
-            )));
+            return Err(bad(
+                "extended L2 entries need clusters of at least 16 KiB",
+                format!("cluster_bits {}", self.cluster_bits),
+            ));
         }
         if self.crypt_method > 2 {
             return Err(Error::unsupported(format!("Unsupported encryption method {}", self.crypt_method)));
@@ -247,42 +255,47 @@ impl Header {
         let geometry = self.geometry();
         let unaligned = |offset: u64| geometry.in_cluster(offset) != 0 || offset >= 1 << 63;
         if self.virtual_size > geometry.max_virtual_size() {
-            return Err(Error::new(
-                ErrorKind::TooLarge,
-                format!(
-                    "Image is too big [size {}, the limit is {}]",
-                    self.virtual_size,
-                    geometry.max_virtual_size()
-                ),
+            return Err(too_large(
+                "Image is too big",
+                format!("size {}, the limit is {}", self.virtual_size, geometry.max_virtual_size()),
             ));
         }
         if u64::from(self.l1_size) * 8 > MAX_L1_BYTES {
-            let text = format!(
-                "Active L1 table too large [l1_size {}, the limit is {}]",
-                self.l1_size,
-                MAX_L1_BYTES / 8
-            );
-            return Err(Error::new(ErrorKind::TooLarge, text));
+            return Err(too_large(
+                "Active L1 table too large",
+                format!("l1_size {}, the limit is {}", self.l1_size, MAX_L1_BYTES / 8),
+            ));
         }
         if unaligned(self.l1_table_offset) || self.l1_table_offset >= MAX_HOST_OFFSET {
-            return Err(bad(format!("Active L1 table offset invalid [l1_table_offset {:#x}, must be a multiple of the cluster size below 2^56]", self.l1_table_offset)));
+            return Err(bad(
+                "Active L1 table offset invalid",
+                format!(
+                    "l1_table_offset {:#x}, must be a multiple of the cluster size below 2^56",
+                    self.l1_table_offset
+                ),
+            ));
         }
         let needed = geometry.l1_entries_for(self.virtual_size);
         if needed > u64::from(self.l1_size) {
-            return Err(bad(format!("L1 table is too small [l1_size {}, {needed} needed]", self.l1_size)));
+            return Err(bad("L1 table is too small", format!("l1_size {}, {needed} needed", self.l1_size)));
         }
         self.check_refcount_table(&geometry, for_check)?;
         if self.snapshot_count > MAX_SNAPSHOTS && !for_check {
-            let text = format!(
-                "Snapshot table too large [nb_snapshots {}, the limit is {MAX_SNAPSHOTS}]",
-                self.snapshot_count
-            );
-            return Err(Error::new(ErrorKind::TooLarge, text));
+            return Err(too_large(
+                "Snapshot table too large",
+                format!("nb_snapshots {}, the limit is {MAX_SNAPSHOTS}", self.snapshot_count),
+            ));
         }
         if self.snapshot_count > 0
             && (unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET)
         {
-            return Err(bad(format!("Snapshot table offset invalid [snapshots_offset {:#x}, must be a multiple of the cluster size below 2^56]", self.snapshots_offset)));
+            return Err(bad(
+                "Snapshot table offset invalid",
+                format!(
+                    "snapshots_offset {:#x}, must be a multiple of the cluster size below 2^56",
+                    self.snapshots_offset
+                ),
+            ));
         }
         Ok(())
     }
@@ -290,20 +303,25 @@ impl Header {
     fn check_refcount_table(&self, geometry: &Geometry, for_check: bool) -> Result<()> {
         let bytes = u64::from(self.refcount_table_clusters) << self.cluster_bits;
         if bytes > MAX_REFCOUNT_TABLE_BYTES {
-            let text = format!(
-                "Reference count table too large [refcount_table_clusters {}, the limit is {MAX_REFCOUNT_TABLE_BYTES} bytes]",
-                self.refcount_table_clusters
-            );
-            return Err(Error::new(ErrorKind::TooLarge, text));
+            return Err(too_large(
+                "Reference count table too large",
+                format!(
+                    "refcount_table_clusters {}, the limit is {MAX_REFCOUNT_TABLE_BYTES} bytes",
+                    self.refcount_table_clusters
+                ),
+            ));
         }
         if self.refcount_table_clusters == 0 && !for_check {
-            return Err(bad(
-                "Image does not contain a reference count table [refcount_table_clusters 0]".into()
-            ));
+            return Err(bad("Image does not contain a reference count table", "refcount_table_clusters 0"));
         }
         let offset = self.refcount_table_offset;
         if geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
-            return Err(bad(format!("Reference count table offset invalid [refcount_table_offset {offset:#x}, must be a multiple of the cluster size below 2^56]")));
+            return Err(bad(
+                "Reference count table offset invalid",
+                format!(
+                    "refcount_table_offset {offset:#x}, must be a multiple of the cluster size below 2^56"
+                ),
+            ));
         }
         Ok(())
     }

@@ -95,11 +95,9 @@ impl Snapshot {
         }
         let sizes = EntrySizes::parse(entry);
         if sizes.extra_bytes > MAX_EXTRA_BYTES {
-            let text = format!(
-                "Too much extra metadata in snapshot table entry {index} [{} bytes, the limit is {MAX_EXTRA_BYTES}]",
-                sizes.extra_bytes
-            );
-            return Err(Error::new(ErrorKind::TooLarge, text));
+            let summary = format!("Too much extra metadata in snapshot table entry {index}");
+            let detail = format!("{} bytes, the limit is {MAX_EXTRA_BYTES}", sizes.extra_bytes);
+            return Err(Error::new(ErrorKind::TooLarge, summary).detail(detail));
         }
         if (entry.len() as u64) < sizes.entry_bytes() {
             return Err(truncated());
@@ -159,13 +157,8 @@ impl Snapshot {
 /// work with; also answers the length of the table without the last entry's padding.
 pub fn parse_table(bytes: &[u8], count: u32) -> Result<(Vec<Snapshot>, u64)> {
     if count > super::header::MAX_SNAPSHOTS {
-        return Err(Error::new(
-            ErrorKind::TooLarge,
-            format!(
-                "Snapshot table too large [nb_snapshots {count}, the limit is {}]",
-                super::header::MAX_SNAPSHOTS
-            ),
-        ));
+        let detail = format!("nb_snapshots {count}, the limit is {}", super::header::MAX_SNAPSHOTS);
+        return Err(Error::new(ErrorKind::TooLarge, "Snapshot table too large").detail(detail));
     }
     let mut list = Vec::new();
     let (mut at, mut end) = (0usize, 0usize);

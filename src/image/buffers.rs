@@ -3,15 +3,6 @@
 pub(super) use crate::storage::buffers::Gather;
 use std::io::IoSliceMut;
 
-/// Total bytes of a list of buffers; `None` past 2^63.
-pub(super) fn total(lengths: impl Iterator<Item = usize>) -> Option<u64> {
-    let mut sum = 0u64;
-    for length in lengths {
-        sum = sum.checked_add(length as u64)?;
-    }
-    (sum <= i64::MAX as u64).then_some(sum)
-}
-
 /// A position in a list of buffers to fill.
 pub(super) struct Scatter<'a, 'b> {
     buffers: &'a mut [IoSliceMut<'b>],

@@ -19,7 +19,7 @@
 
 use super::core::CoreSettings;
 use super::payload::Payload;
-use super::{Core, Disk};
+use super::{Core, Image};
 use crate::format::Geometry;
 use crate::map::Look;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,7 +59,7 @@ impl Layer {
 impl Chain {
     /// The chain below an image that is being loaded; `None` when its backing disk is no image, or may change.
     pub(super) fn of(settings: &CoreSettings, geometry: &Geometry, virtual_size: u64) -> Option<Chain> {
-        let Some(Disk::Qcow2(image)) = settings.backing.as_deref() else { return None };
+        let image = Image::find(settings.backing.as_ref()?)?;
         let generation = Arc::clone(image.session.generation());
         let seen = generation.load(Ordering::SeqCst);
         let core = image.core();

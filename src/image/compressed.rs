@@ -3,9 +3,9 @@
 //!
 //! Compressing happens before the claim. Power cut: as for any allocating write; the pointer waits for the stream.
 
-use super::buffers::{total, Gather};
+use super::buffers::Gather;
 use super::core::Io;
-use super::{check_range, Core};
+use super::{check_range, total, Core, PackedClusters};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
@@ -14,28 +14,6 @@ use crate::storage::helper;
 use std::borrow::Cow;
 use std::io::IoSlice;
 use std::ops::Range;
-
-/// Clusters in a row with their streams.
-#[derive(Default)]
-pub struct PackedClusters {
-    /// The streams, one behind the other.
-    streams: Vec<u8>,
-    /// Where each one ends; one that is empty says that its cluster does not get smaller.
-    ends: Vec<usize>,
-}
-
-impl PackedClusters {
-    fn stream(&self, index: usize) -> Range<usize> {
-        let start = if index == 0 { 0 } else { self.ends[index - 1] };
-        start..self.ends[index]
-    }
-
-    /// One past the last of the clusters from `index` on that are alike in having a stream, before `limit`.
-    fn run_end(&self, index: usize, limit: usize) -> usize {
-        let packed = |i: usize| !self.stream(i).is_empty();
-        (index..limit).find(|i| packed(*i) != packed(index)).unwrap_or(limit)
-    }
-}
 
 /// Clusters that each thread compresses before the streams are written: bounds the memory of a long request.
 const CLUSTERS_PER_THREAD: usize = 8;

@@ -4,36 +4,13 @@
 //! allocating write. The source's pin is held across the copy, so that its clusters are not reused under it (R4).
 
 use super::payload::Place;
-use super::{check_range, Core, Disk};
+use super::{check_range, Core, UseHost};
 use crate::alloc::Reserved;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
 use crate::storage::Storage;
 use std::ops::Range;
-
-/// Takes bytes where a file has them: the storage, the offset in it, and how many; says how many it has used.
-pub type UseHost<'a> = &'a mut dyn FnMut(&dyn Storage, u64, u64) -> Result<u64>;
-
-impl Disk {
-    /// Hands the start of a range to `use_host` where it lies in a file of this disk or of one below it: as it is,
-    /// no zeroes, nothing compressed. Returns how much was used; 0 also where the start does not lie in one.
-    pub fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
-        match self {
-            Disk::Qcow2(image) => image.with_host_bytes(offset, length, use_host),
-            Disk::Raw(raw) => raw.with_host_bytes(offset, length, use_host),
-        }
-    }
-
-    /// Copies bytes of another file to the start of a range, whole clusters that hold nothing yet. Returns how much
-    /// was copied, less than asked for where it cannot be done so; `ENOTSUP` where the hosts never can.
-    pub fn write_from(&self, offset: u64, length: u64, source: &dyn Storage, at: u64) -> Result<u64> {
-        match self {
-            Disk::Qcow2(image) => image.write_from(offset, length, source, at),
-            Disk::Raw(raw) => raw.write_from(offset, length, source, at),
-        }
-    }
-}
 
 impl Core {
     pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {

@@ -7,7 +7,7 @@ use super::pool::Pool;
 use super::session::Session;
 use super::snapshot::{snapshot_header, SnapshotRef};
 use super::unfinished::unfinished;
-use super::Disk;
+use super::{inactive_error, Disk};
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,7 +38,7 @@ pub struct CoreSettings {
     /// No guest I/O: for looks at the header and for checks.
     pub metadata_only: bool,
     /// What holes read from.
-    pub backing: Option<Arc<Disk>>,
+    pub backing: Option<Disk>,
     /// Where guest data is, for an image with an external data file.
     pub data_file: Option<Arc<dyn Storage>>,
 }
@@ -374,7 +374,7 @@ impl Core {
     }
 
     /// What holes read from.
-    pub fn backing(&self) -> Option<&Arc<Disk>> {
+    pub fn backing(&self) -> Option<&Disk> {
         self.settings.backing.as_ref()
     }
 
@@ -416,15 +416,6 @@ impl Core {
     pub fn is_corrupt(&self) -> bool {
         self.shared.header.is_corrupt()
     }
-}
-
-/// Why an inactive image is not used.
-#[cold]
-pub(crate) fn inactive_error() -> Error {
-    Error::new(
-        ErrorKind::NotAllowed,
-        "the image is inactive: another program may have it until it is invalidated",
-    )
 }
 
 /// Whether refcounts are lazy: the option if given, else the image's compatible bit.

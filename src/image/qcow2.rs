@@ -1,12 +1,9 @@
 //! An open qcow2 image as its users see it.
 
-use super::compressed::PackedClusters;
-use super::copy::UseHost;
 use super::core::{Core, CoreSettings};
 use super::session::{Session, State};
-use super::status::Status;
 use super::unfinished::{unfinished, LastSteps};
-use super::{check_range, ZeroFlags};
+use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
 use crate::codec::is_zero;
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;
@@ -228,7 +225,7 @@ impl Image {
     fn finish_write(&self, core: &Core, fua: bool) -> Result<()> {
         let options = &core.settings.options;
         if fua || options.cache.sync_each_write() {
-            return self.session.flusher.flush(core);
+            return self.session.flusher.join(|| core.barrier());
         }
         if options.metadata_writethrough {
             return core.io()?.map.write_through();
@@ -253,7 +250,7 @@ impl Image {
         core.io()?;
         match core.suspended() {
             Some(why) => Err(unfinished(why.clone())),
-            None => self.session.flusher.flush(&core),
+            None => self.session.flusher.join(|| core.barrier()),
         }
     }
 

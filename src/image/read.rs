@@ -1,8 +1,8 @@
 //! Reads. No lock is held while data is read; the caller's pin keeps the clusters from being reused.
 
-use super::buffers::{total, Scatter};
+use super::buffers::Scatter;
 use super::payload::{Payload, Place};
-use super::{check_range, Core};
+use super::{check_range, total, Core};
 use crate::error::{Error, Result};
 use crate::map::{Extent, Look, Source};
 use std::io::IoSliceMut;

@@ -3,9 +3,9 @@
 //! A state ([`Core`]) is what was loaded from the medium; a structure change replaces it. The gate has the state, so
 //! that a request finds it where it enters; the states have the session.
 
-use super::flush::Flusher;
 use super::Core;
 use crate::error::{Error, Result};
+use crate::storage::flusher::Flusher;
 use crate::storage::gate::{Gate, Readers};
 use crate::storage::latch::Latch;
 use crate::sync::locked;

@@ -1,39 +1,8 @@
 //! Block status: where the bytes of a range come from, through the chain.
 
-use super::{Core, Disk};
+use super::{Core, Disk, Status};
 use crate::error::{Error, Result};
 use crate::map::{Extent, Source};
-use std::sync::Arc;
-
-/// The first extent of a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// Bytes from the start of the range that are alike.
-    pub length: u64,
-    /// Stored somewhere.
-    pub data: bool,
-    /// Reads as zeroes.
-    pub zero: bool,
-    /// The layer at `depth` decides; otherwise no layer has the range.
-    pub allocated: bool,
-    /// Inside compressed clusters.
-    pub compressed: bool,
-    /// Offset in the file of that layer, or in its data file.
-    pub host: Option<u64>,
-    /// `host` is in an external data file.
-    pub in_data_file: bool,
-    /// 0 this disk, 1 its backing disk, ...
-    pub depth: u32,
-}
-
-impl Status {
-    fn continues(&self, next: &Status) -> bool {
-        let alike = (self.data, self.zero, self.allocated, self.compressed, self.depth)
-            == (next.data, next.zero, next.allocated, next.compressed, next.depth);
-        let host = self.host.map(|h| h + self.length);
-        alike && host == next.host
-    }
-}
 
 impl Core {
     /// Makes the host see what was written, so that status can tell what it has not. Where the image is open for
@@ -127,7 +96,7 @@ impl Core {
 }
 
 /// The status of a hole of a disk on `backing`.
-fn status_below(backing: &Arc<Disk>, offset: u64, hole: Status) -> Result<Status> {
+fn status_below(backing: &Disk, offset: u64, hole: Status) -> Result<Status> {
     let disk = backing.length();
     if offset >= disk {
         return Ok(hole);

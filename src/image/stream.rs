@@ -13,7 +13,6 @@ use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::map::{Claim, NewEntry, Source};
 use std::io::IoSlice;
-use std::sync::Arc;
 
 /// Most bytes of one step, unless a cluster has more.
 const STEP_BYTES: u64 = 1 << 20;
@@ -171,8 +170,8 @@ impl Core {
 }
 
 /// What the layers from `first` down to the one above `depth` hold; `first` is at depth 1.
-fn look_above(first: &Arc<Disk>, at: u64, mut length: u64, depth: u32) -> Result<(u64, Below)> {
-    let mut layer = Arc::clone(first);
+fn look_above(first: &Disk, at: u64, mut length: u64, depth: u32) -> Result<(u64, Below)> {
+    let mut layer = first.clone();
     for here in 1..depth {
         if at >= layer.length() {
             // It ends here, and hides what is below it.
@@ -184,17 +183,10 @@ fn look_above(first: &Arc<Disk>, at: u64, mut length: u64, depth: u32) -> Result
             return Ok((length, if status.zero { Below::Zeroes } else { Below::Data }));
         }
         if here + 1 < depth {
-            layer = next_layer(&layer).ok_or_else(|| no_layer(depth))?;
+            layer = layer.backing().ok_or_else(|| no_layer(depth))?;
         }
     }
     Ok((length, Below::Nothing))
-}
-
-fn next_layer(disk: &Disk) -> Option<Arc<Disk>> {
-    match disk {
-        Disk::Qcow2(image) => image.core().backing().cloned(),
-        Disk::Raw(_) => None,
-    }
 }
 
 /// Why there is no layer to stop at.

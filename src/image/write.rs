@@ -4,9 +4,9 @@
 //! Power cut after any line of an allocating write: the old entry is in force until the new one is written,
 //! and that waits for counts, file length and contents (tickets). What was reserved and not linked leaks.
 
-use super::buffers::{total, Gather};
+use super::buffers::Gather;
 use super::payload::Place;
-use super::{check_range, Core, Io};
+use super::{check_range, total, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{zeroed, Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
@@ -135,7 +135,7 @@ impl Core {
     fn relieve_of(&self, waiting: u64, alloc: &Allocator) -> Result<()> {
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
         if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
-            self.session.flusher.flush(self)?;
+            self.session.flusher.join(|| self.barrier())?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::disk::Disk;
 use super::explore;
-use crate::image::Flusher;
+use crate::storage::flusher::Flusher;
 use crate::storage::medium::Medium;
 use ::loom::thread;
 use std::sync::Arc;

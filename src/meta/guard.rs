@@ -275,8 +275,8 @@ impl OverlapGuard {
     #[cold]
     fn found(&self, what: &str, hit: Owner, cluster: u64) -> Error {
         let owner = hit.first_name();
-        let text = format!("Preventing {what} metadata (overlaps with {owner}) [host cluster {cluster}]");
-        let found = Error::new(ErrorKind::MarkedCorrupt, text);
+        let summary = format!("Preventing {what} metadata (overlaps with {owner})");
+        let found = Error::new(ErrorKind::MarkedCorrupt, summary).detail(format!("host cluster {cluster}"));
         self.header.as_ref().map_or(found.clone(), |h| h.mark_corrupt(found))
     }
 

@@ -199,14 +199,13 @@ impl HeaderPage {
         if self.corrupt.swap(true, Ordering::SeqCst) {
             return found;
         }
-        let found = found.to_string();
-        let (what, detail) = found.split_at(found.rfind(" [").unwrap_or(found.len()));
-        let text =
-            format!("Marking image as corrupt: {what}; further corruption events will be suppressed{detail}");
+        let found = found.restated(ErrorKind::MarkedCorrupt, |what| {
+            format!("Marking image as corrupt: {what}; further corruption events will be suppressed")
+        });
         let version = self.lock().0.version;
         if version >= 3 && !self.medium.storage().traits().read_only {
             let _ = self.change(|h| h.incompatible |= INCOMPAT_CORRUPT);
         }
-        self.medium.latch().close(Error::new(ErrorKind::MarkedCorrupt, text))
+        self.medium.latch().close(found)
     }
 }

@@ -33,8 +33,8 @@ pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(
         match parse_table(&table, count) {
             Err(e) if e.kind() == ErrorKind::Corrupt && bytes < room => bytes = (bytes * 4).min(room),
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                let text = format!("Snapshot table is too big [{count} entries in more than {room} bytes]");
-                return Err(Error::new(ErrorKind::TooLarge, text));
+                let detail = format!("{count} entries in more than {room} bytes");
+                return Err(Error::new(ErrorKind::TooLarge, "Snapshot table is too big").detail(detail));
             }
             done => return done,
         }

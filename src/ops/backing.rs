@@ -6,15 +6,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::BACKING_FORMAT;
 use crate::format::header::MAX_BACKING_NAME_BYTES;
 use crate::format::Header;
-use crate::image::{CoreSettings, Disk, ExclusiveImage, Image};
+use crate::image::{CoreSettings, ExclusiveImage, Image};
 use crate::options::CreateOptions;
 use std::sync::Arc;
 
 /// The writable image behind `handle`.
 pub(super) fn writable(handle: &Handle) -> Result<&Image> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("a raw disk has no backing file"));
-    };
+    let image = Image::of(handle.disk(), "backing file")?;
     if image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
     }
@@ -30,10 +28,10 @@ pub(super) fn check_names(image: &Image, name: Option<&[u8]>, format: Option<&st
         (None, None) => Ok(()),
         (None, Some(_)) => Err(Error::invalid("Backing format cannot be used without backing file")),
         (Some([]), _) => Err(Error::invalid("Expected backing file name, got empty string")),
-        (Some(name), _) if name.len() > MAX_BACKING_NAME_BYTES as usize => Err(Error::invalid(format!(
-            "Backing file name too long [{} bytes, the limit is {MAX_BACKING_NAME_BYTES}]",
-            name.len()
-        ))),
+        (Some(name), _) if name.len() > MAX_BACKING_NAME_BYTES as usize => {
+            let detail = format!("{} bytes, the limit is {MAX_BACKING_NAME_BYTES}", name.len());
+            Err(Error::invalid("Backing file name too long").detail(detail))
+        }
         (Some(_), None) => Err(Error::invalid("backing format must be specified")),
         (Some(_), Some(format)) => CreateOptions::check_backing_format(format),
     }

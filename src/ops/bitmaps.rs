@@ -23,8 +23,8 @@ pub(crate) fn load_bitmaps(storage: &dyn Storage, header: &Header) -> Result<Vec
     check_pointer(&pointer, &geometry)?;
     let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
     if length.saturating_sub(pointer.directory_offset) < pointer.directory_bytes {
-        let text = "Broken bitmap directory [it ends past the end of the file]";
-        return Err(Error::new(ErrorKind::Corrupt, text));
+        let broken = Error::new(ErrorKind::Corrupt, "Broken bitmap directory");
+        return Err(broken.detail("it ends past the end of the file"));
     }
     let mut directory = zeroed("bitmap directory", pointer.directory_bytes)?;
     read_exact(storage, Purpose::Bitmaps, pointer.directory_offset, &mut directory)?;

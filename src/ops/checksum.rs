@@ -1,8 +1,8 @@
 //! A CRC-32 of the guest-visible contents, in time proportional to what is allocated: runs of zeroes are
 //! folded in with `combine`, in time logarithmic in their length.
 
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Disk;
 use crc32fast::Hasher;
 use std::io::IoSliceMut;
 

@@ -3,12 +3,13 @@
 //! The backing file is durable before the first entry of the image goes; a power cut in between leaves both
 //! complete. The base is reopened writable for the time of the commit, and repaired first when it is dirty.
 
+use super::check::Messages;
 use super::handle::Handle;
 use super::l1_table::make_empty;
-use super::open::Messages;
 use super::resize::resize;
+use crate::disk::{Disk, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, Disk, ZeroFlags};
+use crate::image::{Core, Image};
 use crate::options::Preallocation;
 use std::io::{IoSlice, IoSliceMut};
 
@@ -23,9 +24,7 @@ pub fn commit(
     messages: Option<Messages<'_>>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("a raw disk has no backing file to commit to"));
-    };
+    let image = Image::of(handle.disk(), "backing file to commit to")?;
     let Some(base) = handle.below() else {
         return Err(Error::unsupported("Image does not have a backing file"));
     };

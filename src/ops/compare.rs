@@ -5,9 +5,9 @@
 //! and an equal status of every range.
 
 use super::rebase::node;
+use crate::disk::{Disk, Status};
 use crate::error::{Error, ErrorKind};
 use crate::format::geometry::SECTOR_BYTES;
-use crate::image::{Disk, Status};
 use std::io::IoSliceMut;
 
 /// Most bytes that are read at once, of each disk.

@@ -3,15 +3,14 @@
 //! Several may do so at one path. A file belongs to who has its lock while it has the name: the winner's image stays,
 //! and who fails removes what it has made itself and nothing else.
 
-use super::create::create_with_data_file;
-use super::data_file::identity_of;
-use super::open::{has_protocol, shown_name, Origin};
+use super::formats::Driver;
+use super::open::files::storage_at;
+use super::open::{OpenFlags, Opening, Origin};
 use crate::error::{Error, Result};
-use crate::options::CreateOptions;
-use crate::storage::device;
+use crate::options::{CreateOptions, OpenOptions};
+use crate::storage::access::{Access, Identity};
 use crate::storage::file::{FileOptions, FileStorage};
-use crate::storage::lock::Access;
-use crate::storage::Storage;
+use crate::storage::{names, Storage};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +26,7 @@ pub fn create_at(
 ) -> Result<()> {
     options.validate()?;
     let named = match (&options.data_file, data_origin) {
-        (Some(name), None) if has_protocol(name) => {
+        (Some(name), None) if names::protocol(name).is_some() => {
             return Err(Error::unsupported(format!(
                 "data file name '{}' is not a file name",
                 name.to_string_lossy()
@@ -39,12 +38,37 @@ pub fn create_at(
     let image = NewFile::open(origin, Access::Write)?;
     let data = data_origin.or(named.as_ref()).map(|at| NewFile::open(at, Access::WriteData)).transpose()?;
     let data_storage = data.as_ref().map(|d| &*d.storage);
-    create_with_data_file(&*image.storage, data_storage, virtual_size, options)?;
+    Driver::QCOW2.create(&*image.storage, data_storage, virtual_size, options)?;
     image.keep();
     if let Some(data) = data {
         data.keep();
     }
     Ok(())
+}
+
+/// The size of a new image at `origin` that is given none: its backing file's, which is opened for that. A writer may
+/// have it.
+pub fn size_of_new(origin: &Origin, options: &CreateOptions) -> Result<u64> {
+    let Some(name) = &options.backing_file else {
+        return Err(Error::invalid("no size is given, and no backing file that has one"));
+    };
+    let Some(path) = names::resolve(name, origin.path()) else {
+        let name = name.to_string_lossy();
+        return Err(Error::invalid(format!(
+            "no size is given, and the backing file '{name}' is none that can be asked"
+        )));
+    };
+    let format = options.backing_format.as_deref().unwrap_or("none");
+    let Ok(format) = Driver::by_name(format) else {
+        return Err(Error::invalid(format!(
+            "no size is given, and the backing file's format is none that can be opened: {format}"
+        )));
+    };
+    let flags =
+        OpenFlags { read_only: true, force_share: true, metadata_only: true, format, ..OpenFlags::default() };
+    let mut opening = Opening { flags, options: OpenOptions::default(), resolver: None, messages: None };
+    let below = opening.open(&Origin::Path(path)).map_err(|e| e.within("Could not open backing file"))?;
+    Ok(below.disk().length())
 }
 
 /// How often an open begins again because somebody beside it has put another file at the name.
@@ -54,12 +78,12 @@ const TRIES: usize = 100;
 struct NewFile {
     storage: Arc<dyn Storage>,
     /// Where it was made, and what: nobody else has had it since, for it is locked.
-    made: Option<(PathBuf, (u64, u64))>,
+    made: Option<(PathBuf, Identity)>,
 }
 
 impl NewFile {
     fn open(origin: &Origin, access: Access) -> Result<NewFile> {
-        let shown = shown_name(origin);
+        let shown = origin.shown();
         match origin {
             Origin::Custom(storage) => Ok(NewFile { storage: Arc::clone(storage), made: None }),
             Origin::Descriptor(fd) => {
@@ -67,17 +91,18 @@ impl NewFile {
                 file.lock(access, &shown)?;
                 Ok(NewFile { storage: Arc::new(file), made: None })
             }
-            Origin::Path(path) => Self::at_path(path, access, &shown),
+            Origin::Uri(_) => Ok(NewFile { storage: storage_at(origin, WRITABLE)?, made: None }),
+            Origin::Path(path) => Self::at_path(path, origin, access, &shown),
         }
     }
 
-    fn at_path(path: &Path, access: Access, shown: &str) -> Result<NewFile> {
+    fn at_path(path: &Path, origin: &Origin, access: Access, shown: &str) -> Result<NewFile> {
         for _ in 0..TRIES {
             let (file, made) = open_or_make(path).map_err(|e| could_not(shown, &e))?;
             // Who has the lock has the file, whoever made it.
             file.lock(access, shown)?;
             // A create that failed beside this one removes what it made: before it lets go of the lock.
-            if file.identity().is_some() && file.identity() == identity_of(path) {
+            if file.identity().is_some() && file.identity() == origin.identity() {
                 let made = made.zip(file.identity());
                 return Ok(NewFile { storage: Arc::new(file), made });
             }
@@ -101,7 +126,7 @@ impl Drop for NewFile {
 const WRITABLE: FileOptions = FileOptions { writable: true, create: false, direct: false, no_sync: false };
 
 fn could_not(shown: &str, error: &io::Error) -> Error {
-    Error::host(format_args!("Could not create '{shown}'"), error)
+    Error::host(format_args!("Could not create '{shown}'"), error).about_file(shown)
 }
 
 /// Opens the file at `path`, or makes one there; with the name that it was made under. Of a link to nothing that is where
@@ -126,9 +151,9 @@ fn open_or_make(path: &Path) -> io::Result<(FileStorage, Option<PathBuf>)> {
 }
 
 /// Removes a file by name, and nothing else that may have got the name meanwhile.
-fn remove_only(path: &Path, identity: (u64, u64)) {
+fn remove_only(path: &Path, identity: Identity) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let is_it = |at: &Path| std::fs::symlink_metadata(at).is_ok_and(|m| device::identity_of(&m) == identity);
+    let is_it = |at: &Path| std::fs::symlink_metadata(at).is_ok_and(|m| Identity::of(&m) == identity);
     if !is_it(path) {
         return;
     }

@@ -1,17 +1,15 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
-use super::backing;
 use super::check::{check, CheckOptions, CheckReport, Messages};
-use super::data_file::DataFile;
-use super::open::{sync_before_repair, OpenFlags, Opening, Origin, Role};
+use super::formats::Driver;
+use super::open::files::Role;
+use super::open::origin::Origin;
+use super::open::params::{OpenFlags, Opening};
+use super::repair::sync_before_repair;
+use crate::disk::{inactive_error, Disk, Files, Stopped};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::extensions::DATA_FILE;
-use crate::format::Header;
-use crate::image::{inactive_error, CoreSettings, Disk, Image};
-use crate::meta::read_header;
+use crate::image::Image;
 use crate::options::OpenOptions;
-use crate::storage::file::FileStorage;
-use crate::storage::Storage;
 use crate::sync::locked;
 use arc_swap::ArcSwapOption;
 use std::ffi::OsStr;
@@ -21,39 +19,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub(super) struct Manner {
     pub(super) flags: OpenFlags,
     pub(super) options: OpenOptions,
-    pub(super) file: Option<Arc<FileStorage>>,
-    /// The data file's, where it is a file.
-    pub(super) data_file: Option<Arc<FileStorage>>,
+    pub(super) files: Files,
     pub(super) repaired: Option<CheckReport>,
 }
 
 impl Manner {
-    pub(super) fn new(flags: OpenFlags, options: OpenOptions, file: Option<Arc<FileStorage>>) -> Self {
-        Manner { flags, options, file, data_file: None, repaired: None }
+    pub(super) fn new(flags: OpenFlags, options: OpenOptions, files: Files) -> Self {
+        Manner { flags, options, files, repaired: None }
     }
 
-    fn settle(&mut self, opening: Opening<'_>, files: NewFiles, repaired: Option<CheckReport>) {
-        self.flags = opening.flags;
-        self.options = opening.options;
-        if files.image.is_some() {
-            self.file = files.image;
-        }
-        if files.data.is_some() {
-            self.data_file = files.data;
-        }
-        if repaired.is_some() {
-            self.repaired = repaired;
-        }
-    }
-
-    pub(super) fn after_repair(self, repaired: Option<CheckReport>) -> Self {
-        Manner { repaired, ..self }
+    /// As an open that asks for what is in force.
+    pub(super) fn opening(&self) -> Opening<'static> {
+        Opening { flags: self.flags, options: self.options.clone(), resolver: None, messages: None }
     }
 }
 
 /// An open disk.
 pub struct Handle {
-    disk: Arc<Disk>,
+    disk: Disk,
+    format: Driver,
     origin: Origin,
     manner: Mutex<Manner>,
     /// The backing file's handle; its disk is the one that holes of this disk read from.
@@ -62,30 +46,16 @@ pub struct Handle {
     pub(super) data_origin: Option<Origin>,
 }
 
-/// What a reopen has opened anew; the others stay.
-#[derive(Default)]
-struct NewFiles {
-    image: Option<Arc<FileStorage>>,
-    data: Option<Arc<FileStorage>>,
-}
-
 impl Handle {
     pub(super) fn new(
         disk: Disk,
         origin: Origin,
-        mut manner: Manner,
+        manner: Manner,
         below: Option<Handle>,
-        data_file: Option<DataFile>,
+        data_origin: Option<Origin>,
     ) -> Handle {
-        let data_origin = data_file.as_ref().map(|d| d.origin.clone());
-        manner.data_file = data_file.and_then(|d| d.file);
         let below = ArcSwapOption::from(below.map(Arc::new));
-        Handle { disk: Arc::new(disk), origin, manner: Mutex::new(manner), below, data_origin }
-    }
-
-    /// Opens `origin`.
-    pub fn open(opening: &mut Opening<'_>, origin: &Origin) -> Result<Handle> {
-        opening.open(origin)
+        Handle { disk, format: manner.flags.format, origin, manner: Mutex::new(manner), below, data_origin }
     }
 
     pub(super) fn manner(&self) -> MutexGuard<'_, Manner> {
@@ -98,8 +68,9 @@ impl Handle {
         &self.disk
     }
 
-    pub(super) fn shared_disk(&self) -> Arc<Disk> {
-        Arc::clone(&self.disk)
+    /// Its format.
+    pub fn format(&self) -> Driver {
+        self.format
     }
 
     /// The backing file's handle.
@@ -123,9 +94,8 @@ impl Handle {
 
     /// Whether this disk or one below it is on a caller's storage.
     pub fn uses_callbacks(&self) -> bool {
-        let custom = |origin: &Origin| matches!(origin, Origin::Custom(_));
-        custom(&self.origin)
-            || self.data_origin.as_ref().is_some_and(custom)
+        self.origin.is_custom()
+            || self.data_origin.as_ref().is_some_and(Origin::is_custom)
             || self.below().is_some_and(|b| b.uses_callbacks())
     }
 
@@ -151,7 +121,7 @@ impl Handle {
 
     /// The host's descriptor of the file, where there is one.
     pub fn descriptor(&self) -> Option<i32> {
-        self.manner().file.as_ref().map(|f| f.descriptor())
+        self.manner().files.image.descriptor()
     }
 
     /// Changes flags and run-time options. Everything is on the medium before the change; on failure the
@@ -161,7 +131,7 @@ impl Handle {
         read_only: bool,
         no_repair: bool,
         changes: &[&OsStr],
-        messages: Option<super::open::Messages<'_>>,
+        messages: Option<Messages<'_>>,
     ) -> Result<()> {
         let mut manner = self.manner();
         if manner.flags.inactive {
@@ -170,51 +140,49 @@ impl Handle {
         let mut options = manner.options.clone();
         options.update(changes)?;
         let flags = OpenFlags { read_only, no_repair, ..manner.flags };
-        let image = match self.disk() {
-            Disk::Raw(raw) => {
-                let alone = raw.exclusive();
-                alone.settle()?;
-                let opening = Opening { flags, options, resolver: None, messages };
-                let files = self.reopen_files(&manner, &opening)?;
-                let storage = as_storage(&files.image).unwrap_or_else(|| raw.storage());
-                alone.replace(storage, read_only, opening.options.cache.sync_each_write());
-                manner.settle(opening, files, None);
-                return Ok(());
-            }
-            Disk::Qcow2(image) => image,
-        };
-        let alone = image.exclusive();
-        alone.settle()?;
-        let core = alone.core();
-        let mut settings = CoreSettings { options: options.clone(), read_only, ..core.settings().clone() };
-        crate::image::validate(&core.header(), &settings)?;
+        let stopped = self.disk.stop();
+        stopped.settle()?;
         let mut opening = Opening { flags, options, resolver: None, messages };
+        stopped.check(&opening.settings())?;
         let files = self.reopen_files(&manner, &opening)?;
-        let storage = as_storage(&files.image).unwrap_or_else(|| Arc::clone(core.storage()));
-        settings.data_file = as_storage(&files.data).or(settings.data_file);
-        let done = header_now(&*storage, &core.header())
-            .and_then(|header| opening.repair_if_dirty(&header, &*storage, &self.origin))
-            .and_then(|repaired| alone.reload_from(storage, settings).map(|()| repaired));
-        match done {
+        match self.reload(&*stopped, &files, &mut opening) {
             Ok(repaired) => {
-                manner.settle(opening, files, repaired);
+                let repaired = repaired.or(manner.repaired);
+                *manner = Manner { flags: opening.flags, options: opening.options, files, repaired };
                 Ok(())
             }
             Err(e) => {
                 self.take_back(&manner, &files)?;
-                alone.reload()?;
+                stopped.reload(manner.files.clone(), manner.opening().settings())?;
                 Err(e)
             }
         }
     }
 
+    /// Goes on with other files or settings. Somebody may have changed the file where the handle had no lock to prevent
+    /// it.
+    fn reload(
+        &self,
+        stopped: &dyn Stopped,
+        files: &Files,
+        opening: &mut Opening<'_>,
+    ) -> Result<Option<CheckReport>> {
+        let draft = (self.format.draft)(Arc::clone(&files.image), opening.settings())?;
+        if draft.names() != stopped.names() {
+            return Err(Error::invalid("the image names another data file or backing file: open it anew"));
+        }
+        let repaired = opening.repair_if_dirty(&*draft, self.format, &*files.image, &self.origin)?;
+        stopped.reload(files.clone(), opening.settings())?;
+        Ok(repaired)
+    }
+
     /// The handle's files with the access that `opening` asks for.
-    fn reopen_files(&self, manner: &Manner, opening: &Opening<'_>) -> Result<NewFiles> {
-        let image = reopen_file(manner.file.as_deref(), opening, &self.origin, Role::Image)?;
-        let mut files = NewFiles { image, data: None };
-        let Some(origin) = &self.data_origin else { return Ok(files) };
-        match reopen_file(manner.data_file.as_deref(), opening, origin, Role::DataFile) {
-            Ok(data) => files.data = data,
+    fn reopen_files(&self, manner: &Manner, opening: &Opening<'_>) -> Result<Files> {
+        let image = opening.reopen_storage(&manner.files.image, &self.origin, Role::Image)?;
+        let mut files = Files { image, data: manner.files.data.clone() };
+        let (Some(old), Some(origin)) = (&manner.files.data, &self.data_origin) else { return Ok(files) };
+        match opening.reopen_storage(old, origin, Role::DataFile) {
+            Ok(data) => files.data = Some(data),
             Err(e) => {
                 self.take_back(manner, &files)?;
                 return Err(e);
@@ -224,23 +192,20 @@ impl Handle {
     }
 
     /// Undoes `reopen_files`.
-    fn take_back(&self, manner: &Manner, files: &NewFiles) -> Result<()> {
-        let (flags, options) = (manner.flags, manner.options.clone());
-        let back = Opening { flags, options, resolver: None, messages: None };
-        if let (Some(new), Some(old)) = (&files.image, &manner.file) {
-            back.take_back(new, old, &self.origin, Role::Image)?;
+    fn take_back(&self, manner: &Manner, files: &Files) -> Result<()> {
+        let (back, old) = (manner.opening(), &manner.files);
+        back.take_back(&files.image, &old.image, &self.origin, Role::Image)?;
+        match (&files.data, &old.data, &self.data_origin) {
+            (Some(new), Some(old), Some(origin)) => back.take_back(new, old, origin, Role::DataFile),
+            _ => Ok(()),
         }
-        if let (Some(new), Some(old), Some(origin)) = (&files.data, &manner.data_file, &self.data_origin) {
-            back.take_back(new, old, origin, Role::DataFile)?;
-        }
-        Ok(())
     }
 
     /// Threads that a check of this image may use. A caller's storage is called on the caller's thread only.
     pub fn check_workers(&self) -> u32 {
-        match self.disk() {
-            Disk::Qcow2(image) if !self.uses_callbacks() => image.core().settings().options.check_threads,
-            _ => 1,
+        match self.uses_callbacks() {
+            true => 1,
+            false => self.manner().options.check_threads,
         }
     }
 
@@ -251,9 +216,8 @@ impl Handle {
         messages: Option<Messages<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<CheckReport> {
-        let Disk::Qcow2(image) = self.disk() else {
-            return Err(Error::unsupported("This image format does not support checks"));
-        };
+        let image = Image::find(self.disk())
+            .ok_or_else(|| Error::unsupported("This image format does not support checks"))?;
         let repairs = options.repair_leaks || options.repair_errors;
         let alone = image.exclusive();
         let core = alone.core();
@@ -276,50 +240,9 @@ impl Handle {
 
     /// Brings everything to the medium, reports the first failure, and lets go of the file.
     pub fn close(self) -> Result<()> {
-        match self.disk() {
-            _ if self.flags().inactive => Ok(()),
-            Disk::Qcow2(image) => close_image(image),
-            Disk::Raw(raw) => raw.exclusive().settle(),
+        match self.flags().inactive {
+            true => Ok(()),
+            false => self.disk.stop().close(),
         }
     }
-}
-
-/// A file with another access; `None` when it stays as it is, or is not a file.
-fn reopen_file(
-    old: Option<&FileStorage>,
-    opening: &Opening<'_>,
-    origin: &Origin,
-    role: Role,
-) -> Result<Option<Arc<FileStorage>>> {
-    match (old, origin) {
-        (Some(old), _) => opening.reopen_file(old, origin, role),
-        (None, Origin::Custom(storage)) if !opening.flags.read_only && storage.traits().read_only => {
-            Err(Error::new(ErrorKind::ReadOnly, "the caller's storage takes no writes"))
-        }
-        (None, _) => Ok(None),
-    }
-}
-
-/// The header as the file has it now, which somebody may have changed where the handle had no lock to prevent it.
-fn header_now(storage: &dyn Storage, old: &Header) -> Result<Header> {
-    let (header, _) = read_header(storage)?;
-    if header.extension(DATA_FILE) != old.extension(DATA_FILE)
-        || backing::names(&header) != backing::names(old)
-    {
-        return Err(Error::invalid("the image names another data file or backing file: open it anew"));
-    }
-    Ok(header)
-}
-
-fn as_storage(file: &Option<Arc<FileStorage>>) -> Option<Arc<dyn Storage>> {
-    file.as_ref().map(|f| Arc::clone(f) as Arc<dyn Storage>)
-}
-
-/// Settles an image that nobody will use any more.
-pub fn close_image(image: &Image) -> Result<()> {
-    let alone = image.exclusive();
-    if alone.core().is_read_only() {
-        return Ok(());
-    }
-    alone.settle()
 }

@@ -5,15 +5,13 @@
 //! The chain goes along with the image. Files that the header still names the same way are used by the descriptors
 //! that are open; any other is opened.
 
-use super::backing;
+use super::check::Messages;
 use super::handle::{Handle, Manner};
-use super::open::{shown_name, Messages, Opening, Origin, Resolver, Role, Seen};
+use super::open::files::Role;
+use super::open::origin::Origin;
+use super::open::params::{Opening, Resolver, Seen};
+use crate::disk::{Draft, Files, Stopped};
 use crate::error::{Error, Result};
-use crate::format::extensions::DATA_FILE;
-use crate::format::Header;
-use crate::image::{validate, Core, CoreSettings, Disk, ExclusiveImage};
-use crate::meta::read_header;
-use crate::storage::file::FileStorage;
 use crate::storage::Storage;
 use std::sync::Arc;
 
@@ -24,19 +22,9 @@ pub fn inactivate(handle: &Handle) -> Result<()> {
         return Ok(());
     }
     // Held to the end: whoever comes in afterwards finds the chain inactive too.
-    let (mut _image, mut _raw) = (None, None);
-    match handle.disk() {
-        Disk::Qcow2(image) => {
-            let alone = _image.insert(image.exclusive());
-            alone.settle()?;
-            alone.deactivate();
-        }
-        Disk::Raw(raw) => {
-            let alone = _raw.insert(raw.exclusive());
-            alone.settle()?;
-            alone.deactivate();
-        }
-    }
+    let stopped = handle.disk().stop();
+    stopped.settle()?;
+    stopped.deactivate();
     manner.flags.inactive = true;
     let below = handle.below().map_or(Ok(()), |below| inactivate(&below));
     below.and(unlock(handle, &manner))
@@ -72,72 +60,58 @@ fn activate<'a>(
     done
 }
 
-/// An image that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they
-/// keep is here and not on the stack.
+/// A disk that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they
+/// keep on the stack is this and little else.
 struct Loading {
-    storage: Arc<dyn Storage>,
-    header: Header,
-    settings: CoreSettings,
+    files: Files,
+    draft: Box<dyn Draft>,
     below: Option<Arc<Handle>>,
 }
 
 fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
-    let image = match handle.disk() {
-        Disk::Qcow2(image) => image,
-        Disk::Raw(raw) => return raw.exclusive().activate(),
-    };
-    let alone = image.exclusive();
-    let mut loading = begin_load(handle, &alone.core(), image.is_chain_kept(), opening)?;
-    seen.push(loading.storage.identity());
+    let stopped = handle.disk().stop();
+    let mut loading = begin_load(handle, &*stopped, manner, opening)?;
+    seen.push(loading.files.image.identity());
     match &loading.below {
         Some(below) => {
             let resolver = opening.resolver.as_mut().map(|r| &mut **r as Resolver<'_>);
             let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);
             activate(below, resolver, messages, seen)?;
         }
-        None => loading.below = opening.open_backing(&loading.header, handle.origin(), seen)?.map(Arc::new),
+        None => {
+            let opened = opening.open_backing(&*loading.draft, &*loading.files.image, seen)?;
+            loading.below = opened.map(Arc::new);
+        }
     }
-    finish_load(handle, &alone, manner, opening, loading)
+    finish_load(handle, &*stopped, manner, opening, loading)
 }
 
 #[inline(never)]
-fn begin_load(
-    handle: &Handle,
-    old: &Core,
-    chain_kept: bool,
-    opening: &mut Opening<'_>,
-) -> Result<Box<Loading>> {
-    let storage = Arc::clone(old.storage());
-    let (header, _) = read_header(&*storage)?;
-    let settings = CoreSettings {
-        options: opening.options.clone(),
-        read_only: opening.flags.read_only,
-        metadata_only: opening.flags.metadata_only,
-        backing: None,
-        data_file: old.settings().data_file.clone(),
-    };
-    validate(&header, &settings)?;
-    if opening.options.data_file.is_none() && header.extension(DATA_FILE) != old.header().extension(DATA_FILE)
-    {
+fn begin_load(handle: &Handle, old: &dyn Stopped, manner: &Manner, opening: &Opening<'_>) -> Result<Loading> {
+    let files = manner.files.clone();
+    let draft = (handle.format().draft)(Arc::clone(&files.image), opening.settings())?;
+    let (names, old_names) = (draft.names(), old.names());
+    if opening.options.data_file.is_none() && names.data_file != old_names.data_file {
         return Err(Error::invalid("the image names another data file: open it anew"));
     }
-    let same = chain_kept && backing::names(&header) == backing::names(&old.header());
-    let below = handle.below().filter(|_| same && header.backing_file.is_some());
-    Ok(Box::new(Loading { storage, header, settings, below }))
+    let same = old.is_chain_kept() && names.have_same_backing(&old_names);
+    let below = handle.below().filter(|_| same && names.backing.is_some());
+    Ok(Loading { files, draft, below })
 }
 
 #[inline(never)]
 fn finish_load(
     handle: &Handle,
-    alone: &ExclusiveImage<'_>,
+    stopped: &dyn Stopped,
     manner: &mut Manner,
     opening: &mut Opening<'_>,
-    loading: Box<Loading>,
+    loading: Loading,
 ) -> Result<()> {
-    let Loading { storage, header, mut settings, below } = *loading;
-    settings.backing = below.as_ref().map(|b| b.shared_disk());
-    let loaded = opening.repair_if_dirty(&header, &*storage, handle.origin()).and_then(|repaired| {
-        alone.activate(storage, settings)?;
+    let Loading { files, draft, below } = loading;
+    let backing = below.as_ref().map(|below| below.disk().clone());
+    let repaired = opening.repair_if_dirty(&*draft, handle.format(), &*files.image, handle.origin());
+    let loaded = repaired.and_then(|repaired| {
+        stopped.activate(files, opening.settings(), backing)?;
         Ok(repaired)
     });
     match loaded {
@@ -156,27 +130,19 @@ fn finish_load(
 /// Takes the locks that the flags ask for.
 #[inline(never)]
 fn lock(handle: &Handle, manner: &Manner, opening: &Opening<'_>) -> Result<()> {
-    change_lock(&manner.file, Some(handle.origin()), Role::Image, opening)?;
-    change_lock(&manner.data_file, handle.data_origin.as_ref(), Role::DataFile, opening)
+    change_lock(&*manner.files.image, handle.origin(), Role::Image, opening)?;
+    match (&manner.files.data, &handle.data_origin) {
+        (Some(data), Some(origin)) => change_lock(&**data, origin, Role::DataFile, opening),
+        _ => Ok(()),
+    }
 }
 
 /// Leaves the locks of one who does not mind what others do.
 #[inline(never)]
 fn unlock(handle: &Handle, manner: &Manner) -> Result<()> {
-    let (flags, options) = (manner.flags, manner.options.clone());
-    lock(handle, manner, &Opening { flags, options, resolver: None, messages: None })
+    lock(handle, manner, &manner.opening())
 }
 
-fn change_lock(
-    file: &Option<Arc<FileStorage>>,
-    origin: Option<&Origin>,
-    role: Role,
-    opening: &Opening<'_>,
-) -> Result<()> {
-    match (file, origin) {
-        (Some(file), Some(origin)) => {
-            file.change_lock(opening.access(opening.flags.read_only, role), &shown_name(origin))
-        }
-        _ => Ok(()),
-    }
+fn change_lock(storage: &dyn Storage, origin: &Origin, role: Role, opening: &Opening<'_>) -> Result<()> {
+    storage.change_lock(opening.access(opening.flags.read_only, role), &origin.shown())
 }

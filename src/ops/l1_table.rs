@@ -78,3 +78,15 @@ pub(super) fn make_empty(image: &ExclusiveImage<'_>) -> Result<()> {
     image.settle()?;
     image.core().begin_write()?.1.cut_file()
 }
+
+/// Lets go of the VM state in the active table.
+pub(super) fn drop_vm_state(image: &ExclusiveImage<'_>) -> Result<()> {
+    let core = image.core();
+    let first = core.geometry().l1_entries_for(core.length());
+    if !core.parts()?.map.has_tables_from(first) {
+        return Ok(());
+    }
+    core.structure_writer()?;
+    image.settle()?;
+    drop_tables(image, first)
+}

@@ -1,9 +1,10 @@
 //! How large an image file gets before it is made.
 
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::BITMAPS;
 use crate::format::Geometry;
-use crate::image::Disk;
+use crate::image::Image;
 use crate::options::{CreateOptions, Preallocation};
 
 /// Lengths of a file that is not there yet, in bytes.
@@ -21,7 +22,7 @@ pub struct Measured {
 pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>) -> Result<Measured> {
     options.validate()?;
     let geometry = options.geometry();
-    let size = source.map_or(virtual_size, Disk::length);
+    let size = source.map_or(virtual_size, |disk| disk.length());
     if size > geometry.max_virtual_size() {
         let text = "The image size is too large (try using a larger cluster size)";
         return Err(Error::new(ErrorKind::TooLarge, text));
@@ -46,8 +47,7 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
 
 /// 0 for an image that could have bitmaps and has none.
 fn bitmaps_bytes(source: &Disk) -> Option<u64> {
-    let Disk::Qcow2(image) = source else { return None };
-    let header = image.core().header();
+    let header = Image::find(source)?.core().header();
     (header.version >= 3 && header.extension(BITMAPS).is_none()).then_some(0)
 }
 

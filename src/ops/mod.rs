@@ -6,7 +6,6 @@
 
 pub mod amend;
 pub mod backing;
-mod below;
 pub(crate) mod bitmaps;
 pub mod check;
 pub mod checksum;
@@ -15,16 +14,16 @@ pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod create_at;
-pub mod data_file;
+pub mod formats;
 pub mod handle;
 pub mod inactive;
 mod l1_table;
 mod last_steps;
 pub mod measure;
 pub mod open;
-pub mod overlay;
 pub mod probe;
 pub mod rebase;
+mod repair;
 pub mod resize;
 pub mod snapshot;
 pub mod stream;

@@ -6,11 +6,12 @@
 
 use super::backing::{change_names, check_names, writable};
 use super::handle::Handle;
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DATA_FILE;
-use crate::image::{Disk, ExclusiveImage};
+use crate::image::ExclusiveImage;
+use crate::storage::access::Identity;
 use std::io::IoSlice;
-use std::sync::Arc;
 
 /// Least bytes that are compared at once.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -46,7 +47,7 @@ pub fn rebase(
             "the image was opened without its backing file: what it shows is not known",
         ));
     }
-    let work = Work { image: &image, new: backing.map(Handle::shared_disk), compressed };
+    let work = Work { image: &image, new: backing.map(|b| b.disk().clone()), compressed };
     work.run(progress)?;
     let stays = backing.is_none_or(|b| core.backing().is_some_and(|old| node(old, 0) == node(b.disk(), 0)));
     change_names(handle, &image, name, format)?;
@@ -74,10 +75,10 @@ fn in_chain(chain: &Disk, image: &Disk) -> bool {
 /// Which file decides about a guest range.
 #[derive(PartialEq, Eq)]
 pub(super) struct Node {
-    pub identity: Option<(u64, u64)>,
+    pub identity: Option<Identity>,
     /// Of the file that has its data.
-    pub data: Option<(u64, u64)>,
-    raw: bool,
+    pub data: Option<Identity>,
+    format: &'static str,
 }
 
 impl Node {
@@ -89,13 +90,12 @@ impl Node {
 
 /// The disk at `depth` of a chain.
 pub(super) fn node(disk: &Disk, depth: u32) -> Option<Node> {
-    match disk {
-        _ if depth == 0 => {
+    match depth {
+        0 => {
             let (identity, data) = (disk.identity(), disk.data_identity());
-            Some(Node { identity, data, raw: matches!(disk, Disk::Raw(_)) })
+            Some(Node { identity, data, format: disk.name() })
         }
-        Disk::Qcow2(image) => node(image.core().backing()?, depth - 1),
-        Disk::Raw(_) => None,
+        _ => node(&disk.backing()?, depth - 1),
     }
 }
 
@@ -106,7 +106,7 @@ struct Side {
     from: Option<Node>,
 }
 
-fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
+fn look(side: Option<&Disk>, at: u64, length: u64) -> Result<Side> {
     let Some(disk) = side.filter(|d| at < d.length()) else {
         return Ok(Side { length, zero: true, from: None });
     };
@@ -117,7 +117,7 @@ fn look(side: Option<&Arc<Disk>>, at: u64, length: u64) -> Result<Side> {
 
 struct Work<'a, 'i> {
     image: &'a ExclusiveImage<'i>,
-    new: Option<Arc<Disk>>,
+    new: Option<Disk>,
     compressed: bool,
 }
 
@@ -227,7 +227,7 @@ fn cluster_end(at: u64, from: usize, length: usize, cluster_bytes: u64) -> usize
     length.min(end as usize)
 }
 
-fn fill(side: Option<&Arc<Disk>>, at: u64, buffer: &mut [u8]) -> Result<()> {
+fn fill(side: Option<&Disk>, at: u64, buffer: &mut [u8]) -> Result<()> {
     match side.filter(|d| at < d.length()) {
         Some(disk) => disk.read_as_backing(at, buffer),
         None => {

@@ -1,16 +1,14 @@
-//! VM state that needs a longer L1 table, and VM state that goes.
+//! VM state that needs a longer L1 table.
 
 use super::handle::Handle;
-use super::l1_table::{drop_tables, make_l1_room};
-use crate::error::{Error, Result};
+use super::l1_table::make_l1_room;
+use crate::error::Result;
 use crate::format::geometry::MAX_L1_BYTES;
-use crate::image::{Disk, ExclusiveImage};
+use crate::image::{ExclusiveImage, Image};
 
 /// Writes `bytes` at `offset` of the VM state. The L1 table grows where it has to; requests wait meanwhile.
 pub fn write(handle: &Handle, offset: u64, bytes: &[u8]) -> Result<()> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("a raw disk has no VM state"));
-    };
+    let image = Image::of(handle.disk(), "VM state")?;
     image.after_steps(|| {
         while !image.write_vm_state(offset, bytes)? {
             make_room(&image.exclusive(), offset + bytes.len() as u64)?;
@@ -26,16 +24,4 @@ fn make_room(image: &ExclusiveImage<'_>, bytes: u64) -> Result<()> {
     let needed = parts.geometry.l1_entries_for(core.vm_state_end(bytes)?);
     let ample = u64::from(core.header().l1_size) * 3 / 2;
     make_l1_room(image, needed.max(ample.min(MAX_L1_BYTES / 8)))
-}
-
-/// Lets go of the VM state in the active table.
-pub(super) fn drop_vm_state(image: &ExclusiveImage<'_>) -> Result<()> {
-    let core = image.core();
-    let first = core.geometry().l1_entries_for(core.length());
-    if !core.parts()?.map.has_tables_from(first) {
-        return Ok(());
-    }
-    core.structure_writer()?;
-    image.settle()?;
-    drop_tables(image, first)
 }

@@ -62,7 +62,7 @@ impl AmendOptions {
                 } else {
                     ""
                 };
-                Error::invalid(format!("Invalid parameter '{key}'{hint}"))
+                Error::invalid(format!("Invalid parameter '{key}'")).hint(hint)
             };
             assign(&mut parsed, option.as_ref(), unknown)?;
         }

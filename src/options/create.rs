@@ -120,8 +120,12 @@ fn not_accepted(name: &str, value: &str) -> Error {
     Error::invalid(format!("Parameter '{name}' does not accept value '{value}'"))
 }
 
-fn not_yet(name: &str) -> Error {
-    Error::unsupported(format!("Option '{name}' is not supported yet"))
+fn not_yet(name: &'static str) -> Error {
+    Error::unsupported(format!("Option '{name}' is not supported yet")).about_option(name)
+}
+
+fn needs_v3(summary: &str) -> Error {
+    Error::invalid(summary).hint(" (use version=v3 or greater)").about_option("compat")
 }
 
 /// log2 of a valid cluster size.
@@ -290,9 +294,8 @@ impl CreateOptions {
             ));
         }
         if self.extended_l2 && self.version < 3 {
-            return Err(Error::invalid(
-                "Extended L2 entries are only supported with compatibility level 1.1 and above \
-                 (use version=v3 or greater)",
+            return Err(needs_v3(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above",
             ));
         }
         if self.extended_l2 && self.cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
@@ -301,9 +304,7 @@ impl CreateOptions {
             ));
         }
         if self.version < 3 && self.lazy_refcounts {
-            return Err(Error::invalid(
-                "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
-            ));
+            return Err(needs_v3("Lazy refcounts only supported with compatibility level 1.1 and above"));
         }
         Ok(())
     }
@@ -313,9 +314,8 @@ impl CreateOptions {
             return Err(Error::invalid("data-file-raw requires data-file"));
         }
         if self.data_file.is_some() && self.version < 3 {
-            return Err(Error::invalid(
-                "External data files are only supported with compatibility level 1.1 and above \
-                 (use version=v3 or greater)",
+            return Err(needs_v3(
+                "External data files are only supported with compatibility level 1.1 and above",
             ));
         }
         if self.data_file_raw && self.backing_file.is_some() {
@@ -352,16 +352,14 @@ impl CreateOptions {
         self.check_combinations()?;
         refcount_order(1u64.checked_shl(self.refcount_order).unwrap_or(0))?;
         if self.version < 3 && self.refcount_order != 4 {
-            return Err(Error::invalid(
-                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
-                 (use version=v3 or greater)",
+            return Err(needs_v3(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above",
             ));
         }
         self.check_data_file()?;
         if self.version < 3 && self.zstd {
-            return Err(Error::invalid(
-                "Non-zlib compression type is only supported with compatibility level 1.1 and above \
-                 (use version=v3 or greater)",
+            return Err(needs_v3(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above",
             ));
         }
         Ok(())

@@ -48,11 +48,10 @@ fn suffix_shift(suffix: char) -> Option<u32> {
 /// needs a suffix above b and is rounded to the nearest byte; hexadecimal takes no suffix. `name` is for the message.
 pub fn parse_size(name: &str, text: &str) -> Result<u64> {
     let refuse = || {
-        Error::invalid(format!(
-            "Parameter '{name}' expects a non-negative number below 2^64\n\
-             Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
-             and exabytes, respectively."
-        ))
+        Error::invalid(format!("Parameter '{name}' expects a non-negative number below 2^64")).hint(
+            "\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively.",
+        )
     };
     let out_of_range = || Error::invalid(format!("Value '{text}' is out of range for parameter '{name}'"));
     let body = skip_space(text);

@@ -187,7 +187,7 @@ pub(super) fn assign<T: Table>(
         (None, _) => (&*key, &b"on"[..]),
     };
     let row = find(key).ok_or_else(|| with_hint::<T>(key, unknown(key)))?;
-    row.assign(to, value)?;
+    row.assign(to, value).map_err(|e| e.about_option(row.info.name))?;
     Ok(&row.info)
 }
 
@@ -195,9 +195,7 @@ pub(super) fn assign<T: Table>(
 fn with_hint<T: Table>(key: &str, error: Error) -> Error {
     let plain = |name: &str| name.replace('_', "-");
     match T::ROWS.iter().find(|row| plain(row.info.name) == plain(key)) {
-        Some(meant) => {
-            Error::new(error.kind(), format!("{error} [here it is spelled '{}']", meant.info.name))
-        }
+        Some(meant) => error.detail(format!("here it is spelled '{}'", meant.info.name)),
         None => error,
     }
 }

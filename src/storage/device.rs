@@ -3,21 +3,10 @@
 use super::file::sys::Allocate;
 use super::file::FileStorage;
 use super::{is_not_supported, Purpose, Storage};
-use std::fs::Metadata;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 /// Multiple of the block of every usual device, bytes.
 const DEVICE_BLOCK: u64 = 4096;
-
-/// Device and inode of a file; of a device its number, for it may have several nodes.
-pub fn identity_of(metadata: &Metadata) -> (u64, u64) {
-    match metadata.file_type().is_block_device() {
-        // No file system has this number.
-        true => (u64::MAX, metadata.rdev()),
-        false => (metadata.dev(), metadata.ino()),
-    }
-}
 
 /// Zeroes a range of a device: the whole blocks in it by the host's means, the rest by writing.
 pub(super) fn zero(device: &FileStorage, offset: u64, length: u64) -> io::Result<()> {

@@ -13,10 +13,9 @@ impl Latch {
     pub fn check(&self) -> Result<()> {
         match self.0.get() {
             None => Ok(()),
-            Some(first) => Err(Error::new(
-                ErrorKind::Latched,
-                format!("the image takes no more writes after an earlier failure: {first}"),
-            )),
+            Some(first) => Err(first.clone().restated(ErrorKind::Latched, |first| {
+                format!("the image takes no more writes after an earlier failure: {first}")
+            })),
         }
     }
 

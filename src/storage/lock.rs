@@ -4,6 +4,7 @@
 //! Permission `p` in use is a shared lock on byte 100+p; a permission that others may not have is a shared
 //! lock on byte 200+p. A conflict is somebody else's lock on the opposite byte.
 
+use super::access::{Access, Identity};
 use super::file::sys::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{planted, Plant};
@@ -19,21 +20,6 @@ const CONSISTENT_READ: u64 = 0;
 const WRITE: u64 = 1;
 const RESIZE: u64 = 3;
 const NAMES: [&str; 4] = ["consistent read", "write", "write unchanged", "resize"];
-
-/// What an open wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Reads; nobody may write.
-    Read,
-    /// Reads; others may do what they like.
-    ReadShared,
-    /// Reads and writes; nobody else may write.
-    Write,
-    /// As `Read`, of an external data file: the image's lock says who may write.
-    ReadData,
-    /// As `Write`, of an external data file.
-    WriteData,
-}
 
 impl Access {
     fn in_use(self) -> &'static [u64] {
@@ -103,7 +89,7 @@ impl Users {
 struct Registry {
     forks: u64,
     /// Gives all its memory back when the last file leaves, so that leak checkers find nothing at exit.
-    files: Mutex<BTreeMap<(u64, u64), Users>>,
+    files: Mutex<BTreeMap<Identity, Users>>,
     /// See `opening_turn`.
     opening: std::sync::Mutex<()>,
     /// That of a child of this process.
@@ -128,11 +114,11 @@ impl Registry {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(u64, u64), Users>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Identity, Users>> {
         locked(self.files.lock())
     }
 
-    fn forget(&self, identity: (u64, u64), access: Access) {
+    fn forget(&self, identity: Identity, access: Access) {
         let mut files = self.lock();
         let Some(users) = files.get_mut(&identity) else { return };
         users.leave(access);
@@ -142,7 +128,7 @@ impl Registry {
     }
 
     /// One user changes its access; the others decide whether it may. Nobody can come in between.
-    fn change(&self, identity: (u64, u64), from: Access, to: Access, shown: &str) -> Result<()> {
+    fn change(&self, identity: Identity, from: Access, to: Access, shown: &str) -> Result<()> {
         if planted(Plant::AccessChangedInTwoSteps) {
             self.forget(identity, from);
             return self.register(identity, to, shown);
@@ -153,7 +139,7 @@ impl Registry {
         users.enter(to, shown).inspect_err(|_| users.count(from))
     }
 
-    fn register(&self, identity: (u64, u64), access: Access, shown: &str) -> Result<()> {
+    fn register(&self, identity: Identity, access: Access, shown: &str) -> Result<()> {
         self.lock().entry(identity).or_default().enter(access, shown)
     }
 }
@@ -167,7 +153,7 @@ pub(super) fn opening_turn() -> std::sync::MutexGuard<'static, ()> {
 pub struct FileLock {
     file: Arc<File>,
     access: Access,
-    identity: (u64, u64),
+    identity: Identity,
     registry: &'static Registry,
     /// Another lock has taken over: there is nothing to release.
     replaced: bool,
@@ -175,7 +161,7 @@ pub struct FileLock {
 
 impl FileLock {
     /// Locks `file` or names the permission that somebody else withholds. `shown` is the name for messages.
-    pub fn take(file: &Arc<File>, identity: (u64, u64), access: Access, shown: &str) -> Result<FileLock> {
+    pub fn take(file: &Arc<File>, identity: Identity, access: Access, shown: &str) -> Result<FileLock> {
         let registry = Registry::current();
         registry.register(identity, access, shown)?;
         // From here on dropping the lock undoes what was done.
@@ -183,6 +169,11 @@ impl FileLock {
         lock.place_all(shown)?;
         lock.test_all(shown)?;
         Ok(lock)
+    }
+
+    /// Whether this descriptor has it.
+    pub fn is_on(&self, file: &Arc<File>) -> bool {
+        Arc::ptr_eq(&self.file, file)
     }
 
     /// Whether others must leave the file's length as it is.
@@ -298,10 +289,9 @@ const HERE: &str = "handle of this process";
 const ELSEWHERE: &str = "process";
 
 fn refused(which: &str, who: &str, shown: &str) -> Error {
-    Error::new(
-        ErrorKind::Locked,
-        format!("Failed to get {which} lock\nIs another {who} using the image [{shown}]?"),
-    )
+    Error::new(ErrorKind::Locked, format!("Failed to get {which} lock"))
+        .hint(format!("\nIs another {who} using the image [{shown}]?"))
+        .about_file(shown)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -334,7 +324,7 @@ mod tests {
         let place = tempfile::NamedTempFile::new().unwrap();
         let open = || Arc::new(File::options().read(true).write(true).open(place.path()).unwrap());
         let (files, other) = ([open(), open()], open());
-        let id = (u64::MAX, 1);
+        let id = Identity(u64::MAX, 1);
         let mut lock = Some(FileLock::take(&files[0], id, Access::Write, "x").unwrap());
         if !lock_byte_held(&other, NOT_SHARED + WRITE).unwrap() {
             eprintln!("skipped: no OFD locks here");
@@ -365,7 +355,7 @@ mod loom {
     fn nobody_comes_in_while_a_user_changes_its_access() {
         ::loom::model(|| {
             let registry = Arc::new(Registry::new(0));
-            let id = (1, 2);
+            let id = Identity(1, 2);
             registry.register(id, Access::Write, "x").unwrap();
             let other = Arc::clone(&registry);
             let other = ::loom::thread::spawn(move || {

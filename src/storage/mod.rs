@@ -8,12 +8,14 @@
 //! returns `Ok` they are durable; bytes outside a write do not change; a file that grows by `set_length` reads as
 //! zeroes there.
 
+pub mod access;
 pub(crate) mod buffers;
 mod data_file;
 pub mod device;
 mod direct;
 pub mod end;
 pub mod file;
+pub mod flusher;
 pub mod gate;
 pub mod helper;
 pub mod holes;
@@ -21,9 +23,14 @@ pub mod latch;
 pub mod lock;
 pub mod medium;
 pub mod memory;
+pub mod names;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use access::{Access, FileOptions, Identity};
+use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What a storage call is for. Traces, injected faults and the ownership map of tests use it; files ignore it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,13 +136,43 @@ pub trait Storage: Send + Sync {
     fn is_device(&self) -> bool {
         false
     }
-    /// Device and inode, or a device's number, to recognise a file that is opened twice.
-    fn identity(&self) -> Option<(u64, u64)> {
+    /// Which file it is, to recognise one that is opened twice; `None`: it cannot be told.
+    fn identity(&self) -> Option<Identity> {
         None
+    }
+    /// The host's descriptor, where there is one.
+    fn descriptor(&self) -> Option<i32> {
+        None
+    }
+    /// The path of the file that is recorded here under `name`, where that is a path and known.
+    fn resolve(&self, name: &OsStr) -> Option<PathBuf> {
+        names::resolve(name, None)
+    }
+    /// Keeps others from what `access` excludes, until the storage and all that were reopened from it are gone. Nothing
+    /// to do for storages that are nobody else's. `shown` is the name for messages.
+    fn lock(&self, _access: Access, _shown: &str) -> Result<()> {
+        Ok(())
+    }
+    /// Changes the access of the lock, where there is one, and takes it over from the storage that this one was reopened
+    /// from, or that was reopened from this one. On failure it is as it was.
+    fn change_lock(&self, _access: Access, _shown: &str) -> Result<()> {
+        Ok(())
+    }
+    /// The same bytes, opened in another way; `None`: this storage serves that. The lock stays where it is.
+    fn reopen(&self, options: FileOptions, _shown: &str) -> Result<Option<Arc<dyn Storage>>> {
+        check_access(self.traits(), options.writable).map(|()| None)
     }
     /// Bytes allocated on the host, where known.
     fn allocated_bytes(&self) -> Option<u64> {
         None
+    }
+}
+
+/// Fails where writes are wanted of a caller's storage that takes none.
+pub fn check_access(traits: Traits, writable: bool) -> Result<()> {
+    match writable && traits.read_only {
+        true => Err(Error::new(ErrorKind::ReadOnly, "the caller's storage takes no writes")),
+        false => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! C1 to C3, C5 and C7 to C9, C13: two owners, lost bytes, bytes that come back.
 
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::error::ErrorKind;
-use qcow2::testing::image::ZeroFlags;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{Opening, Origin};
 use qcow2::testing::ops::resize::resize;
@@ -436,11 +436,10 @@ fn c09_close_waits_for_requests_in_flight() {
     let recorder = setup.recorder();
     let handle = setup.open(recorder.clone()).unwrap();
     let hold = recorder.hold(Kind::Write, Some(Purpose::Data));
-    let qcow2::testing::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| setup::write(&handle, 30, 40, 5, false));
         assert!(recorder.wait_parked(hold, PATIENCE));
-        let closing = scope.spawn(|| qcow2::testing::ops::handle::close_image(image));
+        let closing = scope.spawn(|| handle.disk().stop().close());
         std::thread::sleep(Duration::from_millis(30));
         assert!(!closing.is_finished(), "closed while a write was inside");
         recorder.release(hold);

@@ -1,7 +1,7 @@
 //! An entry that names what it does not own gives nothing away (C28).
 
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::error::{ErrorKind, Result};
-use qcow2::testing::image::ZeroFlags;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::snapshot::{NewSnapshot, SnapshotRef};

@@ -159,7 +159,7 @@ fn lazy_04_no_repair_is_an_error_of_its_own() {
     assert_eq!((error.kind(), error.errno()), (ErrorKind::Dirty, libc::EUCLEAN));
     let metadata_only = OpenFlags { metadata_only: true, ..READ_ONLY };
     let handle = open_file(&bench.path("disk"), metadata_only, &[]).unwrap();
-    let qcow2::testing::image::Disk::Qcow2(image) = handle.disk() else { unreachable!() };
+    let image = qcow2::testing::image::Image::find(handle.disk()).unwrap();
     assert_eq!(image.core().header().incompatible & 1, 1);
     assert!(bench.read("disk") == bytes);
 }
@@ -353,7 +353,7 @@ fn lazy_10_nothing_is_used_again_too_early() {
     let drops: [(&str, Drops); 3] = [
         ("discard", |h| h.disk().discard(2 * SECTOR, 10 * SECTOR).unwrap()),
         ("unmap", |h| {
-            let unmap = qcow2::testing::image::ZeroFlags { unmap: true, no_fallback: false };
+            let unmap = qcow2::testing::disk::ZeroFlags { unmap: true, no_fallback: false };
             h.disk().write_zeroes(2 * SECTOR, 10 * SECTOR, unmap, false).unwrap();
         }),
         ("overwrite after a discard", |h| {

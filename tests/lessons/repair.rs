@@ -1,7 +1,7 @@
 //! C4, C6 and a part of C8: what a repair must count, and what a compressed entry says. Images of the stock tools.
 //! (VM state: `ops::check::tests::kinds`.)
 
-use qcow2::testing::image::ZeroFlags;
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use testkit::images::*;
 use testkit::oracle::{be32, be64};

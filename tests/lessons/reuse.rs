@@ -1,7 +1,7 @@
 //! C17 to C19: what was linked already went back, what one image had in memory was shown by another, and a header of which
 //! nobody knows whether it was written.
 
-use qcow2::testing::image::Disk;
+use qcow2::testing::disk::Disk;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::snapshot::{self, NewSnapshot, SnapshotRef};
 use qcow2::testing::options::Preallocation;

@@ -421,7 +421,7 @@ fn security_version_2_has_no_version_3_fields() {
         bytes[80..4096].fill(fill);
         let image: Arc<dyn Storage> = memory(bytes.clone());
         let handle = open_over(&image, None, WRITABLE, &[]).unwrap();
-        let qcow2::testing::image::Disk::Qcow2(qcow2) = handle.disk() else { unreachable!() };
+        let qcow2 = qcow2::testing::image::Image::find(handle.disk()).unwrap();
         let header = qcow2.core().header();
         assert_eq!((header.version, header.refcount_order, header.header_length), (2, 4, 72));
         assert_eq!(

@@ -1,6 +1,6 @@
 //! Space that nobody asked for.
 
-use qcow2::testing::image::ZeroFlags;
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::resize::resize;
 use qcow2::testing::options::Preallocation;

@@ -10,8 +10,8 @@ mod settings;
 
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Disk, ExclusiveImage};
-use crate::ops::resize::resize_image;
+use crate::image::{ExclusiveImage, Image};
+use crate::ops::resize::image::resize_image;
 use crate::options::{AmendOptions, Preallocation};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -36,9 +36,10 @@ pub fn amend(
     options: &[impl AsRef<OsStr>],
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
-    let Disk::Qcow2(image) = handle.disk() else {
-        return Err(Error::unsupported("Format driver 'raw' does not support option amendment"));
-    };
+    let image = Image::find(handle.disk()).ok_or_else(|| {
+        let name = handle.format().name;
+        Error::unsupported(format!("Format driver '{name}' does not support option amendment"))
+    })?;
     let options = AmendOptions::parse(options)?;
     if image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));

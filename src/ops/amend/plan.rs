@@ -29,9 +29,7 @@ pub(super) fn plan(image: &ExclusiveImage<'_>, options: &AmendOptions) -> Result
     let lazy = header.compatible & COMPAT_LAZY_REFCOUNTS != 0;
     if let Some(on) = options.lazy_refcounts.filter(|on| *on != lazy) {
         if on && version < 3 {
-            return Err(Error::invalid(
-                "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
-            ));
+            return Err(needs_v3("Lazy refcounts only supported with compatibility level 1.1 and above"));
         }
         steps.push(Step::LazyRefcounts(on));
     }
@@ -82,12 +80,14 @@ fn plan_refcounts(
         return Ok(order);
     }
     if version < 3 && order != 4 {
-        return Err(Error::invalid(
-            "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
-        ));
+        return Err(needs_v3("Refcount widths other than 16 bits require compatibility level 1.1 or above"));
     }
     steps.push(Step::RefcountOrder(order));
     Ok(order)
+}
+
+fn needs_v3(summary: &str) -> Error {
+    Error::invalid(summary).hint(" (use compat=1.1 or greater)").about_option("compat")
 }
 
 /// Rebase changes the backing file; here it can be named as it is only.
@@ -99,7 +99,9 @@ fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
         && options.backing_format == header.extension_text(extensions::BACKING_FORMAT);
     match same {
         true => Ok(()),
-        false => Err(Error::unsupported("Cannot amend the backing file [a rebase can]")),
+        false => Err(Error::unsupported("Cannot amend the backing file")
+            .detail("a rebase can")
+            .about_option("backing_file")),
     }
 }
 
@@ -112,7 +114,7 @@ fn plan_size(header: &Header, options: &AmendOptions, highest: u32, steps: &mut 
     }
     let geometry = Geometry { version: highest, ..header.geometry() };
     geometry.check_virtual_size(size).map_err(|e| {
-        Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large [{e}]"))
+        Error::new(ErrorKind::TooLarge, "Failed to grow the L1 table: File too large").because(e)
     })?;
     if header.snapshot_count > 0 && highest < 3 {
         return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));

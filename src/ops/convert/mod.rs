@@ -8,8 +8,9 @@ mod offload;
 mod pieces;
 
 use crate::codec::is_zero;
+use crate::disk::{Disk, PackedClusters, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Disk, PackedClusters, ZeroFlags};
+use crate::format::geometry::SECTOR_BYTES;
 use crate::storage::helper;
 use crate::sync::locked;
 use offload::Offload;
@@ -99,7 +100,7 @@ pub fn convert(
 
 /// Refuses what cannot be done; the unit of compressed pieces.
 fn validate(source: &Disk, target: &Disk, options: &ConvertOptions) -> Result<u64> {
-    if std::ptr::eq(source, target) || source.identity().is_some_and(|s| target.identity() == Some(s)) {
+    if source.is(target) || source.identity().is_some_and(|s| target.identity() == Some(s)) {
         return Err(Error::invalid("convert: source and target are the same"));
     }
     if target.is_read_only() {
@@ -115,12 +116,12 @@ fn validate(source: &Disk, target: &Disk, options: &ConvertOptions) -> Result<u6
     if !(1..=MAX_WORKERS).contains(&options.workers) {
         return Err(Error::invalid(format!("workers is {}: 1 to {MAX_WORKERS}", options.workers)));
     }
-    match target {
-        Disk::Qcow2(image) => Ok(image.core().header().geometry().cluster_bytes()),
-        Disk::Raw(_) if options.compressed => {
+    match target.compressed_unit() {
+        Some(cluster_bytes) => Ok(cluster_bytes),
+        None if options.compressed => {
             Err(Error::unsupported("Compression not supported for this file format"))
         }
-        Disk::Raw(_) => Ok(512),
+        None => Ok(SECTOR_BYTES),
     }
 }
 

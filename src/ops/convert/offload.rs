@@ -1,7 +1,7 @@
 //! The part of convert that leaves copying to the host.
 
+use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
-use crate::image::Disk;
 use crate::storage::{is_not_supported, Purpose, Storage};
 use std::io::{Error, IoSliceMut};
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! Convert's range, cut into pieces that one worker copies at a time.
 
 use super::ConvertOptions;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::image::Disk;
 use crate::sync::locked;
 use std::ops::Range;
 use std::sync::Mutex;

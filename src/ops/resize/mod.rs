@@ -5,16 +5,12 @@
 //! durably; then the size changes, and what is added is preallocated. Shrinking: entries past the new end go
 //! first, then the size. A power cut leaves the old size, or the new one, with leaks at most. Requests wait.
 
+pub(super) mod image;
 mod prepare;
 
-use super::bitmaps::{free_bitmaps, load_bitmaps};
 use super::handle::Handle;
-use super::l1_table::make_l1_room;
-use super::vm_state::drop_vm_state;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Disk, ExclusiveImage};
 use crate::options::Preallocation;
-use prepare::prepare;
 
 /// Sets the virtual size of an open disk.
 pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Result<()> {
@@ -22,78 +18,8 @@ pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Resul
     if disk.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the disk is open read-only"));
     }
-    match disk {
-        Disk::Raw(raw) => raw.exclusive().resize(size, preallocation),
-        Disk::Qcow2(_) if size % 512 != 0 => Err(Error::invalid("The new size must be a multiple of 512")),
-        Disk::Qcow2(image) => resize_image(&image.exclusive(), size, preallocation),
-    }
-}
-
-/// Sets the virtual size, preallocates what is added, and leaves everything durable. The image is loaded
-/// again.
-pub(super) fn resize_image(
-    image: &ExclusiveImage<'_>,
-    size: u64,
-    preallocation: Preallocation,
-) -> Result<()> {
-    let core = image.core();
-    let (geometry, old) = (*core.geometry(), core.length());
-    geometry.check_virtual_size(size).map_err(|e| {
-        Error::new(ErrorKind::TooLarge, format!("Failed to grow the L1 table: File too large [{e}]"))
-    })?;
-    let header = core.header();
-    if header.snapshot_count > 0 && header.version < 3 {
-        return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
-    }
-    // Of another size they mean nothing. Where nobody can read them, a repair frees them.
-    let bitmaps = load_bitmaps(&**core.storage(), &header).unwrap_or_default();
-    core.begin_write()?;
-    let preallocation = match preallocation {
-        // A raw data file has no holes that only the tables know of.
-        Preallocation::Off if size > old && core.has_raw_data_file() => Preallocation::Metadata,
-        asked => asked,
-    };
-    if size > old {
-        image.check_chain()?;
-        core.grow_data_file(old, size)?;
-    }
-    if size < old && preallocation != Preallocation::Off {
-        return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
-    }
-    if size != old {
-        // A table that breaks a rule leaves leaks.
-        match free_bitmaps(&core.parts()?, &bitmaps) {
-            Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
-            _ => {}
-        }
-        // It begins where the disk's L1 entries end: it would be part of the disk, or out of its place.
-        drop_vm_state(image)?;
-    }
-    if size < old {
-        image.core().cut(size)?;
-    }
-    let resized = make_l1_room(image, geometry.l1_entries_for(size))
-        .and_then(|()| prepare(image, old, size, preallocation))
-        .and_then(|()| put_size(image, old, size));
-    match resized {
-        Ok(()) if size < old => image.core().cut_data_file(size),
-        Err(e) if size > old => {
-            // The data file goes back to its length, if it can.
-            let _ = image.core().cut_data_file(old);
-            Err(e)
-        }
-        done => done,
-    }
-}
-
-/// Puts another size in force. Everything is on the medium. A failure leaves the old one.
-fn put_size(image: &ExclusiveImage<'_>, old: u64, size: u64) -> Result<()> {
-    let core = image.core();
-    let header = core.parts()?.header;
-    header.change(|h| h.virtual_size = size)?;
-    let loaded = image.load_again();
-    match &loaded {
-        Err(e) if !e.is_failed_sync() && header.change(|h| h.virtual_size = old).is_err() => image.reload(),
-        _ => loaded,
+    match handle.format().resize {
+        Some(resize) => resize(disk, size, preallocation),
+        None => Err(Error::unsupported(format!("Format driver '{}' does not support resize", disk.name()))),
     }
 }

@@ -1,7 +1,8 @@
 //! What lies past the old end of a disk, before the disk has it: zeroed, then preallocated.
 
+use crate::disk::ZeroFlags;
 use crate::error::{zeroed, Result};
-use crate::image::{Core, ExclusiveImage, ZeroFlags};
+use crate::image::{Core, ExclusiveImage};
 use crate::map::Source;
 use crate::meta::Settler;
 use crate::options::Preallocation;

@@ -26,19 +26,15 @@ pub use take::NewSnapshot;
 use super::handle::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::Snapshot;
-use crate::image::{Core, Disk, Image, Parts};
+use crate::image::{Core, Image, Parts};
 
 fn image_of(handle: &Handle) -> Result<&Image> {
-    match handle.disk() {
-        Disk::Qcow2(image) if image.core().is_read_only() => {
-            Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"))
-        }
-        Disk::Qcow2(image) => {
-            image.core().refuse_data_file("internal snapshots")?;
-            Ok(image)
-        }
-        Disk::Raw(_) => Err(Error::unsupported("a raw disk has no internal snapshots")),
+    let image = Image::of(handle.disk(), "internal snapshots")?;
+    if image.core().is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
     }
+    image.core().refuse_data_file("internal snapshots")?;
+    Ok(image)
 }
 
 /// Takes a snapshot. Requests wait meanwhile.

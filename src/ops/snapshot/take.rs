@@ -6,9 +6,9 @@ use crate::format::entries::COPIED;
 use crate::format::header::MAX_SNAPSHOTS;
 use crate::format::snapshot::{Snapshot, REQUIRED_EXTRA_BYTES};
 use crate::image::ExclusiveImage;
+use crate::ops::l1_table::drop_vm_state;
 use crate::ops::last_steps::{reload, reload_with_flags};
 use crate::ops::tree::{keep, Flags, L1Table};
-use crate::ops::vm_state::drop_vm_state;
 
 /// What a new snapshot is called and when it was taken.
 #[derive(Clone, Debug)]

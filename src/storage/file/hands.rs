@@ -2,25 +2,38 @@
 
 use super::{sys, FileStorage};
 use crate::error::Result;
-use crate::storage::lock::{Access, FileLock};
+use crate::storage::access::Access;
+use crate::storage::lock::FileLock;
 use crate::sync::locked;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
 
 impl FileStorage {
-    /// Locks the file against other programs and other opens of this process.
-    pub fn lock(&self, access: Access, shown: &str) -> Result<()> {
+    pub(super) fn take_lock(&self, access: Access, shown: &str) -> Result<()> {
         let taken = FileLock::take(&self.file, self.identity, access, shown)?;
         self.look_at_length();
         *locked(self.lock.lock()) = Some(taken);
         Ok(())
     }
 
-    /// Changes the access of the lock, where there is one, as the file changes hands. On failure it is as it was.
-    pub fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
-        if let Some(lock) = &mut *locked(self.lock.lock()) {
-            lock.change(access, shown)?;
+    /// As the file changes hands, or the descriptor that is used. On failure the lock is as it was.
+    pub(super) fn take_over_lock(&self, access: Access, shown: &str) -> Result<()> {
+        let mut held = locked(self.lock.lock());
+        match held.take() {
+            None => {}
+            Some(mut lock) if lock.is_on(&self.file) => {
+                let done = lock.change(access, shown);
+                *held = Some(lock);
+                done?;
+            }
+            Some(lock) => match lock.exchange(&self.file, access, shown) {
+                Ok(lock) => *held = Some(lock),
+                Err((lock, e)) => {
+                    *held = Some(lock);
+                    return Err(e);
+                }
+            },
         }
+        drop(held);
         self.look_at_length();
         Ok(())
     }
@@ -37,31 +50,6 @@ impl FileStorage {
             if let Ok(length) = sys::length_in_place(&self.file) {
                 shared.store(length, Ordering::SeqCst);
                 self.end.note(length);
-            }
-        }
-    }
-
-    /// Takes the lock over from another storage of the same file, with another access. On failure `old` keeps it as
-    /// it was.
-    pub fn take_lock_from(&self, old: &FileStorage, access: Access, shown: &str) -> Result<()> {
-        let mut held = locked(old.lock.lock());
-        if Arc::ptr_eq(&self.file, &old.file) {
-            match &mut *held {
-                Some(lock) => lock.change(access, shown)?,
-                None => self.look_at_length(),
-            }
-            *locked(self.lock.lock()) = held.take();
-            return Ok(());
-        }
-        let Some(lock) = held.take() else { return Ok(()) };
-        match lock.exchange(&self.file, access, shown) {
-            Ok(lock) => {
-                *locked(self.lock.lock()) = Some(lock);
-                Ok(())
-            }
-            Err((lock, e)) => {
-                *held = Some(lock);
-                Err(e)
             }
         }
     }

@@ -3,12 +3,17 @@
 use super::sys::{self, host_offset, Allocate, Seek};
 use super::transfer::{copy_range, once, read_many, read_one, write_many, write_one};
 use super::FileStorage;
+use crate::error::{Error, Result};
+use crate::storage::access::{Access, FileOptions, Identity};
 use crate::storage::end::EndAlone;
-use crate::storage::{device, HostRun, Purpose, Storage, Traits};
+use crate::storage::{device, names, HostRun, Purpose, Storage, Traits};
+use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 impl FileStorage {
     pub(in crate::storage) fn allocate(&self, what: Allocate, offset: u64, length: u64) -> io::Result<()> {
@@ -262,8 +267,34 @@ impl Storage for FileStorage {
         }
     }
 
-    fn identity(&self) -> Option<(u64, u64)> {
+    fn identity(&self) -> Option<Identity> {
         Some(self.identity)
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        Some(self.file.as_raw_fd())
+    }
+
+    fn resolve(&self, name: &OsStr) -> Option<PathBuf> {
+        names::resolve(name, self.path.as_deref())
+    }
+
+    fn lock(&self, access: Access, shown: &str) -> Result<()> {
+        self.take_lock(access, shown)
+    }
+
+    fn change_lock(&self, access: Access, shown: &str) -> Result<()> {
+        self.take_over_lock(access, shown)
+    }
+
+    fn reopen(&self, options: FileOptions, shown: &str) -> Result<Option<Arc<dyn Storage>>> {
+        if (FileOptions { create: false, ..self.options }) == options {
+            return Ok(None);
+        }
+        let again = self.opened_again(options);
+        let again = again
+            .map_err(|e| Error::host(format_args!("Could not reopen '{shown}'"), &e).about_file(shown))?;
+        Ok(Some(Arc::new(again)))
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

@@ -8,7 +8,8 @@ pub(super) mod sys;
 mod tests;
 mod transfer;
 
-use super::device::identity_of;
+pub use super::access::FileOptions;
+use super::access::Identity;
 use super::direct::Direct;
 use super::end::End;
 use super::lock::FileLock;
@@ -22,25 +23,14 @@ use std::sync::{Arc, Mutex};
 pub use sys::{forks, forks_so_far};
 pub(super) use transfer::{read_many, write_many, write_one};
 
-/// How a file is opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FileOptions {
-    /// Opened for writing too.
-    pub writable: bool,
-    /// Created when missing. Never truncated here.
-    pub create: bool,
-    /// Bypass the page cache (O_DIRECT).
-    pub direct: bool,
-    /// `sync` does nothing (cache=unsafe).
-    pub no_sync: bool,
-}
-
 /// A file or block device. After it has been opened, a request makes no system calls but those that move, sync, cut,
 /// reserve and release bytes, and lseek: a program may have forbidden itself all others.
 pub struct FileStorage {
     file: Arc<File>,
-    identity: (u64, u64),
+    identity: Identity,
     options: FileOptions,
+    /// Where it was opened, if by name.
+    path: Option<Arc<Path>>,
     direct: Option<Arc<Direct>>,
     regular: bool,
     end: Arc<End>,
@@ -51,8 +41,8 @@ pub struct FileStorage {
     shared_length: Option<Arc<AtomicU64>>,
     /// RLIMIT_FSIZE when the file was opened.
     size_limit: u64,
-    /// Released with the storage.
-    lock: Mutex<Option<FileLock>>,
+    /// Shared with what is reopened from it, and released with the last of them.
+    lock: Arc<Mutex<Option<FileLock>>>,
 }
 
 impl FileStorage {
@@ -71,7 +61,8 @@ impl FileStorage {
         how.read(true).write(options.writable).create(options.create && options.writable).create_new(new);
         how.truncate(false).mode(0o644);
         let file = descriptor::open(path, &how, if options.direct { libc::O_DIRECT } else { 0 })?;
-        Self::from_file(file, options, options.writable, false)
+        let storage = Self::from_file(file, options, options.writable, false)?;
+        Ok(FileStorage { path: Some(path.into()), ..storage })
     }
 
     /// Makes a file in `folder` that is gone with the storage. Nobody asks it for holes, which would take a sync.
@@ -98,33 +89,35 @@ impl FileStorage {
     }
 
     /// The same file with other options, through the description where that can serve them, and otherwise through one
-    /// that is opened anew: by the descriptor, or, where the host has no /proc, by `path`.
-    pub fn reopen(&self, mut options: FileOptions, path: Option<&Path>) -> Result<FileStorage> {
+    /// that is opened anew: by the descriptor, or, where the host has no /proc, by name.
+    fn opened_again(&self, mut options: FileOptions) -> Result<FileStorage> {
         options.create = false;
         if self.shared_length.is_some() {
             // The caller decided.
             options.direct = self.options.direct;
         }
+        let (path, lock) = (self.path.clone(), Arc::clone(&self.lock));
         if options.direct == self.options.direct && (self.takes_writes || !options.writable) {
             return Ok(FileStorage {
                 file: Arc::clone(&self.file),
                 direct: self.direct.clone(),
                 end: Arc::clone(&self.end),
                 shared_length: self.shared_length.clone(),
-                lock: Mutex::new(None),
                 options,
+                path,
+                lock,
                 ..*self
             });
         }
         let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let again = match (Self::open(Path::new(&name), options), path) {
+        let again = match (Self::open(Path::new(&name), options), &path) {
             (Err(e), Some(path)) => Self::open(path, options).map_err(|_| e)?,
             (done, _) => done?,
         };
         if again.identity != self.identity {
             return Err(Error::from_raw_os_error(libc::ESTALE));
         }
-        Ok(again)
+        Ok(FileStorage { path, lock, ..again })
     }
 
     fn from_file(
@@ -141,25 +134,16 @@ impl FileStorage {
             if is_shared { Some(Arc::new(AtomicU64::new(sys::length_in_place(&file)?))) } else { None };
         Ok(FileStorage {
             file,
-            identity: identity_of(&metadata),
+            identity: Identity::of(&metadata),
             options,
+            path: None,
             direct,
             regular: metadata.is_file(),
             end: Arc::new(End::new(metadata.len())),
             takes_writes,
             shared_length,
             size_limit: if metadata.is_file() { sys::size_limit() } else { u64::MAX },
-            lock: Mutex::new(None),
+            lock: Arc::default(),
         })
-    }
-
-    /// How it was opened.
-    pub fn options(&self) -> FileOptions {
-        self.options
-    }
-
-    /// The host's descriptor of the file.
-    pub fn descriptor(&self) -> i32 {
-        self.file.as_raw_fd()
     }
 }

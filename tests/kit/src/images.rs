@@ -4,6 +4,7 @@ use crate::oracle::{self, be64, OFFSET};
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::check::{check, CheckOptions, CheckReport};
 use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
 use qcow2::testing::options::{CreateOptions, OpenOptions};
@@ -26,7 +27,7 @@ pub const WRITABLE: OpenFlags = OpenFlags {
     allow_recorded: false,
     metadata_only: false,
     no_lock: false,
-    raw: false,
+    format: Driver::QCOW2,
     no_backing: false,
     inactive: false,
 };

@@ -11,6 +11,7 @@ use crate::setup::{self, backing_bytes, Setup, BACKING_TAG, BAD_TAG};
 use crate::sweep::{check_clean, Count};
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
 use qcow2::testing::storage::Storage;
@@ -43,12 +44,19 @@ impl Pair {
         recorder.contents()
     }
 
+    fn base_format(&self) -> Driver {
+        if self.base.is_some() {
+            Driver::QCOW2
+        } else {
+            Driver::RAW
+        }
+    }
+
     /// Opens the overlay writable above the base.
     pub fn open(&self, top: Arc<dyn Storage>, base: Arc<dyn Storage>) -> Result<Handle> {
-        let format = if self.base.is_some() { "qcow2" } else { "raw" };
-        let mut resolver = |_: &_| {
-            Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base)), format: Some(format.into()) })
-        };
+        let format = self.base_format();
+        let mut resolver =
+            |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base)), format: Some(format) });
         let mut opening = Opening {
             flags: OpenFlags::default(),
             options: self.top.options(),
@@ -60,7 +68,7 @@ impl Pair {
 
     /// What the base shows by itself, as far as the overlay's sectors go.
     pub fn read_base(&self, base: Arc<dyn Storage>, sectors: usize) -> std::result::Result<Vec<u32>, String> {
-        let flags = OpenFlags { raw: self.base.is_none(), read_only: true, ..OpenFlags::default() };
+        let flags = OpenFlags { format: self.base_format(), read_only: true, ..OpenFlags::default() };
         let mut opening = Opening { flags, options: self.top.options(), resolver: None, messages: None };
         let handle = opening.open(&Origin::Custom(base)).map_err(|e| format!("the base alone: {e}"))?;
         let mut tags = setup::read_all(&handle).map_err(|e| format!("the base alone: {e}"))?;

@@ -11,6 +11,7 @@ use crate::sweep::{check_clean, Count};
 use crate::SECTOR;
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::backing::change_backing_file;
+use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
 use qcow2::testing::ops::rebase::rebase;
@@ -78,7 +79,7 @@ fn open(setup: &Setup, storage: Arc<dyn Storage>, other: &[u8]) -> Result<Handle
 }
 
 fn open_raw(bytes: &[u8]) -> Result<Handle> {
-    let flags = OpenFlags { raw: true, read_only: true, ..OpenFlags::default() };
+    let flags = OpenFlags { format: Driver::RAW, read_only: true, ..OpenFlags::default() };
     let mut opening = Opening { flags, options: Default::default(), resolver: None, messages: None };
     opening.open(&Origin::Custom(Arc::new(Memory::new(bytes.to_vec()))))
 }

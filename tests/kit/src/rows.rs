@@ -5,14 +5,15 @@ use crate::recorder::Recorder;
 use crate::runner::take_over;
 use crate::setup;
 use crate::SECTOR;
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::error::{Error, ErrorKind, Result};
-use qcow2::testing::image::{Disk, SnapshotRef, ZeroFlags};
+use qcow2::testing::image::SnapshotRef;
 use qcow2::testing::ops::amend::amend;
 use qcow2::testing::ops::backing::{change_backing_file, make_empty};
 use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::convert::{convert, ConvertOptions};
-use qcow2::testing::ops::handle::{close_image, Handle};
+use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::inactive::{inactivate, invalidate};
 use qcow2::testing::ops::open::{ResolveAnswer, ResolveRequest};
 use qcow2::testing::ops::rebase::rebase;
@@ -365,8 +366,5 @@ fn copy_out(handle: &Handle) -> Result<()> {
 
 /// What closing does before it lets go of the file.
 fn close(handle: &Handle, _: &Row, _: u32) -> Result<()> {
-    match handle.disk() {
-        Disk::Qcow2(image) => close_image(image),
-        Disk::Raw(_) => Ok(()),
-    }
+    handle.disk().stop().close()
 }

@@ -5,8 +5,9 @@ use crate::ops::Op;
 use crate::recorder::Recorder;
 use crate::setup::{self, Setup};
 use crate::SECTOR;
+use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::error::{Error, ErrorKind};
-use qcow2::testing::image::{Disk, StreamScope, ZeroFlags};
+use qcow2::testing::image::{Image, StreamScope};
 use qcow2::testing::ops::amend::amend;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::inactive::{inactivate, invalidate};
@@ -223,8 +224,8 @@ pub fn apply_recorded(recorder: &Recorder, handle: &Handle, op: &Op, tag: u32) -
 /// Takes over what is below a range; nothing happens where nothing can be below.
 pub fn take_over(handle: &Handle, sector: u64, count: u64, reads: bool) -> Result<(), Error> {
     let (offset, length) = (sector * SECTOR, count * SECTOR);
-    match handle.disk() {
-        Disk::Qcow2(image) if reads => image.stream(offset, length, StreamScope::Read, &mut |_, _| true),
+    match Image::find(handle.disk()) {
+        Some(image) if reads => image.stream(offset, length, StreamScope::Read, &mut |_, _| true),
         _ => stream(handle, offset, length, 0, &mut |_, _| true),
     }
 }

@@ -10,7 +10,7 @@ use crate::setup::{self, Mode, Setup};
 use crate::sweep::{check_clean, mend_flags};
 use crate::{oracle, split, SECTOR};
 use qcow2::testing::error::ErrorKind;
-use qcow2::testing::image::Disk;
+use qcow2::testing::image::Image;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::storage::memory::Memory;
 use qcow2::testing::storage::{Purpose, Storage};
@@ -273,7 +273,7 @@ impl Scene {
         let answer = stage.recorder.request(range, zeroes, || (row.run)(&stage.handle, row, tag));
         // The last one: the image has been given away.
         let gone = [ErrorKind::PastEnd, ErrorKind::NotFound, ErrorKind::Occupied, ErrorKind::NotAllowed];
-        let other_name = matches!(stage.handle.disk(), Disk::Qcow2(image) if !image.is_chain_kept());
+        let other_name = Image::find(stage.handle.disk()).is_some_and(|image| !image.is_chain_kept());
         let refuses = |kind| gone.contains(&kind) || other_name && kind == ErrorKind::Invalid;
         let refused = matches!(&answer, Err(e) if refuses(e.kind()));
         let mut seen = Vec::new();

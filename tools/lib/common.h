@@ -4,6 +4,7 @@
 
 #include <qcow2.h>
 
+#include <stdarg.h>
 #include <stdbool.h>
 
 /* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0]. They do not wait for what
@@ -16,6 +17,7 @@ void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)))
 void warn_report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Allocated text; the tools run out of memory by exiting. */
 char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+char *text_vformat(const char *format, va_list arguments) __attribute__((format(printf, 1, 0)));
 char *text_copy(const char *text);
 void *memory_or_exit(void *pointer);
 /* Hands an allocated text over as the reason for `code`, which it returns. */
@@ -23,6 +25,8 @@ int refuse(char **error, int code, char *text);
 /* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
    environment also the details that the library adds. Valid until the next call. */
 const char *failure_text(void);
+/* The same failure in the library's parts. */
+void failure_parts(qcow2_error_detail *parts);
 
 /* --- numbers --- */
 
@@ -94,7 +98,8 @@ char *path_as_name(const char *path);
 /* The one place that knows names: plain paths, "file:", "json:{...}" and, with `image_opts`,
    "driver=qcow2,file.filename=...". 0 or -errno with *error allocated: the stock tool's text without any prefix. */
 int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error);
-/* One open option in the stock tool's spelling ("key", "value"): mapped, ignored where harmless, or refused. */
+/* One open option in the stock tool's spelling ("key", "value"): mapped, ignored where harmless, or refused; -ENOENT is
+   for a key that the format does not have, and for nothing else. */
 int image_option(struct image_spec *spec, const char *key, const char *value, char **error);
 /* All "key=value" items of a list, as "open -o" and "--image-opts" have them; may name the image as well. */
 int image_options(struct image_spec *spec, const struct string_list *items, char **error);

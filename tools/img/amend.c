@@ -51,10 +51,11 @@ static int amend(struct amend_job *job, qcow2_image *image)
     if (progress)
         putchar('\n');
     if (result < 0) {
-        const char *text = failure_text();
+        qcow2_error_detail parts;
 
-        error_report("%s", text);
-        if (strcmp(text, "Cannot amend the backing file") == 0)
+        failure_parts(&parts);
+        error_report("%s", failure_text());
+        if (parts.kind == QCOW2_ERROR_UNSUPPORTED && strcmp(parts.option, "backing_file") == 0)
             fprintf(stderr, "You can use '%s rebase' instead.\n", program_name);
     }
     free(options);

@@ -1,14 +1,15 @@
 //! The chain below an image: opened behind the caller's permission, read-only, each file once.
 
-use super::data_file::identity_of;
-use super::handle::Handle;
-use super::open::{
-    resolve_path, shown_name, Named, Node, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, Role,
-    Seen,
-};
+use super::files::Role;
+use super::node::Node;
+use super::origin::located;
+use super::params::{Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Seen};
+use crate::disk::Draft;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{extensions, Header};
+use crate::ops::formats::Driver;
+use crate::ops::handle::Handle;
 use crate::options::OpenOptions;
+use crate::storage::Storage;
 
 /// Most disks below an image.
 pub const MAX_CHAIN: usize = 200;
@@ -16,16 +17,16 @@ pub const MAX_CHAIN: usize = 200;
 impl Opening<'_> {
     /// Opens the chain below an image. Nodes are begun from the nearest to the last one and finished the other way, one
     /// after the other: the stack that it takes does not grow with the chain.
-    pub(super) fn open_backing(
+    pub(in crate::ops) fn open_backing(
         &mut self,
-        header: &Header,
-        origin: &Origin,
+        draft: &dyn Draft,
+        storage: &dyn Storage,
         seen: &mut Seen,
     ) -> Result<Option<Handle>> {
         if self.flags.metadata_only || self.flags.no_backing {
             return Ok(None);
         }
-        let Some(request) = request_below(header, origin, seen)? else { return Ok(None) };
+        let Some(request) = request_below(draft, storage, seen)? else { return Ok(None) };
         let answer = self.resolve(&request)?;
         let below = OpenFlags { read_only: true, no_repair: false, ..self.flags };
         let below_options = OpenOptions { cache: self.options.cache, ..OpenOptions::default() };
@@ -34,9 +35,7 @@ impl Opening<'_> {
         let opened = self.open_chain(request, answer, seen);
         self.flags = top;
         self.options = top_options;
-        // Said once, however deep in the chain it happened.
-        const PREFIX: &str = "Could not open backing file";
-        opened.map_err(|e| if e.to_string().starts_with(PREFIX) { e } else { e.within(PREFIX) })
+        opened.map_err(|e| e.within("Could not open backing file"))
     }
 
     fn open_chain(
@@ -48,10 +47,7 @@ impl Opening<'_> {
         let mut nodes: Vec<Box<Node>> = Vec::new();
         loop {
             let node = self.begin_below(&request, answer, seen).map_err(|e| said_by(&nodes, e))?;
-            let next = match &node.header {
-                Some(header) => request_below(header, &node.origin, seen),
-                None => Ok(None),
-            };
+            let next = request_below(&*node.draft, node.storage(), seen);
             let next = next.map_err(|e| located(e, &node.origin))?;
             nodes.push(node);
             let Some(next) = next else { break };
@@ -72,12 +68,10 @@ impl Opening<'_> {
         answer: ResolveAnswer,
         seen: &mut Seen,
     ) -> Result<Box<Node>> {
-        let format = answer.format.as_deref().or(request.format.as_deref());
-        let raw = match format {
-            Some("raw") => true,
-            Some("qcow2") => false,
-            Some(other) => return Err(Error::unsupported(format!("Unknown driver '{other}'"))),
-            None => {
+        let format = match (answer.format, &request.format) {
+            (Some(format), _) => format,
+            (None, Some(recorded)) => Driver::by_name(recorded)?,
+            (None, None) => {
                 return Err(Error::invalid(format!(
                     "backing file '{}': no format is recorded, and formats are not probed",
                     request.recorded_name.to_string_lossy()
@@ -85,25 +79,23 @@ impl Opening<'_> {
             }
         };
         // Before the lock, which a file that is open further up would refuse for another reason.
-        let file = match &answer.origin {
-            Origin::Path(path) => identity_of(path),
-            _ => None,
-        };
+        let file = answer.origin.identity();
         if file.is_some() && seen.contains(&file) {
             return Err(in_chain_already(request));
         }
-        self.flags.raw = raw;
-        let (storage, file) = self.open_storage(&answer.origin, true, Role::Image)?;
+        self.flags.format = format;
+        let storage = self.open_storage(&answer.origin, true, Role::Image)?;
         if storage.identity().is_some() && seen.contains(&storage.identity()) {
             return Err(in_chain_already(request));
         }
-        self.begin_node(&answer.origin, storage, file, seen).map_err(|e| located(e, &answer.origin))
+        self.begin_node(&answer.origin, storage, seen).map_err(|e| located(e, &answer.origin))
     }
 }
 
 /// What an image asks for below it, if anything.
-fn request_below(header: &Header, origin: &Origin, seen: &Seen) -> Result<Option<ResolveRequest>> {
-    let Some(recorded_name) = header.backing_name() else { return Ok(None) };
+fn request_below(draft: &dyn Draft, storage: &dyn Storage, seen: &Seen) -> Result<Option<ResolveRequest>> {
+    let names = draft.names();
+    let Some(recorded_name) = names.backing_name() else { return Ok(None) };
     let depth = seen.len();
     if depth > MAX_CHAIN {
         let name = recorded_name.to_string_lossy();
@@ -113,8 +105,8 @@ fn request_below(header: &Header, origin: &Origin, seen: &Seen) -> Result<Option
     Ok(Some(ResolveRequest {
         named: Named::Backing,
         depth,
-        resolved_path: resolve_path(recorded_name, origin),
-        format: header.extension_text(extensions::BACKING_FORMAT),
+        resolved_path: storage.resolve(recorded_name),
+        format: names.backing_format_text(),
         recorded_name: recorded_name.to_owned(),
     }))
 }
@@ -132,12 +124,4 @@ fn in_chain_already(request: &ResolveRequest) -> Error {
         ErrorKind::Loop,
         format!("'{}' is already in the chain", request.recorded_name.to_string_lossy()),
     )
-}
-
-/// An error about a node's contents says which file has them; below a caller's storage nothing has a name.
-pub(super) fn located(error: Error, origin: &Origin) -> Error {
-    match origin {
-        Origin::Custom(_) => error,
-        _ => error.in_file(shown_name(origin)),
-    }
 }

@@ -1,6 +1,6 @@
 /* "json:{...}" image names.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-#ifndef QCOW2_TOOLS_COMMON_JSON_H
-#define QCOW2_TOOLS_COMMON_JSON_H
+#ifndef QCOW2_TOOLS_JSON_OPTIONS_H
+#define QCOW2_TOOLS_JSON_OPTIONS_H
 
 #include "common.h"
 

@@ -20,13 +20,13 @@ struct measure_job {
 /* The stock tool names the option by its other spelling here. */
 static void report_failure(void)
 {
-    static const char other[] = " (use version=v3 or greater)";
-    const char *text = failure_text(), *end = strstr(text, other);
+    qcow2_error_detail parts;
 
-    if (end)
-        error_report("%.*s (use compat=1.1 or greater)", (int)(end - text), text);
+    failure_parts(&parts);
+    if (strcmp(parts.option, "compat") == 0 && *parts.hint)
+        error_report("%s (use compat=1.1 or greater)", parts.summary);
     else
-        error_report("%s", text);
+        error_report("%s", failure_text());
 }
 
 static int check_preallocation(const char *mode)

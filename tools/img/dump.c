@@ -24,12 +24,18 @@ static const struct {
 
 /* Names of feature bits the format documents, for images without a table of their own. */
 static const struct {
-    unsigned kind, bit;
+    unsigned kind;
+    uint64_t mask;
     const char *name;
 } feature_names[] = {
-    { 0, 0, "dirty bit" },        { 0, 1, "corrupt bit" }, { 0, 2, "external data file" },
-    { 0, 3, "compression type" }, { 0, 4, "extended L2 entries" },
-    { 1, 0, "lazy refcounts" },   { 2, 0, "bitmaps" },     { 2, 1, "raw external data" },
+    { 0, QCOW2_INCOMPATIBLE_DIRTY, "dirty bit" },
+    { 0, QCOW2_INCOMPATIBLE_CORRUPT, "corrupt bit" },
+    { 0, QCOW2_INCOMPATIBLE_DATA_FILE, "external data file" },
+    { 0, QCOW2_INCOMPATIBLE_COMPRESSION, "compression type" },
+    { 0, QCOW2_INCOMPATIBLE_EXTENDED_L2, "extended L2 entries" },
+    { 1, QCOW2_COMPATIBLE_LAZY_REFCOUNTS, "lazy refcounts" },
+    { 2, QCOW2_AUTOCLEAR_BITMAPS, "bitmaps" },
+    { 2, QCOW2_AUTOCLEAR_RAW_DATA, "raw external data" },
 };
 
 static void print_number(const char *label, uint64_t value)
@@ -59,7 +65,7 @@ static void print_feature_name(qcow2_image *image, unsigned kind, unsigned bit)
             }
     }
     for (size_t i = 0; i < sizeof(feature_names) / sizeof(feature_names[0]); i++)
-        if (feature_names[i].kind == kind && feature_names[i].bit == bit)
+        if (feature_names[i].kind == kind && feature_names[i].mask == UINT64_C(1) << bit)
             printf(" (%s)", feature_names[i].name);
 }
 

@@ -1,13 +1,13 @@
 //! A raw file as a disk: a layer of a chain, or what a tool was asked to treat as raw.
 
-use super::buffers::total;
-use super::copy::UseHost;
-use super::flush::Flusher;
-use super::status::Status;
-use super::{check_range, inactive_error, ZeroFlags};
+use super::{
+    check_range, inactive_error, total, Disk, Draft, Files, Format, Parts, Settings, Status, Stopped,
+    UseHost, ZeroFlags,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::round_up;
 use crate::options::Preallocation;
+use crate::storage::flusher::Flusher;
 use crate::storage::gate::{Exclusive, Gate};
 use crate::storage::holes::Holes;
 use crate::storage::latch::Latch;
@@ -24,7 +24,7 @@ fn length_of(storage: &dyn Storage) -> Result<u64> {
     Ok(round_up(length, 512))
 }
 
-/// See the module. Like an image it is behind a gate, and takes no writes after a failed sync.
+/// A disk whose bytes are those of its file. Like an image it is behind a gate, and takes no writes after a failed sync.
 pub struct RawDisk {
     gate: Gate<Arc<RawFile>>,
     latch: Latch,
@@ -49,7 +49,32 @@ pub struct ExclusiveRaw<'a> {
     inside: RefCell<Exclusive<'a, Arc<RawFile>>>,
 }
 
+/// A file that is to be a raw disk: any will do.
+struct RawDraft {
+    storage: Arc<dyn Storage>,
+    settings: Settings,
+}
+
+impl Draft for RawDraft {
+    fn open(self: Box<Self>, parts: Parts) -> Result<Disk> {
+        let Settings { options, read_only, .. } = self.settings;
+        let raw = RawDisk::open(self.storage, read_only, options.cache.sync_each_write())?;
+        if parts.inactive {
+            raw.exclusive().deactivate();
+        }
+        Ok(Disk::new(raw))
+    }
+}
+
 impl RawDisk {
+    /// What the format is called.
+    pub const NAME: &str = "raw";
+
+    /// Looks at a file that is to be opened.
+    pub fn draft(storage: Arc<dyn Storage>, settings: Settings) -> Result<Box<dyn Draft>> {
+        Ok(Box::new(RawDraft { storage, settings }))
+    }
+
     /// A disk of the file's length, rounded up to a sector as the stock driver does.
     pub fn open(storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) -> Result<RawDisk> {
         let length = AtomicU64::new(length_of(&*storage)?);
@@ -79,31 +104,6 @@ impl RawDisk {
 
     fn file(&self) -> Arc<RawFile> {
         locked(self.file.lock()).clone()
-    }
-
-    /// The file.
-    pub fn storage(&self) -> Arc<dyn Storage> {
-        Arc::clone(&self.file().storage)
-    }
-
-    /// Size in bytes.
-    pub fn length(&self) -> u64 {
-        self.length.load(Ordering::Relaxed)
-    }
-
-    /// Whether writes are refused.
-    pub fn is_read_only(&self) -> bool {
-        self.file().read_only
-    }
-
-    /// Fills `buffers` from `offset`.
-    pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        let file = self.gate.enter();
-        self.check_active()?;
-        let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
-        check_range(self.length(), offset, bytes)?;
-        let answer = file.storage.read(Purpose::Data, offset, buffers);
-        answer.map_err(|e| Error::host(format_args!("reading the raw file at {offset:#x}"), &e))
     }
 
     /// Runs a change of `[offset, offset + bytes)`. Its failure is the caller's, and closes nothing.
@@ -136,68 +136,6 @@ impl RawDisk {
         Ok(())
     }
 
-    /// Writes `buffers` at `offset`.
-    pub fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
-        let file = self.gate.enter();
-        let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
-        self.change(&file, offset, bytes, |storage| {
-            let answer = storage.write(Purpose::Data, offset, buffers);
-            answer.map_err(|e| Error::host(format_args!("writing the raw file at {offset:#x}"), &e))
-        })?;
-        self.finish_write(&file, fua)
-    }
-
-    /// Hands a range to `use_host`.
-    pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
-        let file = self.gate.enter();
-        self.check_active()?;
-        check_range(self.length(), offset, length)?;
-        use_host(&*file.storage, offset, length)
-    }
-
-    /// Copies bytes of another file here; how many. Called inside the gate of the other disk: where this one's is
-    /// closed, none.
-    pub(super) fn write_from(
-        &self,
-        offset: u64,
-        length: u64,
-        source: &dyn Storage,
-        source_offset: u64,
-    ) -> Result<u64> {
-        let Some(file) = self.gate.try_enter() else { return Ok(0) };
-        self.change(&file, offset, length, |storage| {
-            let copied = storage.copy_from(Purpose::Data, offset, source, source_offset, length);
-            copied.map_err(|e| Error::host(format_args!("copying to the raw file at {offset:#x}"), &e))
-        })?;
-        self.finish_write(&file, false)?;
-        Ok(length)
-    }
-
-    /// Makes a range read as zeroes.
-    pub fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
-        let file = self.gate.enter();
-        self.change(&file, offset, length, |storage| match length {
-            0 => Ok(()),
-            _ => zero(storage, offset, length, flags),
-        })?;
-        self.finish_write(&file, fua)
-    }
-
-    /// Gives a range back to the host.
-    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        let file = self.gate.enter();
-        self.change(&file, offset, length, |storage| match storage.discard(offset, length) {
-            Err(e) if !is_not_supported(&e) => Err(Error::host("discarding in the raw file", &e)),
-            _ => Ok(()),
-        })
-    }
-
-    /// Makes completed writes durable.
-    pub fn flush(&self) -> Result<()> {
-        let file = self.gate.enter();
-        self.sync(&file)
-    }
-
     /// A failure is final: the host may have dropped what it could not write. Syncs do not overlap, for the host tells
     /// one of two only.
     fn sync(&self, file: &RawFile) -> Result<()> {
@@ -211,24 +149,32 @@ impl RawDisk {
             done.map_err(|e| self.latch.close(Error::host("sync of the raw file", &e)))
         })
     }
+}
 
-    /// Before status is asked for.
-    pub fn settle_runs(&self) -> Result<()> {
-        let file = self.gate.enter();
-        if file.read_only || self.check_active().is_err() {
-            return Ok(());
-        }
-        self.flusher.join(|| {
-            if self.latch.check().is_err() {
-                return Ok(());
-            }
-            let done = self.holes.settle(&*file.storage);
-            done.map_err(|e| self.latch.close(Error::host("sync before the host is asked for holes", &e)))
-        })
+impl Format for RawDisk {
+    fn name(&self) -> &'static str {
+        Self::NAME
     }
 
-    /// The first run of a range.
-    pub fn status(&self, offset: u64, length: u64) -> Result<Status> {
+    fn storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(&self.file().storage)
+    }
+
+    fn length(&self) -> u64 {
+        self.length.load(Ordering::Relaxed)
+    }
+
+    fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let file = self.gate.enter();
+        self.check_active()?;
+        let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
+        check_range(self.length(), offset, bytes)?;
+        let answer = file.storage.read(Purpose::Data, offset, buffers);
+        answer.map_err(|e| Error::host(format_args!("reading the raw file at {offset:#x}"), &e))
+    }
+
+    fn status(&self, offset: u64, length: u64, _top_only: bool) -> Result<Status> {
+        check_range(self.length(), offset, length)?;
         let file = self.gate.enter();
         self.check_active()?;
         let run = self.holes.run(&*file.storage, offset);
@@ -246,6 +192,77 @@ impl RawDisk {
             depth: 0,
         })
     }
+
+    fn is_read_only(&self) -> bool {
+        self.file().read_only
+    }
+
+    fn settle_runs(&self) -> Result<()> {
+        let file = self.gate.enter();
+        if file.read_only || self.check_active().is_err() {
+            return Ok(());
+        }
+        self.flusher.join(|| {
+            if self.latch.check().is_err() {
+                return Ok(());
+            }
+            let done = self.holes.settle(&*file.storage);
+            done.map_err(|e| self.latch.close(Error::host("sync before the host is asked for holes", &e)))
+        })
+    }
+
+    fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
+        let file = self.gate.enter();
+        self.check_active()?;
+        check_range(self.length(), offset, length)?;
+        use_host(&*file.storage, offset, length)
+    }
+
+    fn write(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
+        let file = self.gate.enter();
+        let bytes = total(buffers.iter().map(|b| b.len())).unwrap_or(u64::MAX);
+        self.change(&file, offset, bytes, |storage| {
+            let answer = storage.write(Purpose::Data, offset, buffers);
+            answer.map_err(|e| Error::host(format_args!("writing the raw file at {offset:#x}"), &e))
+        })?;
+        self.finish_write(&file, fua)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
+        let file = self.gate.enter();
+        self.change(&file, offset, length, |storage| match length {
+            0 => Ok(()),
+            _ => zero(storage, offset, length, flags),
+        })?;
+        self.finish_write(&file, fua)
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        let file = self.gate.enter();
+        self.change(&file, offset, length, |storage| match storage.discard(offset, length) {
+            Err(e) if !is_not_supported(&e) => Err(Error::host("discarding in the raw file", &e)),
+            _ => Ok(()),
+        })
+    }
+
+    fn write_from(&self, offset: u64, length: u64, source: &dyn Storage, source_offset: u64) -> Result<u64> {
+        let Some(file) = self.gate.try_enter() else { return Ok(0) };
+        self.change(&file, offset, length, |storage| {
+            let copied = storage.copy_from(Purpose::Data, offset, source, source_offset, length);
+            copied.map_err(|e| Error::host(format_args!("copying to the raw file at {offset:#x}"), &e))
+        })?;
+        self.finish_write(&file, false)?;
+        Ok(length)
+    }
+
+    fn flush(&self) -> Result<()> {
+        let file = self.gate.enter();
+        self.sync(&file)
+    }
+
+    fn stop(&self) -> Box<dyn Stopped + '_> {
+        Box::new(self.exclusive())
+    }
 }
 
 /// Zeroes a range of the file.
@@ -261,33 +278,36 @@ fn zero(storage: &dyn Storage, offset: u64, length: u64, flags: ZeroFlags) -> Re
     }
 }
 
-impl ExclusiveRaw<'_> {
-    /// Everything that has returned is durable.
-    pub fn settle(&self) -> Result<()> {
+impl Stopped for ExclusiveRaw<'_> {
+    fn settle(&self) -> Result<()> {
         self.raw.sync(&self.raw.file())
     }
 
-    /// Goes on with another descriptor of the same file.
-    pub fn replace(&self, storage: Arc<dyn Storage>, read_only: bool, sync_each_write: bool) {
-        let file = Arc::new(RawFile { storage, read_only, sync_each_write });
+    fn reload(&self, files: Files, settings: Settings) -> Result<()> {
+        let file = Arc::new(RawFile {
+            storage: files.image,
+            read_only: settings.read_only,
+            sync_each_write: settings.options.cache.sync_each_write(),
+        });
         *locked(self.raw.file.lock()) = Arc::clone(&file);
         self.inside.borrow_mut().put(file);
         self.raw.holes.note_change();
+        Ok(())
     }
 
-    /// Refuses requests from now on: somebody else may change the file.
-    pub fn deactivate(&self) {
+    fn deactivate(&self) {
         self.raw.inactive.store(true, Ordering::SeqCst);
     }
 
-    /// Goes on with the file as it is now.
-    pub fn activate(&self) -> Result<()> {
-        self.raw.length.store(length_of(&*self.raw.storage())?, Ordering::Relaxed);
+    fn activate(&self, files: Files, _settings: Settings, _backing: Option<Disk>) -> Result<()> {
+        self.raw.length.store(length_of(&*files.image)?, Ordering::Relaxed);
         self.raw.holes.note_change();
         self.raw.inactive.store(false, Ordering::SeqCst);
         Ok(())
     }
+}
 
+impl ExclusiveRaw<'_> {
     /// Changes the size to `size`, with room on the host as asked for. On failure it is as it was.
     pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let raw = self.raw;

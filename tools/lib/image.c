@@ -1,6 +1,6 @@
 /* From what the user calls an image to an open handle.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "common.h"
-#include "common_json.h"
+#include "json_options.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -238,7 +238,7 @@ int image_option(struct image_spec *spec, const char *key, const char *value, ch
         return -EINVAL;
     }
     if (!same(key, "detect-zeroes") && (same(format, "raw") || !library_knows(key))) {
-        return refuse(error, -EINVAL,
+        return refuse(error, -ENOENT,
                       text_format("Block format '%s' does not support the option '%s'", format, key));
     }
     list_addf(&spec->options, "%s=%s", key, value);

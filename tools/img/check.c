@@ -129,9 +129,6 @@ static int check_and_print(qcow2_image *image, const struct image_args *args, ui
     if (status == 0 && (result.leaks_fixed || result.corruptions_fixed))
         status = check_again(image, args, &result);
     if (status < 0) {
-        /* What ended the check before it could tell by a message. */
-        if (strncmp(failure_text(), "ERROR ", 6) == 0)
-            error_report("%s", failure_text());
         error_report("Check failed: %s", strerror(-status));
         return EXIT_FAILURE;
     }

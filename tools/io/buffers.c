@@ -124,11 +124,13 @@ void io_report(FILE *out, const char *verb, uint64_t nanoseconds, int64_t offset
 int io_failed(FILE *out, const char *what, int code, int64_t offset, int64_t bytes)
 {
     int64_t length = qcow2_length(io.image);
+    qcow2_error_detail parts;
 
+    failure_parts(&parts);
     if (code == -EINVAL && length >= 0 && (bytes > length || offset > length - bytes)) {
         code = -EIO;
     }
-    if (strncmp(qcow2_last_error(), "Marking image as corrupt", 24) == 0) {
+    if (parts.kind == QCOW2_ERROR_MARKED_CORRUPT && !io.told_corrupt) {
         /* The stock engine says this by itself, once. */
         fprintf(stderr, "qcow2: %s\n", failure_text());
         io.told_corrupt = true;

@@ -287,9 +287,9 @@ static int reopen_options(struct reopen_request *request, struct image_spec *spe
             ret = -ENODEV;
         } else {
             ret = image_option(spec, key, value, error);
-            if (ret < 0 && strstr(*error, "does not support the option") != NULL) {
+            if (ret == -ENOENT) {
                 free(*error);
-                *error = text_format("Cannot change the option '%s'", key);
+                ret = refuse(error, -EINVAL, text_format("Cannot change the option '%s'", key));
             }
         }
         free(key);

@@ -1,6 +1,5 @@
 //! Flushes that coalesce: whoever comes while a barrier runs waits for the next one, which serves all of them.
 
-use super::Core;
 use crate::error::Result;
 use crate::planted::{planted, Plant};
 use crate::sync::{locked, Condvar, Mutex};
@@ -14,7 +13,7 @@ struct State {
     waiting: usize,
 }
 
-/// The flushes of one image.
+/// The flushes of one disk.
 #[derive(Default)]
 pub struct Flusher {
     state: Mutex<State>,
@@ -22,11 +21,6 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    /// Runs or joins a barrier that starts after this call.
-    pub(super) fn flush(&self, core: &Core) -> Result<()> {
-        self.join(|| core.barrier())
-    }
-
     /// Runs `barrier`, or waits for one that somebody else starts after this call.
     pub(crate) fn join(&self, barrier: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = locked(self.state.lock());

@@ -1,5 +1,5 @@
 /* A JSON object as flat open options.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-#include "common_json.h"
+#include "json_options.h"
 
 #include <errno.h>
 #include <stdlib.h>

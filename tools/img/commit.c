@@ -80,12 +80,34 @@ static int commit_image(qcow2_image *image, const struct image_args *args, bool 
     return EXIT_SUCCESS;
 }
 
+static int commit_open(qcow2_image *image, const struct image_args *args, const struct image_spec *spec, const char *name,
+                       const char *base, bool keep)
+{
+    qcow2_info info;
+    int result = EXIT_FAILURE;
+
+    if (image_info(image, &info)) {
+        if (base)
+            result = check_base(spec, name, base);
+        else if (info.backing_file)
+            result = EXIT_SUCCESS;
+        else
+            error_report("Image does not have a backing file");
+    }
+    if (result == EXIT_SUCCESS)
+        result = commit_image(image, args, keep);
+    if (close_image(image) != EXIT_SUCCESS)
+        result = EXIT_FAILURE;
+    if (result == EXIT_SUCCESS && !args->quiet)
+        puts("Image committed.");
+    return result;
+}
+
 static int run_commit(const struct img_command *command, int argc, char **argv)
 {
     struct image_args args = { 0 };
     struct image_spec spec = { 0 };
     qcow2_image *image = NULL;
-    qcow2_info info;
     const char *base = NULL, *cache = NULL, *name;
     int64_t rate;
     bool keep = false;
@@ -105,22 +127,8 @@ static int run_commit(const struct img_command *command, int argc, char **argv)
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && set_cache(&spec, cache, "Invalid cache option") == EXIT_SUCCESS &&
-        open_image(&args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
-        if (image_info(image, &info)) {
-            if (base)
-                result = check_base(&spec, name, base);
-            else if (info.backing_file)
-                result = EXIT_SUCCESS;
-            else
-                error_report("Image does not have a backing file");
-        }
-        if (result == EXIT_SUCCESS)
-            result = commit_image(image, &args, keep);
-        if (close_image(image) != EXIT_SUCCESS)
-            result = EXIT_FAILURE;
-        if (result == EXIT_SUCCESS && !args.quiet)
-            puts("Image committed.");
-    }
+        open_image(&args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image))
+        result = commit_open(image, &args, &spec, name, base, keep);
     image_spec_free(&spec);
     return result;
 }

@@ -8,8 +8,6 @@
 
 #define CRYPT_AES 1
 #define SECTOR_BYTES 512
-#define INCOMPATIBLE_DATA_FILE 4
-#define AUTOCLEAR_BITMAPS 1
 
 struct info_job {
     struct image_args args;
@@ -74,7 +72,7 @@ static void print_bitmaps(FILE *out, qcow2_image *image)
 
 static bool has_data_file(const qcow2_info *info)
 {
-    return info->incompatible_features & INCOMPATIBLE_DATA_FILE;
+    return info->incompatible_features & QCOW2_INCOMPATIBLE_DATA_FILE;
 }
 
 static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info)
@@ -82,7 +80,7 @@ static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info
     fprintf(out, "Format specific information:\n    compat: %s\n    compression type: %s\n",
             info->version >= 3 ? "1.1" : "0.10", compression_name(info));
     if (info->version >= 3)
-        fprintf(out, "    lazy refcounts: %s\n", info->compatible_features & 1 ? "true" : "false");
+        fprintf(out, "    lazy refcounts: %s\n", info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS ? "true" : "false");
     print_bitmaps(out, image);
     fprintf(out, "    refcount bits: %u\n", (unsigned)info->refcount_bits);
     if (encrypted(info))
@@ -179,7 +177,7 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
     json_string(json, "compat", info->version >= 3 ? "1.1" : "0.10");
     json_string(json, "compression-type", compression_name(info));
     if (info->version >= 3)
-        json_bool(json, "lazy-refcounts", info->compatible_features & 1);
+        json_bool(json, "lazy-refcounts", info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS);
     json_bitmaps(json, image);
     json_number(json, "refcount-bits", info->refcount_bits);
     if (encrypted(info)) {
@@ -244,7 +242,7 @@ static bool bitmaps_are_readable(qcow2_image *image, const qcow2_info *info, con
     qcow2_bitmap_info bitmap = { .struct_size = sizeof(bitmap) };
     int result = info->bitmap_count ? qcow2_get_bitmap(image, 0, &bitmap) : 0;
 
-    if (info->version >= 3 && info->bitmap_count && !(info->autoclear_features & AUTOCLEAR_BITMAPS))
+    if (info->version >= 3 && info->bitmap_count && !(info->autoclear_features & QCOW2_AUTOCLEAR_BITMAPS))
         warn_report("a program lacking bitmap support modified this file, so all bitmaps are now considered "
                     "inconsistent");
     if (result == 0 || result == -ENOENT)

@@ -1,0 +1,151 @@
+//! The formats that a disk can have: how a file of each is recognised, opened, made, repaired and given another size.
+//!
+//! A further format is a file that implements [`crate::disk::Format`] and [`Draft`], and a row here.
+
+use super::check::{CheckOptions, CheckReport, Messages};
+use super::create::create_with_data_file;
+use super::repair::repair;
+use super::resize::image::resize_image as resize_image_to;
+use crate::disk::raw::RawDisk;
+use crate::disk::{Disk, Draft, Settings};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::options::{CreateOptions, Preallocation};
+use crate::storage::Storage;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// Reads what a file says of itself, and refuses one that is not of the format or not fit for the settings.
+pub type Look = fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>;
+/// Gives a disk another size, in bytes.
+pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
+/// Makes an empty disk of a size, in bytes, in a file and, where the options say so, in a data file.
+pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions) -> Result<()>;
+/// Makes a dirty file fit for writing.
+pub type Repair = fn(&dyn Storage, CheckOptions, Option<Messages<'_>>) -> Result<CheckReport>;
+
+/// What is known of a format.
+pub struct Row {
+    /// As images record it and users give it.
+    pub name: &'static str,
+    /// Whether a file that begins so has the format; `None`: it is never found by its bytes.
+    pub begins_with: Option<fn(start: &[u8]) -> bool>,
+    /// Looks at a file that is to be opened.
+    pub draft: Look,
+    /// `None`: none is made here.
+    pub create: Option<Create>,
+    /// `None`: no file of it is ever dirty.
+    pub repair: Option<Repair>,
+    /// `None`: its size stays.
+    pub resize: Option<Resize>,
+}
+
+static QCOW2: Row = Row {
+    name: Image::NAME,
+    begins_with: Some(Image::begins_with),
+    draft: Image::draft,
+    create: Some(create_with_data_file),
+    repair: Some(repair),
+    resize: Some(resize_image),
+};
+
+static RAW: Row = Row {
+    name: RawDisk::NAME,
+    begins_with: None,
+    draft: RawDisk::draft,
+    create: None,
+    repair: None,
+    resize: Some(resize_raw),
+};
+
+/// A format.
+#[derive(Clone, Copy)]
+pub struct Driver(&'static Row);
+
+impl Driver {
+    /// The image format.
+    pub const QCOW2: Driver = Driver(&QCOW2);
+    /// A file whose bytes are the disk's.
+    pub const RAW: Driver = Driver(&RAW);
+    /// Bytes at the start of a file that are enough to recognise any format.
+    pub const START_BYTES: usize = Image::MAGIC_BYTES;
+    const ALL: [Driver; 2] = [Driver::QCOW2, Driver::RAW];
+
+    /// A format of the caller's own.
+    pub const fn new(row: &'static Row) -> Driver {
+        Driver(row)
+    }
+
+    /// The format of this name.
+    pub fn by_name(name: &str) -> Result<Driver> {
+        let found = Driver::ALL.into_iter().find(|driver| driver.name == name);
+        found.ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")))
+    }
+
+    /// Makes an empty disk of a size, in bytes.
+    pub fn create(
+        self,
+        storage: &dyn Storage,
+        data_file: Option<&dyn Storage>,
+        virtual_size: u64,
+        options: &CreateOptions,
+    ) -> Result<()> {
+        match self.0.create {
+            Some(create) => create(storage, data_file, virtual_size, options),
+            None => Err(Error::unsupported(format!(
+                "Format driver '{}' does not support image creation",
+                self.name
+            ))),
+        }
+    }
+
+    /// The format of a file that begins so, where its bytes tell.
+    pub fn by_start(start: &[u8]) -> Option<Driver> {
+        Driver::ALL
+            .into_iter()
+            .find(|driver| driver.begins_with.is_some_and(|begins_with| begins_with(start)))
+    }
+}
+
+impl Deref for Driver {
+    type Target = Row;
+
+    fn deref(&self) -> &Row {
+        self.0
+    }
+}
+
+impl Default for Driver {
+    fn default() -> Driver {
+        Driver::QCOW2
+    }
+}
+
+impl PartialEq for Driver {
+    fn eq(&self, other: &Driver) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
+
+impl Eq for Driver {}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+fn resize_image(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()> {
+    if size % 512 != 0 {
+        return Err(Error::invalid("The new size must be a multiple of 512"));
+    }
+    resize_image_to(&Image::of(disk, "size of its own")?.exclusive(), size, preallocation)
+}
+
+fn resize_raw(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()> {
+    disk.need::<RawDisk>("size of its own")?.exclusive().resize(size, preallocation)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! One disk of a chain: what is done of it before the ones below it are open, and the rest.
+
+use super::data_file::DataFile;
+use super::origin::Origin;
+use super::params::{Opening, Seen};
+use crate::disk::{Draft, Files, Parts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::check::{CheckOptions, CheckReport, Messages};
+use crate::ops::formats::Driver;
+use crate::ops::handle::{Handle, Manner};
+use crate::storage::Storage;
+use std::sync::Arc;
+
+/// A node whose file is open, and whose backing file is not yet.
+pub(super) struct Node {
+    pub(super) origin: Origin,
+    pub(super) draft: Box<dyn Draft>,
+    manner: Manner,
+    data_origin: Option<Origin>,
+}
+
+impl Node {
+    pub(super) fn storage(&self) -> &dyn Storage {
+        &*self.manner.files.image
+    }
+}
+
+impl Opening<'_> {
+    /// What is done of a node before the ones below it are opened.
+    pub(super) fn begin_node(
+        &mut self,
+        origin: &Origin,
+        image: Arc<dyn Storage>,
+        seen: &mut Seen,
+    ) -> Result<Box<Node>> {
+        let draft = (self.flags.format.draft)(Arc::clone(&image), self.settings())?;
+        seen.push(image.identity());
+        let (data, data_origin) = match self.open_data_file(&*draft, seen)? {
+            Some(DataFile { storage, origin }) => (Some(storage), Some(origin)),
+            None => (None, None),
+        };
+        let manner = Manner::new(self.flags, self.options.clone(), Files { image, data });
+        Ok(Box::new(Node { origin: origin.clone(), draft, manner, data_origin }))
+    }
+
+    /// The rest: `below` is open.
+    pub(super) fn finish_node(&mut self, node: Box<Node>, below: Option<Handle>) -> Result<Handle> {
+        let Node { origin, draft, mut manner, data_origin } = *node;
+        manner.repaired =
+            self.repair_if_dirty(&*draft, manner.flags.format, &*manner.files.image, &origin)?;
+        let parts = Parts {
+            backing: below.as_ref().map(|below| below.disk().clone()),
+            data_file: manner.files.data.clone(),
+            inactive: self.flags.inactive,
+        };
+        Ok(Handle::new(draft.open(parts)?, origin, manner, below, data_origin))
+    }
+
+    /// Repairs a dirty disk before its first request.
+    pub(in crate::ops) fn repair_if_dirty(
+        &mut self,
+        draft: &dyn Draft,
+        format: Driver,
+        storage: &dyn Storage,
+        origin: &Origin,
+    ) -> Result<Option<CheckReport>> {
+        let flags = self.flags;
+        let untouched = flags.read_only || flags.metadata_only || flags.inactive;
+        let Some(repair) = format.repair.filter(|_| draft.is_dirty() && !untouched) else { return Ok(None) };
+        if flags.no_repair {
+            let text = "the image was not closed properly (dirty bit, incompatible feature bit 0) and QCOW2_OPEN_NO_REPAIR forbids its repair";
+            return Err(Error::new(ErrorKind::Dirty, text));
+        }
+        let workers = if origin.is_custom() { 1 } else { self.options.check_threads };
+        let options = CheckOptions { repair_leaks: true, repair_errors: true, workers };
+        let messages = self.messages.as_mut().map(|messages| &mut **messages as Messages<'_>);
+        repair(storage, options, messages).map(Some)
+    }
+}
