@@ -16,29 +16,34 @@
 struct host host;
 
 /* The C library's function of the same name. */
-#define REAL(name)                                                          \
-    __extension__({                                                         \
-        static __typeof__(&(name)) real;                                    \
-        if (real == NULL) {                                                 \
-            void *found = dlsym(RTLD_NEXT, #name);                          \
-            memcpy(&real, &found, sizeof real);                             \
-        }                                                                   \
-        real;                                                               \
+#define REAL(name)                                                                                                     \
+    __extension__({                                                                                                    \
+        static __typeof__(&(name)) real;                                                                               \
+        if (real == NULL) {                                                                                            \
+            void *found = dlsym(RTLD_NEXT, #name);                                                                     \
+            memcpy(&real, &found, sizeof real);                                                                        \
+        }                                                                                                              \
+        real;                                                                                                          \
     })
 
 enum answer { GO, SHORT, FAIL };
 
-static bool one_in(unsigned n) { return n != 0 && test_random(&host.random) % n == 0; }
+static bool one_in(unsigned n)
+{
+    return n != 0 && test_random(&host.random) % n == 0;
+}
 
 /* Decides about one call; sets errno for FAIL. Tests with `host.on` are single-threaded. */
 static enum answer decide(enum host_call kind)
 {
-    if (!host.on)
+    if (!host.on) {
         return GO;
+    }
     host.calls[kind]++;
     if ((kind == HOST_WRITE || kind == HOST_COPY || kind == HOST_TRUNCATE || kind == HOST_FALLOCATE) &&
-        ++host.changes == host.kill_at)
+        ++host.changes == host.kill_at) {
         kill(getpid(), SIGKILL);
+    }
     if (one_in(host.eintr_one_in)) {
         host.interrupted[kind]++;
         errno = EINTR;
@@ -52,8 +57,9 @@ static enum answer decide(enum host_call kind)
         uint64_t number = host.counted++;
 
         if (number == host.fail_at || (host.fail_on && number > host.fail_at)) {
-            if (host.failed++ == 0)
+            if (host.failed++ == 0) {
                 host.failed_kind = (int)kind;
+            }
             errno = host.fail_errno;
             return FAIL;
         }
@@ -65,8 +71,9 @@ static size_t shortened(enum host_call kind, size_t count)
 {
     size_t unit = host.short_unit == 0 ? 1 : host.short_unit, units = count / unit;
 
-    if (units < 2)
+    if (units < 2) {
         return count;
+    }
     host.shortened[kind]++;
     return (1 + test_random(&host.random) % (units - 1)) * unit;
 }
@@ -75,8 +82,9 @@ static size_t total(const struct iovec *iov, int count)
 {
     size_t bytes = 0;
 
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
         bytes += iov[i].iov_len;
+    }
     return bytes;
 }
 
@@ -87,8 +95,9 @@ static int cut(struct iovec parts[1024], const struct iovec *iov, int count, siz
 
     for (; used < count && bytes > 0; used++) {
         parts[used] = iov[used];
-        if (parts[used].iov_len > bytes)
+        if (parts[used].iov_len > bytes) {
             parts[used].iov_len = bytes;
+        }
         bytes -= parts[used].iov_len;
     }
     return used;
@@ -100,16 +109,14 @@ ssize_t pwrite64(int fd, const void *buffer, size_t count, off64_t offset)
     case FAIL: {
         int why = errno;
 
-        if (why != EINTR && host.torn && count >= 1024)
+        if (why != EINTR && host.torn && count >= 1024) {
             REAL(pwrite64)(fd, buffer, count / 1024 * 512, offset);
+        }
         errno = why;
         return -1;
     }
-    case SHORT:
-        count = shortened(HOST_WRITE, count);
-        break;
-    case GO:
-        break;
+    case SHORT: count = shortened(HOST_WRITE, count); break;
+    case GO: break;
     }
     return REAL(pwrite64)(fd, buffer, count, offset);
 }
@@ -122,24 +129,25 @@ ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset)
     case FAIL: {
         int why = errno;
 
-        if (why != EINTR && host.torn && total(iov, count) >= 1024)
+        if (why != EINTR && host.torn && total(iov, count) >= 1024) {
             REAL(pwritev)(fd, parts, cut(parts, iov, count, total(iov, count) / 1024 * 512), offset);
+        }
         errno = why;
         return -1;
     }
     case SHORT:
         count = cut(parts, iov, count, shortened(HOST_WRITE, total(iov, count)));
         return REAL(pwritev)(fd, parts, count, offset);
-    case GO:
-        break;
+    case GO: break;
     }
     return REAL(pwritev)(fd, iov, count, offset);
 }
 
 int fdatasync(int fd)
 {
-    if (decide(HOST_SYNC) == FAIL)
+    if (decide(HOST_SYNC) == FAIL) {
         return -1;
+    }
     /* Nobody pulls the plug in these tests. */
     return host.on ? 0 : REAL(fdatasync)(fd);
 }
@@ -173,8 +181,9 @@ int fcntl(int fd, int command, ...)
     va_start(arguments, command);
     argument = va_arg(arguments, void *);
     va_end(arguments);
-    if ((command == F_OFD_SETLK || command == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL)
+    if ((command == F_OFD_SETLK || command == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL) {
         return -1;
+    }
     return REAL(fcntl)(fd, command, argument);
 }
 
@@ -186,16 +195,19 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
     struct iovec parts[1024];
 
     va_start(arguments, number);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 6; i++) {
         a[i] = va_arg(arguments, long);
+    }
     va_end(arguments);
     if (number == SYS_pread64 || number == SYS_preadv) {
         enum answer answer = decide(HOST_READ);
 
-        if (answer == FAIL)
+        if (answer == FAIL) {
             return -1;
-        if (answer == SHORT && number == SYS_pread64)
+        }
+        if (answer == SHORT && number == SYS_pread64) {
             a[2] = (long)shortened(HOST_READ, (size_t)a[2]);
+        }
         if (answer == SHORT && number == SYS_preadv) {
             struct iovec *iov;
 
@@ -220,10 +232,12 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
     if (number == SYS_copy_file_range) {
         enum answer answer = decide(HOST_COPY);
 
-        if (answer == FAIL)
+        if (answer == FAIL) {
             return -1;
-        if (answer == SHORT)
+        }
+        if (answer == SHORT) {
             a[4] = (long)shortened(HOST_COPY, (size_t)a[4]);
+        }
     }
     return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

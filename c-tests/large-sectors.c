@@ -6,8 +6,8 @@
 #include <dlfcn.h>
 #include <sys/stat.h>
 
-#define SECTOR  512u
-#define BLOCKS  16u
+#define SECTOR 512u
+#define BLOCKS 16u
 #define THREADS 4u
 
 static qcow2_image *image;
@@ -29,8 +29,9 @@ int statx(int fd, const char *restrict path, int flags, unsigned mask, struct st
         memcpy(&real, &symbol, sizeof real);
     }
     result = real(fd, path, flags, mask, found);
-    if (result == 0 && (mask & align_mask) && told == NOTHING)
+    if (result == 0 && (mask & align_mask) && told == NOTHING) {
         found->stx_mask &= ~align_mask;
+    }
     if (result == 0 && (mask & align_mask) && told == TOO_SMALL) {
         found->stx_mask |= align_mask;
         memcpy((char *)found + 0x9c, &sector, sizeof sector); /* stx_dio_offset_align */
@@ -70,11 +71,11 @@ static void *work(void *opaque)
             CHECK_EQ(qcow2_pread(image, buffer, SECTOR, sector * SECTOR), SECTOR);
             value = buffer[0];
             break;
-        default:
-            break;
+        default: break;
         }
-        for (unsigned look = 0; look < 3; look++)
+        for (unsigned look = 0; look < 3; look++) {
             test_expect(image, sector * SECTOR, SECTOR, value);
+        }
     }
     return NULL;
 }
@@ -89,8 +90,9 @@ static void run(const char *path, uint64_t flags)
         workers[i].number = i;
         CHECK_EQ(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
     }
-    for (unsigned i = 0; i < THREADS; i++)
+    for (unsigned i = 0; i < THREADS; i++) {
         CHECK_EQ(pthread_join(workers[i].thread, NULL), 0);
+    }
     test_close(image);
 }
 

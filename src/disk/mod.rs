@@ -36,22 +36,10 @@ pub struct ZeroFlags {
 /// Takes bytes where a file has them: the storage, the offset in it, and how many; says how many it has used.
 pub type UseHost<'a> = &'a mut dyn FnMut(&dyn Storage, u64, u64) -> Result<u64>;
 
-/// Lets a [`Disk`] find out whether it is one of a format that its caller knows.
-pub trait AsAny: Any {
-    /// The same, of whatever type.
-    fn as_any(&self) -> &dyn Any;
-}
-
-impl<T: Any> AsAny for T {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
 /// What a disk can be asked and told. Offsets and lengths are the guest's, in bytes.
 ///
 /// Every format names itself, reads, tells its status and can be stopped; the rest is there for those that have it.
-pub trait Format: AsAny + Send + Sync {
+pub trait Format: Any + Send + Sync {
     /// The format's name, as images record it and users give it.
     fn name(&self) -> &'static str;
     /// The file that makes it a disk.
@@ -62,6 +50,8 @@ pub trait Format: AsAny + Send + Sync {
     fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()>;
     /// The first extent of a range, through the chain unless `top_only`.
     fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status>;
+    /// The disk itself, for a caller who knows the type.
+    fn as_any(&self) -> &dyn Any;
     /// Keeps every request out while the answer lives.
     fn stop(&self) -> Box<dyn Stopped + '_>;
 

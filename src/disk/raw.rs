@@ -13,6 +13,7 @@ use crate::storage::holes::Holes;
 use crate::storage::latch::Latch;
 use crate::storage::{is_not_supported, reserve_range, write_zero_bytes, zero_range, Purpose, Storage};
 use crate::sync::locked;
+use std::any::Any;
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -258,6 +259,10 @@ impl Format for RawDisk {
     fn flush(&self) -> Result<()> {
         let file = self.gate.enter();
         self.sync(&file)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 
     fn stop(&self) -> Box<dyn Stopped + '_> {

@@ -11,6 +11,7 @@ use crate::format::features::{INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use crate::format::Header;
 use crate::meta::read_header;
 use crate::storage::Storage;
+use std::any::Any;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
@@ -119,6 +120,10 @@ impl Format for Image {
 
     fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
         self.status(offset, length, top_only)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 
     fn stop(&self) -> Box<dyn Stopped + '_> {

@@ -239,7 +239,7 @@ impl OpenOptions {
         let template = self.overlap_check.or(self.overlap_check_template).unwrap_or_default();
         OverlapSet::of(|structure| {
             self.overlap_structures[structure as usize]
-                .unwrap_or(template >= OverlapTemplate::with(structure))
+                .unwrap_or(template >= OverlapTemplate::least_with(structure))
         })
     }
 

@@ -142,8 +142,8 @@ pub enum OverlapTemplate {
 }
 
 impl OverlapTemplate {
-    /// The cheapest template that has the check of `structure`.
-    pub(super) fn with(structure: Structure) -> OverlapTemplate {
+    /// The cheapest one that checks writes against `structure`.
+    pub(super) fn least_with(structure: Structure) -> OverlapTemplate {
         match structure {
             Structure::Header
             | Structure::ActiveL1

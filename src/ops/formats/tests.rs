@@ -14,6 +14,7 @@ use crate::ops::resize::resize;
 use crate::options::{CreateOptions, OpenOptions, Preallocation};
 use crate::storage::memory::Memory;
 use crate::storage::{read_exact, Purpose, Storage};
+use std::any::Any;
 use std::io::IoSliceMut;
 use std::sync::Arc;
 
@@ -70,6 +71,10 @@ impl Format for Stripes {
             depth: 0,
         })
     }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
     fn stop(&self) -> Box<dyn Stopped + '_> {
         Box::new(StoppedStripes)
     }
@@ -162,6 +167,7 @@ fn it_stands_below_an_image_and_is_converted_from() {
     let below = open(&stripes(9), READ_ONLY).unwrap();
     convert(below.disk(), target.disk(), &ConvertOptions::default(), &mut |_, _| true).unwrap();
     assert_eq!(first_byte(target.disk()), 9);
+    assert!(Image::find(target.disk()).is_some());
 }
 
 #[test]
