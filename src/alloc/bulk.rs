@@ -18,6 +18,7 @@ pub struct ClusterRun {
 
 /// Why a tree goes, which says whether its clusters are given back to the host.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::enum_variant_names)] // "freed by a snapshot"
 pub enum Freed {
     /// A snapshot was applied or deleted.
     BySnapshot,

@@ -101,16 +101,6 @@ pub struct Filled<'a> {
 }
 
 impl Filled<'_> {
-    /// First cluster of the run.
-    pub fn first_cluster(&self) -> HostCluster {
-        self.reserved.first_cluster()
-    }
-
-    /// Clusters in the run.
-    pub fn cluster_count(&self) -> u64 {
-        self.reserved.run.count
-    }
-
     /// When counts (eager images), contents and the file's length are durable (R1, R2).
     pub fn ticket(&self) -> Ticket {
         self.after

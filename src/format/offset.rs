@@ -60,20 +60,6 @@ macro_rules! space {
             }
         }
 
-        impl $offset {
-            /// Rounded down to a multiple of `unit` bytes.
-            #[inline]
-            pub fn floor_to(self, unit: u64) -> $offset {
-                $offset(self.0 / unit * unit)
-            }
-
-            /// Rounded up to a multiple of `unit` bytes, at most the last one that there is.
-            #[inline]
-            pub fn ceil_to(self, unit: u64) -> $offset {
-                $offset(self.0.div_ceil(unit).saturating_mul(unit))
-            }
-        }
-
         impl $cluster {
             /// The clusters from this one to before `end`.
             pub fn to(self, end: $cluster) -> impl Iterator<Item = $cluster> {
@@ -138,6 +124,20 @@ space!(
     /// A cluster of the image file, or of the data file.
     HostCluster
 );
+
+impl GuestOffset {
+    /// Rounded down to a multiple of `unit` bytes.
+    #[inline]
+    pub fn floor_to(self, unit: u64) -> GuestOffset {
+        GuestOffset(self.0 / unit * unit)
+    }
+
+    /// Rounded up to a multiple of `unit` bytes, at most 2^64 - 1.
+    #[inline]
+    pub fn ceil_to(self, unit: u64) -> GuestOffset {
+        GuestOffset(self.0.div_ceil(unit).saturating_mul(unit))
+    }
+}
 
 /// For code that knows one space only, such as a walk over all host clusters.
 impl Offset for u64 {

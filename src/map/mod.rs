@@ -125,11 +125,6 @@ impl Map {
         guard.add_all(Owner::ACTIVE_L2, tables, self.geometry.cluster_bytes());
     }
 
-    /// The image's sizes.
-    pub fn geometry(&self) -> &Geometry {
-        &self.geometry
-    }
-
     /// Takes the guest clusters `[first, end)` for a change; waits for whoever has some of them.
     pub fn claim(&self, first_cluster: GuestCluster, end_cluster: GuestCluster) -> Claim<'_> {
         self.claims.take(first_cluster.0, end_cluster.0)

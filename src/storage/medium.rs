@@ -10,7 +10,7 @@ use super::latch::Latch;
 use super::{read_exact, zero_range, HostRun, Purpose, Storage};
 use crate::error::{Error, Result};
 use crate::format::HostOffset;
-use crate::planted::{planted, Plant};
+use crate::planted::{ordered, planted, Plant};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{locked, Mutex};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -56,6 +56,7 @@ pub struct Medium {
 
 impl Medium {
     /// A medium on one storage, where guest data is beside the tables.
+    #[cfg(test)]
     pub fn new(image: Arc<dyn Storage>) -> Self {
         Medium::of_session(image, None, Arc::default())
     }
@@ -100,12 +101,13 @@ impl Medium {
 
     /// Ticket for everything written so far.
     pub fn ticket(&self) -> Ticket {
-        Ticket(self.started.load(Ordering::SeqCst) + 1)
+        let started = self.started.load(ordered(Plant::TicketOfOldClock, Ordering::SeqCst));
+        Ticket(if planted(Plant::TicketOfSyncUnderWay) { started.max(1) } else { started + 1 })
     }
 
     /// Whether what `ticket` stands for is durable.
     pub fn is_past(&self, ticket: Ticket) -> bool {
-        ticket.0 <= self.completed.load(Ordering::SeqCst)
+        ticket.0 <= self.completed.load(ordered(Plant::PastTicketOrdersNothing, Ordering::SeqCst))
     }
 
     /// Numbers a sync. Tickets taken from now on wait for the next one.
@@ -115,6 +117,9 @@ impl Medium {
 
     /// Runs a numbered sync. A failure closes the latch: the kernel may have dropped what was not written.
     pub fn finish_sync(&self, sync: StartedSync) -> Result<()> {
+        if planted(Plant::SyncCompletedAtOnce) {
+            self.completed.fetch_max(sync.0, Ordering::SeqCst);
+        }
         match planted(Plant::SyncSkipped) {
             true => self.latch.check()?,
             false => self.sync_storages()?,
