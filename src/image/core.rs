@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
-use crate::format::{Geometry, GuestOffset, Header, Structure};
+use crate::format::{index_in_memory, Geometry, GuestOffset, Header, Structure};
 use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
@@ -218,7 +218,7 @@ impl Core {
             // What a killed writer left may be in the host's cache only: durable before anything relies on it.
             shared.medium.sync_step()?;
             let lazy = lazy_in_force(header, &settings.options)?;
-            let blocks = (sizes.refcount_cache_bytes >> geometry.cluster_bits) as usize;
+            let blocks = index_in_memory(sizes.refcount_cache_bytes >> geometry.cluster_bits);
             index_other_tables(shared, header)?;
             let ahead = settings.options.refcounts_ahead.flushes_before();
             let pass = Pass {

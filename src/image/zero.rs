@@ -207,7 +207,7 @@ impl Core {
                 to - from
             )));
         }
-        let zeroes = vec![0; ((to - from) as usize).min(ZERO_BYTES)];
+        let zeroes = vec![0; (to - from).min(ZERO_BYTES as u64) as usize];
         let mut at = from;
         while at < to {
             let bytes = (to - at).min(ZERO_BYTES as u64);

@@ -17,10 +17,10 @@ pub use front::Look;
 pub use resolve::{Extent, Source};
 
 use crate::alloc::{Allocator, Shared};
-use crate::error::{Error, Result};
+use crate::error::{room, Error, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::SECTOR_BYTES;
-use crate::format::{Geometry, GuestCluster};
+use crate::format::{index_in_memory, Geometry, GuestCluster};
 use crate::meta::guard::Owner;
 use crate::meta::{Access, DirtyPages, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
@@ -90,13 +90,16 @@ impl Map {
         let slices = (cache_bytes / slice_bytes).max(2);
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
+        let kept = slices.min(disk_slices.max(2));
+        // What there is no memory for is an error, not the end of the process.
+        drop(std::hint::black_box(room::<u64>("the L2 cache", kept)?));
         let map = Map {
             geometry,
             writer,
             l1,
             l1_entries: u64::from(header.l1_size),
-            cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize, slices >= disk_slices),
-            front: Front::new(&geometry, slice_bytes, if slices >= disk_slices { disk_slices } else { 0 }),
+            cache: SliceCache::new(index_in_memory(kept), slices >= disk_slices),
+            front: Front::new(&geometry, slice_bytes, if slices >= disk_slices { disk_slices } else { 0 })?,
             slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
             list: DirtyPages::default(),
             claims: Claims::default(),

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::format::entries::{
     CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
 };
-use crate::format::{GuestCluster, GuestOffset, HostOffset};
+use crate::format::{index_in_memory, GuestCluster, GuestOffset, HostOffset};
 use std::sync::Arc;
 
 /// Where the bytes of an extent are.
@@ -46,7 +46,7 @@ impl Map {
     }
 
     fn look_tableless(&self, guest_offset: GuestOffset) -> Look {
-        match self.l1.word(self.geometry.l1_index(guest_offset) as usize) {
+        match self.l1.word(index_in_memory(self.geometry.l1_index(guest_offset))) {
             Some(table) if table & OFFSET_MASK == 0 => Look::Hole,
             _ => Look::Unknown,
         }

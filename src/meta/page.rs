@@ -13,9 +13,9 @@
 use super::dirty_list::DirtyList;
 use super::Release;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::be64;
 use crate::format::entries::RawL2;
 use crate::format::geometry::SECTOR_BYTES;
+use crate::format::{be64, index_in_memory};
 use crate::planted::{planted, Plant};
 use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
@@ -105,7 +105,7 @@ impl Page {
     ) -> Result<Page> {
         // What there is no memory for is an error, not the end of the process.
         let mut room: Vec<u64> = Vec::new();
-        room.try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
+        room.try_reserve_exact(index_in_memory(bytes / 8)).map_err(|_| no_memory(purpose, bytes))?;
         drop(std::hint::black_box(room));
         if bytes <= SMALL_BYTES as u64 {
             let mut piece = [0; SMALL_BYTES];
