@@ -11,9 +11,9 @@ int main(void)
     qcow2_extent extent = {.struct_size = sizeof extent};
     char byte = 0;
     struct iovec many[1025], huge[2] = {{&byte, SIZE_MAX}, {&byte, 2}};
-    static const uint64_t offsets[] = {MIB,          MIB + 1,      INT64_MAX,      (uint64_t)INT64_MAX + 1,
-                                       UINT64_MAX,   UINT64_MAX - 1, UINT64_MAX - 511, UINT64_MAX << 9,
-                                       1ull << 56,   1ull << 62};
+    static const uint64_t offsets[] = {MIB,        MIB + 1,        INT64_MAX,        (uint64_t)INT64_MAX + 1,
+                                       UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 511, UINT64_MAX << 9,
+                                       1ull << 56, 1ull << 62};
     static const uint64_t lengths[] = {MIB + 1, INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX, UINT64_MAX - 511};
 
     test_fill(image, 0, MIB, 1);
@@ -42,8 +42,9 @@ int main(void)
     CHECK_ERROR(qcow2_pwrite(image, &byte, SIZE_MAX, 0), EINVAL);
     CHECK_ERROR(qcow2_block_status(image, 0, 0, 0, &extent), EINVAL);
 
-    for (unsigned i = 0; i < 1025; i++)
+    for (unsigned i = 0; i < 1025; i++) {
         many[i] = (struct iovec){&byte, 1};
+    }
     CHECK_ERROR(qcow2_preadv(image, many, -1, 0), EINVAL);
     CHECK_ERROR(qcow2_preadv(image, many, INT_MIN, 0), EINVAL);
     CHECK_ERROR(qcow2_preadv(image, many, INT_MAX, 0), EINVAL);
@@ -85,8 +86,9 @@ int main(void)
 
     /* Options without an end, and one that is too long to be one. */
     const char *options[1100];
-    for (unsigned i = 0; i < 1100; i++)
+    for (unsigned i = 0; i < 1100; i++) {
         options[i] = "cache=writeback";
+    }
     CHECK_ERROR(qcow2_open(path, 0, options, &image), EINVAL);
     char *text = malloc(1 << 20);
     CHECK(text != NULL);

@@ -20,7 +20,12 @@ if cargo clippy --version >/dev/null 2>&1; then
 else
     skip "clippy" "not installed"
 fi
-step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+if clang-format-16 --version >/dev/null 2>&1 || clang-format --version 2>/dev/null | grep -q 'version 16\.'; then
+    step "C style" c-tests/c-style.sh
+else
+    skip "C style" "clang-format 16 is missing"
+fi
+step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --quiet
 step "dependencies: licences, sources, versions, advisories" python3 c-tests/dependencies.py
 # One build: the planted bugs are there, and none is switched on except in tests/planted.rs. The libraries that
 # meson builds below have none of it, which c-tests/symbols.sh checks.

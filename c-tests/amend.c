@@ -69,7 +69,7 @@ static void versions(const char *geometry, bool backed)
 
 static void widths(void)
 {
-    static const char *const width[] = {"refcount_bits=1", "refcount_bits=2",  "refcount_bits=4", "refcount_bits=8",
+    static const char *const width[] = {"refcount_bits=1",  "refcount_bits=2",  "refcount_bits=4", "refcount_bits=8",
                                         "refcount_bits=16", "refcount_bits=32", "refcount_bits=64"};
     const char *path = test_create("width.qcow2", 4 * MIB, "cluster_size=512", NULL);
     qcow2_image *image = test_open(path, 0, NULL);
@@ -78,7 +78,7 @@ static void widths(void)
 
     test_fill(image, 0, 3 * MIB, 1);
     sum = test_checksum(image);
-    for (size_t from = 0; from < 7; from++)
+    for (size_t from = 0; from < 7; from++) {
         for (size_t to = 0; to < 7; to++) {
             CHECK_OK(amend(image, width[from], NULL));
             CHECK_OK(amend(image, width[to], NULL));
@@ -88,6 +88,7 @@ static void widths(void)
             sum = test_checksum(image);
             changes += from != to;
         }
+    }
     CHECK_EQ(changes, 42);
     CHECK_OK(qcow2_snapshot_create(image, "first", NULL));
     CHECK_ERROR(amend(image, "refcount_bits=1", NULL), EINVAL);
@@ -158,8 +159,9 @@ static void a_name_that_does_not_fit(void)
 
     snprintf(create, sizeof create, "data_file=%s", test_path("d.raw"));
     path = test_create("small.qcow2", MIB, "cluster_size=512", create, NULL);
-    for (size_t i = strlen(name); i < 800; i++)
+    for (size_t i = strlen(name); i < 800; i++) {
         name[i] = 'n';
+    }
     image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
     CHECK_ERROR(amend(image, "refcount_bits=1", name), ENOSPC);
     CHECK_EQ(test_info(image).refcount_bits, 16);
@@ -184,7 +186,8 @@ static int progress(void *opaque, uint64_t done, uint64_t total)
 
 static void cancelled(void)
 {
-    const char *options[] = {"refcount_bits=64", "lazy_refcounts=on", NULL}, *down[] = {"refcount_bits=16", "compat=0.10", NULL};
+    const char *options[] = {"refcount_bits=64", "lazy_refcounts=on", NULL},
+               *down[] = {"refcount_bits=16", "compat=0.10", NULL};
     unsigned stopped = 0;
 
     for (unsigned at = 1;; at++) {
@@ -207,8 +210,9 @@ static void cancelled(void)
         test_fill(image, 256 * 1024, 4096, 2);
         test_close(image);
         test_expect_sound(path, false);
-        if (at > up_stop.calls && at > down_stop.calls)
+        if (at > up_stop.calls && at > down_stop.calls) {
             break;
+        }
     }
     CHECK(stopped > 10);
 }

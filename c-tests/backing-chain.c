@@ -49,10 +49,11 @@ static void make_layer(unsigned layer, unsigned cluster_bits)
 
     snprintf(backing, sizeof backing, "backing_file=layer-%u.qcow2", layer - 1);
     snprintf(size, sizeof size, "cluster_size=%u", 1u << cluster_bits);
-    if (layer == 0)
+    if (layer == 0) {
         test_create(name_of(layer), pages * PAGE, size, NULL);
-    else
+    } else {
         test_create(name_of(layer), pages * PAGE, size, backing, "backing_fmt=qcow2", NULL);
+    }
     image = test_open(test_path(name_of(layer)), QCOW2_OPEN_ALLOW_RECORDED, NULL);
     fill_pages(image, PAGES / 4, (unsigned)pages, (int)layer + 1);
     test_close(image);
@@ -64,8 +65,9 @@ static void a_chain_of(const unsigned *bits)
     qcow2_image *top;
 
     memset(shown, 0, sizeof shown);
-    for (unsigned layer = 0; layer < LAYERS; layer++)
+    for (unsigned layer = 0; layer < LAYERS; layer++) {
         make_layer(layer, bits[layer]);
+    }
     top = test_open(test_path(name_of(LAYERS - 1)), QCOW2_OPEN_ALLOW_RECORDED, NULL);
     expect_shown(top);
     /* What is in the image itself comes before what was found below. */
@@ -98,8 +100,9 @@ static void a_long_chain_of_small_clusters(void)
         snprintf(backing, sizeof backing, "backing_file=%s", names[layer == 0 ? 0 : layer - 1]);
         test_create(names[layer], 2 * half, "cluster_size=512", layer ? backing : NULL, "backing_fmt=qcow2", NULL);
         image = test_open(test_path(names[layer]), QCOW2_OPEN_ALLOW_RECORDED, NULL);
-        if (layer < 2)
+        if (layer < 2) {
             test_fill(image, layer * half, MIB / 4, (int)layer + 1);
+        }
         test_close(image);
     }
     image = test_open(test_path(names[2]), QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_READ_ONLY, NULL);

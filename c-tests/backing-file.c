@@ -105,9 +105,9 @@ static void expect_format(qcow2_image *image, const char *format)
     qcow2_header_extension extension = {.struct_size = sizeof extension};
     size_t index = 0;
 
-    do
+    do {
         CHECK_OK(qcow2_get_header_extension(image, index++, &extension));
-    while (extension.type != EXTENSION_BACKING_FORMAT);
+    } while (extension.type != EXTENSION_BACKING_FORMAT);
     CHECK_EQ(extension.length, strlen(format));
     CHECK(memcmp(extension.data, format, extension.length) == 0);
 }
@@ -198,8 +198,8 @@ static void refused(void)
     CHECK_ERROR(qcow2_rebase(image, below, "base.qcow2", NULL, 0, NULL, NULL), EINVAL);
     test_close(below);
     test_create("above.qcow2", MIB, "backing_file=top.qcow2", "backing_fmt=qcow2", NULL);
-    above = test_open(test_path("above.qcow2"),
-                      QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_NO_LOCK, NULL);
+    above = test_open(test_path("above.qcow2"), QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_NO_LOCK,
+                      NULL);
     CHECK_ERROR(qcow2_rebase(image, above, "above.qcow2", "qcow2", 0, NULL, NULL), ELOOP);
     test_close(above);
     test_close(image);

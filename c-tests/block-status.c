@@ -22,15 +22,19 @@ static void walk(qcow2_image *image, uint64_t flags, const struct expected *expe
             qcow2_extent extent = {.struct_size = sizeof extent};
 
             CHECK_OK(qcow2_block_status(image, at, size - at, flags, &extent));
-            if (extent.length == 0 || extent.length > left)
-                test_fail(__FILE__, __LINE__, "the extent at %" PRIu64 " has %" PRIu64 " bytes, expected at most %" PRIu64,
-                          at, extent.length, left);
-            if ((extent.flags & ~(uint32_t)QCOW2_EXTENT_HOST_OFFSET) != expected[i].flags)
+            if (extent.length == 0 || extent.length > left) {
+                test_fail(__FILE__, __LINE__,
+                          "the extent at %" PRIu64 " has %" PRIu64 " bytes, expected at most %" PRIu64, at,
+                          extent.length, left);
+            }
+            if ((extent.flags & ~(uint32_t)QCOW2_EXTENT_HOST_OFFSET) != expected[i].flags) {
                 test_fail(__FILE__, __LINE__, "the extent at %" PRIu64 " has flags %#x, expected %#x", at, extent.flags,
                           expected[i].flags);
-            if (extent.depth != expected[i].depth)
+            }
+            if (extent.depth != expected[i].depth) {
                 test_fail(__FILE__, __LINE__, "the extent at %" PRIu64 " has depth %d, expected %d", at, extent.depth,
                           expected[i].depth);
+            }
             at += extent.length;
             left -= extent.length;
         }
@@ -51,8 +55,10 @@ int main(void)
     CHECK_OK(qcow2_write_zeroes(image, 12 * CLUSTER, CLUSTER, 0));
     CHECK_OK(qcow2_flush(image));
     static const struct expected of_base[] = {
-        {CLUSTER, DATA, 0},      {CLUSTER, ZERO, 0},  {2 * CLUSTER, DATA, 0},         {4 * CLUSTER, QCOW2_EXTENT_ZERO, 0},
-        {2 * CLUSTER, DATA, 0},  {2 * CLUSTER, QCOW2_EXTENT_ZERO, 0}, {CLUSTER, ZERO, 0}, {3 * CLUSTER, QCOW2_EXTENT_ZERO, 0},
+        {CLUSTER, DATA, 0},     {CLUSTER, ZERO, 0},
+        {2 * CLUSTER, DATA, 0}, {4 * CLUSTER, QCOW2_EXTENT_ZERO, 0},
+        {2 * CLUSTER, DATA, 0}, {2 * CLUSTER, QCOW2_EXTENT_ZERO, 0},
+        {CLUSTER, ZERO, 0},     {3 * CLUSTER, QCOW2_EXTENT_ZERO, 0},
     };
     walk(image, 0, of_base, sizeof of_base / sizeof of_base[0]);
 
@@ -74,8 +80,16 @@ int main(void)
     test_fill(image, 2 * CLUSTER, CLUSTER, 3);
     CHECK_OK(qcow2_write_zeroes(image, 8 * CLUSTER, CLUSTER, QCOW2_REQ_UNMAP));
     static const struct expected through[] = {
-        {CLUSTER, DATA, 1}, {CLUSTER, ZERO, 1},     {CLUSTER, DATA, 0},     {CLUSTER, DATA, 1}, {4 * CLUSTER, QCOW2_EXTENT_ZERO, 1},
-        {CLUSTER, ZERO, 0}, {CLUSTER, DATA, 1},     {2 * CLUSTER, QCOW2_EXTENT_ZERO, 1}, {CLUSTER, ZERO, 1}, {3 * CLUSTER, QCOW2_EXTENT_ZERO, 1},
+        {CLUSTER, DATA, 1},
+        {CLUSTER, ZERO, 1},
+        {CLUSTER, DATA, 0},
+        {CLUSTER, DATA, 1},
+        {4 * CLUSTER, QCOW2_EXTENT_ZERO, 1},
+        {CLUSTER, ZERO, 0},
+        {CLUSTER, DATA, 1},
+        {2 * CLUSTER, QCOW2_EXTENT_ZERO, 1},
+        {CLUSTER, ZERO, 1},
+        {3 * CLUSTER, QCOW2_EXTENT_ZERO, 1},
         /* Past the end of the backing file. */
         {4 * CLUSTER, QCOW2_EXTENT_ZERO, 0},
     };

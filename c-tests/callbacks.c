@@ -67,8 +67,9 @@ int main(void)
     struct progress progress = {0};
     qcow2_image *image = test_open(path, 0, NULL);
 
-    for (uint64_t at = 0; at < 64 * MIB; at += 2 * MIB)
+    for (uint64_t at = 0; at < 64 * MIB; at += 2 * MIB) {
         test_fill(image, at, 65536, 1);
+    }
     CHECK_OK(qcow2_check(image, 0, &result, count, NULL, follow, &progress));
     CHECK(progress.calls > 1);
     CHECK_EQ(progress.last, progress.total);
@@ -116,7 +117,8 @@ int main(void)
     CHECK_OK(qcow2_check(image, 0, &result, count, NULL, NULL, NULL));
     CHECK(result.corruptions > 0);
     CHECK(messages > 0);
-    CHECK_OK(qcow2_check(image, QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, &result, count, NULL, NULL, NULL));
+    CHECK_OK(
+        qcow2_check(image, QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, &result, count, NULL, NULL, NULL));
     CHECK(result.corruptions_fixed > 0);
     test_close(image);
     test_expect_sound(path, false);

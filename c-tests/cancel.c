@@ -26,10 +26,12 @@ static void *run(void *opaque)
         CHECK_OK(qcow2_pwrite(job->image, block, BLOCK, offset));
         CHECK_OK(qcow2_pread(job->image, block, BLOCK, offset));
         CHECK_FILLED(block, BLOCK, job->number + 1);
-        if (i % 8 == 0)
+        if (i % 8 == 0) {
             CHECK_OK(qcow2_flush(job->image));
-        if (i % 32 == 0)
+        }
+        if (i % 32 == 0) {
             CHECK_OK(qcow2_write_zeroes(job->image, offset, BLOCK, QCOW2_REQ_UNMAP));
+        }
         pthread_testcancel();
     }
     return NULL;
@@ -73,8 +75,9 @@ static void cancel_them(qcow2_image *image, void *(*job)(void *), unsigned round
         }
         struct timespec pause = {0, (long)(test_random(&seed) % 5000000)};
         nanosleep(&pause, NULL);
-        for (unsigned t = 0; t < THREADS; t++)
+        for (unsigned t = 0; t < THREADS; t++) {
             CHECK_EQ(pthread_cancel(threads[t]), 0);
+        }
         for (unsigned t = 0; t < THREADS; t++) {
             void *result;
 

@@ -13,8 +13,9 @@ static uint32_t crc_of(qcow2_image *image, uint64_t length)
         CHECK_OK(qcow2_pread(image, block, count, at));
         for (size_t i = 0; i < count; i++) {
             crc ^= block[i];
-            for (int bit = 0; bit < 8; bit++)
+            for (int bit = 0; bit < 8; bit++) {
                 crc = (crc >> 1) ^ (0xedb88320u & (0u - (crc & 1)));
+            }
         }
     }
     return ~crc;
@@ -38,8 +39,9 @@ int main(void)
 
     CHECK_EQ(empty, crc_of(image, size));
     for (int i = 0; i < 12; i++) {
-        for (size_t b = 0; b < sizeof block; b++)
+        for (size_t b = 0; b < sizeof block; b++) {
             block[b] = (unsigned char)test_random(&state);
+        }
         CHECK_OK(qcow2_pwrite(image, block, sizeof block, test_random(&state) % (size - sizeof block)));
     }
     CHECK_OK(qcow2_write_zeroes(image, MIB, 200000, QCOW2_REQ_UNMAP));

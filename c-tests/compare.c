@@ -71,23 +71,25 @@ static void what_both_have_from_one_place_is_not_read(void)
 
     words = malloc(MIB);
     CHECK(words != NULL);
-    for (size_t i = 0; i < MIB; i++)
+    for (size_t i = 0; i < MIB; i++) {
         words[i] = "four score and seven years"[i % 26];
+    }
     data = (struct iovec){words, MIB};
     CHECK_OK(qcow2_pwritev2(image, &data, 1, MIB, QCOW2_REQ_COMPRESSED));
     test_fill(image, 2 * MIB, MIB, 9);
     CHECK_OK(qcow2_block_status(image, 2 * MIB, MIB, 0, &extent));
     test_close(image);
     for (int i = 0; i < 2; i++) {
-        names[i] = test_create(i ? "two.qcow2" : "one.qcow2", 4 * MIB, "backing_file=base.qcow2",
-                               "backing_fmt=qcow2", NULL);
+        names[i] =
+            test_create(i ? "two.qcow2" : "one.qcow2", 4 * MIB, "backing_file=base.qcow2", "backing_fmt=qcow2", NULL);
         overlays[i] = test_open(names[i], QCOW2_OPEN_ALLOW_RECORDED, NULL);
         test_fill(overlays[i], 0, 4096, 4);
     }
     expect(overlays[0], overlays[1], QCOW2_COMPARE_STRICT, QCOW2_COMPARE_SAME, 0);
     /* The streams begin behind the tables; the data of the third MiB stays as it is. */
-    for (uint64_t at = 5 * 65536; at < extent.host_offset; at += sizeof broken)
+    for (uint64_t at = 5 * 65536; at < extent.host_offset; at += sizeof broken) {
         test_file_write(base, broken, sizeof broken, at);
+    }
     CHECK_EQ(qcow2_compare(overlays[0], overlays[1], 0, &result, NULL, NULL), -EIO);
     CHECK_EQ(result.failed_disk, 1);
     CHECK_EQ(result.verdict, QCOW2_COMPARE_CONTENTS);

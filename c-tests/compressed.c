@@ -11,8 +11,10 @@ static void make_text(void)
 {
     uint64_t state = 7;
 
-    for (size_t i = 0; i < sizeof text; i++) /* every fifth cluster is noise */
-        text[i] = i / CLUSTER % 5 == 4 ? (unsigned char)test_random(&state) : (unsigned char)("abcdefgh"[i / 13 % 8] + i / CLUSTER);
+    for (size_t i = 0; i < sizeof text; i++) { /* every fifth cluster is noise */
+        text[i] = i / CLUSTER % 5 == 4 ? (unsigned char)test_random(&state)
+                                       : (unsigned char)("abcdefgh"[i / 13 % 8] + i / CLUSTER);
+    }
 }
 
 static int64_t write_compressed(qcow2_image *image, uint64_t offset, uint64_t bytes)
@@ -31,8 +33,9 @@ static void *write_share(void *opaque)
 {
     const struct job *job = opaque;
 
-    for (uint64_t at = job->first * CLUSTER; at < SIZE; at += job->step * CLUSTER)
+    for (uint64_t at = job->first * CLUSTER; at < SIZE; at += job->step * CLUSTER) {
         CHECK_OK(write_compressed(job->image, at, at + CLUSTER < SIZE ? CLUSTER : SIZE - at));
+    }
     return NULL;
 }
 
@@ -57,8 +60,9 @@ static void whole(const char *threads, const char *const *options)
     test_expect_sound(path, false);
     image = test_open(path, 0, NULL);
     expect_text(image);
-    if (test_info(image).cluster_bits == 16)
+    if (test_info(image).cluster_bits == 16) {
         CHECK(test_info(image).file_length < SIZE / 2);
+    }
     test_fill(image, 10, 100, 3); /* part of a compressed cluster */
     memset(text + 10, 3, 100);
     expect_text(image);
@@ -78,8 +82,9 @@ static void from_threads(void)
         jobs[i] = (struct job){image, i, 4};
         CHECK_EQ(pthread_create(&threads[i], NULL, write_share, &jobs[i]), 0);
     }
-    for (unsigned i = 0; i < 4; i++)
+    for (unsigned i = 0; i < 4; i++) {
         CHECK_EQ(pthread_join(threads[i], NULL), 0);
+    }
     expect_text(image);
     test_close(image);
     test_expect_sound(path, false);
@@ -95,8 +100,9 @@ static void freed_and_written_again(void)
         expect_text(image);
         CHECK_OK(qcow2_discard(image, 0, SIZE));
         test_expect(image, 0, SIZE, 0);
-        if (round % 2)
+        if (round % 2) {
             CHECK_OK(qcow2_flush(image));
+        }
     }
     CHECK_OK(write_compressed(image, 0, SIZE));
     CHECK_OK(qcow2_snapshot_create(image, "full", NULL));
@@ -151,8 +157,9 @@ int main(void)
                                       {"cluster_size=2M", "refcount_bits=64"}};
 
     make_text();
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         whole(i % 2 ? "compress-threads=3" : "compress-threads=1", options[i]);
+    }
     from_threads();
     freed_and_written_again();
     refused();

@@ -12,8 +12,9 @@ static void make_source(void)
 
     source_path = test_create("source.qcow2", 8 * MIB, "cluster_size=4k", NULL);
     source = test_open(source_path, 0, NULL);
-    for (unsigned i = 0; i < 40; i++)
+    for (unsigned i = 0; i < 40; i++) {
         test_fill(source, i * 200000ull, 70000 + i * 1000, (int)i + 1);
+    }
     wanted = test_checksum(source);
     test_close(source);
 }
@@ -72,7 +73,7 @@ static void each_call_fails_once(void)
     static const int answers[] = {EIO, ENOSPC};
     unsigned copies = 0;
 
-    for (size_t i = 0; i < sizeof answers / sizeof answers[0]; i++)
+    for (size_t i = 0; i < sizeof answers / sizeof answers[0]; i++) {
         for (uint64_t call = 0;; call += 1 + 4 * i) {
             int result =
                 converted((struct host){.fail_kind = -1, .fail_at = call, .fail_errno = answers[i], .torn = true});
@@ -81,12 +82,14 @@ static void each_call_fails_once(void)
                 CHECK_OK(result);
                 break;
             }
-            if (result == 0)
+            if (result == 0) {
                 expect_copy();
-            else
+            } else {
                 test_expect_sound(target_path, true);
+            }
             copies += host.failed_kind == HOST_COPY;
         }
+    }
     CHECK(copies > 10);
 }
 
@@ -94,8 +97,9 @@ int main(void)
 {
     make_source();
     CHECK_OK(converted((struct host){.fail_kind = -1}));
-    if (host.calls[HOST_COPY] == 0)
+    if (host.calls[HOST_COPY] == 0) {
         test_skip("the host's files are not copied so");
+    }
     expect_copy();
     short_and_interrupted();
     a_host_that_cannot();

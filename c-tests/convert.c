@@ -37,10 +37,12 @@ static void make_source(void)
     source_path = strdup(test_create("source.qcow2", SIZE, NULL));
     image = test_open(source_path, 0, NULL);
     for (int i = 0; i < 12; i++) {
-        for (size_t b = 0; b < sizeof block; b++)
+        for (size_t b = 0; b < sizeof block; b++) {
             block[b] = (unsigned char)(i % 3 ? "abcdefgh"[b / 13 % 8] + i : (int)test_random(&state));
-        if (i % 4 == 0)
+        }
+        if (i % 4 == 0) {
             memset(block + 30000, 0, 100000);
+        }
         CHECK_OK(qcow2_pwrite(image, block, sizeof block, test_random(&state) % (SIZE - sizeof block)));
     }
     test_fill(image, 5 * MIB, 300000, 0);
@@ -56,8 +58,9 @@ static void expect_copy(const char *path, uint64_t flags)
 
     CHECK_EQ(test_checksum(image), source_crc);
     test_close(image);
-    if (!(flags & QCOW2_OPEN_RAW))
+    if (!(flags & QCOW2_OPEN_RAW)) {
         test_expect_sound(path, false);
+    }
 }
 
 static int64_t copy(const char *from, uint64_t from_flags, const char *to, uint64_t to_flags,
@@ -106,10 +109,12 @@ static void every_way(void)
         CHECK_OK(copy(source_path, 0, path, 0, params, &seen));
         CHECK(seen.calls >= (params.workers == 1 ? 10 : 2));
         CHECK_EQ(seen.last, SIZE);
-        if (i % 2 == 0)
+        if (i % 2 == 0) {
             expect_copy(path, 0);
-        if (params.flags & QCOW2_CONVERT_ALLOCATE || compressed)
+        }
+        if (params.flags & QCOW2_CONVERT_ALLOCATE || compressed) {
             continue;
+        }
         image = test_open(path, 0, NULL);
         CHECK_OK(qcow2_block_status(image, 6 * MIB + 131072, 65536, 0, &extent));
         CHECK(sizes[i % 3] == sizes[2] || !(extent.flags & QCOW2_EXTENT_DATA)); /* the discarded part */
@@ -216,8 +221,9 @@ static void refused(void)
     for (unsigned i = 0; i < 64; i++) {
         bad = good;
         bad.flags = UINT64_C(1) << i;
-        if (i > 4)
+        if (i > 4) {
             CHECK_ERROR(qcow2_convert(source, target, &bad, NULL, NULL), EINVAL);
+        }
     }
     for (unsigned i = 0; i < 6; i++) {
         bad = good;
@@ -298,8 +304,9 @@ static int read_and_look(void *opaque, const struct iovec *iov, int iovcnt, uint
         CHECK(takes(SIGSEGV));
         helped++;
     }
-    for (int i = 0; is_data && helped == 0 && i < 5000; i++)
+    for (int i = 0; is_data && helped == 0 && i < 5000; i++) {
         usleep(1000);
+    }
     return test_memory_ops.preadv(opaque, iov, iovcnt, offset);
 }
 

@@ -35,8 +35,9 @@ static void contend(bool fails, int go)
 {
     char byte;
 
-    if (read(go, &byte, 1) != 0)
+    if (read(go, &byte, 1) != 0) {
         _exit(9);
+    }
     _exit(fails ? (failing(path), 1) : qcow2_create(path, MIB, NULL) != 0);
 }
 
@@ -83,8 +84,9 @@ static bool stop;
 static void *fail_on_and_on(void *opaque)
 {
     (void)opaque;
-    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED))
+    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
         failing(path);
+    }
     return NULL;
 }
 
@@ -104,11 +106,13 @@ static void renames(void)
         CHECK_EQ(rename(mine, path), 0);
         bool there = false;
         /* It may be put aside for a moment. */
-        for (unsigned look = 0; look < 1000 && !there; look++)
+        for (unsigned look = 0; look < 1000 && !there; look++) {
             there = lstat(path, &now) == 0 && now.st_ino == then.st_ino;
+        }
         CHECK(there);
-        if (round % 2 == 0)
+        if (round % 2 == 0) {
             unlink(path);
+        }
     }
     __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
     pthread_join(other, NULL);

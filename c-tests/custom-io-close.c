@@ -26,11 +26,9 @@ static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_res
 
 /* Refused, each for another reason. */
 static struct answer answers[] = {
-    {.given = {.fd = -1, .format = "no text: \xff"}},
-    {.given = {.fd = -1, .format = "vmdk"}},
+    {.given = {.fd = -1, .format = "no text: \xff"}}, {.given = {.fd = -1, .format = "vmdk"}},
     {.given = {.fd = -1, .format = "qcow2"}}, /* which is not in there */
-    {.given = {.fd = -1, .path = "/dev/null"}},
-    {.given = {.fd = 5}},
+    {.given = {.fd = -1, .path = "/dev/null"}},       {.given = {.fd = 5}},
     {.given = {.fd = -1}, .result = -EACCES},
 };
 

@@ -25,20 +25,24 @@ static bool fail_at(unsigned nth, int *kind, int number)
     for (unsigned i = 16; i < 64 && failed == 0; i++) {
         int64_t done = qcow2_pwrite(image, block, sizeof block, (uint64_t)i * 8192);
 
-        if (done >= 0 && i % 8 == 0)
+        if (done >= 0 && i % 8 == 0) {
             done = qcow2_flush(image);
-        if (done < 0)
+        }
+        if (done < 0) {
             failed = done;
+        }
     }
-    if (failed == 0)
+    if (failed == 0) {
         failed = qcow2_close(image);
-    else
+    } else {
         qcow2_close(image);
+    }
     bool reached = *failure != 0 && memory.fail_after == 0;
     *failure = 0;
     memory.fail_after = 0;
-    if (failed != 0)
+    if (failed != 0) {
         CHECK_EQ(failed, -number);
+    }
 
     CHECK_OK(test_memory_open(&test_memory_ops, &memory, 0, &image));
     test_expect(image, 0, 64 * 1024, 1);
@@ -55,8 +59,9 @@ static void fail_everywhere(int kind, int number)
 {
     unsigned limit = test_under_valgrind() ? 12 : 400, nth = 0;
 
-    while (nth < limit && fail_at(nth, &kind, number))
+    while (nth < limit && fail_at(nth, &kind, number)) {
         nth++;
+    }
     CHECK(nth > 0); /* it did fail, at least once */
 }
 
@@ -113,8 +118,9 @@ static void full_storage(void)
     CHECK_OK(test_memory_open(&test_memory_ops, &memory, 0, &image));
     memory.limit = memory.length + 10 * sizeof block;
     memset(block, 7, sizeof block);
-    while (qcow2_pwrite(image, block, sizeof block, written) > 0)
+    while (qcow2_pwrite(image, block, sizeof block, written) > 0) {
         written += sizeof block;
+    }
     CHECK_TEXT("No space");
     CHECK(written > 0);
     /* Overwriting needs no room, and with room writing goes on. */

@@ -41,21 +41,55 @@ static const struct {
     unsigned field;
     uint64_t value;
 } refused_always[] = {
-    {0, 0},         {0, 0x514649},  {1, 0},          {1, 1},          {1, 4},           {1, UINT32_MAX},
-    {4, 0},         {4, 8},          {4, 22},          {4, 63},
-    {4, 64},        {4, UINT32_MAX}, {5, UINT64_MAX}, {5, 1ull << 63}, {6, 3},          {6, UINT32_MAX},
-    {7, UINT32_MAX}, {7, 0},        {8, 1},          {8, CLUSTER - 1}, {8, UINT64_MAX}, {8, 1ull << 63},
-    {9, 1},         {9, UINT64_MAX}, {10, UINT32_MAX}, {11, UINT32_MAX}, {11, 65537},   {13, 1ull << 63},
-    {13, 1ull << 5}, {16, 7},       {16, 64},        {16, UINT32_MAX}, {17, 0},         {17, 71},
-    {17, 103},      {17, UINT32_MAX}, {17, CLUSTER + 8}, {18, 1},     {20, UINT32_MAX}, {20, CLUSTER},
+    {0, 0},
+    {0, 0x514649},
+    {1, 0},
+    {1, 1},
+    {1, 4},
+    {1, UINT32_MAX},
+    {4, 0},
+    {4, 8},
+    {4, 22},
+    {4, 63},
+    {4, 64},
+    {4, UINT32_MAX},
+    {5, UINT64_MAX},
+    {5, 1ull << 63},
+    {6, 3},
+    {6, UINT32_MAX},
+    {7, UINT32_MAX},
+    {7, 0},
+    {8, 1},
+    {8, CLUSTER - 1},
+    {8, UINT64_MAX},
+    {8, 1ull << 63},
+    {9, 1},
+    {9, UINT64_MAX},
+    {10, UINT32_MAX},
+    {11, UINT32_MAX},
+    {11, 65537},
+    {13, 1ull << 63},
+    {13, 1ull << 5},
+    {16, 7},
+    {16, 64},
+    {16, UINT32_MAX},
+    {17, 0},
+    {17, 71},
+    {17, 103},
+    {17, UINT32_MAX},
+    {17, CLUSTER + 8},
+    {18, 1},
+    {20, UINT32_MAX},
+    {20, CLUSTER},
 };
 
 static unsigned cases, refusals;
 
 static void put(unsigned char *at, uint64_t value, unsigned bytes)
 {
-    for (unsigned i = 0; i < bytes; i++)
+    for (unsigned i = 0; i < bytes; i++) {
         at[i] = (unsigned char)(value >> (8 * (bytes - 1 - i)));
+    }
 }
 
 static void use(qcow2_image *image, uint64_t flags)
@@ -68,18 +102,21 @@ static void use(qcow2_image *image, uint64_t flags)
     int64_t length = qcow2_length(image);
 
     test_info(image);
-    for (size_t i = 0; i < 5 && qcow2_get_header_extension(image, i, &extension) == 0; i++)
+    for (size_t i = 0; i < 5 && qcow2_get_header_extension(image, i, &extension) == 0; i++) {
         CHECK(extension.length == 0 || extension.data != NULL);
-    for (size_t i = 0; i < 5 && qcow2_get_snapshot(image, i, &snapshot) == 0; i++)
+    }
+    for (size_t i = 0; i < 5 && qcow2_get_snapshot(image, i, &snapshot) == 0; i++) {
         CHECK(snapshot.name != NULL);
+    }
     if ((flags & QCOW2_OPEN_METADATA_ONLY) == 0 && length >= (int64_t)sizeof block) {
         CHECK(qcow2_pread(image, block, sizeof block, 0) == sizeof block || qcow2_last_error()[0] != '\0');
         CHECK(qcow2_pread(image, block, sizeof block, (uint64_t)length - sizeof block) == sizeof block ||
               qcow2_last_error()[0] != '\0');
         CHECK(qcow2_block_status(image, 0, (uint64_t)length, 0, &extent) == 0 || qcow2_last_error()[0] != '\0');
     }
-    if (length < (int64_t)GIB)
+    if (length < (int64_t)GIB) {
         CHECK(qcow2_check(image, 0, &result, NULL, NULL, NULL, NULL) == 0 || qcow2_last_error()[0] != '\0');
+    }
 }
 
 /* Opens in every way; true when all guest opens were refused. */
@@ -97,20 +134,24 @@ static bool try(const char *path, const char *name, uint64_t value)
         cases++;
         if (result == 0) {
             refused = false;
-            if (ways[i] & QCOW2_OPEN_READ_ONLY)
+            if (ways[i] & QCOW2_OPEN_READ_ONLY) {
                 use(image, ways[i]);
+            }
             qcow2_close(image);
         } else {
             refusals++;
             CHECK(image == NULL);
-            if (qcow2_last_error()[0] == '\0')
+            if (qcow2_last_error()[0] == '\0') {
                 test_fail(__FILE__, __LINE__, "%s = %#" PRIx64 ": refused without a text", name, value);
-            if (result == -ENOMEM)
+            }
+            if (result == -ENOMEM) {
                 test_fail(__FILE__, __LINE__, "%s = %#" PRIx64 ": out of memory: %s", name, value, qcow2_last_error());
+            }
         }
-        if ((result != 0 || (ways[i] & QCOW2_OPEN_READ_ONLY)) && test_digest(path) != digest)
+        if ((result != 0 || (ways[i] & QCOW2_OPEN_READ_ONLY)) && test_digest(path) != digest) {
             test_fail(__FILE__, __LINE__, "%s = %#" PRIx64 ", flags %#" PRIx64 ": bytes have changed", name, value,
                       ways[i]);
+        }
     }
     return refused;
 }
@@ -131,8 +172,9 @@ static void limit_memory(void)
 #if !defined(__SANITIZE_ADDRESS__)
     struct rlimit limit = {256 * MIB, 256 * MIB};
 
-    if (!test_under_valgrind())
+    if (!test_under_valgrind()) {
         CHECK_EQ(setrlimit(RLIMIT_AS, &limit), 0);
+    }
 #endif
 }
 
@@ -149,13 +191,32 @@ int main(void)
 
     for (unsigned i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         uint64_t top = fields[i].bytes == 8 ? UINT64_MAX : (1ull << (8 * fields[i].bytes)) - 1;
-        const uint64_t values[] = {0, 1, 2, top, top - 1, top / 2, top / 2 + 1, top & ~(uint64_t)(CLUSTER - 1), CLUSTER,
-                                   CLUSTER + 8, CLUSTER - 1, length, length - CLUSTER, length + CLUSTER, 64, 512, 1024,
-                                   1ull << 32, 1ull << 55, 1ull << 56, (1ull << 56) - CLUSTER};
+        const uint64_t values[] = {0,
+                                   1,
+                                   2,
+                                   top,
+                                   top - 1,
+                                   top / 2,
+                                   top / 2 + 1,
+                                   top & ~(uint64_t)(CLUSTER - 1),
+                                   CLUSTER,
+                                   CLUSTER + 8,
+                                   CLUSTER - 1,
+                                   length,
+                                   length - CLUSTER,
+                                   length + CLUSTER,
+                                   64,
+                                   512,
+                                   1024,
+                                   1ull << 32,
+                                   1ull << 55,
+                                   1ull << 56,
+                                   (1ull << 56) - CLUSTER};
 
         for (unsigned v = 0; v < sizeof values / sizeof values[0]; v++) {
-            if (values[v] <= top)
+            if (values[v] <= top) {
                 try_value(good, &fields[i], values[v]);
+            }
         }
     }
     for (unsigned i = 0; i < sizeof refused_always / sizeof refused_always[0]; i++) {

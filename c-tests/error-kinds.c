@@ -5,8 +5,9 @@
 
 static void with_big_endian(unsigned char bytes[8], uint64_t value, unsigned count)
 {
-    for (unsigned i = 0; i < count; i++)
+    for (unsigned i = 0; i < count; i++) {
         bytes[i] = (unsigned char)(value >> (8 * (count - 1 - i)));
+    }
 }
 
 /* The image with one header field replaced. */

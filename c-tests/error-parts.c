@@ -14,10 +14,10 @@ static qcow2_error_detail parts_of_last(void)
     return parts;
 }
 
-#define CHECK_PART(part, text)                                                                      \
-    do {                                                                                            \
-        if (strcmp(part, text) != 0)                                                                \
-            test_fail(__FILE__, __LINE__, "%s is \"%s\", expected \"%s\"", #part, part, text); \
+#define CHECK_PART(part, text)                                                                                         \
+    do {                                                                                                               \
+        if (strcmp(part, text) != 0)                                                                                   \
+            test_fail(__FILE__, __LINE__, "%s is \"%s\", expected \"%s\"", #part, part, text);                         \
     } while (0)
 
 static void nothing_yet(void)

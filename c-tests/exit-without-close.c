@@ -21,9 +21,18 @@ static void exits(const char *path, const char *option, void (*how)(void))
     test_wait(child);
 }
 
-static void by_exit(void) { exit(0); }
-static void by_abort(void) { abort(); }
-static void by_underscore(void) { _exit(0); }
+static void by_exit(void)
+{
+    exit(0);
+}
+static void by_abort(void)
+{
+    abort();
+}
+static void by_underscore(void)
+{
+    _exit(0);
+}
 
 int main(void)
 {
@@ -40,11 +49,13 @@ int main(void)
                 exits(path, options[o], ways[w]);
                 image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
                 test_expect(image, 0, MIB, 1);
-                if (o == 1)
+                if (o == 1) {
                     test_expect(image, 2 * MIB, MIB, 2);
+                }
                 test_close(image);
-                if (l == 1)
+                if (l == 1) {
                     test_expect_sound(path, true);
+                }
                 image = test_open(path, 0, NULL);
                 CHECK_EQ(test_info(image).dirty, 0);
                 test_expect(image, 0, MIB, 1);

@@ -14,8 +14,9 @@ static void *use_the_handle(void *opaque)
     for (uint64_t i = 0; !atomic_load(&stop); i++) {
         CHECK_OK(qcow2_pwrite(opaque, block, sizeof block, i % 512 * sizeof block));
         CHECK_OK(qcow2_pread(opaque, block, sizeof block, i % 512 * sizeof block));
-        if (i % 4 == 0)
+        if (i % 4 == 0) {
             CHECK_OK(qcow2_flush(opaque));
+        }
         test_info(opaque);
     }
     return NULL;
@@ -52,18 +53,25 @@ int main(void)
     return 77;
 #endif
     qcow2_image *image = test_open(test_create("disk.qcow2", 4 * MIB, "cluster_size=4k", NULL), 0, NULL);
-    union { const char *in; void *out; } other = {.in = test_create("other.qcow2", MIB, NULL)};
+    union {
+        const char *in;
+        void *out;
+    } other = {.in = test_create("other.qcow2", MIB, NULL)};
     pthread_t threads[4];
 
     of_the_child = test_create("child.qcow2", MIB, NULL);
-    for (unsigned t = 0; t < 4; t++)
-        CHECK_EQ(pthread_create(&threads[t], NULL, t < 3 ? use_the_handle : open_and_close, t < 3 ? (void *)image : other.out),
+    for (unsigned t = 0; t < 4; t++) {
+        CHECK_EQ(pthread_create(&threads[t], NULL, t < 3 ? use_the_handle : open_and_close,
+                                t < 3 ? (void *)image : other.out),
                  0);
-    for (unsigned i = 0; i < (test_under_valgrind() ? 3u : 100u); i++)
+    }
+    for (unsigned i = 0; i < (test_under_valgrind() ? 3u : 100u); i++) {
         test_in_child(child, image);
+    }
     atomic_store(&stop, true);
-    for (unsigned t = 0; t < 4; t++)
+    for (unsigned t = 0; t < 4; t++) {
         CHECK_EQ(pthread_join(threads[t], NULL), 0);
+    }
     test_close(image);
     test_expect_sound(test_path("disk.qcow2"), false);
     return 0;

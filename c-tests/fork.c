@@ -101,8 +101,9 @@ int main(void)
     CHECK_EQ(pipe(closed_by_parent), 0);
     child = fork();
     CHECK(child >= 0);
-    if (child == 0)
+    if (child == 0) {
         open_after_the_parent();
+    }
     test_close(image);
     CHECK_EQ(write(closed_by_parent[1], "c", 1), 1);
     CHECK_EQ(test_wait(child), 0);

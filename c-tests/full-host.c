@@ -87,9 +87,11 @@ static void acknowledged_writes_stay(const char *create_option, const char *open
     qcow2_image *image = test_open(path, 0, open_option, NULL);
     unsigned done = write_until_full(image, 0, WRITES, 7);
     fill_up(0);
-    for (int attempt = 0; attempt < 3; attempt++)
-        if (qcow2_flush(image) < 0)
+    for (int attempt = 0; attempt < 3; attempt++) {
+        if (qcow2_flush(image) < 0) {
             told++;
+        }
+    }
     ballast(0);
     CHECK_OK(qcow2_flush(image));
     CHECK(done > 40);
@@ -207,16 +209,18 @@ int main(void)
     snprintf(options, sizeof options, "size=%d", (int)HOST);
     CHECK_EQ(mkdir(directory, 0700), 0);
     if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) != 0 ||
-        mount("tmpfs", directory, "tmpfs", 0, options) != 0)
+        mount("tmpfs", directory, "tmpfs", 0, options) != 0) {
         test_skip("no small file system can be mounted here");
+    }
     for (unsigned i = 0; i < sizeof modes / sizeof modes[0]; i++) {
         acknowledged_writes_stay("lazy_refcounts=off", modes[i]);
         acknowledged_writes_stay("lazy_refcounts=on", modes[i]);
     }
     a_preallocation_gives_back(QCOW2_PREALLOC_FALLOC, 4 * HOST);
     a_preallocation_gives_back(QCOW2_PREALLOC_FULL, 4 * HOST);
-    if (!test_under_valgrind())
+    if (!test_under_valgrind()) {
         a_preallocation_gives_back(QCOW2_PREALLOC_METADATA, 1024 * GIB);
+    }
     changes_wait_for_room("grow", grow, "lazy_refcounts=off");
     changes_wait_for_room("grow", grow, "lazy_refcounts=on");
     changes_wait_for_room("snapshot", take_snapshot, "lazy_refcounts=off");

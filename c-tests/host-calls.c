@@ -19,29 +19,34 @@ struct host host;
 
 /* The C library's function of the same name. */
 #define TEXT(name) #name
-#define REAL(name)                                                          \
-    __extension__({                                                         \
-        static __typeof__(&(name)) real;                                    \
-        if (real == NULL) {                                                 \
-            void *found = dlsym(RTLD_NEXT, TEXT(name));                     \
-            memcpy(&real, &found, sizeof real);                             \
-        }                                                                   \
-        real;                                                               \
+#define REAL(name)                                                                                                     \
+    __extension__({                                                                                                    \
+        static __typeof__(&(name)) real;                                                                               \
+        if (real == NULL) {                                                                                            \
+            void *found = dlsym(RTLD_NEXT, TEXT(name));                                                                \
+            memcpy(&real, &found, sizeof real);                                                                        \
+        }                                                                                                              \
+        real;                                                                                                          \
     })
 
 enum answer { GO, SHORT, FAIL };
 
-static bool one_in(unsigned n) { return n != 0 && test_random(&host.random) % n == 0; }
+static bool one_in(unsigned n)
+{
+    return n != 0 && test_random(&host.random) % n == 0;
+}
 
 /* Decides about one call; sets errno for FAIL. Tests with `host.on` are single-threaded. */
 static enum answer decide(enum host_call kind)
 {
-    if (!host.on)
+    if (!host.on) {
         return GO;
+    }
     host.calls[kind]++;
     if ((kind == HOST_WRITE || kind == HOST_COPY || kind == HOST_TRUNCATE || kind == HOST_FALLOCATE) &&
-        ++host.changes == host.kill_at)
+        ++host.changes == host.kill_at) {
         kill(getpid(), SIGKILL);
+    }
     if (one_in(host.eintr_one_in)) {
         host.interrupted[kind]++;
         errno = EINTR;
@@ -55,8 +60,9 @@ static enum answer decide(enum host_call kind)
         uint64_t number = host.counted++;
 
         if (number == host.fail_at || (host.fail_on && number > host.fail_at)) {
-            if (host.failed++ == 0)
+            if (host.failed++ == 0) {
                 host.failed_kind = (int)kind;
+            }
             errno = host.fail_errno;
             return FAIL;
         }
@@ -68,8 +74,9 @@ static size_t shortened(enum host_call kind, size_t count)
 {
     size_t unit = host.short_unit == 0 ? 1 : host.short_unit, units = count / unit;
 
-    if (units < 2)
+    if (units < 2) {
         return count;
+    }
     host.shortened[kind]++;
     return (1 + test_random(&host.random) % (units - 1)) * unit;
 }
@@ -78,8 +85,9 @@ static size_t total(const struct iovec *iov, int count)
 {
     size_t bytes = 0;
 
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
         bytes += iov[i].iov_len;
+    }
     return bytes;
 }
 
@@ -90,8 +98,9 @@ static int cut(struct iovec parts[1024], const struct iovec *iov, int count, siz
 
     for (; used < count && bytes > 0; used++) {
         parts[used] = iov[used];
-        if (parts[used].iov_len > bytes)
+        if (parts[used].iov_len > bytes) {
             parts[used].iov_len = bytes;
+        }
         bytes -= parts[used].iov_len;
     }
     return used;
@@ -99,8 +108,9 @@ static int cut(struct iovec parts[1024], const struct iovec *iov, int count, siz
 
 int fdatasync(int fd)
 {
-    if (decide(HOST_SYNC) == FAIL)
+    if (decide(HOST_SYNC) == FAIL) {
         return -1;
+    }
     /* Nobody pulls the plug in these tests. */
     return host.on ? 0 : REAL(fdatasync)(fd);
 }
@@ -128,8 +138,9 @@ int fcntl(int fd, int command, ...)
     va_start(arguments, command);
     argument = va_arg(arguments, void *);
     va_end(arguments);
-    if ((command == F_OFD_SETLK || command == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL)
+    if ((command == F_OFD_SETLK || command == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL) {
         return -1;
+    }
     return REAL(fcntl)(fd, command, argument);
 }
 
@@ -168,8 +179,9 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
     struct iovec parts[1024];
 
     va_start(arguments, number);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 6; i++) {
         a[i] = va_arg(arguments, long);
+    }
     va_end(arguments);
     if (is_read || is_write) {
         enum host_call kind = is_read ? HOST_READ : HOST_WRITE;
@@ -186,20 +198,24 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
             errno = why;
             return -1;
         }
-        if (answer == SHORT)
+        if (answer == SHORT) {
             keep(a, is_list, parts, shortened(kind, bytes));
+        }
     }
     if (number == SYS_copy_file_range) {
         enum answer answer = decide(HOST_COPY);
 
-        if (answer == FAIL)
+        if (answer == FAIL) {
             return -1;
-        if (answer == SHORT)
+        }
+        if (answer == SHORT) {
             a[4] = (long)shortened(HOST_COPY, (size_t)a[4]);
+        }
     }
 #ifdef SYS_fcntl64
-    if (number == SYS_fcntl64 && (a[1] == F_OFD_SETLK || a[1] == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL)
+    if (number == SYS_fcntl64 && (a[1] == F_OFD_SETLK || a[1] == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL) {
         return -1;
+    }
 #endif
     return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -218,13 +218,16 @@ static void take_turns(void *opaque)
 
     while (read(side->in, &turn, 1) == 1 && turn < TURNS) {
         CHECK_OK(qcow2_invalidate(image, NULL));
-        for (int before = 0; before < turn; before++)
+        for (int before = 0; before < turn; before++) {
             test_expect(image, (uint64_t)before * 100 * 1024, 100 * 1024, 1 + before);
+        }
         test_fill(image, (uint64_t)turn * 100 * 1024, 100 * 1024, 1 + turn);
-        if (turn % 5 == 4)
+        if (turn % 5 == 4) {
             CHECK_OK(qcow2_snapshot_create(image, "turn", NULL));
-        if (turn % 7 == 6)
+        }
+        if (turn % 7 == 6) {
             CHECK_OK(qcow2_truncate(image, (uint64_t)qcow2_length(image) + MIB, QCOW2_PREALLOC_OFF));
+        }
         CHECK_OK(qcow2_inactivate(image));
         turn++;
         CHECK_EQ(write(side->out, &turn, 1), 1);
@@ -272,8 +275,9 @@ static void the_stock_tool_takes_over(void)
     const char *const write[] = {"sh", "-c", "qemu-io -c 'write -P 7 64k 64k' \"$0\" >/dev/null 2>&1", path, NULL};
     qcow2_image *image;
 
-    if (test_run(there) != 0)
+    if (test_run(there) != 0) {
         return;
+    }
     image = test_open(path, 0, NULL);
     test_fill(image, 0, 64 * 1024, 1);
     CHECK(test_run(write) != 0);

@@ -21,10 +21,10 @@ struct contents {
 struct job {
     const char *name;
     int (*run)(qcow2_image *image, const struct job *job);
-    const char *amends[3];   /* options of qcow2_amend */
-    const char *create[3];   /* options of the image */
+    const char *amends[3]; /* options of qcow2_amend */
+    const char *create[3]; /* options of the image */
     bool backed;
-    uint64_t new_size;       /* 0: the size stays */
+    uint64_t new_size; /* 0: the size stays */
 };
 
 static const char *path, *base, *old_path, *old_base;
@@ -49,7 +49,10 @@ static int resize(qcow2_image *image, const struct job *job)
     return qcow2_truncate(image, job->new_size, QCOW2_PREALLOC_OFF);
 }
 
-static int amend(qcow2_image *image, const struct job *job) { return qcow2_amend(image, job->amends, 0, NULL, NULL); }
+static int amend(qcow2_image *image, const struct job *job)
+{
+    return qcow2_amend(image, job->amends, 0, NULL, NULL);
+}
 
 static int commit(qcow2_image *image, const struct job *job)
 {
@@ -74,7 +77,10 @@ static const struct job jobs[] = {
     {"all at once", amend, {"refcount_bits=16", "size=128k"}, {"cluster_size=4k", "refcount_bits=8"}, false, SHRUNK},
 };
 
-static bool has_snapshot(const struct job *job) { return job->run == amend && job->new_size == 0; }
+static bool has_snapshot(const struct job *job)
+{
+    return job->run == amend && job->new_size == 0;
+}
 
 /* Data over a base, zero clusters with a host cluster and without, a snapshot of some of it. */
 static void prepare(const struct job *job)
@@ -89,16 +95,18 @@ static void prepare(const struct job *job)
     base = test_path("base.qcow2");
     test_file_copy(old_base, base);
     CHECK(asprintf(&name, "backing_file=%s", base) > 0);
-    old_path = job->backed ? test_create("old.qcow2", SIZE, name, "backing_fmt=qcow2", job->create[0], job->create[1], NULL)
-                           : test_create("old.qcow2", SIZE, job->create[0], job->create[1], NULL);
+    old_path = job->backed
+                   ? test_create("old.qcow2", SIZE, name, "backing_fmt=qcow2", job->create[0], job->create[1], NULL)
+                   : test_create("old.qcow2", SIZE, job->create[0], job->create[1], NULL);
     free(name);
     path = test_path("disk.qcow2");
     image = test_open(old_path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
     test_fill(image, 0, 40 * BLOCK, 1);
     CHECK_OK(qcow2_write_zeroes(image, 8 * BLOCK, 4 * BLOCK, 0));
     CHECK_OK(qcow2_write_zeroes(image, 60 * BLOCK, 4 * BLOCK, QCOW2_REQ_UNMAP));
-    if (has_snapshot(job))
+    if (has_snapshot(job)) {
         CHECK_OK(qcow2_snapshot_create(image, "first", NULL));
+    }
     test_fill(image, 4 * BLOCK, 5 * BLOCK, 2);
     test_fill(image, 100 * BLOCK, 5 * BLOCK, 3);
     CHECK_OK(qcow2_write_zeroes(image, 20 * BLOCK, 2 * BLOCK, 0));
@@ -143,8 +151,9 @@ static void compare(const struct job *job, const struct contents *old, const str
         /* What a shrink drops may show what is below while the size is the old one. */
         bool dropped = i >= resized && (now->value[i] == below || now->value[i] == 0);
 
-        if (now->value[i] != was && !dropped)
+        if (now->value[i] != was && !dropped) {
             test_fail(__FILE__, __LINE__, "%s: block %u holds %u, was %u", job->name, i, now->value[i], was);
+        }
     }
 }
 
@@ -167,11 +176,13 @@ static void judge(const struct job *job, const struct contents *old, const struc
     if (job->backed) {
         /* Only a commit changes the base, to what the disk shows. */
         read_contents(base, 0, NULL, &now); /* repairs it */
-        for (unsigned i = 0; i < now.count; i++)
+        for (unsigned i = 0; i < now.count; i++) {
             CHECK(now.value[i] == 9 || (job->run == commit && now.value[i] == old->value[i]));
+        }
     }
-    if (with_stock)
+    if (with_stock) {
         test_expect_sound(path, true);
+    }
     /* Once more, to the end. */
     image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
     CHECK_OK(job->run(image, job));
@@ -188,10 +199,12 @@ static void sweep(const struct job *job)
 
     prepare(job);
     read_contents(old_path, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, NULL, &old);
-    if (has_snapshot(job))
+    if (has_snapshot(job)) {
         read_contents(old_path, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, "snapshot.name=first", &snapshot);
-    for (; run_killed(job, kill_at); kill_at++)
+    }
+    for (; run_killed(job, kill_at); kill_at++) {
         judge(job, &old, &snapshot, kill_at % 16 == 0);
+    }
     judge(job, &old, &snapshot, true);
     printf("%s: killed at each of %llu changes of a file\n", job->name, (unsigned long long)kill_at - 1);
     CHECK(kill_at > 1);
@@ -200,8 +213,9 @@ static void sweep(const struct job *job)
 
 int main(void)
 {
-    for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
+    for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++) {
         sweep(&jobs[i]);
+    }
     printf("%u deaths, %u of them left a dirty image\n", deaths, dirty);
     CHECK(deaths > 80 && dirty > 0);
     return 0;

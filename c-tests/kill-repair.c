@@ -26,8 +26,9 @@ static uint32_t make_dirty(const char *path)
         uint64_t state = 5;
 
         image = test_open(path, 0, "metadata-writethrough=on", NULL);
-        for (int i = 0; i < 3000; i++)
+        for (int i = 0; i < 3000; i++) {
             test_fill(image, test_random(&state) % (64 * MIB - 4096) / 512 * 512, 4096, i);
+        }
         CHECK_OK(qcow2_flush(image));
         kill(getpid(), SIGKILL);
     }

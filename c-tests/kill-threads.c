@@ -38,8 +38,9 @@ static void stamp(unsigned char *sector, uint32_t value, uint64_t number)
 {
     uint64_t words[2] = {value, value == 0 ? 0 : number + 1};
 
-    for (unsigned at = 0; at < SECTOR; at += sizeof words)
+    for (unsigned at = 0; at < SECTOR; at += sizeof words) {
         memcpy(sector + at, words, sizeof words);
+    }
 }
 
 static void flush_all(struct job *job)
@@ -47,8 +48,9 @@ static void flush_all(struct job *job)
     static _Thread_local uint32_t seen[THREADS][SECTORS_EACH];
 
     for (unsigned t = 0; t < THREADS; t++) {
-        for (unsigned i = 0; i < SECTORS_EACH; i++)
+        for (unsigned i = 0; i < SECTORS_EACH; i++) {
             seen[t][i] = atomic_load(&job->ledger->sector[t][i].complete);
+        }
     }
     if (qcow2_flush(job->image) != 0) {
         atomic_fetch_add(&job->ledger->failures, 1);
@@ -79,22 +81,28 @@ static void *run(void *opaque)
         int64_t done;
 
         for (unsigned i = 0; i < count; i++) {
-            if (zero)
+            if (zero) {
                 atomic_store(&job->ledger->sector[job->number][at + i].zeroed, round);
+            }
             atomic_store(&job->ledger->sector[job->number][at + i].begun, round);
             stamp(buffer + i * SECTOR, round, first + at + i);
         }
-        if (zero)
-            done = qcow2_write_zeroes(job->image, (first + at) * SECTOR, count * SECTOR, round % 2 ? QCOW2_REQ_UNMAP : 0);
-        else
+        if (zero) {
+            done =
+                qcow2_write_zeroes(job->image, (first + at) * SECTOR, count * SECTOR, round % 2 ? QCOW2_REQ_UNMAP : 0);
+        } else {
             done = qcow2_pwrite(job->image, buffer, count * SECTOR, (first + at) * SECTOR);
-        if (done < 0)
+        }
+        if (done < 0) {
             atomic_fetch_add(&job->ledger->failures, 1);
-        for (unsigned i = 0; i < count; i++)
+        }
+        for (unsigned i = 0; i < count; i++) {
             atomic_store(&job->ledger->sector[job->number][at + i].complete, round);
+        }
         atomic_fetch_add(&job->ledger->writes, 1);
-        if (test_random(&job->seed) % 32 == 0)
+        if (test_random(&job->seed) % 32 == 0) {
             flush_all(job);
+        }
     }
     return NULL;
 }
@@ -121,23 +129,27 @@ static void verify(qcow2_image *image, struct ledger *ledger, bool writes_count,
         CHECK_OK(qcow2_pread(image, buffer, SECTORS_EACH * SECTOR, (uint64_t)t * SECTORS_EACH * SECTOR));
         for (unsigned i = 0; i < SECTORS_EACH; i++) {
             uint64_t value, number = (uint64_t)t * SECTORS_EACH + i;
-            uint32_t least = writes_count ? atomic_load(&ledger->sector[t][i].complete)
-                                          : atomic_load(&ledger->sector[t][i].flushed);
+            uint32_t least =
+                writes_count ? atomic_load(&ledger->sector[t][i].complete) : atomic_load(&ledger->sector[t][i].flushed);
 
             memcpy(&value, buffer + i * SECTOR, sizeof value);
             stamp(expected, (uint32_t)value, number);
-            if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0)
+            if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0) {
                 test_fail(__FILE__, __LINE__, "seed %" PRIu64 ": thread %u's sector %u is torn or misplaced", seed, t,
                           i);
-            if (value == 0)
+            }
+            if (value == 0) {
                 value = atomic_load(&ledger->sector[t][i].zeroed);
-            if (value < least)
+            }
+            if (value < least) {
                 test_fail(__FILE__, __LINE__,
                           "seed %" PRIu64 ": thread %u's sector %u holds write %" PRIu64 ", but write %u had been %s",
                           seed, t, i, value, least, writes_count ? "completed" : "flushed");
-            if (value > atomic_load(&ledger->sector[t][i].begun))
+            }
+            if (value > atomic_load(&ledger->sector[t][i].begun)) {
                 test_fail(__FILE__, __LINE__, "seed %" PRIu64 ": thread %u's sector %u comes from the future", seed, t,
                           i);
+            }
         }
     }
     free(buffer);
@@ -147,8 +159,7 @@ static void one_kill(uint64_t seed, uint64_t *writes)
 {
     static const char *const clusters[] = {"cluster_size=64k", "cluster_size=4k", "cluster_size=512"};
     bool lazy = seed % 2 == 0, through = seed / 2 % 2 == 0;
-    struct ledger *ledger =
-        mmap(NULL, sizeof *ledger, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct ledger *ledger = mmap(NULL, sizeof *ledger, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     const char *path = test_create("disk.qcow2", DISK_BYTES, lazy ? "lazy_refcounts=on" : "lazy_refcounts=off",
                                    clusters[seed / 4 % 3], NULL);
     qcow2_check_result result = {.struct_size = sizeof result};
@@ -165,8 +176,9 @@ static void one_kill(uint64_t seed, uint64_t *writes)
     }
     /* At least a few writes; then any moment. */
     struct timespec pause = {0, 1000000};
-    while (atomic_load(&ledger->writes) < 8 && waitpid(child, NULL, WNOHANG) == 0)
+    while (atomic_load(&ledger->writes) < 8 && waitpid(child, NULL, WNOHANG) == 0) {
         nanosleep(&pause, NULL);
+    }
     pause.tv_nsec = (long)(test_random(&state) % 150000000);
     nanosleep(&pause, NULL);
     CHECK_EQ(kill(child, SIGKILL), 0);
@@ -179,9 +191,10 @@ static void one_kill(uint64_t seed, uint64_t *writes)
     if (!lazy) {
         CHECK_EQ(test_info(image).dirty, 0);
         CHECK_OK(qcow2_check(image, 0, &result, NULL, NULL, NULL, NULL));
-        if (result.corruptions != 0)
+        if (result.corruptions != 0) {
             test_fail(__FILE__, __LINE__, "seed %" PRIu64 ": %" PRIu64 " corruptions without lazy refcounts", seed,
                       result.corruptions);
+        }
     }
     crc = test_checksum(image);
     test_close(image);
@@ -207,8 +220,9 @@ int main(void)
     uint64_t kills = test_setting("QCOW2_TEST_KILLS", test_under_valgrind() ? 1 : 10), writes = 0;
     uint64_t seed = test_setting("QCOW2_TEST_SEED", 1);
 
-    for (uint64_t i = 0; i < kills; i++)
+    for (uint64_t i = 0; i < kills; i++) {
         one_kill(seed + i, &writes);
+    }
     printf("%" PRIu64 " kills, %" PRIu64 " completed writes\n", kills, writes);
     return 0;
 }

@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#define SECTOR  512u
-#define BLOCKS  16u
+#define SECTOR 512u
+#define BLOCKS 16u
 #define THREADS 4u
 
 static qcow2_image *image;
@@ -32,8 +32,9 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
         memcpy(&real, &symbol, sizeof real);
     }
     va_start(arguments, number);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 6; i++) {
         a[i] = va_arg(arguments, long);
+    }
     va_end(arguments);
     result = real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
     if (number == SYS_statx && result == 0 && ((uint32_t)a[3] & align_mask) && told != TRUTH) {
@@ -44,8 +45,9 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
         memcpy(&mask, found, sizeof mask);
         mask = told == NOTHING ? mask & ~align_mask : mask | align_mask;
         memcpy(found, &mask, sizeof mask);
-        if (told == TOO_SMALL)
+        if (told == TOO_SMALL) {
             memcpy(found + 0x9c, &sector, sizeof sector);
+        }
     }
     return result;
 }
@@ -82,11 +84,11 @@ static void *work(void *opaque)
             CHECK_EQ(qcow2_pread(image, buffer, SECTOR, sector * SECTOR), SECTOR);
             value = buffer[0];
             break;
-        default:
-            break;
+        default: break;
         }
-        for (unsigned look = 0; look < 3; look++)
+        for (unsigned look = 0; look < 3; look++) {
             test_expect(image, sector * SECTOR, SECTOR, value);
+        }
     }
     return NULL;
 }
@@ -101,8 +103,9 @@ static void run(const char *path, uint64_t flags)
         workers[i].number = i;
         CHECK_EQ(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
     }
-    for (unsigned i = 0; i < THREADS; i++)
+    for (unsigned i = 0; i < THREADS; i++) {
         CHECK_EQ(pthread_join(workers[i].thread, NULL), 0);
+    }
     test_close(image);
 }
 

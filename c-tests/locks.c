@@ -17,7 +17,10 @@ static void refused(const char *path, uint64_t flags)
     CHECK(none == NULL);
 }
 
-static void refused_in_child(void *opaque) { refused(opaque, 0); }
+static void refused_in_child(void *opaque)
+{
+    refused(opaque, 0);
+}
 
 static void *refused_in_thread(void *opaque)
 {
@@ -30,8 +33,9 @@ static void stock_tools_are_refused(const char *path)
     const char *const probe[] = {"sh", "-c", "command -v qemu-io >/dev/null", NULL};
     const char *const really[] = {"sh", "-c", "! qemu-io -f qcow2 -c 'read 0 512' \"$0\" >/dev/null 2>&1", path, NULL};
 
-    if (test_run(probe) == 0)
+    if (test_run(probe) == 0) {
         CHECK_EQ(test_run(really), 0);
+    }
 }
 
 int main(void)
@@ -40,7 +44,10 @@ int main(void)
     qcow2_image *second, *third;
     char by_descriptor[64];
     pthread_t thread;
-    union { const char *in; void *out; } argument = {.in = path};
+    union {
+        const char *in;
+        void *out;
+    } argument = {.in = path};
 
     CHECK_EQ(link(path, hard), 0);
     CHECK_EQ(symlink(path, soft), 0);

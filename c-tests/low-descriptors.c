@@ -17,10 +17,13 @@ static void *print(void *opaque)
 {
     const struct scene *scene = opaque;
 
-    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED))
-        for (int fd = 0; fd < 3; fd++)
-            if (write(fd, "The guest has been started.\n", 28) > 0 && (scene->closed >> fd & 1) != 0)
+    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+        for (int fd = 0; fd < 3; fd++) {
+            if (write(fd, "The guest has been started.\n", 28) > 0 && (scene->closed >> fd & 1) != 0) {
                 _exit(90);
+            }
+        }
+    }
     return NULL;
 }
 
@@ -29,15 +32,17 @@ static void look(const struct scene *scene, int where)
 {
     struct stat found;
 
-    for (int fd = 0; fd < 3; fd++)
-        if ((scene->closed >> fd & 1) != 0 && fstat(fd, &found) == 0)
+    for (int fd = 0; fd < 3; fd++) {
+        if ((scene->closed >> fd & 1) != 0 && fstat(fd, &found) == 0) {
             _exit(100 + where);
+        }
+    }
 }
 
-#define GOOD(call)          \
-    do {                    \
-        if ((call) < 0)     \
-            _exit(__LINE__); \
+#define GOOD(call)                                                                                                     \
+    do {                                                                                                               \
+        if ((call) < 0)                                                                                                \
+            _exit(__LINE__);                                                                                           \
     } while (0)
 
 static int answer(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer)
@@ -57,18 +62,25 @@ static void run(void *opaque)
     pthread_t printer;
 
     /* What is not closed takes everything. */
-    for (int low = 0; low < 3; low++)
-        if (dup2(open("/dev/null", O_RDWR), low) < 0)
+    for (int low = 0; low < 3; low++) {
+        if (dup2(open("/dev/null", O_RDWR), low) < 0) {
             _exit(1);
-    for (int low = 0; low < 3; low++)
-        if ((scene->closed >> low & 1) != 0)
+        }
+    }
+    for (int low = 0; low < 3; low++) {
+        if ((scene->closed >> low & 1) != 0) {
             close(low);
-    for (int extra = 3; extra < 20; extra++)
-        if (extra != fd && extra != same)
+        }
+    }
+    for (int extra = 3; extra < 20; extra++) {
+        if (extra != fd && extra != same) {
             close(extra);
+        }
+    }
     look(scene, 0);
-    if (pthread_create(&printer, NULL, print, opaque) != 0)
+    if (pthread_create(&printer, NULL, print, opaque) != 0) {
         _exit(2);
+    }
     for (unsigned round = 0; round < 8; round++) {
         GOOD(qcow2_open(scene->overlay, QCOW2_OPEN_ALLOW_RECORDED, NULL, &image));
         look(scene, 1);
@@ -107,12 +119,14 @@ static void run(void *opaque)
     pthread_join(printer, NULL);
     /* The caller's own may be one of the three. */
     close(0);
-    if (dup2(fd, 0) != 0)
+    if (dup2(fd, 0) != 0) {
         _exit(3);
+    }
     GOOD(qcow2_open_fd(0, 0, NULL, &image));
     close(0);
-    if (qcow2_close(image) < 0)
+    if (qcow2_close(image) < 0) {
         _exit(4);
+    }
     _exit(0);
 }
 
@@ -128,8 +142,9 @@ int main(void)
     for (scene.closed = 0; scene.closed < 8; scene.closed++) {
         pid_t child = fork();
 
-        if (child == 0)
+        if (child == 0) {
             run(&scene);
+        }
         CHECK_EQ(test_wait(child), 0);
         test_expect_sound(scene.base, false);
         test_expect_sound(scene.overlay, false);

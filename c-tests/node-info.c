@@ -8,7 +8,9 @@
 static void nodes(const char *top)
 {
     qcow2_image *image = test_open(top, QCOW2_OPEN_ALLOW_RECORDED, NULL);
-    qcow2_info info[4] = {{.struct_size = sizeof *info}, {.struct_size = sizeof *info}, {.struct_size = sizeof *info},
+    qcow2_info info[4] = {{.struct_size = sizeof *info},
+                          {.struct_size = sizeof *info},
+                          {.struct_size = sizeof *info},
                           {.struct_size = sizeof *info}};
 
     CHECK_OK(qcow2_get_node_info(image, 0, &info[0]));
@@ -82,8 +84,9 @@ static void discards(void)
     CHECK(memory.syncs > syncs);
     test_expect(image, 0, 131072, 0);
     test_expect(image, 131072, MIB - 131072, 7);
-    for (unsigned bit = 1; bit < 64; bit++)
+    for (unsigned bit = 1; bit < 64; bit++) {
         CHECK_ERROR(qcow2_discard2(image, 0, 65536, 1ull << bit), EINVAL);
+    }
     CHECK_ERROR(qcow2_discard2(image, MIB, 512, QCOW2_REQ_FUA), EIO);
     CHECK_ERROR(qcow2_discard2(NULL, 0, 512, QCOW2_REQ_FUA), EINVAL);
     memory.fail_sync = EIO;

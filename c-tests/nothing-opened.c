@@ -18,8 +18,9 @@ static void refused(const char *path, uint64_t flags)
     qcow2_image *image;
     int result = qcow2_open(path, flags, NULL, &image);
 
-    if (secret_was_opened())
+    if (secret_was_opened()) {
         test_fail(__FILE__, __LINE__, "%s with flags %#" PRIx64 ": the named file was opened", path, flags);
+    }
     if (result == 0) {
         test_close(image);
         CHECK((flags & (QCOW2_OPEN_NO_BACKING | QCOW2_OPEN_METADATA_ONLY)) != 0);
@@ -31,13 +32,17 @@ static void refused(const char *path, uint64_t flags)
 
 static void put_be32(unsigned char *at, uint32_t value)
 {
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
         at[i] = (unsigned char)(value >> (24 - 8 * i));
+    }
 }
 
 int main(void)
 {
-    static const uint64_t flags[] = {0, QCOW2_OPEN_READ_ONLY, QCOW2_OPEN_METADATA_ONLY, QCOW2_OPEN_NO_BACKING,
+    static const uint64_t flags[] = {0,
+                                     QCOW2_OPEN_READ_ONLY,
+                                     QCOW2_OPEN_METADATA_ONLY,
+                                     QCOW2_OPEN_NO_BACKING,
                                      QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY,
                                      QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE};
     static const char *const formats[] = {"backing_fmt=raw", "backing_fmt=qcow2"};
@@ -48,20 +53,22 @@ int main(void)
     memset(sector, 0x5e, sizeof sector);
     test_file_write(secret, sector, sizeof sector, 0);
     watcher = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
-    if (watcher < 0 || inotify_add_watch(watcher, secret, IN_OPEN | IN_ACCESS) < 0)
+    if (watcher < 0 || inotify_add_watch(watcher, secret, IN_OPEN | IN_ACCESS) < 0) {
         test_skip("no inotify");
+    }
     test_digest(secret);
     CHECK(secret_was_opened()); /* the watcher works */
 
     snprintf(backing, sizeof backing, "backing_file=%s", secret);
     for (unsigned v = 0; v < 2; v++) {
         for (unsigned f = 0; f < 2; f++) {
-            const char *path = test_create("names-it.qcow2", MIB, v ? "compat=1.1" : "compat=0.10", backing, formats[f],
-                                           NULL);
+            const char *path =
+                test_create("names-it.qcow2", MIB, v ? "compat=1.1" : "compat=0.10", backing, formats[f], NULL);
 
             CHECK(!secret_was_opened()); /* creation records only */
-            for (unsigned i = 0; i < sizeof flags / sizeof flags[0]; i++)
+            for (unsigned i = 0; i < sizeof flags / sizeof flags[0]; i++) {
                 refused(path, flags[i]);
+            }
         }
     }
 

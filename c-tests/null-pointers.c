@@ -5,10 +5,24 @@
 static const char *path;
 static qcow2_image *image;
 
-static int64_t open_without_path(void) { qcow2_image *out; return qcow2_open(NULL, 0, NULL, &out); }
-static int64_t open_without_image(void) { return qcow2_open(path, 0, NULL, NULL); }
-static int64_t open_fd_without_image(void) { return qcow2_open_fd(0, 0, NULL, NULL); }
-static int64_t open_with_without_params(void) { qcow2_image *out; return qcow2_open_with(NULL, &out); }
+static int64_t open_without_path(void)
+{
+    qcow2_image *out;
+    return qcow2_open(NULL, 0, NULL, &out);
+}
+static int64_t open_without_image(void)
+{
+    return qcow2_open(path, 0, NULL, NULL);
+}
+static int64_t open_fd_without_image(void)
+{
+    return qcow2_open_fd(0, 0, NULL, NULL);
+}
+static int64_t open_with_without_params(void)
+{
+    qcow2_image *out;
+    return qcow2_open_with(NULL, &out);
+}
 static int64_t open_with_without_image(void)
 {
     qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
@@ -21,35 +35,118 @@ static int64_t open_with_nothing_named(void)
     qcow2_image *out;
     return qcow2_open_with(&params, &out);
 }
-static int64_t reopen(void) { return qcow2_reopen(NULL, 0, NULL); }
-static int64_t clean_caches(void) { return qcow2_clean_caches(NULL); }
-static int64_t pread_image(void) { char byte; return qcow2_pread(NULL, &byte, 1, 0); }
-static int64_t pread_buffer(void) { return qcow2_pread(image, NULL, 1, 0); }
-static int64_t pwrite_image(void) { return qcow2_pwrite(NULL, "x", 1, 0); }
-static int64_t pwrite_buffer(void) { return qcow2_pwrite(image, NULL, 1, 0); }
-static int64_t preadv_image(void) { char byte; struct iovec one = {&byte, 1}; return qcow2_preadv(NULL, &one, 1, 0); }
-static int64_t preadv_iov(void) { return qcow2_preadv(image, NULL, 1, 0); }
-static int64_t preadv_base(void) { struct iovec one = {NULL, 1}; return qcow2_preadv(image, &one, 1, 0); }
-static int64_t pwritev_image(void) { char byte = 0; struct iovec one = {&byte, 1}; return qcow2_pwritev(NULL, &one, 1, 0); }
-static int64_t pwritev_iov(void) { return qcow2_pwritev(image, NULL, 1, 0); }
-static int64_t pwritev_base(void) { struct iovec one = {NULL, 1}; return qcow2_pwritev(image, &one, 1, 0); }
-static int64_t pwritev2_image(void) { char byte = 0; struct iovec one = {&byte, 1}; return qcow2_pwritev2(NULL, &one, 1, 0, 0); }
-static int64_t pwritev2_iov(void) { return qcow2_pwritev2(image, NULL, 1, 0, 0); }
-static int64_t write_zeroes(void) { return qcow2_write_zeroes(NULL, 0, 512, 0); }
-static int64_t discard(void) { return qcow2_discard(NULL, 0, 512); }
-static int64_t flush(void) { return qcow2_flush(NULL); }
-static int64_t status_image(void) { qcow2_extent e = {.struct_size = sizeof e}; return qcow2_block_status(NULL, 0, 512, 0, &e); }
-static int64_t status_extent(void) { return qcow2_block_status(image, 0, 512, 0, NULL); }
-static int64_t length(void) { return qcow2_length(NULL); }
-static int64_t truncate_image(void) { return qcow2_truncate(NULL, 512, 0); }
-static int64_t info_image(void) { qcow2_info i = {.struct_size = sizeof i}; return qcow2_get_info(NULL, &i); }
-static int64_t info_out(void) { return qcow2_get_info(image, NULL); }
+static int64_t reopen(void)
+{
+    return qcow2_reopen(NULL, 0, NULL);
+}
+static int64_t clean_caches(void)
+{
+    return qcow2_clean_caches(NULL);
+}
+static int64_t pread_image(void)
+{
+    char byte;
+    return qcow2_pread(NULL, &byte, 1, 0);
+}
+static int64_t pread_buffer(void)
+{
+    return qcow2_pread(image, NULL, 1, 0);
+}
+static int64_t pwrite_image(void)
+{
+    return qcow2_pwrite(NULL, "x", 1, 0);
+}
+static int64_t pwrite_buffer(void)
+{
+    return qcow2_pwrite(image, NULL, 1, 0);
+}
+static int64_t preadv_image(void)
+{
+    char byte;
+    struct iovec one = {&byte, 1};
+    return qcow2_preadv(NULL, &one, 1, 0);
+}
+static int64_t preadv_iov(void)
+{
+    return qcow2_preadv(image, NULL, 1, 0);
+}
+static int64_t preadv_base(void)
+{
+    struct iovec one = {NULL, 1};
+    return qcow2_preadv(image, &one, 1, 0);
+}
+static int64_t pwritev_image(void)
+{
+    char byte = 0;
+    struct iovec one = {&byte, 1};
+    return qcow2_pwritev(NULL, &one, 1, 0);
+}
+static int64_t pwritev_iov(void)
+{
+    return qcow2_pwritev(image, NULL, 1, 0);
+}
+static int64_t pwritev_base(void)
+{
+    struct iovec one = {NULL, 1};
+    return qcow2_pwritev(image, &one, 1, 0);
+}
+static int64_t pwritev2_image(void)
+{
+    char byte = 0;
+    struct iovec one = {&byte, 1};
+    return qcow2_pwritev2(NULL, &one, 1, 0, 0);
+}
+static int64_t pwritev2_iov(void)
+{
+    return qcow2_pwritev2(image, NULL, 1, 0, 0);
+}
+static int64_t write_zeroes(void)
+{
+    return qcow2_write_zeroes(NULL, 0, 512, 0);
+}
+static int64_t discard(void)
+{
+    return qcow2_discard(NULL, 0, 512);
+}
+static int64_t flush(void)
+{
+    return qcow2_flush(NULL);
+}
+static int64_t status_image(void)
+{
+    qcow2_extent e = {.struct_size = sizeof e};
+    return qcow2_block_status(NULL, 0, 512, 0, &e);
+}
+static int64_t status_extent(void)
+{
+    return qcow2_block_status(image, 0, 512, 0, NULL);
+}
+static int64_t length(void)
+{
+    return qcow2_length(NULL);
+}
+static int64_t truncate_image(void)
+{
+    return qcow2_truncate(NULL, 512, 0);
+}
+static int64_t info_image(void)
+{
+    qcow2_info i = {.struct_size = sizeof i};
+    return qcow2_get_info(NULL, &i);
+}
+static int64_t info_out(void)
+{
+    return qcow2_get_info(image, NULL);
+}
 static int64_t extension_image(void)
 {
     qcow2_header_extension e = {.struct_size = sizeof e};
     return qcow2_get_header_extension(NULL, 0, &e);
 }
-static int64_t extension_out(void) { return qcow2_get_header_extension(image, 0, NULL); }
+static int64_t extension_out(void)
+{
+    return qcow2_get_header_extension(image, 0, NULL);
+}
 static int64_t bitmap_image(void)
 {
     qcow2_bitmap_info b = {.struct_size = sizeof b};
@@ -65,42 +162,121 @@ static int64_t check_image(void)
     qcow2_check_result r = {.struct_size = sizeof r};
     return qcow2_check(NULL, 0, &r, NULL, NULL, NULL, NULL);
 }
-static int64_t check_result(void) { return qcow2_check(image, 0, NULL, NULL, NULL, NULL, NULL); }
-static int64_t snapshot_create_image(void) { return qcow2_snapshot_create(NULL, "name", NULL); }
-static int64_t snapshot_create_name(void) { return qcow2_snapshot_create(image, NULL, NULL); }
-static int64_t snapshot_apply_image(void) { return qcow2_snapshot_apply(NULL, "1", NULL); }
-static int64_t snapshot_apply_which(void) { return qcow2_snapshot_apply(image, NULL, NULL); }
-static int64_t snapshot_delete_image(void) { return qcow2_snapshot_delete(NULL, "1", NULL); }
-static int64_t inactivate_image(void) { return qcow2_inactivate(NULL); }
-static int64_t invalidate_image(void) { return qcow2_invalidate(NULL, NULL); }
-static int64_t stream_image(void) { return qcow2_stream(NULL, 0, 1, 0, 0, NULL, NULL); }
-static int64_t vmstate_write_image(void) { return qcow2_vmstate_write(NULL, "x", 1, 0); }
+static int64_t check_result(void)
+{
+    return qcow2_check(image, 0, NULL, NULL, NULL, NULL, NULL);
+}
+static int64_t snapshot_create_image(void)
+{
+    return qcow2_snapshot_create(NULL, "name", NULL);
+}
+static int64_t snapshot_create_name(void)
+{
+    return qcow2_snapshot_create(image, NULL, NULL);
+}
+static int64_t snapshot_apply_image(void)
+{
+    return qcow2_snapshot_apply(NULL, "1", NULL);
+}
+static int64_t snapshot_apply_which(void)
+{
+    return qcow2_snapshot_apply(image, NULL, NULL);
+}
+static int64_t snapshot_delete_image(void)
+{
+    return qcow2_snapshot_delete(NULL, "1", NULL);
+}
+static int64_t inactivate_image(void)
+{
+    return qcow2_inactivate(NULL);
+}
+static int64_t invalidate_image(void)
+{
+    return qcow2_invalidate(NULL, NULL);
+}
+static int64_t stream_image(void)
+{
+    return qcow2_stream(NULL, 0, 1, 0, 0, NULL, NULL);
+}
+static int64_t vmstate_write_image(void)
+{
+    return qcow2_vmstate_write(NULL, "x", 1, 0);
+}
 static int64_t vmstate_read_image(void)
 {
     char byte;
     return qcow2_vmstate_read(NULL, &byte, 1, 0);
 }
-static int64_t snapshot_delete_which(void) { return qcow2_snapshot_delete(image, NULL, NULL); }
-static int64_t commit(void) { return qcow2_commit(NULL, 0, NULL, NULL); }
-static int64_t amend_image(void) { return qcow2_amend(NULL, NULL, 0, NULL, NULL); }
-static int64_t change_backing_file(void) { return qcow2_change_backing_file(NULL, NULL, NULL); }
-static int64_t rebase(void) { return qcow2_rebase(NULL, NULL, NULL, NULL, 0, NULL, NULL); }
-static int64_t make_empty(void) { return qcow2_make_empty(NULL); }
-static int64_t measure(void) { return qcow2_measure(MIB, NULL, NULL, NULL); }
-static int64_t convert_source(void) { return qcow2_convert(NULL, image, NULL, NULL, NULL); }
-static int64_t convert_target(void) { return qcow2_convert(image, NULL, NULL, NULL, NULL); }
-static int64_t checksum_image(void) { uint32_t crc; return qcow2_checksum(NULL, &crc, NULL, NULL); }
-static int64_t checksum_out(void) { return qcow2_checksum(image, NULL, NULL, NULL); }
-static int64_t create(void) { return qcow2_create(NULL, MIB, NULL); }
-static int64_t create_fd(void) { return qcow2_create_fd(-1, MIB, NULL); }
-static int64_t create_io(void) { return qcow2_create_io(NULL, NULL, MIB, NULL); }
+static int64_t snapshot_delete_which(void)
+{
+    return qcow2_snapshot_delete(image, NULL, NULL);
+}
+static int64_t commit(void)
+{
+    return qcow2_commit(NULL, 0, NULL, NULL);
+}
+static int64_t amend_image(void)
+{
+    return qcow2_amend(NULL, NULL, 0, NULL, NULL);
+}
+static int64_t change_backing_file(void)
+{
+    return qcow2_change_backing_file(NULL, NULL, NULL);
+}
+static int64_t rebase(void)
+{
+    return qcow2_rebase(NULL, NULL, NULL, NULL, 0, NULL, NULL);
+}
+static int64_t make_empty(void)
+{
+    return qcow2_make_empty(NULL);
+}
+static int64_t measure(void)
+{
+    return qcow2_measure(MIB, NULL, NULL, NULL);
+}
+static int64_t convert_source(void)
+{
+    return qcow2_convert(NULL, image, NULL, NULL, NULL);
+}
+static int64_t convert_target(void)
+{
+    return qcow2_convert(image, NULL, NULL, NULL, NULL);
+}
+static int64_t checksum_image(void)
+{
+    uint32_t crc;
+    return qcow2_checksum(NULL, &crc, NULL, NULL);
+}
+static int64_t checksum_out(void)
+{
+    return qcow2_checksum(image, NULL, NULL, NULL);
+}
+static int64_t create(void)
+{
+    return qcow2_create(NULL, MIB, NULL);
+}
+static int64_t create_fd(void)
+{
+    return qcow2_create_fd(-1, MIB, NULL);
+}
+static int64_t create_io(void)
+{
+    return qcow2_create_io(NULL, NULL, MIB, NULL);
+}
 static int64_t create_io_required(void)
 {
     qcow2_io_ops ops = {.struct_size = sizeof ops};
     return qcow2_create_io(&ops, NULL, MIB, NULL);
 }
-static int64_t option_list(void) { return qcow2_option_list(QCOW2_SCOPE_OPEN, 0, NULL); }
-static int64_t check_open_option(void) { return qcow2_check_open_option(NULL); }
+static int64_t option_list(void)
+{
+    return qcow2_option_list(QCOW2_SCOPE_OPEN, 0, NULL);
+}
+static int64_t check_open_option(void)
+{
+    return qcow2_check_open_option(NULL);
+}
 
 static const struct {
     const char *name;
@@ -178,10 +354,12 @@ int main(void)
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int64_t result = cases[i].call();
 
-        if (result != -EINVAL)
+        if (result != -EINVAL) {
             test_fail(__FILE__, __LINE__, "%s: %" PRId64 ", expected -EINVAL", cases[i].name, result);
-        if (qcow2_last_error()[0] == '\0')
+        }
+        if (qcow2_last_error()[0] == '\0') {
             test_fail(__FILE__, __LINE__, "%s: no text", cases[i].name);
+        }
     }
     CHECK_ERROR(create_fd(), EBADF);
 

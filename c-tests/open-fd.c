@@ -32,9 +32,15 @@ typedef long plain_offset;
 typedef off_t plain_offset;
 #endif
 plain_offset plain_lseek(int fd, plain_offset offset, int whence) __asm__("lseek");
-plain_offset plain_lseek(int fd, plain_offset offset, int whence) { return (plain_offset)seek(fd, offset, whence); }
+plain_offset plain_lseek(int fd, plain_offset offset, int whence)
+{
+    return (plain_offset)seek(fd, offset, whence);
+}
 off_t long_lseek(int fd, off_t offset, int whence) __asm__("lseek64");
-off_t long_lseek(int fd, off_t offset, int whence) { return seek(fd, offset, whence); }
+off_t long_lseek(int fd, off_t offset, int whence)
+{
+    return seek(fd, offset, whence);
+}
 
 /* Each call that may want to know of the file what lseek tells. */
 static void everything(qcow2_image *image)
@@ -43,12 +49,14 @@ static void everything(qcow2_image *image)
     qcow2_check_result result = {.struct_size = sizeof result};
 
     offset_moves = 0;
-    for (uint64_t at = 0; at < (uint64_t)qcow2_length(image); at += extent.length)
+    for (uint64_t at = 0; at < (uint64_t)qcow2_length(image); at += extent.length) {
         CHECK_OK(qcow2_block_status(image, at, (uint64_t)qcow2_length(image) - at, 0, &extent));
+    }
     CHECK_OK(qcow2_truncate(image, 32 * MIB, QCOW2_PREALLOC_FALLOC));
     CHECK_OK(qcow2_truncate(image, 40 * MIB, QCOW2_PREALLOC_METADATA));
-    for (uint64_t at = 0; at < (uint64_t)qcow2_length(image); at += extent.length)
+    for (uint64_t at = 0; at < (uint64_t)qcow2_length(image); at += extent.length) {
         CHECK_OK(qcow2_block_status(image, at, (uint64_t)qcow2_length(image) - at, 0, &extent));
+    }
     CHECK_OK(qcow2_write_zeroes(image, 3 * MIB, MIB, 0));
     CHECK_OK(qcow2_discard(image, 5 * MIB, MIB));
     CHECK_OK(qcow2_check(image, QCOW2_CHECK_REPAIR_LEAKS, &result, NULL, NULL, NULL, NULL));

@@ -7,8 +7,9 @@ static bool listed(int scope, const char *name)
     qcow2_option_info info = {.struct_size = sizeof info};
 
     for (size_t i = 0; qcow2_option_list(scope, i, &info) == 0; i++) {
-        if (strcmp(info.name, name) == 0)
+        if (strcmp(info.name, name) == 0) {
             return true;
+        }
     }
     return false;
 }
@@ -46,23 +47,38 @@ static size_t walk(int scope)
 
 int main(void)
 {
-    static const char *const of_create[] = {"size", "compat", "backing_file", "backing_fmt", "cluster_size",
-                                            "preallocation", "lazy_refcounts", "refcount_bits"};
-    static const char *const of_open[] = {"lazy-refcounts", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
-                                          "cache-size", "cache-clean-interval", "overlap-check", "overlap-check.template",
-                                          "overlap-check.main-header", "overlap-check.active-l2",
-                                          "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
-                                          "discard-no-unref", "cache", "metadata-writethrough", "discard", "detect-zeroes"};
+    static const char *const of_create[] = {"size",         "compat",        "backing_file",   "backing_fmt",
+                                            "cluster_size", "preallocation", "lazy_refcounts", "refcount_bits"};
+    static const char *const of_open[] = {"lazy-refcounts",
+                                          "l2-cache-size",
+                                          "l2-cache-entry-size",
+                                          "refcount-cache-size",
+                                          "cache-size",
+                                          "cache-clean-interval",
+                                          "overlap-check",
+                                          "overlap-check.template",
+                                          "overlap-check.main-header",
+                                          "overlap-check.active-l2",
+                                          "pass-discard-request",
+                                          "pass-discard-snapshot",
+                                          "pass-discard-other",
+                                          "discard-no-unref",
+                                          "cache",
+                                          "metadata-writethrough",
+                                          "discard",
+                                          "detect-zeroes"};
 
-    printf("%zu create options, %zu open options, %zu amend options\n", walk(QCOW2_SCOPE_CREATE), walk(QCOW2_SCOPE_OPEN),
-           walk(QCOW2_SCOPE_AMEND));
+    printf("%zu create options, %zu open options, %zu amend options\n", walk(QCOW2_SCOPE_CREATE),
+           walk(QCOW2_SCOPE_OPEN), walk(QCOW2_SCOPE_AMEND));
     for (unsigned i = 0; i < sizeof of_create / sizeof of_create[0]; i++) {
-        if (!listed(QCOW2_SCOPE_CREATE, of_create[i]))
+        if (!listed(QCOW2_SCOPE_CREATE, of_create[i])) {
             test_fail(__FILE__, __LINE__, "the create option %s is not listed", of_create[i]);
+        }
     }
     for (unsigned i = 0; i < sizeof of_open / sizeof of_open[0]; i++) {
-        if (!listed(QCOW2_SCOPE_OPEN, of_open[i]))
+        if (!listed(QCOW2_SCOPE_OPEN, of_open[i])) {
             test_fail(__FILE__, __LINE__, "the open option %s is not listed", of_open[i]);
+        }
     }
     CHECK_ERROR(qcow2_check_open_option("no-such-option=1"), EINVAL);
     CHECK_ERROR(qcow2_check_open_option("lazy-refcounts=perhaps"), EINVAL);

@@ -16,8 +16,9 @@ static unsigned truncates;
 
 static void pause_a_little(void)
 {
-    if (slow)
+    if (slow) {
         usleep(300);
+    }
 }
 
 int ftruncate64(int fd, off64_t length)

@@ -78,19 +78,23 @@ static void in_a_cell(void *opaque)
     by_name = test_open(path, 0, NULL);
     descriptors = test_info(by_name).descriptor;
     if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) != 0 ||
-        mount("none", "/proc", "tmpfs", 0, NULL) != 0)
+        mount("none", "/proc", "tmpfs", 0, NULL) != 0) {
         fprintf(stderr, "skipped: hiding /proc needs root\n");
+    }
     CHECK_EQ(chmod(path, 0), 0);
-    if (geteuid() == 0)
+    if (geteuid() == 0) {
         CHECK_EQ(setuid(65534), 0);
+    }
     /* valgrind has some of its own. */
-    if (!test_under_valgrind())
+    if (!test_under_valgrind()) {
         CHECK_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    }
     for (unsigned round = 1; round < 5; round++) {
         CHECK_OK(qcow2_reopen(by_name, QCOW2_OPEN_READ_ONLY, NULL));
         CHECK_ERROR(qcow2_pwrite(by_name, "x", 1, 0), EROFS);
-        if (!test_under_valgrind())
+        if (!test_under_valgrind()) {
             CHECK_ERROR(qcow2_open(path, 0, NULL, &image), EMFILE);
+        }
         CHECK_OK(qcow2_reopen(by_name, 0, NULL));
         test_fill(by_name, 0, MIB, (int)round);
         test_expect(by_name, 0, MIB, (int)round);

@@ -35,10 +35,11 @@ static int decide(void *opaque, const qcow2_resolve_request *request, qcow2_reso
     CHECK(request->struct_size >= sizeof *request);
     CHECK(answer->struct_size >= sizeof *answer);
     CHECK(answer->path == NULL && answer->fd == -1 && answer->io == NULL && answer->format == NULL);
-    if (decision->as_recorded)
+    if (decision->as_recorded) {
         answer->path = request->resolved_path;
-    else
+    } else {
         answer->path = decision->path;
+    }
     answer->format = decision->format;
     answer->fd = decision->fd;
     answer->io = decision->io;

@@ -9,7 +9,10 @@
 static unsigned char model[2 * DISK], seen[2 * DISK];
 static uint64_t size, state;
 
-static uint64_t below(uint64_t n) { return test_random(&state) % n; }
+static uint64_t below(uint64_t n)
+{
+    return test_random(&state) % n;
+}
 
 /* Places and lengths that cross clusters, and mostly are aligned to nothing. */
 static void place(uint64_t *offset, uint64_t *length)
@@ -18,8 +21,9 @@ static void place(uint64_t *offset, uint64_t *length)
 
     *offset = below(size / unit) * unit;
     *length = (1 + below((below(8) == 0 ? 300000 : 20000) / unit + 1)) * unit;
-    if (*length > size - *offset)
+    if (*length > size - *offset) {
         *length = size - *offset;
+    }
 }
 
 /* `bytes` in up to seven pieces. */
@@ -44,9 +48,10 @@ static void compare(qcow2_image *image, uint64_t offset, uint64_t length)
     memset(seen, 0xa5, length);
     CHECK_EQ(CHECK_OK(qcow2_preadv(image, iov, split(iov, seen, length), offset)), length);
     for (uint64_t i = 0; i < length; i++) {
-        if (seen[i] != model[offset + i])
+        if (seen[i] != model[offset + i]) {
             test_fail(__FILE__, __LINE__, "byte %" PRIu64 " is %#x, expected %#x", offset + i, seen[i],
                       model[offset + i]);
+        }
     }
 }
 
@@ -67,36 +72,40 @@ static void step(qcow2_image *image)
 
     place(&offset, &length);
     switch (below(16)) {
-    case 0: case 1: case 2: case 3: case 4: case 5:
-        for (uint64_t i = 0; i < length; i++)
+    case 0:
+    case 1:
+    case 2:
+    case 3:
+    case 4:
+    case 5:
+        for (uint64_t i = 0; i < length; i++) {
             model[offset + i] = (unsigned char)test_random(&state);
+        }
         CHECK_EQ(CHECK_OK(qcow2_pwritev2(image, iov, split(iov, model + offset, length), offset,
-                                         below(6) == 0 ? QCOW2_REQ_FUA : 0)), length);
+                                         below(6) == 0 ? QCOW2_REQ_FUA : 0)),
+                 length);
         break;
-    case 6: case 7:
+    case 6:
+    case 7:
         memset(model + offset, 0, length);
         CHECK_OK(qcow2_write_zeroes(image, offset, length, below(2) ? QCOW2_REQ_UNMAP : 0));
         break;
-    case 8:
-        discarded(image, offset, length);
-        break;
-    case 9:
-        CHECK_OK(qcow2_flush(image));
-        break;
+    case 8: discarded(image, offset, length); break;
+    case 9: CHECK_OK(qcow2_flush(image)); break;
     case 10:
         length = (DISK / 2 + below(DISK)) / 512 * 512;
         CHECK_OK(qcow2_truncate(image, length,
                                 length > size && below(4) == 0 ? QCOW2_PREALLOC_METADATA : QCOW2_PREALLOC_OFF));
-        if (length > size)
+        if (length > size) {
             memset(model + size, 0, length - size);
+        }
         size = length;
         break;
     case 11:
         CHECK_OK(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL));
         CHECK_OK(qcow2_reopen(image, 0, NULL));
         break;
-    default:
-        compare(image, offset, length);
+    default: compare(image, offset, length);
     }
 }
 
@@ -107,8 +116,9 @@ static void workload(const char *const *create, const char *open_option, unsigne
     uint64_t flags = QCOW2_OPEN_ALLOW_RECORDED;
     qcow2_image *image;
 
-    for (uint64_t i = 0; i < DISK / 3; i++)
+    for (uint64_t i = 0; i < DISK / 3; i++) {
         model[i] = (unsigned char)(i * 7 / 512 + 1);
+    }
     unlink(base); /* a commit has made it longer */
     test_file_write(base, model, DISK / 3, 0);
     memset(model + DISK / 3, 0, sizeof model - DISK / 3);
@@ -146,10 +156,11 @@ static bool opens_directly(void)
     qcow2_image *image;
     int result = qcow2_open(path, 0, options, &image);
 
-    if (result < 0)
+    if (result < 0) {
         printf("cache=none is left out: %s\n", qcow2_last_error());
-    else
+    } else {
         test_close(image);
+    }
     return result == 0;
 }
 
@@ -172,10 +183,14 @@ int main(void)
         static const int refusals[] = {0, EOPNOTSUPP, ENOSYS, EINVAL, 0};
         bool direct = strcmp(modes[i], "cache=none") == 0;
 
-        if (direct && !opens_directly())
+        if (direct && !opens_directly()) {
             continue;
+        }
         state = seed * 1000 + i;
-        host = (struct host){.random = state, .short_one_in = 2, .eintr_one_in = 3, .fallocate_errno = refusals[i],
+        host = (struct host){.random = state,
+                             .short_one_in = 2,
+                             .eintr_one_in = 3,
+                             .fallocate_errno = refusals[i],
                              .short_unit = direct ? 4096 : 1};
         workload(images[i], modes[i], steps);
         CHECK(host.shortened[HOST_READ] > 10 && host.shortened[HOST_WRITE] > 10);

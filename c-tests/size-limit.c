@@ -27,23 +27,26 @@ static void fill_up(void *opaque)
 
     CHECK_EQ(signal(SIGXFSZ, SIG_DFL) == SIG_ERR, 0);
     CHECK_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
-    if (scene->by_descriptor)
+    if (scene->by_descriptor) {
         CHECK_OK(qcow2_open_fd(fd, scene->flags, scene->options, &image));
-    else
+    } else {
         CHECK_OK(qcow2_open(scene->path, scene->flags, scene->options, &image));
+    }
     memset(bytes, 7, sizeof bytes);
     for (; ret >= 0 && at < 64 * MIB; at += sizeof bytes) {
         ret = qcow2_pwrite(image, bytes, sizeof bytes, at);
-        if (ret >= 0 && at % MIB == 0)
+        if (ret >= 0 && at % MIB == 0) {
             CHECK_OK(qcow2_flush(image));
+        }
     }
     CHECK_EQ(ret, -EFBIG);
     /* Most of the room was used. */
     CHECK(at > scene->limit - scene->limit / 4 || (scene->flags & QCOW2_OPEN_RAW) != 0);
     test_expect(image, 0, at - sizeof bytes, 7);
     CHECK_OK(qcow2_flush(image));
-    if ((scene->flags & QCOW2_OPEN_RAW) != 0)
+    if ((scene->flags & QCOW2_OPEN_RAW) != 0) {
         CHECK_ERROR(qcow2_write_zeroes(image, 32 * MIB, 40 * MIB, 0), EIO); /* past the end of the disk */
+    }
     CHECK_OK(qcow2_close(image));
 }
 
@@ -90,8 +93,8 @@ int main(void)
 
     /* A data file. */
     snprintf(option, sizeof option, "data_file=%s", test_path("data.raw"));
-    struct scene data = {.path = test_create("data", 64 * MIB, option, NULL), .limit = 2 * MIB,
-                         .flags = QCOW2_OPEN_ALLOW_RECORDED};
+    struct scene data = {
+        .path = test_create("data", 64 * MIB, option, NULL), .limit = 2 * MIB, .flags = QCOW2_OPEN_ALLOW_RECORDED};
     test_in_child(fill_up, &data);
     test_expect_sound(data.path, true);
     return 0;

@@ -64,8 +64,9 @@ static const char *with_snapshots(unsigned count)
     blocks = (used + count + count * 80 / CLUSTER) / per_block + 1;
     counts = calloc(blocks, CLUSTER);
     first = used + blocks - 1 + (count * 80 + CLUSTER - 1) / CLUSTER; /* of the L1 tables */
-    for (unsigned i = 0; i < count; i++)
+    for (unsigned i = 0; i < count; i++) {
         bytes += entry(entries + bytes, (first + i) * CLUSTER, i + 1);
+    }
     test_file_write(path, entries, bytes, (used + blocks - 1) * CLUSTER);
     for (uint64_t i = 0; i < first + count; i++) {
         bool in_table = i >= used + blocks - 1 && i < first;
@@ -112,8 +113,9 @@ static unsigned list(qcow2_image *image)
     while (qcow2_get_snapshot(image, count, &info) == 0) {
         count++;
         snprintf(name, sizeof name, "s%s", info.id);
-        if (strcmp(info.name, name) != 0)
+        if (strcmp(info.name, name) != 0) {
             test_fail(__FILE__, __LINE__, "snapshot %u has ID %s and name %s", count, info.id, info.name);
+        }
     }
     CHECK_ERROR(qcow2_get_snapshot(image, count, &info), ENOENT);
     return count;
@@ -159,8 +161,9 @@ static void a_full_table(void)
 
     took = seconds() - began;
     getrusage(RUSAGE_SELF, &usage);
-    if (!test_under_valgrind() && !SANITIZED && (took > 120 || usage.ru_maxrss > 400 * 1024))
+    if (!test_under_valgrind() && !SANITIZED && (took > 120 || usage.ru_maxrss > 400 * 1024)) {
         test_fail(__FILE__, __LINE__, "a full table took %.1f s and %ld KiB", took, usage.ru_maxrss);
+    }
     printf("full table: %.1f s, %ld KiB\n", took, usage.ru_maxrss);
     unlink(path);
 }

@@ -151,8 +151,10 @@ static void *list(void *opaque)
 {
     while (!done_taking) {
         qcow2_snapshot_info info = {.struct_size = sizeof info};
-        qcow2_image *image = opaque ? opaque : test_open(test_path("listed.qcow2"), QCOW2_OPEN_READ_ONLY |
-                                                         QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, NULL);
+        qcow2_image *image =
+            opaque ? opaque
+                   : test_open(test_path("listed.qcow2"),
+                               QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, NULL);
         int result = 0;
 
         for (size_t i = 0; result == 0; i++) {
@@ -163,8 +165,9 @@ static void *list(void *opaque)
                 CHECK(strncmp(info.name, "taken ", 6) == 0);
             }
         }
-        if (!opaque)
+        if (!opaque) {
             test_close(image);
+        }
     }
     return NULL;
 }
@@ -202,8 +205,9 @@ int main(void)
                                          {"cluster_size=4096", "refcount_bits=64"},
                                          {"cluster_size=65536", "compat=0.10"}};
 
-    for (size_t i = 0; i < sizeof geometries / sizeof *geometries; i++)
+    for (size_t i = 0; i < sizeof geometries / sizeof *geometries; i++) {
         a_life(geometries[i]);
+    }
     sizes_come_back();
     what_is_told_is_kept();
     a_date_is_now();

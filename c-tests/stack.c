@@ -55,7 +55,10 @@ static void make_chain(unsigned layers)
     }
 }
 
-static void do_open(void) { image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL); }
+static void do_open(void)
+{
+    image = test_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL);
+}
 static void do_read(void)
 {
     CHECK_EQ(qcow2_pread(image, buffer, 128 * KIB, 0), 128 * KIB);
@@ -68,35 +71,72 @@ static void do_status(void)
 
     CHECK_OK(qcow2_block_status(image, 0, 2 * MIB, 0, &extent));
 }
-static void do_write(void) { CHECK_EQ(qcow2_pwrite(image, buffer, 4096, 70000), 4096); }
-static void do_compressed(void) { compressed(512 * KIB); }
-static void do_zeroes(void) { CHECK_OK(qcow2_write_zeroes(image, 300000, 5000, 0)); }
-static void do_discard(void) { CHECK_OK(qcow2_discard(image, 70000, 100000)); }
-static void do_stream(void) { CHECK_OK(qcow2_stream(image, 0, 128 * KIB, 0, 0, NULL, NULL)); }
-static void do_flush(void) { CHECK_OK(qcow2_flush(image)); }
-static void do_snapshot(void) { CHECK_OK(qcow2_snapshot_create(image, "one", NULL)); }
-static void do_inactivate(void) { CHECK_OK(qcow2_inactivate(image)); }
+static void do_write(void)
+{
+    CHECK_EQ(qcow2_pwrite(image, buffer, 4096, 70000), 4096);
+}
+static void do_compressed(void)
+{
+    compressed(512 * KIB);
+}
+static void do_zeroes(void)
+{
+    CHECK_OK(qcow2_write_zeroes(image, 300000, 5000, 0));
+}
+static void do_discard(void)
+{
+    CHECK_OK(qcow2_discard(image, 70000, 100000));
+}
+static void do_stream(void)
+{
+    CHECK_OK(qcow2_stream(image, 0, 128 * KIB, 0, 0, NULL, NULL));
+}
+static void do_flush(void)
+{
+    CHECK_OK(qcow2_flush(image));
+}
+static void do_snapshot(void)
+{
+    CHECK_OK(qcow2_snapshot_create(image, "one", NULL));
+}
+static void do_inactivate(void)
+{
+    CHECK_OK(qcow2_inactivate(image));
+}
 static void do_invalidate(void)
 {
     qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
 
     CHECK_OK(qcow2_invalidate(image, &params));
 }
-static void do_reopen(void) { CHECK_OK(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL)); }
-static void do_close(void) { CHECK_OK(qcow2_close(image)); }
+static void do_reopen(void)
+{
+    CHECK_OK(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL));
+}
+static void do_close(void)
+{
+    CHECK_OK(qcow2_close(image));
+}
 
 static const struct step {
     const char *name;
     void (*run)(void);
     unsigned bytes;
 } steps[] = {
-    {"open", do_open, OPEN_BYTES},         {"read", do_read, REQUEST_BYTES},
-    {"status", do_status, REQUEST_BYTES},  {"write", do_write, REQUEST_BYTES},
-    {"compressed", do_compressed, REQUEST_BYTES}, {"zeroes", do_zeroes, REQUEST_BYTES},
-    {"discard", do_discard, REQUEST_BYTES}, {"stream", do_stream, REQUEST_BYTES},
-    {"flush", do_flush, REQUEST_BYTES},    {"snapshot", do_snapshot, OPEN_BYTES},
-    {"inactivate", do_inactivate, OPEN_BYTES}, {"invalidate", do_invalidate, OPEN_BYTES},
-    {"reopen", do_reopen, OPEN_BYTES},     {"close", do_close, OPEN_BYTES},
+    {"open", do_open, OPEN_BYTES},
+    {"read", do_read, REQUEST_BYTES},
+    {"status", do_status, REQUEST_BYTES},
+    {"write", do_write, REQUEST_BYTES},
+    {"compressed", do_compressed, REQUEST_BYTES},
+    {"zeroes", do_zeroes, REQUEST_BYTES},
+    {"discard", do_discard, REQUEST_BYTES},
+    {"stream", do_stream, REQUEST_BYTES},
+    {"flush", do_flush, REQUEST_BYTES},
+    {"snapshot", do_snapshot, OPEN_BYTES},
+    {"inactivate", do_inactivate, OPEN_BYTES},
+    {"invalidate", do_invalidate, OPEN_BYTES},
+    {"reopen", do_reopen, OPEN_BYTES},
+    {"close", do_close, OPEN_BYTES},
 };
 
 static void *run(void *step)
@@ -119,8 +159,9 @@ static size_t measured(const struct step *step)
     CHECK_EQ(pthread_attr_setstack(&attributes, stack, STACK_BYTES), 0);
     CHECK_EQ(pthread_create(&thread, &attributes, run, (void *)step), 0);
     CHECK_EQ(pthread_join(thread, NULL), 0);
-    while (untouched < STACK_BYTES && stack[untouched] == PAINT)
+    while (untouched < STACK_BYTES && stack[untouched] == PAINT) {
         untouched++;
+    }
     pthread_attr_destroy(&attributes);
     munmap(stack, STACK_BYTES);
     return STACK_BYTES - untouched;
@@ -137,8 +178,9 @@ static void with_layers(unsigned layers)
         CHECK(steps[i].run != do_open || bytes <= OPEN_BYTES + THREAD_BYTES);
     }
     test_expect_sound(path, true);
-    for (unsigned i = 0; i < layers; i++)
+    for (unsigned i = 0; i < layers; i++) {
         unlink(layer(i));
+    }
 }
 
 int main(void)
@@ -147,8 +189,9 @@ int main(void)
     puts("skipped: frames of this build are larger than those of a release");
     return 77;
 #endif
-    if (test_under_valgrind())
+    if (test_under_valgrind()) {
         test_skip("valgrind has frames and views of its own");
+    }
     with_layers(1);
     with_layers(2);
     with_layers(40);

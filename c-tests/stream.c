@@ -17,8 +17,9 @@ static uint64_t held(qcow2_image *image, uint64_t from, uint64_t to)
 
     for (uint64_t at = from; at < to; at += extent.length) {
         CHECK_OK(qcow2_block_status(image, at, to - at, QCOW2_STATUS_TOP_ONLY, &extent));
-        if (extent.flags & QCOW2_EXTENT_ALLOCATED)
+        if (extent.flags & QCOW2_EXTENT_ALLOCATED) {
             bytes += extent.length;
+        }
     }
     return bytes;
 }
@@ -154,8 +155,9 @@ static void bitmaps_stay(void)
     qcow2_image *image;
     char byte;
 
-    if (test_run(add) != 0)
+    if (test_run(add) != 0) {
         return;
+    }
     image = test_open(path, CHAIN, "copy-on-read=on", NULL);
     CHECK_EQ(qcow2_pread(image, &byte, 1, 0), 1);
     CHECK_OK(qcow2_stream(image, 0, SIZE, 0, 0, NULL, NULL));
@@ -230,10 +232,11 @@ static void *copy(void *opaque)
     unsigned char *bytes = malloc(SIZE);
 
     for (int round = 0; round < 4; round++) {
-        if (guest->reads)
+        if (guest->reads) {
             CHECK_EQ(qcow2_pread(guest->image, bytes, SIZE, 0), SIZE);
-        else
+        } else {
             CHECK_OK(qcow2_stream(guest->image, 0, SIZE, 0, 0, NULL, NULL));
+        }
     }
     free(bytes);
     return NULL;
@@ -257,8 +260,9 @@ static void beside_the_guest(const char *one, const char *other, bool reads)
     }
     CHECK_EQ(pthread_create(&threads[0], NULL, live, &guest), 0);
     CHECK_EQ(pthread_create(&threads[1], NULL, copy, &guest), 0);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
         CHECK_EQ(pthread_join(threads[i], NULL), 0);
+    }
     test_close(guest.image);
     test_expect_sound(path, false);
     guest.image = test_open(path, QCOW2_OPEN_NO_BACKING, NULL);
@@ -266,10 +270,11 @@ static void beside_the_guest(const char *one, const char *other, bool reads)
         unsigned char bytes[4096];
 
         CHECK_EQ(qcow2_pread(guest.image, bytes, sizeof bytes, block * 4096), sizeof bytes);
-        if (guest.values[block] == 1)
+        if (guest.values[block] == 1) {
             CHECK(memcmp(bytes, first + block * 4096, sizeof bytes) == 0);
-        else
+        } else {
             CHECK_FILLED(bytes, sizeof bytes, guest.values[block]);
+        }
     }
     test_close(guest.image);
 }

@@ -3,33 +3,36 @@
 #include "test.h"
 
 /* Bytes beyond what the caller said it has stay untouched; so does struct_size. */
-#define CHECK_SMALLER(type, last_field, call)                                             \
-    do {                                                                                  \
-        size_t small = offsetof(type, last_field);                                        \
-        type out;                                                                         \
-        memset(&out, 0xa5, sizeof out);                                                   \
-        out.struct_size = small;                                                          \
-        CHECK_OK(call);                                                                   \
-        CHECK_EQ(out.struct_size, small);                                                 \
-        CHECK_FILLED((char *)&out + small, sizeof out - small, 0xa5);                     \
-        size_t broken[] = {0, 1, sizeof(size_t)};                                         \
-        for (unsigned i = 0; i < 3; i++) {                                                \
-            memset(&out, 0xa5, sizeof out);                                               \
-            out.struct_size = broken[i];                                                  \
-            CHECK_ERROR(call, EINVAL);                                                    \
-            CHECK_FILLED((char *)&out + sizeof(size_t), sizeof out - sizeof(size_t), 0xa5); \
-        }                                                                                 \
+#define CHECK_SMALLER(type, last_field, call)                                                                          \
+    do {                                                                                                               \
+        size_t small = offsetof(type, last_field);                                                                     \
+        type out;                                                                                                      \
+        memset(&out, 0xa5, sizeof out);                                                                                \
+        out.struct_size = small;                                                                                       \
+        CHECK_OK(call);                                                                                                \
+        CHECK_EQ(out.struct_size, small);                                                                              \
+        CHECK_FILLED((char *)&out + small, sizeof out - small, 0xa5);                                                  \
+        size_t broken[] = {0, 1, sizeof(size_t)};                                                                      \
+        for (unsigned i = 0; i < 3; i++) {                                                                             \
+            memset(&out, 0xa5, sizeof out);                                                                            \
+            out.struct_size = broken[i];                                                                               \
+            CHECK_ERROR(call, EINVAL);                                                                                 \
+            CHECK_FILLED((char *)&out + sizeof(size_t), sizeof out - sizeof(size_t), 0xa5);                            \
+        }                                                                                                              \
     } while (0)
 
-#define CHECK_LARGER(type, call)                                                          \
-    do {                                                                                  \
-        union { type out; char bytes[sizeof(type) + 256]; } large;                        \
-        memset(&large, 0xa5, sizeof large);                                               \
-        large.out.struct_size = sizeof large;                                             \
-        type *out = &large.out;                                                           \
-        CHECK_OK(call);                                                                   \
-        CHECK_EQ(out->struct_size, sizeof large);                                         \
-        CHECK_FILLED(large.bytes + sizeof(type), 256, 0xa5);                              \
+#define CHECK_LARGER(type, call)                                                                                       \
+    do {                                                                                                               \
+        union {                                                                                                        \
+            type out;                                                                                                  \
+            char bytes[sizeof(type) + 256];                                                                            \
+        } large;                                                                                                       \
+        memset(&large, 0xa5, sizeof large);                                                                            \
+        large.out.struct_size = sizeof large;                                                                          \
+        type *out = &large.out;                                                                                        \
+        CHECK_OK(call);                                                                                                \
+        CHECK_EQ(out->struct_size, sizeof large);                                                                      \
+        CHECK_FILLED(large.bytes + sizeof(type), 256, 0xa5);                                                           \
     } while (0)
 
 static void outputs(qcow2_image *image)
@@ -50,7 +53,10 @@ static void outputs(qcow2_image *image)
 
 static void open_params(const char *path)
 {
-    union { qcow2_open_params params; char bytes[sizeof(qcow2_open_params) + 256]; } large;
+    union {
+        qcow2_open_params params;
+        char bytes[sizeof(qcow2_open_params) + 256];
+    } large;
     qcow2_open_params small;
     qcow2_image *image;
 
@@ -83,7 +89,10 @@ static void open_params(const char *path)
 
 static void io_ops(void)
 {
-    union { qcow2_io_ops ops; char bytes[sizeof(qcow2_io_ops) + 256]; } large;
+    union {
+        qcow2_io_ops ops;
+        char bytes[sizeof(qcow2_io_ops) + 256];
+    } large;
     struct test_memory memory = TEST_MEMORY_INIT;
     qcow2_io_ops small;
     qcow2_image *image;

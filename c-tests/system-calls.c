@@ -15,11 +15,23 @@
 
 static const int allowed[] = {
     /* The files; the locks of reopen and close; close. */
-    SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev, SYS_fdatasync, SYS_fallocate, SYS_close,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_preadv,
+    SYS_pwritev,
+    SYS_fdatasync,
+    SYS_fallocate,
+    SYS_close,
 #ifdef SYS__llseek /* a machine of 32 bits */
-    SYS_ftruncate64, SYS__llseek, SYS_fcntl64, SYS_mmap2,
+    SYS_ftruncate64,
+    SYS__llseek,
+    SYS_fcntl64,
+    SYS_mmap2,
 #else
-    SYS_ftruncate, SYS_lseek, SYS_fcntl, SYS_mmap,
+    SYS_ftruncate,
+    SYS_lseek,
+    SYS_fcntl,
+    SYS_mmap,
 #endif
 #ifdef SYS_futex_time64
     SYS_futex_time64,
@@ -28,9 +40,15 @@ static const int allowed[] = {
     SYS_futex,
 #endif
     /* Memory. */
-    SYS_munmap, SYS_mremap, SYS_brk, SYS_madvise, SYS_mprotect,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_brk,
+    SYS_madvise,
+    SYS_mprotect,
     /* This test's own: it writes a line and ends. */
-    SYS_write, SYS_exit_group, SYS_rt_sigreturn,
+    SYS_write,
+    SYS_exit_group,
+    SYS_rt_sigreturn,
 };
 
 static void refused(int signal, siginfo_t *info, void *context)
@@ -38,10 +56,12 @@ static void refused(int signal, siginfo_t *info, void *context)
     char text[] = "system call 000 is not on the list\n";
 
     (void)signal, (void)context;
-    for (int at = 14, number = info->si_syscall; at > 11; at--, number /= 10)
+    for (int at = 14, number = info->si_syscall; at > 11; at--, number /= 10) {
         text[at] = (char)('0' + number % 10);
-    if (write(2, text, sizeof text - 1) < 0)
+    }
+    if (write(2, text, sizeof text - 1) < 0) {
         _exit(4);
+    }
     _exit(3);
 }
 
@@ -53,14 +73,16 @@ static void forbid_the_rest(void)
     struct sigaction action = {.sa_sigaction = refused, .sa_flags = SA_SIGINFO};
 
     filter[0] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-    for (unsigned i = 0; i < COUNT; i++)
+    for (unsigned i = 0; i < COUNT; i++) {
         filter[1 + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)allowed[i], COUNT - i, 0);
+    }
     filter[COUNT + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP);
     filter[COUNT + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     CHECK_EQ(sigaction(SIGSYS, &action, NULL), 0);
     CHECK_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) != 0)
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) != 0) {
         _exit(77);
+    }
 }
 
 /* A disk of 64 MiB whose first MiB is 1 and whose second is `second`. */
@@ -83,8 +105,9 @@ static void use(qcow2_image *image, int second, bool is_raw)
     test_fill(image, 79 * MIB, MIB, 4);
     CHECK_OK(qcow2_truncate(image, 64 * MIB, QCOW2_PREALLOC_OFF));
     test_expect(image, 5 * MIB, MIB, 0);
-    if (!is_raw)
+    if (!is_raw) {
         CHECK_OK(qcow2_clean_caches(image));
+    }
     /* No new descriptor, no /proc, no path, no permission. */
     CHECK_OK(qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL));
     CHECK_ERROR(qcow2_pwrite(image, "x", 1, 0), EROFS);
@@ -108,8 +131,9 @@ static void *request(void *opaque)
     for (unsigned i = 0; i < 300; i++) {
         test_fill(shared, (8 + own) * MIB + i % 7 * 4096, 60000, (int)(1 + i % 200));
         test_expect(shared, (8 + own) * MIB + i % 7 * 4096, 60000, (int)(1 + i % 200));
-        if (i % 50 == 49)
+        if (i % 50 == 49) {
             CHECK_OK(qcow2_flush(shared));
+        }
     }
     pthread_barrier_wait(&listed);
     pthread_barrier_wait(&listed); /* never: how a thread ends is the C library's */
@@ -123,13 +147,15 @@ static void use_beside(qcow2_image *image)
 
     shared = image;
     CHECK_EQ(pthread_barrier_init(&listed, NULL, 4), 0);
-    for (unsigned i = 0; i < 3; i++)
+    for (unsigned i = 0; i < 3; i++) {
         CHECK_EQ(pthread_create(&thread, NULL, request, (void *)&own[i]), 0);
+    }
     pthread_barrier_wait(&listed);
     forbid_the_rest();
     pthread_barrier_wait(&listed);
-    for (unsigned i = 0; i < 50; i++)
+    for (unsigned i = 0; i < 50; i++) {
         CHECK_OK(qcow2_truncate(image, (i % 2 ? 64 : 66) * MIB, QCOW2_PREALLOC_OFF));
+    }
     pthread_barrier_wait(&listed);
 }
 
@@ -154,10 +180,11 @@ static void run(void *opaque)
     } else {
         CHECK_OK(qcow2_open(path, flags, scene->options, &image));
     }
-    if (scene->threads)
+    if (scene->threads) {
         use_beside(image);
-    else
+    } else {
         forbid_the_rest();
+    }
     use(image, 2, scene->is_raw);
     _exit(0);
 }
@@ -206,7 +233,9 @@ int main(void)
             image = test_open(test_create("data", 64 * MIB, option, NULL), QCOW2_OPEN_ALLOW_RECORDED, NULL);
             test_fill(image, 0, MIB, 1);
         } else if (scene->by_descriptor) {
-            image = test_open(test_create(scene->name, 64 * MIB, strcmp(scene->name, "small") ? NULL : "cluster_size=512", NULL), 0, NULL);
+            image = test_open(
+                test_create(scene->name, 64 * MIB, strcmp(scene->name, "small") ? NULL : "cluster_size=512", NULL), 0,
+                NULL);
             test_fill(image, 0, MIB, 1);
         } else {
             image = test_open(test_create(scene->name, 64 * MIB, "backing_file=base", "backing_fmt=qcow2", NULL),
@@ -215,15 +244,19 @@ int main(void)
         test_fill(image, MIB, MIB, 2);
         test_close(image);
         child = fork();
-        if (child == 0)
+        if (child == 0) {
             run(scene);
+        }
         status = test_wait(child);
-        if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
             test_skip("no seccomp filters here");
-        if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        }
+        if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
             fprintf(stderr, "scene %u, %s\n", i, scene->name);
+        }
         CHECK_EQ(status, 0);
-        image = test_open(test_path(scene->name), QCOW2_OPEN_ALLOW_RECORDED | (scene->is_raw ? QCOW2_OPEN_RAW : 0), NULL);
+        image =
+            test_open(test_path(scene->name), QCOW2_OPEN_ALLOW_RECORDED | (scene->is_raw ? QCOW2_OPEN_RAW : 0), NULL);
         test_expect(image, 60 * MIB, MIB, 5);
         test_expect(image, MIB, MIB, 2);
         test_close(image);

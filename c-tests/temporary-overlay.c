@@ -13,8 +13,9 @@ static unsigned files_in(const char *path)
     unsigned count = 0;
 
     CHECK(directory != NULL);
-    while (readdir(directory) != NULL)
+    while (readdir(directory) != NULL) {
         count++;
+    }
     closedir(directory);
     return count;
 }

@@ -31,33 +31,39 @@ void test_skip(const char *why)
 void test_equal(const char *file, int line, const char *what, int64_t actual, const char *expected_text,
                 int64_t expected)
 {
-    if (actual != expected)
+    if (actual != expected) {
         test_fail(file, line, "%s is %" PRId64 ", expected %s (%" PRId64 ")", what, actual, expected_text, expected);
+    }
 }
 
 int64_t test_ok(const char *file, int line, const char *what, int64_t result)
 {
-    if (result < 0)
+    if (result < 0) {
         test_fail(file, line, "%s: %s: %s", what, strerror((int)-result), qcow2_last_error());
+    }
     return result;
 }
 
 void test_error(const char *file, int line, const char *what, int64_t result, int number, const char *name)
 {
-    if (result >= 0)
+    if (result >= 0) {
         test_fail(file, line, "%s succeeded, expected %s", what, name);
-    if (result != -number)
+    }
+    if (result != -number) {
         test_fail(file, line, "%s: %s (%s), expected %s", what, strerror((int)-result), qcow2_last_error(), name);
-    if (qcow2_last_error()[0] == '\0')
+    }
+    if (qcow2_last_error()[0] == '\0') {
         test_fail(file, line, "%s failed without a text", what);
+    }
 }
 
 void test_text(const char *file, int line, const char *part)
 {
     const char *text = qcow2_last_error();
 
-    if (strstr(text, part) == NULL)
+    if (strstr(text, part) == NULL) {
         test_fail(file, line, "the error text is '%s', expected it to contain '%s'", text, part);
+    }
 }
 
 void test_filled(const char *file, int line, const char *what, const void *buffer, size_t bytes, int value)
@@ -65,8 +71,9 @@ void test_filled(const char *file, int line, const char *what, const void *buffe
     const unsigned char *at = buffer;
 
     for (size_t i = 0; i < bytes; i++) {
-        if (at[i] != (unsigned char)value)
+        if (at[i] != (unsigned char)value) {
             test_fail(file, line, "%s[%zu] is %#x, expected %#x", what, i, at[i], (unsigned)value);
+        }
     }
 }
 
@@ -85,8 +92,9 @@ static int remove_one(const char *path, const struct stat *status, int kind, str
 
 static void remove_directory(void)
 {
-    if (owner == getpid())
+    if (owner == getpid()) {
         nftw(directory, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    }
 }
 
 const char *test_path(const char *name)
@@ -99,15 +107,17 @@ const char *test_path(const char *name)
         const char *base = getenv("TMPDIR");
 
         snprintf(directory, sizeof directory, "%s/qcow2-test.XXXXXX", base != NULL ? base : "/tmp");
-        if (mkdtemp(directory) == NULL)
+        if (mkdtemp(directory) == NULL) {
             test_fail(__FILE__, __LINE__, "%s: %s", directory, strerror(errno));
+        }
         owner = getpid();
         atexit(remove_directory);
     }
     snprintf(wanted, sizeof wanted, "%s/%s", directory, name);
     for (unsigned i = 0; i < used; i++) {
-        if (strcmp(paths[i], wanted) == 0)
+        if (strcmp(paths[i], wanted) == 0) {
             return paths[i];
+        }
     }
     CHECK(used < 64);
     return strcpy(paths[used++], wanted);
@@ -117,8 +127,9 @@ static int open_file(const char *path, int flags)
 {
     int fd = open(path, flags | O_CLOEXEC, 0600);
 
-    if (fd < 0)
+    if (fd < 0) {
         test_fail(__FILE__, __LINE__, "%s: %s", path, strerror(errno));
+    }
     return fd;
 }
 
@@ -126,8 +137,9 @@ uint64_t test_file_length(const char *path)
 {
     struct stat status;
 
-    if (stat(path, &status) != 0)
+    if (stat(path, &status) != 0) {
         test_fail(__FILE__, __LINE__, "%s: %s", path, strerror(errno));
+    }
     return (uint64_t)status.st_size;
 }
 
@@ -139,8 +151,9 @@ uint64_t test_digest(const char *path)
     ssize_t count;
 
     while ((count = read(fd, block, sizeof block)) > 0) {
-        for (ssize_t i = 0; i < count; i++)
+        for (ssize_t i = 0; i < count; i++) {
             digest = (digest ^ (unsigned char)block[i]) * 0x100000001b3u;
+        }
     }
     CHECK_EQ(count, 0);
     close(fd);
@@ -169,8 +182,9 @@ void test_file_copy(const char *from, const char *to)
     int source = open_file(from, O_RDONLY), target = open_file(to, O_WRONLY | O_CREAT | O_TRUNC);
     ssize_t count;
 
-    while ((count = read(source, block, sizeof block)) > 0)
+    while ((count = read(source, block, sizeof block)) > 0) {
         CHECK_EQ(write(target, block, (size_t)count), count);
+    }
     CHECK_EQ(count, 0);
     close(source);
     close(target);
@@ -185,8 +199,9 @@ static void collect(const char *options[MAX_OPTIONS + 1], va_list arguments)
     unsigned count = 0;
     const char *option;
 
-    while ((option = va_arg(arguments, const char *)) != NULL && count < MAX_OPTIONS)
+    while ((option = va_arg(arguments, const char *)) != NULL && count < MAX_OPTIONS) {
         options[count++] = option;
+    }
     options[count] = NULL;
 }
 
@@ -246,9 +261,10 @@ void test_expect(qcow2_image *image, uint64_t offset, uint64_t length, int value
         memset(block, ~value, sizeof block);
         CHECK_EQ(CHECK_OK(qcow2_pread(image, block, count, offset)), count);
         for (size_t i = 0; i < count; i++) {
-            if (block[i] != (unsigned char)value)
+            if (block[i] != (unsigned char)value) {
                 test_fail(__FILE__, __LINE__, "guest byte %" PRIu64 " is %#x, expected %#x", offset + i, block[i],
                           (unsigned)value);
+            }
         }
         offset += count;
         length -= count;
@@ -276,8 +292,9 @@ static void show_finding(void *opaque, int kind, const char *text)
 {
     const bool *leaks_allowed = opaque;
 
-    if (kind != QCOW2_MSG_LEAK || !*leaks_allowed)
+    if (kind != QCOW2_MSG_LEAK || !*leaks_allowed) {
         fprintf(stderr, "check: %s\n", text);
+    }
 }
 
 void test_expect_sound(const char *path, bool leaks_allowed)
@@ -291,11 +308,13 @@ void test_expect_sound(const char *path, bool leaks_allowed)
     test_close(image);
     CHECK_EQ(result.corruptions, 0);
     CHECK_EQ(result.check_errors, 0);
-    if (!leaks_allowed)
+    if (!leaks_allowed) {
         CHECK_EQ(result.leaks, 0);
+    }
     status = test_run(stock); /* 3: leaks; 127 or -1: not installed */
-    if (status != 0 && status != -1 && status != 127 && !(status == 3 && leaks_allowed))
+    if (status != 0 && status != -1 && status != 127 && !(status == 3 && leaks_allowed)) {
         test_fail(__FILE__, __LINE__, "qemu-img check %s: exit status %d", path, status);
+    }
 }
 
 /* --- the rest --- */
@@ -320,8 +339,9 @@ int test_wait(pid_t child)
 {
     int status = 0;
 
-    while (waitpid(child, &status, 0) < 0)
+    while (waitpid(child, &status, 0) < 0) {
         CHECK_EQ(errno, EINTR);
+    }
     return status;
 }
 
@@ -337,17 +357,20 @@ void test_in_child(void (*body)(void *), void *opaque)
     if (child == 0) {
         body(opaque);
         /* Not by exit: a leak check would count what belongs to the parent's other threads. */
-        if (write(pipes[1], "d", 1) == 1)
+        if (write(pipes[1], "d", 1) == 1) {
             kill(getpid(), SIGKILL);
+        }
         _exit(1);
     }
     close(pipes[1]);
-    if (read(pipes[0], &done, 1) < 0)
+    if (read(pipes[0], &done, 1) < 0) {
         done = 0;
+    }
     close(pipes[0]);
     status = test_wait(child);
-    if (done != 'd')
+    if (done != 'd') {
         test_fail(__FILE__, __LINE__, "the child ended early with wait status %#x", (unsigned)status);
+    }
 }
 
 int test_run(const char *const *words)
@@ -372,139 +395,4 @@ int test_run(const char *const *words)
 bool test_under_valgrind(void)
 {
     return test_setting("QCOW2_TEST_SLOW", 0) != 0;
-}
-
-/* --- storage in memory --- */
-
-static int begin(struct test_memory *memory, int error)
-{
-    pthread_mutex_lock(&memory->lock);
-    if (error == 0)
-        return 0;
-    if (memory->fail_after > 0) {
-        memory->fail_after--;
-        return 0;
-    }
-    return -error;
-}
-
-static int end(struct test_memory *memory, int result)
-{
-    pthread_mutex_unlock(&memory->lock);
-    return result;
-}
-
-static int set_length(struct test_memory *memory, uint64_t length)
-{
-    unsigned char *bytes;
-
-    if (length > memory->limit)
-        return -ENOSPC;
-    bytes = realloc(memory->bytes, length > 0 ? length : 1);
-    if (bytes == NULL)
-        return -ENOMEM;
-    if (length > memory->length)
-        memset(bytes + memory->length, 0, length - memory->length);
-    memory->bytes = bytes;
-    memory->length = length;
-    return 0;
-}
-
-static int memory_preadv(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset)
-{
-    struct test_memory *memory = opaque;
-    int result = begin(memory, memory->fail_read);
-
-    memory->reads++;
-    for (int i = 0; i < iovcnt && result == 0; i++) {
-        uint64_t there = offset < memory->length ? memory->length - offset : 0;
-        size_t held = there < iov[i].iov_len ? (size_t)there : iov[i].iov_len;
-
-        if (held > 0)
-            memcpy(iov[i].iov_base, memory->bytes + offset, held);
-        memset((char *)iov[i].iov_base + held, 0, iov[i].iov_len - held);
-        offset += iov[i].iov_len;
-    }
-    return end(memory, result);
-}
-
-static int memory_pwritev(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset)
-{
-    struct test_memory *memory = opaque;
-    int result = begin(memory, memory->fail_write);
-
-    memory->writes++;
-    for (int i = 0; i < iovcnt && result == 0; i++) {
-        if (offset + iov[i].iov_len > memory->length)
-            result = set_length(memory, offset + iov[i].iov_len);
-        if (result == 0 && iov[i].iov_len > 0)
-            memcpy(memory->bytes + offset, iov[i].iov_base, iov[i].iov_len);
-        offset += iov[i].iov_len;
-    }
-    return end(memory, result);
-}
-
-static int memory_sync(void *opaque)
-{
-    struct test_memory *memory = opaque;
-    int result = begin(memory, memory->fail_sync);
-
-    memory->syncs++;
-    return end(memory, result);
-}
-
-static int64_t memory_length(void *opaque)
-{
-    struct test_memory *memory = opaque;
-    int64_t result;
-
-    pthread_mutex_lock(&memory->lock);
-    result = memory->fail_length != 0 ? -memory->fail_length : (int64_t)memory->length;
-    pthread_mutex_unlock(&memory->lock);
-    return result;
-}
-
-static int memory_truncate(void *opaque, uint64_t length)
-{
-    struct test_memory *memory = opaque;
-    int result = begin(memory, memory->fail_truncate);
-
-    memory->truncates++;
-    return end(memory, result != 0 ? result : set_length(memory, length));
-}
-
-static void memory_close(void *opaque)
-{
-    struct test_memory *memory = opaque;
-
-    pthread_mutex_lock(&memory->lock);
-    memory->closes++;
-    pthread_mutex_unlock(&memory->lock);
-}
-
-const qcow2_io_ops test_memory_ops = {
-    .struct_size = sizeof(qcow2_io_ops),
-    .preadv = memory_preadv,
-    .pwritev = memory_pwritev,
-    .sync = memory_sync,
-    .length = memory_length,
-    .truncate = memory_truncate,
-    .close = memory_close,
-};
-
-void test_memory_free(struct test_memory *memory)
-{
-    free(memory->bytes);
-    memory->bytes = NULL;
-    memory->length = 0;
-}
-
-int test_memory_open(const qcow2_io_ops *ops, struct test_memory *memory, uint64_t flags, qcow2_image **image)
-{
-    qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
-
-    params.io = ops;
-    params.io_opaque = memory;
-    params.flags = flags;
-    return qcow2_open_with(&params, image);
 }

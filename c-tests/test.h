@@ -25,13 +25,13 @@ void test_fail(const char *file, int line, const char *format, ...) __attribute_
 void test_skip(const char *why) __attribute__((noreturn));
 
 /* `condition` holds. */
-#define CHECK(condition)                                                   \
-    do {                                                                   \
-        if (!(condition))                                                  \
-            test_fail(__FILE__, __LINE__, "%s does not hold", #condition); \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            test_fail(__FILE__, __LINE__, "%s does not hold", #condition);                                             \
     } while (0)
 /* Two integers are equal. */
-#define CHECK_EQ(actual, expected) \
+#define CHECK_EQ(actual, expected)                                                                                     \
     test_equal(__FILE__, __LINE__, #actual, (int64_t)(actual), #expected, (int64_t)(expected))
 /* A library call returns no error. */
 #define CHECK_OK(call) test_ok(__FILE__, __LINE__, #call, (int64_t)(call))
@@ -101,7 +101,10 @@ struct test_memory {
     unsigned fail_after; /* calls that still succeed before the failures above begin */
 };
 extern const qcow2_io_ops test_memory_ops; /* all but discard and write_zeroes */
-#define TEST_MEMORY_INIT {.lock = PTHREAD_MUTEX_INITIALIZER, .limit = UINT64_MAX}
+#define TEST_MEMORY_INIT                                                                                               \
+    {                                                                                                                  \
+        .lock = PTHREAD_MUTEX_INITIALIZER, .limit = UINT64_MAX                                                         \
+    }
 void test_memory_free(struct test_memory *memory);
 int test_memory_open(const qcow2_io_ops *ops, struct test_memory *memory, uint64_t flags, qcow2_image **image);
 

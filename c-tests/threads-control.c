@@ -43,8 +43,9 @@ static void *write_and_read(void *opaque)
         }
         job->rounds++;
     }
-    for (unsigned at = 0; at < AREA / BLOCK; at++)
+    for (unsigned at = 0; at < AREA / BLOCK; at++) {
         test_expect(job->image, base + (uint64_t)at * BLOCK, BLOCK, model[at]);
+    }
     free(model);
     return NULL;
 }
@@ -62,8 +63,9 @@ static void *control(void *opaque)
     for (unsigned i = 0; i < rounds; i++) {
         CHECK_OK(qcow2_reopen(image, 0, i % 2 ? lazy : eager));
         CHECK_OK(qcow2_check(image, 0, &result, NULL, NULL, NULL, NULL));
-        if (result.corruptions != 0 && !test_info(image).dirty)
+        if (result.corruptions != 0 && !test_info(image).dirty) {
             test_fail(__FILE__, __LINE__, "%" PRIu64 " corruptions under load", result.corruptions);
+        }
         CHECK_OK(qcow2_truncate(image, WRITERS * AREA + i % 5 * MIB, QCOW2_PREALLOC_OFF));
         CHECK_OK(qcow2_flush(image));
         CHECK_OK(qcow2_clean_caches(image));

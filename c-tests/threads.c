@@ -21,8 +21,9 @@ static void stamp(unsigned char *sector, uint32_t value, uint64_t number)
 {
     uint64_t words[2] = {value, value == 0 ? 0 : number};
 
-    for (unsigned at = 0; at < SECTOR; at += sizeof words)
+    for (unsigned at = 0; at < SECTOR; at += sizeof words) {
         memcpy(sector + at, words, sizeof words);
+    }
 }
 
 static void *run(void *opaque)
@@ -39,7 +40,10 @@ static void *run(void *opaque)
         uint32_t value = round * THREADS + job->number;
 
         switch (test_random(&job->seed) % 10) {
-        case 0: case 1: case 2: case 3: /* write, sometimes from several buffers */
+        case 0:
+        case 1:
+        case 2:
+        case 3: /* write, sometimes from several buffers */
             for (unsigned i = 0; i < count; i++) {
                 job->model[at + i] = value;
                 stamp(buffer + i * SECTOR, value, first_sector + at + i);
@@ -61,17 +65,19 @@ static void *run(void *opaque)
             CHECK_OK(qcow2_pwrite(job->image, buffer, SECTOR, (SHARED_FROM + at) * SECTOR));
             break;
         case 6:
-            if (round % 16 == 0)
+            if (round % 16 == 0) {
                 CHECK_OK(qcow2_flush(job->image));
+            }
             break;
         default:
             memset(buffer, 0xee, count * SECTOR);
             CHECK_OK(qcow2_pread(job->image, buffer, count * SECTOR, offset));
             for (unsigned i = 0; i < count; i++) {
                 stamp(expected, job->model[at + i], first_sector + at + i);
-                if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0)
-                    test_fail(__FILE__, __LINE__, "thread %u, round %u: sector %u is not what was written",
-                              job->number, round, at + i);
+                if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0) {
+                    test_fail(__FILE__, __LINE__, "thread %u, round %u: sector %u is not what was written", job->number,
+                              round, at + i);
+                }
             }
         }
     }
@@ -88,8 +94,9 @@ static void verify(qcow2_image *image, const struct job *jobs)
         CHECK_OK(qcow2_pread(image, buffer, SECTORS_EACH * SECTOR, (uint64_t)t * SECTORS_EACH * SECTOR));
         for (unsigned i = 0; i < SECTORS_EACH; i++) {
             stamp(expected, jobs[t].model[i], (uint64_t)t * SECTORS_EACH + i);
-            if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0)
+            if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0) {
                 test_fail(__FILE__, __LINE__, "thread %u's sector %u is not what was written", t, i);
+            }
         }
     }
     CHECK_OK(qcow2_pread(image, buffer, SHARED * SECTOR, SHARED_FROM * SECTOR));
@@ -98,8 +105,9 @@ static void verify(qcow2_image *image, const struct job *jobs)
 
         memcpy(&value, buffer + i * SECTOR, sizeof value);
         stamp(expected, (uint32_t)value, SHARED_FROM + i);
-        if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0)
+        if (memcmp(buffer + i * SECTOR, expected, SECTOR) != 0) {
             test_fail(__FILE__, __LINE__, "shared sector %u is a mixture", i);
+        }
     }
     free(buffer);
 }
@@ -117,8 +125,9 @@ static void one_geometry(const char *cluster_size, const char *lazy, const char 
         CHECK(jobs[t].model != NULL);
         CHECK_EQ(pthread_create(&threads[t], NULL, run, &jobs[t]), 0);
     }
-    for (unsigned t = 0; t < THREADS; t++)
+    for (unsigned t = 0; t < THREADS; t++) {
         CHECK_EQ(pthread_join(threads[t], NULL), 0);
+    }
     verify(image, jobs);
     test_close(image);
     test_expect_sound(path, false);
@@ -126,8 +135,9 @@ static void one_geometry(const char *cluster_size, const char *lazy, const char 
     image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
     verify(image, jobs);
     test_close(image);
-    for (unsigned t = 0; t < THREADS; t++)
+    for (unsigned t = 0; t < THREADS; t++) {
         free(jobs[t].model);
+    }
 }
 
 int main(void)

@@ -45,8 +45,9 @@ static void preallocated(int mode)
     CHECK_OK(qcow2_flush(image));
     length = test_info(image).file_length;
     test_fill(image, MIB, 16 * MIB, 2);
-    if (mode != QCOW2_PREALLOC_OFF)
+    if (mode != QCOW2_PREALLOC_OFF) {
         CHECK_EQ(test_info(image).file_length, length); /* the room was there */
+    }
     test_expect(image, MIB, 16 * MIB, 2);
     test_close(image);
     test_expect_sound(path, false);

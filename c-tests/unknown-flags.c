@@ -10,8 +10,9 @@ static void each_unknown_bit(uint64_t known, int64_t (*call)(uint64_t flags))
         if ((known & flag) == 0) {
             int64_t result = call(flag);
 
-            if (result != -EINVAL)
+            if (result != -EINVAL) {
                 test_fail(__FILE__, __LINE__, "bit %u: %" PRId64 ", expected -EINVAL", bit, result);
+            }
         }
     }
 }
@@ -25,9 +26,18 @@ static int64_t call_open(uint64_t flags)
     return qcow2_open(path, flags, NULL, &out);
 }
 
-static int64_t call_reopen(uint64_t flags) { return qcow2_reopen(image, flags, NULL); }
-static int64_t call_zeroes(uint64_t flags) { return qcow2_write_zeroes(image, 0, 65536, flags); }
-static int64_t call_commit(uint64_t flags) { return qcow2_commit(image, flags, NULL, NULL); }
+static int64_t call_reopen(uint64_t flags)
+{
+    return qcow2_reopen(image, flags, NULL);
+}
+static int64_t call_zeroes(uint64_t flags)
+{
+    return qcow2_write_zeroes(image, 0, 65536, flags);
+}
+static int64_t call_commit(uint64_t flags)
+{
+    return qcow2_commit(image, flags, NULL, NULL);
+}
 
 static int64_t call_write(uint64_t flags)
 {
@@ -48,7 +58,10 @@ static int64_t call_check(uint64_t flags)
     return qcow2_check(image, flags, &result, NULL, NULL, NULL, NULL);
 }
 
-static int64_t call_amend(uint64_t flags) { return qcow2_amend(image, NULL, flags, NULL, NULL); }
+static int64_t call_amend(uint64_t flags)
+{
+    return qcow2_amend(image, NULL, flags, NULL, NULL);
+}
 
 int main(void)
 {

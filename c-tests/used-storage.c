@@ -19,8 +19,9 @@ static qcow2_io_ops ops_of(enum kind kind)
 {
     qcow2_io_ops ops = test_memory_ops;
 
-    if (kind != TRUNCATES)
+    if (kind != TRUNCATES) {
         ops.truncate = kind == KEEPS_LENGTH ? keep_length : NULL;
+    }
     return ops;
 }
 
@@ -85,10 +86,11 @@ static void copies(enum kind kind)
         CHECK_EQ(qcow2_pread(target, found, sizeof found, at), sizeof found);
         CHECK_EQ(memcmp(wanted, found, sizeof found), 0);
     }
-    if (kind == TRUNCATES)
+    if (kind == TRUNCATES) {
         CHECK_OK(qcow2_truncate(target, SIZE, QCOW2_PREALLOC_OFF));
-    else
+    } else {
         CHECK_ERROR(qcow2_truncate(target, SIZE, QCOW2_PREALLOC_OFF), ENOTSUP);
+    }
     CHECK_EQ(qcow2_length(target), kind == TRUNCATES ? (int64_t)SIZE : (int64_t)(4 * MIB));
     test_close(target);
     test_close(source);
@@ -103,8 +105,9 @@ static void by_descriptor(const char *const *options)
     int fd;
 
     memset(block, 0xa5, sizeof block);
-    for (uint64_t at = 0; at < 4 * MIB; at += sizeof block)
+    for (uint64_t at = 0; at < 4 * MIB; at += sizeof block) {
         test_file_write(path, block, sizeof block, at);
+    }
     fd = open(path, O_RDWR);
     CHECK(fd >= 0);
     CHECK_OK(qcow2_create_fd(fd, SIZE, options));
@@ -118,15 +121,20 @@ static void by_descriptor(const char *const *options)
 int main(void)
 {
     static const char *const lists[][3] = {
-        {NULL}, {"cluster_size=512", NULL}, {"preallocation=metadata", NULL}, {"preallocation=full", "cluster_size=4k", NULL},
+        {NULL},
+        {"cluster_size=512", NULL},
+        {"preallocation=metadata", NULL},
+        {"preallocation=full", "cluster_size=4k", NULL},
     };
 
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
-        for (int kind = 0; kind < KINDS; kind++)
+        for (int kind = 0; kind < KINDS; kind++) {
             images((enum kind)kind, lists[i]);
+        }
         by_descriptor(lists[i]);
     }
-    for (int kind = 0; kind < KINDS; kind++)
+    for (int kind = 0; kind < KINDS; kind++) {
         copies((enum kind)kind);
+    }
     return 0;
 }

@@ -131,8 +131,9 @@ static void a_resize_drops_it(uint64_t size)
     expect_state(image, 2);
     CHECK_OK(qcow2_truncate(image, size, QCOW2_PREALLOC_OFF));
     expect_none(image);
-    if (size > 4 * MIB)
+    if (size > 4 * MIB) {
         test_expect(image, 4 * MIB, size - 4 * MIB, 0);
+    }
     CHECK_OK(qcow2_snapshot_apply(image, NULL, "state"));
     expect_state(image, 2);
     CHECK_EQ(qcow2_length(image), 4 * MIB);
@@ -211,8 +212,9 @@ static void *write_disk(void *opaque)
 {
     uint64_t state = 7;
 
-    for (int round = 0; round < 600; round++)
+    for (int round = 0; round < 600; round++) {
         test_fill(opaque, test_random(&state) % 1000 * 4096, 4096, 6);
+    }
     return NULL;
 }
 
@@ -241,8 +243,9 @@ int main(void)
                                          {"cluster_size=16384", "extended_l2=on"},
                                          {"cluster_size=65536", "compat=0.10"}};
 
-    for (size_t i = 0; i < sizeof geometries / sizeof *geometries; i++)
+    for (size_t i = 0; i < sizeof geometries / sizeof *geometries; i++) {
         a_life(geometries[i]);
+    }
     a_resize_drops_it(40 * MIB);
     a_resize_drops_it(MIB);
     nothing_is_below_it();

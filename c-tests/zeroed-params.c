@@ -25,8 +25,10 @@ static void opening(const char *path)
     qcow2_open_params by_zero = {.struct_size = sizeof by_zero, .flags = QCOW2_OPEN_FD};
     qcow2_open_params both = {.struct_size = sizeof both, .path = path, .flags = QCOW2_OPEN_FD};
     qcow2_open_params none = {.struct_size = sizeof none, .path = path, .fd = -1, .flags = QCOW2_OPEN_FD};
-    qcow2_open_params overlay = {.struct_size = sizeof overlay, .path = test_create("top.qcow2", MIB,
-        "backing_file=disk.qcow2", "backing_fmt=qcow2", NULL), .resolve = answer_with_zeroes};
+    qcow2_open_params overlay = {
+        .struct_size = sizeof overlay,
+        .path = test_create("top.qcow2", MIB, "backing_file=disk.qcow2", "backing_fmt=qcow2", NULL),
+        .resolve = answer_with_zeroes};
     qcow2_image *image;
     int other = open(path, O_RDWR | O_CLOEXEC);
 
@@ -64,8 +66,11 @@ static void creating(void)
     qcow2_create_params by_path = {.struct_size = sizeof by_path, .path = test_path("new.qcow2"), .size = MIB};
     qcow2_create_params nothing = {.struct_size = sizeof nothing, .size = MIB};
     qcow2_create_params by_zero = {.struct_size = sizeof by_zero, .size = MIB, .flags = QCOW2_CREATE_FD};
-    qcow2_create_params data = {.struct_size = sizeof data, .path = test_path("new.qcow2"), .size = MIB,
-        .options = by_name, .data_path = test_path("data.raw")};
+    qcow2_create_params data = {.struct_size = sizeof data,
+                                .path = test_path("new.qcow2"),
+                                .size = MIB,
+                                .options = by_name,
+                                .data_path = test_path("data.raw")};
     qcow2_create_params unknown = by_path;
     int zero = open(test_path("zero.qcow2"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 

@@ -19,8 +19,9 @@ static void one(const char *compat, bool backing, bool discard, uint64_t flags)
     for (int i = 0; i < (test_under_valgrind() ? 20 : 200); i++) {
         uint64_t offset = test_random(&state) % MIB, length = test_random(&state) % 40000;
 
-        if (length > MIB - offset)
+        if (length > MIB - offset) {
             length = MIB - offset;
+        }
         if (i % 4 == 0) {
             test_fill(image, offset, length, i);
             memset(model + offset, i, length);
@@ -30,8 +31,9 @@ static void one(const char *compat, bool backing, bool discard, uint64_t flags)
             CHECK_OK(qcow2_discard(image, offset, length));
             CHECK_OK(qcow2_pread(image, seen, MIB, 0));
             /* Whole clusters are zero; in version 2 over a backing file they may stay as they were. */
-            if (end > first && memcmp(seen + first, model + first, end - first) != 0)
+            if (end > first && memcmp(seen + first, model + first, end - first) != 0) {
                 memset(model + first, 0, end - first);
+            }
         } else {
             CHECK_OK(qcow2_write_zeroes(image, offset, length, flags));
             memset(model + offset, 0, length);
@@ -39,9 +41,10 @@ static void one(const char *compat, bool backing, bool discard, uint64_t flags)
         CHECK_OK(qcow2_pread(image, seen, MIB, 0));
         if (!discard || !backing || strcmp(compat, "compat=1.1") == 0) {
             for (size_t b = 0; b < MIB; b++) {
-                if (seen[b] != model[b])
+                if (seen[b] != model[b]) {
                     test_fail(__FILE__, __LINE__, "%s, backing %d, discard %d, step %d: byte %zu is %#x, expected %#x",
                               compat, backing, discard, i, b, seen[b], model[b]);
+                }
             }
         } else {
             memcpy(model, seen, MIB);

@@ -61,18 +61,23 @@ static void *write_for_ever(void *opaque)
 
         fill(block, index, number);
         atomic_store(&w->record->written[index], number);
-        if (qcow2_pwrite(w->image, block, BLOCK_BYTES, (uint64_t)index * STRIDE_BYTES) < 0)
+        if (qcow2_pwrite(w->image, block, BLOCK_BYTES, (uint64_t)index * STRIDE_BYTES) < 0) {
             fail("write");
+        }
         pending[count] = index;
         numbers[count++] = number;
         atomic_fetch_add(&w->record->writes, 1);
-        if (count < FLUSH_EVERY)
+        if (count < FLUSH_EVERY) {
             continue;
-        if (qcow2_flush(w->image) < 0)
+        }
+        if (qcow2_flush(w->image) < 0) {
             fail("flush");
-        for (int i = 0; i < count; i++)
-            if (atomic_load(&w->record->flushed[pending[i]]) < numbers[i])
+        }
+        for (int i = 0; i < count; i++) {
+            if (atomic_load(&w->record->flushed[pending[i]]) < numbers[i]) {
                 atomic_store(&w->record->flushed[pending[i]], numbers[i]);
+            }
+        }
         atomic_fetch_add(&w->record->flushes, 1);
         count = 0;
     }
@@ -85,12 +90,14 @@ static void child(const char *path, struct record *record, unsigned seed)
     pthread_t thread;
     qcow2_image *image;
 
-    if (qcow2_open(path, 0, NULL, &image) < 0)
+    if (qcow2_open(path, 0, NULL, &image) < 0) {
         fail("open");
+    }
     for (unsigned i = 0; i < THREADS; i++) {
         writers[i] = (struct writer){image, record, i, seed * THREADS + i};
-        if (pthread_create(&thread, NULL, write_for_ever, &writers[i]) != 0)
+        if (pthread_create(&thread, NULL, write_for_ever, &writers[i]) != 0) {
             exit(1);
+        }
     }
     pause();
 }
@@ -116,8 +123,9 @@ static unsigned verify(qcow2_image *image, struct record *record)
     for (uint32_t index = 0; index < BLOCKS; index++) {
         uint32_t number;
 
-        if (qcow2_pread(image, block, BLOCK_BYTES, (uint64_t)index * STRIDE_BYTES) < 0)
+        if (qcow2_pread(image, block, BLOCK_BYTES, (uint64_t)index * STRIDE_BYTES) < 0) {
             fail("read");
+        }
         memcpy(&number, block + 4, 4);
         fill(wanted, number ? index : 0, number);
         if (memcmp(block, wanted, BLOCK_BYTES) != 0 || number > record->written[index] ||
@@ -140,10 +148,12 @@ int main(int argc, char **argv)
     const char *options[] = {"lazy_refcounts=on", NULL};
     struct record *record = mmap(NULL, sizeof *record, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
-    if (record == MAP_FAILED)
+    if (record == MAP_FAILED) {
         return 1;
-    if (qcow2_create(path, DISK_BYTES, options) < 0)
+    }
+    if (qcow2_create(path, DISK_BYTES, options) < 0) {
         fail("create");
+    }
     printf("created %s: 4 GiB, lazy refcounts\n", path);
     srand((unsigned)time(NULL));
     for (int round = 1; round <= rounds; round++) {
@@ -156,23 +166,28 @@ int main(int argc, char **argv)
 
         fflush(stdout);
         pid = fork();
-        if (pid == 0)
+        if (pid == 0) {
             child(path, record, seed);
+        }
         watch(record, round, rounds, (long)(seconds * 1000 * (0.5 + rand() % 1000 / 1000.0)));
         kill(pid, SIGKILL);
         waitpid(pid, &status, 0);
-        if (!WIFSIGNALED(status))
+        if (!WIFSIGNALED(status)) {
             return 1;
+        }
         fprintf(stderr, "\n");
-        if (qcow2_open(path, 0, NULL, &image) < 0 || qcow2_get_info(image, &info) < 0)
+        if (qcow2_open(path, 0, NULL, &image) < 0 || qcow2_get_info(image, &info) < 0) {
             fail("open after the kill");
+        }
         used = verify(image, record);
-        if (qcow2_checksum(image, &crc, NULL, NULL) < 0)
+        if (qcow2_checksum(image, &crc, NULL, NULL) < 0) {
             fail("checksum");
+        }
         printf("killed; %s, %llu stale refcounts; %u blocks verified, nothing lost; contents %08x\n",
                info.open_repaired ? "repaired" : "clean", (unsigned long long)info.open_corruptions_fixed, used, crc);
-        if (qcow2_close(image) < 0)
+        if (qcow2_close(image) < 0) {
             fail("close");
+        }
     }
     return 0;
 }

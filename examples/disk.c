@@ -18,16 +18,20 @@ int main(int argc, char **argv)
     char sector[512], back[512];
     qcow2_image *image;
 
-    if (qcow2_create(path, (uint64_t)1 << 30, create_options) < 0)
+    if (qcow2_create(path, (uint64_t)1 << 30, create_options) < 0) {
         return failed("create");
-    if (qcow2_open(path, 0, NULL, &image) < 0)
+    }
+    if (qcow2_open(path, 0, NULL, &image) < 0) {
         return failed("open");
+    }
 
     memset(sector, 0x42, sizeof sector);
-    if (qcow2_pwrite(image, sector, sizeof sector, 1000 * 512) < 0 || qcow2_flush(image) < 0)
+    if (qcow2_pwrite(image, sector, sizeof sector, 1000 * 512) < 0 || qcow2_flush(image) < 0) {
         return failed("write");
-    if (qcow2_pread(image, back, sizeof back, 1000 * 512) < 0)
+    }
+    if (qcow2_pread(image, back, sizeof back, 1000 * 512) < 0) {
         return failed("read");
+    }
     printf("%lld bytes, %s\n", (long long)qcow2_length(image),
            memcmp(sector, back, sizeof back) == 0 ? "equal" : "different");
 

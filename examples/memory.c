@@ -28,10 +28,12 @@ static int resize(struct memory *memory, uint64_t length)
 {
     char *bytes = realloc(memory->bytes, length > 0 ? length : 1);
 
-    if (bytes == NULL)
+    if (bytes == NULL) {
         return -ENOMEM;
-    if (length > memory->length)
+    }
+    if (length > memory->length) {
         memset(bytes + memory->length, 0, length - memory->length);
+    }
     memory->bytes = bytes;
     memory->length = length;
     return 0;
@@ -56,16 +58,18 @@ static int move(struct memory *memory, const struct iovec *iov, int iovcnt, uint
     for (int i = 0; i < iovcnt && result == 0; i++) {
         size_t count = iov[i].iov_len;
 
-        if (write && offset + count > memory->length)
+        if (write && offset + count > memory->length) {
             result = resize(memory, offset + count);
+        }
         if (result == 0 && write) {
             memcpy(memory->bytes + offset, iov[i].iov_base, count);
         } else if (result == 0) {
             uint64_t there = offset < memory->length ? memory->length - offset : 0;
             size_t held = there < count ? (size_t)there : count;
 
-            if (held > 0)
+            if (held > 0) {
                 memcpy(iov[i].iov_base, memory->bytes + offset, held);
+            }
             memset((char *)iov[i].iov_base + held, 0, count - held);
         }
         offset += count;

@@ -45,11 +45,12 @@ static double time_reads(int fd, qcow2_image *image, uint64_t blocks, uint64_t s
 
     for (int i = 0; i < READS; i++) {
         uint64_t offset = next_random(&seed) % blocks * BLOCK_BYTES;
-        ssize_t got = image ? qcow2_pread(image, chunk, BLOCK_BYTES, offset)
-                            : pread(fd, chunk, BLOCK_BYTES, (off_t)offset);
+        ssize_t got =
+            image ? qcow2_pread(image, chunk, BLOCK_BYTES, offset) : pread(fd, chunk, BLOCK_BYTES, (off_t)offset);
 
-        if (got != BLOCK_BYTES)
+        if (got != BLOCK_BYTES) {
             exit(1);
+        }
     }
     return now() - start;
 }
@@ -59,9 +60,11 @@ static void warm(int fd, uint64_t bytes)
 {
     fsync(fd);
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    for (uint64_t at = 0; at < bytes; at += CHUNK_BYTES)
-        if (pread(fd, chunk, CHUNK_BYTES, (off_t)at) < 0)
+    for (uint64_t at = 0; at < bytes; at += CHUNK_BYTES) {
+        if (pread(fd, chunk, CHUNK_BYTES, (off_t)at) < 0) {
             exit(1);
+        }
+    }
 }
 
 int main(int argc, char **argv)
@@ -80,9 +83,11 @@ int main(int argc, char **argv)
         return 1;
     }
     memset(chunk, 7, sizeof chunk);
-    for (uint64_t at = 0; at < bytes; at += CHUNK_BYTES)
-        if (qcow2_pwrite(image, chunk, CHUNK_BYTES, at) < 0 || pwrite(fd, chunk, CHUNK_BYTES, (off_t)at) < 0)
+    for (uint64_t at = 0; at < bytes; at += CHUNK_BYTES) {
+        if (qcow2_pwrite(image, chunk, CHUNK_BYTES, at) < 0 || pwrite(fd, chunk, CHUNK_BYTES, (off_t)at) < 0) {
             return 1;
+        }
+    }
     qcow2_flush(image);
     container = open(disk, O_RDONLY);
     warm(fd, bytes);

@@ -48,15 +48,18 @@ int main(int argc, char **argv)
     }
     for (int i = 0; i < THREADS; i++) {
         jobs[i] = (struct job){.image = image, .number = i};
-        if (pthread_create(&threads[i], NULL, run, &jobs[i]) != 0)
+        if (pthread_create(&threads[i], NULL, run, &jobs[i]) != 0) {
             return 1;
+        }
     }
     for (int i = 0; i < THREADS; i++) {
         pthread_join(threads[i], NULL);
-        if (jobs[i].result < 0)
+        if (jobs[i].result < 0) {
             fprintf(stderr, "thread %d: %s\n", i, jobs[i].error);
+        }
     }
-    if (qcow2_checksum(image, &crc, NULL, NULL) == 0)
+    if (qcow2_checksum(image, &crc, NULL, NULL) == 0) {
         printf("contents: %08x\n", crc);
+    }
     return qcow2_close(image) < 0;
 }

@@ -31,8 +31,8 @@ int main(int argc, char **argv)
         return 2;
     }
     if (qcow2_open(argv[1], flags, NULL, &image) < 0 ||
-        qcow2_check(image, repair ? QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS : 0, &result,
-                    on_message, NULL, on_progress, NULL) < 0) {
+        qcow2_check(image, repair ? QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS : 0, &result, on_message, NULL,
+                    on_progress, NULL) < 0) {
         fprintf(stderr, "%s\n", qcow2_last_error());
         return 1;
     }

@@ -9,12 +9,14 @@ pub mod extensions;
 pub mod features;
 pub mod geometry;
 pub mod header;
+mod offset;
 pub mod refcount;
 pub mod snapshot;
 pub mod structure;
 
 pub use geometry::Geometry;
 pub use header::Header;
+pub use offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use structure::Structure;
 
 use crate::error::{room, Result};

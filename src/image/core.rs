@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
-use crate::format::{index_in_memory, Geometry, Header, Structure};
+use crate::format::{index_in_memory, Geometry, GuestOffset, Header, Structure};
 use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
@@ -356,6 +356,11 @@ impl Core {
     /// Sizes.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// One past the last byte of the disk.
+    pub(crate) fn disk_end(&self) -> GuestOffset {
+        GuestOffset(self.virtual_size)
     }
 
     /// Virtual size in bytes.

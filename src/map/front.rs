@@ -3,7 +3,7 @@
 
 use crate::error::{room, Result};
 use crate::format::entries::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
-use crate::format::{index_in_memory, Geometry};
+use crate::format::{index_in_memory, Geometry, GuestOffset, HostOffset};
 use crate::meta::page::Words;
 use crate::meta::Page;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
     /// Data at this host offset; `true`: it may be overwritten there.
-    Data(u64, bool),
+    Data(HostOffset, bool),
     /// Not in this image.
     Hole,
     /// `resolve` has to tell: something else, or not in memory.
@@ -63,13 +63,13 @@ impl Front {
 
     /// What the entry of `bytes` at `guest_offset` says; `None` where no slice is in memory.
     #[inline(always)]
-    pub(super) fn look(&self, guest_offset: u64, bytes: u64) -> Option<Look> {
-        let in_cluster = guest_offset & self.cluster_mask;
+    pub(super) fn look(&self, guest_offset: GuestOffset, bytes: u64) -> Option<Look> {
+        let in_cluster = guest_offset.0 & self.cluster_mask;
         if !self.is_plain || bytes > self.cluster_mask + 1 - in_cluster {
             return Some(Look::Unknown);
         }
-        let found = self.places.get(index_in_memory(guest_offset >> self.slice_guest_bits))?.get()?;
-        let word = found.words.get((guest_offset >> self.cluster_bits & self.index_mask) as usize);
+        let found = self.places.get(index_in_memory(guest_offset.0 >> self.slice_guest_bits))?.get()?;
+        let word = found.words.get((guest_offset.0 >> self.cluster_bits & self.index_mask) as usize);
         let Some(entry) = word.map(|w| w.load(Ordering::SeqCst)) else { return Some(Look::Unknown) };
         // In this order: what a live page said is what the table said at that moment.
         if self.is_stale.load(Ordering::SeqCst) && !found.page.is_live() {
@@ -82,7 +82,7 @@ impl Front {
         }
         Some(match host {
             0 => Look::Hole,
-            host => Look::Data(host + in_cluster, entry & COPIED != 0),
+            host => Look::Data(HostOffset(host + in_cluster), entry & COPIED != 0),
         })
     }
 

@@ -20,7 +20,7 @@ use crate::alloc::{Allocator, Shared};
 use crate::error::{room, Error, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::SECTOR_BYTES;
-use crate::format::{index_in_memory, Geometry};
+use crate::format::{index_in_memory, Geometry, GuestCluster};
 use crate::meta::guard::Owner;
 use crate::meta::{Access, DirtyPages, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
@@ -128,14 +128,9 @@ impl Map {
         guard.add_all(Owner::ACTIVE_L2, tables, self.geometry.cluster_bytes());
     }
 
-    /// The image's sizes.
-    pub fn geometry(&self) -> &Geometry {
-        &self.geometry
-    }
-
     /// Takes the guest clusters `[first, end)` for a change; waits for whoever has some of them.
-    pub fn claim(&self, first_cluster: u64, end_cluster: u64) -> Claim<'_> {
-        self.claims.take(first_cluster, end_cluster)
+    pub fn claim(&self, first_cluster: GuestCluster, end_cluster: GuestCluster) -> Claim<'_> {
+        self.claims.take(first_cluster.0, end_cluster.0)
     }
 
     fn settler(&self) -> &dyn Settler {
@@ -163,7 +158,7 @@ impl Map {
         }
     }
 
-    fn decode(&self, cluster: u64, raw: RawL2) -> Result<L2Entry> {
+    fn decode(&self, cluster: GuestCluster, raw: RawL2) -> Result<L2Entry> {
         let decoded = match raw.decode(&self.geometry) {
             Ok(L2Entry::Plain(mapping)) if self.geometry.external_data => self.in_data_file(cluster, mapping),
             decoded => decoded,
@@ -176,9 +171,13 @@ impl Map {
 
     /// An entry of an image with an external data file: every guest cluster is at its own offset there, where
     /// nobody else can refer to it.
-    fn in_data_file(&self, cluster: u64, mapping: Mapping) -> std::result::Result<L2Entry, &'static str> {
+    fn in_data_file(
+        &self,
+        cluster: GuestCluster,
+        mapping: Mapping,
+    ) -> std::result::Result<L2Entry, &'static str> {
         match mapping.host {
-            Some(host) if host != self.geometry.cluster_offset(cluster) => {
+            Some(host) if host.0 != self.geometry.cluster_offset(cluster).0 => {
                 Err("offset in the external data file does not match the guest offset")
             }
             host => Ok(L2Entry::Plain(Mapping { copied: host.is_some(), ..mapping })),
@@ -186,8 +185,8 @@ impl Map {
     }
 
     /// The entry of a claimed cluster.
-    pub fn entry(&self, _claim: &Claim<'_>, cluster: u64) -> Result<L2Entry> {
-        let l1_index = cluster / self.geometry.l2_entry_count();
+    pub fn entry(&self, _claim: &Claim<'_>, cluster: GuestCluster) -> Result<L2Entry> {
+        let l1_index = cluster.0 / self.geometry.l2_entry_count();
         let table = self.l1_entry(l1_index)?.table_offset();
         if table == 0 {
             return Ok(L2Entry::Plain(Mapping::default()));

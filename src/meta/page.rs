@@ -248,7 +248,7 @@ impl Page {
     ) -> Updated {
         let mut after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
         let mut state = self.lock();
-        if !self.is_live() {
+        if !self.is_live() && !planted(Plant::EvictedPageChanged) {
             return Updated::Evicted;
         }
         let before = self.own_entry(change.entry);
@@ -300,7 +300,10 @@ impl Page {
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
     pub(super) fn try_evict(&self) -> bool {
         // A write-out in flight has cleaned the page before its bytes are in the file.
-        let Ok(_idle) = self.writing.try_lock() else { return false };
+        let idle = self.writing.try_lock();
+        if idle.is_err() && !planted(Plant::PageInHandEvicted) {
+            return false;
+        }
         let state = self.lock();
         if state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;

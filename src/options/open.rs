@@ -238,7 +238,8 @@ impl OpenOptions {
     pub fn overlap_checks(&self) -> OverlapSet {
         let template = self.overlap_check.or(self.overlap_check_template).unwrap_or_default();
         OverlapSet::of(|structure| {
-            self.overlap_structures[structure as usize].unwrap_or(template >= structure.template())
+            self.overlap_structures[structure as usize]
+                .unwrap_or(template >= OverlapTemplate::least_with(structure))
         })
     }
 

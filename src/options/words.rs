@@ -127,21 +127,6 @@ impl DetectZeroes {
     }
 }
 
-impl Structure {
-    /// The cheapest template that has this check.
-    pub(super) fn template(self) -> OverlapTemplate {
-        match self {
-            Structure::Header
-            | Structure::ActiveL1
-            | Structure::RefcountTable
-            | Structure::SnapshotTable
-            | Structure::BitmapDirectory => OverlapTemplate::Constant,
-            Structure::ActiveL2 | Structure::RefcountBlock | Structure::InactiveL1 => OverlapTemplate::Cached,
-            Structure::InactiveL2 => OverlapTemplate::All,
-        }
-    }
-}
-
 /// A named set of overlap checks; each has the checks of those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OverlapTemplate {
@@ -157,6 +142,19 @@ pub enum OverlapTemplate {
 }
 
 impl OverlapTemplate {
+    /// The cheapest one that checks writes against `structure`.
+    pub(super) fn least_with(structure: Structure) -> OverlapTemplate {
+        match structure {
+            Structure::Header
+            | Structure::ActiveL1
+            | Structure::RefcountTable
+            | Structure::SnapshotTable
+            | Structure::BitmapDirectory => OverlapTemplate::Constant,
+            Structure::ActiveL2 | Structure::RefcountBlock | Structure::InactiveL1 => OverlapTemplate::Cached,
+            Structure::InactiveL2 => OverlapTemplate::All,
+        }
+    }
+
     /// The template called `word`.
     pub fn parse(word: &str) -> Result<OverlapTemplate> {
         match word {

@@ -17,46 +17,52 @@ struct amend_job {
 
 static int print_help(const char *format)
 {
-    qcow2_option_info info = { .struct_size = sizeof(info) };
+    qcow2_option_info info = {.struct_size = sizeof(info)};
 
     if (strcmp(format, "qcow2") != 0) {
         error_report(strcmp(format, "raw") == 0 ? "Format driver '%s' does not support option amendment"
-                                                : "Unknown file format '%s'", format);
+                                                : "Unknown file format '%s'",
+                     format);
         return EXIT_FAILURE;
     }
     puts("Amend options for 'qcow2':");
-    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_AMEND, i, &info) == 0; i++)
+    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_AMEND, i, &info) == 0; i++) {
         print_option_help(info.name, info.type, info.help);
+    }
     return EXIT_SUCCESS;
 }
 
 static int amend(struct amend_job *job, qcow2_image *image)
 {
-    struct string_list items = { 0 };
+    struct string_list items = {0};
     const char **options;
     bool progress = job->args.progress && !job->args.quiet;
     int result;
 
     split_options(&items, job->option_text, false);
     options = memory_or_exit(calloc(items.count + 1, sizeof(*options)));
-    for (size_t i = 0; i < items.count; i++)
+    for (size_t i = 0; i < items.count; i++) {
         options[i] = items.items[i];
-    if (progress)
+    }
+    if (progress) {
         print_progress(&job->last, 0, 1);
+    }
     result = qcow2_amend(image, options, 0, progress ? print_progress : NULL, &job->last);
     if (result == 0 && progress) {
         job->last = -1.0;
         print_progress(&job->last, 1, 1);
     }
-    if (progress)
+    if (progress) {
         putchar('\n');
+    }
     if (result < 0) {
         qcow2_error_detail parts;
 
         failure_parts(&parts);
         error_report("%s", failure_text());
-        if (parts.kind == QCOW2_ERROR_UNSUPPORTED && strcmp(parts.option, "backing_file") == 0)
+        if (parts.kind == QCOW2_ERROR_UNSUPPORTED && strcmp(parts.option, "backing_file") == 0) {
             fprintf(stderr, "You can use '%s rebase' instead.\n", program_name);
+        }
     }
     free(options);
     list_free(&items);
@@ -65,17 +71,19 @@ static int amend(struct amend_job *job, qcow2_image *image)
 
 static int amend_image(struct amend_job *job, const char *name, bool help)
 {
-    struct image_spec spec = { 0 };
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     qcow2_info info;
     int result = EXIT_FAILURE;
 
     if (set_cache(&spec, job->cache, "Invalid cache option") == EXIT_SUCCESS &&
         open_image(&job->args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
-        if (image_info(image, &info))
+        if (image_info(image, &info)) {
             result = help || info.version == 0 ? print_help(info.version ? "qcow2" : "raw") : amend(job, image);
-        if (close_image(image) != EXIT_SUCCESS)
+        }
+        if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
+        }
     }
     image_spec_free(&spec);
     return result;
@@ -83,7 +91,7 @@ static int amend_image(struct amend_job *job, const char *name, bool help)
 
 static int run_amend(const struct img_command *command, int argc, char **argv)
 {
-    struct amend_job job = { .last = -1.0 };
+    struct amend_job job = {.last = -1.0};
     const char *name;
     bool help = false;
     int code, result = EXIT_SUCCESS;
@@ -122,11 +130,16 @@ const struct img_command img_amend = {
     .name = "amend",
     .summary = "Change format options of an image",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET, IMG_PROGRESS, IMG_FORMAT, IMG_IMAGE_OPTS,
-        { 'o', "options", "KEY=VALUE,...", "what shall be otherwise; -o help lists it" },
-        { 't', "cache", "MODE", "cache mode of the image file" },
-        { OPTION_FORCE, "force", NULL, "accepted for compatibility, without effect" },
-        IMG_OBJECT, IMG_END },
+    .options =
+        (const struct img_option[]){IMG_HELP,
+                                    IMG_QUIET,
+                                    IMG_PROGRESS,
+                                    IMG_FORMAT,
+                                    IMG_IMAGE_OPTS,
+                                    {'o', "options", "KEY=VALUE,...", "what shall be otherwise; -o help lists it"},
+                                    {'t', "cache", "MODE", "cache mode of the image file"},
+                                    {OPTION_FORCE, "force", NULL, "accepted for compatibility, without effect"},
+                                    IMG_OBJECT,
+                                    IMG_END},
     .run = run_amend,
 };

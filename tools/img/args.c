@@ -20,7 +20,10 @@ static void __attribute__((noreturn)) print_command_help(const struct img_comman
         char left[64];
 
         snprintf(left, sizeof(left), "%c%c%s%s%s%s", is_short ? '-' : ' ', is_short ? option->code : ' ',
-                 !option->name ? "" : is_short ? ", --" : "  --", option->name ? option->name : "", space, argument);
+                 !option->name ? ""
+                 : is_short    ? ", --"
+                               : "  --",
+                 option->name ? option->name : "", space, argument);
         printf("  %-34s %s\n", left, option->help);
     }
     exit(EXIT_SUCCESS);
@@ -28,28 +31,31 @@ static void __attribute__((noreturn)) print_command_help(const struct img_comman
 
 int next_option(const struct img_command *command, int argc, char **argv)
 {
-    struct option long_options[MAX_OPTIONS] = { 0 };
+    struct option long_options[MAX_OPTIONS] = {0};
     char short_options[2 * MAX_OPTIONS + 2];
     size_t long_count = 0, length = 0;
     int code;
 
-    if (command->in_order)
+    if (command->in_order) {
         short_options[length++] = '-';
+    }
     for (const struct img_option *option = command->options; option->code && long_count + 1 < MAX_OPTIONS; option++) {
-        if (option->name)
-            long_options[long_count++] = (struct option){
-                option->name, option->argument ? required_argument : no_argument, NULL, option->code
-            };
+        if (option->name) {
+            long_options[long_count++] =
+                (struct option){option->name, option->argument ? required_argument : no_argument, NULL, option->code};
+        }
         if (option->code < 256) {
             short_options[length++] = (char)option->code;
-            if (option->argument)
+            if (option->argument) {
                 short_options[length++] = ':';
+            }
         }
     }
     short_options[length] = '\0';
     code = getopt_long(argc, argv, short_options, long_options, NULL);
-    if (code == 'h')
+    if (code == 'h') {
         print_command_help(command);
+    }
     if (code == '?') {
         fprintf(stderr, "Try '%s --help' for more info\n", argv[0]);
         exit(EXIT_FAILURE);
@@ -63,8 +69,9 @@ int usage_error(const struct img_command *command, const char *format, ...)
     char *text = NULL;
 
     va_start(arguments, format);
-    if (vasprintf(&text, format, arguments) < 0)
+    if (vasprintf(&text, format, arguments) < 0) {
         text = NULL;
+    }
     va_end(arguments);
     error_report("%s", (char *)memory_or_exit(text));
     free(text);
@@ -75,8 +82,9 @@ int usage_error(const struct img_command *command, const char *format, ...)
 
 static bool valid_id(const char *id)
 {
-    if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *id) || !*id)
+    if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *id) || !*id) {
         return false;
+    }
     return id[strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")] == '\0';
 }
 
@@ -84,8 +92,8 @@ static bool valid_id(const char *id)
    looked at so that a mistake in one is found where the stock tool finds it. */
 static char *check_object(const char *text)
 {
-    static const char *const known[] = { "qom-type", "id", "data", "file", "format", "keyid", "iv" };
-    struct string_list items = { 0 };
+    static const char *const known[] = {"qom-type", "id", "data", "file", "format", "keyid", "iv"};
+    struct string_list items = {0};
     size_t first = strcspn(text, ",=");
     char *full = text_format("%s%s", text[first] == '=' || !*text ? "" : "qom-type=", text), *problem = NULL;
     const char *type, *id;
@@ -93,26 +101,31 @@ static char *check_object(const char *text)
     split_options(&items, full, true);
     type = list_value(&items, "qom-type");
     id = list_value(&items, "id");
-    if (!type)
+    if (!type) {
         problem = text_copy("Parameter 'qom-type' is missing");
-    else if (strcmp(type, "secret") != 0)
+    } else if (strcmp(type, "secret") != 0) {
         problem = text_format("Parameter 'qom-type' does not accept value '%s'", type);
-    else if (!id)
+    } else if (!id) {
         problem = text_copy("Parameter 'id' is missing");
+    }
     for (size_t i = 0; !problem && i < items.count; i++) {
         size_t length = strcspn(items.items[i], "="), k = 0;
 
         while (k < sizeof(known) / sizeof(known[0]) &&
-               (strncmp(known[k], items.items[i], length) != 0 || known[k][length]))
+               (strncmp(known[k], items.items[i], length) != 0 || known[k][length])) {
             k++;
-        if (k == sizeof(known) / sizeof(known[0]))
+        }
+        if (k == sizeof(known) / sizeof(known[0])) {
             problem = text_format("Parameter '%.*s' is unexpected", (int)length, items.items[i]);
+        }
     }
-    if (!problem && !valid_id(id))
+    if (!problem && !valid_id(id)) {
         problem = text_copy("Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, "
                             "'-', '.', '_', starting with a letter.");
-    if (!problem && !list_value(&items, "data") && !list_value(&items, "file"))
+    }
+    if (!problem && !list_value(&items, "data") && !list_value(&items, "file")) {
         problem = text_copy("Either 'file' or 'data' must be provided");
+    }
     list_free(&items);
     free(full);
     return problem;
@@ -130,8 +143,9 @@ bool take_image_option(struct image_args *args, const struct img_command *comman
     case OPTION_IMAGE_OPTS: args->image_opts = true; return true;
     case OPTION_OUTPUT:
         args->json = strcmp(optarg, "json") == 0;
-        if (!args->json && strcmp(optarg, "human") != 0)
+        if (!args->json && strcmp(optarg, "human") != 0) {
             exit(usage_error(command, "--output expects 'human' or 'json' not '%s'", optarg));
+        }
         return true;
     case OPTION_OBJECT:
         problem = *optarg == '{' ? NULL : check_object(optarg);
@@ -162,9 +176,10 @@ bool parse_bytes(const char *text, const char *what, int64_t *bytes)
 {
     int result = parse_size_i64(text, bytes);
 
-    if (result == -ERANGE)
+    if (result == -ERANGE) {
         error_report("Invalid %s specified. Must be between 0 and %lld.", what, (long long)INT64_MAX);
-    else if (result < 0)
+    } else if (result < 0) {
         error_report("Invalid %s specified: '%s'.", what, text);
+    }
     return result == 0;
 }

@@ -8,8 +8,9 @@ char *resolve_recorded(const char *image_path, const char *recorded)
 {
     const char *slash = image_path ? strrchr(image_path, '/') : NULL;
 
-    if (*recorded == '/' || has_protocol(recorded) || !slash)
+    if (*recorded == '/' || has_protocol(recorded) || !slash) {
         return text_copy(recorded);
+    }
 
     char *path = text_format("%.*s%s", (int)(slash + 1 - image_path), image_path, recorded), *name = path_as_name(path);
 
@@ -35,16 +36,16 @@ void chain_free(struct chain *chain)
 /* Adds a layer; returns the name of the next one as an allocated string, NULL at the end of the chain. */
 static char *add_layer(struct chain *chain, const char *name, const char *format, bool *added)
 {
-    struct image_spec spec = { 0 };
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
-    qcow2_info info = { .struct_size = sizeof(info) };
+    qcow2_info info = {.struct_size = sizeof(info)};
     char *next = NULL, *error = NULL, *data = NULL;
 
     *added = false;
     /* Names only: whoever uses the layers holds the locks. */
     if (image_from_name(&spec, name, format, false, &error) == 0 &&
-        image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image,
-                   &error) == 0) {
+        image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image, &error) ==
+            0) {
         if (qcow2_get_info(image, &info) == 0) {
             data = text_copy(info.data_file ? info.data_file : spec.path);
             list_add(&chain->paths, spec.path);
@@ -72,8 +73,9 @@ bool chain_reach(struct chain *chain, size_t depth)
         chain->next_path = add_layer(chain, name, format, &added);
         free(name);
         free(format);
-        if (!added)
+        if (!added) {
             break;
+        }
     }
     return chain->paths.count > depth;
 }

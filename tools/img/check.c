@@ -26,8 +26,9 @@ static void add_line(void *opaque, int kind, const char *text)
     struct lines *lines = opaque;
     size_t length = strlen(text);
 
-    if (lines->used + length + 1 > sizeof(lines->text))
+    if (lines->used + length + 1 > sizeof(lines->text)) {
         flush_lines(lines);
+    }
     if (length + 1 > sizeof(lines->text)) {
         print_message(NULL, kind, text);
         return;
@@ -39,7 +40,7 @@ static void add_line(void *opaque, int kind, const char *text)
 
 static int check_once(qcow2_image *image, uint64_t repair, qcow2_check_result *result)
 {
-    struct lines lines = { .used = 0 };
+    struct lines lines = {.used = 0};
     int status;
 
     memset(result, 0, sizeof(*result));
@@ -53,41 +54,49 @@ static void print_allocation(const qcow2_check_result *result)
 {
     double allocated = (double)result->allocated_clusters;
 
-    if (result->total_clusters && result->allocated_clusters)
+    if (result->total_clusters && result->allocated_clusters) {
         printf("%llu/%llu = %0.2f%% allocated, %0.2f%% fragmented, %0.2f%% compressed clusters\n",
                (unsigned long long)result->allocated_clusters, (unsigned long long)result->total_clusters,
                allocated * 100.0 / (double)result->total_clusters,
                (double)result->fragmented_clusters * 100.0 / allocated,
                (double)result->compressed_clusters * 100.0 / allocated);
-    if (result->image_end_offset)
+    }
+    if (result->image_end_offset) {
         printf("Image end offset: %llu\n", (unsigned long long)result->image_end_offset);
+    }
 }
 
 static void print_human(const qcow2_check_result *result)
 {
-    if (!result->corruptions && !result->leaks && !result->check_errors)
+    if (!result->corruptions && !result->leaks && !result->check_errors) {
         printf("No errors were found on the image.\n");
-    if (result->corruptions)
+    }
+    if (result->corruptions) {
         printf("\n%llu errors were found on the image.\n"
                "Data may be corrupted, or further writes to the image may corrupt it.\n",
                (unsigned long long)result->corruptions);
-    if (result->leaks)
+    }
+    if (result->leaks) {
         printf("\n%llu leaked clusters were found on the image.\n"
-               "This means waste of disk space, but no harm to data.\n", (unsigned long long)result->leaks);
-    if (result->check_errors)
+               "This means waste of disk space, but no harm to data.\n",
+               (unsigned long long)result->leaks);
+    }
+    if (result->check_errors) {
         printf("\n%llu internal errors have occurred during the check.\n", (unsigned long long)result->check_errors);
+    }
     print_allocation(result);
 }
 
 static void number_unless_zero(struct json *json, const char *key, uint64_t value)
 {
-    if (value)
+    if (value) {
         json_number(json, key, value);
+    }
 }
 
 static void print_json(const qcow2_check_result *result, const char *name)
 {
-    struct json json = { .out = stdout };
+    struct json json = {.out = stdout};
 
     json_open(&json, NULL, '{');
     number_unless_zero(&json, "image-end-offset", result->image_end_offset);
@@ -111,10 +120,11 @@ static int check_again(qcow2_image *image, const struct image_args *args, qcow2_
     uint64_t leaks_fixed = result->leaks_fixed, corruptions_fixed = result->corruptions_fixed;
     int status;
 
-    if (!args->json && !args->quiet)
+    if (!args->json && !args->quiet) {
         printf("The following inconsistencies were found and repaired:\n\n"
                "    %llu leaked clusters\n    %llu corruptions\n\nDouble checking the fixed image now...\n",
                (unsigned long long)leaks_fixed, (unsigned long long)corruptions_fixed);
+    }
     status = check_once(image, 0, result);
     result->leaks_fixed = leaks_fixed;
     result->corruptions_fixed = corruptions_fixed;
@@ -126,16 +136,18 @@ static int check_and_print(qcow2_image *image, const struct image_args *args, ui
     qcow2_check_result result;
     int status = check_once(image, repair, &result);
 
-    if (status == 0 && (result.leaks_fixed || result.corruptions_fixed))
+    if (status == 0 && (result.leaks_fixed || result.corruptions_fixed)) {
         status = check_again(image, args, &result);
+    }
     if (status < 0) {
         error_report("Check failed: %s", strerror(-status));
         return EXIT_FAILURE;
     }
-    if (!args->quiet && args->json)
+    if (!args->quiet && args->json) {
         print_json(&result, name);
-    else if (!args->quiet)
+    } else if (!args->quiet) {
         print_human(&result);
+    }
     if (result.check_errors) {
         error_report("Check failed");
         return EXIT_FAILURE;
@@ -145,17 +157,19 @@ static int check_and_print(qcow2_image *image, const struct image_args *args, ui
 
 static uint64_t parse_repair(const struct img_command *command, const char *text)
 {
-    if (strcmp(text, "leaks") == 0)
+    if (strcmp(text, "leaks") == 0) {
         return QCOW2_CHECK_REPAIR_LEAKS;
-    if (strcmp(text, "all") == 0)
+    }
+    if (strcmp(text, "all") == 0) {
         return QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS;
+    }
     exit(usage_error(command, "--repair (-r) expects 'leaks' or 'all' not '%s'", text));
 }
 
 static int run_check(const struct img_command *command, int argc, char **argv)
 {
-    struct image_args args = { 0 };
-    struct image_spec spec = { 0 };
+    struct image_args args = {0};
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     qcow2_info info;
     const char *cache = NULL, *name;
@@ -163,26 +177,28 @@ static int run_check(const struct img_command *command, int argc, char **argv)
     int code, result = EXIT_FAILURE;
 
     while ((code = next_option(command, argc, argv)) != -1) {
-        if (code == 'r')
+        if (code == 'r') {
             repair = parse_repair(command, optarg);
-        else if (code == 'T')
+        } else if (code == 'T') {
             cache = optarg;
-        else
+        } else {
             take_image_option(&args, command, code);
+        }
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && set_cache(&spec, cache, "Invalid source cache option") == EXIT_SUCCESS &&
         open_image(&args, name, QCOW2_OPEN_METADATA_ONLY | (repair ? 0 : QCOW2_OPEN_READ_ONLY), &spec, &image)) {
-        if (!image_info(image, &info))
+        if (!image_info(image, &info)) {
             result = EXIT_FAILURE;
-        else if (info.version == 0) {
+        } else if (info.version == 0) {
             error_report("This image format does not support checks");
             result = EXIT_UNSUPPORTED;
         } else {
             result = check_and_print(image, &args, repair, name);
         }
-        if (close_image(image) != EXIT_SUCCESS && result == EXIT_SUCCESS)
+        if (close_image(image) != EXIT_SUCCESS && result == EXIT_SUCCESS) {
             result = EXIT_FAILURE;
+        }
     }
     image_spec_free(&spec);
     return result;
@@ -192,10 +208,16 @@ const struct img_command img_check = {
     .name = "check",
     .summary = "Check the metadata of an image, and repair it",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET, IMG_FORMAT, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OUTPUT, IMG_OBJECT,
-        { 'T', "cache", "MODE", "cache mode of the image file" },
-        { 'r', "repair", "leaks|all", "give leaked clusters back, or repair all that can be" },
-        IMG_END },
+    .options = (const struct img_option[]){IMG_HELP,
+                                           IMG_QUIET,
+                                           IMG_FORMAT,
+                                           IMG_IMAGE_OPTS,
+                                           IMG_SHARE,
+                                           IMG_OUTPUT,
+                                           IMG_OBJECT,
+                                           {'T', "cache", "MODE", "cache mode of the image file"},
+                                           {'r', "repair", "leaks|all",
+                                            "give leaked clusters back, or repair all that can be"},
+                                           IMG_END},
     .run = run_check,
 };

@@ -6,16 +6,17 @@
 
 static int run_checksum(const struct img_command *command, int argc, char **argv)
 {
-    struct image_args args = { 0 };
-    struct image_spec spec = { 0 };
+    struct image_args args = {0};
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     const char *name;
     double last = -1.0;
     uint32_t crc = 0;
     int code, result = EXIT_FAILURE;
 
-    while ((code = next_option(command, argc, argv)) != -1)
+    while ((code = next_option(command, argc, argv)) != -1) {
         take_image_option(&args, command, code);
+    }
     name = one_file_name(&args, command, argc, argv);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = EXIT_SUCCESS;
@@ -23,12 +24,15 @@ static int run_checksum(const struct img_command *command, int argc, char **argv
             error_report("%s", failure_text());
             result = EXIT_FAILURE;
         }
-        if (args.progress)
+        if (args.progress) {
             putchar('\n');
-        if (close_image(image) != EXIT_SUCCESS)
+        }
+        if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
-        if (result == EXIT_SUCCESS)
+        }
+        if (result == EXIT_SUCCESS) {
             printf("%08x\n", (unsigned)crc);
+        }
     }
     image_spec_free(&spec);
     return result;
@@ -38,7 +42,7 @@ const struct img_command img_checksum = {
     .name = "checksum",
     .summary = "Print the CRC-32 of the disk in an image",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){ IMG_HELP, IMG_PROGRESS, IMG_FORMAT, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OBJECT,
-                                            IMG_END },
+    .options =
+        (const struct img_option[]){IMG_HELP, IMG_PROGRESS, IMG_FORMAT, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OBJECT, IMG_END},
     .run = run_checksum,
 };

@@ -19,13 +19,15 @@ static bool same_file(const char *left, const char *right)
    allocated. NULL: the name means no file. */
 static char *path_of_base(const struct image_spec *spec, const char *base)
 {
-    struct image_spec named = { 0 };
+    struct image_spec named = {0};
     char *path = NULL, *error = NULL;
 
-    if (!has_protocol(base))
+    if (!has_protocol(base)) {
         return resolve_recorded(spec->path, base);
-    if (image_from_name(&named, base, NULL, false, &error) == 0)
+    }
+    if (image_from_name(&named, base, NULL, false, &error) == 0) {
         path = text_copy(named.path);
+    }
     free(error);
     image_spec_free(&named);
     return path;
@@ -38,12 +40,15 @@ static size_t find_base(const struct image_spec *spec, const char *base)
     char *path = path_of_base(spec, base);
     size_t depth, found = 0;
 
-    if (path == NULL)
+    if (path == NULL) {
         return 0;
+    }
     chain_init(&chain, spec->path, spec->format);
-    for (depth = 1; !found && chain_reach(&chain, depth); depth++)
-        if (strcmp(chain.paths.items[depth], path) == 0 || same_file(chain.paths.items[depth], path))
+    for (depth = 1; !found && chain_reach(&chain, depth); depth++) {
+        if (strcmp(chain.paths.items[depth], path) == 0 || same_file(chain.paths.items[depth], path)) {
             found = depth;
+        }
+    }
     chain_free(&chain);
     free(path);
     return found;
@@ -53,10 +58,11 @@ static int check_base(const struct image_spec *spec, const char *name, const cha
 {
     size_t depth = base ? find_base(spec, base) : 1;
 
-    if (depth == 0)
+    if (depth == 0) {
         error_report("Did not find '%s' in the backing chain of '%s'", base, name);
-    else if (depth > 1)
+    } else if (depth > 1) {
         error_report("Committing over more than one layer (-b '%s') is not supported yet", base);
+    }
     return depth == 1 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
@@ -66,8 +72,9 @@ static int commit_image(qcow2_image *image, const struct image_args *args, bool 
     double last = -1.0;
     int status;
 
-    if (progress)
+    if (progress) {
         print_progress(&last, 0, 1);
+    }
     status = qcow2_commit(image, keep ? QCOW2_COMMIT_KEEP : 0, progress ? print_progress : NULL, &last);
     if (status < 0) {
         error_report("%s", failure_text());
@@ -80,33 +87,37 @@ static int commit_image(qcow2_image *image, const struct image_args *args, bool 
     return EXIT_SUCCESS;
 }
 
-static int commit_open(qcow2_image *image, const struct image_args *args, const struct image_spec *spec, const char *name,
-                       const char *base, bool keep)
+static int commit_open(qcow2_image *image, const struct image_args *args, const struct image_spec *spec,
+                       const char *name, const char *base, bool keep)
 {
     qcow2_info info;
     int result = EXIT_FAILURE;
 
     if (image_info(image, &info)) {
-        if (base)
+        if (base) {
             result = check_base(spec, name, base);
-        else if (info.backing_file)
+        } else if (info.backing_file) {
             result = EXIT_SUCCESS;
-        else
+        } else {
             error_report("Image does not have a backing file");
+        }
     }
-    if (result == EXIT_SUCCESS)
+    if (result == EXIT_SUCCESS) {
         result = commit_image(image, args, keep);
-    if (close_image(image) != EXIT_SUCCESS)
+    }
+    if (close_image(image) != EXIT_SUCCESS) {
         result = EXIT_FAILURE;
-    if (result == EXIT_SUCCESS && !args->quiet)
+    }
+    if (result == EXIT_SUCCESS && !args->quiet) {
         puts("Image committed.");
+    }
     return result;
 }
 
 static int run_commit(const struct img_command *command, int argc, char **argv)
 {
-    struct image_args args = { 0 };
-    struct image_spec spec = { 0 };
+    struct image_args args = {0};
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     const char *base = NULL, *cache = NULL, *name;
     int64_t rate;
@@ -115,20 +126,25 @@ static int run_commit(const struct img_command *command, int argc, char **argv)
 
     while ((code = next_option(command, argc, argv)) != -1) {
         switch (code) {
-        case 'b': base = optarg; keep = true; break;
+        case 'b':
+            base = optarg;
+            keep = true;
+            break;
         case 'd': keep = true; break;
         case 't': cache = optarg; break;
         case 'r':
-            if (!parse_bytes(optarg, "rate limit", &rate))
+            if (!parse_bytes(optarg, "rate limit", &rate)) {
                 return EXIT_FAILURE;
+            }
             break;
         default: take_image_option(&args, command, code);
         }
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && set_cache(&spec, cache, "Invalid cache option") == EXIT_SUCCESS &&
-        open_image(&args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image))
+        open_image(&args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = commit_open(image, &args, &spec, name, base, keep);
+    }
     image_spec_free(&spec);
     return result;
 }
@@ -137,12 +153,16 @@ const struct img_command img_commit = {
     .name = "commit",
     .summary = "Write what an image holds into its backing file",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET, IMG_PROGRESS, IMG_FORMAT, IMG_IMAGE_OPTS,
-        { 't', "cache", "MODE", "cache mode of the image files" },
-        { 'd', "drop", NULL, "do not empty the image afterwards" },
-        { 'b', "base", "FILE", "the image below to write to (implies -d)" },
-        { 'r', "rate", "RATE", "accepted for compatibility, without effect" },
-        IMG_OBJECT, IMG_END },
+    .options = (const struct img_option[]){IMG_HELP,
+                                           IMG_QUIET,
+                                           IMG_PROGRESS,
+                                           IMG_FORMAT,
+                                           IMG_IMAGE_OPTS,
+                                           {'t', "cache", "MODE", "cache mode of the image files"},
+                                           {'d', "drop", NULL, "do not empty the image afterwards"},
+                                           {'b', "base", "FILE", "the image below to write to (implies -d)"},
+                                           {'r', "rate", "RATE", "accepted for compatibility, without effect"},
+                                           IMG_OBJECT,
+                                           IMG_END},
     .run = run_commit,
 };

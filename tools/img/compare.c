@@ -27,8 +27,9 @@ static int show_progress(void *opaque, uint64_t done, uint64_t total)
 {
     struct comparison *job = opaque;
 
-    if (job->args.progress && !job->args.quiet)
+    if (job->args.progress && !job->args.quiet) {
         print_progress(&job->progress, done, total);
+    }
     return 0;
 }
 
@@ -48,16 +49,18 @@ static int report_failure(const struct comparison *job, const qcow2_compare_resu
 static int compare_images(struct comparison *job)
 {
     uint64_t left = job->sides[0].size, right = job->sides[1].size, common = left < right ? left : right;
-    qcow2_compare_result found = { .struct_size = sizeof(found) };
+    qcow2_compare_result found = {.struct_size = sizeof(found)};
     int error;
 
     error = qcow2_compare(job->sides[0].image, job->sides[1].image, job->strict ? QCOW2_COMPARE_STRICT : 0, &found,
                           show_progress, job);
     if (!job->args.quiet && !job->strict && left != right &&
-        ((error == 0 && found.verdict == QCOW2_COMPARE_SAME) || found.offset >= common))
+        ((error == 0 && found.verdict == QCOW2_COMPARE_SAME) || found.offset >= common)) {
         puts("Warning: Image size mismatch!");
-    if (error < 0)
+    }
+    if (error < 0) {
         return report_failure(job, &found, error);
+    }
     if (!job->args.quiet) {
         switch (found.verdict) {
         case QCOW2_COMPARE_SIZES: puts("Strict mode: Image size mismatch!"); break;
@@ -80,8 +83,10 @@ static bool open_side(struct comparison *job, int number, const char *cache)
 
     job->args.format = job->formats[number];
     if (set_cache(&side->spec, cache, "Invalid source cache option") != EXIT_SUCCESS ||
-        !open_image(&job->args, side->name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &side->spec, &side->image))
+        !open_image(&job->args, side->name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &side->spec,
+                    &side->image)) {
         return false;
+    }
     size = qcow2_length(side->image);
     if (size < 0) {
         error_report("Can't get size of %s: %s", side->name, strerror((int)-size));
@@ -93,7 +98,7 @@ static bool open_side(struct comparison *job, int number, const char *cache)
 
 static int run_compare(const struct img_command *command, int argc, char **argv)
 {
-    struct comparison job = { .progress = -1.0 };
+    struct comparison job = {.progress = -1.0};
     const char *cache = NULL;
     int code, result = COMPARE_OPEN_FAILED;
 
@@ -106,8 +111,9 @@ static int run_compare(const struct img_command *command, int argc, char **argv)
         }
     }
     job.formats[0] = job.args.format;
-    if (optind != argc - 2)
+    if (optind != argc - 2) {
         return usage_error(command, "Expecting two image file names");
+    }
     if (job.args.image_opts && (job.formats[0] || job.formats[1])) {
         error_report("--image-opts and --format are mutually exclusive");
         return COMPARE_OPEN_FAILED;
@@ -116,8 +122,9 @@ static int run_compare(const struct img_command *command, int argc, char **argv)
     job.sides[1].name = argv[optind + 1];
     if (open_side(&job, 0, cache) && open_side(&job, 1, cache)) {
         result = compare_images(&job);
-        if (job.args.progress && !job.args.quiet)
+        if (job.args.progress && !job.args.quiet) {
             putchar('\n');
+        }
     }
     for (int i = 0; i < 2; i++) {
         qcow2_close(job.sides[i].image);
@@ -130,12 +137,17 @@ const struct img_command img_compare = {
     .name = "compare",
     .summary = "Compare the disks in two images",
     .operands = "FILENAME1 FILENAME2",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET, IMG_PROGRESS, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OBJECT,
-        { 'f', "a-format", "FMT", "format of FILENAME1, qcow2 or raw (default: look)" },
-        { 'F', "b-format", "FMT", "format of FILENAME2, qcow2 or raw (default: look)" },
-        { 'T', "cache", "MODE", "cache mode of both images" },
-        { 's', "strict", NULL, "sizes and what is allocated must be the same, too" },
-        IMG_END },
+    .options =
+        (const struct img_option[]){IMG_HELP,
+                                    IMG_QUIET,
+                                    IMG_PROGRESS,
+                                    IMG_IMAGE_OPTS,
+                                    IMG_SHARE,
+                                    IMG_OBJECT,
+                                    {'f', "a-format", "FMT", "format of FILENAME1, qcow2 or raw (default: look)"},
+                                    {'F', "b-format", "FMT", "format of FILENAME2, qcow2 or raw (default: look)"},
+                                    {'T', "cache", "MODE", "cache mode of both images"},
+                                    {'s', "strict", NULL, "sizes and what is allocated must be the same, too"},
+                                    IMG_END},
     .run = run_compare,
 };

@@ -7,11 +7,16 @@
 #include "img.h"
 
 #define DEFAULT_SPARSE_BYTES 4096
-#define MAX_SPARSE_BYTES     (INT64_C(16) << 20)
-#define MAX_COROUTINES       16
+#define MAX_SPARSE_BYTES (INT64_C(16) << 20)
+#define MAX_COROUTINES 16
 
-enum { OPTION_TARGET_IMAGE_OPTS = OPTION_OWN, OPTION_TARGET_IS_ZERO, OPTION_SALVAGE, OPTION_BITMAPS,
-       OPTION_SKIP_BROKEN_BITMAPS };
+enum {
+    OPTION_TARGET_IMAGE_OPTS = OPTION_OWN,
+    OPTION_TARGET_IS_ZERO,
+    OPTION_SALVAGE,
+    OPTION_BITMAPS,
+    OPTION_SKIP_BROKEN_BITMAPS
+};
 
 struct convert_job {
     struct image_args args; /* of the source */
@@ -36,13 +41,16 @@ struct convert_job {
 
 static int parse_sparse(struct convert_job *job, const char *text)
 {
-    if (!parse_bytes(text, "buffer size for sparse output", &job->sparse))
+    if (!parse_bytes(text, "buffer size for sparse output", &job->sparse)) {
         return EXIT_FAILURE;
+    }
     job->sparse_given = true;
-    if (job->sparse % 512 == 0 && job->sparse <= MAX_SPARSE_BYTES)
+    if (job->sparse % 512 == 0 && job->sparse <= MAX_SPARSE_BYTES) {
         return EXIT_SUCCESS;
+    }
     error_report("Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to %lld. "
-                 "Select 0 to disable sparse detection (fully allocates output).", (long long)MAX_SPARSE_BYTES);
+                 "Select 0 to disable sparse detection (fully allocates output).",
+                 (long long)MAX_SPARSE_BYTES);
     return EXIT_FAILURE;
 }
 
@@ -61,12 +69,14 @@ static int parse_coroutines(struct convert_job *job, const char *text)
     int result = parse_size_i64(text, &number);
 
     job->workers = number;
-    if (result == 0 && number >= 1 && number <= MAX_COROUTINES)
+    if (result == 0 && number >= 1 && number <= MAX_COROUTINES) {
         return EXIT_SUCCESS;
-    if (result == 0 || number < 0)
+    }
+    if (result == 0 || number < 0) {
         error_report("Invalid number of coroutines specified. Must be between 1 and %d.", MAX_COROUTINES);
-    else
+    } else {
         error_report("Invalid number of coroutines specified: '%s'.", text);
+    }
     return EXIT_FAILURE;
 }
 
@@ -110,20 +120,27 @@ static int take_option(struct convert_job *job, const struct img_command *comman
 /* What is wrong with the options taken together, or NULL. */
 static const char *find_contradiction(const struct convert_job *job)
 {
-    if (job->target_is_zero && !job->no_create)
+    if (job->target_is_zero && !job->no_create) {
         return "--target-is-zero requires use of -n flag";
-    if (job->target_image_opts && !job->no_create)
+    }
+    if (job->target_image_opts && !job->no_create) {
         return "--target-image-opts requires use of -n flag";
-    if ((job->args.image_opts && job->args.format) || (job->target_image_opts && job->target_format))
+    }
+    if ((job->args.image_opts && job->args.format) || (job->target_image_opts && job->target_format)) {
         return "--image-opts and --format are mutually exclusive";
-    if (job->skip_broken_bitmaps && !job->bitmaps)
+    }
+    if (job->skip_broken_bitmaps && !job->bitmaps) {
         return "Use of --skip-broken-bitmaps requires --bitmaps";
-    if (job->offload && job->compress)
+    }
+    if (job->offload && job->compress) {
         return "Cannot enable copy offloading when -c is used";
-    if (job->offload && job->sparse_given)
+    }
+    if (job->offload && job->sparse_given) {
         return "Cannot enable copy offloading when -S is used";
-    if (job->no_create && job->option_text)
+    }
+    if (job->no_create && job->option_text) {
         return "-o has no effect when skipping image creation";
+    }
     return NULL;
 }
 
@@ -132,11 +149,14 @@ static int parse_command_line(struct convert_job *job, const struct img_command 
     const char *contradiction;
     int code;
 
-    while ((code = next_option(command, argc, argv)) != -1)
-        if (take_option(job, command, code) != EXIT_SUCCESS)
+    while ((code = next_option(command, argc, argv)) != -1) {
+        if (take_option(job, command, code) != EXIT_SUCCESS) {
             return EXIT_FAILURE;
-    if (job->options_help && !job->no_create)
+        }
+    }
+    if (job->options_help && !job->no_create) {
         return EXIT_SUCCESS;
+    }
     if (argc - optind < 2) {
         error_report("Must specify image file name");
         return EXIT_FAILURE;
@@ -146,12 +166,14 @@ static int parse_command_line(struct convert_job *job, const struct img_command 
         error_report("%s", contradiction);
         return EXIT_FAILURE;
     }
-    if (argc - optind > 2)
+    if (argc - optind > 2) {
         return unsupported("of several images into one");
+    }
     job->source_name = argv[optind];
     job->target_name = argv[optind + 1];
-    if (!job->target_format && !job->target_image_opts)
+    if (!job->target_format && !job->target_image_opts) {
         job->target_format = "raw";
+    }
     return EXIT_SUCCESS;
 }
 
@@ -160,26 +182,30 @@ static int prepare_options(struct convert_job *job, struct create_options *optio
 {
     struct create_option *file, *format, *preallocation;
 
-    if (job->option_text && create_options_parse(options, "", job->option_text) != EXIT_SUCCESS)
+    if (job->option_text && create_options_parse(options, "", job->option_text) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
+    }
     file = create_option_find(options, "backing_file");
     format = create_option_find(options, "backing_fmt");
     if ((job->backing_file && !file) || (job->backing_format && !format)) {
-        error_report("Backing file %snot supported for file format '%s'",
-                     job->backing_file && !file ? "" : "format ", job->target_format);
+        error_report("Backing file %snot supported for file format '%s'", job->backing_file && !file ? "" : "format ",
+                     job->target_format);
         return EXIT_FAILURE;
     }
-    if (job->backing_file)
+    if (job->backing_file) {
         create_option_set(file, job->backing_file);
-    if (job->backing_format)
+    }
+    if (job->backing_format) {
         create_option_set(format, job->backing_format);
+    }
     job->has_backing = file && file->text;
     if (job->has_backing && !format->text) {
         error_report("Use of backing file requires explicit backing format");
         return EXIT_FAILURE;
     }
-    if (!job->compress)
+    if (!job->compress) {
         return EXIT_SUCCESS;
+    }
     if (!options->qcow2) {
         error_report("Compression not supported for this file format");
         return EXIT_FAILURE;
@@ -195,7 +221,7 @@ static int prepare_options(struct convert_job *job, struct create_options *optio
 static int create_target(struct convert_job *job)
 {
     struct create_options options;
-    struct image_spec named = { 0 };
+    struct image_spec named = {0};
     char *error = NULL;
     int result = EXIT_FAILURE;
 
@@ -203,14 +229,16 @@ static int create_target(struct convert_job *job)
         error_report("Unknown file format '%s'", job->target_format);
         return EXIT_FAILURE;
     }
-    if (strncmp(job->target_name, "json:", 5) == 0)
+    if (strncmp(job->target_name, "json:", 5) == 0) {
         error_report("Unknown protocol 'json'");
-    else if (*job->target_name && image_from_name(&named, job->target_name, "raw", false, &error) < 0)
+    } else if (*job->target_name && image_from_name(&named, job->target_name, "raw", false, &error) < 0) {
         error_report("%s", error);
-    else
+    } else {
         result = prepare_options(job, &options);
-    if (result == EXIT_SUCCESS)
+    }
+    if (result == EXIT_SUCCESS) {
         result = set_cache(&job->target_spec, job->target_cache, "Invalid cache option");
+    }
     if (result == EXIT_SUCCESS) {
         job->prefix = text_format("%s: error while converting %s: ", job->target_name, job->target_format);
         result = create_image_file(&options, job->prefix, named.path ? named.path : "", (int64_t)job->size);
@@ -227,8 +255,9 @@ static int check_compression(struct convert_job *job)
 {
     qcow2_info info;
 
-    if (!image_info(job->target, &info))
+    if (!image_info(job->target, &info)) {
         return EXIT_FAILURE;
+    }
     if (!info.version) {
         error_report("Compression not supported for this file format");
         return EXIT_FAILURE;
@@ -240,20 +269,24 @@ static int check_compression(struct convert_job *job)
 /* Opens the target, after making it unless there is one. */
 static int prepare_target(struct convert_job *job)
 {
-    struct image_args args = { .format = job->target_format, .image_opts = job->target_image_opts };
+    struct image_args args = {.format = job->target_format, .image_opts = job->target_image_opts};
 
     if (!job->no_create) {
-        if (create_target(job) != EXIT_SUCCESS)
+        if (create_target(job) != EXIT_SUCCESS) {
             return EXIT_FAILURE;
+        }
     } else {
         job->has_backing = job->backing_file;
-        if (set_cache(&job->target_spec, job->target_cache, "Invalid cache option") != EXIT_SUCCESS)
+        if (set_cache(&job->target_spec, job->target_cache, "Invalid cache option") != EXIT_SUCCESS) {
             return EXIT_FAILURE;
+        }
     }
-    if (!open_image(&args, job->target_name, QCOW2_OPEN_ALLOW_RECORDED, &job->target_spec, &job->target))
+    if (!open_image(&args, job->target_name, QCOW2_OPEN_ALLOW_RECORDED, &job->target_spec, &job->target)) {
         return EXIT_FAILURE;
-    if (job->compress && check_compression(job) != EXIT_SUCCESS)
+    }
+    if (job->compress && check_compression(job) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
+    }
     if (qcow2_length(job->target) < (int64_t)job->size) {
         error_report("output file is smaller than input file");
         return EXIT_FAILURE;
@@ -266,12 +299,15 @@ static int check_bitmaps(qcow2_image *source)
 {
     qcow2_info info;
 
-    if (!image_info(source, &info))
+    if (!image_info(source, &info)) {
         return EXIT_FAILURE;
-    if (info.version && !info.bitmap_count)
+    }
+    if (info.version && !info.bitmap_count) {
         return EXIT_SUCCESS;
-    if (info.version)
+    }
+    if (info.version) {
         return unsupported("--bitmaps");
+    }
     error_report("Source lacks bitmap support");
     return EXIT_FAILURE;
 }
@@ -281,13 +317,16 @@ static int open_source(struct convert_job *job)
     int64_t size;
 
     if (set_cache(&job->source_spec, job->source_cache, "Invalid source cache option") != EXIT_SUCCESS ||
-        !open_image(&job->args, job->source_name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED,
-                    &job->source_spec, &job->source))
+        !open_image(&job->args, job->source_name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &job->source_spec,
+                    &job->source)) {
         return EXIT_FAILURE;
-    if (job->snapshot && open_snapshot(&job->source_spec, job->snapshot, &job->source) != EXIT_SUCCESS)
+    }
+    if (job->snapshot && open_snapshot(&job->source_spec, job->snapshot, &job->source) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
-    if (job->bitmaps && check_bitmaps(job->source) != EXIT_SUCCESS)
+    }
+    if (job->bitmaps && check_bitmaps(job->source) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
+    }
     size = qcow2_length(job->source);
     if (size < 0) {
         error_report("Could not get size of %s: %s", job->source_name, strerror((int)-size));
@@ -299,28 +338,35 @@ static int open_source(struct convert_job *job)
 
 static int copy_contents(struct convert_job *job)
 {
-    qcow2_convert_params params = { .struct_size = sizeof(params), .flags = job->flags };
+    qcow2_convert_params params = {.struct_size = sizeof(params), .flags = job->flags};
     bool progress = job->args.progress && !job->args.quiet;
     int result;
 
     params.workers = useful_workers(job->workers);
     params.sparse_bytes = job->offload ? 0 : (uint64_t)job->sparse;
-    if (job->sparse == 0)
+    if (job->sparse == 0) {
         params.flags |= QCOW2_CONVERT_ALLOCATE;
-    if (job->has_backing)
+    }
+    if (job->has_backing) {
         params.flags |= QCOW2_CONVERT_TOP_ONLY;
-    if (job->target_is_zero && (job->no_create || !job->has_backing))
+    }
+    if (job->target_is_zero && (job->no_create || !job->has_backing)) {
         params.flags |= QCOW2_CONVERT_TARGET_ZERO;
-    if (progress)
+    }
+    if (progress) {
         print_progress(&job->progress, 0, 1);
+    }
     result = qcow2_convert(job->source, job->target, &params, progress ? print_progress : NULL, &job->progress);
-    if (result < 0)
+    if (result < 0) {
         error_report("%s", failure_text());
+    }
     job->progress = -1.0; /* the stock tool says twice that it is done */
-    if (progress && result == 0)
+    if (progress && result == 0) {
         print_progress(&job->progress, 1, 1);
-    if (progress)
+    }
+    if (progress) {
         job->progress_shown = true;
+    }
     return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
@@ -328,30 +374,35 @@ static int convert(struct convert_job *job)
 {
     int result = open_source(job);
 
-    if (result == EXIT_SUCCESS)
+    if (result == EXIT_SUCCESS) {
         result = prepare_target(job);
-    if (result == EXIT_SUCCESS)
+    }
+    if (result == EXIT_SUCCESS) {
         result = copy_contents(job);
+    }
     /* NULL if there was an error before it was opened. */
-    if (close_image(job->target) != EXIT_SUCCESS)
+    if (close_image(job->target) != EXIT_SUCCESS) {
         result = EXIT_FAILURE;
+    }
     qcow2_close(job->source);
-    if (job->progress_shown)
+    if (job->progress_shown) {
         putchar('\n');
+    }
     return result;
 }
 
 static int run_convert(const struct img_command *command, int argc, char **argv)
 {
-    struct convert_job job = { .sparse = DEFAULT_SPARSE_BYTES, .workers = 8, .progress = -1.0 };
+    struct convert_job job = {.sparse = DEFAULT_SPARSE_BYTES, .workers = 8, .progress = -1.0};
     int result;
 
     cache_parse("unsafe", &job.target_spec.cache); /* a target that is lost half way is made anew */
     result = parse_command_line(&job, command, argc, argv);
-    if (result == EXIT_SUCCESS && !job.source_name)
+    if (result == EXIT_SUCCESS && !job.source_name) {
         result = create_options_print_help(job.target_format ? job.target_format : "raw", argc - optind >= 2);
-    else if (result == EXIT_SUCCESS)
+    } else if (result == EXIT_SUCCESS) {
         result = convert(&job);
+    }
     image_spec_free(&job.source_spec);
     image_spec_free(&job.target_spec);
     free(job.option_text);
@@ -363,29 +414,36 @@ const struct img_command img_convert = {
     .name = "convert",
     .summary = "Copy an image into another",
     .operands = "SRC_FILENAME TGT_FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET, IMG_PROGRESS, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OBJECT,
-        { 'f', "source-format", "FMT", "format of the source, qcow2 or raw (default: look)" },
-        { OPTION_IMAGE_OPTS, "source-image-opts", NULL, "the same as --image-opts" },
-        { 'T', "source-cache", "MODE", "cache mode of the source" },
-        { 'l', "source-snapshot", "SNAPSHOT", "copy this snapshot: an ID, a name, or snapshot.id=,snapshot.name=" },
-        { 'O', "target-format", "FMT", "format of the target, qcow2 or raw (default: raw)" },
-        { OPTION_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "TGT_FILENAME is a list; needs -n" },
-        { 'o', "target-options", "KEY=VALUE,...", "options of the format; -o help lists them" },
-        { 't', "target-cache", "MODE", "cache mode of the target (default: unsafe)" },
-        { 'c', "compress", NULL, "compress the clusters of the target" },
-        { 'B', "backing", "FILE", "the target holds what differs from this image, as the source does" },
-        { 'F', "backing-format", "FMT", "format of the image given with -B" },
-        { 'n', "no-create", NULL, "the target exists" },
-        { OPTION_TARGET_IS_ZERO, "target-is-zero", NULL, "with -n: the target reads as zeroes" },
-        { 'S', "sparse-size", "BYTES", "so many zeroes in a row are a hole (default 4k; 0: no holes)" },
-        { 'm', "parallel", "COUNT", "threads that copy and compress, at most (default 8)" },
-        { 'W', "oob-writes", NULL, "clusters of the target need not be in the order of the disk" },
-        { 'C', "copy-range-offloading", NULL, "do not look for zeroes in data" },
-        { 'r', "rate", "RATE", "accepted for compatibility, without effect" },
-        { OPTION_SALVAGE, "salvage", NULL, "not supported yet" },
-        { OPTION_BITMAPS, "bitmaps", NULL, "not supported yet for a source that has bitmaps" },
-        { OPTION_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL, "with --bitmaps: leave out those that are broken" },
-        IMG_END },
+    .options =
+        (const struct img_option[]){
+            IMG_HELP,
+            IMG_QUIET,
+            IMG_PROGRESS,
+            IMG_IMAGE_OPTS,
+            IMG_SHARE,
+            IMG_OBJECT,
+            {'f', "source-format", "FMT", "format of the source, qcow2 or raw (default: look)"},
+            {OPTION_IMAGE_OPTS, "source-image-opts", NULL, "the same as --image-opts"},
+            {'T', "source-cache", "MODE", "cache mode of the source"},
+            {'l', "source-snapshot", "SNAPSHOT", "copy this snapshot: an ID, a name, or snapshot.id=,snapshot.name="},
+            {'O', "target-format", "FMT", "format of the target, qcow2 or raw (default: raw)"},
+            {OPTION_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "TGT_FILENAME is a list; needs -n"},
+            {'o', "target-options", "KEY=VALUE,...", "options of the format; -o help lists them"},
+            {'t', "target-cache", "MODE", "cache mode of the target (default: unsafe)"},
+            {'c', "compress", NULL, "compress the clusters of the target"},
+            {'B', "backing", "FILE", "the target holds what differs from this image, as the source does"},
+            {'F', "backing-format", "FMT", "format of the image given with -B"},
+            {'n', "no-create", NULL, "the target exists"},
+            {OPTION_TARGET_IS_ZERO, "target-is-zero", NULL, "with -n: the target reads as zeroes"},
+            {'S', "sparse-size", "BYTES", "so many zeroes in a row are a hole (default 4k; 0: no holes)"},
+            {'m', "parallel", "COUNT", "threads that copy and compress, at most (default 8)"},
+            {'W', "oob-writes", NULL, "clusters of the target need not be in the order of the disk"},
+            {'C', "copy-range-offloading", NULL, "do not look for zeroes in data"},
+            {'r', "rate", "RATE", "accepted for compatibility, without effect"},
+            {OPTION_SALVAGE, "salvage", NULL, "not supported yet"},
+            {OPTION_BITMAPS, "bitmaps", NULL, "not supported yet for a source that has bitmaps"},
+            {OPTION_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL,
+             "with --bitmaps: leave out those that are broken"},
+            IMG_END},
     .run = run_convert,
 };

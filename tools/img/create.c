@@ -29,14 +29,17 @@ static int set_backing(struct create_job *job)
                      job->backing_file && !file ? "" : "format ", job->format);
         return EXIT_FAILURE;
     }
-    if (job->backing_file)
+    if (job->backing_file) {
         create_option_set(file, job->backing_file);
-    if (job->backing_format)
+    }
+    if (job->backing_format) {
         create_option_set(format, job->backing_format);
+    }
     job->backing_file = file ? file->text : NULL;
     job->backing_format = format ? format->text : NULL;
-    if (!job->backing_file)
+    if (!job->backing_file) {
         return EXIT_SUCCESS;
+    }
     if (!*job->backing_file) {
         error_report("%s: Expected backing file name, got empty string", job->name);
         return EXIT_FAILURE;
@@ -51,14 +54,15 @@ static int set_backing(struct create_job *job)
 /* The chain below must open; it gives the size where none was asked for. A writer may have it open. */
 static int look_at_backing(struct create_job *job)
 {
-    struct image_spec spec = { 0 };
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     char *path = resolve_recorded(job->name, job->backing_file), *error = NULL;
     int result = image_from_name(&spec, path, job->backing_format, false, &error);
 
-    if (result == 0)
+    if (result == 0) {
         result = image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_FORCE_SHARE, &image,
                             &error);
+    }
     if (result < 0) {
         error_report("%s: %s\nCould not open backing image.", job->name, error ? error : strerror(-result));
     } else if (!job->backing_format) {
@@ -102,10 +106,12 @@ static int prepare(struct create_job *job)
         return EXIT_FAILURE;
     }
     if ((job->option_text && create_options_parse(&job->options, job->prefix, job->option_text) != EXIT_SUCCESS) ||
-        find_size(job) != EXIT_SUCCESS || set_backing(job) != EXIT_SUCCESS)
+        find_size(job) != EXIT_SUCCESS || set_backing(job) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
-    if (job->backing_file && !job->unsafe && look_at_backing(job) != EXIT_SUCCESS)
+    }
+    if (job->backing_file && !job->unsafe && look_at_backing(job) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
+    }
     if (job->backing_file && !job->backing_format) {
         error_report("%s: Backing file specified without backing format", job->name);
         return EXIT_FAILURE;
@@ -125,7 +131,7 @@ static int prepare(struct create_job *job)
 
 static int create_image(struct create_job *job)
 {
-    struct image_spec target = { 0 };
+    struct image_spec target = {0};
     char *error = NULL;
     int result = EXIT_FAILURE;
 
@@ -150,7 +156,7 @@ static int create_image(struct create_job *job)
 
 static int run_create(const struct img_command *command, int argc, char **argv)
 {
-    struct create_job job = { 0 };
+    struct create_job job = {0};
     bool help = false;
     int code, result = EXIT_SUCCESS;
 
@@ -168,18 +174,19 @@ static int run_create(const struct img_command *command, int argc, char **argv)
     }
     job.format = job.args.format ? job.args.format : "raw";
     job.name = optind < argc ? argv[optind++] : NULL;
-    if (result == EXIT_SUCCESS && help)
+    if (result == EXIT_SUCCESS && help) {
         result = create_options_print_help(job.format, job.name != NULL);
-    else if (result == EXIT_SUCCESS && !job.name)
+    } else if (result == EXIT_SUCCESS && !job.name) {
         result = usage_error(command, "Expecting image file name");
-    else if (result == EXIT_SUCCESS) {
+    } else if (result == EXIT_SUCCESS) {
         job.size_given = optind < argc;
-        if (job.size_given && !parse_bytes(argv[optind++], "image size", &job.size))
+        if (job.size_given && !parse_bytes(argv[optind++], "image size", &job.size)) {
             result = EXIT_FAILURE;
-        else if (optind < argc)
+        } else if (optind < argc) {
             result = usage_error(command, "Unexpected argument: %s", argv[optind]);
-        else
+        } else {
             result = create_image(&job);
+        }
     }
     create_options_free(&job.options);
     free(job.option_text);
@@ -191,13 +198,15 @@ const struct img_command img_create = {
     .name = "create",
     .summary = "Create an image",
     .operands = "FILENAME [SIZE]",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET,
-        { 'f', "format", "FMT", "format of the new image, qcow2 or raw (default: raw)" },
-        { 'o', "options", "KEY=VALUE,...", "options of the format; -o help lists them" },
-        { 'b', "backing", "FILE", "the image holds what differs from this one" },
-        { 'F', "backing-format", "FMT", "format of the image given with -b" },
-        { 'u', "backing-unsafe", NULL, "do not look whether that image can be opened" },
-        IMG_OBJECT, IMG_END },
+    .options =
+        (const struct img_option[]){IMG_HELP,
+                                    IMG_QUIET,
+                                    {'f', "format", "FMT", "format of the new image, qcow2 or raw (default: raw)"},
+                                    {'o', "options", "KEY=VALUE,...", "options of the format; -o help lists them"},
+                                    {'b', "backing", "FILE", "the image holds what differs from this one"},
+                                    {'F', "backing-format", "FMT", "format of the image given with -b"},
+                                    {'u', "backing-unsafe", NULL, "do not look whether that image can be opened"},
+                                    IMG_OBJECT,
+                                    IMG_END},
     .run = run_create,
 };

@@ -10,19 +10,21 @@
 
 static int create_qcow2(const struct create_options *options, const char *prefix, const char *path, int64_t size)
 {
-    struct string_list list = { 0 };
+    struct string_list list = {0};
     int result;
 
     for (size_t i = 0; i < options->count; i++) {
         const struct create_option *option = &options->items[i];
 
-        if (option->text && option->recorded && strcmp(option->key, "size") != 0)
+        if (option->text && option->recorded && strcmp(option->key, "size") != 0) {
             list_addf(&list, "%s=%s", option->key, option->text);
+        }
     }
     result = qcow2_create(path, (uint64_t)size, list_options(&list));
     list_free(&list);
-    if (result < 0)
+    if (result < 0) {
         error_report("%s%s", prefix, failure_text());
+    }
     return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
@@ -31,16 +33,20 @@ static int raw_preallocation(const struct create_options *options, const char *p
 {
     const char *mode = create_option_text(options, "preallocation");
 
-    if (!mode || strcmp(mode, "off") == 0)
+    if (!mode || strcmp(mode, "off") == 0) {
         return QCOW2_PREALLOC_OFF;
-    if (strcmp(mode, "falloc") == 0)
+    }
+    if (strcmp(mode, "falloc") == 0) {
         return QCOW2_PREALLOC_FALLOC;
-    if (strcmp(mode, "full") == 0)
+    }
+    if (strcmp(mode, "full") == 0) {
         return QCOW2_PREALLOC_FULL;
-    if (strcmp(mode, "metadata") == 0)
+    }
+    if (strcmp(mode, "metadata") == 0) {
         error_report("%sUnsupported preallocation mode: metadata", prefix);
-    else
+    } else {
         error_report("%sinvalid parameter value: %s", prefix, mode);
+    }
     return -1;
 }
 
@@ -59,8 +65,7 @@ static int create_on_device(const char *prefix, const char *path, uint64_t size,
     qcow2_image *image = NULL;
 
     if (mode != QCOW2_PREALLOC_OFF) {
-        error_report("%sUnsupported preallocation mode '%s'", prefix,
-                     mode == QCOW2_PREALLOC_FULL ? "full" : "falloc");
+        error_report("%sUnsupported preallocation mode '%s'", prefix, mode == QCOW2_PREALLOC_FULL ? "full" : "falloc");
         return EXIT_FAILURE;
     }
     if (qcow2_open(path, QCOW2_OPEN_RAW, NULL, &image) < 0) {
@@ -88,10 +93,12 @@ static int create_raw(const struct create_options *options, const char *prefix, 
     qcow2_image *image = NULL;
     int mode = raw_preallocation(options, prefix), file;
 
-    if (mode < 0)
+    if (mode < 0) {
         return EXIT_FAILURE;
-    if (file_is_device(path))
+    }
+    if (file_is_device(path)) {
         return create_on_device(prefix, path, size, mode);
+    }
     file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (file < 0) {
         error_report("%sCould not create '%s': %s", prefix, path, strerror(errno));

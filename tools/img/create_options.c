@@ -10,50 +10,70 @@
 static const struct {
     const char *key, *default_text;
 } line_order[] = {
-    { "encryption", NULL },         { "encrypt.format", NULL },      { "encrypt.key-secret", NULL },
-    { "encrypt.cipher-alg", NULL }, { "encrypt.cipher-mode", NULL }, { "encrypt.ivgen-alg", NULL },
-    { "encrypt.ivgen-hash-alg", NULL }, { "encrypt.hash-alg", NULL }, { "encrypt.iter-time", NULL },
-    { "cluster_size", "65536" },    { "extended_l2", "off" },        { "preallocation", NULL },
-    { "compression_type", "zlib" }, { "size", NULL },                { "compat", NULL },
-    { "backing_file", NULL },       { "backing_fmt", NULL },         { "data_file", NULL },
-    { "data_file_raw", NULL },      { "lazy_refcounts", "off" },     { "refcount_bits", "16" },
-    { "nocow", NULL },              { "extent_size_hint", NULL },
+    {"encryption", NULL},
+    {"encrypt.format", NULL},
+    {"encrypt.key-secret", NULL},
+    {"encrypt.cipher-alg", NULL},
+    {"encrypt.cipher-mode", NULL},
+    {"encrypt.ivgen-alg", NULL},
+    {"encrypt.ivgen-hash-alg", NULL},
+    {"encrypt.hash-alg", NULL},
+    {"encrypt.iter-time", NULL},
+    {"cluster_size", "65536"},
+    {"extended_l2", "off"},
+    {"preallocation", NULL},
+    {"compression_type", "zlib"},
+    {"size", NULL},
+    {"compat", NULL},
+    {"backing_file", NULL},
+    {"backing_fmt", NULL},
+    {"data_file", NULL},
+    {"data_file_raw", NULL},
+    {"lazy_refcounts", "off"},
+    {"refcount_bits", "16"},
+    {"nocow", NULL},
+    {"extent_size_hint", NULL},
 };
-static const char *const raw_line_order[] = { "size", "nocow", "preallocation", "extent_size_hint" };
+static const char *const raw_line_order[] = {"size", "nocow", "preallocation", "extent_size_hint"};
 
 static const struct create_option raw_options[] = {
-    { .key = "size", .type = "size", .help = "Virtual disk size", .recorded = true },
+    {.key = "size", .type = "size", .help = "Virtual disk size", .recorded = true},
 };
 static const struct create_option file_options[] = {
-    { .key = "extent_size_hint", .type = "size", .help = "Extent size hint for the image file, 0 to disable" },
-    { .key = "nocow", .type = "bool (on/off)", .help = "Turn off copy-on-write (valid only on btrfs)" },
-    { .key = "preallocation", .type = "str", .help = "Preallocation mode (allowed values: off, falloc, full)" },
+    {.key = "extent_size_hint", .type = "size", .help = "Extent size hint for the image file, 0 to disable"},
+    {.key = "nocow", .type = "bool (on/off)", .help = "Turn off copy-on-write (valid only on btrfs)"},
+    {.key = "preallocation", .type = "str", .help = "Preallocation mode (allowed values: off, falloc, full)"},
 };
 
 /* A key that is there already keeps its place: the format's options hide those of the file. */
 static void add_option(struct create_options *options, const struct create_option *option)
 {
-    if (create_option_find(options, option->key))
+    if (create_option_find(options, option->key)) {
         return;
+    }
     options->items = memory_or_exit(realloc(options->items, (options->count + 1) * sizeof(*option)));
     options->items[options->count++] = *option;
 }
 
 bool create_options_init(struct create_options *options, const char *format, bool file_level)
 {
-    qcow2_option_info info = { .struct_size = sizeof(info) };
+    qcow2_option_info info = {.struct_size = sizeof(info)};
 
     memset(options, 0, sizeof(*options));
     options->qcow2 = strcmp(format, "qcow2") == 0;
-    if (!options->qcow2 && strcmp(format, "raw") != 0)
+    if (!options->qcow2 && strcmp(format, "raw") != 0) {
         return false;
-    for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++)
-        add_option(options, &(struct create_option){
-                                .key = info.name, .type = info.type, .help = info.help, .recorded = true });
-    if (!options->qcow2)
+    }
+    for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
+        add_option(options,
+                   &(struct create_option){.key = info.name, .type = info.type, .help = info.help, .recorded = true});
+    }
+    if (!options->qcow2) {
         add_option(options, &raw_options[0]);
-    for (size_t i = 0; file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++)
+    }
+    for (size_t i = 0; file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
         add_option(options, &file_options[i]);
+    }
     return true;
 }
 
@@ -69,17 +89,21 @@ void create_options_free(struct create_options *options)
 
 struct create_option *create_option_find(struct create_options *options, const char *key)
 {
-    for (size_t i = 0; i < options->count; i++)
-        if (strcmp(options->items[i].key, key) == 0)
+    for (size_t i = 0; i < options->count; i++) {
+        if (strcmp(options->items[i].key, key) == 0) {
             return &options->items[i];
+        }
+    }
     return NULL;
 }
 
 const char *create_option_text(const struct create_options *options, const char *key)
 {
-    for (size_t i = 0; i < options->count; i++)
-        if (strcmp(options->items[i].key, key) == 0)
+    for (size_t i = 0; i < options->count; i++) {
+        if (strcmp(options->items[i].key, key) == 0) {
             return options->items[i].text;
+        }
+    }
     return NULL;
 }
 
@@ -103,7 +127,8 @@ static int set_size(struct create_option *option, const char *prefix, const char
     if (result < 0) {
         error_report("%sParameter '%s' expects a non-negative number below 2^64\n"
                      "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                     "and exabytes, respectively.", prefix, option->key);
+                     "and exabytes, respectively.",
+                     prefix, option->key);
         return EXIT_FAILURE;
     }
     create_option_set(option, value);
@@ -137,10 +162,12 @@ static int set_typed(struct create_option *option, const char *prefix, const cha
 {
     bool on;
 
-    if (strcmp(option->type, "size") == 0)
+    if (strcmp(option->type, "size") == 0) {
         return set_size(option, prefix, value);
-    if (strcmp(option->type, "num") == 0)
+    }
+    if (strcmp(option->type, "num") == 0) {
         return set_number(option, prefix, value);
+    }
     if (strncmp(option->type, "bool", 4) == 0 && parse_bool(value, &on) < 0) {
         error_report("%sParameter '%s' expects 'on' or 'off'", prefix, option->key);
         return EXIT_FAILURE;
@@ -151,7 +178,7 @@ static int set_typed(struct create_option *option, const char *prefix, const cha
 
 int create_options_parse(struct create_options *options, const char *prefix, const char *text)
 {
-    struct string_list items = { 0 };
+    struct string_list items = {0};
     int result = EXIT_SUCCESS;
 
     split_options(&items, text, false);
@@ -177,8 +204,9 @@ static void print_value(const char *value, FILE *out)
 {
     for (; *value; value++) {
         putc(*value, out);
-        if (*value == ',')
+        if (*value == ',') {
             putc(',', out);
+        }
     }
 }
 
@@ -186,10 +214,12 @@ static void print_option(const struct create_options *options, const char *key, 
 {
     const char *text = create_option_text(options, key);
 
-    if (!text)
+    if (!text) {
         text = default_text;
-    if (!text)
+    }
+    if (!text) {
         return;
+    }
     fprintf(out, " %s=", key);
     print_value(text, out);
 }
@@ -197,12 +227,14 @@ static void print_option(const struct create_options *options, const char *key, 
 void create_options_print(const struct create_options *options, FILE *out)
 {
     if (options->qcow2) {
-        for (size_t i = 0; i < sizeof(line_order) / sizeof(line_order[0]); i++)
+        for (size_t i = 0; i < sizeof(line_order) / sizeof(line_order[0]); i++) {
             print_option(options, line_order[i].key, line_order[i].default_text, out);
+        }
         return;
     }
-    for (size_t i = 0; i < sizeof(raw_line_order) / sizeof(raw_line_order[0]); i++)
+    for (size_t i = 0; i < sizeof(raw_line_order) / sizeof(raw_line_order[0]); i++) {
         print_option(options, raw_line_order[i], NULL, out);
+    }
 }
 
 static int by_key(const void *left, const void *right)
@@ -220,8 +252,9 @@ void print_option_help(const char *key, const char *type, const char *help)
 void create_options_help(const struct create_options *options)
 {
     qsort(options->items, options->count, sizeof(options->items[0]), by_key);
-    for (size_t i = 0; i < options->count; i++)
+    for (size_t i = 0; i < options->count; i++) {
         print_option_help(options->items[i].key, options->items[i].type, options->items[i].help);
+    }
 }
 
 int create_options_join(char **option_text, const char *text)
@@ -229,8 +262,9 @@ int create_options_join(char **option_text, const char *text)
     char *joined;
     size_t length = strlen(text), commas = 0;
 
-    while (commas < length && text[length - 1 - commas] == ',')
+    while (commas < length && text[length - 1 - commas] == ',') {
         commas++;
+    }
     /* A doubled comma is part of a value, an odd one at the end is followed by nothing. */
     if (length == 0 || text[0] == ',' || commas % 2) {
         error_report("Invalid option list: %s", text);
@@ -250,14 +284,16 @@ int create_options_print_help(const char *format, bool file_level)
         error_report("Unknown file format '%s'", format);
         return EXIT_FAILURE;
     }
-    if (file_level)
+    if (file_level) {
         puts("Supported options:");
-    else
+    } else {
         printf("Supported %s options:\n", format);
+    }
     create_options_help(&options);
-    if (!file_level)
+    if (!file_level) {
         puts("\nThe protocol level may support further options.\n"
              "Specify the target filename to include those options.");
+    }
     create_options_free(&options);
     return EXIT_SUCCESS;
 }

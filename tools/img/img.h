@@ -27,15 +27,42 @@ struct img_command {
 #define OPTION_OPERAND 1
 enum { OPTION_IMAGE_OPTS = 256, OPTION_OBJECT, OPTION_OUTPUT, OPTION_OWN };
 
-#define IMG_HELP       { 'h', "help", NULL, "show this text" }
-#define IMG_QUIET      { 'q', "quiet", NULL, "print nothing but errors" }
-#define IMG_PROGRESS   { 'p', "progress", NULL, "show how far the work is" }
-#define IMG_FORMAT     { 'f', "format", "FMT", "image format, qcow2 or raw (default: look)" }
-#define IMG_IMAGE_OPTS { OPTION_IMAGE_OPTS, "image-opts", NULL, "FILENAME is a list driver=...,file.filename=..." }
-#define IMG_OBJECT     { OPTION_OBJECT, "object", "OBJDEF", "an object such as secret,id=...,data=..." }
-#define IMG_SHARE      { 'U', "force-share", NULL, "open even while another program writes" }
-#define IMG_OUTPUT     { OPTION_OUTPUT, "output", "human|json", "how to print (default: human)" }
-#define IMG_END        { 0, NULL, NULL, NULL }
+#define IMG_HELP                                                                                                       \
+    {                                                                                                                  \
+        'h', "help", NULL, "show this text"                                                                            \
+    }
+#define IMG_QUIET                                                                                                      \
+    {                                                                                                                  \
+        'q', "quiet", NULL, "print nothing but errors"                                                                 \
+    }
+#define IMG_PROGRESS                                                                                                   \
+    {                                                                                                                  \
+        'p', "progress", NULL, "show how far the work is"                                                              \
+    }
+#define IMG_FORMAT                                                                                                     \
+    {                                                                                                                  \
+        'f', "format", "FMT", "image format, qcow2 or raw (default: look)"                                             \
+    }
+#define IMG_IMAGE_OPTS                                                                                                 \
+    {                                                                                                                  \
+        OPTION_IMAGE_OPTS, "image-opts", NULL, "FILENAME is a list driver=...,file.filename=..."                       \
+    }
+#define IMG_OBJECT                                                                                                     \
+    {                                                                                                                  \
+        OPTION_OBJECT, "object", "OBJDEF", "an object such as secret,id=...,data=..."                                  \
+    }
+#define IMG_SHARE                                                                                                      \
+    {                                                                                                                  \
+        'U', "force-share", NULL, "open even while another program writes"                                             \
+    }
+#define IMG_OUTPUT                                                                                                     \
+    {                                                                                                                  \
+        OPTION_OUTPUT, "output", "human|json", "how to print (default: human)"                                         \
+    }
+#define IMG_END                                                                                                        \
+    {                                                                                                                  \
+        0, NULL, NULL, NULL                                                                                            \
+    }
 
 /* The next option, or -1. Prints help, and what is wrong with a command line, and exits then. */
 int next_option(const struct img_command *command, int argc, char **argv);
@@ -108,9 +135,9 @@ struct create_option {
     const char *key;
     const char *type; /* "size", "str", "num", "bool (on/off)" */
     const char *help;
-    bool recorded;    /* known to the library; otherwise a matter of the host file */
-    char *value;      /* as given; NULL: not */
-    char *text;       /* as shown and handed on */
+    bool recorded; /* known to the library; otherwise a matter of the host file */
+    char *value;   /* as given; NULL: not */
+    char *text;    /* as shown and handed on */
 };
 struct create_options {
     struct create_option *items;

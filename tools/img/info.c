@@ -38,8 +38,9 @@ static void print_size(FILE *out, const char *indent, const char *label, uint64_
     char text[SIZE_TEXT_BYTES];
 
     fprintf(out, "%s%s: %s", indent, label, size_text_img(bytes, text));
-    if (exact)
+    if (exact) {
         fprintf(out, " (%llu bytes)", (unsigned long long)bytes);
+    }
     putc('\n', out);
 }
 
@@ -49,7 +50,7 @@ static bool next_bitmap(qcow2_image *image, size_t index, qcow2_bitmap_info *bit
     return qcow2_get_bitmap(image, index, bitmap) == 0;
 }
 
-static const char *const bitmap_flags[] = { "in-use", "auto" };
+static const char *const bitmap_flags[] = {"in-use", "auto"};
 #define BITMAP_FLAGS 2
 
 static void print_bitmaps(FILE *out, qcow2_image *image)
@@ -59,12 +60,15 @@ static void print_bitmaps(FILE *out, qcow2_image *image)
     for (size_t index = 0; next_bitmap(image, index, &bitmap); index++) {
         int shown = 0;
 
-        if (index == 0)
+        if (index == 0) {
             fputs("    bitmaps:\n", out);
+        }
         fprintf(out, "        [%zu]:\n            flags:\n", index);
-        for (int i = 0; i < BITMAP_FLAGS; i++)
-            if (bitmap.flags & 1u << i)
+        for (int i = 0; i < BITMAP_FLAGS; i++) {
+            if (bitmap.flags & 1u << i) {
                 fprintf(out, "                [%d]: %s\n", shown++, bitmap_flags[i]);
+            }
+        }
         fprintf(out, "            name: %s\n            granularity: %llu\n", bitmap.name,
                 (unsigned long long)bitmap.granularity);
     }
@@ -79,18 +83,24 @@ static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info
 {
     fprintf(out, "Format specific information:\n    compat: %s\n    compression type: %s\n",
             info->version >= 3 ? "1.1" : "0.10", compression_name(info));
-    if (info->version >= 3)
-        fprintf(out, "    lazy refcounts: %s\n", info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS ? "true" : "false");
+    if (info->version >= 3) {
+        fprintf(out, "    lazy refcounts: %s\n",
+                info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS ? "true" : "false");
+    }
     print_bitmaps(out, image);
     fprintf(out, "    refcount bits: %u\n", (unsigned)info->refcount_bits);
-    if (encrypted(info))
+    if (encrypted(info)) {
         fprintf(out, "    encrypt:\n        format: %s\n", crypt_name(info));
-    if (info->data_file)
+    }
+    if (info->data_file) {
         fprintf(out, "    data file: %s\n", info->data_file);
-    if (info->version < 3)
+    }
+    if (info->version < 3) {
         return;
-    if (has_data_file(info))
+    }
+    if (has_data_file(info)) {
         fprintf(out, "    data file raw: %s\n", info->data_file_raw ? "true" : "false");
+    }
     fprintf(out, "    corrupt: %s\n    extended l2: %s\n", info->corrupt ? "true" : "false",
             info->extended_l2 ? "true" : "false");
 }
@@ -100,23 +110,29 @@ static void print_human(FILE *out, qcow2_image *image, const qcow2_info *info, c
     fprintf(out, "image: %s\nfile format: %s\n", name, info->version ? "qcow2" : "raw");
     print_size(out, "", "virtual size", info->virtual_size, true);
     print_size(out, "", "disk size", info->allocated_bytes, false);
-    if (encrypted(info))
+    if (encrypted(info)) {
         fputs("encrypted: yes\n", out);
-    if (info->version)
+    }
+    if (info->version) {
         fprintf(out, "cluster_size: %llu\n", 1ull << info->cluster_bits);
-    if (info->dirty)
+    }
+    if (info->dirty) {
         fputs("cleanly shut down: no\n", out);
+    }
     if (info->backing_file) {
         fprintf(out, "backing file: %s", info->backing_file);
-        if (strcmp(below, info->backing_file) != 0)
+        if (strcmp(below, info->backing_file) != 0) {
             fprintf(out, " (actual path: %s)", below);
+        }
         putc('\n', out);
-        if (info->backing_format)
+        if (info->backing_format) {
             fprintf(out, "backing file format: %s\n", info->backing_format);
+        }
     }
     print_snapshot_list(out, image);
-    if (info->version)
+    if (info->version) {
         print_specific(out, image, info);
+    }
     fprintf(out, "Child node '/file':\n    filename: %s\n    protocol type: file\n", name);
     print_size(out, "    ", "file length", info->file_length, true);
     print_size(out, "    ", "disk size", info->allocated_bytes, false);
@@ -153,20 +169,24 @@ static void json_bitmaps(struct json *json, qcow2_image *image)
     size_t index;
 
     for (index = 0; next_bitmap(image, index, &bitmap); index++) {
-        if (index == 0)
+        if (index == 0) {
             json_open(json, "bitmaps", '[');
+        }
         json_open(json, NULL, '{');
         json_open(json, "flags", '[');
-        for (int i = 0; i < BITMAP_FLAGS; i++)
-            if (bitmap.flags & 1u << i)
+        for (int i = 0; i < BITMAP_FLAGS; i++) {
+            if (bitmap.flags & 1u << i) {
                 json_string(json, NULL, bitmap_flags[i]);
+            }
+        }
         json_close(json, ']');
         json_string(json, "name", bitmap.name);
         json_number(json, "granularity", bitmap.granularity);
         json_close(json, '}');
     }
-    if (index > 0)
+    if (index > 0) {
         json_close(json, ']');
+    }
 }
 
 static void json_specific(struct json *json, qcow2_image *image, const qcow2_info *info)
@@ -176,8 +196,9 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
     json_open(json, "data", '{');
     json_string(json, "compat", info->version >= 3 ? "1.1" : "0.10");
     json_string(json, "compression-type", compression_name(info));
-    if (info->version >= 3)
+    if (info->version >= 3) {
         json_bool(json, "lazy-refcounts", info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS);
+    }
     json_bitmaps(json, image);
     json_number(json, "refcount-bits", info->refcount_bits);
     if (encrypted(info)) {
@@ -185,11 +206,13 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
         json_string(json, "format", crypt_name(info));
         json_close(json, '}');
     }
-    if (info->data_file)
+    if (info->data_file) {
         json_string(json, "data-file", info->data_file);
+    }
     if (info->version >= 3) {
-        if (has_data_file(info))
+        if (has_data_file(info)) {
             json_bool(json, "data-file-raw", info->data_file_raw);
+        }
         json_bool(json, "corrupt", info->corrupt);
         json_bool(json, "extended-l2", info->extended_l2);
     }
@@ -202,23 +225,29 @@ static void print_json(struct json *json, qcow2_image *image, const qcow2_info *
 {
     json_open(json, NULL, '{');
     json_file_node(json, info, name);
-    if (info->backing_format)
+    if (info->backing_format) {
         json_string(json, "backing-filename-format", info->backing_format);
+    }
     json_snapshots(json, image);
     json_number(json, "virtual-size", info->virtual_size);
     json_string(json, "filename", name);
-    if (info->version)
+    if (info->version) {
         json_number(json, "cluster-size", 1ull << info->cluster_bits);
+    }
     json_string(json, "format", info->version ? "qcow2" : "raw");
     json_number(json, "actual-size", info->allocated_bytes);
-    if (info->version)
+    if (info->version) {
         json_specific(json, image, info);
-    if (below)
+    }
+    if (below) {
         json_string(json, "full-backing-filename", below);
-    if (encrypted(info))
+    }
+    if (encrypted(info)) {
         json_bool(json, "encrypted", true);
-    if (info->backing_file)
+    }
+    if (info->backing_file) {
         json_string(json, "backing-filename", info->backing_file);
+    }
     json_bool(json, "dirty-flag", info->dirty);
     json_close(json, '}');
 }
@@ -227,11 +256,12 @@ static void print_json(struct json *json, qcow2_image *image, const qcow2_info *
 
 static bool seen_before(struct info_job *job, const char *name)
 {
-    for (size_t i = 0; i < job->seen.count; i++)
+    for (size_t i = 0; i < job->seen.count; i++) {
         if (strcmp(job->seen.items[i], name) == 0) {
             error_report("Backing file '%s' creates an infinite loop.", name);
             return true;
         }
+    }
     list_add(&job->seen, name);
     return false;
 }
@@ -239,14 +269,16 @@ static bool seen_before(struct info_job *job, const char *name)
 /* An image whose list of bitmaps is broken does not open. */
 static bool bitmaps_are_readable(qcow2_image *image, const qcow2_info *info, const char *name)
 {
-    qcow2_bitmap_info bitmap = { .struct_size = sizeof(bitmap) };
+    qcow2_bitmap_info bitmap = {.struct_size = sizeof(bitmap)};
     int result = info->bitmap_count ? qcow2_get_bitmap(image, 0, &bitmap) : 0;
 
-    if (info->version >= 3 && info->bitmap_count && !(info->autoclear_features & QCOW2_AUTOCLEAR_BITMAPS))
+    if (info->version >= 3 && info->bitmap_count && !(info->autoclear_features & QCOW2_AUTOCLEAR_BITMAPS)) {
         warn_report("a program lacking bitmap support modified this file, so all bitmaps are now considered "
                     "inconsistent");
-    if (result == 0 || result == -ENOENT)
+    }
+    if (result == 0 || result == -ENOENT) {
         return true;
+    }
     error_report("Could not open '%s': %s", name, failure_text());
     return false;
 }
@@ -254,7 +286,7 @@ static bool bitmaps_are_readable(qcow2_image *image, const qcow2_info *info, con
 /* Prints one image. *below and *below_format: what it stands on, allocated or NULL. */
 static int print_one(struct info_job *job, const char *name, char **below, char **below_format)
 {
-    struct image_spec spec = { 0 };
+    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     qcow2_info info;
     int result = EXIT_FAILURE;
@@ -265,8 +297,9 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
             snapshots_are_readable(image, name)) {
             /* Told in whole sectors, as the stock tool counts. */
             info.file_length = (info.file_length + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
-            if (info.version == 0)
+            if (info.version == 0) {
                 info.virtual_size = info.file_length;
+            }
 
             const char *shown = spec.path ? spec.path : name;
 
@@ -280,8 +313,9 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
             }
             result = EXIT_SUCCESS;
         }
-        if (close_image(image) != EXIT_SUCCESS)
+        if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
+        }
     }
     image_spec_free(&spec);
     return result;
@@ -292,8 +326,9 @@ static int print_all(struct info_job *job, const char *name, bool chain)
     char *below = text_copy(name), *format = job->args.format ? text_copy(job->args.format) : NULL;
     int result = EXIT_SUCCESS;
 
-    if (job->args.json && chain)
+    if (job->args.json && chain) {
         json_open(&job->json, NULL, '[');
+    }
     while (below && result == EXIT_SUCCESS) {
         char *this_name = below, *this_format = format;
 
@@ -303,11 +338,13 @@ static int print_all(struct info_job *job, const char *name, bool chain)
         job->args.image_opts = false;
         free(this_name);
         free(this_format);
-        if (!chain)
+        if (!chain) {
             break;
+        }
     }
-    if (job->args.json && chain)
+    if (job->args.json && chain) {
         json_close(&job->json, ']');
+    }
     free(below);
     free(format);
     return result;
@@ -315,7 +352,7 @@ static int print_all(struct info_job *job, const char *name, bool chain)
 
 static int run_info(const struct img_command *command, int argc, char **argv)
 {
-    struct info_job job = { 0 };
+    struct info_job job = {0};
     char *text = NULL;
     size_t length = 0;
     const char *name;
@@ -323,21 +360,24 @@ static int run_info(const struct img_command *command, int argc, char **argv)
     int code, result;
 
     while ((code = next_option(command, argc, argv)) != -1) {
-        if (code == 'b')
+        if (code == 'b') {
             chain = true;
-        else
+        } else {
             take_image_option(&job.args, command, code);
+        }
     }
     name = one_file_name(&job.args, command, argc, argv);
-    if (!name)
+    if (!name) {
         return EXIT_FAILURE;
+    }
     /* Nothing is printed about a chain that cannot be followed to its end. */
     job.out = memory_or_exit(open_memstream(&text, &length));
     job.json.out = job.out;
     result = print_all(&job, name, chain);
     fclose(job.out);
-    if (result == EXIT_SUCCESS)
+    if (result == EXIT_SUCCESS) {
         fwrite(text, 1, length, stdout);
+    }
     free(text);
     list_free(&job.seen);
     return result;
@@ -347,9 +387,13 @@ const struct img_command img_info = {
     .name = "info",
     .summary = "Describe an image",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_FORMAT, IMG_IMAGE_OPTS, IMG_SHARE, IMG_OBJECT, IMG_OUTPUT,
-        { 'b', "backing-chain", NULL, "describe the images below as well" },
-        IMG_END },
+    .options = (const struct img_option[]){IMG_HELP,
+                                           IMG_FORMAT,
+                                           IMG_IMAGE_OPTS,
+                                           IMG_SHARE,
+                                           IMG_OBJECT,
+                                           IMG_OUTPUT,
+                                           {'b', "backing-chain", NULL, "describe the images below as well"},
+                                           IMG_END},
     .run = run_info,
 };

@@ -8,15 +8,18 @@
 
 static int run_unsupported(const struct img_command *command, int argc, char **argv)
 {
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0))
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         next_option(command, argc, argv);
+    }
     error_report("%s is not supported yet", command->name);
     return EXIT_FAILURE;
 }
 
-#define UNSUPPORTED(command_name, does) \
-    { .name = command_name, .summary = does " (not supported yet)", .operands = "...", \
-      .options = (const struct img_option[]){ IMG_HELP, IMG_END }, .run = run_unsupported }
+#define UNSUPPORTED(command_name, does)                                                                                \
+    {                                                                                                                  \
+        .name = command_name, .summary = does " (not supported yet)", .operands = "...",                               \
+        .options = (const struct img_option[]){IMG_HELP, IMG_END}, .run = run_unsupported                              \
+    }
 
 static const struct img_command unsupported[] = {
     UNSUPPORTED("bench", "Measure the speed of requests"),
@@ -25,9 +28,9 @@ static const struct img_command unsupported[] = {
 };
 
 static const struct img_command *const commands[] = {
-    &img_amend,    &unsupported[0], &unsupported[1], &img_check,       &img_checksum, &img_commit,
-    &img_compare,  &img_convert,    &img_create,     &unsupported[2],  &img_dump_header, &img_info,
-    &img_map,      &img_measure,    &img_rebase,     &img_resize,      &img_snapshot,
+    &img_amend,   &unsupported[0], &unsupported[1], &img_check,      &img_checksum,    &img_commit,
+    &img_compare, &img_convert,    &img_create,     &unsupported[2], &img_dump_header, &img_info,
+    &img_map,     &img_measure,    &img_rebase,     &img_resize,     &img_snapshot,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -42,17 +45,20 @@ static void print_help(void)
     printf("Usage: %s [OPTION]... COMMAND [--help | COMMAND OPTION...]\n\n"
            "  -h, --help         show this text\n"
            "  -V, --version      show the version\n"
-           "  -T, --trace TRACE  accepted for compatibility, without effect\n\nCommands:\n", program_name);
-    for (size_t i = 0; i < COMMANDS; i++)
+           "  -T, --trace TRACE  accepted for compatibility, without effect\n\nCommands:\n",
+           program_name);
+    for (size_t i = 0; i < COMMANDS; i++) {
         printf("  %-12s %s\n", commands[i]->name, commands[i]->summary);
+    }
     printf("\nFormats: qcow2 raw\n");
 }
 
 /* A full disk must not look like success. */
 static int finish(int result)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout))
+    if (fflush(stdout) == 0 && !ferror(stdout)) {
         return result;
+    }
     error_report("Could not write to standard output");
     return result ? result : EXIT_FAILURE;
 }
@@ -61,20 +67,22 @@ static int finish(int result)
 static void parse_standard_options(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "version", no_argument, NULL, 'V' },
-        { "trace", required_argument, NULL, 'T' },
-        { NULL, 0, NULL, 0 },
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'V'},
+        {"trace", required_argument, NULL, 'T'},
+        {NULL, 0, NULL, 0},
     };
     int code;
 
     while ((code = getopt_long(argc, argv, "+hVT:", options, NULL)) != -1) {
-        if (code == 'h')
+        if (code == 'h') {
             print_help();
-        else if (code == 'V')
+        } else if (code == 'V') {
             print_version();
-        if (code == 'h' || code == 'V')
+        }
+        if (code == 'h' || code == 'V') {
             exit(EXIT_SUCCESS);
+        }
         if (code == '?') {
             fprintf(stderr, "Try '%s --help' for more info\n", program_path);
             exit(EXIT_FAILURE);
@@ -87,11 +95,13 @@ int main(int argc, char **argv)
     program_init(argv[0]);
     program_path = argv[0];
     parse_standard_options(argc, argv);
-    if (optind >= argc)
+    if (optind >= argc) {
         return usage_error(NULL, "Not enough arguments");
+    }
     for (size_t i = 0; i < COMMANDS; i++) {
-        if (strcmp(commands[i]->name, argv[optind]) != 0)
+        if (strcmp(commands[i]->name, argv[optind]) != 0) {
             continue;
+        }
         argc -= optind;
         argv += optind;
         argv[0] = text_format("%s %s", program_path, commands[i]->name);

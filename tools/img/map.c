@@ -26,11 +26,13 @@ static void print_json_entry(struct map_output *output, const struct map_entry *
     uint32_t flags = entry->extent.flags;
 
     printf("%s{ \"start\": %llu, \"length\": %llu, \"depth\": %d, \"present\": %s, \"zero\": %s, \"data\": %s,"
-           " \"compressed\": %s", output->any ? ",\n" : "[", (unsigned long long)entry->start,
-           (unsigned long long)entry->extent.length, (int)entry->extent.depth, truth(flags & QCOW2_EXTENT_ALLOCATED),
-           truth(flags & QCOW2_EXTENT_ZERO), truth(flags & QCOW2_EXTENT_DATA), truth(flags & QCOW2_EXTENT_COMPRESSED));
-    if (flags & QCOW2_EXTENT_HOST_OFFSET)
+           " \"compressed\": %s",
+           output->any ? ",\n" : "[", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
+           (int)entry->extent.depth, truth(flags & QCOW2_EXTENT_ALLOCATED), truth(flags & QCOW2_EXTENT_ZERO),
+           truth(flags & QCOW2_EXTENT_DATA), truth(flags & QCOW2_EXTENT_COMPRESSED));
+    if (flags & QCOW2_EXTENT_HOST_OFFSET) {
         printf(", \"offset\": %llu", (unsigned long long)entry->extent.host_offset);
+    }
     putchar('}');
     output->any = true;
 }
@@ -40,8 +42,9 @@ static bool print_human_entry(struct map_output *output, const struct map_entry 
     uint32_t flags = entry->extent.flags;
     size_t depth = (size_t)entry->extent.depth;
 
-    if (!(flags & QCOW2_EXTENT_DATA) || (flags & QCOW2_EXTENT_ZERO))
+    if (!(flags & QCOW2_EXTENT_DATA) || (flags & QCOW2_EXTENT_ZERO)) {
         return true;
+    }
     if (!(flags & QCOW2_EXTENT_HOST_OFFSET)) {
         error_report("File contains external, encrypted or compressed clusters.");
         return false;
@@ -54,8 +57,9 @@ static bool print_human_entry(struct map_output *output, const struct map_entry 
 
 static bool print_entry(struct map_output *output, const struct map_entry *entry)
 {
-    if (!output->json)
+    if (!output->json) {
         return print_human_entry(output, entry);
+    }
     print_json_entry(output, entry);
     return true;
 }
@@ -65,61 +69,71 @@ static bool merge(struct map_entry *into, const qcow2_extent *next)
 {
     qcow2_extent *extent = &into->extent;
 
-    if (extent->length == 0 || extent->flags != next->flags || extent->depth != next->depth)
+    if (extent->length == 0 || extent->flags != next->flags || extent->depth != next->depth) {
         return false;
-    if ((next->flags & QCOW2_EXTENT_HOST_OFFSET) && extent->host_offset + extent->length != next->host_offset)
+    }
+    if ((next->flags & QCOW2_EXTENT_HOST_OFFSET) && extent->host_offset + extent->length != next->host_offset) {
         return false;
+    }
     extent->length += next->length;
     return true;
 }
 
 static int print_map(qcow2_image *image, struct map_output *output, uint64_t start, uint64_t max_length)
 {
-    struct map_entry current = { .start = start };
+    struct map_entry current = {.start = start};
     uint64_t at = start, end = (uint64_t)qcow2_length(image);
 
-    if (max_length < end && start < end - max_length)
+    if (max_length < end && start < end - max_length) {
         end = start + max_length;
-    if (!output->json)
+    }
+    if (!output->json) {
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+    }
     while (at < end) {
-        qcow2_extent extent = { .struct_size = sizeof(extent) };
+        qcow2_extent extent = {.struct_size = sizeof(extent)};
 
         if (qcow2_block_status(image, at, end - at, 0, &extent) < 0 || extent.length == 0) {
             error_report("Failed to read image metadata: %s", failure_text());
             return EXIT_FAILURE;
         }
         if (!merge(&current, &extent)) {
-            if (current.extent.length && !print_entry(output, &current))
+            if (current.extent.length && !print_entry(output, &current)) {
                 return EXIT_FAILURE;
-            current = (struct map_entry){ .start = at, .extent = extent };
+            }
+            current = (struct map_entry){.start = at, .extent = extent};
         }
         at += extent.length;
     }
-    if (!print_entry(output, &current))
+    if (!print_entry(output, &current)) {
         return EXIT_FAILURE;
-    if (output->json)
+    }
+    if (output->json) {
         puts("]");
+    }
     return EXIT_SUCCESS;
 }
 
 static int run_map(const struct img_command *command, int argc, char **argv)
 {
-    struct image_args args = { 0 };
-    struct image_spec spec = { 0 };
-    struct map_output output = { 0 };
+    struct image_args args = {0};
+    struct image_spec spec = {0};
+    struct map_output output = {0};
     qcow2_image *image = NULL;
     int64_t start = 0, max_length = INT64_MAX;
     const char *name;
     int code, result = EXIT_FAILURE;
 
     while ((code = next_option(command, argc, argv)) != -1) {
-        if (code == 's' && !parse_bytes(optarg, "start offset", &start))
+        if (code == 's' && !parse_bytes(optarg, "start offset", &start)) {
             return EXIT_FAILURE;
-        if (code == 'l' && !parse_bytes(optarg, "max length", &max_length))
+        }
+        if (code == 'l' && !parse_bytes(optarg, "max length", &max_length)) {
             return EXIT_FAILURE;
-        if (code != 's' && code != 'l')
+        }
+        if (code != 's' && code != 'l') {
             take_image_option(&args, command, code);
+        }
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
@@ -127,8 +141,9 @@ static int run_map(const struct img_command *command, int argc, char **argv)
         chain_init(&output.chain, spec.path, spec.format);
         result = print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
         chain_free(&output.chain);
-        if (close_image(image) != EXIT_SUCCESS)
+        if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
+        }
     }
     image_spec_free(&spec);
     return result;
@@ -138,10 +153,14 @@ const struct img_command img_map = {
     .name = "map",
     .summary = "Show where an image keeps its data",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_FORMAT, IMG_IMAGE_OPTS, IMG_OUTPUT, IMG_SHARE, IMG_OBJECT,
-        { 's', "start-offset", "OFFSET", "first byte of the disk to look at" },
-        { 'l', "max-length", "LENGTH", "how many bytes of the disk to look at" },
-        IMG_END },
+    .options = (const struct img_option[]){IMG_HELP,
+                                           IMG_FORMAT,
+                                           IMG_IMAGE_OPTS,
+                                           IMG_OUTPUT,
+                                           IMG_SHARE,
+                                           IMG_OBJECT,
+                                           {'s', "start-offset", "OFFSET", "first byte of the disk to look at"},
+                                           {'l', "max-length", "LENGTH", "how many bytes of the disk to look at"},
+                                           IMG_END},
     .run = run_map,
 };

@@ -23,17 +23,19 @@ static void report_failure(void)
     qcow2_error_detail parts;
 
     failure_parts(&parts);
-    if (strcmp(parts.option, "compat") == 0 && *parts.hint)
+    if (strcmp(parts.option, "compat") == 0 && *parts.hint) {
         error_report("%s (use compat=1.1 or greater)", parts.summary);
-    else
+    } else {
         error_report("%s", failure_text());
+    }
 }
 
 static int check_preallocation(const char *mode)
 {
     if (!mode || strcmp(mode, "off") == 0 || strcmp(mode, "metadata") == 0 || strcmp(mode, "falloc") == 0 ||
-        strcmp(mode, "full") == 0)
+        strcmp(mode, "full") == 0) {
         return EXIT_SUCCESS;
+    }
     error_report("invalid parameter value: %s", mode);
     return EXIT_FAILURE;
 }
@@ -54,43 +56,49 @@ static bool is_full(const struct measure_job *job)
 
 static int measure_qcow2(struct measure_job *job, qcow2_measure_result *measured)
 {
-    struct string_list options = { 0 };
+    struct string_list options = {0};
     int result;
 
-    if (check_preallocation(create_option_text(&job->options, "preallocation")) != EXIT_SUCCESS)
+    if (check_preallocation(create_option_text(&job->options, "preallocation")) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
+    }
     for (size_t i = 0; i < job->options.count; i++) {
         const struct create_option *option = &job->options.items[i];
 
-        if (option->text && option->recorded && matters(job, option->key))
+        if (option->text && option->recorded && matters(job, option->key)) {
             list_addf(&options, "%s=%s", option->key, option->text);
+        }
     }
     /* Its format changes no size. */
-    if (create_option_text(&job->options, "backing_file") && !create_option_text(&job->options, "backing_fmt"))
+    if (create_option_text(&job->options, "backing_file") && !create_option_text(&job->options, "backing_fmt")) {
         list_add(&options, "backing_fmt=raw");
+    }
     result = qcow2_measure((uint64_t)job->size, list_options(&options), job->source, measured);
-    if (result < 0)
+    if (result < 0) {
         report_failure();
-    else if (is_full(job))
+    } else if (is_full(job)) {
         measured->required_bytes = measured->fully_allocated_bytes;
+    }
     list_free(&options);
     return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 static void print_measured(const struct measure_job *job, const qcow2_measure_result *measured)
 {
-    struct json json = { .out = stdout };
+    struct json json = {.out = stdout};
 
     if (!job->args.json) {
         printf("required size: %llu\nfully allocated size: %llu\n", (unsigned long long)measured->required_bytes,
                (unsigned long long)measured->fully_allocated_bytes);
-        if (measured->bitmaps_bytes != UINT64_MAX)
+        if (measured->bitmaps_bytes != UINT64_MAX) {
             printf("bitmaps size: %llu\n", (unsigned long long)measured->bitmaps_bytes);
+        }
         return;
     }
     json_open(&json, NULL, '{');
-    if (measured->bitmaps_bytes != UINT64_MAX)
+    if (measured->bitmaps_bytes != UINT64_MAX) {
         json_number(&json, "bitmaps", measured->bitmaps_bytes);
+    }
     json_number(&json, "required", measured->required_bytes);
     json_number(&json, "fully-allocated", measured->fully_allocated_bytes);
     json_close(&json, '}');
@@ -98,7 +106,7 @@ static void print_measured(const struct measure_job *job, const qcow2_measure_re
 
 static int measure_image(struct measure_job *job)
 {
-    qcow2_measure_result measured = { .struct_size = sizeof(measured) };
+    qcow2_measure_result measured = {.struct_size = sizeof(measured)};
 
     if (!create_options_init(&job->options, job->format, true)) {
         error_report("Unknown file format '%s'", job->format);
@@ -113,8 +121,9 @@ static int measure_image(struct measure_job *job)
         return EXIT_FAILURE;
     }
     if (job->options.qcow2) {
-        if (measure_qcow2(job, &measured) != EXIT_SUCCESS)
+        if (measure_qcow2(job, &measured) != EXIT_SUCCESS) {
             return EXIT_FAILURE;
+        }
     } else {
         measured.required_bytes = measured.fully_allocated_bytes = ((uint64_t)job->size + 511) / 512 * 512;
         measured.bitmaps_bytes = UINT64_MAX;
@@ -125,31 +134,33 @@ static int measure_image(struct measure_job *job)
 
 static int open_source(struct measure_job *job, const char *name)
 {
-    if (!open_image(&job->args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &job->spec, &job->source))
+    if (!open_image(&job->args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &job->spec, &job->source)) {
         return EXIT_FAILURE;
+    }
     return job->snapshot ? open_snapshot(&job->spec, job->snapshot, &job->source) : EXIT_SUCCESS;
 }
 
 static int check_operands(const struct measure_job *job, const char *name, int operands)
 {
-    if (operands > 1)
+    if (operands > 1) {
         error_report("At most one filename argument is allowed.");
-    else if (job->args.image_opts && job->args.format)
+    } else if (job->args.image_opts && job->args.format) {
         error_report("--image-opts and --format are mutually exclusive");
-    else if (!name && (job->args.image_opts || job->args.format || job->snapshot))
+    } else if (!name && (job->args.image_opts || job->args.format || job->snapshot)) {
         error_report("--image-opts, -f, and -l require a filename argument.");
-    else if (!name && !job->size_given)
+    } else if (!name && !job->size_given) {
         error_report("Either --size N or one filename must be specified.");
-    else if (name && job->size_given)
+    } else if (name && job->size_given) {
         error_report("--size N cannot be used together with a filename.");
-    else
+    } else {
         return EXIT_SUCCESS;
+    }
     return EXIT_FAILURE;
 }
 
 static int run_measure(const struct img_command *command, int argc, char **argv)
 {
-    struct measure_job job = { .format = "raw" };
+    struct measure_job job = {.format = "raw"};
     const char *name;
     int code, result = EXIT_SUCCESS;
 
@@ -166,14 +177,18 @@ static int run_measure(const struct img_command *command, int argc, char **argv)
         }
     }
     name = optind < argc ? argv[optind] : NULL;
-    if (result == EXIT_SUCCESS)
+    if (result == EXIT_SUCCESS) {
         result = check_operands(&job, name, argc - optind);
-    if (result == EXIT_SUCCESS && name)
+    }
+    if (result == EXIT_SUCCESS && name) {
         result = open_source(&job, name);
-    if (result == EXIT_SUCCESS)
+    }
+    if (result == EXIT_SUCCESS) {
         result = measure_image(&job);
-    if (job.source && close_image(job.source) != EXIT_SUCCESS)
+    }
+    if (job.source && close_image(job.source) != EXIT_SUCCESS) {
         result = EXIT_FAILURE;
+    }
     create_options_free(&job.options);
     image_spec_free(&job.spec);
     free(job.option_text);
@@ -184,12 +199,17 @@ const struct img_command img_measure = {
     .name = "measure",
     .summary = "Compute how large a new image file gets",
     .operands = "[FILENAME]",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_FORMAT, IMG_IMAGE_OPTS,
-        { 'O', "target-format", "FMT", "format of the new image, qcow2 or raw (default: raw)" },
-        { 'o', "options", "KEY=VALUE,...", "options of that format" },
-        { 's', "size", "SIZE", "the new image is empty and of this size" },
-        { 'l', "snapshot", "SNAPSHOT", "a snapshot of FILENAME instead of its disk" },
-        IMG_OUTPUT, IMG_SHARE, IMG_OBJECT, IMG_END },
+    .options = (const struct img_option[]){IMG_HELP,
+                                           IMG_FORMAT,
+                                           IMG_IMAGE_OPTS,
+                                           {'O', "target-format", "FMT",
+                                            "format of the new image, qcow2 or raw (default: raw)"},
+                                           {'o', "options", "KEY=VALUE,...", "options of that format"},
+                                           {'s', "size", "SIZE", "the new image is empty and of this size"},
+                                           {'l', "snapshot", "SNAPSHOT", "a snapshot of FILENAME instead of its disk"},
+                                           IMG_OUTPUT,
+                                           IMG_SHARE,
+                                           IMG_OBJECT,
+                                           IMG_END},
     .run = run_measure,
 };

@@ -13,10 +13,12 @@ bool open_image(const struct image_args *args, const char *name, uint64_t flags,
     int result = image_from_name(spec, full, args->format, args->image_opts, &error);
 
     free(full);
-    if (result == 0)
+    if (result == 0) {
         result = image_open(spec, flags | (args->force_share ? QCOW2_OPEN_FORCE_SHARE : 0), image, &error);
-    if (result < 0)
+    }
+    if (result < 0) {
         error_report("Could not open '%s': %s", name, error ? error : strerror(-result));
+    }
     free(error);
     return result == 0;
 }
@@ -25,8 +27,9 @@ int close_image(qcow2_image *image)
 {
     int result = qcow2_close(image);
 
-    if (result == 0)
+    if (result == 0) {
         return EXIT_SUCCESS;
+    }
     error_report("%s", failure_text());
     return EXIT_FAILURE;
 }
@@ -35,8 +38,9 @@ bool image_info(qcow2_image *image, qcow2_info *info)
 {
     memset(info, 0, sizeof(*info));
     info->struct_size = sizeof(*info);
-    if (qcow2_get_info(image, info) == 0)
+    if (qcow2_get_info(image, info) == 0) {
         return true;
+    }
     error_report("%s", failure_text());
     return false;
 }
@@ -45,8 +49,9 @@ int set_cache(struct image_spec *spec, const char *mode, const char *what)
 {
     struct cache_mode cache;
 
-    if (!mode)
+    if (!mode) {
         return EXIT_SUCCESS;
+    }
     if (!cache_parse(mode, &cache)) {
         error_report("%s: %s", what, mode);
         return EXIT_FAILURE;
@@ -61,10 +66,12 @@ int print_progress(void *opaque, uint64_t done, uint64_t total)
     double *last = opaque;
 
     /* Steps of two percent, as in the stock tool. */
-    if (percent < 100.0 && *last >= 0.0 && percent - *last < 2.0)
+    if (percent < 100.0 && *last >= 0.0 && percent - *last < 2.0) {
         return 0;
-    if (percent <= *last)
+    }
+    if (percent <= *last) {
         return 0;
+    }
     *last = percent;
     printf("    (%3.2f/100%%)\r", percent);
     fflush(stdout);

@@ -20,13 +20,14 @@ struct rebase_job {
 static int check_format(const char *format)
 {
     char *option = text_format("backing_fmt=%s", format);
-    const char *const options[] = { "backing_file=x", option, NULL };
-    qcow2_measure_result unused = { .struct_size = sizeof(unused) };
+    const char *const options[] = {"backing_file=x", option, NULL};
+    qcow2_measure_result unused = {.struct_size = sizeof(unused)};
     int result = qcow2_measure(0, options, NULL, &unused);
 
     free(option);
-    if (result == 0)
+    if (result == 0) {
         return EXIT_SUCCESS;
+    }
     error_report("Invalid format name: '%s'", format);
     return EXIT_FAILURE;
 }
@@ -36,12 +37,14 @@ static int open_backing(struct rebase_job *job)
     char *path = resolve_recorded(job->spec.path, job->name), *error = NULL;
     int result = image_from_name(&job->backing_spec, path, job->format, false, &error);
 
-    if (result == 0)
-        result = image_open(&job->backing_spec,
-                            QCOW2_OPEN_READ_ONLY | (job->args.force_share ? QCOW2_OPEN_FORCE_SHARE : 0), &job->backing,
-                            &error);
-    if (result < 0)
+    if (result == 0) {
+        result =
+            image_open(&job->backing_spec, QCOW2_OPEN_READ_ONLY | (job->args.force_share ? QCOW2_OPEN_FORCE_SHARE : 0),
+                       &job->backing, &error);
+    }
+    if (result < 0) {
         error_report("Could not open new backing file '%s': %s", job->name, error ? error : strerror(-result));
+    }
     free(error);
     free(path);
     return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
@@ -53,22 +56,25 @@ static int change(struct rebase_job *job)
     const char *format = job->name && *job->name ? job->format : NULL;
     int result;
 
-    if (progress)
+    if (progress) {
         print_progress(&job->last, 0, 1);
-    if (job->unsafe)
+    }
+    if (job->unsafe) {
         result = qcow2_change_backing_file(job->image, job->name, format);
-    else
-        result = qcow2_rebase(job->image, job->backing, job->name, format,
-                              job->compress ? QCOW2_REBASE_COMPRESSED : 0, progress ? print_progress : NULL,
-                              &job->last);
+    } else {
+        result = qcow2_rebase(job->image, job->backing, job->name, format, job->compress ? QCOW2_REBASE_COMPRESSED : 0,
+                              progress ? print_progress : NULL, &job->last);
+    }
     if (result < 0) {
         const char *text = result == -ENOTSUP || (result == -EINVAL && strlen(job->name ? job->name : "") > 1023)
-                               ? strerror(-result) : failure_text();
+                               ? strerror(-result)
+                               : failure_text();
 
-        if (result == -EINVAL || result == -ENOSPC || result == -ENOTSUP)
+        if (result == -EINVAL || result == -ENOSPC || result == -ENOTSUP) {
             error_report("Could not change the backing file to '%s': %s", job->name ? job->name : "", text);
-        else
+        } else {
             error_report("%s", text);
+        }
         return EXIT_FAILURE;
     }
     if (progress) {
@@ -87,21 +93,25 @@ static int rebase_image(struct rebase_job *job, const char *name)
     int result = EXIT_FAILURE;
 
     writable.force_share = false;
-    if (!open_image(&writable, name, flags, &job->spec, &job->image))
+    if (!open_image(&writable, name, flags, &job->spec, &job->image)) {
         return EXIT_FAILURE;
-    if (!job->format || check_format(job->format) == EXIT_SUCCESS)
+    }
+    if (!job->format || check_format(job->format) == EXIT_SUCCESS) {
         result = job->unsafe || !job->name || !*job->name ? EXIT_SUCCESS : open_backing(job);
-    if (result == EXIT_SUCCESS)
+    }
+    if (result == EXIT_SUCCESS) {
         result = change(job);
+    }
     qcow2_close(job->backing);
-    if (close_image(job->image) != EXIT_SUCCESS)
+    if (close_image(job->image) != EXIT_SUCCESS) {
         result = EXIT_FAILURE;
+    }
     return result;
 }
 
 static int run_rebase(const struct img_command *command, int argc, char **argv)
 {
-    struct rebase_job job = { .last = -1.0 };
+    struct rebase_job job = {.last = -1.0};
     const char *name;
     int code, result = EXIT_FAILURE;
 
@@ -117,11 +127,12 @@ static int run_rebase(const struct img_command *command, int argc, char **argv)
         }
     }
     name = one_file_name(&job.args, command, argc, argv);
-    if (name && !job.unsafe && !job.name)
+    if (name && !job.unsafe && !job.name) {
         result = usage_error(command, "Must specify backing file (-b) or use unsafe mode (-u)");
-    else if (name && set_cache(&job.spec, job.cache, "Invalid cache option") == EXIT_SUCCESS &&
-             set_cache(&job.backing_spec, job.backing_cache, "Invalid source cache option") == EXIT_SUCCESS)
+    } else if (name && set_cache(&job.spec, job.cache, "Invalid cache option") == EXIT_SUCCESS &&
+               set_cache(&job.backing_spec, job.backing_cache, "Invalid source cache option") == EXIT_SUCCESS) {
         result = rebase_image(&job, name);
+    }
     image_spec_free(&job.spec);
     image_spec_free(&job.backing_spec);
     return result;
@@ -131,14 +142,21 @@ const struct img_command img_rebase = {
     .name = "rebase",
     .summary = "Change the backing file of an image",
     .operands = "FILENAME",
-    .options = (const struct img_option[]){
-        IMG_HELP, IMG_QUIET, IMG_PROGRESS, IMG_FORMAT, IMG_IMAGE_OPTS,
-        { 't', "cache", "MODE", "cache mode of the image file" },
-        { 'b', "backing", "FILE", "the new backing file, as the image shall name it; \"\": none" },
-        { 'F', "backing-format", "FMT", "its format" },
-        { 'T', "backing-cache", "MODE", "its cache mode" },
-        { 'u', "backing-unsafe", NULL, "change the name only, whatever the file holds" },
-        { 'c', "compress", NULL, "compress what has to be written" },
-        IMG_SHARE, IMG_OBJECT, IMG_END },
+    .options =
+        (const struct img_option[]){
+            IMG_HELP,
+            IMG_QUIET,
+            IMG_PROGRESS,
+            IMG_FORMAT,
+            IMG_IMAGE_OPTS,
+            {'t', "cache", "MODE", "cache mode of the image file"},
+            {'b', "backing", "FILE", "the new backing file, as the image shall name it; \"\": none"},
+            {'F', "backing-format", "FMT", "its format"},
+            {'T', "backing-cache", "MODE", "its cache mode"},
+            {'u', "backing-unsafe", NULL, "change the name only, whatever the file holds"},
+            {'c', "compress", NULL, "compress what has to be written"},
+            IMG_SHARE,
+            IMG_OBJECT,
+            IMG_END},
     .run = run_rebase,
 };

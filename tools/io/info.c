@@ -99,7 +99,7 @@ static uint64_t vm_state_offset(const qcow2_info *info)
 
 int cmd_info(const struct io_command *command, int argc, char **argv)
 {
-    qcow2_info info = { .struct_size = sizeof(info) };
+    qcow2_info info = {.struct_size = sizeof(info)};
     char cluster[SIZE_TEXT_BYTES], state[SIZE_TEXT_BYTES];
     int ret = qcow2_get_info(io.image, &info);
 
@@ -125,7 +125,7 @@ static int64_t allocated_run(int64_t offset, int64_t end, bool *allocated)
 
     *allocated = false;
     while (at < end) {
-        qcow2_extent extent = { .struct_size = sizeof(extent) };
+        qcow2_extent extent = {.struct_size = sizeof(extent)};
         int ret = qcow2_block_status(io.image, (uint64_t)at, (uint64_t)(end - at), QCOW2_STATUS_TOP_ONLY, &extent);
         bool here;
 
@@ -171,8 +171,7 @@ int cmd_alloc(const struct io_command *command, int argc, char **argv)
         }
         sum += allocated ? run : 0;
     }
-    printf("%" PRId64 "/%" PRId64 " bytes allocated at offset %s\n", sum, count,
-           size_text_io((double)offset, text));
+    printf("%" PRId64 "/%" PRId64 " bytes allocated at offset %s\n", sum, count, size_text_io((double)offset, text));
     return 0;
 }
 
@@ -193,9 +192,8 @@ int cmd_map(const struct io_command *command, int argc, char **argv)
             error_report("Failed to get allocation status: %s", strerror((int)-run));
             return (int)run;
         }
-        printf("%s (0x%" PRIx64 ") bytes %s allocated at offset %s (0x%" PRIx64 ")\n",
-               size_text_io((double)run, size), (uint64_t)run, allocated ? "   " : "not",
-               size_text_io((double)at, start), (uint64_t)at);
+        printf("%s (0x%" PRIx64 ") bytes %s allocated at offset %s (0x%" PRIx64 ")\n", size_text_io((double)run, size),
+               (uint64_t)run, allocated ? "   " : "not", size_text_io((double)at, start), (uint64_t)at);
     }
     return 0;
 }

@@ -12,27 +12,27 @@ struct io_state {
     bool told_corrupt;  /* that the open image has been marked corrupt */
     bool read_only;
     bool quit;
-    struct image_spec spec;  /* of the open image; reopen adds to it */
-    FILE *pending;           /* results of asynchronous commands, shown when something waits for them */
+    struct image_spec spec; /* of the open image; reopen adds to it */
+    FILE *pending;          /* results of asynchronous commands, shown when something waits for them */
     char *pending_text;
     size_t pending_bytes;
 };
 extern struct io_state io;
 
-#define NEEDS_FILE  0x1 /* an image must be open */
+#define NEEDS_FILE 0x1  /* an image must be open */
 #define NEEDS_WRITE 0x2 /* ... writable */
-#define WAITS       0x4 /* lets asynchronous requests finish first */
+#define WAITS 0x4       /* lets asynchronous requests finish first */
 
 struct io_command {
     const char *name;
-    const char *alias;       /* or NULL */
+    const char *alias; /* or NULL */
     int min_arguments;
-    int max_arguments;       /* -1: any */
+    int max_arguments; /* -1: any */
     unsigned flags;
-    const char *arguments;   /* for the synopsis, or NULL */
+    const char *arguments; /* for the synopsis, or NULL */
     const char *summary;
-    const char *details;     /* long help, or NULL */
-    const char *options;     /* for getopt, or NULL */
+    const char *details;                                                 /* long help, or NULL */
+    const char *options;                                                 /* for getopt, or NULL */
     int (*run)(const struct io_command *command, int argc, char **argv); /* 0 or -errno, text already printed */
 };
 extern const struct io_command io_commands[];
@@ -54,7 +54,7 @@ bool io_pattern(const char *text, int *pattern);
 /* --- buffers and reports (io_buffers.c) --- */
 
 #define IO_DEFAULT_PATTERN 0xcd
-#define IO_REQUEST_LIMIT   INT64_C(2147483136) /* largest multiple of 512 in an int */
+#define IO_REQUEST_LIMIT INT64_C(2147483136) /* largest multiple of 512 in an int */
 
 /* Allocated and filled; NULL after printing why not. */
 void *io_buffer(size_t bytes, int pattern);
@@ -86,13 +86,13 @@ void io_vector_free(struct io_vector *vector);
 /* --- images (io_open.c) --- */
 
 struct io_open_request {
-    const char *name;        /* or NULL: options name the image */
-    const char *format;      /* or NULL */
+    const char *name;   /* or NULL: options name the image */
+    const char *format; /* or NULL */
     bool image_opts;
     bool read_only, force_share, copy_on_read, snapshot;
-    const char *cache;       /* or NULL: writethrough, as the stock tool */
-    const char *discard;     /* or NULL */
-    const char *aio;         /* or NULL */
+    const char *cache;   /* or NULL: writethrough, as the stock tool */
+    const char *discard; /* or NULL */
+    const char *aio;     /* or NULL */
     struct string_list options;
 };
 /* One of -C -d -i -k -n -r -s -t -U, for the program and for the open command; false after printing a complaint. */

@@ -56,24 +56,24 @@ static void print_help(void)
 enum { OPTION_OBJECT = 256, OPTION_IMAGE_OPTS };
 
 static const struct option long_options[] = {
-    { "help", no_argument, NULL, 'h' },
-    { "version", no_argument, NULL, 'V' },
-    { "cmd", required_argument, NULL, 'c' },
-    { "format", required_argument, NULL, 'f' },
-    { "read-only", no_argument, NULL, 'r' },
-    { "snapshot", no_argument, NULL, 's' },
-    { "nocache", no_argument, NULL, 'n' },
-    { "copy-on-read", no_argument, NULL, 'C' },
-    { "misalign", no_argument, NULL, 'm' },
-    { "native-aio", no_argument, NULL, 'k' },
-    { "aio", required_argument, NULL, 'i' },
-    { "cache", required_argument, NULL, 't' },
-    { "discard", required_argument, NULL, 'd' },
-    { "trace", required_argument, NULL, 'T' },
-    { "force-share", no_argument, NULL, 'U' },
-    { "object", required_argument, NULL, OPTION_OBJECT },
-    { "image-opts", no_argument, NULL, OPTION_IMAGE_OPTS },
-    { NULL, 0, NULL, 0 },
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},
+    {"cmd", required_argument, NULL, 'c'},
+    {"format", required_argument, NULL, 'f'},
+    {"read-only", no_argument, NULL, 'r'},
+    {"snapshot", no_argument, NULL, 's'},
+    {"nocache", no_argument, NULL, 'n'},
+    {"copy-on-read", no_argument, NULL, 'C'},
+    {"misalign", no_argument, NULL, 'm'},
+    {"native-aio", no_argument, NULL, 'k'},
+    {"aio", required_argument, NULL, 'i'},
+    {"cache", required_argument, NULL, 't'},
+    {"discard", required_argument, NULL, 'd'},
+    {"trace", required_argument, NULL, 'T'},
+    {"force-share", no_argument, NULL, 'U'},
+    {"object", required_argument, NULL, OPTION_OBJECT},
+    {"image-opts", no_argument, NULL, OPTION_IMAGE_OPTS},
+    {NULL, 0, NULL, 0},
 };
 
 /* -1: go on; otherwise the exit status. */
@@ -85,17 +85,13 @@ static int parse_program_options(int argc, char **argv, struct io_open_request *
         switch (code) {
         case 'c': list_add(lines, optarg); break;
         case 'f': request->format = optarg; break;
-        case 'm': case 'T': case OPTION_OBJECT: break;
+        case 'm':
+        case 'T':
+        case OPTION_OBJECT: break;
         case OPTION_IMAGE_OPTS: request->image_opts = true; break;
-        case 'h':
-            print_help();
-            return 0;
-        case 'V':
-            printf("%s version %s\n", program_name, qcow2_version());
-            return 0;
-        case '?':
-            print_help();
-            return 1;
+        case 'h': print_help(); return 0;
+        case 'V': printf("%s version %s\n", program_name, qcow2_version()); return 0;
+        case '?': print_help(); return 1;
         default:
             if (!io_open_option(request, code, optarg)) {
                 return 1;
@@ -153,8 +149,8 @@ static int run_lines(const struct string_list *lines)
 
 int main(int argc, char **argv)
 {
-    struct io_open_request request = { .name = NULL };
-    struct string_list lines = { NULL, 0 };
+    struct io_open_request request = {.name = NULL};
+    struct string_list lines = {NULL, 0};
     int status;
 
     program_init(argv[0]);

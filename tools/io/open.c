@@ -15,7 +15,7 @@ static int fail(char **error, int code, const char *text)
 /* Fills io.spec: 0 or -errno with *error. */
 static int specify(const struct io_open_request *request, char **error)
 {
-    struct cache_mode cache = { false, false, true };
+    struct cache_mode cache = {false, false, true};
     int ret = 0;
 
     if (request->name != NULL) {
@@ -121,8 +121,8 @@ int cmd_close(const struct io_command *command, int argc, char **argv)
 
 static bool known_mode(const struct io_open_request *request)
 {
-    static const char *const aio[] = { "threads", "native", "io_uring" };
-    struct image_spec scratch = { .name = NULL };
+    static const char *const aio[] = {"threads", "native", "io_uring"};
+    struct image_spec scratch = {.name = NULL};
     struct cache_mode cache;
     bool known = true;
 
@@ -190,7 +190,7 @@ static int open_arguments(struct io_open_request *request, const struct io_comma
 
 int cmd_open(const struct io_command *command, int argc, char **argv)
 {
-    struct io_open_request request = { .name = NULL };
+    struct io_open_request request = {.name = NULL};
     int ret = open_arguments(&request, command, argc, argv);
 
     if (ret == 0) {
@@ -220,18 +220,16 @@ static int reopen_arguments(struct reopen_request *request, const struct io_comm
             }
             request->cache = optarg;
             break;
-        case 'o':
-            split_options(&request->options, optarg, true);
-            break;
-        case 'r': case 'w':
+        case 'o': split_options(&request->options, optarg, true); break;
+        case 'r':
+        case 'w':
             if (request->access != 0) {
                 error_report("Only one -r/-w option may be given");
                 return -EINVAL;
             }
             request->access = code;
             break;
-        default:
-            return io_usage(command);
+        default: return io_usage(command);
         }
     }
     if (optind != argc) {
@@ -241,8 +239,8 @@ static int reopen_arguments(struct reopen_request *request, const struct io_comm
         error_report("Cannot set both -r/-w and 'read-only'");
         return -EINVAL;
     }
-    if (request->cache != NULL && (list_value(&request->options, "cache.direct") != NULL
-                                   || list_value(&request->options, "cache.no-flush") != NULL)) {
+    if (request->cache != NULL && (list_value(&request->options, "cache.direct") != NULL ||
+                                   list_value(&request->options, "cache.no-flush") != NULL)) {
         error_report("Cannot set both -c and the cache options");
         return -EINVAL;
     }
@@ -303,7 +301,7 @@ static int reopen_options(struct reopen_request *request, struct image_spec *spe
 
 static int reopen(struct reopen_request *request, char **error)
 {
-    struct image_spec spec = { .cache = io.spec.cache };
+    struct image_spec spec = {.cache = io.spec.cache};
     const char *access = list_value(&request->options, "read-only");
     bool read_only = request->access != 0 ? request->access == 'r' : io.read_only;
     int ret = reopen_options(request, &spec, error);
@@ -331,7 +329,7 @@ static int reopen(struct reopen_request *request, char **error)
 
 int cmd_reopen(const struct io_command *command, int argc, char **argv)
 {
-    struct reopen_request request = { .access = 0 };
+    struct reopen_request request = {.access = 0};
     char *error = NULL;
     int ret = reopen_arguments(&request, command, argc, argv);
 

@@ -25,10 +25,9 @@ static int parse_options(const struct io_command *command, int argc, char **argv
         case 'C': options->machine = true; break;
         case 'q': options->quiet = true; break;
         case 'v': options->dump = true; break;
-        case 'p': case 'r': break;
-        case 'i':
-            options->invalid = true;
-            return 0;
+        case 'p':
+        case 'r': break;
+        case 'i': options->invalid = true; return 0;
         case 'l':
             options->check_length = true;
             if (!io_number(optarg, &options->length)) {
@@ -47,8 +46,7 @@ static int parse_options(const struct io_command *command, int argc, char **argv
                 return -EINVAL;
             }
             break;
-        default:
-            return io_usage(command);
+        default: return io_usage(command);
         }
     }
     return 0;
@@ -60,8 +58,8 @@ static int show(FILE *out, const struct read_options *options, const unsigned ch
 {
     int ret = 0;
 
-    if (options->check
-        && !io_verify(out, buffer + options->from, offset + options->from, options->length, options->pattern)) {
+    if (options->check &&
+        !io_verify(out, buffer + options->from, offset + options->from, options->length, options->pattern)) {
         ret = -EINVAL;
     }
     if (options->quiet) {

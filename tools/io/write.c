@@ -28,21 +28,19 @@ static int parse_options(const struct io_command *command, int argc, char **argv
         case 'f': options->fua = true; break;
         case 'n': options->no_fallback = true; break;
         case 'q': options->quiet = true; break;
-        case 'p': case 'r': break;
+        case 'p':
+        case 'r': break;
         case 'u': options->unmap = true; break;
         case 'z': options->zero = true; break;
         case 's': options->source = optarg; break;
-        case 'i':
-            options->invalid = true;
-            return 0;
+        case 'i': options->invalid = true; return 0;
         case 'P':
             options->pattern_given = true;
             if (!io_pattern(optarg, &options->pattern)) {
                 return -EINVAL;
             }
             break;
-        default:
-            return io_usage(command);
+        default: return io_usage(command);
         }
     }
     return 0;
@@ -84,10 +82,11 @@ static int write_data(const struct write_options *options, const struct iovec *p
     uint64_t flags = (options->fua ? QCOW2_REQ_FUA : 0) | (options->compressed ? QCOW2_REQ_COMPRESSED : 0);
     ssize_t ret;
 
-    if (options->vm_state)
+    if (options->vm_state) {
         ret = qcow2_vmstate_write(io.image, parts[0].iov_base, parts[0].iov_len, (uint64_t)offset);
-    else
+    } else {
         ret = qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, flags);
+    }
     return ret < 0 ? (int)ret : 0;
 }
 
@@ -100,7 +99,7 @@ static void report(FILE *out, const struct write_options *options, uint64_t star
 
 static int write_buffer(const struct write_options *options, int64_t offset, int64_t bytes)
 {
-    struct iovec part = { NULL, (size_t)bytes };
+    struct iovec part = {NULL, (size_t)bytes};
     uint64_t start;
     int ret;
 
@@ -147,8 +146,8 @@ int cmd_write(const struct io_command *command, int argc, char **argv)
         printf("length cannot exceed %" PRId64 " without -n, given %s\n", IO_REQUEST_LIMIT, argv[optind + 1]);
         return -EINVAL;
     }
-    if ((options.vm_state || options.compressed)
-        && (!io_sector_aligned(offset, "offset") || !io_sector_aligned(bytes, "count"))) {
+    if ((options.vm_state || options.compressed) &&
+        (!io_sector_aligned(offset, "offset") || !io_sector_aligned(bytes, "count"))) {
         return -EINVAL;
     }
     return write_buffer(&options, offset, bytes);

@@ -77,7 +77,7 @@ bool cache_parse(const char *mode, struct cache_mode *cache);
 
 /* How the user named an image, turned into what the library takes. */
 struct image_spec {
-    char *name;                 /* as typed, for messages */
+    char *name; /* as typed, for messages */
     char *path;
     char *format;               /* "qcow2", "raw"; NULL: probe */
     struct string_list options; /* library keys */
@@ -85,9 +85,9 @@ struct image_spec {
     char *backing_path;         /* from backing.file.filename: replaces what the image records */
     char *backing_format;
     struct cache_mode cache;
-    bool by_options;            /* named by --image-opts: messages do not repeat it */
-    bool ask_read_only;         /* read-only=on was in the options */
-    bool probed_raw;            /* set by image_open */
+    bool by_options;    /* named by --image-opts: messages do not repeat it */
+    bool ask_read_only; /* read-only=on was in the options */
+    bool probed_raw;    /* set by image_open */
 };
 
 void image_spec_free(struct image_spec *spec);

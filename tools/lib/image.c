@@ -36,9 +36,9 @@ bool cache_parse(const char *mode, struct cache_mode *cache)
         const char *name;
         struct cache_mode mode;
     } modes[] = {
-        { "none", { true, false, false } },      { "off", { true, false, false } },
-        { "writeback", { false, false, false } }, { "writethrough", { false, false, true } },
-        { "directsync", { true, false, true } },  { "unsafe", { false, true, false } },
+        {"none", {true, false, false}},       {"off", {true, false, false}},
+        {"writeback", {false, false, false}}, {"writethrough", {false, false, true}},
+        {"directsync", {true, false, true}},  {"unsafe", {false, true, false}},
     };
 
     for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
@@ -125,8 +125,8 @@ static int one_of(const char *value, const char *const *allowed, char **error)
 /* Options of the file below the image. */
 static int file_option(struct image_spec *spec, const char *key, const char *value, char **error)
 {
-    static const char *const locking[] = { "auto", "on", "off", NULL };
-    static const char *const aio[] = { "threads", "native", "io_uring", NULL };
+    static const char *const locking[] = {"auto", "on", "off", NULL};
+    static const char *const aio[] = {"threads", "native", "io_uring", NULL};
     bool ignored;
     int ret;
 
@@ -188,7 +188,8 @@ static bool library_knows(const char *key)
         return false; /* spelled cache.direct and cache.no-flush here */
     }
     for (size_t i = 0; memset(&info, 0, sizeof(info)), info.struct_size = sizeof(info),
-         qcow2_option_list(QCOW2_SCOPE_OPEN, i, &info) == 0; i++) {
+                qcow2_option_list(QCOW2_SCOPE_OPEN, i, &info) == 0;
+         i++) {
         if (same(key, info.name)) {
             return true;
         }
@@ -198,7 +199,7 @@ static bool library_knows(const char *key)
 
 int image_option(struct image_spec *spec, const char *key, const char *value, char **error)
 {
-    static const char *const detect[] = { "off", "on", "unmap", NULL };
+    static const char *const detect[] = {"off", "on", "unmap", NULL};
     const char *format = spec->format != NULL ? spec->format : "qcow2";
     bool ignored;
 
@@ -216,8 +217,8 @@ int image_option(struct image_spec *spec, const char *key, const char *value, ch
     }
     if (same(key, "backing")) {
         spec->flags |= QCOW2_OPEN_NO_BACKING;
-        return *value == '\0' ? 0 : refuse(error, -ENODEV,
-            text_format("Cannot find device='' nor node-name='%s'", value));
+        return *value == '\0' ? 0
+                              : refuse(error, -ENODEV, text_format("Cannot find device='' nor node-name='%s'", value));
     }
     if (same(key, "read-only")) {
         return flag_option(key, value, &spec->ask_read_only, error);
@@ -238,8 +239,7 @@ int image_option(struct image_spec *spec, const char *key, const char *value, ch
         return -EINVAL;
     }
     if (!same(key, "detect-zeroes") && (same(format, "raw") || !library_knows(key))) {
-        return refuse(error, -ENOENT,
-                      text_format("Block format '%s' does not support the option '%s'", format, key));
+        return refuse(error, -ENOENT, text_format("Block format '%s' does not support the option '%s'", format, key));
     }
     list_addf(&spec->options, "%s=%s", key, value);
     return 0;
@@ -277,9 +277,11 @@ static int image_node(struct image_spec *spec, struct string_list *items, char *
     } else if (below != NULL && !same(below, "file")) {
         ret = refuse(error, -EINVAL, text_format("Unknown driver '%s'", below));
     } else if (reference != NULL) {
-        ret = refuse(error, -ENODEV, spec->path == NULL
-            ? text_format("Cannot find device='%s' nor node-name='%s'", reference, reference)
-            : text_copy("Cannot reference an existing block device with additional options or a new filename"));
+        ret = refuse(
+            error, -ENODEV,
+            spec->path == NULL
+                ? text_format("Cannot find device='%s' nor node-name='%s'", reference, reference)
+                : text_copy("Cannot reference an existing block device with additional options or a new filename"));
     } else if (path == NULL && spec->path == NULL) {
         if (is_file || below != NULL) {
             ret = refuse(error, -EINVAL, text_copy("The 'file' block driver requires a file name"));
@@ -304,7 +306,7 @@ static int image_node(struct image_spec *spec, struct string_list *items, char *
 
 int image_options(struct image_spec *spec, const struct string_list *items, char **error)
 {
-    struct string_list rest = { NULL, 0 };
+    struct string_list rest = {NULL, 0};
     int ret;
 
     for (size_t i = 0; i < items->count; i++) {
@@ -334,7 +336,7 @@ char *path_as_name(const char *path)
 
 int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error)
 {
-    struct string_list items = { NULL, 0 };
+    struct string_list items = {NULL, 0};
     bool json = !image_opts && strncmp(name, "json:", 5) == 0;
     bool protocol = has_protocol(name);
     int ret = 0;

@@ -62,7 +62,7 @@ static size_t parse_escape(const char **at, char *out)
     const char *name = strchr(names, **at);
 
     if (**at == 'u' && strspn(*at + 1, "0123456789abcdefABCDEF") >= 4) {
-        char digits[5] = { (*at)[1], (*at)[2], (*at)[3], (*at)[4], '\0' };
+        char digits[5] = {(*at)[1], (*at)[2], (*at)[3], (*at)[4], '\0'};
         unsigned code = (unsigned)strtoul(digits, NULL, 16);
 
         if (code == 0) {
@@ -122,8 +122,8 @@ static bool parse_member(struct parser *parser, const char *prefix, struct strin
 
     if (peek(parser) != '"' && *parser->at != '\'') {
         size_t word = strspn(parser->at, "abcdefghijklmnopqrstuvwxyz");
-        char *what = word > 0 ? text_format("invalid keyword '%.*s'", (int)word, parser->at)
-                              : text_copy("expecting value");
+        char *what =
+            word > 0 ? text_format("invalid keyword '%.*s'", (int)word, parser->at) : text_copy("expecting value");
 
         syntax(parser, what);
         free(what);
@@ -152,7 +152,7 @@ static bool parse_member(struct parser *parser, const char *prefix, struct strin
 static bool parse_group(struct parser *parser, const char *prefix)
 {
     char close = *parser->at++ == '{' ? '}' : ']';
-    struct string_list keys = { NULL, 0 };
+    struct string_list keys = {NULL, 0};
     size_t index = 0;
     bool good = true, more = peek(parser) != close;
 
@@ -236,7 +236,7 @@ static bool parse_value(struct parser *parser, const char *key)
 
 int json_flatten(const char *text, struct string_list *items, char **error)
 {
-    struct parser parser = { text, items, NULL, 0 };
+    struct parser parser = {text, items, NULL, 0};
     char first = peek(&parser);
 
     if (first == '\0') {

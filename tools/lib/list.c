@@ -38,7 +38,7 @@ void list_free(struct string_list *list)
 
 const char *const *list_options(const struct string_list *list)
 {
-    static const char *const none[] = { NULL };
+    static const char *const none[] = {NULL};
 
     return list->items != NULL ? (const char *const *)list->items : none;
 }

@@ -11,13 +11,20 @@
 static int suffix_bits(char suffix)
 {
     switch (suffix) {
-    case 'b': case 'B': return 0;
-    case 'k': case 'K': return 10;
-    case 'm': case 'M': return 20;
-    case 'g': case 'G': return 30;
-    case 't': case 'T': return 40;
-    case 'p': case 'P': return 50;
-    case 'e': case 'E': return 60;
+    case 'b':
+    case 'B': return 0;
+    case 'k':
+    case 'K': return 10;
+    case 'm':
+    case 'M': return 20;
+    case 'g':
+    case 'G': return 30;
+    case 't':
+    case 'T': return 40;
+    case 'p':
+    case 'P': return 50;
+    case 'e':
+    case 'E': return 60;
     default: return -1;
     }
 }
@@ -123,7 +130,7 @@ int parse_size_i64(const char *text, int64_t *bytes)
 
 int parse_bool(const char *text, bool *value)
 {
-    static const char *const words[2][4] = { { "off", "no", "false", "n" }, { "on", "yes", "true", "y" } };
+    static const char *const words[2][4] = {{"off", "no", "false", "n"}, {"on", "yes", "true", "y"}};
 
     for (size_t i = 0; i < 8; i++) {
         if (strcmp(text, words[i / 4][i % 4]) == 0) {

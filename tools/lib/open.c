@@ -31,7 +31,7 @@ struct resolve_state {
    replaces *format. 0 or -errno with state->refusal. */
 static int find_by_name(struct resolve_state *state, const char *name, const char **format)
 {
-    struct image_spec named = { .name = NULL };
+    struct image_spec named = {.name = NULL};
     int ret;
 
     free(state->refusal);
@@ -96,8 +96,8 @@ static void warn_guessed(const struct image_spec *spec)
 
 static int open_spec(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error)
 {
-    struct resolve_state state = { .spec = spec };
-    struct string_list options = { NULL, 0 };
+    struct resolve_state state = {.spec = spec};
+    struct string_list options = {NULL, 0};
     qcow2_open_params params;
     int ret;
 
@@ -142,8 +142,8 @@ int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, cha
     }
     ret = open_spec(spec, flags, image, error);
     spec->probed_raw = spec->format == NULL && (flags & QCOW2_OPEN_RAW) != 0;
-    if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0
-        && list_value(&spec->options, "snapshot") == NULL) {
+    if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0 &&
+        list_value(&spec->options, "snapshot") == NULL) {
         warn_guessed(spec);
     }
     return ret;

@@ -88,9 +88,8 @@ pub(in crate::ops) fn storage_at(origin: &Origin, options: FileOptions) -> Resul
         Origin::Uri(uri) => {
             let (name, protocol) = (uri.to_string_lossy(), names::protocol(uri).unwrap_or_default());
             let protocol = protocol.to_string_lossy();
-            return Err(Error::unsupported(format!(
-                "Could not open '{name}': nothing here opens protocol '{protocol}'"
-            )));
+            let summary = format!("Could not open '{name}': nothing here opens protocol '{protocol}'");
+            return Err(Error::unsupported(summary).about_file(name));
         }
         Origin::Path(path) => {
             (FileStorage::open(path, options), format!("Could not open '{}'", path.display()))
