@@ -34,7 +34,7 @@
 //! ```text
 //! pread    capi -> Disk -> Image::read -> enter the gate (a pin, with the state) -> resolve -> for each extent:
 //!            Data: Payload::read    Zero: fill    Hole: backing disk or fill
-//!            Compressed: inflate, or copy from what is kept inflated (its rule: `image/inflate.rs`)
+//!            Compressed: inflate, or copy from what is kept inflated (its rule: `image/inflation.rs`)
 //!          no lock that another request waits for is held while data is read
 //!
 //! pwrite   Disk -> Image::write -> enter the gate -> resolve

@@ -1,8 +1,9 @@
 //! The backing file of an open image: another name, another file, nothing of its own.
 
 use super::callbacks::*;
-use super::edge::{optional_text, with, Guarded};
+use super::edge::{with, Guarded};
 use super::flags::check_flags;
+use super::text::optional_text;
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::backing::{change_backing_file, make_empty};

@@ -3,15 +3,10 @@
 use super::custom_io::qcow2_io_ops;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::check::MessageKind;
 use crate::ops::formats::Driver;
 use crate::ops::open::{Named, ResolveAnswer, ResolveRequest};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
-
-/// Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call.
-pub type qcow2_message_fn =
-    Option<unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, text: *const c_char)>;
 
 /// Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED.
 pub type qcow2_progress_fn =
@@ -66,35 +61,6 @@ pub type qcow2_resolve_fn = Option<
         answer: *mut qcow2_resolve_answer,
     ) -> c_int,
 >;
-
-/// A function of the caller that takes messages, with its opaque value.
-pub(super) struct Receiver {
-    pub(super) function: qcow2_message_fn,
-    pub(super) opaque: *mut c_void,
-}
-
-/// Hands a message to the caller.
-pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
-    let Some(function) = function else { return };
-    let kind = match kind {
-        MessageKind::Info => QCOW2_MSG_INFO,
-        MessageKind::Leak => QCOW2_MSG_LEAK,
-        MessageKind::Error => QCOW2_MSG_ERROR,
-        MessageKind::Repair => QCOW2_MSG_REPAIR,
-    };
-    let mut short = [0; SHORT_BYTES];
-    if text.len() < SHORT_BYTES && !text.as_bytes().contains(&0) {
-        short[..text.len()].copy_from_slice(text.as_bytes());
-        // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
-        return unsafe { function(opaque, kind, short.as_ptr().cast()) };
-    }
-    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
-    // SAFETY: as above.
-    unsafe { function(opaque, kind, text.as_ptr()) }
-}
-
-/// Messages shorter than this cost no allocation.
-const SHORT_BYTES: usize = 256;
 
 /// Hands progress to the caller; `false`: it asks to stop.
 pub(super) fn send_progress(function: qcow2_progress_fn, opaque: *mut c_void, done: u64, total: u64) -> bool {
@@ -162,7 +128,7 @@ pub(super) fn ask_resolver(
     let fd = by_fd.then_some(answer.fd);
     let origin = unsafe { super::custom_io::place(answer.path, fd, answer.io, answer.io_opaque) }?;
     // SAFETY: as above.
-    let format = unsafe { super::edge::optional_text(answer.format, "resolve answer's format") }?;
+    let format = unsafe { super::text::optional_text(answer.format, "resolve answer's format") }?;
     let origin = origin.ok_or_else(|| {
         let name = request.recorded_name.to_string_lossy();
         Error::invalid(format!("the resolver gave none of path, fd and io for '{name}'"))

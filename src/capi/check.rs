@@ -3,6 +3,7 @@
 use super::callbacks::*;
 use super::edge::{give, with};
 use super::flags::check_flags;
+use super::messages::*;
 use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::{CheckOptions, CheckReport, MessageKind};

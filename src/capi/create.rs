@@ -90,7 +90,7 @@ pub unsafe extern "C" fn qcow2_create(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Path(edge::path(path)?), None, size, options) }) as c_int
+    enter(|| unsafe { make(&Origin::Path(super::text::path(path)?), None, size, options) }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.

@@ -1,6 +1,7 @@
 //! A caller's storage: a table of functions behind the engine's storage trait.
 
-use super::edge::{path, take};
+use super::edge::take;
+use super::text::path;
 use crate::error::{Error, Result};
 use crate::ops::open::Origin;
 use crate::storage::end::{End, EndAlone};

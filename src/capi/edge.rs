@@ -1,7 +1,7 @@
 //! What every exported function goes through: panics, cancellation, fork, the codes of failures.
 
-use super::callbacks::Receiver;
 use super::last_error::set_last_error;
+use super::messages::Receiver;
 use super::types::qcow2_image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
@@ -54,7 +54,7 @@ pub(super) struct Guarded {
     /// Takes what closing finds.
     pub(super) messages: Receiver,
     /// Strings handed out by info calls.
-    pub(super) strings: std::sync::Mutex<super::info::Strings>,
+    pub(super) strings: std::sync::Mutex<super::strings::Strings>,
 }
 
 impl Guarded {
@@ -189,29 +189,6 @@ pub(super) fn with(image: *mut qcow2_image, call: impl FnOnce(&Guarded) -> Resul
     // SAFETY: the caller passes a pointer from an open that has not been closed.
     let guarded = unsafe { &*image.cast::<Guarded>() };
     run(guarded, call)
-}
-
-/// A C string as text, or `None` for NULL.
-pub(super) unsafe fn optional_text<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a str>> {
-    if pointer.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: the caller passes a NUL-terminated string that lives across the call.
-    let bytes = unsafe { CStr::from_ptr(pointer) };
-    match bytes.to_str() {
-        Ok(text) => Ok(Some(text)),
-        Err(_) => Err(Error::invalid(format!("{name} is not UTF-8"))),
-    }
-}
-
-/// A path from a C string; paths are bytes.
-pub(super) unsafe fn path(pointer: *const c_char) -> Result<std::path::PathBuf> {
-    if pointer.is_null() {
-        return Err(Error::invalid("path is NULL"));
-    }
-    // SAFETY: as above.
-    let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
-    Ok(OsStr::from_bytes(bytes).into())
 }
 
 /// Whether a descriptor of a struct is one: a struct that begins with zeroes says 0 for "none".

@@ -16,16 +16,6 @@ use std::ffi::{c_char, c_int, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-/// Strings that a handle has handed out, so that they live as long as the contract says.
-#[derive(Default)]
-pub(super) struct Strings {
-    info: Vec<CString>,
-    extension: Vec<u8>,
-    node: Vec<CString>,
-    snapshots: Vec<CString>,
-    bitmaps: Vec<CString>,
-}
-
 fn keep(list: &mut Vec<CString>, text: Option<&[u8]>) -> *const c_char {
     let Some(text) = text else { return std::ptr::null() };
     let bytes = text.split(|b| *b == 0).next().unwrap_or_default();
@@ -78,7 +68,9 @@ fn fill_image(info: &mut qcow2_info, list: &mut Vec<CString>, core: &Core) {
 fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
     list.clear();
     let mut info = empty_info();
-    Image::find(handle.disk()).into_iter().for_each(|image| fill_image(&mut info, list, &image.core()));
+    if let Ok(image) = image_of(handle.disk(), "header") {
+        fill_image(&mut info, list, &image.core());
+    }
     let storage = handle.disk().storage();
     if let Origin::Path(path) = handle.origin() {
         info.path = keep(list, Some(path.as_os_str().as_bytes()));

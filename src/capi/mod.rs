@@ -23,9 +23,12 @@ mod info;
 mod io;
 mod last_error;
 mod measure;
+mod messages;
 mod open;
 mod options;
 mod snapshot;
+mod strings;
+mod text;
 mod types;
 mod vm_state;
 

@@ -4,6 +4,7 @@ use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
 use super::edge::{enter, is_given, option_list, take, with, Guarded};
 use super::flags::check_flags;
+use super::messages::*;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
@@ -182,7 +183,7 @@ fn is_image(origin: &Origin) -> Result<i64> {
 /// the host: what is found this way is no reason to give QCOW2_OPEN_ALLOW_RECORDED.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_probe(path: *const c_char) -> c_int {
-    enter(|| is_image(&Origin::Path(unsafe { super::edge::path(path) }?))) as c_int
+    enter(|| is_image(&Origin::Path(unsafe { super::text::path(path) }?))) as c_int
 }
 
 /// qcow2_probe by descriptor, whose offset does not move.

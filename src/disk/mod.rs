@@ -56,7 +56,7 @@ pub trait Format: Any + Send + Sync {
     fn stop(&self) -> Box<dyn Stopped + '_>;
 
     /// The file that guest data is in.
-    fn data_storage(&self) -> Arc<dyn Storage> {
+    fn guest_storage(&self) -> Arc<dyn Storage> {
         self.storage()
     }
     /// What holes read from.
@@ -129,6 +129,11 @@ pub trait Format: Any + Send + Sync {
     /// Writes what `pack` has made of `data` for the same offset.
     fn write_packed(&self, _packed: &PackedClusters, _offset: u64, _data: &[u8]) -> Result<()> {
         Err(has_no(self.name(), COMPRESSED))
+    }
+
+    /// Bytes of its bitmaps in another image, where it can have some: 0 of one that has none.
+    fn bitmaps_bytes(&self) -> Option<u64> {
+        None
     }
 
     /// Fills `buffer` from `offset` of the VM state.
@@ -207,7 +212,7 @@ impl Disk {
 
     /// Which file guest data is in, where that can be told.
     pub fn data_identity(&self) -> Option<Identity> {
-        self.data_storage().identity()
+        self.guest_storage().identity()
     }
 
     /// Disks in the chain below this one.

@@ -17,11 +17,9 @@
 //! The tag is the part of the guest cluster's index that the word's place does not tell. Words stand alone: one that
 //! another thread overwrites is the other thread's finding, and as good.
 
-use super::core::CoreSettings;
 use super::payload::Payload;
-use super::{Core, Image};
 use crate::format::{Geometry, GuestOffset, HostOffset};
-use crate::map::Look;
+use crate::map::{Look, Map};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -31,10 +29,22 @@ const TAG_SHIFT: u32 = 48;
 const LAYER_SHIFT: u32 = 40;
 const HOST_MASK: u64 = (1 << LAYER_SHIFT) - 1;
 
-/// See the module. Belongs to one state of the image above.
-pub(super) struct Chain {
+/// What a look needs of a layer.
+pub(super) trait Below {
+    /// Its mapping, where it serves guest I/O.
+    fn mapping(&self) -> Option<&Map>;
+    /// Its guest bytes.
+    fn payload(&self) -> &Payload;
+    /// Virtual size in bytes.
+    fn virtual_size(&self) -> u64;
+    /// log2 of its cluster size.
+    fn cluster_bits(&self) -> u32;
+}
+
+/// The layers below one state of an image.
+pub(super) struct Chain<C> {
     /// The nearest first.
-    layers: Vec<Layer>,
+    layers: Vec<Layer<C>>,
     /// log2 of the cluster size of the image above.
     cluster_bits: u32,
     /// log2 of the number of words.
@@ -43,39 +53,45 @@ pub(super) struct Chain {
 }
 
 /// The state of a backing image, its image's count of states, and what that was.
-#[derive(Clone)]
-struct Layer {
-    core: Arc<Core>,
+pub(super) struct Layer<C> {
+    core: Arc<C>,
     generation: Arc<AtomicU64>,
     seen: u64,
 }
 
-impl Layer {
+impl<C> Clone for Layer<C> {
+    fn clone(&self) -> Self {
+        Layer { core: Arc::clone(&self.core), generation: Arc::clone(&self.generation), seen: self.seen }
+    }
+}
+
+impl<C> Layer<C> {
+    /// The state `core`, which was in force when `generation` was `seen`.
+    pub(super) fn new(core: Arc<C>, generation: Arc<AtomicU64>, seen: u64) -> Layer<C> {
+        Layer { core, generation, seen }
+    }
+
     fn is_unchanged(&self) -> bool {
         self.generation.load(Ordering::SeqCst) == self.seen
     }
 }
 
-impl Chain {
-    /// The chain below an image that is being loaded; `None` when its backing disk is no image, or may change.
-    pub(super) fn of(settings: &CoreSettings, geometry: &Geometry, virtual_size: u64) -> Option<Chain> {
-        let image = Image::find(settings.backing.as_ref()?)?;
-        let generation = Arc::clone(image.session.generation());
-        let seen = generation.load(Ordering::SeqCst);
-        let core = image.core();
-        if !core.is_read_only() {
-            return None;
-        }
-        let further = core.chain.as_ref().map_or(&[][..], |chain| &chain.layers);
-        let layers = further.to_vec();
-        let nearest = Layer { core, generation, seen };
+impl<C: Below> Chain<C> {
+    /// The chain of `nearest` and what is `further` down, below an image of `virtual_size` bytes.
+    pub(super) fn new(
+        nearest: Layer<C>,
+        further: Option<&Chain<C>>,
+        geometry: &Geometry,
+        virtual_size: u64,
+    ) -> Chain<C> {
+        let layers = further.map_or(&[][..], |chain| &chain.layers).iter().cloned();
         let words = geometry.clusters_ceil(virtual_size).next_power_of_two().min(MOST_WORDS);
-        Some(Chain {
+        Chain {
             layers: std::iter::once(nearest).chain(layers).collect(),
             cluster_bits: geometry.cluster_bits,
             word_bits: words.trailing_zeros(),
             words: OnceLock::new(),
-        })
+        }
     }
 
     /// Where the data of a range is that is inside one cluster of the image above, which has a hole there.
@@ -88,7 +104,7 @@ impl Chain {
                 if self.layers[..=layer].iter().all(Layer::is_unchanged) {
                     let in_cluster = offset.0 & ((1 << self.cluster_bits) - 1);
                     let host = (word & HOST_MASK) << self.cluster_bits;
-                    return Some((&self.layers[layer].core.payload, HostOffset(host + in_cluster)));
+                    return Some((self.layers[layer].core.payload(), HostOffset(host + in_cluster)));
                 }
             }
         }
@@ -102,17 +118,17 @@ impl Chain {
         let mut whole = true;
         for (index, layer) in self.layers.iter().enumerate() {
             let core = &layer.core;
-            if !layer.is_unchanged() || offset.0 + bytes > core.virtual_size {
+            if !layer.is_unchanged() || offset.0 + bytes > core.virtual_size() {
                 return None;
             }
-            whole &= core.geometry.cluster_bits >= self.cluster_bits
-                && offset.0 - in_cluster + cluster_bytes <= core.virtual_size;
-            match core.io.as_ref()?.map.look(offset, bytes) {
+            whole &= core.cluster_bits() >= self.cluster_bits
+                && offset.0 - in_cluster + cluster_bytes <= core.virtual_size();
+            match core.mapping()?.look(offset, bytes) {
                 Look::Data(host, _) => {
                     if whole && index > 0 {
                         self.keep(offset.0 >> self.cluster_bits, index, host);
                     }
-                    return Some((&core.payload, host));
+                    return Some((core.payload(), host));
                 }
                 Look::Hole => continue,
                 Look::Unknown => return None,

@@ -1,12 +1,11 @@
 //! The state of an open image: everything that was loaded from the medium, and what may be done with it.
 
-use super::chain::Chain;
-use super::inflate::Inflation;
+use super::chain::{Below, Chain};
+use super::inflation::Inflation;
 use super::payload::Payload;
 use super::pool::Pool;
 use super::session::Session;
 use super::snapshot::{snapshot_header, SnapshotRef};
-use super::unfinished::unfinished;
 use super::{inactive_error, Disk};
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
@@ -67,7 +66,7 @@ pub struct Core {
     /// Somebody else may have the image: there is no guest I/O until it is read anew.
     inactive: bool,
     /// What reads pass through where the image has holes.
-    pub(super) chain: Option<Chain>,
+    pub(super) chain: Option<Chain<Core>>,
     /// The data file shows what the disk shows.
     pub(super) raw_data_file: bool,
     /// A write has nothing to do but to write: no zero detection, no sync or write-through after it.
@@ -119,6 +118,21 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     cache_sizes(&settings.options, &geometry, header.virtual_size).map(drop)
 }
 
+/// Fails where the image has to be repaired first, or lacks its data file.
+fn check_ready(header: &Header, medium: &Medium, settings: &CoreSettings) -> Result<()> {
+    if settings.metadata_only {
+        return Ok(());
+    }
+    if !settings.read_only && header.incompatible & INCOMPAT_DIRTY != 0 {
+        let text = "the dirty bit is set: the image must be repaired before it is written";
+        return Err(Error::new(ErrorKind::Dirty, text));
+    }
+    if header.geometry().external_data && medium.data_file().is_none() {
+        return Err(Error::invalid("'data-file' is required for this image"));
+    }
+    Ok(())
+}
+
 impl Core {
     /// Loads an image whose header is `header`. For guest I/O the image must be clean or opened read-only.
     pub(crate) fn load(
@@ -133,14 +147,8 @@ impl Core {
             None => header,
         };
         validate(&header, &settings)?;
-        if !settings.metadata_only && !settings.read_only && header.incompatible & INCOMPAT_DIRTY != 0 {
-            let text = "the dirty bit is set: the image must be repaired before it is written";
-            return Err(Error::new(ErrorKind::Dirty, text));
-        }
+        check_ready(&header, &medium, &settings)?;
         let geometry = header.geometry();
-        if geometry.external_data && medium.data_file().is_none() && !settings.metadata_only {
-            return Err(Error::invalid("'data-file' is required for this image"));
-        }
         let virtual_size = header.virtual_size;
         let codec = Codec::from_type(header.compression_type);
         let checked = if settings.read_only { 0 } else { checked_owners(&settings.options) };
@@ -157,7 +165,6 @@ impl Core {
         };
         let inflation = Inflation::new(codec, &geometry);
         let compressors = Pool::default();
-        let chain = Chain::of(&settings, &geometry, virtual_size);
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let writes_are_plain = !settings.read_only
@@ -177,7 +184,7 @@ impl Core {
             settings,
             io,
             inactive: false,
-            chain,
+            chain: None,
             raw_data_file,
             writes_are_plain: AtomicBool::new(writes_are_plain),
             suspended: OnceLock::new(),
@@ -421,6 +428,33 @@ impl Core {
     pub fn is_corrupt(&self) -> bool {
         self.shared.header.is_corrupt()
     }
+}
+
+impl Below for Core {
+    #[inline(always)]
+    fn mapping(&self) -> Option<&Map> {
+        self.io.as_ref().map(|io| &io.map)
+    }
+
+    #[inline(always)]
+    fn payload(&self) -> &Payload {
+        &self.payload
+    }
+
+    #[inline(always)]
+    fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    #[inline(always)]
+    fn cluster_bits(&self) -> u32 {
+        self.geometry.cluster_bits
+    }
+}
+
+/// Why a request has to wait for steps that cannot be done.
+pub(super) fn unfinished(why: Error) -> Error {
+    why.within("an earlier change of the image could not be completed yet")
 }
 
 /// Whether refcounts are lazy: the option if given, else the image's compatible bit.

@@ -6,7 +6,7 @@ use crate::disk::{
     Disk, Draft, Files, Format, Names, PackedClusters, Parts, Settings, Status, Stopped, UseHost, ZeroFlags,
 };
 use crate::error::{Error, Result};
-use crate::format::extensions::{BACKING_FORMAT, DATA_FILE};
+use crate::format::extensions::{BACKING_FORMAT, BITMAPS, DATA_FILE};
 use crate::format::features::{INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use crate::format::Header;
 use crate::meta::read_header;
@@ -36,6 +36,11 @@ impl Image {
     /// The image that a disk is, for somebody who wants `what`, which only images have.
     pub fn of<'a>(disk: &'a Disk, what: &str) -> Result<&'a Image> {
         disk.need(what)
+    }
+
+    /// As `of`; `refused`: why a disk of the format with this name is none.
+    pub(crate) fn of_or(disk: &Disk, refused: impl FnOnce(&str) -> Error) -> Result<&Image> {
+        disk.find().ok_or_else(|| refused(disk.name()))
     }
 
     /// Looks at a file that is to be opened.
@@ -105,8 +110,8 @@ impl Format for Image {
         Arc::clone(self.core().storage())
     }
 
-    fn data_storage(&self) -> Arc<dyn Storage> {
-        Arc::clone(self.core().shared.medium.data_storage())
+    fn guest_storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(self.core().payload.storage())
     }
 
     fn length(&self) -> u64 {
@@ -193,6 +198,11 @@ impl Format for Image {
 
     fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
         self.write_packed(packed, offset, data)
+    }
+
+    fn bitmaps_bytes(&self) -> Option<u64> {
+        let header = self.core().header();
+        (header.version >= 3 && header.extension(BITMAPS).is_none()).then_some(0)
     }
 
     fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

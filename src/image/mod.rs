@@ -14,6 +14,7 @@ mod cut;
 mod data_file;
 mod format;
 mod inflate;
+mod inflation;
 mod payload;
 mod pool;
 mod preallocate;

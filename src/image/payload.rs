@@ -15,7 +15,7 @@ use crate::meta::guard::Owner;
 use crate::meta::OverlapGuard;
 use crate::options::Preallocation;
 use crate::storage::medium::{Medium, Written};
-use crate::storage::{reserve_range, zero_range, Purpose, Storage};
+use crate::storage::{reserve_range, zero_range, HostRun, Purpose, Storage};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
@@ -181,7 +181,7 @@ impl Payload {
         Ok(self.medium.written())
     }
 
-    /// Length of the data file, bytes.
+    /// Length of the storage of guest data, bytes.
     pub(super) fn length(&self) -> Result<u64> {
         self.medium.data_storage().length().map_err(|e| Error::host("length of the data file", &e))
     }
@@ -189,5 +189,15 @@ impl Payload {
     /// Cuts or extends the data file; what the host said of it.
     pub(super) fn set_length(&self, length: u64) -> Result<io::Result<()>> {
         self.medium.change_data(|storage| storage.set_length(length))
+    }
+
+    /// What the host has at an offset; all data where it cannot tell now.
+    pub(super) fn run(&self, host_offset: HostOffset) -> io::Result<HostRun> {
+        self.medium.data_run(host_offset)
+    }
+
+    /// The storage of guest data, for its properties.
+    pub(super) fn storage(&self) -> &Arc<dyn Storage> {
+        self.medium.data_storage()
     }
 }

@@ -1,8 +1,8 @@
 //! An open qcow2 image as its users see it.
 
-use super::core::{Core, CoreSettings};
-use super::session::{Session, State};
-use super::unfinished::{unfinished, LastSteps};
+use super::chain::{Chain, Layer};
+use super::core::{unfinished, Core, CoreSettings};
+use super::session::Session;
 use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
 use crate::codec::is_zero;
 use crate::error::Result;
@@ -10,22 +10,31 @@ use crate::format::snapshot::Snapshot;
 use crate::format::GuestOffset;
 use crate::meta::read_header;
 use crate::options::DetectZeroes;
-use crate::storage::gate::{Exclusive, Gate, Pin};
+use crate::storage::gate::{Exclusive, Gate, Pin, Readers};
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
+use crate::sync::locked;
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Deref;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Most guest bytes under one pin: what a request lets go of cannot be reused while it is inside.
 const PINNED_BYTES: u64 = 1 << 30;
 
+/// A state; `None` before the first and after the last.
+type State = Option<Arc<Core>>;
+
+/// What completes a change, the whole of which may be done again; another state is in force after it.
+pub(super) type LastSteps = Arc<dyn Fn(&ExclusiveImage<'_>) -> Result<()> + Send + Sync>;
+
 /// A qcow2 image. Requests enter the gate, which has the state in force.
 pub struct Image {
     gate: Arc<Gate<State>>,
     pub(super) session: Arc<Session>,
+    /// The state in force, for those who do not enter the gate. Held for a look only.
+    now: Mutex<State>,
     /// What is left to do of an earlier change.
     pub(super) steps: Mutex<Option<LastSteps>>,
     /// Whether anything is; changed by whoever is alone.
@@ -51,7 +60,6 @@ impl Drop for Image {
     fn drop(&mut self) {
         // The state has the session, which has the gate, which has the state.
         self.gate.enter_alone().put(None);
-        self.session.end();
     }
 }
 
@@ -59,9 +67,15 @@ impl Image {
     /// Opens the image on `storage`.
     pub fn open(storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Image> {
         let gate = Arc::new(Gate::new(None));
-        let session = Arc::new(Session::new(&gate));
+        let session = Arc::new(Session::new(Arc::clone(&gate) as Arc<dyn Readers>));
         let core = Self::load(storage, &session, settings)?;
-        let image = Image { gate, session, steps: Mutex::default(), is_unfinished: AtomicBool::new(false) };
+        let image = Image {
+            gate,
+            session,
+            now: Mutex::new(None),
+            steps: Mutex::default(),
+            is_unfinished: AtomicBool::new(false),
+        };
         image.exclusive_unfinished().put(core);
         Ok(image)
     }
@@ -70,12 +84,14 @@ impl Image {
         let (header, sector) = read_header(&*storage)?;
         let data_file = settings.data_file.clone().filter(|_| header.geometry().external_data);
         let medium = Medium::of_session(storage, data_file, Arc::clone(&session.latch));
-        Core::load(Arc::new(medium), Arc::clone(session), header, sector, settings)
+        let mut core = Core::load(Arc::new(medium), Arc::clone(session), header, sector, settings)?;
+        core.chain = chain_below(&core);
+        Ok(core)
     }
 
     /// The state as of now. Structure changes replace it.
     pub fn core(&self) -> Arc<Core> {
-        self.session.state()
+        locked(self.now.lock()).clone().expect("an image that is open has a state")
     }
 
     /// Whether the chain that is open is the one that the header means.
@@ -309,6 +325,19 @@ impl Image {
     }
 }
 
+/// The chain below an image that is being loaded; `None` when its backing disk is no qcow2 image, or may change.
+fn chain_below(core: &Core) -> Option<Chain<Core>> {
+    let image = Image::find(core.backing()?)?;
+    let generation = Arc::clone(image.session.generation());
+    let seen = generation.load(Ordering::SeqCst);
+    let below = image.core();
+    if !below.is_read_only() {
+        return None;
+    }
+    let nearest = Layer::new(Arc::clone(&below), generation, seen);
+    Some(Chain::new(nearest, below.chain.as_ref(), core.geometry(), core.virtual_size))
+}
+
 /// A long range in steps of at most `PINNED_BYTES`, cut at multiples of it, at least one.
 fn pinned_steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = offset + length;
@@ -393,7 +422,8 @@ impl ExclusiveImage<'_> {
     fn put(&self, core: Core) {
         self.image.drop_steps();
         let core = Arc::new(core);
-        self.image.session.put(&core);
+        self.image.session.note_state(core.virtual_size);
+        *locked(self.image.now.lock()) = Some(Arc::clone(&core));
         self.inside.borrow_mut().put(Some(core));
     }
 

@@ -1,29 +1,22 @@
 //! What outlives the states of an open image, from its open to its close.
 //!
-//! A state ([`Core`]) is what was loaded from the medium; a structure change replaces it. The gate has the state, so
+//! A state (`Core`) is what was loaded from the medium; a structure change replaces it. The gate has the state, so
 //! that a request finds it where it enters; the states have the session.
 
-use super::Core;
 use crate::error::{Error, Result};
 use crate::storage::flusher::Flusher;
-use crate::storage::gate::{Gate, Readers};
+use crate::storage::gate::Readers;
 use crate::storage::latch::Latch;
-use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-/// A state; `None` before the first and after the last.
-pub(super) type State = Option<Arc<Core>>;
-
-/// See the module. In every state, and in the image.
+/// What the states of one image share; in every one of them, and in the image.
 pub(crate) struct Session {
     /// Who is inside, as far as those have to know who let go of clusters.
     pub(super) readers: Arc<dyn Readers>,
     pub(super) flusher: Flusher,
     /// Closed by the first sync that fails, whatever state was in force.
     pub(super) latch: Arc<Latch>,
-    /// The state in force, for those who do not enter the gate. Held for a look only.
-    now: Mutex<State>,
     virtual_size: AtomicU64,
     /// Counts the states that have been replaced.
     generation: Arc<AtomicU64>,
@@ -33,33 +26,21 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(gate: &Arc<Gate<State>>) -> Session {
+    pub(super) fn new(readers: Arc<dyn Readers>) -> Session {
         Session {
-            readers: Arc::clone(gate) as Arc<dyn Readers>,
+            readers,
             flusher: Flusher::default(),
             latch: Arc::default(),
-            now: Mutex::new(None),
             virtual_size: AtomicU64::new(0),
             generation: Arc::default(),
             chain_left: AtomicBool::new(false),
         }
     }
 
-    /// The state in force. The image is open.
-    pub(super) fn state(&self) -> Arc<Core> {
-        locked(self.now.lock()).clone().expect("an image that is open has a state")
-    }
-
-    /// Notes the state that comes into force. Called alone.
-    pub(super) fn put(&self, core: &Arc<Core>) {
-        self.virtual_size.store(core.virtual_size, Ordering::Relaxed);
+    /// Notes that a state of `virtual_size` bytes comes into force. Called alone.
+    pub(super) fn note_state(&self, virtual_size: u64) {
+        self.virtual_size.store(virtual_size, Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::SeqCst);
-        *locked(self.now.lock()) = Some(Arc::clone(core));
-    }
-
-    /// Lets go of the last state.
-    pub(super) fn end(&self) {
-        *locked(self.now.lock()) = None;
     }
 
     pub(super) fn virtual_size(&self) -> u64 {

@@ -70,7 +70,7 @@ impl Core {
         }
         let mut at = self.next_cluster(host);
         while at < end && self.host_hole(at, end).is_none() {
-            at = match self.shared.medium.data_run(at) {
+            at = match self.payload.run(at) {
                 Ok(run) if run.data && run.end > at.0 => self.next_cluster(HostOffset(run.end - 1)),
                 _ => self.next_cluster(at),
             };
@@ -82,11 +82,11 @@ impl Core {
     /// `None` when that cluster has some, or the host cannot tell.
     fn host_hole(&self, at: HostOffset, end: HostOffset) -> Option<HostOffset> {
         let start = self.geometry.cluster_floor(at);
-        let run = self.shared.medium.data_run(start).ok()?;
+        let run = self.payload.run(start).ok()?;
         if run.data || run.end <= start.0 {
             return None;
         }
-        let to_file_end = self.shared.medium.data_storage().length().is_ok_and(|length| run.end >= length);
+        let to_file_end = self.payload.length().is_ok_and(|length| run.end >= length);
         let hole_end =
             if to_file_end { end } else { self.geometry.cluster_floor(HostOffset(run.end)).min(end) };
         (hole_end > at).then_some(hole_end)

@@ -5,14 +5,13 @@
 //! U1: while steps are left, the state in force writes nothing. U2: each step may be done again. Power cut: the dirty
 //! bit stands, or leaks are all that is left.
 
+use super::core::unfinished;
+use super::qcow2::LastSteps;
 use super::{ExclusiveImage, Image};
 use crate::error::{Error, Result};
 use crate::sync::locked;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-
-/// What completes a change, the whole of which may be done again; another state is in force after it.
-pub(super) type LastSteps = Arc<dyn Fn(&ExclusiveImage<'_>) -> Result<()> + Send + Sync>;
 
 impl ExclusiveImage<'_> {
     /// Does the last steps of a change, or keeps them. A failed sync is final, as always.
@@ -90,9 +89,4 @@ impl Image {
             false => Err(e),
         }
     }
-}
-
-/// Why a request has to wait for steps that cannot be done.
-pub(super) fn unfinished(why: Error) -> Error {
-    why.within("an earlier change of the image could not be completed yet")
 }

@@ -37,8 +37,8 @@ pub fn create_at(
     };
     let image = NewFile::open(origin, Access::Write)?;
     let data = data_origin.or(named.as_ref()).map(|at| NewFile::open(at, Access::WriteData)).transpose()?;
-    let data_storage = data.as_ref().map(|d| &*d.storage);
-    Driver::QCOW2.create(&*image.storage, data_storage, virtual_size, options)?;
+    let beside = data.as_ref().map(|d| &*d.storage);
+    Driver::QCOW2.create(&*image.storage, beside, virtual_size, options)?;
     image.keep();
     if let Some(data) = data {
         data.keep();

@@ -216,8 +216,8 @@ impl Handle {
         messages: Option<Messages<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<CheckReport> {
-        let image = Image::find(self.disk())
-            .ok_or_else(|| Error::unsupported("This image format does not support checks"))?;
+        let refused = |_: &str| Error::unsupported("This image format does not support checks");
+        let image = Image::of_or(self.disk(), refused)?;
         let repairs = options.repair_leaks || options.repair_errors;
         let alone = image.exclusive();
         let core = alone.core();

@@ -2,9 +2,7 @@
 
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::extensions::BITMAPS;
 use crate::format::Geometry;
-use crate::image::Image;
 use crate::options::{CreateOptions, Preallocation};
 
 /// Lengths of a file that is not there yet, in bytes.
@@ -41,14 +39,8 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
     Ok(Measured {
         required_bytes: bytes(all - disk_clusters + held),
         fully_allocated_bytes: bytes(all),
-        bitmaps_bytes: source.filter(|_| options.version >= 3).and_then(bitmaps_bytes),
+        bitmaps_bytes: source.filter(|_| options.version >= 3).and_then(|disk| disk.bitmaps_bytes()),
     })
-}
-
-/// 0 for an image that could have bitmaps and has none.
-fn bitmaps_bytes(source: &Disk) -> Option<u64> {
-    let header = Image::find(source)?.core().header();
-    (header.version >= 3 && header.extension(BITMAPS).is_none()).then_some(0)
 }
 
 /// Clusters of a file in which everything is allocated: header, tables, counts of all of them, data.

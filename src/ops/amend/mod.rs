@@ -36,8 +36,7 @@ pub fn amend(
     options: &[impl AsRef<OsStr>],
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
-    let image = Image::find(handle.disk()).ok_or_else(|| {
-        let name = handle.format().name;
+    let image = Image::of_or(handle.disk(), |name| {
         Error::unsupported(format!("Format driver '{name}' does not support option amendment"))
     })?;
     let options = AmendOptions::parse(options)?;

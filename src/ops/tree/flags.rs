@@ -103,15 +103,15 @@ fn set_table_flags(parts: &Parts<'_>, table: u64, bytes: &mut [u8], flags: Flags
         if entry & COMPRESSED != 0 || host == 0 {
             continue;
         }
-        let first = parts.geometry.cluster_index(HostOffset(host));
+        let first = || parts.geometry.cluster_index(HostOffset(host));
         if at >= run_end {
             let count = plain_run(parts.geometry, &bytes[at..]).max(1);
             run_end = at + count * entry_bytes;
-            run_flag = flags.of_run(ClusterRun { first, count: count as u64 })?;
+            run_flag = flags.of_run(ClusterRun { first: first(), count: count as u64 })?;
         }
         let flag = match run_flag {
             Some(flag) => flag,
-            None => flags.of(first.0)?,
+            None => flags.of(first().0)?,
         };
         let wanted = entry & !COPIED | flag;
         if wanted != entry {

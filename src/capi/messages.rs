@@ -1,0 +1,38 @@
+//! Messages for the caller.
+
+use super::types::*;
+use crate::ops::check::MessageKind;
+use std::ffi::{c_char, c_int, c_void, CString};
+
+/// Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call.
+pub type qcow2_message_fn =
+    Option<unsafe extern "C" fn(opaque: *mut c_void, kind: c_int, text: *const c_char)>;
+
+/// A function of the caller that takes messages, with its opaque value.
+pub(super) struct Receiver {
+    pub(super) function: qcow2_message_fn,
+    pub(super) opaque: *mut c_void,
+}
+
+/// Hands a message to the caller.
+pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
+    let Some(function) = function else { return };
+    let kind = match kind {
+        MessageKind::Info => QCOW2_MSG_INFO,
+        MessageKind::Leak => QCOW2_MSG_LEAK,
+        MessageKind::Error => QCOW2_MSG_ERROR,
+        MessageKind::Repair => QCOW2_MSG_REPAIR,
+    };
+    let mut short = [0; SHORT_BYTES];
+    if text.len() < SHORT_BYTES && !text.as_bytes().contains(&0) {
+        short[..text.len()].copy_from_slice(text.as_bytes());
+        // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
+        return unsafe { function(opaque, kind, short.as_ptr().cast()) };
+    }
+    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
+    // SAFETY: as above.
+    unsafe { function(opaque, kind, text.as_ptr()) }
+}
+
+/// Messages shorter than this cost no allocation.
+const SHORT_BYTES: usize = 256;
