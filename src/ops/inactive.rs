@@ -117,6 +117,7 @@ fn begin_load(
 }
 
 #[inline(never)]
+#[allow(clippy::boxed_local)] // it is large, and the stack of a deep chain is small
 fn finish_load(
     handle: &Handle,
     stopped: &dyn Stopped,
