@@ -162,26 +162,29 @@ pub(crate) fn inactive_error() -> Error {
 
 /// One disk, whatever its format.
 #[derive(Clone)]
-pub struct Disk(Arc<dyn Format>);
+pub struct Disk(
+    // In a box: a request then finds format and function without asking for the alignment of what is counted.
+    Arc<Box<dyn Format>>,
+);
 
 impl Deref for Disk {
     type Target = dyn Format;
 
     #[inline]
     fn deref(&self) -> &Self::Target {
-        &*self.0
+        &**self.0
     }
 }
 
 impl Disk {
     /// A disk of a format.
     pub fn new(format: impl Format) -> Disk {
-        Disk(Arc::new(format))
+        Disk(Arc::new(Box::new(format)))
     }
 
     /// The disk as what a format that its caller knows has made; `None`: it is of another one.
     pub fn find<T: Format>(&self) -> Option<&T> {
-        self.0.as_any().downcast_ref()
+        (**self).as_any().downcast_ref()
     }
 
     /// As `find`, for a caller who wants `what`, which only that format has.

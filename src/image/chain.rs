@@ -17,9 +17,8 @@
 //! The tag is the part of the guest cluster's index that the word's place does not tell. Words stand alone: one that
 //! another thread overwrites is the other thread's finding, and as good.
 
-use super::core::CoreSettings;
 use super::payload::Payload;
-use super::{Core, Image};
+use super::{Core, Disk, Image};
 use crate::format::Geometry;
 use crate::map::Look;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,8 +57,8 @@ impl Layer {
 
 impl Chain {
     /// The chain below an image that is being loaded; `None` when its backing disk is no image, or may change.
-    pub(super) fn of(settings: &CoreSettings, geometry: &Geometry, virtual_size: u64) -> Option<Chain> {
-        let image = Image::find(settings.backing.as_ref()?)?;
+    pub(super) fn of(backing: Option<&Disk>, geometry: &Geometry, virtual_size: u64) -> Option<Chain> {
+        let image = Image::find(backing?)?;
         let generation = Arc::clone(image.session.generation());
         let seen = generation.load(Ordering::SeqCst);
         let core = image.core();

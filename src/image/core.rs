@@ -157,7 +157,7 @@ impl Core {
         };
         let inflation = Inflation::new(codec, &geometry);
         let compressors = Pool::default();
-        let chain = Chain::of(&settings, &geometry, virtual_size);
+        let chain = Chain::of(settings.backing.as_ref(), &geometry, virtual_size);
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let writes_are_plain = !settings.read_only

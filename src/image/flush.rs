@@ -2,11 +2,10 @@
 
 use super::Core;
 use crate::error::Result;
-use crate::storage::flusher::Flusher;
 
-impl Flusher {
+impl Core {
     /// Runs or joins a barrier that starts after this call.
-    pub(super) fn flush(&self, core: &Core) -> Result<()> {
-        self.join(|| core.barrier())
+    pub(super) fn flush(&self) -> Result<()> {
+        self.session.flusher.join(|| self.barrier())
     }
 }

@@ -225,7 +225,7 @@ impl Image {
     fn finish_write(&self, core: &Core, fua: bool) -> Result<()> {
         let options = &core.settings.options;
         if fua || options.cache.sync_each_write() {
-            return self.session.flusher.flush(core);
+            return core.flush();
         }
         if options.metadata_writethrough {
             return core.io()?.map.write_through();
@@ -250,7 +250,7 @@ impl Image {
         core.io()?;
         match core.suspended() {
             Some(why) => Err(unfinished(why.clone())),
-            None => self.session.flusher.flush(&core),
+            None => core.flush(),
         }
     }
 
