@@ -7,33 +7,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top" || exit 1
 sh c-tests/deps.sh test || exit 1
 build=${QCOW2_BUILD:-$top/build-test}
-passed=0 failed=0 skipped=0 bad=()
-
-# step NAME COMMAND...: one line when it begins, its output when it fails.
-step() {
-    local name=$1 log start
-    shift
-    start=$SECONDS
-    log=$(mktemp)
-    printf '%-58s' "$name"
-    if "$@" >"$log" 2>&1; then
-        printf 'ok    %4d s\n' $((SECONDS - start))
-        passed=$((passed + 1))
-    else
-        printf 'FAIL  %4d s\n' $((SECONDS - start))
-        failed=$((failed + 1))
-        bad+=("$name")
-        tail -n 80 "$log" | sed 's/^/    /'
-    fi
-    grep -E '^[0-9]+ passed|^advisories: |^newer versions: |^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^(Ok|Fail|Skipped):' \
-        "$log" | sed 's/^/    /' | head -n 60
-    rm -f "$log"
-}
-
-skip() {
-    printf '%-58sskip  %s\n' "$1" "$2"
-    skipped=$((skipped + 1))
-}
+. c-tests/steps.sh
 
 if cargo fmt --version >/dev/null 2>&1; then
     step "rustfmt" cargo fmt --all --check
@@ -51,7 +25,7 @@ if clang-format-16 --version >/dev/null 2>&1 || clang-format --version 2>/dev/nu
 else
     skip "C style" "clang-format 16 is missing"
 fi
-step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+step "crate documentation, warnings denied" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --quiet
 step "dependencies: licences, sources, versions, advisories" python3 c-tests/dependencies.py
 # One build: the planted bugs are there, and none is switched on except in tests/planted.rs. The libraries that
 # meson builds below have none of it, which c-tests/symbols.sh checks.
@@ -75,8 +49,10 @@ asan=$build-asan
     meson setup "$asan" -Db_sanitize=address,undefined -Db_lundef=false
 step "meson compile, sanitizers" meson compile -C "$asan"
 step "C tests under ASan and UBSan" meson test -C "$asan" --suite c --print-errorlogs
+if [ "$(uname -m)" = x86_64 ]; then
+    step "i686: engine and C tests" c-tests/machines.sh i686
+else
+    skip "i686" "this machine does not run its programs"
+fi
 
-echo
-[ "$failed" -eq 0 ] || printf 'failed: %s\n' "${bad[@]}"
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+summary

@@ -3,7 +3,8 @@
 #
 # usage: header-alone.sh INCLUDE-DIR CC [CXX]
 #
-# The header needs nothing before it, in every language that it is for, and gives no warning.
+# The header needs nothing before it, in every language that it is for, with offsets of the C library's own width and of
+# 64 bits, and gives no warning.
 set -eu
 include=$1 cc=$2 cxx=${3:-}
 scratch=$(mktemp -d)
@@ -28,7 +29,9 @@ cp "$scratch/alone.c" "$scratch/alone.cc"
 # shellcheck disable=SC2086 # lists of words
 {
     for standard in c99 c11 c17 gnu99 gnu11 gnu17; do
-        "$cc" -std=$standard $both $only_c -I"$include" -c "$scratch/alone.c" -o "$scratch/alone.o"
+        for width in -U_FILE_OFFSET_BITS -D_FILE_OFFSET_BITS=64; do
+            "$cc" -std=$standard $both $only_c $width -I"$include" -c "$scratch/alone.c" -o "$scratch/alone.o"
+        done
         echo "ok $standard"
     done
     [ -n "$cxx" ] || exit 0

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The names below are the plain ones, which the library was linked with. */
+/* The names below are those that the library was linked with: where the C library has a second one for offsets of 64
+   bits, that one. */
 #undef _FILE_OFFSET_BITS
 #undef _TIME_BITS
+#define _LARGEFILE64_SOURCE
 #include "host-calls.h"
 
 #include "test.h"
@@ -16,11 +18,12 @@
 struct host host;
 
 /* The C library's function of the same name. */
+#define TEXT(name) #name
 #define REAL(name)                                                                                                     \
     __extension__({                                                                                                    \
         static __typeof__(&(name)) real;                                                                               \
         if (real == NULL) {                                                                                            \
-            void *found = dlsym(RTLD_NEXT, #name);                                                                     \
+            void *found = dlsym(RTLD_NEXT, TEXT(name));                                                                \
             memcpy(&real, &found, sizeof real);                                                                        \
         }                                                                                                              \
         real;                                                                                                          \
@@ -103,46 +106,6 @@ static int cut(struct iovec parts[1024], const struct iovec *iov, int count, siz
     return used;
 }
 
-ssize_t pwrite64(int fd, const void *buffer, size_t count, off64_t offset)
-{
-    switch (decide(HOST_WRITE)) {
-    case FAIL: {
-        int why = errno;
-
-        if (why != EINTR && host.torn && count >= 1024) {
-            REAL(pwrite64)(fd, buffer, count / 1024 * 512, offset);
-        }
-        errno = why;
-        return -1;
-    }
-    case SHORT: count = shortened(HOST_WRITE, count); break;
-    case GO: break;
-    }
-    return REAL(pwrite64)(fd, buffer, count, offset);
-}
-
-ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset)
-{
-    struct iovec parts[1024];
-
-    switch (decide(HOST_WRITE)) {
-    case FAIL: {
-        int why = errno;
-
-        if (why != EINTR && host.torn && total(iov, count) >= 1024) {
-            REAL(pwritev)(fd, parts, cut(parts, iov, count, total(iov, count) / 1024 * 512), offset);
-        }
-        errno = why;
-        return -1;
-    }
-    case SHORT:
-        count = cut(parts, iov, count, shortened(HOST_WRITE, total(iov, count)));
-        return REAL(pwritev)(fd, parts, count, offset);
-    case GO: break;
-    }
-    return REAL(pwritev)(fd, iov, count, offset);
-}
-
 int fdatasync(int fd)
 {
     if (decide(HOST_SYNC) == FAIL) {
@@ -157,15 +120,9 @@ int ftruncate64(int fd, off64_t length)
     return decide(HOST_TRUNCATE) == FAIL ? -1 : REAL(ftruncate64)(fd, length);
 }
 
-int fallocate(int fd, int mode, off_t offset, off_t length)
+int fallocate64(int fd, int mode, off64_t offset, off64_t length)
 {
-    return decide(HOST_FALLOCATE) == FAIL ? -1 : REAL(fallocate)(fd, mode, offset, length);
-}
-
-/* By whichever name the library asks. */
-off_t lseek(int fd, off_t offset, int whence)
-{
-    return decide(HOST_SEEK) == FAIL ? -1 : REAL(lseek)(fd, offset, whence);
+    return decide(HOST_FALLOCATE) == FAIL ? -1 : REAL(fallocate64)(fd, mode, offset, length);
 }
 
 off64_t lseek64(int fd, off64_t offset, int whence)
@@ -187,9 +144,36 @@ int fcntl(int fd, int command, ...)
     return REAL(fcntl)(fd, command, argument);
 }
 
-/* The library reads and writes with bare system calls; its runtime waits with them. */
+/* Of a transfer whose buffers are the arguments 1 and 2, only the first `bytes` bytes; `parts` has the room. */
+static void keep(long a[6], bool is_list, struct iovec parts[1024], size_t bytes)
+{
+    struct iovec *iov;
+
+    if (!is_list) {
+        a[2] = (long)bytes;
+        return;
+    }
+    memcpy(&iov, &a[1], sizeof iov);
+    a[2] = cut(parts, iov, (int)a[2], bytes);
+    iov = parts;
+    memcpy(&a[1], &iov, sizeof iov);
+}
+
+static size_t transfer_bytes(const long a[6], bool is_list)
+{
+    const struct iovec *iov;
+
+    memcpy(&iov, &a[1], sizeof iov);
+    return is_list ? total(iov, (int)a[2]) : (size_t)a[2];
+}
+
+/* The library reads and writes with bare system calls, and locks with them where the C library's fcntl has locks of its
+   own; its runtime waits with them. An offset is in one argument or in two, and stays where it is. */
 __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, ...)
 {
+    const bool is_list = number == SYS_preadv || number == SYS_pwritev;
+    const bool is_read = number == SYS_pread64 || number == SYS_preadv;
+    const bool is_write = number == SYS_pwrite64 || number == SYS_pwritev;
     long a[6];
     va_list arguments;
     struct iovec parts[1024];
@@ -199,35 +183,24 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
         a[i] = va_arg(arguments, long);
     }
     va_end(arguments);
-    if (number == SYS_pread64 || number == SYS_preadv) {
-        enum answer answer = decide(HOST_READ);
+    if (is_read || is_write) {
+        enum host_call kind = is_read ? HOST_READ : HOST_WRITE;
+        enum answer answer = decide(kind);
+        size_t bytes = transfer_bytes(a, is_list);
 
         if (answer == FAIL) {
+            int why = errno;
+
+            if (is_write && why != EINTR && host.torn && bytes >= 1024) {
+                keep(a, is_list, parts, bytes / 1024 * 512);
+                REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+            }
+            errno = why;
             return -1;
         }
-        if (answer == SHORT && number == SYS_pread64) {
-            a[2] = (long)shortened(HOST_READ, (size_t)a[2]);
+        if (answer == SHORT) {
+            keep(a, is_list, parts, shortened(kind, bytes));
         }
-        if (answer == SHORT && number == SYS_preadv) {
-            struct iovec *iov;
-
-            memcpy(&iov, &a[1], sizeof iov);
-            a[2] = cut(parts, iov, (int)a[2], shortened(HOST_READ, total(iov, (int)a[2])));
-            iov = parts;
-            memcpy(&a[1], &iov, sizeof iov);
-        }
-    }
-    if (number == SYS_pwrite64) {
-        const void *buffer;
-
-        memcpy(&buffer, &a[1], sizeof buffer);
-        return pwrite64((int)a[0], buffer, (size_t)a[2], a[3]);
-    }
-    if (number == SYS_pwritev) {
-        const struct iovec *iov;
-
-        memcpy(&iov, &a[1], sizeof iov);
-        return pwritev((int)a[0], iov, (int)a[2], a[3]);
     }
     if (number == SYS_copy_file_range) {
         enum answer answer = decide(HOST_COPY);
@@ -239,5 +212,10 @@ __attribute__((no_sanitize("address", "undefined"))) long syscall(long number, .
             a[4] = (long)shortened(HOST_COPY, (size_t)a[4]);
         }
     }
+#ifdef SYS_fcntl64
+    if (number == SYS_fcntl64 && (a[1] == F_OFD_SETLK || a[1] == F_OFD_GETLK) && decide(HOST_LOCK) == FAIL) {
+        return -1;
+    }
+#endif
     return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -16,14 +16,25 @@ static unsigned offset_moves;
 static off_t seek(int fd, off_t offset, int whence)
 {
     offset_moves += whence != SEEK_CUR || offset != 0;
+#ifdef SYS__llseek
+    long long at = -1;
+
+    return syscall(SYS__llseek, fd, (long)(offset >> 32), (long)offset, &at, whence) < 0 ? -1 : (off_t)at;
+#else
     return (off_t)syscall(SYS_lseek, fd, offset, whence);
+#endif
 }
 
-/* By whichever name the library asks. */
-off_t plain_lseek(int fd, off_t offset, int whence) __asm__("lseek");
-off_t plain_lseek(int fd, off_t offset, int whence)
+/* By whichever name the library asks. glibc's plain one has offsets of a machine word. */
+#ifdef __GLIBC__
+typedef long plain_offset;
+#else
+typedef off_t plain_offset;
+#endif
+plain_offset plain_lseek(int fd, plain_offset offset, int whence) __asm__("lseek");
+plain_offset plain_lseek(int fd, plain_offset offset, int whence)
 {
-    return seek(fd, offset, whence);
+    return (plain_offset)seek(fd, offset, whence);
 }
 off_t long_lseek(int fd, off_t offset, int whence) __asm__("lseek64");
 off_t long_lseek(int fd, off_t offset, int whence)
@@ -58,12 +69,36 @@ static void everything(qcow2_image *image)
     CHECK_OK(qcow2_truncate(image, 16 * MIB, QCOW2_PREALLOC_OFF));
 }
 
+/* A descriptor of a program that knows small files only (32 bits, no O_LARGEFILE): what does not fit is an error before
+   anything is done. Everywhere else there is no such limit. */
+static void plainly_opened(void)
+{
+    const char *path = test_path("plain.raw");
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CREAT, 0600);
+    qcow2_image *image;
+
+    CHECK(fd >= 0);
+    CHECK_EQ(ftruncate(fd, (off_t)MIB), 0);
+    CHECK_OK(qcow2_open_fd(fd, QCOW2_OPEN_RAW, NULL, &image));
+    if (sizeof(long) == 4 && (fcntl(fd, F_GETFL) & O_LARGEFILE) == 0) {
+        CHECK_ERROR(qcow2_truncate(image, 3 * GIB, QCOW2_PREALLOC_OFF), EFBIG);
+        CHECK_EQ(qcow2_length(image), MIB);
+    } else {
+        CHECK_OK(qcow2_truncate(image, 3 * GIB, QCOW2_PREALLOC_OFF));
+        test_fill(image, 3 * GIB - MIB, MIB, 0x22);
+        test_expect(image, 3 * GIB - MIB, MIB, 0x22);
+    }
+    test_close(image);
+    CHECK_EQ(close(fd), 0);
+}
+
 int main(void)
 {
     const char *path = test_path("disk.qcow2");
     int fd = open(path, O_RDWR | O_CREAT, 0600), read_only;
     qcow2_image *image, *second;
 
+    plainly_opened();
     CHECK(fd >= 0);
     CHECK_OK(qcow2_create_fd(fd, 16 * MIB, NULL));
     CHECK(descriptor_is_open(fd));

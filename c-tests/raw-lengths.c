@@ -1,8 +1,9 @@
 /* A raw disk, and a raw data file, that are zeroed past the end of their file beside a write further on, on a host that
    takes its time to change a length.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The names below are the plain ones, which the library was linked with. */
+/* The name below is the one that the library was linked with. */
 #undef _FILE_OFFSET_BITS
 #undef _TIME_BITS
+#define _LARGEFILE64_SOURCE
 #include "test.h"
 
 #include <dlfcn.h>

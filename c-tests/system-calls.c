@@ -14,21 +14,32 @@
 #include <sys/wait.h>
 
 static const int allowed[] = {
-    /* The files. */
+    /* The files; the locks of reopen and close; close. */
     SYS_pread64,
     SYS_pwrite64,
     SYS_preadv,
     SYS_pwritev,
     SYS_fdatasync,
-    SYS_ftruncate,
     SYS_fallocate,
-    SYS_lseek,
-    /* The locks of reopen and close; close. */
-    SYS_fcntl,
     SYS_close,
-    /* Waiting and memory. */
-    SYS_futex,
+#ifdef SYS__llseek /* a machine of 32 bits */
+    SYS_ftruncate64,
+    SYS__llseek,
+    SYS_fcntl64,
+    SYS_mmap2,
+#else
+    SYS_ftruncate,
+    SYS_lseek,
+    SYS_fcntl,
     SYS_mmap,
+#endif
+#ifdef SYS_futex_time64
+    SYS_futex_time64,
+#endif
+#ifdef SYS_futex
+    SYS_futex,
+#endif
+    /* Memory. */
     SYS_munmap,
     SYS_mremap,
     SYS_brk,

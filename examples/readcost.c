@@ -2,6 +2,9 @@
    fully allocated, the two interleaved, the median of 15 rounds.
    SPDX-License-Identifier: MIT OR Apache-2.0
    cc -O2 readcost.c $(pkg-config --cflags --libs qcow2) -o readcost && ./readcost DIRECTORY [MEBIBYTES] */
+#ifndef _FILE_OFFSET_BITS
+#define _FILE_OFFSET_BITS 64
+#endif
 #include <fcntl.h>
 #include <qcow2.h>
 #include <stdio.h>

@@ -817,7 +817,8 @@ int qcow2_open(const char *path,
  * Opens an image by descriptor. The descriptor is duplicated; the caller keeps its own and may close it.
  * Relative backing file names need a resolver, for a descriptor has no directory. One that appends (O_APPEND) is
  * EINVAL for a writable open. Its file offset is neither used nor moved; holes of the file are not asked for, which would
- * move it. Otherwise as qcow2_open.
+ * move it. On a machine of 32 bits, one that was opened without O_LARGEFILE ends at 2 GiB: EFBIG. Otherwise as
+ * qcow2_open.
  */
 int qcow2_open_fd(int fd,
                   uint64_t flags,

@@ -3,6 +3,7 @@
 #
 # usage: static-library.sh CARGO SOURCE TARGET-DIR PROFILE OUTPUT DEPFILE
 #
+# RUST_TARGET, if set, is the machine that it is built for, as rustup names it.
 # Builds the engine and packs it into one archive in which only the public functions are global: everything
 # else, the Rust runtime included, becomes local, so that it cannot meet another copy in the same program.
 set -eu
@@ -13,11 +14,12 @@ ld=${LD:-ld} objcopy=${OBJCOPY:-objcopy} ar=${AR:-ar}
 unset CARGO_TARGET_DIR
 # The library tells nobody where it was built. RUSTFLAGS of the environment replace this.
 "$cargo" --config "build.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']" \
-    rustc --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
+    rustc ${RUST_TARGET:+--target "$RUST_TARGET"} --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
     --profile "$profile" --lib --crate-type staticlib
+made=$target${RUST_TARGET:+/$RUST_TARGET}
 case $profile in
-    dev) made=$target/debug ;;
-    *) made=$target/$profile ;;
+    dev) made=$made/debug ;;
+    *) made=$made/$profile ;;
 esac
 
 scratch=$(mktemp -d "$output.XXXXXX")

@@ -1,8 +1,8 @@
 //! libqcow2: qcow2 disk images for programs that are not QEMU, and no worse than QEMU.
 //!
 //! A Rust engine behind a C ABI (`include/qcow2.h`). A C emulator links `libqcow2.so`, opens an image, and
-//! reads and writes it from any thread; images are byte-compatible with QEMU 10. Rust programs may use the
-//! modules below, but the C ABI is the interface that is kept stable.
+//! reads and writes it from any thread; images are byte-compatible with QEMU 10. A Rust program calls the
+//! same functions ([`capi`]): they are the interface, and everything else is private and may change at any time.
 //!
 //! # Layers
 //!
@@ -22,6 +22,7 @@
 //! ops              the table of formats; whole-image work: open with its chain, data file and repair, create, check,
 //!                  resize, snapshots, amend, rebase, commit, convert, checksum, inactivate and invalidate
 //! capi             conversion to C, nothing else
+//! testing          what this project's own tests use
 //! ```
 //!
 //! `alloc` knows no guests, `map` no files, `image` no on-disk bytes, `capi` no logic.
@@ -143,22 +144,21 @@
 //! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch. A raw disk has
 //! a gate and a latch as an image has.
 
-pub mod alloc;
+mod alloc;
 pub mod capi;
-pub mod codec;
-pub mod disk;
-pub mod error;
-pub mod format;
-pub mod image;
-pub mod map;
-pub mod meta;
+mod codec;
+mod disk;
+mod error;
+mod format;
+mod image;
 #[cfg(all(loom, test))]
-mod models;
-pub mod ops;
-pub mod options;
-#[cfg(not(feature = "planted-bugs"))]
+mod loom;
+mod map;
+mod meta;
+mod ops;
+mod options;
 mod planted;
-#[cfg(feature = "planted-bugs")]
-pub mod planted;
-pub mod storage;
+mod storage;
 mod sync;
+#[doc(hidden)]
+pub mod testing;

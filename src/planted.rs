@@ -4,6 +4,8 @@
 //! [`planted`] is the constant `false`, and nothing of this file is left in the library. A process has one plant at
 //! most, named by the environment variable `QCOW2_TEST_PLANT`. `tests/planted.rs` runs the kit with each.
 
+use std::sync::atomic::Ordering;
+
 macro_rules! plants {
     ($($(#[$about:meta])+ $name:ident,)+) => {
         /// A mistake that can be planted.
@@ -71,6 +73,67 @@ plants! {
     ClaimSkipped,
     /// The overlap check accepts everything.
     OverlapCheckOff,
+
+    /// That a ticket is past orders nothing.
+    PastTicketOrdersNothing,
+    /// A ticket names the sync under way.
+    TicketOfSyncUnderWay,
+    /// A ticket is taken with an old value of the clock.
+    TicketOfOldClock,
+    /// A sync counts as completed when it begins.
+    SyncCompletedAtOnce,
+    /// A flush joins the barrier that runs already.
+    FlushJoinsRunningBarrier,
+    /// A flush that ends tells nobody.
+    FlushEndsUnannounced,
+    /// A pin is not seen by who looks for readers (G1).
+    PinNotSeen,
+    /// A pin has a later epoch than its request (G2).
+    PinDatedLate,
+    /// Whoever was alone leaves its mark on the places (G2).
+    MarkOfAloneLeft,
+    /// Whoever is alone has not taken every place.
+    PlaceNotTaken,
+    /// A place keeps the state that has been replaced.
+    OldStateLeftInPlace,
+    /// Claims that begin before another one overlap it.
+    ClaimsOverlapFromBelow,
+    /// Whether a claim is dropped is looked at before the wait for it.
+    ClaimDroppedBeforeWait,
+    /// A dropped claim tells nobody.
+    ClaimDroppedUnannounced,
+    /// Another user of a file comes in between two accesses of one that changes its own.
+    AccessChangedInTwoSteps,
+    /// A barrier asks what waits when the list is written.
+    BarrierAsksLate,
+    /// A write-through asks what waits when the list is written.
+    WriteThroughAsksLate,
+    /// Nobody waits for pages in hand.
+    PagesInHandNotWaitedFor,
+    /// Nobody waits for the last page in hand.
+    LastPageInHandNotWaitedFor,
+    /// A page in hand is evicted.
+    PageInHandEvicted,
+    /// Write-outs of a page overtake each other.
+    WriteOutsOvertake,
+    /// A page that could not be written is forgotten.
+    UnwrittenPageForgotten,
+    /// A flush does not see what comes back unwritten.
+    ReturnedPageNotSeen,
+    /// An evicted page is changed.
+    EvictedPageChanged,
+    /// Two threads load into one set of the cache.
+    TwoLoadsIntoOneSet,
+}
+
+/// `order`, or none where `plant` is this process's mistake.
+#[inline(always)]
+pub fn ordered(plant: Plant, order: Ordering) -> Ordering {
+    if planted(plant) {
+        Ordering::Relaxed
+    } else {
+        order
+    }
 }
 
 /// Whether `plant` is this process's mistake.

@@ -1,5 +1,5 @@
 //! Locks, conditions and atomics of the parts that a model checker runs: the standard ones, or, in a test build
-//! with `--cfg loom`, those of `loom`, which tries every order of their operations. A part that `src/models` is
+//! with `--cfg loom`, those of `loom`, which tries every order of their operations. A part that `src/loom` is
 //! about takes them from here.
 
 #[cfg(not(all(loom, test)))]
@@ -18,16 +18,16 @@ mod plain {
 
 #[cfg(all(loom, test))]
 mod plain {
-    pub use loom::hint::spin_loop;
-    pub use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+    pub use ::loom::hint::spin_loop;
+    pub use ::loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
     pub fn sleep(_: std::time::Duration) {
-        loom::thread::yield_now();
+        ::loom::thread::yield_now();
     }
 
     /// `loom` knows sequential consistency of fences only: an access that asks for it gets one on either side.
     pub mod atomic {
-        pub use loom::sync::atomic::{fence, Ordering};
+        pub use ::loom::sync::atomic::{fence, Ordering};
 
         fn fenced<T>(order: Ordering, access: impl FnOnce() -> T) -> T {
             if order != Ordering::SeqCst {
@@ -42,12 +42,12 @@ mod plain {
         macro_rules! fenced {
             ($name:ident, $value:ty { $($method:ident),* }) => {
                 #[derive(Debug, Default)]
-                pub struct $name(loom::sync::atomic::$name);
+                pub struct $name(::loom::sync::atomic::$name);
 
                 #[allow(dead_code)] // the same for each, whoever uses what
                 impl $name {
                     pub fn new(value: $value) -> Self {
-                        Self(loom::sync::atomic::$name::new(value))
+                        Self(::loom::sync::atomic::$name::new(value))
                     }
 
                     pub fn load(&self, order: Ordering) -> $value {

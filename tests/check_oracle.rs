@@ -5,14 +5,13 @@
 //! behind everything when a pointer is broken, and repairs images that make the stock tool give up), the
 //! damage is left out here and tested in `ops::check`.
 
-use qcow2::ops::check::{check, CheckOptions, CheckReport, MessageKind};
-use qcow2::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::ops::check::{check, CheckOptions, CheckReport, MessageKind};
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-const COPIED: u64 = 1 << 63;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+use testkit::images::l2_entries;
+use testkit::oracle::{Bytes, Head, COMPRESSED, COPIED, OFFSET};
 
 fn have_tools() -> bool {
     let found = |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
@@ -128,58 +127,29 @@ struct Image(Vec<u8>);
 
 impl Image {
     fn be64(&self, at: u64) -> u64 {
-        u64::from_be_bytes(self.0[at as usize..at as usize + 8].try_into().unwrap())
+        self.0.be64(at)
     }
 
-    fn be32(&self, at: usize) -> u32 {
-        u32::from_be_bytes(self.0[at..at + 4].try_into().unwrap())
+    fn head(&self) -> Head {
+        Head::fields(&self.0[..])
     }
 
     fn put64(&mut self, at: u64, value: u64) {
         self.0[at as usize..at as usize + 8].copy_from_slice(&value.to_be_bytes());
     }
 
-    fn cluster_bits(&self) -> u32 {
-        self.be32(20)
-    }
-
     fn cluster_bytes(&self) -> u64 {
-        1 << self.cluster_bits()
-    }
-
-    fn refcount_order(&self) -> u32 {
-        if self.be32(4) == 2 {
-            4
-        } else {
-            self.be32(96)
-        }
-    }
-
-    fn entry_bytes(&self) -> u64 {
-        if self.be32(4) == 3 && self.be64(72) & 1 << 4 != 0 {
-            16
-        } else {
-            8
-        }
+        self.head().cluster_bytes()
     }
 
     fn l1(&self) -> u64 {
-        self.be64(40)
+        self.head().l1_offset
     }
 
     /// Positions of the active L2 entries that have a plain host cluster.
     fn data_entries(&self) -> Vec<u64> {
-        let mut list = Vec::new();
-        for index in 0..u64::from(self.be32(36)) {
-            let l2 = self.be64(self.l1() + index * 8) & OFFSET;
-            if l2 != 0 {
-                let all = (l2..l2 + self.cluster_bytes()).step_by(self.entry_bytes() as usize);
-                list.extend(
-                    all.filter(|at| self.be64(*at) & 1 << 62 == 0 && self.be64(*at) & (OFFSET | 1) > 1),
-                );
-            }
-        }
-        list
+        let plain = |word: u64| word & COMPRESSED == 0 && word & (OFFSET | 1) > 1;
+        l2_entries(&self.0).into_iter().filter(|(_, word)| plain(*word)).map(|(at, _)| at as u64).collect()
     }
 
     fn clusters(&self) -> u64 {
@@ -188,9 +158,9 @@ impl Image {
 
     /// Sets a stored refcount; false when there is no block or the value does not fit.
     fn set_refcount(&mut self, cluster: u64, value: u64) -> bool {
-        let order = self.refcount_order();
-        let per_block = (self.cluster_bytes() * 8) >> order;
-        let block = self.be64(self.be64(48) + cluster / per_block * 8);
+        let head = self.head();
+        let (order, per_block) = (head.refcount_order, head.block_entries());
+        let block = self.be64(head.table_offset + cluster / per_block * 8);
         if block == 0 || (order < 6 && value >> (1 << order) != 0) {
             return false;
         }
@@ -344,7 +314,7 @@ fn refcounts_and_flags_agree_with_the_stock_tool() {
         bench.compare(&damage, "refcount table lost", true);
         let mut damage = bench.image.clone();
         let data = damage.be64(entries[0]) & OFFSET;
-        for cluster in [0, 3, data >> damage.cluster_bits()] {
+        for cluster in [0, 3, data >> damage.head().cluster_bits] {
             damage.set_refcount(cluster, 3);
         }
         bench.compare(&damage, "counts of three", true);
@@ -375,7 +345,7 @@ fn broken_entries_agree_with_the_stock_tool() {
         cases.push(("L1 entry lost", l1, 0));
         let table = bench.image.be64(48);
         // With one-bit counts the stock tool does not see that it must rebuild.
-        if bench.image.refcount_order() > 0 {
+        if bench.image.head().refcount_order > 0 {
             cases.push(("same block twice", table + 8, bench.image.be64(table)));
         }
         for (what, at, value) in cases {
@@ -441,7 +411,7 @@ fn random_refcounts_agree_with_the_stock_tool() {
                 damage.put64(at, damage.be64(at) ^ COPIED);
                 what += &format!(" copied@{at:#x}");
             }
-            if bench.image.be32(4) == 3 {
+            if bench.image.head().version == 3 {
                 damage.0[79] |= below(4) as u8;
             }
             bench.compare(&damage, &what, true);

@@ -7,10 +7,10 @@
 //! Then headers agree in every other field, and the stock tool finds a clean image with the same mapping.
 //! Skipped where `qemu-img` is missing.
 
-use qcow2::format::Header;
-use qcow2::ops::create::{create, create_with_data_file};
-use qcow2::options::CreateOptions;
-use qcow2::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::format::Header;
+use qcow2::testing::ops::create::{create, create_with_data_file};
+use qcow2::testing::options::CreateOptions;
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,9 @@
 //! Images whose counts are wrong: a cluster of metadata that is counted as free is not handed out and not written
 //! over, by any request, and what the guest had stays readable.
 
-mod testkit;
-
-use qcow2::error::ErrorKind;
-use qcow2::ops::snapshot;
-use qcow2::ops::snapshot::NewSnapshot;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::snapshot;
+use qcow2::testing::ops::snapshot::NewSnapshot;
 use testkit::ops::{random_op, Op};
 use testkit::oracle::{be64, Head, Owners, Use, OFFSET};
 use testkit::recorder::Recorder;

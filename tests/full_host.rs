@@ -1,14 +1,12 @@
 //! A host that is full for a while, and then is not; the handle stays (story C19). While it is full requests fail with
 //! what the host said; once it has room they succeed, and nothing is lost that any request before had answered.
 
-mod testkit;
-
-use qcow2::error::ErrorKind;
-use qcow2::options::Preallocation;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::options::Preallocation;
 use std::sync::Arc;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::overlay::Overlay;
-use testkit::recorder::{libc_errno, Full, Recorder};
+use testkit::recorder::{Full, Recorder};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::runner::Runner;
 use testkit::setup::{self, Mode, Setup};
@@ -19,10 +17,10 @@ const MAX_PLACES: u64 = 60;
 
 /// How a host is full, and what it says.
 const WAYS: [(Full, i32); 4] = [
-    (Full::New, libc_errno::ENOSPC),
-    (Full::Everything, libc_errno::ENOSPC),
-    (Full::Everything, libc_errno::EDQUOT),
-    (Full::Everything, libc_errno::EIO),
+    (Full::New, libc::ENOSPC),
+    (Full::Everything, libc::ENOSPC),
+    (Full::Everything, libc::EDQUOT),
+    (Full::Everything, libc::EIO),
 ];
 
 /// One run of a list: from call `at` on the host is full, until some operations have failed.

@@ -10,11 +10,11 @@ mod bodies;
 
 use bodies::disk::{create, Disk};
 use bodies::image::Outcome;
-use bodies::layout;
 use bodies::medium::{Contents, Medium};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testkit::oracle::Head;
 
 fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let committed = || Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
@@ -80,7 +80,7 @@ fn structures() {
 fn a_header_without_a_count_is_not_overwritten() {
     let medium = Medium::new(Contents::default());
     create(&medium, 64 << 10, &["cluster_size=512"]).expect("an image");
-    let table = layout::Head::read(&medium.contents()).refcount_table_offset;
+    let table = Head::fields(&*medium.contents()).table_offset;
     assert!(medium.contents().write(table, &[0; 8]));
     let header = medium.contents().bytes(0, 72);
     for check in ["overlap-check=none", "overlap-check=cached"] {
@@ -118,10 +118,10 @@ fn a_resize_that_fails_has_not_happened() {
 fn a_directory_of_bitmaps_that_are_out_of_date_protects_nothing() {
     let seed = include_bytes!("../fuzz/corpus/image/bitmaps");
     let medium = Medium::new(bodies::container::decode(seed).contents);
-    assert!(layout::Head::read(&medium.contents()).has_bitmaps());
+    assert!(Head::fields(&*medium.contents()).has_bitmaps());
     let disk = Disk::open::<&str>(&medium, 0, &[]).expect("the image opens");
     disk.write(&[1; 512], 0, true).expect("a write");
-    assert!(!layout::Head::read(&medium.contents()).has_bitmaps());
+    assert!(!Head::fields(&*medium.contents()).has_bitmaps());
     let (report, _) = disk.check(qcow2::capi::QCOW2_CHECK_REPAIR_LEAKS).expect("a repair");
     assert!(report.leaks_fixed > 0, "the bitmaps' clusters were not freed");
     disk.write(&vec![2; disk.length() as usize], 0, true).expect("a write into the freed clusters");

@@ -2,7 +2,7 @@
 //!
 //! `QCOW2_UPDATE_HEADER=1 cargo test --test header` writes it anew.
 
-use qcow2::options;
+use qcow2::testing::options;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};

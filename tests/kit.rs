@@ -1,8 +1,6 @@
 //! The kit's own checks fail where they should: a recording that ends is judged, whatever the test looked at.
 
-mod testkit;
-
-use qcow2::storage::{Purpose, Storage};
+use qcow2::testing::storage::{Purpose, Storage};
 use std::io::IoSlice;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;

@@ -1,16 +1,14 @@
 //! Random requests of any alignment against an array of bytes, over every geometry; and many threads whose
 //! history is judged sector by sector. In the end the image is clean, for our check and for the stock tool.
 
-mod testkit;
-
-use qcow2::disk::ZeroFlags;
-use qcow2::error::ErrorKind;
-use qcow2::image::SnapshotRef;
-use qcow2::ops::check::CheckOptions;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::resize::resize;
-use qcow2::ops::snapshot;
-use qcow2::options::Preallocation;
+use qcow2::testing::disk::ZeroFlags;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::image::SnapshotRef;
+use qcow2::testing::ops::check::CheckOptions;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::ops::snapshot;
+use qcow2::testing::options::Preallocation;
 use std::io::{IoSlice, IoSliceMut};
 use std::process::Command;
 use std::sync::Arc;
@@ -88,7 +86,7 @@ impl Model {
         self.step += 1;
         let (at, length) = self.range(rng, setup);
         let disk = handle.disk();
-        let told = |e: qcow2::error::Error| e.to_string();
+        let told = |e: qcow2::testing::error::Error| e.to_string();
         let bytes = Some((at as u64, (at + length) as u64));
         match rng.below(20) {
             0..=7 => {

@@ -1,10 +1,11 @@
-//! Planted bugs: the kit runs with each of the mistakes of `src/planted.rs`, and catches it.
+//! Planted bugs: the kit and the models run with each of the mistakes of `src/planted.rs`, and catch it.
 //!
 //! Each level is the ordinary test of that level in a process of its own, with a small effort. The ordinary run takes
 //! the level that sees the mistake first, with and without the rules on the trace where both can; with
-//! `QCOW2_TEST_PLANTS=all` every level tries every mistake, which takes some ten minutes.
+//! `QCOW2_TEST_PLANTS=all` every level of the kit tries every mistake, which takes some ten minutes.
+//! `QCOW2_TEST_PLANTS=Name` takes the mistakes whose names have that in them.
 
-use qcow2::planted::Plant::{self, *};
+use qcow2::testing::planted::Plant::{self, *};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -29,6 +30,13 @@ struct Level {
     cuts: bool,
 }
 
+/// A program with this name is the unit tests in a build for the models (`src/loom`).
+const LOOM_BINARY: &str = "loom";
+
+const fn model(name: &'static str, test: &'static str) -> Level {
+    level(name, LOOM_BINARY, test, "1")
+}
+
 const fn level(name: &'static str, binary: &'static str, test: &'static str, effort: &'static str) -> Level {
     Level { name, binary, test, effort, rules: false, cuts: true }
 }
@@ -51,6 +59,17 @@ const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
+
+const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
+const FLUSHES: Level = model("model of flushes", "loom::clock::a_shared_flush");
+const PINS: Level = model("model of pins", "loom::alone::a_pinned_cluster");
+const GATE: Level = model("model of the gate", "loom::alone::alone_is_alone");
+const STATE: Level = model("model of the state", "loom::alone::a_state_that_is_put");
+const CLAIMS: Level = model("model of claims", "loom::alone::claims");
+const ACCESS: Level = model("model of accesses", "storage::lock::loom");
+const PAGES: Level = model("models of pages", "loom::pages");
+
+const MODELS: [Level; 8] = [CLOCK, FLUSHES, PINS, GATE, STATE, CLAIMS, ACCESS, PAGES];
 
 const LEVELS: [Level; 17] = [
     PARTS,
@@ -100,25 +119,28 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ShortWriteTakenForWhole => &[PARTS],
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
+        PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
+        FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
+        PinNotSeen | PinDatedLate | MarkOfAloneLeft => &[PINS],
+        PlaceNotTaken => &[GATE],
+        OldStateLeftInPlace => &[STATE],
+        ClaimsOverlapFromBelow | ClaimDroppedBeforeWait | ClaimDroppedUnannounced => &[CLAIMS],
+        AccessChangedInTwoSteps => &[ACCESS],
+        BarrierAsksLate
+        | WriteThroughAsksLate
+        | PagesInHandNotWaitedFor
+        | LastPageInHandNotWaitedFor
+        | PageInHandEvicted
+        | WriteOutsOvertake
+        | UnwrittenPageForgotten
+        | ReturnedPageNotSeen
+        | EvictedPageChanged
+        | TwoLoadsIntoOneSet => &[PAGES],
     }
 }
 
-/// The test programs, which cargo has built or builds now.
-fn binaries() -> HashMap<String, PathBuf> {
-    let mut cargo = Command::new(std::env::var("CARGO").expect("run by cargo"));
-    cargo.args([
-        "test",
-        "--no-run",
-        "--quiet",
-        "--features",
-        "planted-bugs",
-        "--message-format",
-        "json",
-        "--lib",
-    ]);
-    for level in LEVELS.iter().filter(|l| l.binary != "qcow2") {
-        cargo.args(["--test", level.binary]);
-    }
+/// What cargo builds, or has built: test programs by name.
+fn build(mut cargo: Command) -> HashMap<String, PathBuf> {
     let answer = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
     let text = String::from_utf8_lossy(&answer.stdout).into_owned();
@@ -130,7 +152,39 @@ fn binaries() -> HashMap<String, PathBuf> {
         let target = &line[line.find("\"target\":")?..];
         Some((field(target, "\"name\":\"")?, field(line, "\"executable\":\"")?.into()))
     });
-    let programs: HashMap<String, PathBuf> = tests.collect();
+    tests.collect()
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var("CARGO").expect("run by cargo"));
+    cargo.args([
+        "test",
+        "--no-run",
+        "--quiet",
+        "--features",
+        "planted-bugs",
+        "--message-format",
+        "json",
+        "--lib",
+    ]);
+    cargo
+}
+
+/// The unit tests for the models, as c-tests/loom.sh builds them.
+fn models() -> HashMap<String, PathBuf> {
+    let mut cargo = cargo();
+    let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let target = std::env::var_os("QCOW2_LOOM_TARGET").map_or_else(|| top.join("target/loom"), PathBuf::from);
+    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target);
+    build(cargo).into_values().map(|program| (LOOM_BINARY.to_owned(), program)).collect()
+}
+
+fn kit() -> HashMap<String, PathBuf> {
+    let mut cargo = cargo();
+    for level in LEVELS.iter().filter(|l| l.binary != "qcow2") {
+        cargo.args(["--test", level.binary]);
+    }
+    let programs = build(cargo);
     // What c-tests/symbols.sh looks for in the libraries that are shipped is there where it should be.
     let bytes = std::fs::read(&programs["power_cut"]).expect("the test program");
     assert!(
@@ -214,20 +268,36 @@ fn first_words(text: &str) -> String {
 #[test]
 fn the_kit_catches_each_planted_bug() {
     let all = std::env::var("QCOW2_TEST_PLANTS").is_ok_and(|s| s == "all");
+    catch(&LEVELS, kit, all);
+}
+
+#[test]
+fn the_models_catch_each_planted_bug() {
+    catch(&MODELS, models, false);
+}
+
+/// Each mistake that some of these levels must catch is caught by them; with `all`, all of them try it.
+fn catch(levels: &[Level], programs: fn() -> HashMap<String, PathBuf>, all: bool) {
+    let part = std::env::var("QCOW2_TEST_PLANTS").ok().filter(|s| s != "all").unwrap_or_default();
+    let ours =
+        |p: &&Plant| catchers(**p).iter().any(|l| levels.contains(l)) && format!("{p:?}").contains(&part);
+    let plants: Vec<Plant> = Plant::ALL.iter().filter(ours).copied().collect();
+    if plants.is_empty() {
+        return;
+    }
     let started = Instant::now();
-    let programs = binaries();
-    let used = |l: &&Level| all || Plant::ALL.iter().any(|p| catchers(*p).contains(l));
-    for level in LEVELS.iter().filter(used) {
+    let programs = programs();
+    let used = |l: &&Level| all || plants.iter().any(|p| catchers(*p).contains(l));
+    for level in levels.iter().filter(used) {
         let answer = run(&programs, *level, None);
         assert!(!answer.reached);
         assert_eq!(answer.failure, None, "{} fails without a planted bug", level.name);
         say(&format!("no planted bug: {} passes, {:.1} s", level.name, answer.seconds));
     }
     let (mut missed, mut table) = (Vec::new(), Vec::new());
-    for plant in Plant::ALL {
+    for plant in &plants {
         let wanted = catchers(*plant);
-        assert!(!wanted.is_empty());
-        let levels = LEVELS.iter().filter(|l| all || wanted.contains(l));
+        let levels = levels.iter().filter(|l| all || wanted.contains(l));
         let mut caught = Vec::new();
         for level in levels {
             let answer = run(&programs, *level, Some(*plant));
@@ -245,7 +315,7 @@ fn the_kit_catches_each_planted_bug() {
         table.push(format!("{:26} {}", format!("{plant:?}"), caught.join(", ")));
     }
     table.iter().for_each(|line| say(line));
-    say(&format!("{} planted bugs, {:.0} s", Plant::ALL.len(), started.elapsed().as_secs_f32()));
+    say(&format!("{} planted bugs, {:.0} s", plants.len(), started.elapsed().as_secs_f32()));
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 

@@ -1,7 +1,5 @@
 //! Power cuts after every event of many operation lists, with every choice of surviving writes.
 
-mod testkit;
-
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::pair::{sweep_commit, Pair};
 use testkit::rebase::{sweep_rebase, Change, Other};

@@ -1,10 +1,8 @@
 //! Races made exact: one request is parked in the middle of its I/O, another one runs on the same clusters,
 //! then the first goes on. The result is that of one order or the other, and the image is clean (story C1).
-//! The operations are the rows of `testkit/rows.rs`.
+//! The operations are the rows of `tests/kit/src/rows.rs`.
 
-mod testkit;
-
-use qcow2::storage::Purpose;
+use qcow2::testing::storage::Purpose;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Duration;

@@ -1,28 +1,26 @@
 //! Raw disks under what images are tried with (story C25): each call failing, requests parked at each call beside others,
 //! and a host that knows nothing of what is still in a cache (story C28).
 
-mod testkit;
-
-use qcow2::disk::{Disk, ZeroFlags};
-use qcow2::error::{ErrorKind, Result};
-use qcow2::ops::checksum::checksum;
-use qcow2::ops::commit::commit;
-use qcow2::ops::compare::{compare, Verdict};
-use qcow2::ops::convert::{convert, ConvertOptions};
-use qcow2::ops::create::create;
-use qcow2::ops::formats::Driver;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::inactive::{inactivate, invalidate};
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::ops::resize::resize;
-use qcow2::options::{CreateOptions, OpenOptions, Preallocation};
-use qcow2::storage::memory::Memory;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::disk::{Disk, ZeroFlags};
+use qcow2::testing::error::{ErrorKind, Result};
+use qcow2::testing::ops::checksum::checksum;
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::compare::{compare, Verdict};
+use qcow2::testing::ops::convert::{convert, ConvertOptions};
+use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::formats::Driver;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::inactive::{inactivate, invalidate};
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::{CreateOptions, OpenOptions, Preallocation};
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use testkit::recorder::{act_as, libc_errno, Fault, Kind, Recorder, What};
+use testkit::recorder::{act_as, Fault, Kind, Recorder, What};
 
 const SECTOR: u64 = 512;
 const SIZE: u64 = 32 * SECTOR;
@@ -84,7 +82,7 @@ fn c25_a_failed_sync_is_final_and_a_failed_write_is_not() {
             let recorder = recorder();
             let handle = open_raw(recorder.clone());
             put(&handle, 20, 2, 5, false).unwrap();
-            let fault = Fault { kind: None, call, errno: libc_errno::EIO, forever: false, torn: false };
+            let fault = Fault { kind: None, call, errno: libc::EIO, forever: false, torn: false };
             let before = recorder.log_length();
             recorder.inject(Some(fault));
             let answer = request(&handle);
@@ -100,7 +98,7 @@ fn c25_a_failed_sync_is_final_and_a_failed_write_is_not() {
             match latched {
                 true => {
                     syncs += 1;
-                    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Host(libc_errno::EIO), "{told}");
+                    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Host(libc::EIO), "{told}");
                     assert!(!synced, "{told}");
                     for (name, request) in all() {
                         let kind = request(&handle).unwrap_err().kind();
@@ -127,8 +125,7 @@ fn c25_of_two_flushes_neither_succeeds_when_one_fails() {
     let handle = open_raw(recorder.clone());
     put(&handle, 4, 4, 7, false).unwrap();
     let hold = recorder.hold(Kind::Sync, None);
-    let fault =
-        Fault { kind: Some(Kind::Sync), call: 0, errno: libc_errno::EIO, forever: false, torn: false };
+    let fault = Fault { kind: Some(Kind::Sync), call: 0, errno: libc::EIO, forever: false, torn: false };
     recorder.inject(Some(fault));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| handle.disk().flush());
@@ -136,7 +133,7 @@ fn c25_of_two_flushes_neither_succeeds_when_one_fails() {
         let second = scope.spawn(|| handle.disk().flush());
         std::thread::sleep(Duration::from_millis(20));
         recorder.release(hold);
-        assert_eq!(first.join().unwrap().unwrap_err().kind(), ErrorKind::Host(libc_errno::EIO));
+        assert_eq!(first.join().unwrap().unwrap_err().kind(), ErrorKind::Host(libc::EIO));
         assert_eq!(second.join().unwrap().unwrap_err().kind(), ErrorKind::Latched);
     });
 }

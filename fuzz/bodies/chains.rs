@@ -1,11 +1,10 @@
 //! What each guest cluster of an intact image depends on, and so which of them a damage has not touched.
 
-use super::layout::{be64, Head};
+use super::layout::l1_tables;
 use super::medium::Contents;
 use std::ops::Range;
+use testkit::oracle::{compressed, Bytes, Head, COMPRESSED, OFFSET};
 
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
 /// Dirty and corrupt say nothing about where things are.
 const STATE_BITS: u64 = 3;
 
@@ -29,36 +28,36 @@ pub struct Chains {
 impl Chains {
     /// Follows the tables of an intact image.
     pub fn follow(c: &Contents) -> Chains {
-        let head = Head::read(c);
+        let head = Head::fields(c);
         let cluster = head.cluster_bytes();
-        let per_table = cluster / head.entry_bytes();
+        let per_table = cluster / head.entry_bytes;
         let mut chains =
             Chains { list: Vec::new(), places: vec![0], l2_tables: Vec::new(), blocks: Vec::new() };
-        for guest in (0..head.virtual_size).step_by(cluster as usize) {
+        for guest in (0..head.size).step_by(cluster as usize) {
             let index = guest / cluster;
             let l1_at = head.l1_offset + index / per_table * 8;
             let mut parts = vec![(l1_at, 8)];
-            let table = be64(c, l1_at) & OFFSET_MASK;
+            let table = c.be64(l1_at) & OFFSET;
             if table != 0 {
-                let at = table + index % per_table * head.entry_bytes();
-                parts.push((at, head.entry_bytes()));
-                parts.extend(host_range(&head, be64(c, at)));
+                let at = table + index % per_table * head.entry_bytes;
+                parts.push((at, head.entry_bytes));
+                parts.extend(host_range(&head, c.be64(at)));
                 if chains.l2_tables.last() != Some(&table) {
                     chains.l2_tables.push(table);
                 }
             }
             chains.places.extend(parts.get(2).map(|p| p.0));
-            let guest = guest..(guest + cluster).min(head.virtual_size);
+            let guest = guest..(guest + cluster).min(head.size);
             chains.list.push(Chain { guest, parts });
         }
-        for index in 0..head.refcount_table_clusters * cluster / 8 {
-            match be64(c, head.refcount_table_offset + index * 8) {
+        for index in 0..head.table_clusters * cluster / 8 {
+            match c.be64(head.table_offset + index * 8) {
                 0 => {}
                 block => chains.blocks.push(block),
             }
         }
-        chains.places.extend([head.l1_offset, head.refcount_table_offset, head.snapshots_offset]);
-        chains.places.extend(head.l1_tables(c).iter().map(|t| t.0));
+        chains.places.extend([head.l1_offset, head.table_offset, head.snapshots_offset]);
+        chains.places.extend(l1_tables(&head, c).iter().map(|t| t.0));
         chains.places.extend(&chains.l2_tables);
         chains.places.extend(&chains.blocks);
         let end = c.length.div_ceil(cluster) * cluster;
@@ -83,20 +82,17 @@ fn host_range(head: &Head, entry: u64) -> Option<(u64, u64)> {
         return None;
     }
     if entry & COMPRESSED != 0 {
-        let shift = 62 - (head.cluster_bits - 8);
-        let host = entry & ((1 << shift) - 1);
-        let sectors = ((entry & (COMPRESSED - 1)) >> shift) + 1;
-        return Some((host, sectors * 512 - host % 512));
+        return Some(compressed(head, entry));
     }
-    Some((entry & OFFSET_MASK, head.cluster_bytes())).filter(|r| r.0 != 0)
+    Some((entry & OFFSET, head.cluster_bytes())).filter(|r| r.0 != 0)
 }
 
 /// The guest bytes that a reader of both headers sees through the same tables; `None`: not the same tables.
 fn same_reading(before: &Contents, after: &Contents) -> Option<u64> {
-    let (a, b) = (Head::read(before), Head::read(after));
+    let (a, b) = (Head::fields(before), Head::fields(after));
     let fields = |h: &Head| (h.version, h.cluster_bits, h.l1_offset, h.incompatible & !STATE_BITS);
     // Magic, backing file, encryption; header length and compression type.
     let same = |at, bytes| before.bytes(at, bytes) == after.bytes(at, bytes);
     let rest = same(0, 20) && same(32, 4) && (a.version < 3 || same(100, 8));
-    (fields(&a) == fields(&b) && rest).then(|| a.virtual_size.min(b.virtual_size))
+    (fields(&a) == fields(&b) && rest).then(|| a.size.min(b.size))
 }

@@ -1,8 +1,8 @@
 //! Breaks a few fields of a valid image.
 
 use super::chains::Chains;
-use super::layout::{be64, Head};
 use super::medium::Contents;
+use testkit::oracle::{Bytes, Head};
 
 pub const DAMAGE_BYTES: usize = 8;
 
@@ -45,7 +45,7 @@ impl Damage {
 
     /// Breaks something in `c`, an image that once had the tables of `chains`.
     pub fn apply(&self, c: &mut Contents, chains: &Chains) {
-        let head = Head::read(c);
+        let head = Head::fields(c);
         // An earlier damage may have made nonsense of it.
         if !(9..=21).contains(&head.cluster_bits) {
             return;
@@ -55,22 +55,22 @@ impl Damage {
         match self.kind % 10 {
             0 => self.edit(c, chains, head.l1_offset, head.l1_size.min(1 << 16), 8),
             1 | 2 => {
-                let per_table = cluster / head.entry_bytes();
+                let per_table = cluster / head.entry_bytes;
                 let tables = chains.l2_tables.len() as u64;
                 if tables > 0 {
                     let table = chains.l2_tables[(index / per_table % tables) as usize];
-                    self.edit(c, chains, table, per_table, head.entry_bytes());
+                    self.edit(c, chains, table, per_table, head.entry_bytes);
                 }
             }
             3 => {
-                let entries = head.refcount_table_clusters.min(64) * cluster / 8;
-                self.edit(c, chains, head.refcount_table_offset, entries, 8);
+                let entries = head.table_clusters.min(64) * cluster / 8;
+                self.edit(c, chains, head.table_offset, entries, 8);
             }
             4 | 5 => self.edit_counts(c, chains, cluster),
             6 => {
                 let (at, bytes) = FIELDS[usize::from(self.index) % FIELDS.len()];
                 let shift = 64 - 8 * bytes;
-                let new = self.change(be64(c, at) >> shift, chains) & (u64::MAX >> shift);
+                let new = self.change(c.be64(at) >> shift, chains) & (u64::MAX >> shift);
                 c.write(at, &new.to_be_bytes()[8 - bytes as usize..]);
             }
             7 => {
@@ -103,8 +103,8 @@ impl Damage {
         }
         let half = if stride == 16 && self.mode & 0x40 != 0 { 8 } else { 0 };
         let at = table + u64::from(self.index) % count * stride + half;
-        let other = be64(c, table + u64::from(self.value) % count * stride + half);
-        let new = if self.mode % 8 == 7 { other } else { self.change(be64(c, at), chains) };
+        let other = c.be64(table + u64::from(self.value) % count * stride + half);
+        let new = if self.mode % 8 == 7 { other } else { self.change(c.be64(at), chains) };
         c.write(at, &new.to_be_bytes());
     }
 

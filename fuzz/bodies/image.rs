@@ -2,10 +2,11 @@
 
 use super::container::{self, Container};
 use super::disk::{last_error, Answer, CheckResult, Disk, Errno};
-use super::layout::{self, Head};
+use super::layout;
 use super::medium::{Contents, Medium};
 use super::script::{Model, Request};
 use qcow2::capi::*;
+use testkit::oracle::Head;
 
 /// Read from each end of a disk, bytes.
 const READ_BYTES: u64 = 256 << 10;
@@ -199,7 +200,7 @@ pub fn use_repaired(contents: &Contents, manner: u8, requests: &[Request]) -> bo
     }
     let closed = disk.close();
     assert!(closed.is_ok(), "a consistent image does not close after {requests:?}: {}", last_error());
-    let head = Head::read(&medium.contents());
+    let head = Head::fields(&*medium.contents());
     let disk = Disk::open::<&str>(&medium, ANY_BACKING, &[]).expect("a consistent image opens again");
     let now = disk.read(0, model.bytes.len()).expect("a consistent image can be read");
     assert!(

@@ -5,11 +5,11 @@ use super::container::{self, take};
 use super::damage::{Damage, DAMAGE_BYTES};
 use super::disk::{create, last_error, Disk};
 use super::image::{first_difference, options, repair_all, use_repaired, Outcome};
-use super::layout::Head;
 use super::medium::{Contents, Medium};
 use super::script::{Request, REQUEST_BYTES};
 use qcow2::capi::*;
 use std::ops::Range;
+use testkit::oracle::Head;
 
 /// Largest disk, bytes.
 const MAX_DISK_BYTES: u64 = 1 << 20;
@@ -97,7 +97,7 @@ pub fn run(input: &[u8]) -> Outcome {
     damages.iter().for_each(|damage| damage.apply(&mut damaged, &chains));
     let untouched = chains.untouched(&image, &damaged);
     let before = read_all(&image).expect("a valid image can be read");
-    if Head::read(&image).has_raw_data_file() {
+    if Head::fields(&image).has_raw_data_file() {
         let alone = image.clone().data_file().bytes(0, before.len());
         assert!(alone == before, "the raw data file differs at {:?}", first_difference(&alone, &before));
     }

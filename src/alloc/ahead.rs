@@ -15,6 +15,7 @@ use super::reserved::Run;
 use super::Shared;
 use crate::error::Result;
 use crate::format::geometry::SECTOR_BYTES;
+use crate::format::HostCluster;
 use crate::meta::Release;
 
 /// Most host bytes that a crash may leak.
@@ -51,7 +52,7 @@ impl Ledger {
         }
         let count = end - first;
         if let Err((done, e)) = self.table.change_run(shared, first, count, &mut |_, _| Ok(1)) {
-            self.lower(shared, Release::new(first, done, false), false)?;
+            self.lower(shared, Release::new(HostCluster(first), done, false), false)?;
             return Err(e);
         }
         // The sync that is about to be numbered covers them.
@@ -83,6 +84,6 @@ impl Ledger {
         if count == 0 {
             return Ok(());
         }
-        self.lower(shared, Release::new(first, count, false), false).map(drop)
+        self.lower(shared, Release::new(HostCluster(first), count, false), false).map(drop)
     }
 }

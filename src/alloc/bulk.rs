@@ -3,6 +3,7 @@
 
 use super::{Allocator, Shared};
 use crate::error::{Error, Result};
+use crate::format::HostCluster;
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 
@@ -10,13 +11,14 @@ use crate::meta::Release;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClusterRun {
     /// First cluster.
-    pub first: u64,
+    pub first: HostCluster,
     /// Clusters in the run.
     pub count: u64,
 }
 
 /// Why a tree goes, which says whether its clusters are given back to the host.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::enum_variant_names)] // "freed by a snapshot"
 pub enum Freed {
     /// A snapshot was applied or deleted.
     BySnapshot,
@@ -58,7 +60,7 @@ impl Allocator {
 
     /// Least and largest count of a run.
     pub fn count_bounds(&self, run: ClusterRun) -> Result<(u64, u64)> {
-        self.lock().table.bounds(&self.shared, run.first, run.count)
+        self.lock().table.bounds(&self.shared, run.first.0, run.count)
     }
 
     /// Lowers the counts of all runs by one, L2 tables and guest data; nothing on the medium refers to them any
@@ -99,7 +101,7 @@ impl super::Ledger {
         times: u64,
     ) -> std::result::Result<(), (u64, Error)> {
         let max = self.geometry().refcount_max();
-        self.table.shift_run(shared, run.first, run.count, &mut |clusters, least, most| match least {
+        self.table.shift_run(shared, run.first.0, run.count, &mut |clusters, least, most| match least {
             1.. if max - most >= times => Ok(Some(0i64.wrapping_add_unsigned(times))),
             _ if least != most => Ok(None),
             0 => {

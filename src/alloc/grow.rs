@@ -6,7 +6,7 @@ use super::ledger::{refuse_header, Ledger};
 use super::plan::Row;
 use super::Shared;
 use crate::error::{room, zeroed, Result};
-use crate::format::{refcount, table_bytes};
+use crate::format::{refcount, table_bytes, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
@@ -69,7 +69,11 @@ impl Ledger {
 
     fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {
         let geometry = self.geometry();
-        shared.guard.check(Owner::NOBODY, geometry.cluster_offset(first), count << geometry.cluster_bits)?;
+        shared.guard.check(
+            Owner::NOBODY,
+            geometry.cluster_offset(HostCluster(first)),
+            count << geometry.cluster_bits,
+        )?;
         refuse_header(shared, first)?;
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
         self.note_used(first, count);
@@ -129,7 +133,7 @@ impl Ledger {
         }
         // The header is durable: nothing refers to the old table any more.
         let (first, count) = (geometry.cluster_index(old.0), geometry.clusters_ceil(old.1));
-        let freed = Release::of(Owner::REFCOUNT_TABLE, first, count);
+        let freed = Release::of(Owner::REFCOUNT_TABLE, HostCluster(first), count);
         self.lower(shared, freed, false).map(drop)
     }
 }

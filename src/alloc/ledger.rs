@@ -6,7 +6,7 @@ use super::table::RefcountTable;
 use super::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_HOST_OFFSET;
-use crate::format::Geometry;
+use crate::format::{Geometry, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
@@ -176,7 +176,7 @@ impl Ledger {
     pub(super) fn raise(&mut self, shared: &Shared, first: u64, count: u64, lazy: bool) -> Result<Run> {
         let (fresh, _) = self.make_ready(shared, first, count)?;
         if let Err((done, e)) = self.table.change_run(shared, first, count, &mut |_, _| Ok(1)) {
-            let _ = self.lower(shared, Release::new(first, done, false), false);
+            let _ = self.lower(shared, Release::new(HostCluster(first), done, false), false);
             return Err(e);
         }
         self.ahead.raised = true;
@@ -191,7 +191,11 @@ impl Ledger {
     /// when the file's length is durable.
     pub(super) fn make_ready(&mut self, shared: &Shared, first: u64, count: u64) -> Result<(bool, Ticket)> {
         let geometry = self.geometry();
-        shared.guard.check(Owner::NOBODY, geometry.cluster_offset(first), count << geometry.cluster_bits)?;
+        shared.guard.check(
+            Owner::NOBODY,
+            geometry.cluster_offset(HostCluster(first)),
+            count << geometry.cluster_bits,
+        )?;
         refuse_header(shared, first)?;
         self.extend_file(shared, geometry.cluster_offset(first + count))?;
         let inside = geometry.cluster_offset(first + count) <= self.length;
@@ -236,7 +240,7 @@ impl Ledger {
         discard: bool,
     ) -> Result<bool> {
         let (mut freed, mut single) = (Vec::new(), false);
-        let (first, count) = (release.first_cluster, release.cluster_count);
+        let (first, count) = (release.first_cluster.0, release.cluster_count);
         let done =
             self.table.shift_run(shared, first, count, &mut |clusters, least, most| match (least, most) {
                 // Already free: the image is damaged, and there is nothing to give back.

@@ -30,6 +30,7 @@ pub use ledger::Ledger;
 pub use reserved::{Filled, Reserved};
 
 use crate::error::Result;
+use crate::format::HostCluster;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::planted::{planted, Plant};
 use crate::storage::gate::Readers;
@@ -247,7 +248,8 @@ impl Allocator {
     fn give_back(&self, first_cluster: u64, cluster_count: u64) {
         let mut ledger = self.lock();
         // Nothing ever pointed to them, so the count may fall at once. A failure leaves a leak.
-        let _ = ledger.lower(&self.shared, Release::new(first_cluster, cluster_count, false), false);
+        let _ =
+            ledger.lower(&self.shared, Release::new(HostCluster(first_cluster), cluster_count, false), false);
     }
 
     /// Looks one count up.

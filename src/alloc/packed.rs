@@ -5,12 +5,13 @@ use super::reserved::Run;
 use super::{Allocator, Ledger, Reserved, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_HOST_OFFSET;
+use crate::format::{HostCluster, HostOffset};
 use crate::meta::Release;
 
 impl Allocator {
     /// Room for a stream of `bytes` bytes, fewer than a cluster's, and its host offset. Dropping the result gives
     /// the counts back; the bytes between two streams are lost then.
-    pub fn reserve_packed(&self, bytes: u64) -> Result<(Reserved<'_>, u64)> {
+    pub fn reserve_packed(&self, bytes: u64) -> Result<(Reserved<'_>, HostOffset)> {
         self.shared.medium.latch().check()?;
         if self.is_lazy() {
             self.shared.header.mark_dirty()?;
@@ -19,7 +20,7 @@ impl Allocator {
         self.shared.header.decide()?;
         self.settle(&mut ledger)?;
         let (run, host_offset) = ledger.take_packed(&self.shared, bytes, self.is_lazy())?;
-        Ok((Reserved::new(self, run), host_offset))
+        Ok((Reserved::new(self, run), HostOffset(host_offset)))
     }
 }
 
@@ -92,7 +93,7 @@ impl Ledger {
         }
         if let Err((_, e)) = self.table.change_run(shared, cluster, 1, &mut |_, old| Ok(old + 1)) {
             if spills {
-                let _ = self.lower(shared, Release::new(next, 1, false), false);
+                let _ = self.lower(shared, Release::new(HostCluster(next), 1, false), false);
             }
             return Err(e);
         }

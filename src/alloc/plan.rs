@@ -22,7 +22,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_REFCOUNT_TABLE_BYTES;
-use crate::format::Geometry;
+use crate::format::{index_in_memory, Geometry};
 use std::collections::BTreeSet;
 
 /// Most blocks that a table within its limit can name.
@@ -178,7 +178,7 @@ impl Plan {
     }
 
     fn has(&self, index: u64) -> bool {
-        self.blocks.get(index as usize).is_some_and(|cluster| *cluster != 0)
+        self.blocks.get(index_in_memory(index)).is_some_and(|cluster| *cluster != 0)
     }
 
     fn put(&mut self, index: u64, cluster: u64) -> Result<()> {

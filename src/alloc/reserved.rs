@@ -1,6 +1,7 @@
 //! Clusters that have their counts and nobody who points to them yet: reserved, then filled.
 
 use super::Allocator;
+use crate::format::HostCluster;
 use crate::planted::{planted, Plant};
 use crate::storage::medium::{Ticket, Written};
 
@@ -28,8 +29,8 @@ impl<'a> Reserved<'a> {
     }
 
     /// First cluster of the run.
-    pub fn first_cluster(&self) -> u64 {
-        self.run.first
+    pub fn first_cluster(&self) -> HostCluster {
+        HostCluster(self.run.first)
     }
 
     /// Clusters in the run.
@@ -100,16 +101,6 @@ pub struct Filled<'a> {
 }
 
 impl Filled<'_> {
-    /// First cluster of the run.
-    pub fn first_cluster(&self) -> u64 {
-        self.reserved.run.first
-    }
-
-    /// Clusters in the run.
-    pub fn cluster_count(&self) -> u64 {
-        self.reserved.run.count
-    }
-
     /// When counts (eager images), contents and the file's length are durable (R1, R2).
     pub fn ticket(&self) -> Ticket {
         self.after

@@ -4,7 +4,7 @@ use super::Shared;
 use crate::error::{room, zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
-use crate::format::{be64s, refcount, table_bytes, Geometry};
+use crate::format::{be64s, index_in_memory, refcount, table_bytes, Geometry};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +76,7 @@ impl RefcountTable {
     #[inline]
     pub(super) fn block_offset(&self, shared: &Shared, cluster_index: u64) -> Result<Option<u64>> {
         let index = self.geometry.refcount_table_index(cluster_index);
-        let Some(entry) = self.entries.get(index as usize) else { return Ok(None) };
+        let Some(entry) = self.entries.get(index_in_memory(index)) else { return Ok(None) };
         let offset = entry & !REFCOUNT_TABLE_RESERVED;
         if offset == 0 {
             return Ok(None);
@@ -343,7 +343,7 @@ impl RefcountTable {
 
     /// Whether the table has an entry for block `table_index`, which is free.
     pub(super) fn is_unused(&self, table_index: u64) -> bool {
-        self.entries.get(table_index as usize) == Some(&0)
+        self.entries.get(index_in_memory(table_index)) == Some(&0)
     }
 
     /// Writes the table entries of `count` blocks that are durable, one after the other from `block_offset` on. After a

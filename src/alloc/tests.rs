@@ -1,7 +1,7 @@
 //! When counts fall, on an image of four clusters: header, refcount table, its one block, and one to let go of.
 
 use super::*;
-use crate::format::Header;
+use crate::format::{Header, HostCluster};
 use crate::storage::gate::Gate;
 use crate::storage::memory::Memory;
 
@@ -37,7 +37,7 @@ fn allocator() -> (Allocator, Arc<Gate<()>>) {
 /// Lets go of the data cluster, as a page does whose pointer to it is no more.
 fn let_go(allocator: &Allocator) {
     let epoch = allocator.shared.readers.retire();
-    let release = Release { epoch, ..Release::new(DATA_CLUSTER, 1, false) };
+    let release = Release { epoch, ..Release::new(HostCluster(DATA_CLUSTER), 1, false) };
     allocator.settle_after(Ticket::PAST, vec![release]);
 }
 

@@ -14,7 +14,7 @@ use super::plan::{Plan, Room};
 use super::{Allocator, Shared};
 use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
-use crate::format::{refcount, table_bytes, Geometry};
+use crate::format::{refcount, table_bytes, Geometry, HostCluster, HostOffset};
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
 use std::ops::Range;
@@ -68,7 +68,7 @@ impl Room for WidthChange<'_> {
 
     fn take(&mut self, first: u64, count: u64) -> Result<()> {
         let (offset, bytes) = (self.geometry.cluster_offset(first), count << self.geometry.cluster_bits);
-        self.shared.guard.check(Owner::NOBODY, offset, bytes)?;
+        self.shared.guard.check(Owner::NOBODY, HostOffset(offset), bytes)?;
         refuse_header(self.shared, first)?;
         let no_memory = |_| Error::new(ErrorKind::NoMemory, "clusters of new refcount structures: no memory");
         self.new.try_reserve(count as usize).map_err(no_memory)?;
@@ -91,14 +91,18 @@ impl<'a> WidthChange<'a> {
         for entry in &ledger.table.entries {
             let block = entry & !REFCOUNT_TABLE_RESERVED;
             if block != 0 {
-                shared.guard.check_release(Owner::REFCOUNT_BLOCK, old.cluster_index(block), 1)?;
+                shared.guard.check_release(
+                    Owner::REFCOUNT_BLOCK,
+                    HostCluster(old.cluster_index(block)),
+                    1,
+                )?;
                 clusters.push(old.cluster_index(block));
             }
         }
         clusters.sort_unstable();
         let table = old.cluster_index(ledger.table.offset);
         let table_end = table + old.clusters_ceil(ledger.table.entries.len() as u64 * 8);
-        shared.guard.check_release(Owner::REFCOUNT_TABLE, table, table_end - table)?;
+        shared.guard.check_release(Owner::REFCOUNT_TABLE, HostCluster(table), table_end - table)?;
         let geometry = Geometry { refcount_order: order, ..old };
         let old_table = table..table_end;
         Ok(WidthChange { ledger, shared, geometry, old_blocks: clusters, old_table, new: Vec::new() })

@@ -158,6 +158,7 @@ impl Bitmap {
     }
 
     /// Appends the entry with padding.
+    #[cfg(test)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.table_offset.to_be_bytes());
         out.extend(self.table_entries.to_be_bytes());

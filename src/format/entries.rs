@@ -2,6 +2,7 @@
 
 use super::geometry::MAX_HOST_OFFSET;
 use super::{be64, put_be64, Geometry};
+use super::{HostCluster, HostOffset};
 
 /// Bit 63: the refcount of the target is exactly one.
 pub const COPIED: u64 = 1 << 63;
@@ -71,7 +72,7 @@ pub enum L2Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
     /// Host offset of the cluster, when one is assigned.
-    pub host: Option<u64>,
+    pub host: Option<HostOffset>,
     /// The host cluster's refcount is one: it may be written in place.
     pub copied: bool,
     /// Subclusters whose data is in the host cluster.
@@ -85,32 +86,33 @@ pub struct Mapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompressedSpan {
     /// Host offset of the first byte, any alignment.
-    pub host_offset: u64,
+    pub host_offset: HostOffset,
     /// Length in bytes to the end of the last sector.
     pub bytes: u64,
 }
 
 impl CompressedSpan {
     /// First and one past the last host cluster that the span touches.
-    pub fn clusters(&self, geometry: &Geometry) -> (u64, u64) {
-        let last = self.host_offset + self.bytes - 1;
+    pub fn clusters(&self, geometry: &Geometry) -> (HostCluster, HostCluster) {
+        let last = HostOffset(self.host_offset.0 + self.bytes - 1);
         (geometry.cluster_index(self.host_offset), geometry.cluster_index(last) + 1)
     }
 }
 
 impl CompressedSpan {
     /// The span of a stream of `stream_bytes` bytes at `host_offset`, to the end of its last sector.
-    pub fn of_stream(host_offset: u64, stream_bytes: u64) -> CompressedSpan {
-        let end = (host_offset + stream_bytes).div_ceil(512) * 512;
-        CompressedSpan { host_offset, bytes: end - host_offset }
+    pub fn of_stream(host_offset: HostOffset, stream_bytes: u64) -> CompressedSpan {
+        let end = (host_offset.0 + stream_bytes).div_ceil(512) * 512;
+        CompressedSpan { host_offset, bytes: end - host_offset.0 }
     }
 
     fn encode(&self, geometry: &Geometry) -> RawL2 {
         let shift = geometry.compressed_shift();
-        let sectors = (self.host_offset + self.bytes).div_ceil(512) - self.host_offset / 512;
+        let start = self.host_offset.0;
+        let sectors = (start + self.bytes).div_ceil(512) - start / 512;
         debug_assert!(sectors >= 1 && sectors - 1 < 1 << (geometry.cluster_bits - 8));
-        debug_assert!(self.host_offset >> shift == 0);
-        RawL2 { descriptor: COMPRESSED | (sectors - 1) << shift | self.host_offset, bitmap: 0 }
+        debug_assert!(start >> shift == 0);
+        RawL2 { descriptor: COMPRESSED | (sectors - 1) << shift | start, bitmap: 0 }
     }
 }
 
@@ -163,7 +165,7 @@ impl RawL2 {
         }
         let copied = self.descriptor & COPIED != 0;
         let assigned = self.is_assigned(geometry);
-        let host = assigned.then_some(offset);
+        let host = assigned.then_some(HostOffset(offset));
         let (alloc, zero) = if geometry.extended_l2 {
             let (alloc, zero) = (self.bitmap as u32, (self.bitmap >> 32) as u32);
             if alloc & zero != 0 {
@@ -190,7 +192,7 @@ impl RawL2 {
             return Err("compressed cluster in an image with an external data file");
         }
         let span = self.compressed_span(geometry);
-        if span.host_offset >= MAX_HOST_OFFSET {
+        if span.host_offset.0 >= MAX_HOST_OFFSET {
             return Err("compressed data starts at or past 2^56");
         }
         Ok(L2Entry::Compressed(span))
@@ -202,7 +204,7 @@ impl RawL2 {
         let host_offset = self.descriptor & ((1 << shift) - 1);
         let sector_mask = (1u64 << (geometry.cluster_bits - 8)) - 1;
         let sectors = ((self.descriptor >> shift) & sector_mask) + 1;
-        CompressedSpan { host_offset, bytes: sectors * 512 - (host_offset & 511) }
+        CompressedSpan { host_offset: HostOffset(host_offset), bytes: sectors * 512 - (host_offset & 511) }
     }
 }
 
@@ -212,7 +214,7 @@ impl Mapping {
         debug_assert_eq!(self.alloc & self.zero, 0);
         debug_assert!(self.alloc == 0 || self.host.is_some());
         let copied = if self.copied && self.host.is_some() { COPIED } else { 0 };
-        let descriptor = self.host.unwrap_or(0) | copied;
+        let descriptor = self.host.unwrap_or_default().0 | copied;
         if geometry.extended_l2 {
             let bitmap = u64::from(self.zero) << 32 | u64::from(self.alloc);
             return RawL2 { descriptor, bitmap };
@@ -269,8 +271,8 @@ mod tests {
             let cases = [
                 Mapping::default(),
                 Mapping { zero: all, ..Mapping::default() },
-                Mapping { host: Some(0x50000), copied: true, alloc: all, zero: 0 },
-                Mapping { host: Some(0x50000), copied: false, alloc: 0, zero: all },
+                Mapping { host: Some(HostOffset(0x50000)), copied: true, alloc: all, zero: 0 },
+                Mapping { host: Some(HostOffset(0x50000)), copied: false, alloc: 0, zero: all },
             ];
             for mapping in cases {
                 assert_eq!(mapping.encode(&g).decode(&g), Ok(L2Entry::Plain(mapping)));
@@ -286,7 +288,10 @@ mod tests {
             let max_sectors = (1u64 << (cluster_bits - 8)) - 1;
             for host_offset in [1u64, 511, 512, 70001] {
                 let descriptor = COMPRESSED | max_sectors << shift | host_offset;
-                let span = CompressedSpan { host_offset, bytes: (max_sectors + 1) * 512 - host_offset % 512 };
+                let span = CompressedSpan {
+                    host_offset: HostOffset(host_offset),
+                    bytes: (max_sectors + 1) * 512 - host_offset % 512,
+                };
                 assert_eq!(RawL2 { descriptor, bitmap: 0 }.decode(&g), Ok(L2Entry::Compressed(span)));
                 assert_eq!(L2Entry::Compressed(span).encode(&g), RawL2 { descriptor, bitmap: 0 });
                 let e = Geometry { extended_l2: cluster_bits >= 14, ..g };

@@ -1,5 +1,6 @@
 //! All index, size and rounding arithmetic of an image.
 
+use super::offset::{Cluster, GuestCluster, GuestOffset, Offset};
 use crate::error::{Error, ErrorKind, Result};
 use std::ops::Range;
 
@@ -43,28 +44,36 @@ impl Geometry {
     }
 
     /// Offset of `offset` inside its cluster.
-    pub fn in_cluster(&self, offset: u64) -> u64 {
-        offset & (self.cluster_bytes() - 1)
+    #[inline(always)]
+    pub fn in_cluster(&self, offset: impl Offset) -> u64 {
+        offset.bytes() & (self.cluster_bytes() - 1)
     }
 
     /// `offset` rounded down to a cluster boundary.
-    pub fn cluster_floor(&self, offset: u64) -> u64 {
-        offset & !(self.cluster_bytes() - 1)
+    pub fn cluster_floor<O: Offset>(&self, offset: O) -> O {
+        O::at(offset.bytes() & !(self.cluster_bytes() - 1))
     }
 
     /// `offset` rounded up to a cluster boundary; `None` past 2^64.
-    pub fn cluster_ceil(&self, offset: u64) -> Option<u64> {
-        Some(self.cluster_floor(offset.checked_add(self.cluster_bytes() - 1)?))
+    pub fn cluster_ceil<O: Offset>(&self, offset: O) -> Option<O> {
+        Some(self.cluster_floor(O::at(offset.bytes().checked_add(self.cluster_bytes() - 1)?)))
     }
 
     /// Index of the cluster that holds `offset`.
-    pub fn cluster_index(&self, offset: u64) -> u64 {
-        offset >> self.cluster_bits
+    #[inline(always)]
+    pub fn cluster_index<O: Offset>(&self, offset: O) -> O::Cluster {
+        Cluster::number(offset.bytes() >> self.cluster_bits)
     }
 
-    /// Offset of the first byte of cluster `cluster_index`.
-    pub fn cluster_offset(&self, cluster_index: u64) -> u64 {
-        cluster_index << self.cluster_bits
+    /// Offset of the first byte of `cluster`.
+    #[inline(always)]
+    pub fn cluster_offset<C: Cluster>(&self, cluster: C) -> C::Offset {
+        Offset::at(cluster.index() << self.cluster_bits)
+    }
+
+    /// The first cluster that begins at or after `offset`.
+    pub fn cluster_after<O: Offset>(&self, offset: O) -> O::Cluster {
+        Cluster::number(self.clusters_ceil(offset.bytes()))
     }
 
     /// Clusters that `bytes` need, rounded up.
@@ -102,13 +111,18 @@ impl Geometry {
     }
 
     /// L1 index of a guest offset.
-    pub fn l1_index(&self, guest_offset: u64) -> u64 {
-        guest_offset >> self.l1_shift()
+    pub fn l1_index(&self, guest_offset: GuestOffset) -> u64 {
+        guest_offset.0 >> self.l1_shift()
     }
 
     /// Index inside its L2 table of a guest offset.
     pub fn l2_index(&self, guest_offset: u64) -> u64 {
         (guest_offset >> self.cluster_bits) & (self.l2_entry_count() - 1)
+    }
+
+    /// The first guest cluster that the L2 table after that of `cluster` maps.
+    pub fn table_end(&self, cluster: GuestCluster) -> GuestCluster {
+        GuestCluster((cluster.0 / self.l2_entry_count() + 1) * self.l2_entry_count())
     }
 
     /// L1 entries that a disk of `virtual_size` bytes needs, rounded up.
@@ -258,7 +272,7 @@ mod tests {
                 assert_eq!(g.cluster_index(offset), offset / c);
                 assert_eq!(g.in_cluster(offset), offset % c);
                 assert_eq!(g.clusters_ceil(offset), offset.div_ceil(c));
-                assert_eq!(g.l1_index(offset), offset / (c * g.l2_entry_count()));
+                assert_eq!(g.l1_index(GuestOffset(offset)), offset / (c * g.l2_entry_count()));
                 assert_eq!(g.l2_index(offset), offset / c % g.l2_entry_count());
                 assert_eq!(g.l1_entries_for(offset), offset.div_ceil(c * g.l2_entry_count()));
                 let per_block = c * 8 / u64::from(g.refcount_bits());

@@ -9,15 +9,24 @@ pub mod extensions;
 pub mod features;
 pub mod geometry;
 pub mod header;
+mod offset;
 pub mod refcount;
 pub mod snapshot;
 pub mod structure;
 
 pub use geometry::Geometry;
 pub use header::Header;
+pub use offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 pub use structure::Structure;
 
 use crate::error::{room, Result};
+
+/// A number from an image as an index into memory. One that this machine's memory cannot have is past every end, not
+/// another one.
+#[inline(always)]
+pub(crate) fn index_in_memory(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
 
 /// Big-endian 16-bit value at `at`; the caller has checked the length.
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {

@@ -19,7 +19,7 @@
 
 use super::payload::Payload;
 use super::{Core, Disk, Image};
-use crate::format::Geometry;
+use crate::format::{Geometry, GuestOffset, HostOffset};
 use crate::map::Look;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -78,38 +78,38 @@ impl Chain {
     }
 
     /// Where the data of a range is that is inside one cluster of the image above, which has a hole there.
-    pub(super) fn find(&self, offset: u64, bytes: u64) -> Option<(&Payload, u64)> {
-        let cluster = offset >> self.cluster_bits;
+    pub(super) fn find(&self, offset: GuestOffset, bytes: u64) -> Option<(&Payload, HostOffset)> {
+        let cluster = offset.0 >> self.cluster_bits;
         if let Some(words) = self.words.get() {
             let word = words[self.word_index(cluster)].load(Ordering::Relaxed);
             if word >> TAG_SHIFT == self.tag(cluster) {
                 let layer = (word >> LAYER_SHIFT) as u8 as usize;
                 if self.layers[..=layer].iter().all(Layer::is_unchanged) {
-                    let in_cluster = offset & ((1 << self.cluster_bits) - 1);
+                    let in_cluster = offset.0 & ((1 << self.cluster_bits) - 1);
                     let host = (word & HOST_MASK) << self.cluster_bits;
-                    return Some((&self.layers[layer].core.payload, host + in_cluster));
+                    return Some((&self.layers[layer].core.payload, HostOffset(host + in_cluster)));
                 }
             }
         }
         self.walk(offset, bytes)
     }
 
-    fn walk(&self, offset: u64, bytes: u64) -> Option<(&Payload, u64)> {
+    fn walk(&self, offset: GuestOffset, bytes: u64) -> Option<(&Payload, HostOffset)> {
         let cluster_bytes = 1 << self.cluster_bits;
-        let in_cluster = offset & (cluster_bytes - 1);
+        let in_cluster = offset.0 & (cluster_bytes - 1);
         // Every layer so far says the same of all of the cluster.
         let mut whole = true;
         for (index, layer) in self.layers.iter().enumerate() {
             let core = &layer.core;
-            if !layer.is_unchanged() || offset + bytes > core.virtual_size {
+            if !layer.is_unchanged() || offset.0 + bytes > core.virtual_size {
                 return None;
             }
             whole &= core.geometry.cluster_bits >= self.cluster_bits
-                && offset - in_cluster + cluster_bytes <= core.virtual_size;
+                && offset.0 - in_cluster + cluster_bytes <= core.virtual_size;
             match core.io.as_ref()?.map.look(offset, bytes) {
                 Look::Data(host, _) => {
                     if whole && index > 0 {
-                        self.keep(offset >> self.cluster_bits, index, host);
+                        self.keep(offset.0 >> self.cluster_bits, index, host);
                     }
                     return Some((&core.payload, host));
                 }
@@ -121,8 +121,8 @@ impl Chain {
     }
 
     /// Remembers that the layer has the cluster, around this host offset.
-    fn keep(&self, cluster: u64, layer: usize, host: u64) {
-        let (tag, host) = (self.tag(cluster), host >> self.cluster_bits);
+    fn keep(&self, cluster: u64, layer: usize, host: HostOffset) {
+        let (tag, host) = (self.tag(cluster), host.0 >> self.cluster_bits);
         if tag >> (u64::BITS - TAG_SHIFT) != 0 || layer > usize::from(u8::MAX) || host > HOST_MASK {
             return;
         }

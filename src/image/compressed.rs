@@ -9,6 +9,7 @@ use super::{check_range, total, Core, PackedClusters};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
+use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, NewEntry};
 use crate::storage::helper;
 use std::borrow::Cow;
@@ -20,7 +21,7 @@ const CLUSTERS_PER_THREAD: usize = 8;
 
 impl Core {
     /// Writes `buffers` at `offset`, compressed. The range is whole clusters; the disk's last one may be shorter.
-    pub(crate) fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+    pub(crate) fn write_compressed(&self, offset: GuestOffset, buffers: &[IoSlice<'_>]) -> Result<()> {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
@@ -55,11 +56,11 @@ impl Core {
     }
 
     /// Fails unless the range is whole clusters of the disk.
-    pub(crate) fn check_clusters(&self, offset: u64, bytes: u64) -> Result<()> {
+    pub(crate) fn check_clusters(&self, offset: GuestOffset, bytes: u64) -> Result<()> {
         self.refuse_data_file("compressed clusters")?;
-        check_range(self.virtual_size, offset, bytes)?;
+        check_range(self.virtual_size, offset.0, bytes)?;
         let (geometry, end) = (&self.geometry, offset + bytes);
-        if geometry.in_cluster(offset) != 0 || (geometry.in_cluster(end) != 0 && end != self.virtual_size) {
+        if geometry.in_cluster(offset) != 0 || (geometry.in_cluster(end) != 0 && end != self.disk_end()) {
             return Err(Error::invalid(format!(
                 "a compressed write is whole clusters of {} bytes: {bytes} bytes at {offset} are not",
                 geometry.cluster_bytes()
@@ -113,7 +114,12 @@ impl Core {
     }
 
     /// Writes what `pack` has made of `data`, guest bytes from `offset` on.
-    pub(super) fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
+    pub(super) fn write_packed(
+        &self,
+        packed: &PackedClusters,
+        offset: GuestOffset,
+        data: &[u8],
+    ) -> Result<()> {
         self.check_clusters(offset, data.len() as u64)?;
         let geometry = &self.geometry;
         debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
@@ -123,11 +129,11 @@ impl Core {
         while index < packed.ends.len() {
             let cluster = first + index as u64;
             // One claim, one table, streams that are written together.
-            let in_table = geometry.l2_entry_count() - cluster % geometry.l2_entry_count();
+            let in_table = geometry.table_end(cluster) - cluster;
             let limit = packed.ends.len().min(index + (in_table as usize).min(CLUSTERS_PER_THREAD));
             let end = packed.run_end(index, limit);
             let claim = io.map.claim(cluster, first + end as u64);
-            for cluster in cluster..first + end as u64 {
+            for cluster in cluster.to(first + end as u64) {
                 let old = io.map.entry(&claim, cluster)?;
                 if !matches!(old, L2Entry::Plain(m) if m.host.is_none()) {
                     let rule = "is allocated, and a compressed write does not overwrite";
@@ -153,17 +159,17 @@ impl Core {
         io: &Io,
         alloc: &Allocator,
         claim: &Claim<'_>,
-        first: u64,
+        first: GuestCluster,
         packed: &PackedClusters,
         indices: Range<usize>,
     ) -> Result<()> {
         io.map.own_table(claim, first + indices.start as u64)?;
-        let mut places: Vec<(Reserved<'_>, u64)> = Vec::with_capacity(indices.len());
+        let mut places: Vec<(Reserved<'_>, HostOffset)> = Vec::with_capacity(indices.len());
         let mut start = indices.start;
         for index in indices.clone() {
             let place = alloc.reserve_packed(packed.stream(index).len() as u64)?;
             let before = packed.stream(index).start - packed.stream(start).start;
-            if places.first().is_some_and(|(_, host)| host + before as u64 != place.1) {
+            if places.first().is_some_and(|(_, host)| *host + before as u64 != place.1) {
                 let together = std::mem::take(&mut places);
                 self.link_streams(io, claim, first, packed, start..index, together)?;
                 start = index;
@@ -178,10 +184,10 @@ impl Core {
         &self,
         io: &Io,
         claim: &Claim<'_>,
-        first: u64,
+        first: GuestCluster,
         packed: &PackedClusters,
         indices: Range<usize>,
-        places: Vec<(Reserved<'_>, u64)>,
+        places: Vec<(Reserved<'_>, HostOffset)>,
     ) -> Result<()> {
         let bytes = &packed.streams[packed.stream(indices.start).start..packed.stream(indices.end - 1).end];
         let host_start = places[0].1;

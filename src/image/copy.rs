@@ -8,22 +8,28 @@ use super::{check_range, Core, UseHost};
 use crate::alloc::Reserved;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
+use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, NewEntry, Source};
 use crate::storage::Storage;
 use std::ops::Range;
 
 impl Core {
-    pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
-        check_range(self.virtual_size, offset, length)?;
+    pub(super) fn with_host_bytes(
+        &self,
+        offset: GuestOffset,
+        length: u64,
+        use_host: UseHost<'_>,
+    ) -> Result<u64> {
+        check_range(self.virtual_size, offset.0, length)?;
         let extent = self.io()?.map.resolve(offset, length)?;
         match (extent.source, extent.host, self.backing()) {
             (Source::Data, Some(host), _) => match self.payload.in_file(Place { guest: offset, host }) {
-                Some((storage, at)) => use_host(storage, at, extent.length),
+                Some((storage, at)) => use_host(storage, at.0, extent.length),
                 None => Ok(0),
             },
-            (Source::Hole, _, Some(backing)) if offset < backing.length() => {
-                let inside = extent.length.min(backing.length() - offset);
-                backing.with_host_bytes(offset, inside, use_host)
+            (Source::Hole, _, Some(backing)) if offset.0 < backing.length() => {
+                let inside = extent.length.min(backing.length() - offset.0);
+                backing.with_host_bytes(offset.0, inside, use_host)
             }
             _ => Ok(0),
         }
@@ -31,12 +37,12 @@ impl Core {
 
     pub(super) fn write_from(
         &self,
-        offset: u64,
+        offset: GuestOffset,
         length: u64,
         source: &dyn Storage,
         source_offset: u64,
     ) -> Result<u64> {
-        check_range(self.virtual_size, offset, length)?;
+        check_range(self.virtual_size, offset.0, length)?;
         let (io, alloc) = self.begin_write()?;
         let geometry = &self.geometry;
         if geometry.in_cluster(offset) != 0 || !self.payload.zeroes_are_zero() {
@@ -45,7 +51,7 @@ impl Core {
         let (mut cluster, end) = (geometry.cluster_index(offset), geometry.cluster_index(offset + length));
         while cluster < end {
             self.relieve(io, alloc)?;
-            let in_table = geometry.l2_entry_count() - cluster % geometry.l2_entry_count();
+            let in_table = geometry.table_end(cluster) - cluster;
             let claim = io.map.claim(cluster, end.min(cluster + in_table));
             let mut count = 0;
             while cluster + count < end && count < in_table {
@@ -71,7 +77,7 @@ impl Core {
     fn copy_run(
         &self,
         claim: &Claim<'_>,
-        clusters: Range<u64>,
+        clusters: Range<GuestCluster>,
         reserved: Option<Reserved<'_>>,
         source: &dyn Storage,
         source_offset: u64,
@@ -81,13 +87,14 @@ impl Core {
         let start = geometry.cluster_offset(clusters.start);
         let bytes = (clusters.end - clusters.start) << geometry.cluster_bits;
         // Past the end of the disk, the last cluster's bytes are nobody's.
-        let was_zero = self.reads_zero(start, bytes.min(self.virtual_size - start))?;
-        let host_start = reserved.as_ref().map_or(start, |r| geometry.cluster_offset(r.first_cluster()));
+        let was_zero = self.reads_zero(start, bytes.min(self.disk_end() - start))?;
+        let host_start =
+            reserved.as_ref().map_or(HostOffset(start.0), |r| geometry.cluster_offset(r.first_cluster()));
         let place = Place { guest: start, host: host_start };
         let written = self.payload.copy_from(place, source, source_offset, bytes)?;
         let (first, count) = (clusters.start, clusters.end - clusters.start);
         let mut entry_of = |index: u64| {
-            let host = Some(host_start + geometry.cluster_offset(index));
+            let host = Some(host_start + (index << geometry.cluster_bits));
             let mapping = Mapping { host, copied: true, alloc: geometry.all_subclusters(), zero: 0 };
             let old = map.entry(claim, first + index)?;
             Ok(NewEntry { new: mapping.into(), dropped: self.dropped_by(&old, false) })

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::snapshot::Snapshot;
-use crate::format::{Geometry, Header, Structure};
+use crate::format::{index_in_memory, Geometry, GuestOffset, Header, Structure};
 use crate::map::Map;
 use crate::meta::guard::Owner;
 use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_snapshots};
@@ -218,7 +218,7 @@ impl Core {
             // What a killed writer left may be in the host's cache only: durable before anything relies on it.
             shared.medium.sync_step()?;
             let lazy = lazy_in_force(header, &settings.options)?;
-            let blocks = (sizes.refcount_cache_bytes >> geometry.cluster_bits) as usize;
+            let blocks = index_in_memory(sizes.refcount_cache_bytes >> geometry.cluster_bits);
             index_other_tables(shared, header)?;
             let ahead = settings.options.refcounts_ahead.flushes_before();
             let pass = Pass {
@@ -286,6 +286,11 @@ impl Core {
     pub(super) fn suspend(&self, why: Error) {
         self.writes_are_plain.store(false, Ordering::SeqCst);
         let _ = self.suspended.set(why);
+    }
+
+    /// Runs or joins a barrier that starts after this call.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.session.flusher.join(|| self.barrier())
     }
 
     /// Everything that was stored is durable when it returns. One caller at a time.
@@ -356,6 +361,11 @@ impl Core {
     /// Sizes.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// One past the last byte of the disk.
+    pub(crate) fn disk_end(&self) -> GuestOffset {
+        GuestOffset(self.virtual_size)
     }
 
     /// Virtual size in bytes.

@@ -3,6 +3,7 @@
 use super::Core;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
+use crate::format::GuestOffset;
 use crate::map::{NewEntry, Source};
 
 /// Guest clusters that one claim covers.
@@ -15,11 +16,11 @@ impl Core {
     pub(crate) fn cut(&self, size: u64) -> Result<()> {
         let (io, alloc) = self.begin_write()?;
         let geometry = &self.geometry;
-        let end = geometry.clusters_ceil(self.virtual_size);
-        let mut at = geometry.clusters_ceil(size);
+        let end = geometry.cluster_after(self.disk_end());
+        let mut at = geometry.cluster_after(GuestOffset(size));
         while at < end {
             let from = geometry.cluster_offset(at);
-            let extent = io.map.resolve(from, (self.virtual_size - from).max(1))?;
+            let extent = io.map.resolve(from, (self.disk_end() - from).max(1))?;
             let hole = extent.source == Source::Hole && extent.host.is_none();
             let clusters = geometry.clusters_ceil(extent.length).max(1);
             let step_end = (at + clusters.min(STEP_CLUSTERS)).min(end);
@@ -28,7 +29,7 @@ impl Core {
                 continue;
             }
             let claim = io.map.claim(at, step_end);
-            for cluster in at..step_end {
+            for cluster in at.to(step_end) {
                 let old = io.map.entry(&claim, cluster)?;
                 if old == L2Entry::Plain(Mapping::default()) {
                     continue;

@@ -21,6 +21,7 @@
 use super::payload::Place;
 use super::{Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
+use crate::format::{GuestOffset, HostOffset};
 use crate::planted::{planted, Plant};
 use crate::storage::is_not_supported;
 use crate::storage::medium::Written;
@@ -48,8 +49,8 @@ impl Core {
     }
 
     /// The part of guest bytes `[from, to)` that a data file has.
-    fn inside(&self, from: u64, to: u64) -> (u64, u64) {
-        let end = to.min(self.virtual_size);
+    fn inside(&self, from: GuestOffset, to: GuestOffset) -> (GuestOffset, u64) {
+        let end = to.min(self.disk_end());
         (from.min(end), end - from.min(end))
     }
 
@@ -57,8 +58,8 @@ impl Core {
     /// take the space.
     pub(super) fn zero_raw_data(
         &self,
-        from: u64,
-        to: u64,
+        from: GuestOffset,
+        to: GuestOffset,
         give_back: bool,
         keep_otherwise: bool,
         flags: ZeroFlags,
@@ -68,43 +69,39 @@ impl Core {
         }
         let (offset, length) = self.inside(from, to);
         let zeroed = match give_back && self.payload.zeroes_are_zero() {
-            true => self.payload.punch(offset, length)?,
+            true => self.payload.punch(HostOffset(offset.0), length)?,
             false => None,
         };
         let zeroed = match zeroed {
             Some(zeroed) => zeroed,
             None if keep_otherwise => return Ok(RawZeroes::Stays),
-            None => self.payload.zero_in_place(
-                Place { guest: offset, host: offset },
-                length,
-                flags.no_fallback,
-            )?,
+            None => self.payload.zero_in_place(Place::apart(offset), length, flags.no_fallback)?,
         };
         Ok(RawZeroes::Ready((!planted(Plant::RawZeroesNotWaitedFor)).then_some(zeroed)))
     }
 
     /// Whether what was just written in place to a raw data file counts there. Who zeroes the range meanwhile holds its
     /// claim until the entry says so: written once more after that, file and disk are the same again.
-    pub(super) fn is_still_in_place(&self, io: &Io, at: u64, length: u64) -> Result<bool> {
+    pub(super) fn is_still_in_place(&self, io: &Io, at: GuestOffset, length: u64) -> Result<bool> {
         let geometry = &self.geometry;
-        drop(io.map.claim(geometry.cluster_index(at), geometry.clusters_ceil(at + length)));
+        drop(io.map.claim(geometry.cluster_index(at), geometry.cluster_after(at + length)));
         let now = io.map.resolve(at, length)?;
         Ok(now.in_place && now.length == length)
     }
 
     /// Gives guest bytes `[from, to)`, which read as zeroes by their entries now, back to the host. A courtesy.
-    pub(crate) fn give_back_data(&self, from: u64, to: u64) -> Result<()> {
+    pub(crate) fn give_back_data(&self, from: GuestOffset, to: GuestOffset) -> Result<()> {
         let wanted = self.settings.options.passes_discard_request();
         if self.geometry.external_data && wanted && !self.raw_data_file {
             let (offset, length) = self.inside(from, to);
-            self.payload.give_back(offset, length)?;
+            self.payload.give_back(HostOffset(offset.0), length)?;
         }
         Ok(())
     }
 
     /// Zeroes all of the disk in a raw data file, before entries that let go of it read as zeroes.
     pub(crate) fn zero_raw_disk(&self) -> Result<()> {
-        self.zero_raw_data(0, self.virtual_size, true, false, ZeroFlags::default()).map(drop)
+        self.zero_raw_data(GuestOffset(0), self.disk_end(), true, false, ZeroFlags::default()).map(drop)
     }
 
     /// Makes the data file end with a disk of `size` bytes, with zeroes from `from` on. The header's change, which
@@ -123,7 +120,7 @@ impl Core {
             }
             let left = self.payload.length()?;
             if left > from {
-                self.payload.zero(Place { guest: from, host: from }, left.min(size) - from)?;
+                self.payload.zero(Place::apart(GuestOffset(from)), left.min(size) - from)?;
             }
             if left >= size {
                 return Ok(());
@@ -133,7 +130,7 @@ impl Core {
             // Past its end it reads as zeroes; a raw one must have the disk's length.
             Err(e) if is_not_supported(&e) && self.raw_data_file => {
                 let from = from.min(length);
-                self.payload.zero(Place { guest: from, host: from }, size - from).map(drop)
+                self.payload.zero(Place::apart(GuestOffset(from)), size - from).map(drop)
             }
             Err(e) if !is_not_supported(&e) => Err(grow(e)),
             _ => Ok(()),

@@ -13,7 +13,7 @@ use super::Core;
 use crate::codec::{Codec, Inflater};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::CompressedSpan;
-use crate::format::Geometry;
+use crate::format::{Geometry, GuestOffset, HostOffset};
 use crate::map::{Map, Source};
 use crate::planted::{planted, Plant};
 use crate::sync::locked;
@@ -107,7 +107,7 @@ impl Inflation {
     }
 
     /// Forgets what is kept of a host range that gets a new stream; see the module.
-    pub(super) fn forget(&self, host_offset: u64, length: u64) {
+    pub(super) fn forget(&self, host_offset: HostOffset, length: u64) {
         let apart = |s: &CompressedSpan| {
             s.host_offset >= host_offset + length || s.host_offset + s.bytes <= host_offset
         };
@@ -139,7 +139,7 @@ impl Core {
         &self,
         map: &Map,
         span: CompressedSpan,
-        offset: u64,
+        offset: GuestOffset,
         buffer: &mut [u8],
     ) -> Result<usize> {
         let cluster_bytes = self.geometry.cluster_bytes() as usize;
@@ -172,15 +172,15 @@ impl Core {
     fn inflate_all(
         &self,
         spans: &[CompressedSpan],
-        host_end: u64,
-        offset: u64,
+        host_end: HostOffset,
+        offset: GuestOffset,
         clusters: &mut [u8],
     ) -> Result<()> {
         let mut worker = self.inflation.worker()?;
         let host_start = spans[0].host_offset;
         self.read_stored(&mut worker, host_start, host_end - host_start)?;
         let parts = clusters.chunks_exact_mut(self.geometry.cluster_bytes() as usize);
-        for ((span, part), index) in spans.iter().zip(parts).zip(self.geometry.cluster_index(offset)..) {
+        for ((span, part), index) in spans.iter().zip(parts).zip(self.geometry.cluster_index(offset).0..) {
             if let Some(kept) = self.inflation.find(*span) {
                 part.copy_from_slice(&kept);
                 continue;
@@ -195,11 +195,11 @@ impl Core {
     }
 
     /// Fills `part` from guest `offset` on, inside the compressed cluster `span`.
-    pub(super) fn read_part(&self, span: CompressedSpan, offset: u64, part: &mut [u8]) -> Result<()> {
+    pub(super) fn read_part(&self, span: CompressedSpan, offset: GuestOffset, part: &mut [u8]) -> Result<()> {
         let from = self.geometry.in_cluster(offset) as usize;
         let kept = match self.inflation.find(span) {
             Some(kept) => kept,
-            None => self.inflate_kept(span, self.geometry.cluster_index(offset))?,
+            None => self.inflate_kept(span, self.geometry.cluster_index(offset).0)?,
         };
         part.copy_from_slice(&kept[from..from + part.len()]);
         Ok(())
@@ -217,7 +217,7 @@ impl Core {
         Ok(cluster)
     }
 
-    fn read_stored(&self, worker: &mut Worker, host_offset: u64, bytes: u64) -> Result<()> {
+    fn read_stored(&self, worker: &mut Worker, host_offset: HostOffset, bytes: u64) -> Result<()> {
         let bytes = bytes as usize;
         if worker.stored.len() < bytes {
             let more = worker.stored.try_reserve_exact(bytes - worker.stored.len());
@@ -229,5 +229,5 @@ impl Core {
 }
 
 fn broken_stream(cluster: u64, span: &CompressedSpan, rule: &'static str) -> Error {
-    Error::corrupt("compressed data of guest cluster", cluster, span.host_offset, rule)
+    Error::corrupt("compressed data of guest cluster", cluster, span.host_offset.0, rule)
 }

@@ -12,7 +12,6 @@ mod copy;
 mod core;
 mod cut;
 mod data_file;
-mod flush;
 mod format;
 mod inflate;
 mod payload;

@@ -10,6 +10,7 @@
 //! are.
 
 use crate::error::{Error, Result};
+use crate::format::{GuestOffset, HostOffset};
 use crate::meta::guard::Owner;
 use crate::meta::OverlapGuard;
 use crate::options::Preallocation;
@@ -25,12 +26,17 @@ const CHUNK_BYTES: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// What the guest calls the first one, bytes.
-    pub(crate) guest: u64,
+    pub(crate) guest: GuestOffset,
     /// Its offset in the storage of guest data, bytes.
-    pub(crate) host: u64,
+    pub(crate) host: HostOffset,
 }
 
 impl Place {
+    /// In a data file: at the same offset as for the guest.
+    pub(crate) fn apart(guest: GuestOffset) -> Place {
+        Place { guest, host: HostOffset(guest.0) }
+    }
+
     /// The place `bytes` further on.
     pub(crate) fn after(self, bytes: u64) -> Place {
         Place { guest: self.guest + bytes, host: self.host + bytes }
@@ -89,31 +95,42 @@ impl Payload {
     }
 
     /// The file and the offset in it where guest bytes are as the guest sees them.
-    pub(super) fn in_file(&self, place: Place) -> Option<(&dyn Storage, u64)> {
+    pub(super) fn in_file(&self, place: Place) -> Option<(&dyn Storage, HostOffset)> {
         self.zeroes_are_zero().then(|| (&**self.medium.data_storage(), place.host))
     }
 
     /// Makes `bytes` read as zeroes, which nothing points to yet.
     pub(crate) fn zero(&self, place: Place, bytes: u64) -> Result<Written> {
-        let zeroed = |storage: &dyn Storage| zero_range(storage, Purpose::Data, place.host, bytes);
+        let zeroed = |storage: &dyn Storage| zero_range(storage, Purpose::Data, place.host.0, bytes);
         self.medium.change_data(zeroed)??;
         Ok(self.medium.written())
     }
 
+    /// As `zero`, in clusters of which nobody says what the guest will call them: not possible where the host's zeroes are
+    /// not the guest's.
+    pub(crate) fn zero_unplaced(&self, host_offset: HostOffset, bytes: u64) -> Result<Written> {
+        match self.zeroes_are_zero() {
+            true => self.zero(Place { guest: GuestOffset(0), host: host_offset }, bytes),
+            false => {
+                Err(Error::unsupported("clusters of zeroes in an image whose data is not stored as it is"))
+            }
+        }
+    }
+
     /// Fills `stream` with what was stored there.
-    pub(super) fn read_stream(&self, host_offset: u64, stream: &mut [u8]) -> Result<()> {
+    pub(super) fn read_stream(&self, host_offset: HostOffset, stream: &mut [u8]) -> Result<()> {
         self.medium.read_data(host_offset, &mut [IoSliceMut::new(stream)])
     }
 
     /// Stores streams, which nothing points to yet.
-    pub(super) fn write_streams(&self, host_offset: u64, streams: &[u8]) -> Result<Written> {
+    pub(super) fn write_streams(&self, host_offset: HostOffset, streams: &[u8]) -> Result<Written> {
         self.guard.check(Owner(0), host_offset, streams.len() as u64)?;
         self.medium.write_data(host_offset, &[IoSlice::new(streams)])
     }
 
     /// Fails when a write would hit metadata.
     #[inline]
-    fn check(&self, host_offset: u64, bytes: u64) -> Result<()> {
+    fn check(&self, host_offset: HostOffset, bytes: u64) -> Result<()> {
         match self.apart {
             true => Ok(()),
             false => self.guard.check(Owner(0), host_offset, bytes),
@@ -126,7 +143,7 @@ impl Payload {
             Preallocation::Off | Preallocation::Metadata => {}
             Preallocation::Falloc => {
                 let reserve =
-                    |storage: &dyn Storage| reserve_range(storage, Purpose::Data, place.host, bytes);
+                    |storage: &dyn Storage| reserve_range(storage, Purpose::Data, place.host.0, bytes);
                 let done = self.medium.change_data(reserve)?;
                 done.map_err(|e| Error::host("preallocating host space", &e))?;
             }
@@ -142,13 +159,13 @@ impl Payload {
     }
 
     /// Gives a range back to the host; whether it reads as zeroes now. A courtesy: a host that cannot is no error.
-    pub(crate) fn give_back(&self, host_offset: u64, bytes: u64) -> Result<bool> {
-        let given = self.medium.change_data(|storage| storage.discard(host_offset, bytes))?.is_ok();
+    pub(crate) fn give_back(&self, host_offset: HostOffset, bytes: u64) -> Result<bool> {
+        let given = self.medium.change_data(|storage| storage.discard(host_offset.0, bytes))?.is_ok();
         Ok(given && self.medium.data_storage().traits().discard_zeroes)
     }
 
     /// Makes bytes of a live range read as zeroes by giving them back to the host, where it does so; `None`: it does not.
-    pub(super) fn punch(&self, host_offset: u64, bytes: u64) -> Result<Option<Written>> {
+    pub(super) fn punch(&self, host_offset: HostOffset, bytes: u64) -> Result<Option<Written>> {
         let zeroes = self.medium.data_storage().traits().discard_zeroes;
         Ok((zeroes && self.give_back(host_offset, bytes)?).then(|| self.medium.written()))
     }
@@ -157,9 +174,9 @@ impl Payload {
     pub(super) fn zero_in_place(&self, place: Place, bytes: u64, quick: bool) -> Result<Written> {
         self.medium.change_data(|storage| match quick {
             true => storage
-                .write_zeroes(Purpose::Data, place.host, bytes)
+                .write_zeroes(Purpose::Data, place.host.0, bytes)
                 .map_err(|e| Error::host("zeroing the data file", &e)),
-            false => zero_range(storage, Purpose::Data, place.host, bytes),
+            false => zero_range(storage, Purpose::Data, place.host.0, bytes),
         })??;
         Ok(self.medium.written())
     }

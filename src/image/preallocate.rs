@@ -6,6 +6,7 @@ use super::Core;
 use crate::alloc::Allocator;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
+use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, NewEntry};
 use crate::options::Preallocation;
 use std::ops::Range;
@@ -13,13 +14,13 @@ use std::ops::Range;
 impl Core {
     /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
     /// zeroes does so still.
-    pub(crate) fn preallocate(&self, from: u64, to: u64, how: Preallocation) -> Result<()> {
+    pub(crate) fn preallocate(&self, from: GuestOffset, to: GuestOffset, how: Preallocation) -> Result<()> {
         let (io, alloc) = self.begin_write()?;
         let geometry = &self.geometry;
-        let end = geometry.clusters_ceil(to);
+        let end = geometry.cluster_after(to);
         let mut at = geometry.cluster_index(from);
         while at < end {
-            let table_end = (at / geometry.l2_entry_count() + 1) * geometry.l2_entry_count();
+            let table_end = geometry.table_end(at);
             let step_end = end.min(table_end);
             let claim = io.map.claim(at, step_end);
             io.map.own_table(&claim, at)?;
@@ -48,7 +49,7 @@ impl Core {
         io: &Io,
         alloc: &Allocator,
         claim: &Claim<'_>,
-        clusters: Range<u64>,
+        clusters: Range<GuestCluster>,
         old: L2Entry,
         how: Preallocation,
     ) -> Result<u64> {
@@ -92,18 +93,18 @@ impl Core {
         &self,
         io: &Io,
         claim: &Claim<'_>,
-        first: u64,
+        first: GuestCluster,
         count: u64,
         how: Preallocation,
     ) -> Result<u64> {
         let geometry = &self.geometry;
         let (from, to) = (geometry.cluster_offset(first), geometry.cluster_offset(first + count));
-        let bytes = to.min(self.virtual_size) - from;
-        let written = self.payload.take_room(Place { guest: from, host: from }, bytes, how)?;
+        let bytes = to.min(self.disk_end()) - from;
+        let written = self.payload.take_room(Place::apart(from), bytes, how)?;
         // As in a new image: subclusters that nobody has written are not there.
         let alloc = if geometry.extended_l2 { 0 } else { 1 };
-        for cluster in first..first + count {
-            let host = Some(geometry.cluster_offset(cluster));
+        for cluster in first.to(first + count) {
+            let host = Some(HostOffset(geometry.cluster_offset(cluster).0));
             let mapping = Mapping { host, copied: true, alloc, zero: 0 };
             io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
         }

@@ -7,6 +7,7 @@ use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
 use crate::codec::is_zero;
 use crate::error::Result;
 use crate::format::snapshot::Snapshot;
+use crate::format::GuestOffset;
 use crate::meta::read_header;
 use crate::options::DetectZeroes;
 use crate::storage::gate::{Exclusive, Gate, Pin};
@@ -94,7 +95,7 @@ impl Image {
         if core.copies_on_read {
             self.copy_on_read(&core, offset, buffers)?;
         }
-        core.read(offset, buffers)
+        core.read(GuestOffset(offset), buffers)
     }
 
     #[cold]
@@ -103,13 +104,13 @@ impl Image {
             // What is below is not what the image is meant to show.
             return Ok(());
         }
-        core.copy_on_read(offset, buffers.iter().map(|b| b.len() as u64).sum())
+        core.copy_on_read(GuestOffset(offset), buffers.iter().map(|b| b.len() as u64).sum())
     }
 
     /// Overwrites a range where it is, if that is all there is to do; `false`: nothing has been done.
     #[inline]
     pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
-        self.enter().overwrite(offset, bytes)
+        self.enter().overwrite(GuestOffset(offset), bytes)
     }
 
     /// Writes `buffers` at `offset`.
@@ -128,9 +129,9 @@ impl Image {
                 self.session.check_chain()?;
                 let flags = ZeroFlags { unmap: detect == DetectZeroes::Unmap, no_fallback: false };
                 let bytes = buffers.iter().map(|b| b.len() as u64).sum();
-                core.write_zeroes(offset, bytes, flags)?;
+                core.write_zeroes(GuestOffset(offset), bytes, flags)?;
             }
-            _ => core.write(offset, buffers)?,
+            _ => core.write(GuestOffset(offset), buffers)?,
         }
         self.finish_write(&core, fua)
     }
@@ -139,7 +140,7 @@ impl Image {
     pub fn write_compressed(&self, offset: u64, buffers: &[IoSlice<'_>], fua: bool) -> Result<()> {
         self.after_steps(|| {
             let core = self.enter();
-            core.write_compressed(offset, buffers)?;
+            core.write_compressed(GuestOffset(offset), buffers)?;
             self.finish_write(&core, fua)
         })
     }
@@ -147,7 +148,7 @@ impl Image {
     /// Compresses whole clusters at `offset` without writing them.
     pub fn pack(&self, offset: u64, data: &[u8]) -> Result<PackedClusters> {
         let core = self.core();
-        core.check_clusters(offset, data.len() as u64)?;
+        core.check_clusters(GuestOffset(offset), data.len() as u64)?;
         core.pack(data)
     }
 
@@ -155,14 +156,14 @@ impl Image {
     pub fn write_packed(&self, packed: &PackedClusters, offset: u64, data: &[u8]) -> Result<()> {
         self.after_steps(|| {
             let core = self.enter();
-            core.write_packed(packed, offset, data)?;
+            core.write_packed(packed, GuestOffset(offset), data)?;
             self.finish_write(&core, false)
         })
     }
 
     /// Hands bytes to `use_host` that lie in a file.
     pub(super) fn with_host_bytes(&self, offset: u64, length: u64, use_host: UseHost<'_>) -> Result<u64> {
-        self.enter().with_host_bytes(offset, length, use_host)
+        self.enter().with_host_bytes(GuestOffset(offset), length, use_host)
     }
 
     /// Copies bytes of another file here; how many. Called inside the gate of the other disk: where this one's is
@@ -175,7 +176,7 @@ impl Image {
         source_offset: u64,
     ) -> Result<u64> {
         let Some(core) = self.gate.try_enter().map(Inside) else { return Ok(0) };
-        let done = core.write_from(offset, length, source, source_offset)?;
+        let done = core.write_from(GuestOffset(offset), length, source, source_offset)?;
         self.finish_write(&core, false)?;
         Ok(done)
     }
@@ -187,7 +188,7 @@ impl Image {
             for (at, bytes) in pinned_steps(offset, length) {
                 let core = self.enter();
                 self.session.check_chain()?;
-                core.write_zeroes(at, bytes, flags)?;
+                core.write_zeroes(GuestOffset(at), bytes, flags)?;
             }
             self.finish_write(&self.enter(), fua)
         })
@@ -200,7 +201,7 @@ impl Image {
             for (at, bytes) in pinned_steps(offset, length) {
                 let core = self.enter();
                 self.session.check_chain()?;
-                core.discard(at, bytes)?;
+                core.discard(GuestOffset(at), bytes)?;
             }
             self.finish_write(&self.enter(), false)
         })

@@ -4,15 +4,16 @@ use super::buffers::Scatter;
 use super::payload::{Payload, Place};
 use super::{check_range, total, Core};
 use crate::error::{Error, Result};
+use crate::format::{GuestOffset, HostOffset};
 use crate::map::{Extent, Look, Source};
 use std::io::IoSliceMut;
 
 impl Core {
     /// Fills `buffers` from `offset`.
     #[inline]
-    pub(crate) fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+    pub(crate) fn read(&self, offset: GuestOffset, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         if let [one] = buffers {
-            check_range(self.virtual_size, offset, one.len() as u64)?;
+            check_range(self.virtual_size, offset.0, one.len() as u64)?;
             if let Some((payload, host)) = self.find_data(offset, one.len() as u64) {
                 return payload.read(Place { guest: offset, host }, buffers);
             }
@@ -21,13 +22,13 @@ impl Core {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
-        check_range(self.virtual_size, offset, bytes)?;
+        check_range(self.virtual_size, offset.0, bytes)?;
         self.read_scattered(offset, bytes, buffers)
     }
 
     /// Where in the chain the data of a range inside one cluster is, when looks alone can tell.
     #[inline(always)]
-    fn find_data(&self, offset: u64, bytes: u64) -> Option<(&Payload, u64)> {
+    fn find_data(&self, offset: GuestOffset, bytes: u64) -> Option<(&Payload, HostOffset)> {
         match self.io.as_ref()?.map.look(offset, bytes) {
             Look::Data(host, _) => Some((&self.payload, host)),
             Look::Hole => self.chain.as_ref()?.find(offset, bytes),
@@ -36,7 +37,7 @@ impl Core {
     }
 
     /// Fills `buffer` from `offset`; the range is inside the disk.
-    pub(super) fn read_range(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn read_range(&self, offset: GuestOffset, buffer: &mut [u8]) -> Result<()> {
         let map = &self.io()?.map;
         let mut done = 0;
         while done < buffer.len() {
@@ -53,7 +54,7 @@ impl Core {
         Ok(())
     }
 
-    fn read_extent(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
+    fn read_extent(&self, extent: &Extent, guest_offset: GuestOffset, part: &mut [u8]) -> Result<()> {
         match (extent.source, extent.host) {
             (Source::Data, Some(host)) => {
                 self.payload.read(Place { guest: guest_offset, host }, &mut [IoSliceMut::new(part)])
@@ -63,12 +64,12 @@ impl Core {
     }
 
     /// Bytes that are not in the data file.
-    fn fill(&self, extent: &Extent, guest_offset: u64, part: &mut [u8]) -> Result<()> {
+    fn fill(&self, extent: &Extent, guest_offset: GuestOffset, part: &mut [u8]) -> Result<()> {
         match extent.source {
             // Past the end of the disk is VM state, which has nothing below it.
             Source::Hole => match &self.settings.backing {
-                Some(backing) if guest_offset < self.virtual_size => {
-                    return backing.read_as_backing(guest_offset, part)
+                Some(backing) if guest_offset.0 < self.virtual_size => {
+                    return backing.read_as_backing(guest_offset.0, part)
                 }
                 _ => part.fill(0),
             },
@@ -78,7 +79,7 @@ impl Core {
         Ok(())
     }
 
-    fn read_scattered(&self, offset: u64, bytes: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+    fn read_scattered(&self, offset: GuestOffset, bytes: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         let map = &self.io()?.map;
         let mut scatter = Scatter::new(buffers);
         let mut done = 0;
@@ -102,7 +103,7 @@ impl Core {
     }
 
     /// Whether `[offset, offset + length)`, inside the disk, certainly reads as zeroes without reading data.
-    pub(crate) fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+    pub(crate) fn reads_zero(&self, offset: GuestOffset, length: u64) -> Result<bool> {
         let map = &self.io()?.map;
         let mut done = 0;
         while done < length {
@@ -121,10 +122,10 @@ impl Core {
         Ok(true)
     }
 
-    fn backing_reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+    fn backing_reads_zero(&self, offset: GuestOffset, length: u64) -> Result<bool> {
         let Some(backing) = &self.settings.backing else { return Ok(true) };
-        let end = (offset + length).min(backing.length()).min(self.virtual_size);
-        let mut at = offset;
+        let end = (offset.0 + length).min(backing.length()).min(self.virtual_size);
+        let mut at = offset.0;
         while at < end {
             let status = backing.status(at, end - at, false)?;
             if !status.zero {

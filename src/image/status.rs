@@ -2,6 +2,7 @@
 
 use super::{Core, Disk, Status};
 use crate::error::{Error, Result};
+use crate::format::{GuestOffset, HostOffset};
 use crate::map::{Extent, Source};
 
 impl Core {
@@ -31,14 +32,14 @@ impl Core {
     }
 
     fn status_once(&self, offset: u64, length: u64, top_only: bool) -> Result<Status> {
-        let extent = self.io()?.map.resolve(offset, length)?;
+        let extent = self.io()?.map.resolve(GuestOffset(offset), length)?;
         let own = Status {
             length: extent.length,
             data: false,
             zero: true,
             allocated: true,
             compressed: false,
-            host: extent.host,
+            host: extent.host.map(|host| host.0),
             in_data_file: self.geometry.external_data && extent.host.is_some(),
             depth: 0,
         };
@@ -70,7 +71,7 @@ impl Core {
         let mut at = self.next_cluster(host);
         while at < end && self.host_hole(at, end).is_none() {
             at = match self.shared.medium.data_run(at) {
-                Ok(run) if run.data && run.end > at => self.next_cluster(run.end - 1),
+                Ok(run) if run.data && run.end > at.0 => self.next_cluster(HostOffset(run.end - 1)),
                 _ => self.next_cluster(at),
             };
         }
@@ -79,18 +80,19 @@ impl Core {
 
     /// Where the whole clusters without host data end that begin with the cluster of `at`, at most `end`;
     /// `None` when that cluster has some, or the host cannot tell.
-    fn host_hole(&self, at: u64, end: u64) -> Option<u64> {
+    fn host_hole(&self, at: HostOffset, end: HostOffset) -> Option<HostOffset> {
         let start = self.geometry.cluster_floor(at);
         let run = self.shared.medium.data_run(start).ok()?;
-        if run.data || run.end <= start {
+        if run.data || run.end <= start.0 {
             return None;
         }
         let to_file_end = self.shared.medium.data_storage().length().is_ok_and(|length| run.end >= length);
-        let hole_end = if to_file_end { end } else { self.geometry.cluster_floor(run.end).min(end) };
+        let hole_end =
+            if to_file_end { end } else { self.geometry.cluster_floor(HostOffset(run.end)).min(end) };
         (hole_end > at).then_some(hole_end)
     }
 
-    fn next_cluster(&self, offset: u64) -> u64 {
+    fn next_cluster(&self, offset: HostOffset) -> HostOffset {
         self.geometry.cluster_floor(offset) + self.geometry.cluster_bytes()
     }
 }

@@ -11,6 +11,7 @@ use crate::alloc::Allocator;
 use crate::codec::is_zero;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
+use crate::format::GuestOffset;
 use crate::map::{Claim, NewEntry, Source};
 use std::io::IoSlice;
 
@@ -60,7 +61,7 @@ impl Image {
                 break;
             }
             self.session.check_chain()?;
-            at += core.take_over(at, here, scope)?;
+            at += core.take_over(GuestOffset(at), GuestOffset(here), scope)?;
         }
         progress(length, length);
         Ok(())
@@ -70,8 +71,8 @@ impl Image {
 impl Core {
     /// Takes over what is below a range that is about to be read.
     #[cold]
-    pub(super) fn copy_on_read(&self, offset: u64, bytes: u64) -> Result<()> {
-        check_range(self.virtual_size, offset, bytes)?;
+    pub(super) fn copy_on_read(&self, offset: GuestOffset, bytes: u64) -> Result<()> {
+        check_range(self.virtual_size, offset.0, bytes)?;
         let mut at = offset;
         while at < offset + bytes {
             at += self.take_over(at, offset + bytes, StreamScope::Read)?;
@@ -80,21 +81,21 @@ impl Core {
     }
 
     /// One step from `at` towards `end`, inside the disk: how far it went, at least one byte.
-    fn take_over(&self, at: u64, end: u64, scope: StreamScope) -> Result<u64> {
+    fn take_over(&self, at: GuestOffset, end: GuestOffset, scope: StreamScope) -> Result<u64> {
         // The disk's contents stay, and with them bitmaps that say what has changed.
         let (io, alloc) = (self.io()?, self.structure_writer()?.alloc);
         let unit = self.geometry.subcluster_bytes();
-        let ceil = |offset: u64| offset.div_ceil(unit).saturating_mul(unit).min(self.virtual_size);
-        let from = at / unit * unit;
+        let ceil = |offset: GuestOffset| offset.ceil_to(unit).min(self.disk_end());
+        let from = at.floor_to(unit);
         let extent = io.map.resolve(from, ceil(end) - from)?;
         if extent.source != Source::Hole {
             return Ok(from + extent.length - at);
         }
         let (length, mut below) = self.look_below(from, extent.length, scope)?;
         let mut to = from + length;
-        if to < self.virtual_size && to % unit != 0 {
+        if to < self.disk_end() && to.0 % unit != 0 {
             // What lies in one unit with something else is copied with it.
-            let whole = to / unit * unit;
+            let whole = to.floor_to(unit);
             (to, below) = if whole > from { (whole, below) } else { (ceil(to), Below::Data) };
         }
         let most = STEP_BYTES.max(self.geometry.cluster_bytes());
@@ -102,18 +103,25 @@ impl Core {
             Below::Nothing => to,
             _ => {
                 self.relieve(io, alloc)?;
-                from + self.hold(io, alloc, from, to.min((from / most + 1) * most), below)?
+                from + self.hold(io, alloc, from, to.min(from.floor_to(most) + most), below)?
             }
         };
         Ok(to - at)
     }
 
     /// Makes the start of `[from, to)`, whole units, the image's own; how much was looked at.
-    fn hold(&self, io: &Io, alloc: &Allocator, from: u64, to: u64, below: Below) -> Result<u64> {
+    fn hold(
+        &self,
+        io: &Io,
+        alloc: &Allocator,
+        from: GuestOffset,
+        to: GuestOffset,
+        below: Below,
+    ) -> Result<u64> {
         let geometry = &self.geometry;
         let table_bytes = geometry.l2_table_guest_bytes();
-        let to = to.min((from / table_bytes + 1) * table_bytes);
-        let claim = io.map.claim(geometry.cluster_index(from), geometry.clusters_ceil(to));
+        let to = to.min(from.floor_to(table_bytes) + table_bytes);
+        let claim = io.map.claim(geometry.cluster_index(from), geometry.cluster_after(to));
         let now = io.map.resolve(from, to - from)?;
         if now.source != Source::Hole {
             return Ok(now.length);
@@ -121,7 +129,7 @@ impl Core {
         let to = from + now.length;
         let mut bytes = zeroed("copy of guest data", now.length)?;
         if let (Below::Data, Some(backing)) = (below, &self.settings.backing) {
-            backing.read_as_backing(from, &mut bytes)?;
+            backing.read_as_backing(from.0, &mut bytes)?;
         }
         if is_zero(&bytes) && geometry.version >= 3 {
             self.hold_zeroes(io, &claim, from, to)?;
@@ -132,10 +140,10 @@ impl Core {
     }
 
     /// Says of claimed holes that they are zeroes.
-    fn hold_zeroes(&self, io: &Io, claim: &Claim<'_>, from: u64, to: u64) -> Result<()> {
+    fn hold_zeroes(&self, io: &Io, claim: &Claim<'_>, from: GuestOffset, to: GuestOffset) -> Result<()> {
         let geometry = &self.geometry;
         io.map.own_table(claim, geometry.cluster_index(from))?;
-        for cluster in geometry.cluster_index(from)..geometry.clusters_ceil(to) {
+        for cluster in geometry.cluster_index(from).to(geometry.cluster_after(to)) {
             let start = geometry.cluster_offset(cluster);
             let bits = geometry
                 .subclusters_touched(from.max(start) - start, (to - start).min(geometry.cluster_bytes()));
@@ -147,7 +155,7 @@ impl Core {
     }
 
     /// What is below the first bytes of a hole.
-    fn look_below(&self, at: u64, length: u64, scope: StreamScope) -> Result<(u64, Below)> {
+    fn look_below(&self, at: GuestOffset, length: u64, scope: StreamScope) -> Result<(u64, Below)> {
         let limit = match scope {
             StreamScope::Above(depth) => {
                 let Some(backing) = &self.settings.backing else { return Ok((length, Below::Nothing)) };
@@ -161,23 +169,23 @@ impl Core {
             // A version 2 entry cannot say zero, and nothing is there that it would hide.
             return Ok((length, if self.geometry.version < 3 { Below::Nothing } else { limit }));
         };
-        if at >= backing.length() {
+        if at.0 >= backing.length() {
             return Ok((length, limit));
         }
-        let status = backing.status(at, length.min(backing.length() - at), false)?;
+        let status = backing.status(at.0, length.min(backing.length() - at.0), false)?;
         Ok((status.length, if status.zero { limit } else { Below::Data }))
     }
 }
 
 /// What the layers from `first` down to the one above `depth` hold; `first` is at depth 1.
-fn look_above(first: &Disk, at: u64, mut length: u64, depth: u32) -> Result<(u64, Below)> {
+fn look_above(first: &Disk, at: GuestOffset, mut length: u64, depth: u32) -> Result<(u64, Below)> {
     let mut layer = first.clone();
     for here in 1..depth {
-        if at >= layer.length() {
+        if at.0 >= layer.length() {
             // It ends here, and hides what is below it.
             return Ok((length, Below::Zeroes));
         }
-        let status = layer.status(at, length.min(layer.length() - at), true)?;
+        let status = layer.status(at.0, length.min(layer.length() - at.0), true)?;
         length = status.length;
         if status.allocated {
             return Ok((length, if status.zero { Below::Zeroes } else { Below::Data }));

@@ -1,5 +1,6 @@
 //! What a change of an image's structure uses of it, beside guest I/O. The changes themselves are in `ops`.
 
+use super::payload::Payload;
 use super::Core;
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,6 +15,8 @@ use crate::storage::medium::Medium;
 pub(crate) struct Parts<'a> {
     pub(crate) geometry: &'a Geometry,
     pub(crate) medium: &'a Medium,
+    /// Guest bytes.
+    pub(crate) payload: &'a Payload,
     pub(crate) header: &'a HeaderPage,
     pub(crate) guard: &'a OverlapGuard,
     pub(crate) map: &'a Map,
@@ -38,6 +41,7 @@ impl Core {
         Ok(Parts {
             geometry: &self.geometry,
             medium: &self.shared.medium,
+            payload: &self.payload,
             header: &self.shared.header,
             guard: &self.shared.guard,
             map: &io.map,

@@ -5,6 +5,7 @@
 use super::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_L1_BYTES;
+use crate::format::GuestOffset;
 use std::io::IoSlice;
 
 impl Core {
@@ -14,10 +15,10 @@ impl Core {
     }
 
     /// One past the last guest byte of what the byte at `offset` is part of: the disk, or the VM state.
-    pub(super) fn area_end(&self, offset: u64) -> u64 {
-        match offset < self.virtual_size {
-            true => self.virtual_size,
-            false => u64::MAX,
+    pub(super) fn area_end(&self, offset: GuestOffset) -> GuestOffset {
+        match offset < self.disk_end() {
+            true => self.disk_end(),
+            false => GuestOffset(u64::MAX),
         }
     }
 
@@ -55,7 +56,7 @@ impl Core {
 
     pub(super) fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let (from, _) = self.vm_state_range(offset, buffer.len() as u64)?;
-        self.read_range(from, buffer)
+        self.read_range(GuestOffset(from), buffer)
     }
 
     /// Writes where the L1 table has room; `false`: it has none, and nothing has been done.
@@ -68,6 +69,6 @@ impl Core {
             return Ok(false);
         }
         let buffers = [IoSlice::new(bytes)];
-        self.write_at(io, alloc, from, bytes.len() as u64, &buffers).map(|()| true)
+        self.write_at(io, alloc, GuestOffset(from), bytes.len() as u64, &buffers).map(|()| true)
     }
 }

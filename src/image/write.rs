@@ -10,6 +10,7 @@ use super::{check_range, total, Core, Io};
 use crate::alloc::{Allocator, Reserved};
 use crate::error::{zeroed, Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
+use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, Look, NewEntry, Source};
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
@@ -23,12 +24,12 @@ const PENDING_BYTES: (u64, u64) = (1 << 20, 64 << 20);
 
 /// Guest clusters that get the same treatment, with what they held.
 struct Run {
-    first_cluster: u64,
+    first_cluster: GuestCluster,
     old: Vec<L2Entry>,
     /// Preallocated host clusters that are used as they are.
-    reuse: Option<u64>,
+    reuse: Option<HostOffset>,
     /// Where the first byte to write is, of a run that is one cluster with nothing to be done but to write.
-    in_place: Option<u64>,
+    in_place: Option<HostOffset>,
 }
 
 /// Bytes `[from, to)` of the run, relative to its first cluster, that one write covers.
@@ -39,11 +40,11 @@ struct Span {
 
 impl Core {
     /// Writes `buffers` at `offset`.
-    pub(crate) fn write(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+    pub(crate) fn write(&self, offset: GuestOffset, buffers: &[IoSlice<'_>]) -> Result<()> {
         let Some(bytes) = total(buffers.iter().map(|b| b.len())) else {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
-        check_range(self.virtual_size, offset, bytes)?;
+        check_range(self.virtual_size, offset.0, bytes)?;
         let (io, alloc) = self.begin_write()?;
         self.write_at(io, alloc, offset, bytes, buffers)
     }
@@ -53,7 +54,7 @@ impl Core {
         &self,
         io: &Io,
         alloc: &Allocator,
-        offset: u64,
+        offset: GuestOffset,
         bytes: u64,
         buffers: &[IoSlice<'_>],
     ) -> Result<()> {
@@ -83,12 +84,12 @@ impl Core {
     /// Overwrites a range inside one cluster where it is, if looks alone can tell that there is no more to it.
     /// `false`: it is to be written as any other.
     #[inline]
-    pub(super) fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
+    pub(super) fn overwrite(&self, offset: GuestOffset, bytes: &[u8]) -> Result<bool> {
         let length = bytes.len() as u64;
         let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain.load(Ordering::Relaxed)) else {
             return Ok(false);
         };
-        if length > self.virtual_size || offset > self.virtual_size - length || length == 0 {
+        if length > self.virtual_size || offset.0 > self.virtual_size - length || length == 0 {
             return Ok(false);
         }
         match io.map.look(offset, length) {
@@ -105,7 +106,7 @@ impl Core {
 
     /// Host offset and length of what may be overwritten where it is.
     #[inline]
-    fn in_place(&self, io: &Io, at: u64, bytes: u64) -> Result<Option<(u64, u64)>> {
+    fn in_place(&self, io: &Io, at: GuestOffset, bytes: u64) -> Result<Option<(HostOffset, u64)>> {
         if io.map.look(at, bytes) == Look::Hole {
             return Ok(None);
         }
@@ -145,16 +146,16 @@ impl Core {
         &self,
         io: &Io,
         alloc: &Allocator,
-        at: u64,
+        at: GuestOffset,
         bytes: u64,
         source: &Gather<'_>,
     ) -> Result<u64> {
         let geometry = &self.geometry;
         let table_bytes = geometry.l2_table_guest_bytes();
-        let table_end = (at & !(table_bytes - 1)).saturating_add(table_bytes);
+        let table_end = GuestOffset((at.0 & !(table_bytes - 1)).saturating_add(table_bytes));
         let end = (at + bytes.min(STEP_BYTES)).min(table_end);
         let first_cluster = geometry.cluster_index(at);
-        let claim = io.map.claim(first_cluster, geometry.clusters_ceil(end));
+        let claim = io.map.claim(first_cluster, geometry.cluster_after(end));
         self.write_claimed(io, alloc, &claim, at, end, source)
     }
 
@@ -164,8 +165,8 @@ impl Core {
         io: &Io,
         alloc: &Allocator,
         claim: &Claim<'_>,
-        at: u64,
-        end: u64,
+        at: GuestOffset,
+        end: GuestOffset,
         source: &Gather<'_>,
     ) -> Result<u64> {
         let geometry = &self.geometry;
@@ -194,18 +195,18 @@ impl Core {
     }
 
     /// The longest run of claimed clusters from `at` that need the same treatment.
-    fn find_run(&self, io: &Io, claim: &Claim<'_>, at: u64, end: u64) -> Result<Run> {
+    fn find_run(&self, io: &Io, claim: &Claim<'_>, at: GuestOffset, end: GuestOffset) -> Result<Run> {
         let geometry = &self.geometry;
         let first_cluster = geometry.cluster_index(at);
         let mut run = Run { first_cluster, old: Vec::new(), reuse: None, in_place: None };
-        for cluster in first_cluster..geometry.clusters_ceil(end) {
+        for cluster in first_cluster.to(geometry.cluster_after(end)) {
             let entry = io.map.entry(claim, cluster)?;
             let start = geometry.cluster_offset(cluster);
             let from = at.max(start) - start;
             let to = (end - start).min(geometry.cluster_bytes());
             let reuse = match &entry {
                 // In the data file every guest cluster has its place, used or not.
-                _ if geometry.external_data => Some(start),
+                _ if geometry.external_data => Some(HostOffset(start.0)),
                 L2Entry::Plain(m) if m.copied => m.host,
                 _ => None,
             };
@@ -310,7 +311,7 @@ impl Core {
     }
 
     /// Guest bytes `[from, to)` relative to `run_start`; zeroes past `disk_end`.
-    fn copy_guest(&self, run_start: u64, from: u64, to: u64, disk_end: u64) -> Result<Vec<u8>> {
+    fn copy_guest(&self, run_start: GuestOffset, from: u64, to: u64, disk_end: u64) -> Result<Vec<u8>> {
         if from >= to {
             return Ok(Vec::new());
         }
@@ -324,7 +325,7 @@ impl Core {
 
     /// What the entry of cluster `index` of a run becomes once `full` has been written.
     #[inline(always)]
-    fn filled_entry(&self, run: &Run, full: &Span, host_start: u64, index: u64) -> NewEntry {
+    fn filled_entry(&self, run: &Run, full: &Span, host_start: HostOffset, index: u64) -> NewEntry {
         let geometry = &self.geometry;
         let (start, old) = (index << geometry.cluster_bits, &run.old[index as usize]);
         let from = full.from.max(start) - start;

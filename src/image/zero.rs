@@ -9,6 +9,7 @@ use super::data_file::RawZeroes;
 use super::{check_range, Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
+use crate::format::{GuestCluster, GuestOffset};
 use crate::map::{Claim, NewEntry};
 use crate::options::Discard;
 use crate::planted::{planted, Plant};
@@ -33,8 +34,8 @@ enum Fate {
 
 impl Core {
     /// Makes `[offset, offset + length)` read as zeroes.
-    pub(crate) fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags) -> Result<()> {
-        check_range(self.virtual_size, offset, length)?;
+    pub(crate) fn write_zeroes(&self, offset: GuestOffset, length: u64, flags: ZeroFlags) -> Result<()> {
+        check_range(self.virtual_size, offset.0, length)?;
         let (io, _) = self.begin_write()?;
         if length == 0 {
             return Ok(());
@@ -48,7 +49,7 @@ impl Core {
         let (first, last) = self.whole_clusters(offset, end);
         if first >= last {
             // Inside one cluster, or across one boundary.
-            let middle = self.geometry.cluster_floor(end - 1).max(offset);
+            let middle = self.geometry.cluster_floor(GuestOffset(end.0 - 1)).max(offset);
             if middle > offset {
                 self.zero_part(io, offset, middle, fate, flags)?;
             }
@@ -66,10 +67,10 @@ impl Core {
 
     /// Clusters wholly inside `[offset, end)`; the disk's last cluster counts as whole when the range reaches
     /// the end of the disk.
-    fn whole_clusters(&self, offset: u64, end: u64) -> (u64, u64) {
-        let first = self.geometry.clusters_ceil(offset);
-        let last = if end == self.virtual_size {
-            self.geometry.clusters_ceil(end)
+    fn whole_clusters(&self, offset: GuestOffset, end: GuestOffset) -> (GuestCluster, GuestCluster) {
+        let first = self.geometry.cluster_after(offset);
+        let last = if end == self.disk_end() {
+            self.geometry.cluster_after(end)
         } else {
             self.geometry.cluster_index(end)
         };
@@ -77,10 +78,17 @@ impl Core {
     }
 
     /// Zeroes a part of one cluster.
-    fn zero_part(&self, io: &Io, from: u64, to: u64, fate: Fate, flags: ZeroFlags) -> Result<()> {
+    fn zero_part(
+        &self,
+        io: &Io,
+        from: GuestOffset,
+        to: GuestOffset,
+        fate: Fate,
+        flags: ZeroFlags,
+    ) -> Result<()> {
         let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
-        let cluster_end = (start + self.geometry.cluster_bytes()).min(self.virtual_size);
+        let cluster_end = (start + self.geometry.cluster_bytes()).min(self.disk_end());
         // What is zeroed may show a disk below; what this image has there stays allocated.
         let may_widen = self.is_unassigned(io, from)? && self.rest_is_zero(start, from, to, cluster_end)?;
         if may_widen && self.change_widened(io, (from, to), fate, flags, cluster_end)? {
@@ -93,7 +101,13 @@ impl Core {
     }
 
     /// Whether `[start, end)` reads as zeroes but for `[from, to)`.
-    fn rest_is_zero(&self, start: u64, from: u64, to: u64, end: u64) -> Result<bool> {
+    fn rest_is_zero(
+        &self,
+        start: GuestOffset,
+        from: GuestOffset,
+        to: GuestOffset,
+        end: GuestOffset,
+    ) -> Result<bool> {
         Ok(self.reads_zero(start, from - start)? && self.reads_zero(to, end - to)?)
     }
 
@@ -101,10 +115,10 @@ impl Core {
     fn change_widened(
         &self,
         io: &Io,
-        (from, to): (u64, u64),
+        (from, to): (GuestOffset, GuestOffset),
         fate: Fate,
         flags: ZeroFlags,
-        cluster_end: u64,
+        cluster_end: GuestOffset,
     ) -> Result<bool> {
         let cluster = self.geometry.cluster_index(from);
         let start = self.geometry.cluster_offset(cluster);
@@ -128,29 +142,29 @@ impl Core {
     }
 
     /// Whether the cluster at `offset` has no data in this image.
-    fn is_unassigned(&self, io: &Io, offset: u64) -> Result<bool> {
+    fn is_unassigned(&self, io: &Io, offset: GuestOffset) -> Result<bool> {
         let extent = io.map.resolve(offset, 1)?;
         Ok(matches!(extent.source, crate::map::Source::Hole | crate::map::Source::Zero))
     }
 
     /// The subclusters of one cluster that `[from, to)` covers, and those at its edges that this image has nothing of and
     /// whose rest reads as zeroes.
-    fn widened(&self, io: &Io, from: u64, to: u64) -> Result<(u64, u64)> {
+    fn widened(&self, io: &Io, from: GuestOffset, to: GuestOffset) -> Result<(GuestOffset, GuestOffset)> {
         let sub = self.geometry.subcluster_bytes();
-        let may_widen = |start: u64| -> Result<bool> {
-            let end = (start + sub).min(self.virtual_size);
+        let may_widen = |start: GuestOffset| -> Result<bool> {
+            let end = (start + sub).min(self.disk_end());
             Ok(self.is_unassigned(io, start)?
                 && self.rest_is_zero(start, from.max(start), to.min(end), end)?)
         };
-        let (first, last) = (from / sub * sub, (to - 1) / sub * sub);
+        let (first, last) = (from.floor_to(sub), GuestOffset(to.0 - 1).floor_to(sub));
         let inner_from = if from == first || may_widen(first)? { first } else { first + sub };
-        let ends_whole = to % sub == 0 || (to == self.virtual_size && last >= from);
+        let ends_whole = to.0 % sub == 0 || (to == self.disk_end() && last >= from);
         let inner_to = if ends_whole || may_widen(last)? { last + sub } else { last };
         Ok((inner_from, inner_to))
     }
 
     /// Zeroes whole subclusters of one cluster by their bits, and the edges by writing.
-    fn zero_subclusters(&self, io: &Io, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
+    fn zero_subclusters(&self, io: &Io, from: GuestOffset, to: GuestOffset, flags: ZeroFlags) -> Result<()> {
         let (inner_from, inner_to) = self.widened(io, from, to)?;
         if inner_from >= inner_to {
             return self.write_zero_bytes(from, to, flags);
@@ -186,14 +200,14 @@ impl Core {
         io.map.unmap(&claim, cluster, NewEntry { new: mapping.into(), dropped: None }, zeroed)
     }
 
-    fn write_zero_bytes(&self, from: u64, to: u64, flags: ZeroFlags) -> Result<()> {
+    fn write_zero_bytes(&self, from: GuestOffset, to: GuestOffset, flags: ZeroFlags) -> Result<()> {
         if flags.no_fallback {
             return Err(Error::unsupported(format!(
                 "zeroing {} bytes at {from}: only by writing zeroes, which the caller did not want",
                 to - from
             )));
         }
-        let zeroes = vec![0; ((to - from) as usize).min(ZERO_BYTES)];
+        let zeroes = vec![0; (to - from).min(ZERO_BYTES as u64) as usize];
         let mut at = from;
         while at < to {
             let bytes = (to - at).min(ZERO_BYTES as u64);
@@ -204,8 +218,8 @@ impl Core {
     }
 
     /// Lets go of the whole clusters in `[offset, offset + length)`.
-    pub(super) fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        check_range(self.virtual_size, offset, length)?;
+    pub(super) fn discard(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        check_range(self.virtual_size, offset.0, length)?;
         let (io, _) = self.begin_write()?;
         // In version 2 an entry cannot say that it is zeroes where a backing file would show.
         let says_nothing = self.geometry.version < 3 && self.has_backing();
@@ -219,11 +233,17 @@ impl Core {
         self.change_clusters(io, first, last, Fate::Discard, ZeroFlags::default())
     }
 
-    fn change_clusters(&self, io: &Io, first: u64, last: u64, fate: Fate, flags: ZeroFlags) -> Result<()> {
-        let per_table = self.geometry.l2_entry_count();
+    fn change_clusters(
+        &self,
+        io: &Io,
+        first: GuestCluster,
+        last: GuestCluster,
+        fate: Fate,
+        flags: ZeroFlags,
+    ) -> Result<()> {
         let mut at = first;
         while at < last {
-            let table_end = (at / per_table + 1) * per_table;
+            let table_end = self.geometry.table_end(at);
             let end = last.min(table_end).min(at + STEP_CLUSTERS);
             if fate == Fate::Discard && !self.has_backing() && self.skip_tableless(io, &mut at, last)? {
                 continue;
@@ -231,7 +251,7 @@ impl Core {
             let by_hand = self.change_step(io, at, end, fate, flags)?;
             for cluster in by_hand {
                 let from = self.geometry.cluster_offset(cluster);
-                let to = (from + self.geometry.cluster_bytes()).min(self.virtual_size);
+                let to = (from + self.geometry.cluster_bytes()).min(self.disk_end());
                 self.write_zero_bytes(from, to, flags)?;
             }
             if let Some(alloc) = &io.alloc {
@@ -243,9 +263,9 @@ impl Core {
     }
 
     /// Passes over guest ranges without an L2 table in one step: a discard has nothing to do there.
-    fn skip_tableless(&self, io: &Io, at: &mut u64, last: u64) -> Result<bool> {
+    fn skip_tableless(&self, io: &Io, at: &mut GuestCluster, last: GuestCluster) -> Result<bool> {
         let from = self.geometry.cluster_offset(*at);
-        let to = self.geometry.cluster_offset(last).min(self.virtual_size);
+        let to = self.geometry.cluster_offset(last).min(self.disk_end());
         let extent = io.map.resolve(from, to - from)?;
         let clusters = extent.length >> self.geometry.cluster_bits;
         if extent.source != crate::map::Source::Hole || extent.host.is_some() || clusters == 0 {
@@ -256,7 +276,14 @@ impl Core {
     }
 
     /// Changes the entries of claimed clusters; returns those that must be zeroed by writing.
-    fn change_step(&self, io: &Io, first: u64, end: u64, fate: Fate, flags: ZeroFlags) -> Result<Vec<u64>> {
+    fn change_step(
+        &self,
+        io: &Io,
+        first: GuestCluster,
+        end: GuestCluster,
+        fate: Fate,
+        flags: ZeroFlags,
+    ) -> Result<Vec<GuestCluster>> {
         let claim = io.map.claim(first, end);
         let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(end));
         let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(fate, from, to, flags)? else {
@@ -266,7 +293,7 @@ impl Core {
         let mut owned = false;
         // Of a data file, clusters in a row that are to be given back together.
         let mut freed = None;
-        for cluster in first..end {
+        for cluster in first.to(end) {
             let old = io.map.entry(&claim, cluster)?;
             let new = match self.fate_of(&old, fate) {
                 Some(new) => new,
@@ -297,7 +324,7 @@ impl Core {
             let mut needed = Vec::new();
             for cluster in by_hand {
                 let from = self.geometry.cluster_offset(cluster);
-                let bytes = self.geometry.cluster_bytes().min(self.virtual_size - from);
+                let bytes = self.geometry.cluster_bytes().min(self.disk_end() - from);
                 if !self.reads_zero(from, bytes)? {
                     needed.push(cluster);
                 }
@@ -312,7 +339,7 @@ impl Core {
         &self,
         io: &Io,
         claim: &Claim<'_>,
-        cluster: u64,
+        cluster: GuestCluster,
         old: &L2Entry,
         new: Mapping,
         zeroed: Option<Written>,
@@ -323,13 +350,19 @@ impl Core {
         Ok(!keeps_host)
     }
 
-    fn give_back_clusters(&self, clusters: Option<(u64, u64)>) -> Result<()> {
+    fn give_back_clusters(&self, clusters: Option<(GuestCluster, GuestCluster)>) -> Result<()> {
         let Some((first, end)) = clusters else { return Ok(()) };
         self.give_back_data(self.geometry.cluster_offset(first), self.geometry.cluster_offset(end))
     }
 
     /// What a raw data file needs before entries of `[from, to)` change; see `zero_raw_data`.
-    fn zero_raw_data_for(&self, fate: Fate, from: u64, to: u64, flags: ZeroFlags) -> Result<RawZeroes> {
+    fn zero_raw_data_for(
+        &self,
+        fate: Fate,
+        from: GuestOffset,
+        to: GuestOffset,
+        flags: ZeroFlags,
+    ) -> Result<RawZeroes> {
         let passed = fate == Fate::ZeroUnmap || self.settings.options.passes_discard_request();
         self.zero_raw_data(from, to, fate != Fate::Zero && passed, fate == Fate::Discard, flags)
     }

@@ -4,6 +4,7 @@
 use super::Map;
 use crate::error::Result;
 use crate::format::entries::{L1Entry, L2Entry, RawL2};
+use crate::format::{GuestCluster, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::page::Change;
 use crate::meta::{Page, Release};
@@ -47,7 +48,7 @@ impl Map {
         for index in tables {
             let offset = self.l1_entry(index)?.table_offset();
             let value = RawL2::default();
-            let table = Release::of(Owner::ACTIVE_L2, self.geometry.cluster_index(offset), 1);
+            let table = Release::of(Owner::ACTIVE_L2, HostCluster(self.geometry.cluster_index(offset)), 1);
             let dropped = Some(Release { discard: true, ..table });
             let change = Change { entry: index as usize, value, after: Ticket::PAST, dropped };
             self.l1.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
@@ -67,7 +68,7 @@ impl Map {
         let first = index * self.geometry.l2_entry_count();
         let table = self.l1_entry(index)?.table_offset();
         for number in 0..self.geometry.l2_entry_count() >> self.slice_entry_bits {
-            let cluster = first + (number << self.slice_entry_bits);
+            let cluster = GuestCluster(first + (number << self.slice_entry_bits));
             let key = self.slice_key(cluster);
             let page = match in_memory {
                 true => self.cache.find(key, std::sync::Arc::clone),
@@ -85,7 +86,7 @@ impl Map {
         Ok(())
     }
 
-    fn let_go(&self, first: u64, page: &Page, gone: &mut Gone) -> Result<()> {
+    fn let_go(&self, first: GuestCluster, page: &Page, gone: &mut Gone) -> Result<()> {
         // What is in a data file is not counted.
         for index in (0..page.entry_count()).filter(|_| !self.geometry.external_data) {
             let release = match self.decode(first + index as u64, page.entry(index))? {

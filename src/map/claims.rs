@@ -31,8 +31,14 @@ impl Claims {
     pub fn take(&self, first: u64, end: u64) -> Claim<'_> {
         debug_assert!(first < end);
         let mut held = locked(self.held.lock());
-        while !planted(Plant::ClaimSkipped) && held.ranges.iter().any(|(f, e)| *f < end && first < *e) {
+        let from_below = planted(Plant::ClaimsOverlapFromBelow);
+        let overlaps = |(f, e): &(u64, u64)| *f < end && first < *e && !(from_below && first < *f);
+        while !planted(Plant::ClaimSkipped) && held.ranges.iter().any(overlaps) {
             held.waiting += 1;
+            if planted(Plant::ClaimDroppedBeforeWait) {
+                drop(held);
+                held = locked(self.held.lock());
+            }
             held = locked(self.dropped.wait(held));
             held.waiting -= 1;
         }
@@ -43,11 +49,13 @@ impl Claims {
 
 impl Claim<'_> {
     /// First claimed cluster.
+    #[cfg(all(loom, test))]
     pub fn first_cluster(&self) -> u64 {
         self.first
     }
 
     /// One past the last claimed cluster.
+    #[cfg(all(loom, test))]
     pub fn end_cluster(&self) -> u64 {
         self.end
     }
@@ -59,7 +67,7 @@ impl Drop for Claim<'_> {
         if let Some(at) = held.ranges.iter().position(|h| *h == (self.first, self.end)) {
             held.ranges.swap_remove(at);
         }
-        if held.waiting > 0 {
+        if held.waiting > 0 && !planted(Plant::ClaimDroppedUnannounced) {
             self.claims.dropped.notify_all();
         }
     }

@@ -1,8 +1,9 @@
 //! The slices of a disk that the cache holds whole, found with two plain loads. A page that the cache has let go of
 //! ([`Page::is_live`]) is looked up there again.
 
+use crate::error::{room, Result};
 use crate::format::entries::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
-use crate::format::Geometry;
+use crate::format::{index_in_memory, Geometry, GuestOffset, HostOffset};
 use crate::meta::page::Words;
 use crate::meta::Page;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
     /// Data at this host offset; `true`: it may be overwritten there.
-    Data(u64, bool),
+    Data(HostOffset, bool),
     /// Not in this image.
     Hole,
     /// `resolve` has to tell: something else, or not in memory.
@@ -44,10 +45,12 @@ pub(super) struct Front {
 
 impl Front {
     /// Places for `slices` slices of `slice_bytes` bytes.
-    pub(super) fn new(geometry: &Geometry, slice_bytes: u64, slices: u64) -> Front {
+    pub(super) fn new(geometry: &Geometry, slice_bytes: u64, slices: u64) -> Result<Front> {
+        let mut places = room("the index of the cached L2 slices", slices)?;
+        places.resize_with(index_in_memory(slices), OnceLock::new);
         let entries = slice_bytes / geometry.l2_entry_bytes();
-        Front {
-            places: (0..slices).map(|_| OnceLock::new()).collect(),
+        Ok(Front {
+            places: places.into_boxed_slice(),
             is_stale: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
             is_plain: !geometry.extended_l2 && !geometry.external_data,
@@ -55,18 +58,18 @@ impl Front {
             slice_guest_bits: geometry.cluster_bits + entries.trailing_zeros(),
             cluster_mask: geometry.cluster_bytes() - 1,
             index_mask: entries - 1,
-        }
+        })
     }
 
     /// What the entry of `bytes` at `guest_offset` says; `None` where no slice is in memory.
     #[inline(always)]
-    pub(super) fn look(&self, guest_offset: u64, bytes: u64) -> Option<Look> {
-        let in_cluster = guest_offset & self.cluster_mask;
+    pub(super) fn look(&self, guest_offset: GuestOffset, bytes: u64) -> Option<Look> {
+        let in_cluster = guest_offset.0 & self.cluster_mask;
         if !self.is_plain || bytes > self.cluster_mask + 1 - in_cluster {
             return Some(Look::Unknown);
         }
-        let found = self.places.get((guest_offset >> self.slice_guest_bits) as usize)?.get()?;
-        let word = found.words.get((guest_offset >> self.cluster_bits & self.index_mask) as usize);
+        let found = self.places.get(index_in_memory(guest_offset.0 >> self.slice_guest_bits))?.get()?;
+        let word = found.words.get((guest_offset.0 >> self.cluster_bits & self.index_mask) as usize);
         let Some(entry) = word.map(|w| w.load(Ordering::SeqCst)) else { return Some(Look::Unknown) };
         // In this order: what a live page said is what the table said at that moment.
         if self.is_stale.load(Ordering::SeqCst) && !found.page.is_live() {
@@ -79,14 +82,14 @@ impl Front {
         }
         Some(match host {
             0 => Look::Hole,
-            host => Look::Data(host + in_cluster, entry & COPIED != 0),
+            host => Look::Data(HostOffset(host + in_cluster), entry & COPIED != 0),
         })
     }
 
     /// The page of slice number `slice`.
     #[inline]
     pub(super) fn page(&self, slice: u64) -> Option<&Arc<Page>> {
-        let found = self.places.get(slice as usize)?.get()?;
+        let found = self.places.get(index_in_memory(slice))?.get()?;
         self.note_used();
         found.page.is_live().then_some(&found.page)
     }
@@ -105,7 +108,7 @@ impl Front {
 
     /// A page that the cache has.
     pub(super) fn put(&self, slice: u64, page: &Arc<Page>) {
-        if let Some(place) = self.places.get(slice as usize) {
+        if let Some(place) = self.places.get(index_in_memory(slice)) {
             let _ = place.set(Found { words: Arc::clone(page.words()), page: Arc::clone(page) });
         }
     }
@@ -119,7 +122,7 @@ impl Front {
 
     /// Before slice number `slice` is loaded. One past the disk (VM state) may take the place of one that is here.
     pub(super) fn note_loading(&self, slice: u64) {
-        if slice as usize >= self.places.len() {
+        if index_in_memory(slice) >= self.places.len() {
             self.note_leaving();
         }
     }

@@ -4,6 +4,7 @@ use super::{Claim, Map, NewEntry};
 use crate::alloc::Filled;
 use crate::error::Result;
 use crate::format::entries::L2Entry;
+use crate::format::GuestCluster;
 use crate::meta::page::{Change, Updated};
 use crate::meta::{Access, Release};
 use crate::storage::medium::{Ticket, Written};
@@ -19,7 +20,7 @@ impl Map {
     pub fn link_run(
         &self,
         claim: &Claim<'_>,
-        first: u64,
+        first: GuestCluster,
         count: u64,
         filled: Filled<'_>,
         mut entry_of: impl FnMut(u64) -> Result<NewEntry>,
@@ -38,7 +39,13 @@ impl Map {
 
     /// Changes the entry of a claimed cluster whose table is owned, after a write to the host cluster that it names, or to
     /// its own one in a data file.
-    pub fn relink(&self, claim: &Claim<'_>, cluster: u64, entry: NewEntry, written: Written) -> Result<()> {
+    pub fn relink(
+        &self,
+        claim: &Claim<'_>,
+        cluster: GuestCluster,
+        entry: NewEntry,
+        written: Written,
+    ) -> Result<()> {
         self.store(claim, cluster, entry, written.ticket())
     }
 
@@ -47,7 +54,7 @@ impl Map {
     pub fn unmap(
         &self,
         claim: &Claim<'_>,
-        cluster: u64,
+        cluster: GuestCluster,
         entry: NewEntry,
         zeroed: Option<Written>,
     ) -> Result<()> {
@@ -64,9 +71,9 @@ impl Map {
         }
     }
 
-    fn store(&self, _claim: &Claim<'_>, cluster: u64, entry: NewEntry, after: Ticket) -> Result<()> {
+    fn store(&self, _claim: &Claim<'_>, cluster: GuestCluster, entry: NewEntry, after: Ticket) -> Result<()> {
         self.check_release(&entry.dropped)?;
-        let l1_index = cluster / self.geometry.l2_entry_count();
+        let l1_index = cluster.0 / self.geometry.l2_entry_count();
         let value = entry.new.encode(&self.geometry);
         let change = Change { entry: self.index_in_slice(cluster), value, after, dropped: entry.dropped };
         loop {

@@ -17,10 +17,10 @@ pub use front::Look;
 pub use resolve::{Extent, Source};
 
 use crate::alloc::{Allocator, Shared};
-use crate::error::{Error, Result};
+use crate::error::{room, Error, Result};
 use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
 use crate::format::geometry::SECTOR_BYTES;
-use crate::format::Geometry;
+use crate::format::{index_in_memory, Geometry, GuestCluster};
 use crate::meta::guard::Owner;
 use crate::meta::{Access, DirtyPages, Page, Release, Settler, SliceCache, WriteOut};
 use crate::options::CacheSizes;
@@ -90,13 +90,16 @@ impl Map {
         let slices = (cache_bytes / slice_bytes).max(2);
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
+        let kept = slices.min(disk_slices.max(2));
+        // What there is no memory for is an error, not the end of the process.
+        drop(std::hint::black_box(room::<u64>("the L2 cache", kept)?));
         let map = Map {
             geometry,
             writer,
             l1,
             l1_entries: u64::from(header.l1_size),
-            cache: SliceCache::new(slices.min(disk_slices.max(2)) as usize, slices >= disk_slices),
-            front: Front::new(&geometry, slice_bytes, if slices >= disk_slices { disk_slices } else { 0 }),
+            cache: SliceCache::new(index_in_memory(kept), slices >= disk_slices),
+            front: Front::new(&geometry, slice_bytes, if slices >= disk_slices { disk_slices } else { 0 })?,
             slice_entry_bits: (slice_bytes / geometry.l2_entry_bytes()).trailing_zeros(),
             list: DirtyPages::default(),
             claims: Claims::default(),
@@ -125,14 +128,9 @@ impl Map {
         guard.add_all(Owner::ACTIVE_L2, tables, self.geometry.cluster_bytes());
     }
 
-    /// The image's sizes.
-    pub fn geometry(&self) -> &Geometry {
-        &self.geometry
-    }
-
     /// Takes the guest clusters `[first, end)` for a change; waits for whoever has some of them.
-    pub fn claim(&self, first_cluster: u64, end_cluster: u64) -> Claim<'_> {
-        self.claims.take(first_cluster, end_cluster)
+    pub fn claim(&self, first_cluster: GuestCluster, end_cluster: GuestCluster) -> Claim<'_> {
+        self.claims.take(first_cluster.0, end_cluster.0)
     }
 
     fn settler(&self) -> &dyn Settler {
@@ -160,7 +158,7 @@ impl Map {
         }
     }
 
-    fn decode(&self, cluster: u64, raw: RawL2) -> Result<L2Entry> {
+    fn decode(&self, cluster: GuestCluster, raw: RawL2) -> Result<L2Entry> {
         let decoded = match raw.decode(&self.geometry) {
             Ok(L2Entry::Plain(mapping)) if self.geometry.external_data => self.in_data_file(cluster, mapping),
             decoded => decoded,
@@ -173,9 +171,13 @@ impl Map {
 
     /// An entry of an image with an external data file: every guest cluster is at its own offset there, where
     /// nobody else can refer to it.
-    fn in_data_file(&self, cluster: u64, mapping: Mapping) -> std::result::Result<L2Entry, &'static str> {
+    fn in_data_file(
+        &self,
+        cluster: GuestCluster,
+        mapping: Mapping,
+    ) -> std::result::Result<L2Entry, &'static str> {
         match mapping.host {
-            Some(host) if host != self.geometry.cluster_offset(cluster) => {
+            Some(host) if host.0 != self.geometry.cluster_offset(cluster).0 => {
                 Err("offset in the external data file does not match the guest offset")
             }
             host => Ok(L2Entry::Plain(Mapping { copied: host.is_some(), ..mapping })),
@@ -183,8 +185,8 @@ impl Map {
     }
 
     /// The entry of a claimed cluster.
-    pub fn entry(&self, _claim: &Claim<'_>, cluster: u64) -> Result<L2Entry> {
-        let l1_index = cluster / self.geometry.l2_entry_count();
+    pub fn entry(&self, _claim: &Claim<'_>, cluster: GuestCluster) -> Result<L2Entry> {
+        let l1_index = cluster.0 / self.geometry.l2_entry_count();
         let table = self.l1_entry(l1_index)?.table_offset();
         if table == 0 {
             return Ok(L2Entry::Plain(Mapping::default()));

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::format::entries::{
     CompressedSpan, L2Entry, Mapping, RawL2, COMPRESSED, COPIED, OFFSET_MASK, ZERO,
 };
+use crate::format::{index_in_memory, GuestCluster, GuestOffset, HostOffset};
 use std::sync::Arc;
 
 /// Where the bytes of an extent are.
@@ -28,7 +29,7 @@ pub struct Extent {
     /// Length in bytes, at least 1.
     pub length: u64,
     /// Host offset of the first byte, when a host cluster is assigned.
-    pub host: Option<u64>,
+    pub host: Option<HostOffset>,
     /// `Data` that may be overwritten where it is: nothing else refers to the clusters.
     pub in_place: bool,
 }
@@ -37,15 +38,15 @@ impl Map {
     /// Looks a request of `bytes` at `guest_offset` up without loading anything: the common case of a standard
     /// entry whose slice is in a cache that holds the whole disk.
     #[inline(always)]
-    pub fn look(&self, guest_offset: u64, bytes: u64) -> Look {
+    pub fn look(&self, guest_offset: GuestOffset, bytes: u64) -> Look {
         match self.front.look(guest_offset, bytes) {
             Some(look) => look,
             None => self.look_tableless(guest_offset),
         }
     }
 
-    fn look_tableless(&self, guest_offset: u64) -> Look {
-        match self.l1.word(self.geometry.l1_index(guest_offset) as usize) {
+    fn look_tableless(&self, guest_offset: GuestOffset) -> Look {
+        match self.l1.word(index_in_memory(self.geometry.l1_index(guest_offset))) {
             Some(table) if table & OFFSET_MASK == 0 => Look::Hole,
             _ => Look::Unknown,
         }
@@ -54,7 +55,7 @@ impl Map {
     /// The extent at `guest_offset`, at most `max_bytes` long. `max_bytes` is at least 1 and the range is
     /// inside the disk.
     #[inline]
-    pub fn resolve(&self, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+    pub fn resolve(&self, guest_offset: GuestOffset, max_bytes: u64) -> Result<Extent> {
         let geometry = &self.geometry;
         let l1_index = geometry.l1_index(guest_offset);
         let table = self.l1_entry(l1_index)?.table_offset();
@@ -80,7 +81,7 @@ impl Map {
     }
 
     /// As `resolve`, for a read: data that goes on in the file where the next slice begins is one extent.
-    pub fn resolve_long(&self, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+    pub fn resolve_long(&self, guest_offset: GuestOffset, max_bytes: u64) -> Result<Extent> {
         let mut extent = self.resolve(guest_offset, max_bytes)?;
         while let (Source::Data, Some(host)) = (extent.source, extent.host) {
             if extent.length >= max_bytes {
@@ -99,9 +100,9 @@ impl Map {
     }
 
     /// A hole as long as there are no L2 tables.
-    fn resolve_tableless(&self, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+    fn resolve_tableless(&self, guest_offset: GuestOffset, max_bytes: u64) -> Result<Extent> {
         let table_bytes = self.geometry.l2_table_guest_bytes();
-        let mut length = table_bytes - (guest_offset & (table_bytes - 1));
+        let mut length = table_bytes - (guest_offset.0 & (table_bytes - 1));
         let mut index = self.geometry.l1_index(guest_offset) + 1;
         while length < max_bytes && index < self.l1_entries && self.l1_entry(index)?.table_offset() == 0 {
             length = length.saturating_add(table_bytes);
@@ -111,7 +112,12 @@ impl Map {
     }
 
     #[inline]
-    fn resolve_in(&self, page: &crate::meta::Page, guest_offset: u64, max_bytes: u64) -> Result<Extent> {
+    fn resolve_in(
+        &self,
+        page: &crate::meta::Page,
+        guest_offset: GuestOffset,
+        max_bytes: u64,
+    ) -> Result<Extent> {
         let geometry = &self.geometry;
         let cluster = geometry.cluster_index(guest_offset);
         let index = self.index_in_slice(cluster);
@@ -134,7 +140,12 @@ impl Map {
 
     /// The common case: a request inside one cluster with data. Entries are looked at, and nothing else is done.
     #[inline]
-    fn resolve_inside(&self, page: &crate::meta::Page, guest_offset: u64, max_bytes: u64) -> Option<Extent> {
+    fn resolve_inside(
+        &self,
+        page: &crate::meta::Page,
+        guest_offset: GuestOffset,
+        max_bytes: u64,
+    ) -> Option<Extent> {
         let in_cluster = self.geometry.in_cluster(guest_offset);
         if self.geometry.extended_l2 || self.geometry.cluster_bytes() - in_cluster < max_bytes {
             return None;
@@ -152,19 +163,19 @@ impl Map {
 
     /// The host cluster of a standard entry that holds data and nothing else; `None`: decode it in full.
     #[inline]
-    fn plain_data(&self, cluster: u64, raw: RawL2) -> Option<u64> {
+    fn plain_data(&self, cluster: GuestCluster, raw: RawL2) -> Option<HostOffset> {
         let host = raw.descriptor & OFFSET_MASK;
         let other = COMPRESSED | ZERO;
         let simple = !self.geometry.extended_l2 && raw.descriptor & other == 0 && host != 0;
-        let in_place = !self.geometry.external_data || host == self.geometry.cluster_offset(cluster);
-        (simple && in_place && self.geometry.in_cluster(host) == 0).then_some(host)
+        let in_place = !self.geometry.external_data || host == self.geometry.cluster_offset(cluster).0;
+        (simple && in_place && self.geometry.in_cluster(host) == 0).then_some(HostOffset(host))
     }
 
     /// Lengthens an extent over the following subclusters and entries of the slice while they continue it.
     fn extend(
         &self,
         page: &crate::meta::Page,
-        mut cluster: u64,
+        mut cluster: GuestCluster,
         mut index: usize,
         mut in_cluster: u64,
         max_bytes: u64,
@@ -200,7 +211,7 @@ impl Map {
 
     /// The extent from `in_cluster` to the end of its run of like subclusters.
     #[inline]
-    fn extent_at(&self, cluster: u64, raw: RawL2, in_cluster: u64) -> Result<Extent> {
+    fn extent_at(&self, cluster: GuestCluster, raw: RawL2, in_cluster: u64) -> Result<Extent> {
         let cluster_bytes = self.geometry.cluster_bytes();
         match self.decode(cluster, raw)? {
             L2Entry::Compressed(span) => Ok(Extent {

@@ -3,22 +3,28 @@
 use super::Map;
 use crate::error::{Error, Result};
 use crate::format::geometry::MAX_HOST_OFFSET;
+use crate::format::GuestCluster;
 use crate::meta::{Access, Page};
 use crate::storage::Purpose;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Map {
-    pub(super) fn slice_key(&self, cluster: u64) -> u64 {
-        cluster >> self.slice_entry_bits
+    pub(super) fn slice_key(&self, cluster: GuestCluster) -> u64 {
+        cluster.0 >> self.slice_entry_bits
     }
 
-    pub(super) fn index_in_slice(&self, cluster: u64) -> usize {
-        (cluster & ((1 << self.slice_entry_bits) - 1)) as usize
+    pub(super) fn index_in_slice(&self, cluster: GuestCluster) -> usize {
+        (cluster.0 & ((1 << self.slice_entry_bits) - 1)) as usize
     }
 
     /// The slice that maps guest cluster `cluster` in the L2 table at `table_offset`.
-    pub(super) fn slice(&self, cluster: u64, table_offset: u64, access: Access) -> Result<Arc<Page>> {
+    pub(super) fn slice(
+        &self,
+        cluster: GuestCluster,
+        table_offset: u64,
+        access: Access,
+    ) -> Result<Arc<Page>> {
         let key = self.slice_key(cluster);
         if let Some(page) = self.front.page(key) {
             return Ok(Arc::clone(page));
@@ -29,7 +35,7 @@ impl Map {
             loaded = true;
             // The table may have been replaced while we waited for the set; whoever replaces it stores the L1
             // entry before it asks for the set, so now it is the right one.
-            let now = self.l1_entry(cluster / self.geometry.l2_entry_count())?.table_offset();
+            let now = self.l1_entry(cluster.0 / self.geometry.l2_entry_count())?.table_offset();
             self.load_slice(cluster, if now == 0 { table_offset } else { now })
         });
         // One that is only to be looked at is not in the cache, where VM state has taken the room.
@@ -59,7 +65,7 @@ impl Map {
         }
     }
 
-    fn load_slice(&self, cluster: u64, table_offset: u64) -> Result<Page> {
+    fn load_slice(&self, cluster: GuestCluster, table_offset: u64) -> Result<Page> {
         if table_offset >= MAX_HOST_OFFSET {
             return Err(Error::corrupt(
                 "L2 table of guest cluster",
@@ -70,7 +76,7 @@ impl Map {
         }
         let entry_bytes = self.geometry.l2_entry_bytes();
         let slice_bytes = entry_bytes << self.slice_entry_bits;
-        let in_table = cluster & (self.geometry.l2_entry_count() - 1);
+        let in_table = cluster.0 & (self.geometry.l2_entry_count() - 1);
         let home = table_offset + (in_table >> self.slice_entry_bits) * slice_bytes;
         Page::read(&self.shared.medium, Purpose::L2, home, (entry_bytes / 8) as usize, slice_bytes)
     }

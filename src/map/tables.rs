@@ -4,6 +4,7 @@ use super::{Claim, Map};
 use crate::alloc::{Filled, Reserved};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, RawL2};
+use crate::format::{GuestCluster, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::page::{Change, Updated};
 use crate::meta::Release;
@@ -30,8 +31,8 @@ impl Map {
     }
 
     /// Makes sure that the L2 table of a claimed cluster exists and is this L1 table's alone.
-    pub fn own_table(&self, _claim: &Claim<'_>, cluster: u64) -> Result<()> {
-        let l1_index = cluster / self.geometry.l2_entry_count();
+    pub fn own_table(&self, _claim: &Claim<'_>, cluster: GuestCluster) -> Result<()> {
+        let l1_index = cluster.0 / self.geometry.l2_entry_count();
         if self.owns_table(l1_index)? && self.copied_table.load(Ordering::SeqCst) != l1_index + 1 {
             return Ok(());
         }
@@ -77,16 +78,16 @@ impl Map {
         let geometry = &self.geometry;
         let bytes = geometry.cluster_bytes();
         let dropped = (old.table_offset() != 0)
-            .then(|| Release::of(Owner::ANY_L2, geometry.cluster_index(old.table_offset()), 1));
+            .then(|| Release::of(Owner::ANY_L2, HostCluster(geometry.cluster_index(old.table_offset())), 1));
         self.check_release(&dropped)?;
         let reserved = allocator.reserve(1)?;
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.guard.check(Owner(0), offset, bytes)?;
-        let filled = self.fill_table(reserved, offset, old)?;
+        let filled = self.fill_table(reserved, offset.0, old)?;
         allocator.write_counts()?;
-        self.shared.guard.add(Owner::ACTIVE_L2, offset, bytes);
-        let first_cluster = l1_index * geometry.l2_entry_count();
-        let value = RawL2 { descriptor: L1Entry::owned(offset).0, bitmap: 0 };
+        self.shared.guard.add(Owner::ACTIVE_L2, offset.0, bytes);
+        let first_cluster = GuestCluster(l1_index * geometry.l2_entry_count());
+        let value = RawL2 { descriptor: L1Entry::owned(offset.0).0, bitmap: 0 };
         let change = Change { entry: l1_index as usize, value, after: filled.ticket(), dropped };
         let done = self.l1.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
         debug_assert_ne!(done, Updated::Evicted, "the L1 page is never evicted");

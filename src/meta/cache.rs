@@ -9,6 +9,7 @@
 use super::page::Page;
 use super::WriteOut;
 use crate::error::Result;
+use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{locked, Condvar, Mutex, MutexGuard};
 use std::sync::{Arc, OnceLock};
@@ -168,7 +169,7 @@ impl SliceCache {
                 return Some(found);
             }
             // One load per set at a time: two loads could otherwise pick one victim.
-            if !self.is_owned(&loading, key) {
+            if !self.is_owned(&loading, key) || planted(Plant::TwoLoadsIntoOneSet) {
                 loading.keys.push(key);
                 return None;
             }

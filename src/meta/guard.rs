@@ -6,7 +6,7 @@
 
 use super::HeaderPage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Geometry, Structure};
+use crate::format::{Geometry, HostCluster, HostOffset, Structure};
 use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 use crate::sync::locked;
@@ -132,6 +132,7 @@ impl OverlapGuard {
     }
 
     /// A guard that accepts everything.
+    #[cfg(test)]
     pub fn off() -> Self {
         OverlapGuard {
             cluster_bits: 16,
@@ -207,21 +208,21 @@ impl OverlapGuard {
 
     /// Whether no metadata is in the range for certain; otherwise `check` has to tell.
     #[inline]
-    pub fn is_clear(&self, host_offset: u64, length: u64) -> bool {
+    pub fn is_clear(&self, host_offset: HostOffset, length: u64) -> bool {
         let is_set = |cluster| {
             let (word, bit) = filter_bit(cluster);
             self.filter[word].load(Ordering::Relaxed) & bit != 0
         };
-        self.checked == 0 || length == 0 || !self.clusters(host_offset, length).any(is_set)
+        self.checked == 0 || length == 0 || !self.clusters(host_offset.0, length).any(is_set)
     }
 
     /// Fails when the range overlaps metadata other than `allowed`; the image is marked corrupt then.
     #[inline]
-    pub fn check(&self, allowed: Owner, host_offset: u64, length: u64) -> Result<()> {
+    pub fn check(&self, allowed: Owner, host_offset: HostOffset, length: u64) -> Result<()> {
         if self.checked == 0 || length == 0 || planted(Plant::OverlapCheckOff) {
             return Ok(());
         }
-        for cluster in self.clusters(host_offset, length) {
+        for cluster in self.clusters(host_offset.0, length) {
             if self.may_be_owned(cluster) {
                 self.check_cluster(allowed, cluster, "invalid write on")?;
             }
@@ -238,10 +239,16 @@ impl OverlapGuard {
     /// Fails when clusters whose count is about to fall hold metadata other than `allowed`, or the header: an entry has
     /// named what it does not own. The image is marked corrupt then.
     #[inline]
-    pub fn check_release(&self, allowed: Owner, first_cluster: u64, cluster_count: u64) -> Result<()> {
+    pub fn check_release(
+        &self,
+        allowed: Owner,
+        first_cluster: HostCluster,
+        cluster_count: u64,
+    ) -> Result<()> {
         if planted(Plant::OverlapCheckOff) {
             return Ok(());
         }
+        let first_cluster = first_cluster.0;
         if first_cluster == 0 && cluster_count > 0 {
             return Err(self.found("release of", Owner::HEADER, 0));
         }
@@ -289,7 +296,7 @@ impl OverlapGuard {
             Purpose::Header => Owner::HEADER,
             _ => Owner(0),
         };
-        self.check(allowed, host_offset, length)
+        self.check(allowed, HostOffset(host_offset), length)
     }
 }
 
@@ -308,13 +315,13 @@ mod tests {
         };
         let guard = OverlapGuard::new(&g, 0x1ff, None);
         guard.add(Owner::ACTIVE_L2, 1024, 512);
-        assert!(guard.check(Owner::ACTIVE_L2, 1024, 512).is_ok());
-        assert!(guard.check(Owner(0), 1536, 4096).is_ok());
-        assert!(guard.check(Owner(0), 0, 1025).is_err());
+        assert!(guard.check(Owner::ACTIVE_L2, HostOffset(1024), 512).is_ok());
+        assert!(guard.check(Owner(0), HostOffset(1536), 4096).is_ok());
+        assert!(guard.check(Owner(0), HostOffset(0), 1025).is_err());
         guard.remove(Owner::ACTIVE_L2, 1024, 512);
-        assert!(guard.check(Owner(0), 0, 4096).is_ok());
+        assert!(guard.check(Owner(0), HostOffset(0), 4096).is_ok());
         guard.add(Owner::BITMAP_DIRECTORY, u64::MAX - 511, 1024);
-        assert!(guard.check(Owner(0), u64::MAX - 511, 512).is_err());
-        assert!(OverlapGuard::off().check(Owner(0), 0, 4096).is_ok());
+        assert!(guard.check(Owner(0), HostOffset(u64::MAX - 511), 512).is_err());
+        assert!(OverlapGuard::off().check(Owner(0), HostOffset(0), 4096).is_ok());
     }
 }

@@ -13,9 +13,9 @@
 use super::dirty_list::DirtyList;
 use super::Release;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::be64;
 use crate::format::entries::RawL2;
 use crate::format::geometry::SECTOR_BYTES;
+use crate::format::{be64, index_in_memory};
 use crate::planted::{planted, Plant};
 use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
@@ -105,7 +105,7 @@ impl Page {
     ) -> Result<Page> {
         // What there is no memory for is an error, not the end of the process.
         let mut room: Vec<u64> = Vec::new();
-        room.try_reserve_exact((bytes / 8) as usize).map_err(|_| no_memory(purpose, bytes))?;
+        room.try_reserve_exact(index_in_memory(bytes / 8)).map_err(|_| no_memory(purpose, bytes))?;
         drop(std::hint::black_box(room));
         if bytes <= SMALL_BYTES as u64 {
             let mut piece = [0; SMALL_BYTES];
@@ -248,7 +248,7 @@ impl Page {
     ) -> Updated {
         let mut after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
         let mut state = self.lock();
-        if !self.is_live() {
+        if !self.is_live() && !planted(Plant::EvictedPageChanged) {
             return Updated::Evicted;
         }
         let before = self.own_entry(change.entry);
@@ -300,7 +300,10 @@ impl Page {
     /// Marks a clean page as evicted (P1). `false`: it is dirty.
     pub(super) fn try_evict(&self) -> bool {
         // A write-out in flight has cleaned the page before its bytes are in the file.
-        let Ok(_idle) = self.writing.try_lock() else { return false };
+        let idle = self.writing.try_lock();
+        if idle.is_err() && !planted(Plant::PageInHandEvicted) {
+            return false;
+        }
         let state = self.lock();
         if state.dirty_sectors != 0 || !state.held.is_empty() {
             return false;

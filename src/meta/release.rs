@@ -1,12 +1,13 @@
 //! What changes let go of.
 
 use super::guard::Owner;
+use crate::format::HostCluster;
 
 /// Host clusters that lost one reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Release {
     /// First cluster.
-    pub first_cluster: u64,
+    pub first_cluster: HostCluster,
     /// Clusters in the run; the count of each falls by one.
     pub cluster_count: u64,
     /// Readers that entered up to this epoch may still use them (rule R4).
@@ -19,12 +20,12 @@ pub struct Release {
 
 impl Release {
     /// A release of guest data, whose epoch the page fills in.
-    pub fn new(first_cluster: u64, cluster_count: u64, discard: bool) -> Self {
+    pub fn new(first_cluster: HostCluster, cluster_count: u64, discard: bool) -> Self {
         Release { first_cluster, cluster_count, epoch: 0, discard, owner: Owner::NOBODY }
     }
 
     /// As `new`, of clusters that hold `owner`.
-    pub fn of(owner: Owner, first_cluster: u64, cluster_count: u64) -> Self {
+    pub fn of(owner: Owner, first_cluster: HostCluster, cluster_count: u64) -> Self {
         Release { owner, ..Release::new(first_cluster, cluster_count, false) }
     }
 }

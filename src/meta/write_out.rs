@@ -5,6 +5,7 @@ use super::page::{DirtyPages, Page};
 use super::InFlight;
 use super::{OverlapGuard, Settler};
 use crate::error::Result;
+use crate::planted::{planted, Plant};
 use crate::storage::medium::{Medium, Ticket};
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ impl WriteOut<'_> {
         let target = self.medium.ticket();
         let waits = self.waits_for(target);
         self.write_listed()?;
-        if waits {
+        if waits && (!planted(Plant::WriteThroughAsksLate) || self.waits_for(target)) {
             self.write_waiting(target)?;
         }
         Ok(())
@@ -45,7 +46,7 @@ impl WriteOut<'_> {
         self.write_listed()?;
         self.settler.advance()?;
         // What waited for the sync that has just completed needs another one, whoever has written it.
-        if waits {
+        if waits && (!planted(Plant::BarrierAsksLate) || self.waits_for(target)) {
             self.write_waiting(target)?;
             self.settler.advance()?;
         }
@@ -69,7 +70,9 @@ impl WriteOut<'_> {
             self.write_listed()?;
         }
         // The last of them may have been taken by somebody who is still writing.
-        self.list.wait_in_flight();
+        if !planted(Plant::LastPageInHandNotWaitedFor) {
+            self.list.wait_in_flight();
+        }
         self.medium.latch().check()
     }
 
@@ -87,10 +90,12 @@ impl WriteOut<'_> {
                 }
             }
             drop(announced);
-            self.list.wait_in_flight();
+            if !planted(Plant::PagesInHandNotWaitedFor) {
+                self.list.wait_in_flight();
+            }
             self.medium.latch().check()?;
             // A page that somebody else had in hand may have come back unwritten: it is ours to try now.
-            if self.list.failures() == failures {
+            if self.list.failures() == failures || planted(Plant::ReturnedPageNotSeen) {
                 return Ok(());
             }
         }

@@ -6,7 +6,7 @@ use crate::format::be64;
 use crate::format::bitmap::{check_pointer, decode_table_entry, parse_directory, Bitmap, BitmapCluster};
 use crate::format::extensions::{self, BITMAPS};
 use crate::format::features::AUTOCLEAR_BITMAPS;
-use crate::format::Header;
+use crate::format::{Header, HostOffset};
 use crate::image::Parts;
 use crate::meta::guard::Owner;
 use crate::storage::{read_exact, Purpose, Storage};
@@ -38,7 +38,7 @@ pub(super) fn free_bitmaps(parts: &Parts<'_>, bitmaps: &[Bitmap]) -> Result<()> 
     let (alloc, guard, geometry) = (parts.alloc, parts.guard, parts.geometry);
     let pointer = extensions::bitmaps(data)?;
     let clusters = |offset, bytes| ClusterRun {
-        first: geometry.cluster_index(offset),
+        first: geometry.cluster_index(HostOffset(offset)),
         count: geometry.clusters_ceil(bytes),
     };
     let directory = clusters(pointer.directory_offset, pointer.directory_bytes);
@@ -77,7 +77,7 @@ fn each_cluster_of(
             let cluster = decode_table_entry(entry, parts.geometry)
                 .map_err(|rule| Error::corrupt("bitmap table entry", at / 8 + index as u64, entry, rule))?;
             if let BitmapCluster::Host(offset) = cluster {
-                runs.push(ClusterRun { first: parts.geometry.cluster_index(offset), count: 1 });
+                runs.push(ClusterRun { first: parts.geometry.cluster_index(HostOffset(offset)), count: 1 });
             }
         }
         each(&mut runs)?;

@@ -9,6 +9,7 @@ use super::l1_table::make_empty;
 use super::resize::resize;
 use crate::disk::{Disk, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::GuestOffset;
 use crate::image::{Core, Image};
 use crate::options::Preallocation;
 use std::io::{IoSlice, IoSliceMut};
@@ -83,7 +84,7 @@ fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool
         } else {
             let bytes = status.length.min(CHUNK_BYTES);
             let part = &mut buffer[..bytes as usize];
-            top.read(at, &mut [IoSliceMut::new(part)])?;
+            top.read(GuestOffset(at), &mut [IoSliceMut::new(part)])?;
             base.write(at, &[IoSlice::new(part)], false)?;
             at += bytes;
         }

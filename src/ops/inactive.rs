@@ -50,14 +50,22 @@ fn activate<'a>(
         return Ok(());
     }
     manner.flags.inactive = false;
-    let mut opening =
-        Box::new(Opening { flags: manner.flags, options: manner.options.clone(), resolver, messages });
+    let mut opening = opening_of(&manner, resolver, messages);
     let done = lock(handle, &manner, &opening).and_then(|()| load(handle, &mut manner, &mut opening, seen));
     if done.is_err() {
         manner.flags.inactive = true;
         let _ = unlock(handle, &manner);
     }
     done
+}
+
+#[inline(never)]
+fn opening_of<'a>(
+    manner: &Manner,
+    resolver: Option<Resolver<'a>>,
+    messages: Option<Messages<'a>>,
+) -> Box<Opening<'a>> {
+    Box::new(Opening { flags: manner.flags, options: manner.options.clone(), resolver, messages })
 }
 
 /// A disk that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they
@@ -78,16 +86,25 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
             let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);
             activate(below, resolver, messages, seen)?;
         }
-        None => {
-            let opened = opening.open_backing(&*loading.draft, &*loading.files.image, seen)?;
-            loading.below = opened.map(Arc::new);
-        }
+        None => open_below(opening, &mut loading, seen)?,
     }
     finish_load(handle, &*stopped, manner, opening, loading)
 }
 
 #[inline(never)]
-fn begin_load(handle: &Handle, old: &dyn Stopped, manner: &Manner, opening: &Opening<'_>) -> Result<Loading> {
+fn open_below(opening: &mut Opening<'_>, loading: &mut Loading, seen: &mut Seen) -> Result<()> {
+    let opened = opening.open_backing(&*loading.draft, &*loading.files.image, seen)?;
+    loading.below = opened.map(Arc::new);
+    Ok(())
+}
+
+#[inline(never)]
+fn begin_load(
+    handle: &Handle,
+    old: &dyn Stopped,
+    manner: &Manner,
+    opening: &Opening<'_>,
+) -> Result<Box<Loading>> {
     let files = manner.files.clone();
     let draft = (handle.format().draft)(Arc::clone(&files.image), opening.settings())?;
     let (names, old_names) = (draft.names(), old.names());
@@ -96,7 +113,7 @@ fn begin_load(handle: &Handle, old: &dyn Stopped, manner: &Manner, opening: &Ope
     }
     let same = old.is_chain_kept() && names.have_same_backing(&old_names);
     let below = handle.below().filter(|_| same && names.backing.is_some());
-    Ok(Loading { files, draft, below })
+    Ok(Box::new(Loading { files, draft, below }))
 }
 
 #[inline(never)]
@@ -105,9 +122,9 @@ fn finish_load(
     stopped: &dyn Stopped,
     manner: &mut Manner,
     opening: &mut Opening<'_>,
-    loading: Loading,
+    loading: Box<Loading>,
 ) -> Result<()> {
-    let Loading { files, draft, below } = loading;
+    let Loading { files, draft, below } = *loading;
     let backing = below.as_ref().map(|below| below.disk().clone());
     let repaired = opening.repair_if_dirty(&*draft, handle.format(), &*files.image, handle.origin());
     let loaded = repaired.and_then(|repaired| {

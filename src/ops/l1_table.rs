@@ -3,6 +3,7 @@
 use super::last_steps::{reload, reload_without, Gone};
 use super::tree::{L1Table, Walk};
 use crate::error::{zeroed, Result};
+use crate::format::{GuestOffset, HostOffset};
 use crate::image::{Core, ExclusiveImage};
 use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
@@ -29,7 +30,7 @@ fn grow(core: &Core, entries: u64) -> Result<()> {
     let geometry = parts.geometry;
     let clusters = geometry.clusters_ceil(entries * 8);
     let old = parts.header.header();
-    let old_first = geometry.cluster_index(old.l1_table_offset);
+    let old_first = geometry.cluster_index(HostOffset(old.l1_table_offset));
     let old_clusters = geometry.clusters_ceil(u64::from(old.l1_size) * 8);
     if old.l1_table_offset != 0 {
         parts.guard.check_release(Owner::ACTIVE_L1, old_first, old_clusters)?;
@@ -37,7 +38,7 @@ fn grow(core: &Core, entries: u64) -> Result<()> {
     let reserved = parts.alloc.reserve_contiguous(clusters)?;
     let mut bytes = zeroed("L1 table", clusters << geometry.cluster_bits)?;
     parts.map.copy_l1(&mut bytes);
-    let offset = geometry.cluster_offset(reserved.first_cluster());
+    let offset = geometry.cluster_offset(reserved.first_cluster()).0;
     parts.medium.write_unlinked(Purpose::L1, offset, &bytes)?;
     // Counts and contents are durable before the header points to the table (R1, R5).
     parts.alloc.advance()?;
@@ -74,7 +75,7 @@ pub(super) fn make_empty(image: &ExclusiveImage<'_>) -> Result<()> {
     // What goes is found on the medium.
     image.settle()?;
     drop_tables(image, 0)?;
-    core.give_back_data(0, core.length())?;
+    core.give_back_data(GuestOffset(0), core.disk_end())?;
     image.settle()?;
     image.core().begin_write()?.1.cut_file()
 }

@@ -9,6 +9,7 @@ use super::handle::Handle;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DATA_FILE;
+use crate::format::GuestOffset;
 use crate::image::ExclusiveImage;
 use crate::storage::access::Identity;
 use std::io::IoSlice;
@@ -186,9 +187,9 @@ impl Work<'_, '_> {
 fn hold_data(image: &ExclusiveImage<'_>, offset: u64, bytes: &[u8], compressed: bool) -> Result<()> {
     let core = image.core();
     let buffers = [IoSlice::new(bytes)];
-    match compressed && core.check_clusters(offset, bytes.len() as u64).is_ok() {
-        true => core.write_compressed(offset, &buffers),
-        false => core.write(offset, &buffers),
+    match compressed && core.check_clusters(GuestOffset(offset), bytes.len() as u64).is_ok() {
+        true => core.write_compressed(GuestOffset(offset), &buffers),
+        false => core.write(GuestOffset(offset), &buffers),
     }
 }
 
@@ -197,9 +198,9 @@ fn hold_zeroes(image: &ExclusiveImage<'_>, offset: u64, bytes: &[u8]) -> Result<
     let core = image.core();
     if core.geometry().version < 3 {
         // No zero flag: a hole shows what will be below.
-        return core.write(offset, &[IoSlice::new(bytes)]);
+        return core.write(GuestOffset(offset), &[IoSlice::new(bytes)]);
     }
-    core.write_zeroes(offset, bytes.len() as u64, Default::default())
+    core.write_zeroes(GuestOffset(offset), bytes.len() as u64, Default::default())
 }
 
 /// What becomes of a cluster.

@@ -18,10 +18,9 @@ mod tests;
 mod words;
 
 pub use amend::AmendOptions;
-pub use cache::{cache_sizes, l2_bytes_for, CacheSizes};
+pub use cache::{cache_sizes, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
 pub use list::list;
 pub use open::OpenOptions;
-pub use parse::parse_size;
-pub use table::{Kind, OptionInfo, Scope};
-pub use words::{CacheMode, DetectZeroes, Discard, OverlapSet, OverlapTemplate, RefcountsAhead};
+pub use table::{OptionInfo, Scope};
+pub use words::{CacheMode, DetectZeroes, Discard};

@@ -1,6 +1,7 @@
 //! Flushes that coalesce: whoever comes while a barrier runs waits for the next one, which serves all of them.
 
 use crate::error::Result;
+use crate::planted::{planted, Plant};
 use crate::sync::{locked, Condvar, Mutex};
 
 #[derive(Default)]
@@ -23,7 +24,8 @@ impl Flusher {
     /// Runs `barrier`, or waits for one that somebody else starts after this call.
     pub(crate) fn join(&self, barrier: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = locked(self.state.lock());
-        let mine = state.started + 1;
+        let running = planted(Plant::FlushJoinsRunningBarrier) && state.started > 0;
+        let mine = state.started + u64::from(!running);
         loop {
             if state.completed >= mine {
                 return Ok(());
@@ -57,7 +59,7 @@ impl Drop for Turn<'_> {
         let mut state = locked(self.flusher.state.lock());
         state.running = false;
         state.completed = self.served.unwrap_or(state.completed);
-        if state.waiting > 0 {
+        if state.waiting > 0 && !planted(Plant::FlushEndsUnannounced) {
             self.flusher.done.notify_all();
         }
     }

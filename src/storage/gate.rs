@@ -11,6 +11,7 @@
 //! everything that was stored before the look: nobody can have an old entry and not be seen.
 //! G2: the epoch beside a place that is locked is that of its request or an older one.
 
+use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{locked, sleep, Mutex, MutexGuard};
 use std::cell::Cell;
@@ -54,7 +55,8 @@ impl<S> Place<S> {
             Err(e) => after_a_panic(e)?,
         };
         // Read with the place taken: whatever was unlinked before this epoch began is gone for this request (G2).
-        self.since.store(epoch.load(Ordering::Acquire), Ordering::Release);
+        let late = u64::from(planted(Plant::PinDatedLate));
+        self.since.store(epoch.load(Ordering::Acquire) + late, Ordering::Release);
         Some(Pin { state })
     }
 }
@@ -207,7 +209,8 @@ impl<S: Clone + Send> Gate<S> {
     pub fn enter_alone(&self) -> Exclusive<'_, S> {
         let turn = locked(self.turn.lock());
         self.closed.store(true, Ordering::Relaxed);
-        Exclusive { gate: self, places: self.places().map(Self::take_alone).collect(), turn }
+        let places = self.places().skip(usize::from(planted(Plant::PlaceNotTaken)));
+        Exclusive { gate: self, places: places.map(Self::take_alone).collect(), turn }
     }
 }
 
@@ -218,7 +221,9 @@ impl<S: Clone + Send> Readers for Gate<S> {
 
     fn oldest(&self) -> u64 {
         let inside = |place: &Place<S>| match place.state.try_lock() {
-            Err(TryLockError::WouldBlock) => Some(place.since.load(Ordering::Acquire)),
+            Err(TryLockError::WouldBlock) if !planted(Plant::PinNotSeen) => {
+                Some(place.since.load(Ordering::Acquire))
+            }
             _ => None,
         };
         self.places().filter_map(inside).min().unwrap_or(u64::MAX)
@@ -226,14 +231,9 @@ impl<S: Clone + Send> Readers for Gate<S> {
 }
 
 impl<S: Clone> Exclusive<'_, S> {
-    /// The state that requests will have.
-    pub fn state(&self) -> &S {
-        &self.turn
-    }
-
     /// Another state for the requests that come.
     pub fn put(&mut self, state: S) {
-        for place in &mut self.places {
+        for place in self.places.iter_mut().skip(usize::from(planted(Plant::OldStateLeftInPlace))) {
             **place = state.clone();
         }
         *self.turn = state;
@@ -243,7 +243,8 @@ impl<S: Clone> Exclusive<'_, S> {
 impl<S> Drop for Exclusive<'_, S> {
     fn drop(&mut self) {
         let others = self.gate.others.get().into_iter().flat_map(|others| others.iter());
-        for place in self.gate.first.iter().chain(others) {
+        let places = self.gate.first.iter().chain(others);
+        for place in places.filter(|_| !planted(Plant::MarkOfAloneLeft)) {
             // Who comes next has a place before its epoch is beside it (G2).
             place.since.store(0, Ordering::Release);
         }

@@ -7,6 +7,7 @@
 use super::access::{Access, Identity};
 use super::file::sys::{forks, lock_byte_held, lock_byte_release, lock_byte_shared};
 use crate::error::{Error, ErrorKind, Result};
+use crate::planted::{planted, Plant};
 use crate::sync::{locked, Mutex, MutexGuard};
 use once_cell::race::OnceBox;
 use std::collections::BTreeMap;
@@ -128,6 +129,10 @@ impl Registry {
 
     /// One user changes its access; the others decide whether it may. Nobody can come in between.
     fn change(&self, identity: Identity, from: Access, to: Access, shown: &str) -> Result<()> {
+        if planted(Plant::AccessChangedInTwoSteps) {
+            self.forget(identity, from);
+            return self.register(identity, to, shown);
+        }
         let mut files = self.lock();
         let users = files.entry(identity).or_default();
         users.leave(from);
@@ -343,17 +348,17 @@ mod tests {
 }
 
 #[cfg(all(loom, test))]
-mod models {
+mod loom {
     use super::*;
 
     #[test]
     fn nobody_comes_in_while_a_user_changes_its_access() {
-        loom::model(|| {
+        ::loom::model(|| {
             let registry = Arc::new(Registry::new(0));
             let id = Identity(1, 2);
             registry.register(id, Access::Write, "x").unwrap();
             let other = Arc::clone(&registry);
-            let other = loom::thread::spawn(move || {
+            let other = ::loom::thread::spawn(move || {
                 assert!(other.register(id, Access::Write, "x").is_err(), "a second writer");
             });
             registry.change(id, Access::Write, Access::Read, "x").unwrap();

@@ -9,7 +9,8 @@ use super::holes::Holes;
 use super::latch::Latch;
 use super::{read_exact, zero_range, HostRun, Purpose, Storage};
 use crate::error::{Error, Result};
-use crate::planted::{planted, Plant};
+use crate::format::HostOffset;
+use crate::planted::{ordered, planted, Plant};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{locked, Mutex};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -55,6 +56,7 @@ pub struct Medium {
 
 impl Medium {
     /// A medium on one storage, where guest data is beside the tables.
+    #[cfg(test)]
     pub fn new(image: Arc<dyn Storage>) -> Self {
         Medium::of_session(image, None, Arc::default())
     }
@@ -99,12 +101,13 @@ impl Medium {
 
     /// Ticket for everything written so far.
     pub fn ticket(&self) -> Ticket {
-        Ticket(self.started.load(Ordering::SeqCst) + 1)
+        let started = self.started.load(ordered(Plant::TicketOfOldClock, Ordering::SeqCst));
+        Ticket(if planted(Plant::TicketOfSyncUnderWay) { started.max(1) } else { started + 1 })
     }
 
     /// Whether what `ticket` stands for is durable.
     pub fn is_past(&self, ticket: Ticket) -> bool {
-        ticket.0 <= self.completed.load(Ordering::SeqCst)
+        ticket.0 <= self.completed.load(ordered(Plant::PastTicketOrdersNothing, Ordering::SeqCst))
     }
 
     /// Numbers a sync. Tickets taken from now on wait for the next one.
@@ -114,6 +117,9 @@ impl Medium {
 
     /// Runs a numbered sync. A failure closes the latch: the kernel may have dropped what was not written.
     pub fn finish_sync(&self, sync: StartedSync) -> Result<()> {
+        if planted(Plant::SyncCompletedAtOnce) {
+            self.completed.fetch_max(sync.0, Ordering::SeqCst);
+        }
         match planted(Plant::SyncSkipped) {
             true => self.latch.check()?,
             false => self.sync_storages()?,
@@ -155,14 +161,14 @@ impl Medium {
     }
 
     /// What the host has at an offset of the storage of guest data; all data where it cannot tell now.
-    pub fn data_run(&self, host_offset: u64) -> io::Result<HostRun> {
-        self.holes.run(&**self.data_storage(), host_offset)
+    pub fn data_run(&self, host_offset: HostOffset) -> io::Result<HostRun> {
+        self.holes.run(&**self.data_storage(), host_offset.0)
     }
 
     /// Fills `buffers` with guest data.
-    pub fn read_data(&self, host_offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+    pub fn read_data(&self, host_offset: HostOffset, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         self.data_storage()
-            .read(Purpose::Data, host_offset, buffers)
+            .read(Purpose::Data, host_offset.0, buffers)
             .map_err(|e| Error::host(format_args!("reading guest data at host offset {host_offset:#x}"), &e))
     }
 
@@ -172,8 +178,8 @@ impl Medium {
     }
 
     /// Writes guest data. A failure is the caller's to undo and closes nothing.
-    pub fn write_data(&self, host_offset: u64, buffers: &[IoSlice<'_>]) -> Result<Written> {
-        let write = |storage: &dyn Storage| storage.write(Purpose::Data, host_offset, buffers);
+    pub fn write_data(&self, host_offset: HostOffset, buffers: &[IoSlice<'_>]) -> Result<Written> {
+        let write = |storage: &dyn Storage| storage.write(Purpose::Data, host_offset.0, buffers);
         match self.change_data(write)? {
             Err(e) if !planted(Plant::LinkedAfterFailedWrite) => {
                 Err(Error::host(format_args!("writing guest data at host offset {host_offset:#x}"), &e))
@@ -185,13 +191,13 @@ impl Medium {
     /// Has the host copy guest data from another storage. A failure is the caller's to undo and closes nothing.
     pub fn copy_data(
         &self,
-        host_offset: u64,
+        host_offset: HostOffset,
         source: &dyn Storage,
         source_offset: u64,
         length: u64,
     ) -> Result<Written> {
         let copy = |storage: &dyn Storage| {
-            storage.copy_from(Purpose::Data, host_offset, source, source_offset, length)
+            storage.copy_from(Purpose::Data, host_offset.0, source, source_offset, length)
         };
         let copied = self.change_data(copy)?;
         copied.map_err(|e| {

@@ -1,6 +1,7 @@
 //! A storage in memory, for images that need no file and for tests.
 
 use super::{HostRun, Purpose, Storage, Traits};
+use crate::format::index_in_memory;
 use crate::sync::locked;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::RwLock;
@@ -36,14 +37,15 @@ fn too_big() -> io::Error {
 impl Storage for Memory {
     fn read(&self, _: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         let bytes = self.read_guard();
-        let mut at = usize::try_from(offset).map_err(|_| too_big())?;
+        // Past what memory can hold, too, there are zeroes.
+        let mut at = index_in_memory(offset);
         for buffer in buffers {
             let have = bytes.len().saturating_sub(at).min(buffer.len());
             if have > 0 {
                 buffer[..have].copy_from_slice(&bytes[at..at + have]);
             }
             buffer[have..].fill(0);
-            at = at.checked_add(buffer.len()).ok_or_else(too_big)?;
+            at = at.saturating_add(buffer.len());
         }
         Ok(())
     }
@@ -87,8 +89,8 @@ impl Storage for Memory {
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         let mut bytes = self.write_guard();
-        let end = bytes.len().min((offset + length) as usize);
-        if (offset as usize) < end {
+        let end = bytes.len().min(index_in_memory(offset + length));
+        if offset < end as u64 {
             bytes[offset as usize..end].fill(0);
         }
         Ok(())
@@ -113,5 +115,22 @@ impl Storage for Memory {
 
     fn traits(&self) -> Traits {
         Traits { alignment: 1, zero_past_end: true, discard_zeroes: true, read_only: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine of 32 bits has no memory there, and takes no other place for it.
+    #[test]
+    fn far_past_the_end_there_are_zeroes() {
+        let memory = Memory::new(vec![7; 4096]);
+        let far = 1 << 32;
+        let mut bytes = [1; 512];
+        memory.read(Purpose::Data, far, &mut [IoSliceMut::new(&mut bytes)]).unwrap();
+        assert_eq!(bytes, [0; 512]);
+        memory.discard(far, 512).unwrap();
+        assert_eq!(memory.contents(), vec![7; 4096]);
     }
 }

@@ -1,18 +1,18 @@
 //! Memory that grows with what the file holds and not with what it names (C28): hostile images and huge ones, each in a
 //! process with 256 MiB of address space.
 
-use crate::kit::*;
-use crate::testkit::oracle::{be64, Head, OFFSET};
-use qcow2::error::Result;
-use qcow2::ops::backing::make_empty;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
-use qcow2::ops::{amend, commit, resize, snapshot};
-use qcow2::options::Preallocation;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::error::Result;
+use qcow2::testing::ops::backing::make_empty;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::snapshot::{NewSnapshot, SnapshotRef};
+use qcow2::testing::ops::{amend, commit, resize, snapshot};
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::oracle::{be64, Head, OFFSET};
 
 const CLUSTER: u64 = 64 * KIB;
 const COPIED: u64 = 1 << 63;
@@ -128,7 +128,7 @@ fn bounded_snapshots_are_looked_at_one_by_one() {
     let mut image = memory.contents();
     let table = be64(&image, 64) as usize;
     let end = image.len().next_multiple_of(CLUSTER as usize);
-    let (_, bytes) = crate::testkit::oracle::snapshots(&image);
+    let (_, bytes) = testkit::oracle::snapshots(&image);
     // All entries have the same length: names of one letter, IDs of one digit or two.
     let mut at = table;
     while at < table + bytes as usize {

@@ -1,25 +1,25 @@
-//! C1 to C3, C5 and C7 to C9, C12, C13: two owners, lost bytes, bytes that come back.
+//! C1 to C3, C5 and C7 to C9, C13: two owners, lost bytes, bytes that come back.
 
-use crate::kit::*;
-use crate::testkit::ops::Op::*;
-use crate::testkit::overlay::Overlay;
-use crate::testkit::recorder::{as_request, libc_errno, Fault, Kind, What};
-use crate::testkit::rng::Rng;
-use crate::testkit::runner::Runner;
-use crate::testkit::setup::{self, Mode, Setup, PREFILL_TAG};
-use crate::testkit::sweep::{check_clean, recover, sweep};
-use crate::testkit::{oracle, rules, SECTOR};
-use qcow2::disk::ZeroFlags;
-use qcow2::error::ErrorKind;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::open::{Opening, Origin};
-use qcow2::ops::resize::resize;
-use qcow2::ops::snapshot;
-use qcow2::ops::snapshot::NewSnapshot;
-use qcow2::options::{OpenOptions, Preallocation};
-use qcow2::storage::{Purpose, Storage};
+use qcow2::testing::disk::ZeroFlags;
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::{Opening, Origin};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::ops::snapshot;
+use qcow2::testing::ops::snapshot::NewSnapshot;
+use qcow2::testing::options::{OpenOptions, Preallocation};
+use qcow2::testing::storage::{Purpose, Storage};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::images::*;
+use testkit::ops::Op::*;
+use testkit::overlay::Overlay;
+use testkit::recorder::{as_request, Fault, Kind, What};
+use testkit::rng::Rng;
+use testkit::runner::Runner;
+use testkit::setup::{self, Mode, Setup, PREFILL_TAG};
+use testkit::sweep::{check_clean, recover, sweep};
+use testkit::{oracle, rules, SECTOR};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -122,7 +122,7 @@ fn c02_a_slow_hole_punch_hits_nothing_that_is_in_use_again() {
     handle.disk().flush().unwrap();
     let log = recorder.log();
     let punched = log.iter().find(|e| e.what == What::Discard).expect("no hole was punched");
-    let again = |e: &&crate::testkit::recorder::Event| {
+    let again = |e: &&testkit::recorder::Event| {
         e.what == What::Write
             && e.offset < punched.offset + punched.length
             && punched.offset < e.offset + e.length
@@ -146,9 +146,9 @@ fn c03_a_full_host_while_the_refcount_table_grows() {
     let table = |bytes: &[u8]| oracle::Head::parse(bytes).unwrap().table_offset;
     let mut calls = 0;
     loop {
-        let recorder = crate::testkit::recorder::Recorder::new(image.clone());
+        let recorder = testkit::recorder::Recorder::new(image.clone());
         let mut runner = Runner::on(&setup, recorder.clone()).unwrap();
-        let errno = libc_errno::ENOSPC;
+        let errno = libc::ENOSPC;
         recorder.inject(Some(Fault { kind: None, call: calls, errno, forever: true, torn: false }));
         let errors = ops.iter().filter_map(|op| runner.run(*op).unwrap()).count();
         let reached = recorder.failed() > 0;
@@ -272,7 +272,7 @@ fn c07_subclusters_never_show_the_backing_file() {
         "raw",
         "top",
     ]);
-    let flags = qcow2::ops::open::OpenFlags { allow_recorded: true, ..WRITABLE };
+    let flags = qcow2::testing::ops::open::OpenFlags { allow_recorded: true, ..WRITABLE };
     let handle = open_file(&bench.path("top"), flags, &["discard=unmap"]).unwrap();
     write(&handle, 64 * KIB, &vec![0x11; 64 * KIB as usize]);
     write(&handle, 130 * KIB, &[0x22; 100]);
@@ -421,7 +421,7 @@ fn c09_what_was_flushed_or_closed_is_on_disk() {
         let setup = Setup { lazy, ..Setup::default() };
         let mut runner = Runner::new(&setup).unwrap();
         assert!(runner.run(write).unwrap().is_none());
-        let errno = libc_errno::EIO;
+        let errno = libc::EIO;
         let fault = Fault { kind: Some(Kind::Write), call: 0, errno, forever: false, torn: false };
         runner.recorder.inject(Some(fault));
         let error = runner.handle.take().unwrap().close().unwrap_err();
@@ -446,87 +446,8 @@ fn c09_close_waits_for_requests_in_flight() {
         writer.join().unwrap().unwrap();
         closing.join().unwrap().unwrap();
     });
-    let again = setup.open(crate::testkit::recorder::Recorder::new(recorder.durable_contents())).unwrap();
+    let again = setup.open(testkit::recorder::Recorder::new(recorder.durable_contents())).unwrap();
     assert_eq!(setup::read(&again, 30, 40).unwrap(), [5; 40]);
-}
-
-/// Tables that grew did not count themselves, or were put at offset 0. With the smallest clusters they grow after
-/// a few megabytes, for every width of a refcount.
-#[test]
-fn c12_refcount_tables_grow_at_every_width() {
-    for order in 0..=6u32 {
-        let bits = format!("refcount_bits={}", 1 << order);
-        let capacity = 64 * (4096u64 >> order) * 512;
-        let image = new_image(capacity + 3 * MIB, &["cluster_size=512", &bits]);
-        let storage: Arc<dyn Storage> = image.clone();
-        let handle = open_over(&storage, None, WRITABLE, &[]).unwrap();
-        let part = pattern(MIB, u64::from(order));
-        for at in (0..capacity + 2 * MIB).step_by(MIB as usize) {
-            write(&handle, at, &part);
-        }
-        handle.close().unwrap();
-        let bytes = image.contents();
-        let head = oracle::Head::parse(&bytes).unwrap();
-        assert!(head.table_clusters > 1, "{bits}: the table has not grown");
-        let reference = |at: u64| oracle::be64(&bytes, at as usize) & oracle::OFFSET;
-        let used = (bytes.len() as u64 / 512).div_ceil(head.block_entries());
-        assert!((0..used).all(|i| reference(head.table_offset + i * 8) != 0), "{bits}: a block is missing");
-        assert_sound(&*image);
-        let handle = open_over(&storage, None, READ_ONLY, &[]).unwrap();
-        assert!(read(&handle, capacity + MIB, MIB) == part, "{bits}");
-    }
-}
-
-/// A table that is longer than what one refcount block counts found no place, and the file grew until the host was
-/// full: each new block lay in its own range and parted the run.
-#[test]
-fn c12_a_table_longer_than_a_block_counts_finds_a_place() {
-    // In memory: a file that grows for ever ends in an error.
-    if !in_bounded_process("corruption::c12_a_table_longer_than_a_block_counts_finds_a_place") {
-        return;
-    }
-    for order in [0, 4, 6u32] {
-        let bits = format!("refcount_bits={}", 1 << order);
-        let image = new_image(MIB, &["cluster_size=512", &bits]);
-        let storage: Arc<dyn Storage> = image.clone();
-        let handle = open_over(&storage, None, WRITABLE, &[]).unwrap();
-        // An L1 table of so many blocks' worth of clusters, and its copy in a snapshot where the counts allow one.
-        let size = 5 * (4096u64 >> order) * (512 / 8) * 32 * KIB;
-        resize(&handle, size, Preallocation::Off).unwrap();
-        write(&handle, size - 512, &[7; 512]);
-        if order > 0 {
-            take_snapshot(&handle, "whole");
-            write(&handle, size - 512, &[8; 512]);
-        }
-        handle.close().unwrap();
-        assert!(image.contents().len() as u64 <= 4 * size / 4096, "{bits}: {}", image.contents().len());
-        assert_sound(&*image);
-        let handle = open_over(&storage, None, READ_ONLY, &[]).unwrap();
-        assert_eq!(read(&handle, size - 512, 512), [if order > 0 { 8 } else { 7 }; 512]);
-    }
-}
-
-/// Table sizes for more than 4 TiB were computed in 32 bits.
-#[test]
-fn c12_sizes_at_the_edges() {
-    let max = (32 * MIB / 8) * 8192 * 64 * KIB; // a full L1 table of 64 KiB clusters
-    for size in [1, 511, 512, 2 * TIB - 1, 2 * TIB, 2 * TIB + 1, 4 * TIB + 512, 64 * TIB, max] {
-        let image = new_image(size, &[]);
-        let storage: Arc<dyn Storage> = image.clone();
-        let handle = open_over(&storage, None, WRITABLE, &[]).unwrap();
-        let length = size.div_ceil(512) * 512;
-        assert_eq!(handle.disk().length(), length);
-        write(&handle, length - 512, &[7; 512]);
-        write(&handle, 0, &[8; 512]);
-        assert_eq!(read(&handle, length - 512, 512), [if length == 512 { 8 } else { 7 }; 512]);
-        handle.close().unwrap();
-        assert_sound(&*image);
-        assert!(image.contents().len() as u64 <= 34 * MIB, "{size}");
-    }
-    let over = qcow2::options::CreateOptions::parse::<&str>(&[]).unwrap();
-    let memory = qcow2::storage::memory::Memory::default();
-    let error = qcow2::ops::create::create(&memory, max + 512, &over).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TooLarge);
 }
 
 /// After ten days of load an L2 table was overwritten; nobody found out by what. Every write, data too, is judged
@@ -551,7 +472,7 @@ fn c13_no_write_hits_what_another_owns() {
     let owners = oracle::Owners::of(&runner.recorder.contents());
     let is_l2 = |u: &oracle::Use| matches!(u, oracle::Use::L2 { .. });
     let table = owners.0.iter().find(|(_, uses)| uses.iter().any(is_l2)).map(|(c, _)| *c).unwrap();
-    let recorder = crate::testkit::recorder::Recorder::new(runner.recorder.contents());
+    let recorder = testkit::recorder::Recorder::new(runner.recorder.contents());
     let bad = || recorder.write(Purpose::Data, table * SECTOR, &[std::io::IoSlice::new(&[1; 512])]);
     as_request(Some((0, 512)), bad).unwrap();
     let found = rules::check_trace(&recorder).unwrap_err();

@@ -1,21 +1,21 @@
 //! C10, C11, C14 to C16: locks, shared offsets, names of backing files, hosts that surprise, other writers.
 
-use crate::kit::*;
-use crate::testkit::ops::Op::*;
-use crate::testkit::recorder::{libc_errno, Fault, Kind, Refusals};
-use crate::testkit::rng::Rng;
-use crate::testkit::runner::Runner;
-use crate::testkit::setup::Setup;
-use crate::testkit::sweep::check_clean;
-use qcow2::error::ErrorKind;
-use qcow2::ops::create::create;
-use qcow2::ops::open::{OpenFlags, Origin};
-use qcow2::options::CreateOptions;
-use qcow2::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::open::{OpenFlags, Origin};
+use qcow2::testing::options::CreateOptions;
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use testkit::images::*;
+use testkit::ops::Op::*;
+use testkit::recorder::{Fault, Kind, Refusals};
+use testkit::rng::Rng;
+use testkit::runner::Runner;
+use testkit::setup::Setup;
+use testkit::sweep::check_clean;
 
 fn create_file(path: &Path, size: u64, options: &[&str]) {
     let how = FileOptions { writable: true, create: true, ..FileOptions::default() };
@@ -231,7 +231,7 @@ fn c15_a_failed_sync_is_never_followed_by_a_good_one() {
         let setup = Setup { lazy, ..Setup::default() };
         let mut runner = Runner::new(&setup).unwrap();
         assert!(runner.run(Write { sector: 3, count: 9, fua: false }).unwrap().is_none());
-        let errno = libc_errno::EIO;
+        let errno = libc::EIO;
         let fault = Fault { kind: Some(Kind::Sync), call: 0, errno, forever: false, torn: false };
         runner.recorder.inject(Some(fault));
         let first = runner.run(Flush).unwrap().expect("the flush fails");

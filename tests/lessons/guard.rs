@@ -1,18 +1,18 @@
 //! An entry that names what it does not own gives nothing away (C28).
 
-use crate::kit::*;
-use crate::testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
-use qcow2::disk::ZeroFlags;
-use qcow2::error::{ErrorKind, Result};
-use qcow2::ops::commit::commit;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::snapshot::{NewSnapshot, SnapshotRef};
-use qcow2::ops::{amend, backing, resize, snapshot};
-use qcow2::options::Preallocation;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::Storage;
+use qcow2::testing::disk::ZeroFlags;
+use qcow2::testing::error::{ErrorKind, Result};
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::snapshot::{NewSnapshot, SnapshotRef};
+use qcow2::testing::ops::{amend, backing, resize, snapshot};
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::Storage;
 use std::io::IoSlice;
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::oracle::{be32, be64, Head, COMPRESSED, OFFSET};
 
 const COPIED: u64 = 1 << 63;
 const CLUSTER: u64 = 4 * KIB;

@@ -1,8 +1,8 @@
 //! Lazy refcounts, 7: a dirty image with everything else that an image can hold.
 
-use crate::kit::*;
 use crate::repair::{assert_clean, KINDS};
-use qcow2::ops::open::OpenFlags;
+use qcow2::testing::ops::open::OpenFlags;
+use testkit::images::*;
 
 /// A killed lazy session of the stock tool on an image of each kind: the repair keeps every other thing in it.
 #[test]

@@ -4,13 +4,11 @@
 mod bounded;
 mod corruption;
 mod files;
+mod growth;
 mod guard;
-mod kit;
 mod lazy;
 mod lazy_stock;
 mod repair;
 mod reuse;
 mod security;
-#[path = "../testkit/mod.rs"]
-mod testkit;
 mod waste;

@@ -1,11 +1,11 @@
 //! C4, C6 and a part of C8: what a repair must count, and what a compressed entry says. Images of the stock tools.
 //! (VM state: `ops::check::tests::kinds`.)
 
-use crate::kit::*;
-use crate::testkit::oracle::{be32, be64};
-use crate::testkit::rng::Rng;
-use qcow2::disk::ZeroFlags;
-use qcow2::storage::file::{FileOptions, FileStorage};
+use qcow2::testing::disk::ZeroFlags;
+use qcow2::testing::storage::file::{FileOptions, FileStorage};
+use testkit::images::*;
+use testkit::oracle::{be32, be64};
+use testkit::rng::Rng;
 
 const SECRET: &str = "secret,id=s,data=a word";
 
@@ -347,8 +347,10 @@ fn c08_the_compression_type_survives_everything() {
         "disk",
     ]);
     let handle = open_file(&bench.path("disk"), WRITABLE, &[]).unwrap();
-    qcow2::ops::resize::resize(&handle, 4096 * MIB, qcow2::options::Preallocation::Off).unwrap();
-    qcow2::ops::resize::resize(&handle, 4 * MIB, qcow2::options::Preallocation::Off).unwrap();
+    qcow2::testing::ops::resize::resize(&handle, 4096 * MIB, qcow2::testing::options::Preallocation::Off)
+        .unwrap();
+    qcow2::testing::ops::resize::resize(&handle, 4 * MIB, qcow2::testing::options::Preallocation::Off)
+        .unwrap();
     write(&handle, 0, &source[..100]);
     handle.close().unwrap();
     let mut image = bench.read("disk");

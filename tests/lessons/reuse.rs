@@ -1,22 +1,22 @@
 //! C17 to C19: what was linked already went back, what one image had in memory was shown by another, and a header of which
 //! nobody knows whether it was written.
 
-use crate::kit::*;
-use crate::testkit::ops::Op::*;
-use crate::testkit::overlay::Overlay;
-use crate::testkit::recorder::{libc_errno, Fault, Full, Kind};
-use crate::testkit::runner::Runner;
-use crate::testkit::setup::{self, Setup};
-use crate::testkit::sweep::check_clean;
-use crate::testkit::SECTOR;
-use qcow2::disk::Disk;
-use qcow2::ops::handle::Handle;
-use qcow2::ops::snapshot::{self, NewSnapshot, SnapshotRef};
-use qcow2::options::Preallocation;
-use qcow2::storage::{HostRun, Purpose, Storage, Traits};
+use qcow2::testing::disk::Disk;
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::snapshot::{self, NewSnapshot, SnapshotRef};
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::ops::Op::*;
+use testkit::overlay::Overlay;
+use testkit::recorder::{Fault, Full, Kind};
+use testkit::runner::Runner;
+use testkit::setup::{self, Setup};
+use testkit::sweep::check_clean;
+use testkit::SECTOR;
 
 /// A grow with preallocation linked part of a run, could not read the next slice of the L2 table, and gave the whole run
 /// back: clusters that were linked were handed out again, and two guest clusters showed the same bytes while all calls
@@ -35,8 +35,7 @@ fn c17_what_is_linked_stays_when_the_rest_of_a_run_fails() {
             let mut runner = Runner::new(&setup).unwrap();
             let recorder = runner.recorder.clone();
             before.iter().for_each(|op| assert!(runner.run(*op).unwrap().is_none()));
-            let fault =
-                Fault { kind: Some(Kind::Read), call, errno: libc_errno::EIO, forever: false, torn: false };
+            let fault = Fault { kind: Some(Kind::Read), call, errno: libc::EIO, forever: false, torn: false };
             recorder.inject(Some(fault));
             let grown = runner.run(Grow { sectors: 500 * 8, how }).unwrap().is_none();
             let reached = recorder.failed() > 0;
@@ -132,7 +131,7 @@ impl Storage for Undecided {
             if self.headers.fetch_add(1, Ordering::SeqCst) == 0 {
                 self.image.write(purpose, offset, buffers)?;
             }
-            return Err(io::Error::from_raw_os_error(libc_errno::EIO));
+            return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         self.image.write(purpose, offset, buffers)
     }
@@ -214,7 +213,7 @@ fn c19_a_full_host_can_be_read() {
         setup::write(&handle, *sector, 1, 0x2000 + *sector as u32, false).unwrap();
     }
     handle.disk().flush().unwrap();
-    recorder.fill_up(0, Full::Everything, libc_errno::ENOSPC);
+    recorder.fill_up(0, Full::Everything, libc::ENOSPC);
     for sector in &places {
         // Some of them go to memory, and cannot leave it.
         let _ = handle.disk().discard(*sector * SECTOR, SECTOR);

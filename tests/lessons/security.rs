@@ -1,19 +1,19 @@
 //! An image is hostile input.
 
-use crate::kit::*;
-use crate::testkit::ops::{random_setup, Op::*};
-use crate::testkit::oracle::{be32, be64};
-use crate::testkit::rng::{base_seed, cases, replay_line, Rng};
-use crate::testkit::runner::apply_plain;
-use crate::testkit::setup::Setup;
-use qcow2::error::ErrorKind;
-use qcow2::ops::check::check;
-use qcow2::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
-use qcow2::ops::resize::resize;
-use qcow2::options::{OpenOptions, Preallocation};
-use qcow2::storage::{Purpose, Storage};
+use qcow2::testing::error::ErrorKind;
+use qcow2::testing::ops::check::check;
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::{OpenOptions, Preallocation};
+use qcow2::testing::storage::{Purpose, Storage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::images::*;
+use testkit::ops::{random_setup, Op::*};
+use testkit::oracle::{be32, be64};
+use testkit::rng::{base_seed, cases, replay_line, Rng};
+use testkit::runner::apply_plain;
+use testkit::setup::Setup;
 
 /// What nobody may take, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -223,7 +223,7 @@ fn answers_soon(image: Vec<u8>, what: &str) {
 #[test]
 fn security_damaged_metadata_ends_in_an_answer() {
     let seed = base_seed();
-    crate::testkit::tell!("{}", replay_line("lessons", "security_damaged_metadata", seed));
+    testkit::tell!("{}", replay_line("lessons", "security_damaged_metadata", seed));
     let mut rng = Rng::new(seed);
     let mut repaired = 0;
     for _ in 0..cases(1500) {
@@ -421,7 +421,7 @@ fn security_version_2_has_no_version_3_fields() {
         bytes[80..4096].fill(fill);
         let image: Arc<dyn Storage> = memory(bytes.clone());
         let handle = open_over(&image, None, WRITABLE, &[]).unwrap();
-        let qcow2 = qcow2::image::Image::find(handle.disk()).unwrap();
+        let qcow2 = qcow2::testing::image::Image::find(handle.disk()).unwrap();
         let header = qcow2.core().header();
         assert_eq!((header.version, header.refcount_order, header.header_length), (2, 4, 72));
         assert_eq!(

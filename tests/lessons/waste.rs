@@ -1,15 +1,15 @@
 //! Space that nobody asked for.
 
-use crate::kit::*;
-use crate::testkit::oracle::be64;
-use crate::testkit::recorder::{Recorder, What};
-use qcow2::disk::ZeroFlags;
-use qcow2::ops::commit::commit;
-use qcow2::ops::resize::resize;
-use qcow2::options::Preallocation;
-use qcow2::storage::memory::Memory;
-use qcow2::storage::Storage;
+use qcow2::testing::disk::ZeroFlags;
+use qcow2::testing::ops::commit::commit;
+use qcow2::testing::ops::resize::resize;
+use qcow2::testing::options::Preallocation;
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::Storage;
 use std::sync::Arc;
+use testkit::images::*;
+use testkit::oracle::be64;
+use testkit::recorder::{Recorder, What};
 
 const CLUSTER: u64 = 64 * KIB;
 
@@ -45,7 +45,7 @@ fn waste_exits_without_close_leave_little() {
             let (report, texts) = checked(&Memory::new(image.clone()), LOOK);
             assert_eq!((report.corruptions, report.check_errors), (0, 0), "{texts:?}");
             let told = format!("{options:?}, {count} exits, {writes} writes each");
-            crate::testkit::tell!("{told}: {} leaks, {} KiB", report.leaks, image.len() / 1024);
+            testkit::tell!("{told}: {} leaks, {} KiB", report.leaks, image.len() / 1024);
             assert!(report.leaks <= used * 3 / 4 + 10 * count, "{told}: {} leaks", report.leaks);
             if (count, writes) == (10, 40) {
                 assert!(report.leaks <= 300, "{told}: {} leaks", report.leaks);
@@ -160,7 +160,7 @@ fn waste_small_refcount_blocks_do_not_sync_each() {
     let syncs = recorder.log()[before..].iter().filter(|e| matches!(e.what, What::Sync { .. })).count();
     handle.close().unwrap();
     let blocks = 8 * MIB / (128 * KIB);
-    crate::testkit::tell!("{syncs} syncs for {blocks} refcount blocks");
+    testkit::tell!("{syncs} syncs for {blocks} refcount blocks");
     assert!(syncs as u64 * 4 <= blocks, "{syncs} syncs for {blocks} blocks");
     let image = recorder.contents();
     assert_ne!(be64(&image, 48), 0);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::format::HostCluster;
 use crate::meta::{Access, SliceCache, WriteOut};
 use crate::meta::{OverlapGuard, Settler};
 use crate::storage::gate::Gate;
@@ -101,9 +102,9 @@ fn a_write_out_that_fails_has_done_nothing() {
         assert!(matches!(page.update(change, &medium, &gate, &list), Updated::Done(_)));
     };
     let on_disk = |entry: usize| crate::format::be64(&storage.contents(), 512 + entry * 8);
-    set(3, 7, Ticket::PAST, Some(Release::new(5, 1, false)));
+    set(3, 7, Ticket::PAST, Some(Release::new(HostCluster(5), 1, false)));
     // A later change of the same entry that must not be in the file yet, whatever is tried how often.
-    set(3, 8, medium.ticket(), Some(Release::new(6, 1, false)));
+    set(3, 8, medium.ticket(), Some(Release::new(HostCluster(6), 1, false)));
     set(70, 9, Ticket::PAST, None);
     for _ in 0..3 {
         assert_eq!(list.take(&list.begin()).len(), 1);
@@ -167,7 +168,7 @@ fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
     };
     set(3, 7, Ticket::PAST, None);
     set(4, 8, medium.ticket(), None);
-    set(4, 9, Ticket::PAST, Some(Release::new(5, 1, false)));
+    set(4, 9, Ticket::PAST, Some(Release::new(HostCluster(5), 1, false)));
     assert_eq!(list.take(&list.begin()).len(), 1);
     assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
     assert_eq!((on_disk(3), on_disk(4)), (7, 0));

@@ -6,6 +6,7 @@ use crate::format::entries::RawL2;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::meta::guard::OverlapGuard;
 use crate::meta::{InFlight, Release, Settler};
+use crate::planted::{planted, Plant};
 use crate::storage::medium::{Medium, Ticket};
 use crate::sync::atomic::Ordering;
 use crate::sync::locked;
@@ -53,10 +54,12 @@ impl Page {
         list: &DirtyPages,
         _announced: &InFlight<'_>,
     ) -> Result<bool> {
-        let _order = locked(self.writing.lock());
+        let _order = (!planted(Plant::WriteOutsOvertake)).then(|| locked(self.writing.lock()));
         let ripe = self.take_ripe(medium, list);
         if let Err(e) = self.write_runs(&ripe.runs, medium, guard) {
-            self.take_back(ripe, list);
+            if !planted(Plant::UnwrittenPageForgotten) {
+                self.take_back(ripe, list);
+            }
             return Err(e);
         }
         let releases: Vec<Release> = ripe.letting_go.iter().filter_map(|h| h.dropped).collect();

@@ -15,6 +15,7 @@ use crate::error::{room, zeroed, Error, ErrorKind, Result};
 use crate::format::be64;
 use crate::format::entries::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
 use crate::format::geometry::SECTOR_BYTES;
+use crate::format::HostOffset;
 use crate::image::{Core, ExclusiveImage, Parts};
 use crate::meta::guard::Owner;
 use crate::ops::last_steps::reload;
@@ -152,7 +153,7 @@ fn expand_table(parts: &Parts<'_>, table: u64, bytes: &mut [u8], backed: bool, m
     for &at in &slots {
         let host = be64(bytes, at) & OFFSET_MASK;
         if host != 0 {
-            let first = geometry.cluster_index(host);
+            let first = geometry.cluster_index(HostOffset(host));
             parts.guard.check_release(Owner::NOBODY, first, 1)?;
             dropped.push(ClusterRun { first, count: 1 });
         }
@@ -165,7 +166,7 @@ fn expand_table(parts: &Parts<'_>, table: u64, bytes: &mut [u8], backed: bool, m
     let (from, to) =
         (first as u64 / SECTOR_BYTES * SECTOR_BYTES, (last as u64 / SECTOR_BYTES + 1) * SECTOR_BYTES);
     // A table that a snapshot shares with the active tree is in the index as both.
-    parts.guard.check(Owner::ANY_L2, table + from, to - from)?;
+    parts.guard.check(Owner::ANY_L2, HostOffset(table + from), to - from)?;
     parts.medium.write_live(Purpose::L2, table + from, &bytes[from as usize..to as usize])?;
     taken.keep();
     if dropped.is_empty() {
@@ -194,15 +195,15 @@ fn take_zeroes<'a>(
         taken.rooms.push(room);
         if !fresh {
             let length = count << geometry.cluster_bits;
-            parts.medium.zero_unlinked(Purpose::Data, geometry.cluster_offset(first), length)?;
+            parts.payload.zero_unplaced(geometry.cluster_offset(first), length)?;
         }
         if taken.times > 0 {
             taken.alloc.raise_by(&mut [ClusterRun { first, count }], taken.times)?;
             taken.raised.push(ClusterRun { first, count });
         }
         let (now, later) = left.split_at(count as usize);
-        for (at, cluster) in now.iter().zip(first..) {
-            let entry = geometry.cluster_offset(cluster) | copied;
+        for (at, cluster) in now.iter().zip(first.to(first + count)) {
+            let entry = geometry.cluster_offset(cluster).0 | copied;
             bytes[*at..*at + 8].copy_from_slice(&entry.to_be_bytes());
         }
         left = later;

@@ -4,7 +4,7 @@ use super::pass::{Mend, Pass};
 use super::stored::Block;
 use super::MessageKind;
 use crate::error::Result;
-use crate::format::refcount;
+use crate::format::{index_in_memory, refcount};
 
 /// Differences held at once. A block of the largest clusters has 16 million counts.
 const MAX_BATCH: usize = 512;
@@ -48,7 +48,7 @@ impl Pass<'_> {
     /// First block at or after `from` that stores or counts anything inside the file.
     fn next_block(&self, from: u64) -> Option<u64> {
         let blocks = self.counts.clusters().div_ceil(self.geometry.refcount_block_entries());
-        let stored = self.stored.table.iter().skip(from as usize).position(|e| *e != 0);
+        let stored = self.stored.table.iter().skip(index_in_memory(from)).position(|e| *e != 0);
         let stored = stored.map(|i| from + i as u64);
         let counted = self.counts.next_block(&self.geometry, from);
         let next = match (stored, counted) {

@@ -8,7 +8,7 @@ use super::chunk::{Chunk, Shape};
 use super::no_memory;
 use crate::codec::is_zero;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Geometry;
+use crate::format::{index_in_memory, Geometry};
 use std::collections::HashSet;
 
 /// Smallest chunk, bytes of its array.
@@ -76,7 +76,7 @@ impl Counts {
     }
 
     fn place(&self, cluster: u64) -> (usize, u64) {
-        ((cluster >> self.shape.bits()) as usize, cluster & ((1 << self.shape.bits()) - 1))
+        (index_in_memory(cluster >> self.shape.bits()), cluster & ((1 << self.shape.bits()) - 1))
     }
 
     /// The chunk with this number, which is there from now on.
@@ -185,7 +185,7 @@ impl Counts {
     /// First refcount block at or after `block_index` that may hold a reference; `None` past the last.
     pub fn next_block(&self, geometry: &Geometry, block_index: u64) -> Option<u64> {
         let per_chunk_bits = self.shape.bits() - geometry.refcount_block_bits();
-        let mut chunk = (block_index >> per_chunk_bits) as usize;
+        let mut chunk = index_in_memory(block_index >> per_chunk_bits);
         if self.chunks.get(chunk)?.is_some() {
             return Some(block_index);
         }

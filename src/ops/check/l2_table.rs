@@ -230,12 +230,12 @@ impl Pass<'_> {
         if entry.bitmap != 0 {
             // The stock tool does not count such a cluster, and a repair frees it. The data can be read, so
             // here it keeps its clusters.
-            return self.count_region_quietly(host, bytes, look.times);
+            return self.count_region_quietly(host.0, bytes, look.times);
         }
         look.stats.allocated += 1;
         look.stats.compressed += 1;
         look.stats.fragmented += 1;
-        self.count_region_of(look, host, bytes)
+        self.count_region_of(look, host.0, bytes)
     }
 
     fn count_region_of(&mut self, look: &Look, offset: u64, bytes: u64) -> Result<()> {

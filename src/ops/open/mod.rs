@@ -12,7 +12,6 @@ pub(super) mod params;
 mod temporary;
 
 pub use super::check::Messages;
-pub use below::MAX_CHAIN;
 pub use origin::Origin;
 pub use params::{Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver};
 

@@ -2,6 +2,7 @@
 
 use crate::disk::ZeroFlags;
 use crate::error::{zeroed, Result};
+use crate::format::GuestOffset;
 use crate::image::{Core, ExclusiveImage};
 use crate::map::Source;
 use crate::meta::Settler;
@@ -31,13 +32,13 @@ pub(super) fn prepare(
     }
     // The core in force is settled. From the first write on the wide one it knows less than the medium.
     let wide = image.load_sized(size)?;
-    let (changed, zeroed) = zero_what_shows(&wide, old, hidden_end);
+    let (changed, zeroed) = zero_what_shows(&wide, GuestOffset(old), GuestOffset(hidden_end));
     if !changed && (zeroed.is_err() || preallocation == Preallocation::Off) {
         return zeroed;
     }
     let prepared = zeroed.and_then(|()| match preallocation {
         Preallocation::Off => Ok(()),
-        how => preallocate_past(&wide, old, size, how),
+        how => preallocate_past(&wide, GuestOffset(old), GuestOffset(size), how),
     });
     if prepared.is_err() && preallocation != Preallocation::Off {
         let _ = give_back_past(&wide, old);
@@ -51,7 +52,12 @@ pub(super) fn prepare(
 }
 
 /// Preallocates `[from, to)`, durably.
-fn preallocate_past(core: &Core, from: u64, to: u64, preallocation: Preallocation) -> Result<()> {
+fn preallocate_past(
+    core: &Core,
+    from: GuestOffset,
+    to: GuestOffset,
+    preallocation: Preallocation,
+) -> Result<()> {
     // The cluster that the old end cuts keeps what it shows before that end, of a backing file too.
     let cut_end = core.geometry().cluster_ceil(from).unwrap_or(to).min(to);
     if from < cut_end && is_hole(core, from)? {
@@ -66,7 +72,7 @@ fn preallocate_past(core: &Core, from: u64, to: u64, preallocation: Preallocatio
 }
 
 /// Writes zeroes where a preallocation has found entries that hold no data.
-fn fill_what_is_left(core: &Core, from: u64, to: u64) -> Result<()> {
+fn fill_what_is_left(core: &Core, from: GuestOffset, to: GuestOffset) -> Result<()> {
     let zeroes = vec![0; CHUNK_BYTES as usize];
     let mut at = from;
     while at < to {
@@ -80,19 +86,19 @@ fn fill_what_is_left(core: &Core, from: u64, to: u64) -> Result<()> {
     Ok(())
 }
 
-fn is_hole(core: &Core, offset: u64) -> Result<bool> {
+fn is_hole(core: &Core, offset: GuestOffset) -> Result<bool> {
     Ok(core.parts()?.map.resolve(offset, 1)?.source == Source::Hole)
 }
 
 /// Zeroes what does not read as zeroes in `[from, to)`. `true`: something was written, even if it failed.
-fn zero_what_shows(core: &Core, from: u64, to: u64) -> (bool, Result<()>) {
+fn zero_what_shows(core: &Core, from: GuestOffset, to: GuestOffset) -> (bool, Result<()>) {
     let table_bytes = core.geometry().l2_table_guest_bytes();
     let (mut at, mut changed) = (from, false);
     while at < to {
         // The cluster that the old end cuts by itself: what it shows says nothing about those behind it.
         let unit =
             if core.geometry().in_cluster(at) == 0 { table_bytes } else { core.geometry().cluster_bytes() };
-        let step = (unit - at % unit).min(to - at);
+        let step = (unit - at.0 % unit).min(to - at);
         match core.reads_zero(at, step) {
             Ok(true) => {}
             Ok(false) => {

@@ -3,6 +3,7 @@
 use crate::alloc::Reserved;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::{Snapshot, MAX_TABLE_BYTES};
+use crate::format::HostOffset;
 use crate::image::{Core, ExclusiveImage, Parts};
 use crate::meta::guard::Owner;
 use crate::meta::snapshot_table::load_snapshots;
@@ -37,7 +38,7 @@ pub(super) fn replace(core: &Core, parts: &Parts<'_>, offset: u64, count: usize)
     let old = parts.header.header();
     let (_, old_bytes) = load_snapshots(&**core.storage(), &old)?;
     let clusters = parts.geometry.clusters_ceil(old_bytes);
-    let first = parts.geometry.cluster_index(old.snapshots_offset);
+    let first = parts.geometry.cluster_index(HostOffset(old.snapshots_offset));
     parts.guard.check_release(Owner::SNAPSHOT_TABLE, first, clusters)?;
     parts.header.change(|h| {
         h.snapshots_offset = offset;

@@ -3,6 +3,7 @@
 use super::{let_go, L1Table, Walk};
 use crate::alloc::Freed;
 use crate::error::Result;
+use crate::format::HostOffset;
 use crate::image::{Core, Parts};
 use crate::meta::guard::Owner;
 
@@ -12,7 +13,7 @@ impl L1Table {
     pub(in crate::ops) fn check_release(&self, parts: &Parts<'_>, l1_owner: Owner) -> Result<()> {
         let clusters = parts.geometry.clusters_ceil(self.entries.len() as u64 * 8);
         if clusters > 0 {
-            let first = parts.geometry.cluster_index(self.offset);
+            let first = parts.geometry.cluster_index(HostOffset(self.offset));
             parts.guard.check_release(l1_owner, first, clusters)?;
         }
         self.walk(parts, 0..self.entries.len(), Walk::Release, &mut |_| Ok(()))

@@ -6,6 +6,7 @@ use crate::error::{room, zeroed, Result};
 use crate::format::be64;
 use crate::format::entries::{plain_run, COMPRESSED, COPIED, OFFSET_MASK};
 use crate::format::geometry::SECTOR_BYTES;
+use crate::format::HostOffset;
 use crate::image::Parts;
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
@@ -102,7 +103,7 @@ fn set_table_flags(parts: &Parts<'_>, table: u64, bytes: &mut [u8], flags: Flags
         if entry & COMPRESSED != 0 || host == 0 {
             continue;
         }
-        let first = parts.geometry.cluster_index(host);
+        let first = parts.geometry.cluster_index(HostOffset(host));
         if at >= run_end {
             let count = plain_run(parts.geometry, &bytes[at..]).max(1);
             run_end = at + count * entry_bytes;
@@ -110,7 +111,7 @@ fn set_table_flags(parts: &Parts<'_>, table: u64, bytes: &mut [u8], flags: Flags
         }
         let flag = match run_flag {
             Some(flag) => flag,
-            None => flags.of(first)?,
+            None => flags.of(first.0)?,
         };
         let wanted = entry & !COPIED | flag;
         if wanted != entry {
@@ -123,6 +124,6 @@ fn set_table_flags(parts: &Parts<'_>, table: u64, bytes: &mut [u8], flags: Flags
     let part = &bytes[first * sector_bytes..end * sector_bytes];
     let at = table + (first * sector_bytes) as u64;
     // A table that a snapshot shares with the active tree is in the index as both.
-    parts.guard.check(Owner::ANY_L2, at, part.len() as u64)?;
+    parts.guard.check(Owner::ANY_L2, HostOffset(at), part.len() as u64)?;
     parts.medium.write_live(Purpose::L2, at, part)
 }

@@ -15,7 +15,7 @@ use crate::format::be64;
 use crate::format::entries::L1Entry;
 use crate::format::geometry::{MAX_HOST_OFFSET, MAX_L1_BYTES};
 use crate::format::snapshot::Snapshot;
-use crate::format::Geometry;
+use crate::format::{Geometry, HostOffset};
 use crate::image::Parts;
 use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
@@ -106,7 +106,7 @@ pub(super) fn write_unlinked<'a>(
     }
     let clusters = parts.geometry.clusters_ceil(bytes.len() as u64);
     let room = parts.alloc.reserve_contiguous(clusters)?;
-    let offset = parts.geometry.cluster_offset(room.first_cluster());
+    let offset = parts.geometry.cluster_offset(room.first_cluster()).0;
     let mut padded = zeroed("table", clusters << parts.geometry.cluster_bits)?;
     padded[..bytes.len()].copy_from_slice(bytes);
     parts.medium.write_unlinked(purpose, offset, &padded)?;
@@ -122,7 +122,7 @@ pub(super) fn keep<const N: usize>(rooms: [Option<Reserved<'_>>; N]) {
 pub(super) fn let_go(parts: &Parts<'_>, owner: Owner, offset: u64, bytes: u64) {
     let clusters = parts.geometry.clusters_ceil(bytes);
     if offset != 0 && clusters != 0 {
-        let release = Release::of(owner, parts.geometry.cluster_index(offset), clusters);
+        let release = Release::of(owner, parts.geometry.cluster_index(HostOffset(offset)), clusters);
         parts.alloc.settle_after(Ticket::PAST, vec![release]);
     }
 }

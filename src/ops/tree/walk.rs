@@ -5,6 +5,7 @@ use crate::alloc::ClusterRun;
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::be64;
 use crate::format::entries::{plain_run, L2Entry, RawL2, COMPRESSED, OFFSET_MASK};
+use crate::format::{HostCluster, HostOffset};
 use crate::image::Parts;
 use crate::meta::guard::Owner;
 use crate::storage::Purpose;
@@ -29,7 +30,7 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn add(&mut self, first: u64, count: u64) -> Result<()> {
+    fn add(&mut self, first: HostCluster, count: u64) -> Result<()> {
         match self.runs.last_mut() {
             Some(last) if last.first + last.count == first => last.count += count,
             _ => {
@@ -69,7 +70,7 @@ impl L1Table {
             if table == 0 {
                 continue;
             }
-            let cluster = geometry.cluster_index(table);
+            let cluster = geometry.cluster_index(HostOffset(table));
             if purpose == Walk::Release {
                 parts.guard.check_release(Owner::ANY_L2, cluster, 1)?;
             }
@@ -104,7 +105,7 @@ fn walk_table(
     while at < bytes.len() {
         let run = plain_run(geometry, &bytes[at..]);
         if run > 0 {
-            let host = be64(bytes, at) & OFFSET_MASK;
+            let host = HostOffset(be64(bytes, at) & OFFSET_MASK);
             add(geometry.cluster_index(host), run as u64)?;
             at += run * entry_bytes;
             continue;

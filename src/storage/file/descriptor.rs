@@ -41,7 +41,7 @@ pub(super) fn open(path: &Path, how: &OpenOptions, flags: i32) -> io::Result<Fil
 pub(super) fn nameless(folder: &Path) -> io::Result<File> {
     let _low = LowTaken::new();
     let how = |options: &mut OpenOptions| options.read(true).write(true).mode(0o600).clone();
-    match how(File::options().custom_flags(libc::O_TMPFILE)).open(folder) {
+    match how(File::options().custom_flags(sys::O_TMPFILE)).open(folder) {
         // The host's ways of saying that this file system has none such.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
         made => return above_standard(made?),
@@ -107,7 +107,7 @@ impl LowTaken {
         }
         // One at a time: what this one lets go of, another open that has looked already would get.
         taken._turn = Some(opening_turn());
-        let place = || OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open("/");
+        let place = || OpenOptions::new().read(true).custom_flags(sys::O_PATH | libc::O_CLOEXEC).open("/");
         while let Ok(file) = place() {
             if file.as_raw_fd() >= FIRST {
                 break;

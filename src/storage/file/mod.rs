@@ -39,7 +39,7 @@ pub struct FileStorage {
     /// The length where it cannot be asked: the description, and with it the file offset that lseek moves, is the
     /// caller's too (or nobody is to ask). Exact while nobody else writes, and never too short.
     shared_length: Option<Arc<AtomicU64>>,
-    /// RLIMIT_FSIZE when the file was opened.
+    /// RLIMIT_FSIZE when the file was opened, and what its description takes.
     size_limit: u64,
     /// Shared with what is reopened from it, and released with the last of them.
     lock: Arc<Mutex<Option<FileLock>>>,
@@ -60,7 +60,7 @@ impl FileStorage {
         let mut how = OpenOptions::new();
         how.read(true).write(options.writable).create(options.create && options.writable).create_new(new);
         how.truncate(false).mode(0o644);
-        let file = descriptor::open(path, &how, if options.direct { libc::O_DIRECT } else { 0 })?;
+        let file = descriptor::open(path, &how, if options.direct { sys::O_DIRECT } else { 0 })?;
         let storage = Self::from_file(file, options, options.writable, false)?;
         Ok(FileStorage { path: Some(path.into()), ..storage })
     }
@@ -83,9 +83,11 @@ impl FileStorage {
         if options.writable && appends {
             return Err(Error::from_raw_os_error(libc::EINVAL));
         }
-        let direct = flags & libc::O_DIRECT != 0;
+        let direct = flags & sys::O_DIRECT != 0;
         let takes_writes = mode == libc::O_RDWR && !appends;
-        Self::from_file(file, FileOptions { direct, ..options }, takes_writes, true)
+        let mut storage = Self::from_file(file, FileOptions { direct, ..options }, takes_writes, true)?;
+        storage.size_limit = storage.size_limit.min(sys::description_limit(flags));
+        Ok(storage)
     }
 
     /// The same file with other options, through the description where that can serve them, and otherwise through one

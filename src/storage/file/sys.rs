@@ -4,11 +4,6 @@
 //! borrowed for the duration of the call. Offsets have 64 bits on every machine, whatever its `off_t`.
 #![allow(unsafe_code)]
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("libqcow2 is for Linux: its locks, its zeroing and its holes are Linux's");
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "32"))]
-compile_error!("libqcow2 does not know the system calls of x32");
-
 use once_cell::sync::Lazy;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,6 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most buffers of one system call (Linux's UIO_MAXIOV).
 pub(super) const MAX_IOV: usize = 1024;
+
+/// Flag of an open or a description: past the page cache.
+pub(super) const O_DIRECT: i32 = libc::O_DIRECT;
+/// Flag of an open of a folder: makes a file without a name in it.
+pub(super) const O_TMPFILE: i32 = libc::O_TMPFILE;
+/// Flag of an open: the place alone, which can be neither read nor written.
+pub(super) const O_PATH: i32 = libc::O_PATH;
 
 /// Of linux/stat.h: alignment of O_DIRECT.
 const STATX_DIOALIGN: u32 = 0x2000;
@@ -200,9 +202,10 @@ pub(in crate::storage) fn direct_alignment(file: &File) -> Option<u64> {
     }
     // SAFETY: statx is plain data; all-zero is a valid value.
     let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
-    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open.
-    let answer = unsafe { libc::statx(fd, c"".as_ptr(), flags, STATX_DIOALIGN, &mut found) };
+    let (fd, flags, place) = (file.as_raw_fd(), libc::AT_EMPTY_PATH, &mut found as *mut libc::statx);
+    // SAFETY: the name is a C string, `found` lives across the call; the descriptor is open. Bare, for musl has the
+    // function since 1.2.4 only.
+    let answer = unsafe { libc::syscall(libc::SYS_statx, fd, c"".as_ptr(), flags, STATX_DIOALIGN, place) };
     let known = answer == 0 && found.stx_mask & STATX_DIOALIGN != 0 && found.stx_dio_offset_align > 0;
     known.then(|| u64::from(found.stx_dio_offset_align))
 }
@@ -245,6 +248,16 @@ pub(super) fn status_flags(file: &File) -> io::Result<i32> {
         return Err(io::Error::last_os_error());
     }
     Ok(flags)
+}
+
+/// The largest length that a description with these flags takes: on a machine of 32 bits one that was opened without
+/// O_LARGEFILE ends there.
+pub(super) fn description_limit(_flags: i32) -> u64 {
+    #[cfg(target_pointer_width = "32")]
+    if _flags & libc::O_LARGEFILE == 0 {
+        return i32::MAX as u64;
+    }
+    u64::MAX
 }
 
 /// Takes O_NONBLOCK off.
