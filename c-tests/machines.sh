@@ -116,6 +116,8 @@ cross_file() {
     cat <<END
 [binaries]
 c = '$cc'
+# This machine's own is not meant.
+cpp = 'no-cxx-compiler'
 ar = '$gnu-ar'
 ld = '$gnu-ld'
 objcopy = '$gnu-objcopy'

@@ -19,7 +19,6 @@ pub const GUEST_BYTES: &[&str] = &[
     "disk/raw.rs",
     "image/format.rs",
     "image/status.rs",
-    "ops/amend/expand.rs",
     "ops/convert/offload.rs",
     "ops/create.rs",
     "ops/create_at.rs",
