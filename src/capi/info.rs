@@ -78,7 +78,8 @@ fn fill_image(info: &mut qcow2_info, list: &mut Vec<CString>, core: &Core) {
 fn collect(handle: &Handle, list: &mut Vec<CString>) -> qcow2_info {
     list.clear();
     let mut info = empty_info();
-    Image::find(handle.disk()).into_iter().for_each(|image| fill_image(&mut info, list, &image.core()));
+    let image = Image::of(handle.disk(), "header").ok();
+    image.into_iter().for_each(|image| fill_image(&mut info, list, &image.core()));
     let storage = handle.disk().storage();
     if let Origin::Path(path) = handle.origin() {
         info.path = keep(list, Some(path.as_os_str().as_bytes()));

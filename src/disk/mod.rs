@@ -55,9 +55,9 @@ pub trait Format: Any + Send + Sync {
     /// Keeps every request out while the answer lives.
     fn stop(&self) -> Box<dyn Stopped + '_>;
 
-    /// The file that guest data is in.
-    fn data_storage(&self) -> Arc<dyn Storage> {
-        self.storage()
+    /// Which file guest data is in, where that can be told.
+    fn data_identity(&self) -> Option<Identity> {
+        self.storage().identity()
     }
     /// What holes read from.
     fn backing(&self) -> Option<Disk> {
@@ -206,11 +206,6 @@ impl Disk {
     /// Which file it is, where that can be told.
     pub fn identity(&self) -> Option<Identity> {
         self.storage().identity()
-    }
-
-    /// Which file guest data is in, where that can be told.
-    pub fn data_identity(&self) -> Option<Identity> {
-        self.data_storage().identity()
     }
 
     /// Disks in the chain below this one.

@@ -10,6 +10,7 @@ use crate::format::extensions::{BACKING_FORMAT, DATA_FILE};
 use crate::format::features::{INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use crate::format::Header;
 use crate::meta::read_header;
+use crate::storage::access::Identity;
 use crate::storage::Storage;
 use std::any::Any;
 use std::io::{IoSlice, IoSliceMut};
@@ -105,8 +106,8 @@ impl Format for Image {
         Arc::clone(self.core().storage())
     }
 
-    fn data_storage(&self) -> Arc<dyn Storage> {
-        Arc::clone(self.core().shared.medium.data_storage())
+    fn data_identity(&self) -> Option<Identity> {
+        self.core().shared.medium.data_identity()
     }
 
     fn length(&self) -> u64 {

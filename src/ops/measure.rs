@@ -47,7 +47,7 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
 
 /// 0 for an image that could have bitmaps and has none.
 fn bitmaps_bytes(source: &Disk) -> Option<u64> {
-    let header = Image::find(source)?.core().header();
+    let header = Image::of(source, "bitmaps").ok()?.core().header();
     (header.version >= 3 && header.extension(BITMAPS).is_none()).then_some(0)
 }
 
