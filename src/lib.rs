@@ -144,6 +144,9 @@
 //! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch. A raw disk has
 //! a gate and a latch as an image has.
 
+// For those who work on it: cargo doc --document-private-items.
+#![allow(rustdoc::private_intra_doc_links)]
+
 mod alloc;
 pub mod capi;
 mod codec;

@@ -90,8 +90,8 @@ plants! {
     PinNotSeen,
     /// A pin has a later epoch than its request (G2).
     PinDatedLate,
-    /// Whoever was alone leaves its mark on the places (G2).
-    MarkOfAloneLeft,
+    /// No epoch ends: whoever comes later holds back what was let go of before.
+    EpochNotEnded,
     /// Whoever is alone has not taken every place.
     PlaceNotTaken,
     /// A place keeps the state that has been replaced.

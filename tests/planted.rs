@@ -121,7 +121,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
-        PinNotSeen | PinDatedLate | MarkOfAloneLeft => &[PINS],
+        PinNotSeen | PinDatedLate | EpochNotEnded => &[PINS],
         PlaceNotTaken => &[GATE],
         OldStateLeftInPlace => &[STATE],
         ClaimsOverlapFromBelow | ClaimDroppedBeforeWait | ClaimDroppedUnannounced => &[CLAIMS],

@@ -216,7 +216,7 @@ impl<S: Clone + Send> Gate<S> {
 
 impl<S: Clone + Send> Readers for Gate<S> {
     fn retire(&self) -> u64 {
-        self.epoch.fetch_add(1, Ordering::SeqCst)
+        self.epoch.fetch_add(u64::from(!planted(Plant::EpochNotEnded)), Ordering::SeqCst)
     }
 
     fn oldest(&self) -> u64 {
@@ -243,8 +243,7 @@ impl<S: Clone> Exclusive<'_, S> {
 impl<S> Drop for Exclusive<'_, S> {
     fn drop(&mut self) {
         let others = self.gate.others.get().into_iter().flat_map(|others| others.iter());
-        let places = self.gate.first.iter().chain(others);
-        for place in places.filter(|_| !planted(Plant::MarkOfAloneLeft)) {
+        for place in self.gate.first.iter().chain(others) {
             // Who comes next has a place before its epoch is beside it (G2).
             place.since.store(0, Ordering::Release);
         }
