@@ -154,6 +154,7 @@ c_tests() {
         meson setup --cross-file "$work/$machine.cross" "-Dengine_target=$rust" \
             "-Dcargo_profile=${QCOW2_MACHINES_PROFILE:-release}" "$build" || return 1
     fi
+    [ -z "$run" ] || export QCOW2_TEST_SLOW=1
     meson compile -C "$build" && meson test -C "$build" --suite c --print-errorlogs -t "$slow"
 }
 

@@ -55,9 +55,9 @@ pub trait Format: Any + Send + Sync {
     /// Keeps every request out while the answer lives.
     fn stop(&self) -> Box<dyn Stopped + '_>;
 
-    /// The file that guest data is in.
-    fn guest_storage(&self) -> Arc<dyn Storage> {
-        self.storage()
+    /// Which file guest data is in, where that can be told.
+    fn data_identity(&self) -> Option<Identity> {
+        self.storage().identity()
     }
     /// What holes read from.
     fn backing(&self) -> Option<Disk> {
@@ -167,26 +167,29 @@ pub(crate) fn inactive_error() -> Error {
 
 /// One disk, whatever its format.
 #[derive(Clone)]
-pub struct Disk(Arc<dyn Format>);
+pub struct Disk(
+    // In a box: a request then finds format and function without asking for the alignment of what is counted.
+    Arc<Box<dyn Format>>,
+);
 
 impl Deref for Disk {
     type Target = dyn Format;
 
     #[inline]
     fn deref(&self) -> &Self::Target {
-        &*self.0
+        &**self.0
     }
 }
 
 impl Disk {
     /// A disk of a format.
     pub fn new(format: impl Format) -> Disk {
-        Disk(Arc::new(format))
+        Disk(Arc::new(Box::new(format)))
     }
 
     /// The disk as what a format that its caller knows has made; `None`: it is of another one.
     pub fn find<T: Format>(&self) -> Option<&T> {
-        self.0.as_any().downcast_ref()
+        (**self).as_any().downcast_ref()
     }
 
     /// As `find`, for a caller who wants `what`, which only that format has.
@@ -208,11 +211,6 @@ impl Disk {
     /// Which file it is, where that can be told.
     pub fn identity(&self) -> Option<Identity> {
         self.storage().identity()
-    }
-
-    /// Which file guest data is in, where that can be told.
-    pub fn data_identity(&self) -> Option<Identity> {
-        self.guest_storage().identity()
     }
 
     /// Disks in the chain below this one.

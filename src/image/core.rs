@@ -295,6 +295,11 @@ impl Core {
         let _ = self.suspended.set(why);
     }
 
+    /// Runs or joins a barrier that starts after this call.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.session.flusher.join(|| self.barrier())
+    }
+
     /// Everything that was stored is durable when it returns. One caller at a time.
     pub(crate) fn barrier(&self) -> Result<()> {
         match &self.io {

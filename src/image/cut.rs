@@ -42,7 +42,7 @@ impl Core {
             drop(claim);
             // Each of them may wait by itself, in a page and then in the ledger.
             if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_PENDING_RUNS {
-                self.session.flusher.join(|| self.barrier())?;
+                self.flush()?;
             }
             at = step_end;
         }

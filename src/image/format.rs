@@ -10,6 +10,7 @@ use crate::format::extensions::{BACKING_FORMAT, BITMAPS, DATA_FILE};
 use crate::format::features::{INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use crate::format::Header;
 use crate::meta::read_header;
+use crate::storage::access::Identity;
 use crate::storage::Storage;
 use std::any::Any;
 use std::io::{IoSlice, IoSliceMut};
@@ -36,11 +37,6 @@ impl Image {
     /// The image that a disk is, for somebody who wants `what`, which only images have.
     pub fn of<'a>(disk: &'a Disk, what: &str) -> Result<&'a Image> {
         disk.need(what)
-    }
-
-    /// As `of`; `refused`: why a disk of the format with this name is none.
-    pub(crate) fn of_or(disk: &Disk, refused: impl FnOnce(&str) -> Error) -> Result<&Image> {
-        disk.find().ok_or_else(|| refused(disk.name()))
     }
 
     /// Looks at a file that is to be opened.
@@ -110,8 +106,8 @@ impl Format for Image {
         Arc::clone(self.core().storage())
     }
 
-    fn guest_storage(&self) -> Arc<dyn Storage> {
-        Arc::clone(self.core().payload.storage())
+    fn data_identity(&self) -> Option<Identity> {
+        self.core().shared.medium.data_identity()
     }
 
     fn length(&self) -> u64 {

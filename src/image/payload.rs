@@ -195,9 +195,4 @@ impl Payload {
     pub(super) fn run(&self, host_offset: HostOffset) -> io::Result<HostRun> {
         self.medium.data_run(host_offset)
     }
-
-    /// The storage of guest data, for its properties.
-    pub(super) fn storage(&self) -> &Arc<dyn Storage> {
-        self.medium.data_storage()
-    }
 }

@@ -242,7 +242,7 @@ impl Image {
     fn finish_write(&self, core: &Core, fua: bool) -> Result<()> {
         let options = &core.settings.options;
         if fua || options.cache.sync_each_write() {
-            return self.session.flusher.join(|| core.barrier());
+            return core.flush();
         }
         if options.metadata_writethrough {
             return core.io()?.map.write_through();
@@ -267,7 +267,7 @@ impl Image {
         core.io()?;
         match core.suspended() {
             Some(why) => Err(unfinished(why.clone())),
-            None => self.session.flusher.join(|| core.barrier()),
+            None => core.flush(),
         }
     }
 

@@ -136,7 +136,7 @@ impl Core {
     fn relieve_of(&self, waiting: u64, alloc: &Allocator) -> Result<()> {
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
         if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
-            self.session.flusher.join(|| self.barrier())?;
+            self.flush()?;
         }
         Ok(())
     }

@@ -1,14 +1,12 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
-use super::check::{check, CheckOptions, CheckReport, Messages};
+use super::check::{CheckOptions, CheckReport, Messages};
 use super::formats::Driver;
 use super::open::files::Role;
 use super::open::origin::Origin;
 use super::open::params::{OpenFlags, Opening};
-use super::repair::sync_before_repair;
 use crate::disk::{inactive_error, Disk, Files, Stopped};
-use crate::error::{Error, ErrorKind, Result};
-use crate::image::Image;
+use crate::error::{Error, Result};
 use crate::options::OpenOptions;
 use crate::sync::locked;
 use arc_swap::ArcSwapOption;
@@ -216,26 +214,8 @@ impl Handle {
         messages: Option<Messages<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<CheckReport> {
-        let refused = |_: &str| Error::unsupported("This image format does not support checks");
-        let image = Image::of_or(self.disk(), refused)?;
-        let repairs = options.repair_leaks || options.repair_errors;
-        let alone = image.exclusive();
-        let core = alone.core();
-        core.check_active()?;
-        if repairs && core.is_read_only() {
-            return Err(Error::new(ErrorKind::ReadOnly, "repairing needs a writable open"));
-        }
-        alone.settle()?;
-        let storage = Arc::clone(core.storage());
-        if !repairs {
-            return check(&*storage, options, messages, progress);
-        }
-        let report =
-            sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
-        match report {
-            Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
-            report => alone.reload_from(storage, core.settings().clone()).and(report),
-        }
+        let refused = || Error::unsupported("This image format does not support checks");
+        (self.format.check.ok_or_else(refused)?)(&self.disk, options, messages, progress)
     }
 
     /// Brings everything to the medium, reports the first failure, and lets go of the file.

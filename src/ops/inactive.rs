@@ -88,7 +88,7 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
         }
         None => open_below(opening, &mut loading, seen)?,
     }
-    finish_load(handle, &*stopped, manner, opening, loading)
+    finish_load(handle, &*stopped, manner, opening, &mut loading)
 }
 
 #[inline(never)]
@@ -123,13 +123,14 @@ fn finish_load(
     stopped: &dyn Stopped,
     manner: &mut Manner,
     opening: &mut Opening<'_>,
-    loading: Box<Loading>,
+    loading: &mut Loading,
 ) -> Result<()> {
-    let Loading { files, draft, below } = *loading;
+    let Loading { files, draft, below } = loading;
+    let below = below.take();
     let backing = below.as_ref().map(|below| below.disk().clone());
-    let repaired = opening.repair_if_dirty(&*draft, handle.format(), &*files.image, handle.origin());
+    let repaired = opening.repair_if_dirty(&**draft, handle.format(), &*files.image, handle.origin());
     let loaded = repaired.and_then(|repaired| {
-        stopped.activate(files, opening.settings(), backing)?;
+        stopped.activate(files.clone(), opening.settings(), backing)?;
         Ok(repaired)
     });
     match loaded {

@@ -1,10 +1,13 @@
-//! The repair of a dirty image before its first request.
+//! The check of an open image, and the repair of a dirty one before its first request.
 
 use super::check::{check, CheckOptions, CheckReport, Messages};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DIRTY;
+use crate::image::Image;
 use crate::meta::read_header;
 use crate::storage::Storage;
+use std::sync::Arc;
 
 /// Repairs a dirty image. The dirty bit goes last, after the counts.
 pub(super) fn repair(
@@ -27,8 +30,35 @@ pub(super) fn repair(
     Ok(report)
 }
 
+/// Checks an open image, and repairs it when asked. Requests wait; caches are dropped.
+pub(super) fn check_image(
+    disk: &Disk,
+    options: CheckOptions,
+    messages: Option<Messages<'_>>,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<CheckReport> {
+    let image = Image::of(disk, "checks")?;
+    let repairs = options.repair_leaks || options.repair_errors;
+    let alone = image.exclusive();
+    let core = alone.core();
+    core.check_active()?;
+    if repairs && core.is_read_only() {
+        return Err(Error::new(ErrorKind::ReadOnly, "repairing needs a writable open"));
+    }
+    alone.settle()?;
+    let storage = Arc::clone(core.storage());
+    if !repairs {
+        return check(&*storage, options, messages, progress);
+    }
+    let report = sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
+    match report {
+        Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
+        report => alone.reload_from(storage, core.settings().clone()).and(report),
+    }
+}
+
 /// What a killed writer left may be in the host's cache only: a repair that reuses clusters because of it must
 /// not become durable before it.
-pub(super) fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
+fn sync_before_repair(storage: &dyn Storage) -> Result<()> {
     storage.sync().map_err(|e| Error::failed_sync("sync before a repair", &e))
 }

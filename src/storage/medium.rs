@@ -4,6 +4,7 @@
 //! the ticket was taken is durable. Syncs are numbered by `begin_sync`, so that the caller can fix under its
 //! own lock what the sync will cover.
 
+use super::access::Identity;
 use super::data_file::DataFile;
 use super::holes::Holes;
 use super::latch::Latch;
@@ -86,6 +87,11 @@ impl Medium {
     /// The external data file.
     pub fn data_file(&self) -> Option<&DataFile> {
         self.data_file.as_ref()
+    }
+
+    /// Which file guest data is in, where that can be told.
+    pub fn data_identity(&self) -> Option<Identity> {
+        self.data_storage().identity()
     }
 
     /// The storage that guest data is in, for reads and properties.

@@ -36,7 +36,8 @@ pub fn amend(
     options: &[impl AsRef<OsStr>],
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
-    let image = Image::of_or(handle.disk(), |name| {
+    let image = Image::of(handle.disk(), "options to amend").map_err(|_| {
+        let name = handle.format().name;
         Error::unsupported(format!("Format driver '{name}' does not support option amendment"))
     })?;
     let options = AmendOptions::parse(options)?;

@@ -4,7 +4,7 @@
 
 use super::check::{CheckOptions, CheckReport, Messages};
 use super::create::create_with_data_file;
-use super::repair::repair;
+use super::repair::{check_image, repair};
 use super::resize::image::resize_image as resize_image_to;
 use crate::disk::raw::RawDisk;
 use crate::disk::{Disk, Draft, Settings};
@@ -22,6 +22,9 @@ pub type Look = fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>;
 pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
 /// Makes an empty disk of a size, in bytes, in a file and, where the options say so, in a data file.
 pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions) -> Result<()>;
+/// Checks an open disk, and repairs it when asked. The last parameter is told what is done, and of how much.
+pub type Check =
+    fn(&Disk, CheckOptions, Option<Messages<'_>>, &mut dyn FnMut(u64, u64) -> bool) -> Result<CheckReport>;
 /// Makes a dirty file fit for writing.
 pub type Repair = fn(&dyn Storage, CheckOptions, Option<Messages<'_>>) -> Result<CheckReport>;
 
@@ -35,6 +38,8 @@ pub struct Row {
     pub draft: Look,
     /// `None`: none is made here.
     pub create: Option<Create>,
+    /// `None`: nothing is there to check.
+    pub check: Option<Check>,
     /// `None`: no file of it is ever dirty.
     pub repair: Option<Repair>,
     /// `None`: its size stays.
@@ -46,6 +51,7 @@ static QCOW2: Row = Row {
     begins_with: Some(Image::begins_with),
     draft: Image::draft,
     create: Some(create_with_data_file),
+    check: Some(check_image),
     repair: Some(repair),
     resize: Some(resize_image),
 };
@@ -55,6 +61,7 @@ static RAW: Row = Row {
     begins_with: None,
     draft: RawDisk::draft,
     create: None,
+    check: None,
     repair: None,
     resize: Some(resize_raw),
 };

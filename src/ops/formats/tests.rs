@@ -100,6 +100,7 @@ static STRIPES: Row = Row {
     begins_with: Some(|start| start.starts_with(MAGIC)),
     draft,
     create: None,
+    check: None,
     repair: None,
     resize: None,
 };

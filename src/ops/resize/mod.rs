@@ -18,8 +18,8 @@ pub fn resize(handle: &Handle, size: u64, preallocation: Preallocation) -> Resul
     if disk.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the disk is open read-only"));
     }
-    match handle.format().resize {
-        Some(resize) => resize(disk, size, preallocation),
-        None => Err(Error::unsupported(format!("Format driver '{}' does not support resize", disk.name()))),
-    }
+    let resize = handle.format().resize.ok_or_else(|| {
+        Error::unsupported(format!("Format driver '{}' does not support resize", disk.name()))
+    })?;
+    resize(disk, size, preallocation)
 }

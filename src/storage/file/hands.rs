@@ -18,6 +18,7 @@ impl FileStorage {
     /// As the file changes hands, or the descriptor that is used. On failure the lock is as it was.
     pub(super) fn take_over_lock(&self, access: Access, shown: &str) -> Result<()> {
         let mut held = locked(self.lock.lock());
+        let kept_length = held.as_ref().is_some_and(FileLock::keeps_length);
         match held.take() {
             None => {}
             Some(mut lock) if lock.is_on(&self.file) => {
@@ -34,7 +35,10 @@ impl FileStorage {
             },
         }
         drop(held);
-        self.look_at_length();
+        // What nobody could change needs no look, and no system call that a program may have forbidden itself.
+        if !kept_length {
+            self.look_at_length();
+        }
         Ok(())
     }
 
