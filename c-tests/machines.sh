@@ -136,8 +136,8 @@ END
 # All of cargo's tests but those of the tree, the header and the planted bugs, which are the same on every machine.
 rust_tests() {
     local tests=(--lib) file
-    for file in tests/*.rs; do
-        file=$(basename "$file" .rs)
+    for file in tests/*.rs tests/*/main.rs; do
+        file=$(basename "${file%/main.rs}" .rs)
         case $file in header | layers | planted) ;; *) tests+=(--test "$file") ;; esac
     done
     local cc=$compiler

@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_result_stays_small() {
-        assert_eq!(std::mem::size_of::<Result<()>>(), 16);
+        assert!(std::mem::size_of::<Result<()>>() <= 16);
     }
 
     #[test]
