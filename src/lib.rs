@@ -6,12 +6,15 @@
 //!
 //! # Layers
 //!
-//! Directories are layers; a file uses its own and lower ones only (a test reads the `use` lines).
+//! Directories are layers; a file uses its own and lower ones only, and no two files need each other (`tests/layers` reads
+//! the `use` lines).
 //!
 //! ```text
-//! error, options   what every layer may use: one error type, one table of options
+//! error            the one error type
 //! sync             locks and atomics: the standard library's, or a model checker's in its test build
-//! format, codec    bytes <-> values. No I/O, no policy
+//! planted          for every layer: mistakes that a test can switch on, and nothing in a library that is installed
+//! format, codec    qcow2's bytes <-> values; buffers -> buffers. No I/O, no policy
+//! options          one table of options: name, type, help, setter
 //! storage          bytes at offsets: file, memory, callbacks; locks; the gate; the clock of syncs
 //! disk             a disk of any format: what it can be asked, how it opens and stops; the raw disk
 //! meta             table pages in memory, the one place that writes them; header page; overlap guard
@@ -20,14 +23,29 @@
 //! image            a qcow2 image as a disk: read, write, copy-on-write, zero, discard, flush, backing, stream, VM state. No
 //!                  structure work
 //! ops              the table of formats; whole-image work: open with its chain, data file and repair, create, check,
-//!                  resize, snapshots, amend, rebase, commit, convert, checksum, inactivate and invalidate
+//!                  resize, snapshots, amend, rebase, commit, stream, convert, compare, checksum, measure, probe, VM state
+//!                  that needs a longer L1 table, bitmaps, inactivate and invalidate
 //! capi             conversion to C, nothing else
-//! testing          what this project's own tests use
+//! testing, loom    what this project's own tests use; models of two and three threads
 //! ```
 //!
 //! `alloc` knows no guests, `map` no files, `image` no on-disk bytes, `capi` no logic.
 //! [`map::Map::resolve`] *describes* where guest bytes are and performs no data I/O: [`image`] does. That is
 //! the seam for other I/O engines.
+//!
+//! # Where what belongs
+//!
+//! | What | Where |
+//! | ---- | ----- |
+//! | a request of the guest | one verb, one file in `image`; what a raw disk does with it in `disk/raw.rs` |
+//! | work on the whole image (resize, snapshots, amend, bitmaps) | `ops`, by an `ExclusiveImage` and its `Parts` |
+//! | what turns guest bytes into stored ones | pure code in a layer beside `codec`; called by `image/payload.rs` alone, which has the guest's offset of what it stores. Beside it only a raw disk, and the preallocation of an image that nobody has open, store guest bytes |
+//! | what must know of every change of the guest's contents | beside `Core::begin_write`, which each verb that changes them passes; what it remembers outlives a state: `image/session.rs` |
+//! | requests that complete later | a layer between `ops` and `capi`, over `Disk`. A pin, a claim and a reservation belong to the thread that took them |
+//! | another format of disks | a file that implements `disk::Format`, beside `disk/raw.rs`, and a row in `ops/formats`; `format` is qcow2's bytes |
+//! | another kind of storage | `storage::Storage`; the address in `ops/open/files.rs`, the names of protocols in `storage/names.rs` |
+//! | an option | a row in `options`; where it is used is its reader's |
+//! | a function of the C ABI | `capi`, by section; the list of steps is in `capi/mod.rs` |
 //!
 //! # One read, one allocating write
 //!
@@ -137,9 +155,9 @@
 //! of a live table or of refcounts drops nothing: page and block stay dirty, what they let go of is not let go of, and the
 //! next barrier tries again. A header that may or may not have been written is written as it was, and synced, before
 //! anything depends on it (`HeaderPage`, H1). A structure change that fails goes back; one that is in force and not
-//! complete keeps its last steps for the next request (`image/unfinished.rs`, U1). Only the first failed sync closes the
-//! **latch** of the image: nothing more is written, and only reopening helps, for the host may have dropped what was
-//! not synced. Everything
+//! complete keeps its last steps for the next request (`image/unfinished.rs`, U1). Of what the host does, only the first
+//! failed sync closes the **latch** of the image: nothing more is written, and only reopening helps, for the host may have
+//! dropped what was not synced. An image that is found to be corrupt closes it, too. Everything
 //! read from an image is untrusted until [`mod@format`] has accepted it; an error names structure, index, value
 //! and rule. A panic that reaches the C edge breaks the handle in the same way as the latch. A raw disk has
 //! a gate and a latch as an image has.

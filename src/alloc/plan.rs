@@ -16,7 +16,7 @@
 //!    that does is the next one, and so on; it ends because a block may count itself.
 //! 2. The table is placed when all blocks are. It asks for the blocks that count it; where these make it too short it
 //!    gives its place back and looks for a longer one.
-//! 3. A block that has its place keeps it, and a place given back is not used for blocks.
+//! 3. A block that has its place keeps it. What the table gives back may become a place again.
 //!
 //! The plan knows no counts. A [`Room`] says which clusters are free and takes note of those that are used.
 

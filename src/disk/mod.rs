@@ -2,8 +2,9 @@
 //!
 //! A [`Disk`] is a cheap handle of whatever implements [`Format`]; a chain is disks that hold their backing disk. What
 //! only some formats can do (compressed clusters, VM state, writes at all) is a method that refuses unless a format has
-//! it. Nothing outside a format's own files asks which format a disk has; what differs between formats as files (how one
-//! is recognised, opened, made, repaired) is in the table of `ops::formats`.
+//! it. Nothing outside a format's own files decides by the format of a disk: who needs a qcow2 image asks for one and is
+//! refused otherwise. What differs between formats as files (how one is recognised, opened, made, checked, repaired,
+//! given another size) is in the table of `ops::formats`.
 
 mod opening;
 mod packed;

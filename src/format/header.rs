@@ -1,7 +1,7 @@
 //! The header cluster: fields, extensions, backing file name. Versions 2 and 3, any valid geometry.
 //!
-//! `parse` accepts what `validate_for_io` may still refuse: a check, or a look at the header, must work on
-//! images whose features have no guest I/O here.
+//! `parse` accepts what an open for guest I/O may still refuse: a check, or a look at the header, must work on images
+//! whose features are not served here.
 
 mod rules;
 

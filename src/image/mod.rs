@@ -1,7 +1,7 @@
-//! A qcow2 image as a disk: read, write, copy-on-write, zero, discard, flush, backing. Called by `ops` and `capi`.
+//! A qcow2 image as a disk: read, write, copy-on-write, compressed clusters, zero, discard, flush, backing, stream, VM
+//! state. Guest I/O comes through [`crate::disk::Disk`], structure changes from `ops`.
 //!
-//! An open image
-//! is a [`Core`] behind a gate: requests enter shared and use the core as it is; structure changes enter
+//! An open image is a [`Core`] behind a gate: requests enter shared and use the core as it is; structure changes enter
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place. They are in `ops`: to them an
 //! [`ExclusiveImage`] and its core hand out their parts (`structure.rs`) and what guest I/O can do.
 

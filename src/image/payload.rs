@@ -1,4 +1,4 @@
-//! Guest bytes: the only door through which they go to a storage and come from one.
+//! Guest bytes: the only door through which those of an open image go to a storage and come from one.
 //!
 //! Called by the verbs of this folder with a [`Place`]: what the guest calls the bytes, and where they are in the storage
 //! of guest data. A cipher stands here: it needs the guest's offset of what it turns into the host's bytes, and nothing
@@ -137,10 +137,11 @@ impl Payload {
         }
     }
 
-    /// Has the host take room for bytes that nothing points to yet and that read as zeroes.
-    pub(crate) fn take_room(&self, place: Place, bytes: u64, how: Preallocation) -> Result<Written> {
+    /// Has the host take room for bytes that nothing points to yet and that read as zeroes; `None`: as `how` says, it need
+    /// not, and nothing was written.
+    pub(crate) fn take_room(&self, place: Place, bytes: u64, how: Preallocation) -> Result<Option<Written>> {
         match how {
-            Preallocation::Off | Preallocation::Metadata => {}
+            Preallocation::Off | Preallocation::Metadata => return Ok(None),
             Preallocation::Falloc => {
                 let reserve =
                     |storage: &dyn Storage| reserve_range(storage, Purpose::Data, place.host.0, bytes);
@@ -155,7 +156,7 @@ impl Payload {
                 }
             }
         }
-        Ok(self.medium.written())
+        Ok(Some(self.medium.written()))
     }
 
     /// Gives a range back to the host; whether it reads as zeroes now. A courtesy: a host that cannot is no error.

@@ -106,7 +106,12 @@ impl Core {
         for cluster in first.to(first + count) {
             let host = Some(HostOffset(geometry.cluster_offset(cluster).0));
             let mapping = Mapping { host, copied: true, alloc, zero: 0 };
-            io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?;
+            match written {
+                Some(written) => {
+                    io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?
+                }
+                None => io.map.place_in_data_file(claim, cluster, mapping)?,
+            }
         }
         Ok(count)
     }

@@ -83,7 +83,7 @@ impl Image {
     fn load(storage: Arc<dyn Storage>, session: &Arc<Session>, settings: CoreSettings) -> Result<Core> {
         let (header, sector) = read_header(&*storage)?;
         let data_file = settings.data_file.clone().filter(|_| header.geometry().external_data);
-        let medium = Medium::of_session(storage, data_file, Arc::clone(&session.latch));
+        let medium = Medium::of_session(storage, data_file, session.latch());
         let mut core = Core::load(Arc::new(medium), Arc::clone(session), header, sector, settings)?;
         core.chain = chain_below(&core);
         Ok(core)
@@ -412,7 +412,8 @@ impl ExclusiveImage<'_> {
 
     /// Loads an inactive image as it is now. On failure it stays inactive.
     pub fn activate(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
-        let core = self.load(storage, settings)?;
+        let loaded = self.load(storage, settings);
+        let core = loaded.inspect_err(|_| self.image.session.renew_latch())?;
         self.put(core);
         self.image.session.leave_chain(false);
         Ok(())

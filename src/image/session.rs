@@ -7,16 +7,17 @@ use crate::error::{Error, Result};
 use crate::storage::flusher::Flusher;
 use crate::storage::gate::Readers;
 use crate::storage::latch::Latch;
+use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// What the states of one image share; in every one of them, and in the image.
 pub(crate) struct Session {
     /// Who is inside, as far as those have to know who let go of clusters.
     pub(super) readers: Arc<dyn Readers>,
     pub(super) flusher: Flusher,
-    /// Closed by the first sync that fails, whatever state was in force.
-    pub(super) latch: Arc<Latch>,
+    /// Closed by the first sync that fails, whatever state is in force.
+    latch: Mutex<Arc<Latch>>,
     virtual_size: AtomicU64,
     /// Counts the states that have been replaced.
     generation: Arc<AtomicU64>,
@@ -30,7 +31,7 @@ impl Session {
         Session {
             readers,
             flusher: Flusher::default(),
-            latch: Arc::default(),
+            latch: Mutex::default(),
             virtual_size: AtomicU64::new(0),
             generation: Arc::default(),
             chain_left: AtomicBool::new(false),
@@ -41,6 +42,15 @@ impl Session {
     pub(super) fn note_state(&self, virtual_size: u64) {
         self.virtual_size.store(virtual_size, Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn latch(&self) -> Arc<Latch> {
+        Arc::clone(&*locked(self.latch.lock()))
+    }
+
+    /// Another one, open: the image was inactive when its latch closed, so that nothing written here is lost.
+    pub(super) fn renew_latch(&self) {
+        *locked(self.latch.lock()) = Arc::default();
     }
 
     pub(super) fn virtual_size(&self) -> u64 {

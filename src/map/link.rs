@@ -3,7 +3,7 @@
 use super::{Claim, Map, NewEntry};
 use crate::alloc::Filled;
 use crate::error::Result;
-use crate::format::entries::L2Entry;
+use crate::format::entries::{L2Entry, Mapping};
 use crate::format::GuestCluster;
 use crate::meta::page::{Change, Updated};
 use crate::meta::{Access, Release};
@@ -47,6 +47,13 @@ impl Map {
         written: Written,
     ) -> Result<()> {
         self.store(claim, cluster, entry, written.ticket())
+    }
+
+    /// Says that a claimed cluster whose table is owned has its place in the data file, which reads as zeroes there,
+    /// durably: nothing is counted there, and nothing was written.
+    pub fn place_in_data_file(&self, claim: &Claim<'_>, cluster: GuestCluster, new: Mapping) -> Result<()> {
+        debug_assert!(self.geometry.external_data, "a cluster without a count");
+        self.store(claim, cluster, NewEntry { new: new.into(), dropped: None }, Ticket::PAST)
     }
 
     /// Changes the entry of a claimed cluster whose table is owned to one that shows less of a host cluster, or names none:

@@ -1,5 +1,6 @@
-//! Whole-image work: open with its chain, data file and repair, create, check, resize, snapshots, amend, commit, rebase,
-//! convert, checksum, measure. Called by `capi`.
+//! Whole-image work: the table of formats, open with its chain, data file and repair, create, check, resize, snapshots,
+//! amend, commit, rebase, stream, convert, compare, checksum, measure, probe, VM state that needs a longer L1 table,
+//! bitmaps, inactivate and invalidate. Called by `capi`.
 //!
 //! What changes the structure of an image holds it alone ([`crate::image::ExclusiveImage`]) and works on its tables as
 //! the medium has them (`tree`, `l1_table`, `bitmaps`); the image is loaded anew at the end (`last_steps`).

@@ -190,13 +190,14 @@ impl<S: Clone + Send> Gate<S> {
         self.others.set((FIRST_PLACES..MOST_PLACES).map(|_| Place::new(state.clone())).collect()).is_ok()
     }
 
-    /// Enters as a request unless somebody is inside alone, or waits to be: for those who are inside another gate
+    /// Enters as a request unless somebody is inside alone, or waits to be, or every place is taken: for those who are inside another gate
     /// and must not wait in a circle with a request that goes the other way.
     pub fn try_enter(&self) -> Option<Pin<'_, S>> {
-        match self.closed.load(Ordering::Relaxed) {
-            true => None,
-            false => self.my_place().take(&self.epoch).or_else(|| self.any_place()),
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
         }
+        let found = self.my_place().take(&self.epoch).or_else(|| self.any_place());
+        found.or_else(|| self.add_places().then(|| self.any_place())?)
     }
 
     fn take_alone(place: &Place<S>) -> MutexGuard<'_, S> {

@@ -51,7 +51,7 @@ void io_finish_pending(void);
 bool io_number(const char *text, int64_t *value);
 bool io_pattern(const char *text, int *pattern);
 
-/* --- buffers and reports (io_buffers.c) --- */
+/* --- buffers and reports (buffers.c) --- */
 
 #define IO_DEFAULT_PATTERN 0xcd
 #define IO_REQUEST_LIMIT INT64_C(2147483136) /* largest multiple of 512 in an int */
@@ -83,7 +83,7 @@ struct io_vector {
 bool io_vector_parse(struct io_vector *vector, char *const *arguments, int pattern);
 void io_vector_free(struct io_vector *vector);
 
-/* --- images (io_open.c) --- */
+/* --- images (open.c) --- */
 
 struct io_open_request {
     const char *name;   /* or NULL: options name the image */

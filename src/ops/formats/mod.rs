@@ -1,6 +1,6 @@
 //! The formats that a disk can have: how a file of each is recognised, opened, made, repaired and given another size.
 //!
-//! A further format is a file that implements [`crate::disk::Format`] and [`Draft`], and a row here.
+//! A further format is a file that implements [`crate::disk::Format`] and [`Draft`], and a row here, among `ALL`.
 
 use super::check::{CheckOptions, CheckReport, Messages};
 use super::create::create_with_data_file;
