@@ -32,9 +32,10 @@ int main(void)
     }
     for (unsigned i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         uint64_t length = lengths[i];
+        size_t bytes = length > SIZE_MAX ? SIZE_MAX : (size_t)length;
 
-        CHECK(qcow2_pread(image, &byte, (size_t)length, 0) < 0);
-        CHECK(qcow2_pwrite(image, &byte, (size_t)length, 0) < 0);
+        CHECK(qcow2_pread(image, &byte, bytes, 0) < 0);
+        CHECK(qcow2_pwrite(image, &byte, bytes, 0) < 0);
         CHECK_ERROR(qcow2_write_zeroes(image, 0, length, 0), EIO);
         CHECK_ERROR(qcow2_discard(image, 0, length), EIO);
     }

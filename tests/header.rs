@@ -12,9 +12,10 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     "types",
     "callbacks",
+    "messages",
     "custom_io",
     "error",
     "open",
