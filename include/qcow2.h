@@ -445,6 +445,9 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
                                 const qcow2_resolve_request *request,
                                 qcow2_resolve_answer *answer);
 
+/* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
+typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
+
 /* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`. */
 typedef struct qcow2_open_params {
     /* sizeof(qcow2_open_params), set by the caller. */

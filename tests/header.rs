@@ -12,8 +12,9 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     "types",
+    "messages",
     "callbacks",
     "custom_io",
     "error",
