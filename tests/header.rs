@@ -14,6 +14,7 @@ fn root() -> PathBuf {
 /// The files of the C edge in the order in which a reader of the header meets them.
 const SOURCES: [&str; 18] = [
     "types",
+    "messages",
     "callbacks",
     "messages",
     "custom_io",
