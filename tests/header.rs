@@ -16,7 +16,6 @@ const SOURCES: [&str; 18] = [
     "types",
     "messages",
     "callbacks",
-    "messages",
     "custom_io",
     "error",
     "open",

@@ -399,7 +399,7 @@ fn security_a_huge_disk_costs_nothing() {
             let begun = Instant::now();
             let handle = open_over(&storage, None, WRITABLE, options).unwrap();
             assert!(begun.elapsed() < Duration::from_millis(500), "{words:?}: {:?}", begun.elapsed());
-            for at in (0..64 * TIB).step_by((5 * TIB + 512) as usize) {
+            for at in (0..13).map(|i| i * (5 * TIB + 512)) {
                 write(&handle, at, &[5; 512]);
                 assert_eq!(read(&handle, at, 512), [5; 512]);
             }
