@@ -21,6 +21,11 @@ impl Memory {
         self.read_guard().clone()
     }
 
+    /// What it holds, which is gone from it.
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.write_guard())
+    }
+
     fn read_guard(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
         locked(self.0.read())
     }
