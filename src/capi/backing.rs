@@ -13,9 +13,10 @@ use std::ffi::{c_char, c_int, c_void, CStr};
 
 /// NULL and "" mean none.
 unsafe fn name_of<'a>(pointer: *const c_char) -> Option<&'a [u8]> {
-    // SAFETY: NULL, or the caller's NUL-terminated string, which lives across the call.
-    let name = (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) }.to_bytes());
-    name.filter(|n| !n.is_empty())
+    // SAFETY: NULL, or the caller's NUL-terminated string, which lives across the call. (A length that is asked of a
+    // NULL too, by a conditional move, is what valgrind calls uninitialised.)
+    let named = !pointer.is_null() && unsafe { *pointer } != 0;
+    named.then(|| unsafe { CStr::from_ptr(pointer) }.to_bytes())
 }
 
 /// Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name` (at

@@ -312,6 +312,14 @@ mod tests {
         assert!(pins.iter().all(|pin| **pin == 2));
     }
 
+    #[test]
+    fn who_may_not_wait_is_not_sent_away_by_requests() {
+        let gate = Gate::new(());
+        let _pins: Vec<_> = (0..FIRST_PLACES).map(|_| gate.enter()).collect();
+        assert!(gate.others.get().is_none(), "the first places are not the only ones");
+        assert!(gate.try_enter().is_some());
+    }
+
     /// A place whose last user was somebody alone must not count as one that nobody old is in.
     #[test]
     fn a_pin_after_somebody_alone_is_seen() {

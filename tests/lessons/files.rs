@@ -2,6 +2,7 @@
 
 use qcow2::testing::error::ErrorKind;
 use qcow2::testing::ops::create::create;
+use qcow2::testing::ops::inactive::{inactivate, invalidate};
 use qcow2::testing::ops::open::{OpenFlags, Origin};
 use qcow2::testing::options::CreateOptions;
 use qcow2::testing::storage::file::{FileOptions, FileStorage};
@@ -249,6 +250,28 @@ fn c15_a_failed_sync_is_never_followed_by_a_good_one() {
         assert!(runner.handle.take().unwrap().close().is_err());
         assert_eq!(runner.recorder.log_length(), before, "something was written after the failed sync");
     }
+}
+
+/// Everything that an inactive image has written is durable: a sync that fails while it is taken back loses nothing of its
+/// own, and was final for the handle all the same.
+#[test]
+fn c15_an_invalidation_whose_sync_failed_may_be_tried_again() {
+    let mut runner = Runner::new(&Setup::default()).unwrap();
+    assert!(runner.run(Write { sector: 3, count: 9, fua: false }).unwrap().is_none());
+    let handle = runner.handle.as_ref().unwrap();
+    inactivate(handle).unwrap();
+    let errno = libc::EIO;
+    let fault = Fault { kind: Some(Kind::Sync), call: 0, errno, forever: false, torn: false };
+    runner.recorder.inject(Some(fault));
+    let first = invalidate(handle, None, None).expect_err("the sync fails");
+    assert_eq!(first.kind(), ErrorKind::Host(errno));
+    assert!(handle.flags().inactive, "it is active after a failure");
+    invalidate(handle, None, None).unwrap();
+    for op in [Write { sector: 30, count: 9, fua: false }, Flush] {
+        assert!(runner.run(op).unwrap().is_none(), "{op:?} fails");
+    }
+    runner.handle.take().unwrap().close().unwrap();
+    check_clean(&*runner.recorder).unwrap();
 }
 
 /// The dirty bit of a killed lazy session was a reason to refuse the image, or was lost without a repair: ours by the
