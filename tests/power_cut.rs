@@ -330,19 +330,14 @@ fn backing_files_change() {
 #[test]
 fn the_refcount_table_grows() {
     let mut cases = Vec::new();
-    for lazy in [false, true] {
-        let setup = Setup {
-            lazy,
-            refcount_order: 6,
-            sectors: 4200,
-            prefill: 3890,
-            tiny_cache: true,
-            ..Setup::default()
-        };
+    // In the middle of a long write, and by its first cluster.
+    for (lazy, prefill) in [(false, 3890), (true, 3890), (false, 3955), (true, 3955)] {
+        let setup =
+            Setup { lazy, refcount_order: 6, sectors: 4200, prefill, tiny_cache: true, ..Setup::default() };
         let ops = vec![
-            Write { sector: 3890, count: 100, fua: false },
+            Write { sector: prefill, count: 100, fua: false },
             Discard { sector: 10, count: 3 },
-            Write { sector: 4000, count: 2, fua: false },
+            Write { sector: 4100, count: 2, fua: false },
             Flush,
         ];
         let mut runner = testkit::runner::Runner::new(&setup).unwrap();

@@ -1,4 +1,4 @@
-//! Amend.
+//! Amend: the caller's list of options and its progress function become one call of `ops`.
 
 use super::callbacks::*;
 use super::edge::{option_list, with};

@@ -1,4 +1,5 @@
-//! What an image is: header fields, extensions, snapshots.
+//! What an image is: header fields, extensions, snapshots, bitmaps. Strings belong to the handle and live until the next
+//! call that fills the same struct, or until close.
 
 use super::edge::{give, with, Guarded};
 use super::types::*;

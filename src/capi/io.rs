@@ -1,4 +1,5 @@
-//! Guest I/O.
+//! Guest I/O: the caller's buffers and vectors become slices here, lengths are checked against `ssize_t`, and a request
+//! goes to the disk as one.
 
 use super::edge::{give, with, with_read, with_shortcut};
 use super::flags::check_flags;

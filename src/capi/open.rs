@@ -1,4 +1,5 @@
-//! Open, close, reopen.
+//! Open, close, reopen: a path, a descriptor or a caller's storage becomes an origin, bits become flags, and a handle
+//! becomes a box that the caller holds.
 
 use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};

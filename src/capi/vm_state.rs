@@ -1,4 +1,4 @@
-//! VM state.
+//! VM state: the bytes after the guest disk, which a snapshot takes along.
 
 use super::edge::with;
 use super::io::{check_count, slice_of, slice_to_fill};

@@ -1,4 +1,5 @@
-//! Compressing one cluster.
+//! Compresses one cluster, for one thread: deflate with the window of 4 KiB that every reader has, or zstd. What does
+//! not become shorter is the caller's to store as it is.
 
 use super::Codec;
 use flate2::{Compress, Compression, FlushCompress, Status};

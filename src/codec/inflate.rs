@@ -1,4 +1,4 @@
-//! Inflating one cluster.
+//! Inflates one cluster: exactly its length, or an error. What follows the stream in its last sector is not looked at.
 
 use super::Codec;
 use zstd::zstd_safe::{self, DCtx};

@@ -75,6 +75,15 @@ pub fn parse(header: &[u8], from: usize, limit: usize) -> Result<Vec<Extension>>
     Ok(list)
 }
 
+/// Where the extension that ends the area is in `header[from..]`, if it is there.
+pub fn find_end(header: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    while at + 8 <= header.len() && be32(header, at) != END {
+        at = (at + 8).checked_add((be32(header, at + 4) as usize).checked_next_multiple_of(8)?)?;
+    }
+    (at + 8 <= header.len()).then_some(at)
+}
+
 /// Puts kind and length of a payload to the start of `out`.
 pub fn put_head(out: &mut [u8], kind: u32, payload_bytes: u32) {
     out[..4].copy_from_slice(&kind.to_be_bytes());

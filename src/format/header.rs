@@ -106,7 +106,21 @@ impl Header {
         Ok(1 << cluster_bits)
     }
 
-    /// Parses the first cluster. `cluster` is shorter than a cluster only when the file is.
+    /// Whether all that `parse` looks at is in `start`, the first bytes of the first cluster.
+    pub fn lies_in(start: &[u8]) -> bool {
+        if start.len() < V3_MIN_BYTES {
+            return false;
+        }
+        let length = if be32(start, 4) == 2 { V2_BYTES as u64 } else { u64::from(be32(start, 100)) };
+        let names_end = match be64(start, 8) {
+            0 => 0,
+            offset => offset.saturating_add(u64::from(be32(start, 16))),
+        };
+        length.max(names_end) <= start.len() as u64
+            && (names_end > 0 || extensions::find_end(start, length as usize).is_some())
+    }
+
+    /// Parses the first cluster, or the part of it that it `lies_in`. It is shorter otherwise only when the file is.
     pub fn parse(cluster: &[u8]) -> Result<Header> {
         let cluster_bytes = Self::peek_cluster_bytes(cluster)? as usize;
         let version = be32(cluster, 4);

@@ -23,7 +23,7 @@ const ZERO_BYTES: usize = 1 << 20;
 
 /// What becomes of whole clusters.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum ClusterChange {
     /// Reads as zeroes, host clusters kept.
     Zero,
     /// Reads as zeroes, host clusters let go of.
@@ -40,10 +40,10 @@ impl Core {
         if length == 0 {
             return Ok(());
         }
-        let fate = if flags.unmap && self.settings.options.discard == Discard::Unmap {
-            Fate::ZeroUnmap
+        let change = if flags.unmap && self.settings.options.discard == Discard::Unmap {
+            ClusterChange::ZeroUnmap
         } else {
-            Fate::Zero
+            ClusterChange::Zero
         };
         let end = offset + length;
         let (first, last) = self.whole_clusters(offset, end);
@@ -51,18 +51,18 @@ impl Core {
             // Inside one cluster, or across one boundary.
             let middle = self.geometry.cluster_floor(GuestOffset(end.0 - 1)).max(offset);
             if middle > offset {
-                self.zero_part(io, offset, middle, fate, flags)?;
+                self.zero_part(io, offset, middle, change, flags)?;
             }
-            return self.zero_part(io, middle, end, fate, flags);
+            return self.zero_part(io, middle, end, change, flags);
         }
         let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(last));
         if offset < from {
-            self.zero_part(io, offset, from, fate, flags)?;
+            self.zero_part(io, offset, from, change, flags)?;
         }
         if to < end {
-            self.zero_part(io, to, end, fate, flags)?;
+            self.zero_part(io, to, end, change, flags)?;
         }
-        self.change_clusters(io, first, last, fate, flags)
+        self.change_clusters(io, first, last, change, flags)
     }
 
     /// Clusters wholly inside `[offset, end)`; the disk's last cluster counts as whole when the range reaches
@@ -83,7 +83,7 @@ impl Core {
         io: &Io,
         from: GuestOffset,
         to: GuestOffset,
-        fate: Fate,
+        change: ClusterChange,
         flags: ZeroFlags,
     ) -> Result<()> {
         let cluster = self.geometry.cluster_index(from);
@@ -91,7 +91,7 @@ impl Core {
         let cluster_end = (start + self.geometry.cluster_bytes()).min(self.disk_end());
         // What is zeroed may show a disk below; what this image has there stays allocated.
         let may_widen = self.is_unassigned(io, from)? && self.rest_is_zero(start, from, to, cluster_end)?;
-        if may_widen && self.change_widened(io, (from, to), fate, flags, cluster_end)? {
+        if may_widen && self.change_widened(io, (from, to), change, flags, cluster_end)? {
             return Ok(());
         }
         if self.geometry.extended_l2 {
@@ -116,7 +116,7 @@ impl Core {
         &self,
         io: &Io,
         (from, to): (GuestOffset, GuestOffset),
-        fate: Fate,
+        change: ClusterChange,
         flags: ZeroFlags,
         cluster_end: GuestOffset,
     ) -> Result<bool> {
@@ -128,10 +128,10 @@ impl Core {
             return Ok(false);
         }
         let old = io.map.entry(&claim, cluster)?;
-        let Some(new) = self.fate_of(&old, fate) else { return Ok(false) };
+        let Some(new) = self.changed_entry(&old, change) else { return Ok(false) };
         if L2Entry::Plain(new) != old {
             io.map.own_table(&claim, cluster)?;
-            let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(fate, start, cluster_end, flags)? else {
+            let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(change, start, cluster_end, flags)? else {
                 return Ok(true);
             };
             if self.replace(io, &claim, cluster, &old, new, zeroed)? {
@@ -193,7 +193,8 @@ impl Core {
             return Ok(());
         }
         io.map.own_table(&claim, cluster)?;
-        let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(Fate::Zero, inner_from, inner_to, flags)?
+        let RawZeroes::Ready(zeroed) =
+            self.zero_raw_data_for(ClusterChange::Zero, inner_from, inner_to, flags)?
         else {
             return Ok(());
         };
@@ -230,7 +231,7 @@ impl Core {
         if first >= last {
             return Ok(());
         }
-        self.change_clusters(io, first, last, Fate::Discard, ZeroFlags::default())
+        self.change_clusters(io, first, last, ClusterChange::Discard, ZeroFlags::default())
     }
 
     fn change_clusters(
@@ -238,17 +239,20 @@ impl Core {
         io: &Io,
         first: GuestCluster,
         last: GuestCluster,
-        fate: Fate,
+        change: ClusterChange,
         flags: ZeroFlags,
     ) -> Result<()> {
         let mut at = first;
         while at < last {
             let table_end = self.geometry.table_end(at);
             let end = last.min(table_end).min(at + STEP_CLUSTERS);
-            if fate == Fate::Discard && !self.has_backing() && self.skip_tableless(io, &mut at, last)? {
+            if change == ClusterChange::Discard
+                && !self.has_backing()
+                && self.skip_tableless(io, &mut at, last)?
+            {
                 continue;
             }
-            let by_hand = self.change_step(io, at, end, fate, flags)?;
+            let by_hand = self.change_step(io, at, end, change, flags)?;
             for cluster in by_hand {
                 let from = self.geometry.cluster_offset(cluster);
                 let to = (from + self.geometry.cluster_bytes()).min(self.disk_end());
@@ -281,12 +285,12 @@ impl Core {
         io: &Io,
         first: GuestCluster,
         end: GuestCluster,
-        fate: Fate,
+        change: ClusterChange,
         flags: ZeroFlags,
     ) -> Result<Vec<GuestCluster>> {
         let claim = io.map.claim(first, end);
         let (from, to) = (self.geometry.cluster_offset(first), self.geometry.cluster_offset(end));
-        let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(fate, from, to, flags)? else {
+        let RawZeroes::Ready(zeroed) = self.zero_raw_data_for(change, from, to, flags)? else {
             return Ok(Vec::new());
         };
         let mut by_hand = Vec::new();
@@ -295,7 +299,7 @@ impl Core {
         let mut freed = None;
         for cluster in first.to(end) {
             let old = io.map.entry(&claim, cluster)?;
-            let new = match self.fate_of(&old, fate) {
+            let new = match self.changed_entry(&old, change) {
                 Some(new) => new,
                 None => {
                     by_hand.push(cluster);
@@ -320,7 +324,7 @@ impl Core {
             }
         }
         self.give_back_clusters(freed)?;
-        if self.geometry.version < 3 && self.has_backing() && fate != Fate::Discard {
+        if self.geometry.version < 3 && self.has_backing() && change != ClusterChange::Discard {
             let mut needed = Vec::new();
             for cluster in by_hand {
                 let from = self.geometry.cluster_offset(cluster);
@@ -358,17 +362,23 @@ impl Core {
     /// What a raw data file needs before entries of `[from, to)` change; see `zero_raw_data`.
     fn zero_raw_data_for(
         &self,
-        fate: Fate,
+        change: ClusterChange,
         from: GuestOffset,
         to: GuestOffset,
         flags: ZeroFlags,
     ) -> Result<RawZeroes> {
-        let passed = fate == Fate::ZeroUnmap || self.settings.options.passes_discard_request();
-        self.zero_raw_data(from, to, fate != Fate::Zero && passed, fate == Fate::Discard, flags)
+        let passed = change == ClusterChange::ZeroUnmap || self.settings.options.passes_discard_request();
+        self.zero_raw_data(
+            from,
+            to,
+            change != ClusterChange::Zero && passed,
+            change == ClusterChange::Discard,
+            flags,
+        )
     }
 
     /// The new mapping of a whole cluster; `None` when only writing zeroes will do.
-    fn fate_of(&self, old: &L2Entry, fate: Fate) -> Option<Mapping> {
+    fn changed_entry(&self, old: &L2Entry, change: ClusterChange) -> Option<Mapping> {
         let all = self.geometry.all_subclusters();
         let plain = match old {
             L2Entry::Plain(m) => Some(*m),
@@ -380,15 +390,17 @@ impl Core {
         }
         let zero = Mapping { zero: all, ..Mapping::default() };
         let kept = plain.map_or(zero, |m| Mapping { alloc: 0, zero: all, ..m });
-        Some(match fate {
-            Fate::Zero => kept,
-            Fate::ZeroUnmap if self.settings.options.discard_no_unref => kept,
-            Fate::ZeroUnmap => zero,
+        Some(match change {
+            ClusterChange::Zero => kept,
+            ClusterChange::ZeroUnmap if self.settings.options.discard_no_unref => kept,
+            ClusterChange::ZeroUnmap => zero,
             // Nothing there and nothing below: it stays as it is.
-            Fate::Discard if !self.has_backing() && plain.is_some_and(|m| m.host.is_none()) => plain?,
-            Fate::Discard if self.settings.options.discard_no_unref => kept,
-            Fate::Discard if planted(Plant::DiscardShowsBacking) => Mapping::default(),
-            Fate::Discard => zero,
+            ClusterChange::Discard if !self.has_backing() && plain.is_some_and(|m| m.host.is_none()) => {
+                plain?
+            }
+            ClusterChange::Discard if self.settings.options.discard_no_unref => kept,
+            ClusterChange::Discard if planted(Plant::DiscardShowsBacking) => Mapping::default(),
+            ClusterChange::Discard => zero,
         })
     }
 }

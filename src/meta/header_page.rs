@@ -20,14 +20,21 @@ use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+/// As much of the first cluster as is read at once: nearly every header is in it.
+const START_BYTES: u64 = 4096;
+
 /// Reads and parses the header cluster: the header, and the first sector as it is.
 pub fn read_header(storage: &dyn Storage) -> Result<(Header, Vec<u8>)> {
     let length = storage.length().map_err(|e| Error::host("length of the image file", &e))?;
-    let mut start = vec![0; length.min(SECTOR_BYTES) as usize];
-    read_exact(storage, Purpose::Header, 0, &mut start)?;
-    let cluster_bytes = Header::peek_cluster_bytes(&start)?;
-    let mut cluster = zeroed("header cluster", length.min(cluster_bytes))?;
+    let mut cluster = vec![0; length.min(START_BYTES) as usize];
     read_exact(storage, Purpose::Header, 0, &mut cluster)?;
+    let stored = length.min(Header::peek_cluster_bytes(&cluster)?);
+    if stored <= cluster.len() as u64 {
+        cluster.truncate(stored as usize);
+    } else if !Header::lies_in(&cluster) {
+        cluster = zeroed("header cluster", stored)?;
+        read_exact(storage, Purpose::Header, 0, &mut cluster)?;
+    }
     let header = Header::parse(&cluster)?;
     cluster.resize(SECTOR_BYTES as usize, 0);
     Ok((header, cluster))

@@ -9,21 +9,20 @@ use crate::disk::{inactive_error, Disk, Files, Stopped};
 use crate::error::{Error, Result};
 use crate::options::OpenOptions;
 use crate::sync::locked;
-use arc_swap::ArcSwapOption;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What changes when a handle is reopened.
-pub(super) struct Manner {
+pub(super) struct HandleState {
     pub(super) flags: OpenFlags,
     pub(super) options: OpenOptions,
     pub(super) files: Files,
     pub(super) repaired: Option<CheckReport>,
 }
 
-impl Manner {
+impl HandleState {
     pub(super) fn new(flags: OpenFlags, options: OpenOptions, files: Files) -> Self {
-        Manner { flags, options, files, repaired: None }
+        HandleState { flags, options, files, repaired: None }
     }
 
     /// As an open that asks for what is in force.
@@ -37,9 +36,9 @@ pub struct Handle {
     disk: Disk,
     format: Driver,
     origin: Origin,
-    manner: Mutex<Manner>,
+    state: Mutex<HandleState>,
     /// The backing file's handle; its disk is the one that holes of this disk read from.
-    below: ArcSwapOption<Handle>,
+    below: Mutex<Option<Arc<Handle>>>,
     /// Where the data file was opened.
     pub(super) data_origin: Option<Origin>,
 }
@@ -48,16 +47,16 @@ impl Handle {
     pub(super) fn new(
         disk: Disk,
         origin: Origin,
-        manner: Manner,
+        state: HandleState,
         below: Option<Handle>,
         data_origin: Option<Origin>,
     ) -> Handle {
-        let below = ArcSwapOption::from(below.map(Arc::new));
-        Handle { disk, format: manner.flags.format, origin, manner: Mutex::new(manner), below, data_origin }
+        let (format, below) = (state.flags.format, below.map(Arc::new));
+        Handle { disk, format, origin, state: Mutex::new(state), below: Mutex::new(below), data_origin }
     }
 
-    pub(super) fn manner(&self) -> MutexGuard<'_, Manner> {
-        locked(self.manner.lock())
+    pub(super) fn state(&self) -> MutexGuard<'_, HandleState> {
+        locked(self.state.lock())
     }
 
     /// The disk.
@@ -73,7 +72,7 @@ impl Handle {
 
     /// The backing file's handle.
     pub fn below(&self) -> Option<Arc<Handle>> {
-        self.below.load_full()
+        locked(self.below.lock()).clone()
     }
 
     /// The handle `depth` disks below this one, 1 at least.
@@ -87,7 +86,9 @@ impl Handle {
 
     /// Another backing file's handle.
     pub(super) fn put_below(&self, below: Option<Arc<Handle>>) {
-        self.below.store(below);
+        let old = std::mem::replace(&mut *locked(self.below.lock()), below);
+        // Outside of the lock: the last one closes the file.
+        drop(old);
     }
 
     /// Whether this disk or one below it is on a caller's storage.
@@ -104,22 +105,22 @@ impl Handle {
 
     /// The flags in force.
     pub fn flags(&self) -> OpenFlags {
-        self.manner().flags
+        self.state().flags
     }
 
     /// The options in force.
     pub fn options(&self) -> OpenOptions {
-        self.manner().options.clone()
+        self.state().options.clone()
     }
 
     /// What the repair at the last writable open did.
     pub fn repaired(&self) -> Option<CheckReport> {
-        self.manner().repaired
+        self.state().repaired
     }
 
     /// The host's descriptor of the file, where there is one.
     pub fn descriptor(&self) -> Option<i32> {
-        self.manner().files.image.descriptor()
+        self.state().files.image.descriptor()
     }
 
     /// Changes flags and run-time options. Everything is on the medium before the change; on failure the
@@ -131,27 +132,27 @@ impl Handle {
         changes: &[&OsStr],
         messages: Option<Messages<'_>>,
     ) -> Result<()> {
-        let mut manner = self.manner();
-        if manner.flags.inactive {
+        let mut state = self.state();
+        if state.flags.inactive {
             return Err(inactive_error());
         }
-        let mut options = manner.options.clone();
+        let mut options = state.options.clone();
         options.update(changes)?;
-        let flags = OpenFlags { read_only, no_repair, ..manner.flags };
+        let flags = OpenFlags { read_only, no_repair, ..state.flags };
         let stopped = self.disk.stop();
         stopped.settle()?;
         let mut opening = Opening { flags, options, resolver: None, messages };
         stopped.check(&opening.settings())?;
-        let files = self.reopen_files(&manner, &opening)?;
+        let files = self.reopen_files(&state, &opening)?;
         match self.reload(&*stopped, &files, &mut opening) {
             Ok(repaired) => {
-                let repaired = repaired.or(manner.repaired);
-                *manner = Manner { flags: opening.flags, options: opening.options, files, repaired };
+                let repaired = repaired.or(state.repaired);
+                *state = HandleState { flags: opening.flags, options: opening.options, files, repaired };
                 Ok(())
             }
             Err(e) => {
-                self.take_back(&manner, &files)?;
-                stopped.reload(manner.files.clone(), manner.opening().settings())?;
+                self.take_back(&state, &files)?;
+                stopped.reload(state.files.clone(), state.opening().settings())?;
                 Err(e)
             }
         }
@@ -175,14 +176,14 @@ impl Handle {
     }
 
     /// The handle's files with the access that `opening` asks for.
-    fn reopen_files(&self, manner: &Manner, opening: &Opening<'_>) -> Result<Files> {
-        let image = opening.reopen_storage(&manner.files.image, &self.origin, Role::Image)?;
-        let mut files = Files { image, data: manner.files.data.clone() };
-        let (Some(old), Some(origin)) = (&manner.files.data, &self.data_origin) else { return Ok(files) };
+    fn reopen_files(&self, state: &HandleState, opening: &Opening<'_>) -> Result<Files> {
+        let image = opening.reopen_storage(&state.files.image, &self.origin, Role::Image)?;
+        let mut files = Files { image, data: state.files.data.clone() };
+        let (Some(old), Some(origin)) = (&state.files.data, &self.data_origin) else { return Ok(files) };
         match opening.reopen_storage(old, origin, Role::DataFile) {
             Ok(data) => files.data = Some(data),
             Err(e) => {
-                self.take_back(manner, &files)?;
+                self.take_back(state, &files)?;
                 return Err(e);
             }
         }
@@ -190,8 +191,8 @@ impl Handle {
     }
 
     /// Undoes `reopen_files`.
-    fn take_back(&self, manner: &Manner, files: &Files) -> Result<()> {
-        let (back, old) = (manner.opening(), &manner.files);
+    fn take_back(&self, state: &HandleState, files: &Files) -> Result<()> {
+        let (back, old) = (state.opening(), &state.files);
         back.take_back(&files.image, &old.image, &self.origin, Role::Image)?;
         match (&files.data, &old.data, &self.data_origin) {
             (Some(new), Some(old), Some(origin)) => back.take_back(new, old, origin, Role::DataFile),
@@ -203,7 +204,7 @@ impl Handle {
     pub fn check_workers(&self) -> u32 {
         match self.uses_callbacks() {
             true => 1,
-            false => self.manner().options.check_threads,
+            false => self.state().options.check_threads,
         }
     }
 

@@ -6,7 +6,7 @@
 //! that are open; any other is opened.
 
 use super::check::Messages;
-use super::handle::{Handle, Manner};
+use super::handle::{Handle, HandleState};
 use super::open::files::Role;
 use super::open::origin::Origin;
 use super::open::params::{Opening, Resolver, Seen};
@@ -17,17 +17,17 @@ use std::sync::Arc;
 
 /// Hands the image over: requests are refused until `invalidate`.
 pub fn inactivate(handle: &Handle) -> Result<()> {
-    let mut manner = handle.manner();
-    if manner.flags.inactive {
+    let mut state = handle.state();
+    if state.flags.inactive {
         return Ok(());
     }
     // Held to the end: whoever comes in afterwards finds the chain inactive too.
     let stopped = handle.disk().stop();
     stopped.settle()?;
     stopped.deactivate();
-    manner.flags.inactive = true;
+    state.flags.inactive = true;
     let below = handle.below().map_or(Ok(()), |below| inactivate(&below));
-    below.and(unlock(handle, &manner))
+    below.and(unlock(handle, &state))
 }
 
 /// Takes an inactive image back as it is now. On failure it stays inactive.
@@ -45,27 +45,27 @@ fn activate<'a>(
     messages: Option<Messages<'a>>,
     seen: &mut Seen,
 ) -> Result<()> {
-    let mut manner = handle.manner();
-    if !manner.flags.inactive {
+    let mut state = handle.state();
+    if !state.flags.inactive {
         return Ok(());
     }
-    manner.flags.inactive = false;
-    let mut opening = opening_of(&manner, resolver, messages);
-    let done = lock(handle, &manner, &opening).and_then(|()| load(handle, &mut manner, &mut opening, seen));
+    state.flags.inactive = false;
+    let mut opening = opening_of(&state, resolver, messages);
+    let done = lock(handle, &state, &opening).and_then(|()| load(handle, &mut state, &mut opening, seen));
     if done.is_err() {
-        manner.flags.inactive = true;
-        let _ = unlock(handle, &manner);
+        state.flags.inactive = true;
+        let _ = unlock(handle, &state);
     }
     done
 }
 
 #[inline(never)]
 fn opening_of<'a>(
-    manner: &Manner,
+    state: &HandleState,
     resolver: Option<Resolver<'a>>,
     messages: Option<Messages<'a>>,
 ) -> Box<Opening<'a>> {
-    Box::new(Opening { flags: manner.flags, options: manner.options.clone(), resolver, messages })
+    Box::new(Opening { flags: state.flags, options: state.options.clone(), resolver, messages })
 }
 
 /// A disk that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they
@@ -76,9 +76,9 @@ struct Loading {
     below: Option<Arc<Handle>>,
 }
 
-fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
+fn load(handle: &Handle, state: &mut HandleState, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
     let stopped = handle.disk().stop();
-    let mut loading = begin_load(handle, &*stopped, manner, opening)?;
+    let mut loading = begin_load(handle, &*stopped, state, opening)?;
     seen.push(loading.files.image.identity());
     match &loading.below {
         Some(below) => {
@@ -88,7 +88,7 @@ fn load(handle: &Handle, manner: &mut Manner, opening: &mut Opening<'_>, seen: &
         }
         None => open_below(opening, &mut loading, seen)?,
     }
-    finish_load(handle, &*stopped, manner, opening, &mut loading)
+    finish_load(handle, &*stopped, state, opening, &mut loading)
 }
 
 #[inline(never)]
@@ -102,10 +102,10 @@ fn open_below(opening: &mut Opening<'_>, loading: &mut Loading, seen: &mut Seen)
 fn begin_load(
     handle: &Handle,
     old: &dyn Stopped,
-    manner: &Manner,
+    state: &HandleState,
     opening: &Opening<'_>,
 ) -> Result<Box<Loading>> {
-    let files = manner.files.clone();
+    let files = state.files.clone();
     let draft = (handle.format().draft)(Arc::clone(&files.image), opening.settings())?;
     let (names, old_names) = (draft.names(), old.names());
     if opening.options.data_file.is_none() && names.data_file != old_names.data_file {
@@ -121,7 +121,7 @@ fn begin_load(
 fn finish_load(
     handle: &Handle,
     stopped: &dyn Stopped,
-    manner: &mut Manner,
+    state: &mut HandleState,
     opening: &mut Opening<'_>,
     loading: &mut Loading,
 ) -> Result<()> {
@@ -135,7 +135,7 @@ fn finish_load(
     });
     match loaded {
         Ok(repaired) => {
-            manner.repaired = repaired;
+            state.repaired = repaired;
             handle.put_below(below);
             Ok(())
         }
@@ -148,9 +148,9 @@ fn finish_load(
 
 /// Takes the locks that the flags ask for.
 #[inline(never)]
-fn lock(handle: &Handle, manner: &Manner, opening: &Opening<'_>) -> Result<()> {
-    change_lock(&*manner.files.image, handle.origin(), Role::Image, opening)?;
-    match (&manner.files.data, &handle.data_origin) {
+fn lock(handle: &Handle, state: &HandleState, opening: &Opening<'_>) -> Result<()> {
+    change_lock(&*state.files.image, handle.origin(), Role::Image, opening)?;
+    match (&state.files.data, &handle.data_origin) {
         (Some(data), Some(origin)) => change_lock(&**data, origin, Role::DataFile, opening),
         _ => Ok(()),
     }
@@ -158,8 +158,8 @@ fn lock(handle: &Handle, manner: &Manner, opening: &Opening<'_>) -> Result<()> {
 
 /// Leaves the locks of one who does not mind what others do.
 #[inline(never)]
-fn unlock(handle: &Handle, manner: &Manner) -> Result<()> {
-    lock(handle, manner, &manner.opening())
+fn unlock(handle: &Handle, state: &HandleState) -> Result<()> {
+    lock(handle, state, &state.opening())
 }
 
 fn change_lock(storage: &dyn Storage, origin: &Origin, role: Role, opening: &Opening<'_>) -> Result<()> {

@@ -66,3 +66,38 @@ fn every_prefix_and_every_byte_is_survived() {
         }
     }
 }
+
+/// A start in which a header lies says all that the whole cluster says, whatever it is broken by.
+#[test]
+fn a_header_lies_in_what_parse_looks_at() {
+    let mut headers = vec![sample(), sample(), sample()];
+    headers[1].backing_file = None;
+    headers[1].extensions[0].data = vec![7; 60];
+    headers[2].backing_file = None;
+    let (mut within, mut beyond) = (0, 0);
+    for mut header in headers {
+        let mut cluster = header.encode().unwrap();
+        let used = cluster.len();
+        cluster.resize(1 << 16, 0);
+        for at in 0..used {
+            for value in [cluster[at], 0, 1, 0x20, 0xff] {
+                let mut broken = cluster.clone();
+                broken[at] = value;
+                for length in [104, 112, 128, 136, used, used + 8, 512] {
+                    if !Header::lies_in(&broken[..length]) {
+                        beyond += 1;
+                        continue;
+                    }
+                    within += 1;
+                    let said = |bytes: &[u8]| Header::parse(bytes).map_err(|e| e.to_string());
+                    assert_eq!(
+                        said(&broken[..length]),
+                        said(&broken),
+                        "byte {at} is {value}, {length} bytes"
+                    );
+                }
+            }
+        }
+    }
+    assert!(within > 1000 && beyond > 1000, "{within} {beyond}");
+}

@@ -7,7 +7,7 @@ use crate::disk::{Draft, Files, Parts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::{CheckOptions, CheckReport, Messages};
 use crate::ops::formats::Driver;
-use crate::ops::handle::{Handle, Manner};
+use crate::ops::handle::{Handle, HandleState};
 use crate::storage::Storage;
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use std::sync::Arc;
 pub(super) struct Node {
     pub(super) origin: Origin,
     pub(super) draft: Box<dyn Draft>,
-    manner: Manner,
+    state: HandleState,
     data_origin: Option<Origin>,
 }
 
 impl Node {
     pub(super) fn storage(&self) -> &dyn Storage {
-        &*self.manner.files.image
+        &*self.state.files.image
     }
 }
 
@@ -39,21 +39,20 @@ impl Opening<'_> {
             Some(DataFile { storage, origin }) => (Some(storage), Some(origin)),
             None => (None, None),
         };
-        let manner = Manner::new(self.flags, self.options.clone(), Files { image, data });
-        Ok(Box::new(Node { origin: origin.clone(), draft, manner, data_origin }))
+        let state = HandleState::new(self.flags, self.options.clone(), Files { image, data });
+        Ok(Box::new(Node { origin: origin.clone(), draft, state, data_origin }))
     }
 
     /// The rest: `below` is open.
     pub(super) fn finish_node(&mut self, node: Box<Node>, below: Option<Handle>) -> Result<Handle> {
-        let Node { origin, draft, mut manner, data_origin } = *node;
-        manner.repaired =
-            self.repair_if_dirty(&*draft, manner.flags.format, &*manner.files.image, &origin)?;
+        let Node { origin, draft, mut state, data_origin } = *node;
+        state.repaired = self.repair_if_dirty(&*draft, state.flags.format, &*state.files.image, &origin)?;
         let parts = Parts {
             backing: below.as_ref().map(|below| below.disk().clone()),
-            data_file: manner.files.data.clone(),
+            data_file: state.files.data.clone(),
             inactive: self.flags.inactive,
         };
-        Ok(Handle::new(draft.open(parts)?, origin, manner, below, data_origin))
+        Ok(Handle::new(draft.open(parts)?, origin, state, below, data_origin))
     }
 
     /// Repairs a dirty disk before its first request.

@@ -6,7 +6,7 @@ use crate::disk::{Files, Parts};
 use crate::error::{Error, Result};
 use crate::format::header::MAX_BACKING_NAME_BYTES;
 use crate::ops::formats::Driver;
-use crate::ops::handle::{Handle, Manner};
+use crate::ops::handle::{Handle, HandleState};
 use crate::options::{CacheMode, CreateOptions, OpenOptions};
 use crate::storage::file::{FileOptions, FileStorage};
 use crate::storage::Storage;
@@ -41,10 +41,10 @@ impl Opening<'_> {
             ..options.clone()
         };
         let draft = (format.draft)(Arc::clone(&image), self.settings());
-        let manner = Manner::new(self.flags, self.options.clone(), Files { image, data: None });
+        let state = HandleState::new(self.flags, self.options.clone(), Files { image, data: None });
         (self.flags, self.options) = (flags, options);
         let parts = Parts { backing: Some(below.disk().clone()), ..Parts::default() };
-        Ok(Handle::new(draft?.open(parts)?, origin.clone(), manner, Some(below), None))
+        Ok(Handle::new(draft?.open(parts)?, origin.clone(), state, Some(below), None))
     }
 
     fn open_below_temporary(&mut self, origin: &Origin) -> Result<Handle> {

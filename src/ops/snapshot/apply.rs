@@ -1,4 +1,7 @@
-//! Applying a snapshot.
+//! Applies a snapshot: a copy of its L1 table becomes the active one, and the disk has the snapshot's size.
+//!
+//! All that can be refused is refused before the first write. The copy, its raised refcounts and cleared flags are
+//! durable before the header names it (R1, R5); the old active tree is given back after that (R3).
 
 use super::{entry_of, table};
 use crate::error::Result;

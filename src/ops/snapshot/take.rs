@@ -1,4 +1,7 @@
-//! Taking a snapshot.
+//! Takes a snapshot: a copy of the active L1 table, one more reference to all that it names, an entry in the table.
+//!
+//! The copy and the raised refcounts are durable before a flag in the active tables goes (R1, R2), and those before the
+//! header names the new snapshot table (R5). A power cut before the header leaves counts that are too high: a leak.
 
 use super::{bracket, table};
 use crate::error::{Error, ErrorKind, Result};
