@@ -1,5 +1,5 @@
 //! New refcount blocks and larger refcount tables. What is new counts itself and is durable before anything
-//! points to it (R5); rare, so each step syncs.
+//! points to it (R5): a block at the next barrier that writes counts, a table at once.
 
 use super::end::spare_after;
 use super::ledger::{refuse_header, Ledger};
@@ -9,7 +9,6 @@ use crate::error::{room, zeroed, Result};
 use crate::format::{refcount, table_bytes, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
-use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 
 /// Bytes of the file that new blocks count at least.
@@ -57,14 +56,12 @@ impl Ledger {
         let length = bytes.len() as u64;
         let (table_index, offset) = (geometry.refcount_table_index(cluster), geometry.cluster_offset(home));
         shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
-        if !planted(Plant::NewBlockNotSynced) {
-            shared.medium.sync_step()?;
-        }
         // The others are read when they are needed.
         bytes.truncate(geometry.cluster_bytes() as usize);
         self.table.adopt(shared, table_index, bytes)?;
         shared.guard.add(Owner::REFCOUNT_BLOCK, offset, length);
-        self.table.link_blocks(shared, table_index, offset, length >> geometry.cluster_bits)
+        self.table.link_blocks(table_index, offset, length >> geometry.cluster_bits);
+        Ok(())
     }
 
     fn claim_for_metadata(&mut self, shared: &Shared, first: u64, count: u64) -> Result<()> {

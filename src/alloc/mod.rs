@@ -66,8 +66,9 @@ pub struct Allocator {
     shared: Shared,
     ledger: Mutex<Ledger>,
     pending: Mutex<VecDeque<Pending>>,
-    /// Clusters in `pending`.
+    /// Clusters in `pending`, and of these the ones that others refer to.
     pending_clusters: AtomicU64,
+    pending_shared: AtomicU64,
     /// Nobody allocates any more until `settle_all`: room for later would be for nobody.
     settling: AtomicBool,
     /// Counts are not written at barriers.
@@ -103,6 +104,7 @@ impl Allocator {
             ledger: Mutex::new(ledger),
             pending: Mutex::default(),
             pending_clusters: AtomicU64::new(0),
+            pending_shared: AtomicU64::new(0),
             settling: AtomicBool::new(false),
             lazy,
             pass,
@@ -146,7 +148,7 @@ impl Allocator {
     pub fn write_counts(&self) -> Result<()> {
         let mut ledger = self.lock();
         self.shared.header.decide()?;
-        ledger.write_dirty(&self.shared)
+        ledger.table.write_blocks(&self.shared)
     }
 
     /// Runs a barrier of a caller who is alone and about to settle everything: it does not make the file longer than it
@@ -183,9 +185,21 @@ impl Allocator {
         self.lock().cut_file(&self.shared)
     }
 
-    /// Clusters that will be free once barriers and readers allow.
+    /// Clusters whose counts fall once barriers and readers allow.
     pub fn pending_clusters(&self) -> u64 {
         self.pending_clusters.load(Ordering::Relaxed)
+    }
+
+    /// Of these, the ones that become free.
+    pub fn pending_to_free(&self) -> u64 {
+        self.pending_clusters().saturating_sub(self.pending_shared.load(Ordering::Relaxed))
+    }
+
+    fn count_pending(&self, release: &Release) {
+        if release.shared {
+            self.pending_shared.fetch_add(release.cluster_count, Ordering::Relaxed);
+        }
+        self.pending_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
     }
 
     /// Whether a write should have what waits, `bytes` here and in table pages, made free before it takes more.
@@ -213,7 +227,11 @@ impl Allocator {
                 if !durable || !unread {
                     break;
                 }
-                self.pending_clusters.fetch_sub(head.release.cluster_count, Ordering::Relaxed);
+                let clusters = head.release.cluster_count;
+                self.pending_clusters.fetch_sub(clusters, Ordering::Relaxed);
+                if head.release.shared {
+                    self.pending_shared.fetch_sub(clusters, Ordering::Relaxed);
+                }
                 due.push((head.ticket, head.release));
                 pending.pop_front();
             }
@@ -240,7 +258,7 @@ impl Allocator {
     fn put_back(&self, due: impl DoubleEndedIterator<Item = (Ticket, Release)>) {
         let mut pending = locked(self.pending.lock());
         for (ticket, release) in due.rev() {
-            self.pending_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
+            self.count_pending(&release);
             pending.push_front(Pending { ticket, release });
         }
     }
@@ -279,14 +297,15 @@ impl Settler for Allocator {
     }
 
     fn settle_after(&self, ticket: Ticket, releases: Vec<Release>) {
-        let clusters: u64 = releases.iter().map(|r| r.cluster_count).sum();
         let mut pending = locked(self.pending.lock());
         for release in releases {
+            self.count_pending(&release);
             // Neighbours become one entry: a long discard must not cost memory by the cluster.
             if let Some(last) = pending.back_mut() {
                 let r = &mut last.release;
                 let end = r.first_cluster + r.cluster_count;
-                let same = r.discard == release.discard && r.owner == release.owner;
+                let same =
+                    Release { discard: r.discard, owner: r.owner, shared: r.shared, ..release } == release;
                 if last.ticket == ticket && end == release.first_cluster && same {
                     r.cluster_count += release.cluster_count;
                     r.epoch = r.epoch.max(release.epoch);
@@ -295,6 +314,5 @@ impl Settler for Allocator {
             }
             pending.push_back(Pending { ticket, release });
         }
-        self.pending_clusters.fetch_add(clusters, Ordering::Relaxed);
     }
 }

@@ -6,6 +6,7 @@ use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64s, index_in_memory, refcount, table_bytes, Geometry};
 use crate::meta::guard::Owner;
+use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -40,6 +41,8 @@ pub(super) struct RefcountTable {
     blocks: BTreeMap<u64, Block>,
     /// Sectors of the table, by number, that the file may not have as they are here.
     dirty_sectors: BTreeSet<u64>,
+    /// What dirty sectors lead to has been written and not synced since.
+    unsynced: bool,
     capacity: usize,
     clock: u64,
 }
@@ -66,6 +69,7 @@ impl RefcountTable {
             offset: header.refcount_table_offset,
             blocks: BTreeMap::new(),
             dirty_sectors: BTreeSet::new(),
+            unsynced: false,
             capacity: capacity.max(2),
             clock: 0,
         })
@@ -315,8 +319,7 @@ impl RefcountTable {
         }
         // H1: what one of two headers leads to may be counted less in memory already.
         shared.header.decide()?;
-        // The entry that leads to the block was to be written while what the file has of it was durable.
-        self.write_sectors(shared)?;
+        self.unsynced |= !self.dirty_sectors.is_empty();
         let Some(block) = self.blocks.get_mut(&table_index) else { return Ok(()) };
         let at = home + from as u64;
         shared.guard.check_table_write(Purpose::RefcountBlock, at, (to - from) as u64)?;
@@ -326,14 +329,23 @@ impl RefcountTable {
     }
 
     /// Writes every dirty block; counts may be written at any time.
-    pub(super) fn write_dirty(&mut self, shared: &Shared) -> Result<()> {
+    pub(super) fn write_blocks(&mut self, shared: &Shared) -> Result<()> {
         let mut dirty: Vec<u64> =
             self.blocks.iter().filter(|(_, b)| b.dirty.0 != b.dirty.1).map(|(i, _)| *i).collect();
         dirty.sort_unstable();
         for index in dirty {
             self.write_block(shared, index)?;
         }
-        self.write_sectors(shared)
+        Ok(())
+    }
+
+    /// Writes every dirty block and what leads to new ones, which takes a sync in between (R5).
+    pub(super) fn write_dirty(&mut self, shared: &Shared) -> Result<()> {
+        self.write_blocks(shared)?;
+        match self.dirty_sectors.is_empty() {
+            true => Ok(()),
+            false => self.write_sectors(shared),
+        }
     }
 
     /// Whether the table is long enough for the block that counts `cluster`.
@@ -346,33 +358,22 @@ impl RefcountTable {
         self.entries.get(index_in_memory(table_index)) == Some(&0)
     }
 
-    /// Writes the table entries of `count` blocks that are durable, one after the other from `block_offset` on. After a
-    /// failure they are written with the next dirty blocks.
-    pub(super) fn link_blocks(
-        &mut self,
-        shared: &Shared,
-        table_index: u64,
-        block_offset: u64,
-        count: u64,
-    ) -> Result<()> {
+    /// Sets the table entries of `count` blocks that have been written, one after the other from `block_offset` on. They
+    /// are in the file once somebody needs the counts there: no allocation waits for a sync.
+    pub(super) fn link_blocks(&mut self, table_index: u64, block_offset: u64, count: u64) {
         for number in 0..count {
             let offset = block_offset + (number << self.geometry.cluster_bits);
             self.entries[(table_index + number) as usize] = offset;
             self.dirty_sectors.insert((table_index + number) * 8 / SECTOR_BYTES);
         }
-        self.write_sectors(shared)
-    }
-
-    #[inline]
-    fn write_sectors(&mut self, shared: &Shared) -> Result<()> {
-        match self.dirty_sectors.is_empty() {
-            true => Ok(()),
-            false => self.write_dirty_sectors(shared),
-        }
+        self.unsynced = true;
     }
 
     #[cold]
-    fn write_dirty_sectors(&mut self, shared: &Shared) -> Result<()> {
+    fn write_sectors(&mut self, shared: &Shared) -> Result<()> {
+        if std::mem::take(&mut self.unsynced) && !planted(Plant::NewBlockNotSynced) {
+            shared.medium.sync_step()?;
+        }
         let per_sector = SECTOR_BYTES / 8;
         while let Some(&first) = self.dirty_sectors.first() {
             let mut end = first + 1;
@@ -396,5 +397,6 @@ impl RefcountTable {
     pub(super) fn replace(&mut self, entries: Vec<u64>, offset: u64) {
         (self.entries, self.offset) = (entries, offset);
         self.dirty_sectors.clear();
+        self.unsynced = false;
     }
 }

@@ -22,6 +22,9 @@ const STEP_BYTES: u64 = 64 << 20;
 /// Bytes that wait to be free before a write asks for a barrier: least and most.
 const PENDING_BYTES: (u64, u64) = (1 << 20, 64 << 20);
 
+/// Most changes that let go of clusters and wait for a barrier: bounds the memory that they take.
+pub(super) const MAX_WAITING: u64 = 1 << 18;
+
 /// Guest clusters that get the same treatment, with what they held.
 struct Run {
     first_cluster: GuestCluster,
@@ -129,11 +132,15 @@ impl Core {
     pub(super) fn relieve(&self, io: &Io, alloc: &Allocator) -> Result<()> {
         match alloc.pending_clusters() + io.map.held_clusters() {
             0 => Ok(()),
-            waiting => self.relieve_of(waiting << self.geometry.cluster_bits, alloc),
+            MAX_WAITING.. if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_WAITING => {
+                self.flush()
+            }
+            _ => self.relieve_of(alloc.pending_to_free() + io.map.held_to_free(), alloc),
         }
     }
 
-    fn relieve_of(&self, waiting: u64, alloc: &Allocator) -> Result<()> {
+    fn relieve_of(&self, to_free: u64, alloc: &Allocator) -> Result<()> {
+        let waiting = to_free << self.geometry.cluster_bits;
         let limit = (self.virtual_size / 8).clamp(PENDING_BYTES.0, PENDING_BYTES.1);
         if waiting > limit || (waiting >= PENDING_BYTES.0 && alloc.would_grow(waiting)) {
             self.flush()?;
@@ -346,7 +353,10 @@ impl Core {
     pub(super) fn dropped_by(&self, old: &L2Entry, discard: bool) -> Option<Release> {
         match old {
             _ if self.geometry.external_data => None,
-            L2Entry::Plain(m) => m.host.map(|h| Release::new(self.geometry.cluster_index(h), 1, discard)),
+            L2Entry::Plain(m) => m.host.map(|h| {
+                let release = Release::new(self.geometry.cluster_index(h), 1, discard);
+                Release { shared: !m.copied, ..release }
+            }),
             L2Entry::Compressed(span) => {
                 let (first, end) = span.clusters(&self.geometry);
                 Some(Release::new(first, end - first, discard))

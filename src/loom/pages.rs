@@ -6,7 +6,7 @@ use super::disk::Disk;
 use super::explore;
 use crate::error::Result;
 use crate::format::entries::RawL2;
-use crate::meta::page::{Change, Updated};
+use crate::meta::page::Change;
 use crate::meta::{Access, DirtyPages, OverlapGuard, Page, Release, Settler, SliceCache, WriteOut};
 use crate::storage::gate::Gate;
 use crate::storage::medium::{Medium, Ticket};
@@ -72,7 +72,7 @@ impl Parts {
     fn change(&self, entry: usize, after: Ticket) {
         let change = Change { entry, value: RawL2 { descriptor: VALUE, bitmap: 0 }, after, dropped: None };
         // The cache lets go of an evicted page in a moment.
-        while self.page(0).update(change, &self.medium, &self.gate, &self.list) == Updated::Evicted {
+        while !self.page(0).update(change, &self.medium, &self.gate, &self.list) {
             thread::yield_now();
         }
     }

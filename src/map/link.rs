@@ -5,12 +5,9 @@ use crate::alloc::Filled;
 use crate::error::Result;
 use crate::format::entries::{L2Entry, Mapping};
 use crate::format::GuestCluster;
-use crate::meta::page::{Change, Updated};
+use crate::meta::page::Change;
 use crate::meta::{Access, Release};
 use crate::storage::medium::{Ticket, Written};
-
-/// Held changes in one page from which on a barrier is worth its price.
-const HELD_LIMIT: usize = 4096;
 
 impl Map {
     /// Links filled clusters to the `count` claimed guest clusters from `first` on, whose table is owned; `entry_of` says
@@ -99,12 +96,7 @@ impl Map {
                 self.forget(self.slice_key(cluster));
                 continue;
             }
-            let done = page.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
-            if let Updated::Done(held) = done {
-                if held >= HELD_LIMIT {
-                    // To bound what is held; whoever needs the change in the file will say so, and be told.
-                    let _ = self.write_through();
-                }
+            if page.update(change, &self.shared.medium, &*self.shared.readers, &self.list) {
                 return Ok(());
             }
         }

@@ -216,4 +216,9 @@ impl Map {
     pub fn held_clusters(&self) -> u64 {
         self.list.held_clusters()
     }
+
+    /// Of these, the ones that will be free.
+    pub fn held_to_free(&self) -> u64 {
+        self.list.held_to_free()
+    }
 }

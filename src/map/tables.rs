@@ -6,7 +6,7 @@ use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, RawL2};
 use crate::format::{GuestCluster, HostCluster};
 use crate::meta::guard::Owner;
-use crate::meta::page::{Change, Updated};
+use crate::meta::page::Change;
 use crate::meta::Release;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
@@ -90,7 +90,7 @@ impl Map {
         let value = RawL2 { descriptor: L1Entry::owned(offset.0).0, bitmap: 0 };
         let change = Change { entry: l1_index as usize, value, after: filled.ticket(), dropped };
         let done = self.l1.update(change, &self.shared.medium, &*self.shared.readers, &self.list);
-        debug_assert_ne!(done, Updated::Evicted, "the L1 page is never evicted");
+        debug_assert!(done, "the L1 page is never evicted");
         filled.keep();
         if old.table_offset() != 0 {
             // In a damaged image another entry may name it, too.

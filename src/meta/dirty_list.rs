@@ -1,5 +1,6 @@
 //! The pages that have something to write, and what their changes wait for.
 
+use super::Release;
 use crate::storage::medium::Ticket;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{locked, Mutex, RwLock, RwLockReadGuard};
@@ -11,8 +12,9 @@ pub struct DirtyList<P> {
     pages: Mutex<Vec<Arc<P>>>,
     /// Shared by `InFlight`: between the list and the file nobody may sync and believe that a page is covered.
     in_flight: RwLock<()>,
-    /// Clusters in the `dropped` of held changes.
-    pub(super) held_clusters: AtomicU64,
+    /// Clusters in the `dropped` of held changes, and of these the ones that others refer to.
+    held_clusters: AtomicU64,
+    held_shared: AtomicU64,
     /// How many changes wait for each ticket, in whatever hands their pages are.
     waiting: Mutex<BTreeMap<Ticket, u64>>,
     /// Counts how often pages have come back to the list because a write failed: who took the list in the meantime
@@ -32,6 +34,7 @@ impl<P> Default for DirtyList<P> {
             pages: Mutex::default(),
             in_flight: RwLock::new(()),
             held_clusters: AtomicU64::new(0),
+            held_shared: AtomicU64::new(0),
             waiting: Mutex::default(),
             failures: AtomicU64::new(0),
         }
@@ -69,6 +72,27 @@ impl<P> DirtyList<P> {
     /// Host clusters that held changes have let go of.
     pub fn held_clusters(&self) -> u64 {
         self.held_clusters.load(Ordering::Relaxed)
+    }
+
+    /// Of these, the ones that become free once the changes are durable.
+    pub fn held_to_free(&self) -> u64 {
+        self.held_clusters().saturating_sub(self.held_shared.load(Ordering::Relaxed))
+    }
+
+    /// A change that lets go of clusters is held.
+    pub(super) fn hold(&self, release: &Release) {
+        if release.shared {
+            self.held_shared.fetch_add(release.cluster_count, Ordering::Relaxed);
+        }
+        self.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
+    }
+
+    /// Changes that let go of clusters are held no more.
+    pub(super) fn let_go(&self, releases: &[Release]) {
+        let clusters =
+            |of: &dyn Fn(&&Release) -> bool| releases.iter().filter(of).map(|r| r.cluster_count).sum();
+        self.held_clusters.fetch_sub(clusters(&|_| true), Ordering::Relaxed);
+        self.held_shared.fetch_sub(clusters(&|r| r.shared), Ordering::Relaxed);
     }
 
     /// The oldest ticket that a change waits for which no write-out has taken yet.

@@ -7,8 +7,12 @@
 //! sync (rule R3). A write-out that fails has done nothing: its sectors are dirty again, what it would have let
 //! go of is held again, and the page is back on the list for the next attempt.
 //!
+//! Most changes link a cluster where nothing was, and nobody flushes for long: these are a bit each (`newborn`), the
+//! others an item in `held`.
+//!
 //! Readers take no lock. P1: an evicted page is clean and never changes again. P2: `held` is in the order of
-//! the changes; of one entry, the oldest held change that is not ripe decides what may be on disk.
+//! the changes; of one entry, the oldest change that is not ripe decides what may be on disk. P3: a newborn change is
+//! older than every held one of its entry, and there is one of an entry at most.
 
 use super::dirty_list::DirtyList;
 use super::Release;
@@ -24,7 +28,10 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{locked, spin_loop, Mutex, MutexGuard};
 use std::sync::Arc;
 
+mod newborn;
 mod write_out;
+
+use newborn::Newborn;
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
 
@@ -58,18 +65,30 @@ struct State {
     dirty: Vec<u64>,
     dirty_sectors: usize,
     held: Vec<Held>,
+    /// A bit for each entry that `held` has; empty while it has none.
+    in_held: Vec<u64>,
+    newborn: Newborn,
     /// The latest ticket that a change has waited for.
     latest: Ticket,
     listed: bool,
 }
 
-/// What an update met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Updated {
-    /// The change is in the page, which holds as many that wait or have let go of something.
-    Done(usize),
-    /// The page has been evicted: find it again.
-    Evicted,
+impl State {
+    /// Whether a change of the entry is not in the file for certain.
+    fn has_change_of(&self, entry: usize) -> bool {
+        self.newborn.ticket_of(entry).is_some() || self.is_held(entry)
+    }
+
+    fn is_held(&self, entry: usize) -> bool {
+        self.in_held.get(entry / 64).is_some_and(|bits| bits >> (entry % 64) & 1 != 0)
+    }
+
+    fn note_held(&mut self, entry: usize, entry_count: usize) {
+        if self.in_held.is_empty() {
+            self.in_held = vec![0; entry_count.div_ceil(64)];
+        }
+        self.in_held[entry / 64] |= 1 << (entry % 64);
+    }
 }
 
 /// The entries of a page as they are in memory, in the host's byte order.
@@ -238,47 +257,64 @@ impl Page {
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Changes entry `index`; on disk not before `after` is past. `dropped` is what the old value referred to.
+    /// Changes entry `index`; on disk not before `after` is past. `dropped` is what the old value referred to. `false`: the
+    /// page has been evicted; find it again.
     pub fn update(
         self: &Arc<Self>,
         change: Change,
         medium: &Medium,
         readers: &dyn Readers,
         list: &DirtyPages,
-    ) -> Updated {
+    ) -> bool {
         let mut after = if planted(Plant::NoBarrierBeforePointer) { Ticket::PAST } else { change.after };
         let mut state = self.lock();
         if !self.is_live() && !planted(Plant::EvictedPageChanged) {
-            return Updated::Evicted;
+            return false;
         }
         let before = self.own_entry(change.entry);
         self.store(change.entry, change.value);
         // After the store: a reader that enters from now on cannot see the old value.
         let dropped = change.dropped.map(|d| Release { epoch: readers.retire(), ..d });
         if let Some(release) = dropped {
-            list.held_clusters.fetch_add(release.cluster_count, Ordering::Relaxed);
+            list.hold(&release);
         }
         if !state.listed {
             state.listed = true;
             list.add(self);
         }
         let waits = !medium.is_past(after);
-        if waits {
+        if !waits {
+            self.mark_dirty(&mut state, change.entry);
+        } else if before == RawL2::default() && dropped.is_none() && !state.has_change_of(change.entry) {
+            self.ripen_newborn(&mut state, medium, list);
+            state.newborn.add(after, change.entry, self.entry_count());
+            state.latest = state.latest.max(after);
+            list.add_waiting(after);
+            return true;
+        } else {
             if after < state.latest {
                 // P2: it is not ripe before an older change of its entry, and a barrier must not wait for it sooner.
-                let same = state.held.iter().filter(|h| h.entry == change.entry);
-                after = same.map(|h| h.after).fold(after, Ticket::max);
+                let held = if state.is_held(change.entry) { &state.held[..] } else { &[] };
+                let same = held.iter().filter(|h| h.entry == change.entry).map(|h| h.after);
+                after = same.chain(state.newborn.ticket_of(change.entry)).fold(after, Ticket::max);
             }
             state.latest = state.latest.max(after);
             // Who sees this count finds the page: on the list, or in the hands of an announced write-out.
             list.add_waiting(after);
-        } else {
-            self.mark_dirty(&mut state, change.entry);
         }
         if dropped.is_some() || waits {
+            state.note_held(change.entry, self.entry_count());
             state.held.push(Held { entry: change.entry, before, after, waits, dropped });
         }
-        Updated::Done(state.held.len())
+        true
+    }
+
+    /// Makes newborn changes whose ticket is past dirty: there is nothing more to them.
+    fn ripen_newborn(&self, state: &mut State, medium: &Medium, list: &DirtyPages) {
+        while let Some(group) = state.newborn.take_past(medium) {
+            group.entries().for_each(|entry| self.mark_dirty(state, entry));
+            list.remove_waiting(group.after, group.count);
+        }
     }
 
     fn sector_of(&self, entry: usize) -> usize {
@@ -305,7 +341,7 @@ impl Page {
             return false;
         }
         let state = self.lock();
-        if state.dirty_sectors != 0 || !state.held.is_empty() {
+        if state.dirty_sectors != 0 || !state.held.is_empty() || !state.newborn.is_empty() {
             return false;
         }
         self.evicted.store(true, Ordering::SeqCst);

@@ -14,6 +14,8 @@ pub struct Release {
     pub epoch: u64,
     /// Give the space back to the host when nobody refers to them any more.
     pub discard: bool,
+    /// The entry did not say that it was the only one: somebody else has a reference, most likely, and nothing gets free.
+    pub shared: bool,
     /// What the clusters may hold; guest data holds nothing that the overlap check knows.
     pub owner: Owner,
 }
@@ -21,7 +23,7 @@ pub struct Release {
 impl Release {
     /// A release of guest data, whose epoch the page fills in.
     pub fn new(first_cluster: HostCluster, cluster_count: u64, discard: bool) -> Self {
-        Release { first_cluster, cluster_count, epoch: 0, discard, owner: Owner::NOBODY }
+        Release { first_cluster, cluster_count, epoch: 0, discard, shared: false, owner: Owner::NOBODY }
     }
 
     /// As `new`, of clusters that hold `owner`.

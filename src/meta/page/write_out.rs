@@ -30,15 +30,15 @@ impl Page {
         let _order = locked(self.writing.lock());
         let mut state = self.lock();
         let mut releases = Vec::new();
+        state.in_held.clear();
         for held in std::mem::take(&mut state.held) {
             if held.waits {
                 list.remove_waiting(held.after, 1);
             }
-            if let Some(release) = held.dropped {
-                list.held_clusters.fetch_sub(release.cluster_count, Ordering::Relaxed);
-                releases.push(release);
-            }
+            releases.extend(held.dropped);
         }
+        list.let_go(&releases);
+        state.newborn.take_all().for_each(|group| list.remove_waiting(group.after, group.count));
         state.dirty.fill(0);
         state.dirty_sectors = 0;
         releases
@@ -64,7 +64,7 @@ impl Page {
         }
         let releases: Vec<Release> = ripe.letting_go.iter().filter_map(|h| h.dropped).collect();
         if !releases.is_empty() {
-            list.held_clusters.fetch_sub(releases.iter().map(|r| r.cluster_count).sum(), Ordering::Relaxed);
+            list.let_go(&releases);
             settler.settle_after(medium.ticket(), releases);
         }
         Ok(ripe.clean)
@@ -80,6 +80,7 @@ impl Page {
             }
         }
         // P2: what was ripe is older than whatever is held of the same entry.
+        ripe.letting_go.iter().for_each(|h| state.note_held(h.entry, self.entry_count()));
         state.held.splice(0..0, ripe.letting_go);
         let back = (!state.listed).then(|| Arc::clone(self));
         state.listed = true;
@@ -98,20 +99,24 @@ impl Page {
     /// Copies the dirty sectors with the values that may be on disk now, and what ripe changes let go of.
     fn take_ripe(self: &Arc<Self>, medium: &Medium, list: &DirtyPages) -> Ripe {
         let mut state = self.lock();
-        let waits_whole = state.dirty_sectors == 0 && !state.held.iter().any(|h| medium.is_past(h.after));
-        if waits_whole && !state.held.is_empty() {
+        let some_past = state.newborn.any_past(medium) || state.held.iter().any(|h| medium.is_past(h.after));
+        let waits = !state.held.is_empty() || !state.newborn.is_empty();
+        if state.dirty_sectors == 0 && !some_past && waits {
             list.add(self);
             return Ripe { runs: Vec::new(), letting_go: Vec::new(), clean: false };
         }
         state.listed = false;
+        self.ripen_newborn(&mut state, medium, list);
         let mut older = Vec::new();
         let mut blocked = BTreeSet::new();
         let mut letting_go = Vec::new();
         let mut kept = Vec::new();
         // Neighbours mostly wait for the same.
         let mut arrived = (Ticket::PAST, 0);
+        state.in_held.clear();
         for held in std::mem::take(&mut state.held) {
-            if medium.is_past(held.after) && !blocked.contains(&held.entry) {
+            let newborn = state.newborn.ticket_of(held.entry).is_some();
+            if medium.is_past(held.after) && !newborn && !blocked.contains(&held.entry) {
                 self.mark_dirty(&mut state, held.entry);
                 if held.waits && held.after == arrived.0 {
                     arrived.1 += 1;
@@ -124,16 +129,17 @@ impl Page {
                 }
                 continue;
             }
-            if blocked.insert(held.entry) {
+            if !newborn && blocked.insert(held.entry) {
                 older.push((held.entry, held.before));
             }
+            state.note_held(held.entry, self.entry_count());
             kept.push(held);
         }
         list.remove_waiting(arrived.0, arrived.1);
         state.held = kept;
         let unit = medium.storage().traits().alignment.max(SECTOR_BYTES) / SECTOR_BYTES;
         let runs = self.copy_dirty(&mut state, unit as usize, &older);
-        let clean = older.is_empty();
+        let clean = older.is_empty() && state.newborn.is_empty();
         if !clean {
             state.listed = true;
             list.add(self);
@@ -162,8 +168,10 @@ impl Page {
             }
             from = end;
         }
+        let nothing = RawL2::default();
         for (first, run) in &mut runs {
-            self.put_older(*first, run, older);
+            self.put_older(*first, run, older.iter().copied());
+            self.put_older(*first, run, state.newborn.entries().map(|entry| (entry, nothing)));
         }
         state.dirty.fill(0);
         state.dirty_sectors = 0;
@@ -180,7 +188,7 @@ impl Page {
     }
 
     /// Replaces entries that may not be on disk yet by the values that may.
-    fn put_older(&self, first_sector: usize, run: &mut [u8], older: &[(usize, RawL2)]) {
+    fn put_older(&self, first_sector: usize, run: &mut [u8], older: impl Iterator<Item = (usize, RawL2)>) {
         let start = first_sector * SECTOR_BYTES as usize;
         for (entry, before) in older {
             let at = entry * self.entry_words * 8;
