@@ -72,6 +72,10 @@ pub trait Format: Any + Send + Sync {
     fn is_snapshot(&self) -> bool {
         false
     }
+    /// Whether a range certainly reads as zeroes, as far as that can be told without reading data or walking over it.
+    fn reads_zero(&self, _offset: u64, _length: u64) -> Result<bool> {
+        Ok(false)
+    }
     /// Before status is asked for: what this disk has not settled counts as data there, whatever the host says of it.
     /// Disks that are open for reading do so by themselves.
     fn settle_runs(&self) -> Result<()> {

@@ -194,6 +194,14 @@ impl Format for RawDisk {
         })
     }
 
+    fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        check_range(self.length(), offset, length)?;
+        let file = self.gate.enter();
+        self.check_active()?;
+        let hole = self.holes.is_hole(&*file.storage, offset, length);
+        hole.map_err(|e| Error::host("map of the raw file", &e))
+    }
+
     fn is_read_only(&self) -> bool {
         self.file().read_only
     }
@@ -231,19 +239,23 @@ impl Format for RawDisk {
 
     fn write_zeroes(&self, offset: u64, length: u64, flags: ZeroFlags, fua: bool) -> Result<()> {
         let file = self.gate.enter();
-        self.change(&file, offset, length, |storage| match length {
+        let done = self.change(&file, offset, length, |storage| match length {
             0 => Ok(()),
             _ => zero(storage, offset, length, flags),
-        })?;
+        });
+        self.holes.forget();
+        done?;
         self.finish_write(&file, fua)
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
         let file = self.gate.enter();
-        self.change(&file, offset, length, |storage| match storage.discard(offset, length) {
+        let done = self.change(&file, offset, length, |storage| match storage.discard(offset, length) {
             Err(e) if !is_not_supported(&e) => Err(Error::host("discarding in the raw file", &e)),
             _ => Ok(()),
-        })
+        });
+        self.holes.forget();
+        done
     }
 
     fn write_from(&self, offset: u64, length: u64, source: &dyn Storage, source_offset: u64) -> Result<u64> {
@@ -297,6 +309,7 @@ impl Stopped for ExclusiveRaw<'_> {
         *locked(self.raw.file.lock()) = Arc::clone(&file);
         self.inside.borrow_mut().put(file);
         self.raw.holes.note_change();
+        self.raw.holes.forget();
         Ok(())
     }
 
@@ -307,6 +320,7 @@ impl Stopped for ExclusiveRaw<'_> {
     fn activate(&self, files: Files, _settings: Settings, _backing: Option<Disk>) -> Result<()> {
         self.raw.length.store(length_of(&*files.image)?, Ordering::Relaxed);
         self.raw.holes.note_change();
+        self.raw.holes.forget();
         self.raw.inactive.store(false, Ordering::SeqCst);
         Ok(())
     }
@@ -334,6 +348,7 @@ impl ExclusiveRaw<'_> {
             _ => Ok(()),
         });
         raw.holes.note_change();
+        raw.holes.forget();
         if let Err(e) = done {
             // A resize that failed has not happened.
             let _ = storage.set_length(bytes);

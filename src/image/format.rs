@@ -123,6 +123,10 @@ impl Format for Image {
         self.status(offset, length, top_only)
     }
 
+    fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        self.reads_zero(offset, length)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

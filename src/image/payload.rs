@@ -102,7 +102,7 @@ impl Payload {
     /// Makes `bytes` read as zeroes, which nothing points to yet.
     pub(crate) fn zero(&self, place: Place, bytes: u64) -> Result<Written> {
         let zeroed = |storage: &dyn Storage| zero_range(storage, Purpose::Data, place.host.0, bytes);
-        self.medium.change_data(zeroed)??;
+        self.medium.reshape_data(zeroed)??;
         Ok(self.medium.written())
     }
 
@@ -145,7 +145,7 @@ impl Payload {
             Preallocation::Falloc => {
                 let reserve =
                     |storage: &dyn Storage| reserve_range(storage, Purpose::Data, place.host.0, bytes);
-                let done = self.medium.change_data(reserve)?;
+                let done = self.medium.reshape_data(reserve)?;
                 done.map_err(|e| Error::host("preallocating host space", &e))?;
             }
             Preallocation::Full => {
@@ -161,7 +161,7 @@ impl Payload {
 
     /// Gives a range back to the host; whether it reads as zeroes now. A courtesy: a host that cannot is no error.
     pub(crate) fn give_back(&self, host_offset: HostOffset, bytes: u64) -> Result<bool> {
-        let given = self.medium.change_data(|storage| storage.discard(host_offset.0, bytes))?.is_ok();
+        let given = self.medium.reshape_data(|storage| storage.discard(host_offset.0, bytes))?.is_ok();
         Ok(given && self.medium.data_storage().traits().discard_zeroes)
     }
 
@@ -173,7 +173,7 @@ impl Payload {
 
     /// Makes bytes of a live range read as zeroes; `quick`: by the host's means, or not at all.
     pub(super) fn zero_in_place(&self, place: Place, bytes: u64, quick: bool) -> Result<Written> {
-        self.medium.change_data(|storage| match quick {
+        self.medium.reshape_data(|storage| match quick {
             true => storage
                 .write_zeroes(Purpose::Data, place.host.0, bytes)
                 .map_err(|e| Error::host("zeroing the data file", &e)),
@@ -189,7 +189,7 @@ impl Payload {
 
     /// Cuts or extends the data file; what the host said of it.
     pub(super) fn set_length(&self, length: u64) -> Result<io::Result<()>> {
-        self.medium.change_data(|storage| storage.set_length(length))
+        self.medium.reshape_data(|storage| storage.set_length(length))
     }
 
     /// What the host has at an offset; all data where it cannot tell now.

@@ -283,6 +283,13 @@ impl Image {
         core.status(offset, length, top_only)
     }
 
+    /// Whether a range certainly reads as zeroes.
+    pub fn reads_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        let core = self.enter();
+        check_range(core.virtual_size, offset, length)?;
+        core.reads_zero(GuestOffset(offset), length)
+    }
+
     /// The snapshots in table order, with the state that has them: whole while somebody takes or deletes one.
     pub fn snapshots(&self) -> Result<(Arc<Core>, Arc<[Snapshot]>)> {
         let inside = self.enter();

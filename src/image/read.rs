@@ -125,14 +125,9 @@ impl Core {
     fn backing_reads_zero(&self, offset: GuestOffset, length: u64) -> Result<bool> {
         let Some(backing) = &self.settings.backing else { return Ok(true) };
         let end = (offset.0 + length).min(backing.length()).min(self.virtual_size);
-        let mut at = offset.0;
-        while at < end {
-            let status = backing.status(at, end - at, false)?;
-            if !status.zero {
-                return Ok(false);
-            }
-            at += status.length;
+        match offset.0 < end {
+            true => backing.reads_zero(offset.0, end - offset.0),
+            false => Ok(true),
         }
-        Ok(true)
     }
 }

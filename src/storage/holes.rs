@@ -4,9 +4,22 @@
 //! that writes back): what was just written is a hole to them. So nobody is asked about a file that has changed since
 //! it was last settled, which a sync does; what is not known counts as data.
 
+//!
+//! What was learned is remembered, for an answer may cost a walk over the file: data until the host may have less, holes
+//! until the next change. A walk begins a little before the place that is asked for, and each time twice as far before
+//! it, so that questions in any order cost one walk in all.
+
 use super::{is_not_supported, HostRun, Storage};
+use crate::sync::locked;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+
+/// Most runs that are remembered.
+const MAX_RUNS: usize = 32 << 10;
+/// How far before the place that is asked for the second walk begins.
+const LOOK_BACK_BYTES: u64 = 1 << 20;
 
 /// What was written before the file was opened counts as a change, too.
 pub struct Holes {
@@ -15,11 +28,51 @@ pub struct Holes {
     /// Of these, what the last settling that has begun covers, and what is settled.
     begun: AtomicU64,
     settled: AtomicU64,
+    memory: Mutex<Memory>,
+}
+
+/// Runs that the host has told.
+#[derive(Default)]
+struct Memory {
+    /// By their starts.
+    runs: BTreeMap<u64, HostRun>,
+    /// Changes before the holes among them were told.
+    changes: u64,
+    /// Counts `forget`: who asked before must not teach afterwards.
+    forgotten: u64,
+    look_back: u64,
+}
+
+impl Memory {
+    fn find(&self, offset: u64, changes: u64) -> Option<HostRun> {
+        let (_, run) = self.runs.range(..=offset).next_back()?;
+        (run.end > offset && (run.data || self.changes == changes)).then_some(*run)
+    }
+
+    fn learn(&mut self, start: u64, run: HostRun, changes: u64) {
+        if self.changes != changes {
+            self.runs.retain(|_, run| run.data);
+            self.changes = changes;
+        }
+        if self.runs.len() >= MAX_RUNS {
+            self.runs.clear();
+            self.look_back = 0;
+        }
+        while let Some((&inside, _)) = self.runs.range(start..run.end).next() {
+            self.runs.remove(&inside);
+        }
+        self.runs.insert(start, run);
+    }
 }
 
 impl Default for Holes {
     fn default() -> Self {
-        Holes { changes: AtomicU64::new(1), begun: AtomicU64::new(0), settled: AtomicU64::new(0) }
+        Holes {
+            changes: AtomicU64::new(1),
+            begun: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            memory: Mutex::default(),
+        }
     }
 }
 
@@ -51,16 +104,87 @@ impl Holes {
     /// The run that holds `offset`, all data where nobody can tell. A file that is open for reading, which nobody
     /// changes here, is settled when it is first asked for.
     pub fn run(&self, storage: &dyn Storage, offset: u64) -> io::Result<HostRun> {
-        if !self.is_settled() {
-            let settled = match storage.traits().read_only {
-                true => self.settle(storage).or_else(|e| self.never_changes(e)).is_ok(),
-                false => false,
-            };
-            if !settled {
-                return Ok(HostRun { data: true, end: storage.length()? });
+        if let Some(run) = self.known(offset) {
+            return Ok(run);
+        }
+        if !self.may_ask(storage) {
+            return Ok(HostRun { data: true, end: storage.length()? });
+        }
+        let changes = self.changes.load(Ordering::SeqCst);
+        let (mut at, forgotten) = {
+            let mut memory = locked(self.memory.lock());
+            let before = memory.runs.range(..offset).next_back().map_or(0, |(_, run)| run.end);
+            let start = offset.saturating_sub(memory.look_back).max(before.min(offset));
+            memory.look_back = memory.look_back.saturating_mul(2).max(LOOK_BACK_BYTES);
+            (start, memory.forgotten)
+        };
+        loop {
+            let run = storage.host_run(at)?;
+            if run.end <= at {
+                return storage.host_run(offset);
+            }
+            let mut memory = locked(self.memory.lock());
+            if memory.forgotten == forgotten && self.changes.load(Ordering::SeqCst) == changes {
+                memory.learn(at, run, changes);
+            }
+            if run.end > offset {
+                return Ok(run);
+            }
+            at = run.end;
+        }
+    }
+
+    /// Whether `[offset, offset + length)` is a hole, by one question that costs no walk over data.
+    pub fn is_hole(&self, storage: &dyn Storage, offset: u64, length: u64) -> io::Result<bool> {
+        let end = offset.saturating_add(length);
+        let mut at = offset;
+        while at < end {
+            match self.known(at) {
+                Some(run) if run.data => return Ok(false),
+                Some(run) => at = run.end,
+                None => {
+                    let changes = self.changes.load(Ordering::SeqCst);
+                    let Some(hole_end) =
+                        self.may_ask(storage).then(|| storage.hole_end(at)).transpose()?.flatten()
+                    else {
+                        return Ok(false);
+                    };
+                    let mut memory = locked(self.memory.lock());
+                    if self.changes.load(Ordering::SeqCst) == changes {
+                        memory.learn(at, HostRun { data: false, end: hole_end }, changes);
+                    }
+                    at = hole_end;
+                }
             }
         }
-        storage.host_run(offset)
+        Ok(true)
+    }
+
+    /// The rest of a run that holds `offset`, if it is known.
+    pub fn known(&self, offset: u64) -> Option<HostRun> {
+        let changes = self.changes.load(Ordering::SeqCst);
+        // Of what has changed since, holes are not known: no settling is as new.
+        locked(self.memory.lock()).find(offset, changes)
+    }
+
+    /// Remembers a run of data from `start` on.
+    pub fn learn(&self, start: u64, run: HostRun) {
+        let mut memory = locked(self.memory.lock());
+        let changes = memory.changes;
+        memory.learn(start, run, changes);
+    }
+
+    /// The host may have less than before.
+    pub fn forget(&self) {
+        let mut memory = locked(self.memory.lock());
+        memory.runs.clear();
+        memory.forgotten += 1;
+    }
+
+    /// Whether the host knows what was written.
+    fn may_ask(&self, storage: &dyn Storage) -> bool {
+        self.is_settled()
+            || storage.traits().read_only && self.settle(storage).or_else(|e| self.never_changes(e)).is_ok()
     }
 
     /// A host without a sync has nothing that is not on the medium.
@@ -72,3 +196,6 @@ impl Holes {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,7 +159,7 @@ impl Medium {
     /// Makes the host see where guest data is, so that `data_run` can tell. A sync that fails is as final as any.
     pub fn settle_runs(&self) -> Result<()> {
         let _turn = locked(self.syncing.lock());
-        if self.latch.check().is_err() {
+        if self.latch.check().is_err() || self.is_dense() {
             return Ok(());
         }
         let done = self.holes.settle(&**self.data_storage());
@@ -168,7 +168,27 @@ impl Medium {
 
     /// What the host has at an offset of the storage of guest data; all data where it cannot tell now.
     pub fn data_run(&self, host_offset: HostOffset) -> io::Result<HostRun> {
-        self.holes.run(&**self.data_storage(), host_offset.0)
+        let storage = &**self.data_storage();
+        if let Some(run) = self.holes.known(host_offset.0) {
+            return Ok(run);
+        }
+        if self.is_dense() {
+            let run = HostRun { data: true, end: storage.length()? };
+            self.holes.learn(0, run);
+            return Ok(run);
+        }
+        self.holes.run(storage, host_offset.0)
+    }
+
+    /// Whether the host has taken as much room as the image file is long: nobody need be asked where it has holes. What is
+    /// reserved and never written counts as data then.
+    fn is_dense(&self) -> bool {
+        let storage = self.data_storage();
+        self.data_file.is_none()
+            && storage
+                .allocated_bytes()
+                .zip(storage.length().ok())
+                .is_some_and(|(room, length)| room >= length)
     }
 
     /// Fills `buffers` with guest data.
@@ -212,9 +232,16 @@ impl Medium {
         Ok(self.written())
     }
 
+    /// As `change_data`, where the host may have less afterwards.
+    pub fn reshape_data<T>(&self, change: impl FnOnce(&dyn Storage) -> T) -> Result<T> {
+        let done = self.change_data(change);
+        self.holes.forget();
+        done
+    }
+
     /// Changes the storage of guest data; a sync from now on has something to do there.
     #[inline]
-    pub fn change_data<T>(&self, change: impl FnOnce(&dyn Storage) -> T) -> Result<T> {
+    fn change_data<T>(&self, change: impl FnOnce(&dyn Storage) -> T) -> Result<T> {
         self.latch.check()?;
         let done = change(&**self.data_storage());
         self.holes.note_change();

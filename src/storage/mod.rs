@@ -109,6 +109,10 @@ pub trait Storage: Send + Sync {
     fn preallocate(&self, offset: u64, length: u64) -> io::Result<()>;
     /// The run that holds `offset`; storages that cannot tell answer one run of data to the end.
     fn host_run(&self, offset: u64) -> io::Result<HostRun>;
+    /// Where the hole that holds `offset` ends; `None`: data is there, or nobody can tell. Costs no walk over the data.
+    fn hole_end(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.host_run(offset).map(|run| (!run.data && run.end > offset).then_some(run.end))
+    }
     /// Makes `host_run` see every completed write: a sync, also where syncs are turned off. Nothing to do for storages
     /// that cannot tell holes.
     fn settle_runs(&self) -> io::Result<()> {

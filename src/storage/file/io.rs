@@ -224,6 +224,19 @@ impl Storage for FileStorage {
         }
     }
 
+    fn hole_end(&self, offset: u64) -> io::Result<Option<u64>> {
+        let length = self.length()?;
+        if !self.regular || self.shared_length.is_some() || offset >= length {
+            return Ok(None);
+        }
+        match self.seek(Seek::Data(offset)) {
+            Ok(None) => Ok(Some(length)),
+            Ok(Some(data)) if data > offset => Ok(Some(data.min(length))),
+            // Hosts that cannot tell say an error.
+            Ok(Some(_)) | Err(_) => Ok(None),
+        }
+    }
+
     fn settle_runs(&self) -> io::Result<()> {
         match self.regular && self.shared_length.is_none() {
             true => self.sync_data(),
