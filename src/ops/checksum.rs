@@ -3,6 +3,7 @@
 
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::aligned::Aligned;
 use crc32fast::Hasher;
 use std::io::IoSliceMut;
 
@@ -31,7 +32,7 @@ pub fn checksum(disk: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Resu
     disk.settle_runs()?;
     let length = disk.length();
     let mut digest = Hasher::new();
-    let mut buffer = Vec::new();
+    let mut buffer = Aligned::default();
     let mut at = 0;
     while at < length {
         if !progress(at, length) {
@@ -44,9 +45,9 @@ pub fn checksum(disk: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Resu
             continue;
         }
         let bytes = status.length.min(CHUNK_BYTES);
-        buffer.resize(bytes as usize, 0);
-        disk.read(at, &mut [IoSliceMut::new(&mut buffer)])?;
-        digest.update(&buffer);
+        let part = buffer.first(bytes as usize);
+        disk.read(at, &mut [IoSliceMut::new(part)])?;
+        digest.update(part);
         at += bytes;
     }
     progress(length, length);

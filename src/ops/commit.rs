@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::GuestOffset;
 use crate::image::{Core, Image};
 use crate::options::Preallocation;
+use crate::storage::aligned::Aligned;
 use std::io::{IoSlice, IoSliceMut};
 
 /// Bytes that are copied at once.
@@ -67,7 +68,7 @@ fn grow_base(base: &Handle, length: u64) -> Result<()> {
 fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
     top.settle_runs()?;
     let length = top.length();
-    let mut buffer = vec![0; CHUNK_BYTES as usize];
+    let mut buffer = Aligned::default();
     let mut at = 0;
     while at < length {
         if !progress(at, length) {
@@ -83,7 +84,7 @@ fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool
             at += status.length;
         } else {
             let bytes = status.length.min(CHUNK_BYTES);
-            let part = &mut buffer[..bytes as usize];
+            let part = buffer.first(bytes as usize);
             top.read(GuestOffset(at), &mut [IoSliceMut::new(part)])?;
             base.write(at, &[IoSlice::new(part)], false)?;
             at += bytes;

@@ -8,6 +8,7 @@ use super::rebase::node;
 use crate::disk::{Disk, Status};
 use crate::error::{Error, ErrorKind};
 use crate::format::geometry::SECTOR_BYTES;
+use crate::storage::aligned::Aligned;
 use std::io::IoSliceMut;
 
 /// Most bytes that are read at once, of each disk.
@@ -44,12 +45,12 @@ struct Side<'a> {
     index: usize,
     disk: &'a Disk,
     length: u64,
-    buffer: Vec<u8>,
+    buffer: Aligned,
 }
 
 impl<'a> Side<'a> {
     fn new(index: usize, disk: &'a Disk) -> Side<'a> {
-        Side { index, disk, length: disk.length(), buffer: Vec::new() }
+        Side { index, disk, length: disk.length(), buffer: Aligned::default() }
     }
 
     fn failure(&self, error: Error, status: bool, offset: u64) -> Failure {
@@ -66,14 +67,16 @@ impl<'a> Side<'a> {
     }
 
     /// Bytes of the disk; zeroes where it has none to read.
-    fn read(&mut self, at: u64, bytes: u64, zero: bool) -> Result<(), Failure> {
-        self.buffer.resize(bytes as usize, 0);
-        if zero {
-            self.buffer.fill(0);
-            return Ok(());
+    fn read(&mut self, at: u64, bytes: u64, zero: bool) -> Result<&[u8], Failure> {
+        let part = self.buffer.first(bytes as usize);
+        match zero {
+            true => part.fill(0),
+            false => {
+                let done = self.disk.read(at, &mut [IoSliceMut::new(part)]);
+                done.map_err(|error| Failure { error, side: Some(self.index), status: false, offset: at })?;
+            }
         }
-        let done = self.disk.read(at, &mut [IoSliceMut::new(&mut self.buffer)]);
-        done.map_err(|e| self.failure(e, false, at))
+        Ok(part)
     }
 
     /// In strict mode an extent that reaches the disk's end is not the same as one that does not.
@@ -117,9 +120,8 @@ pub fn compare(
             continue;
         }
         let bytes = length.min(CHUNK_BYTES);
-        left.read(at, bytes, zero(&a))?;
-        right.read(at, bytes, zero(&b))?;
-        if let Some(sector) = first_difference(&left.buffer, &right.buffer) {
+        let (one, other) = (left.read(at, bytes, zero(&a))?, right.read(at, bytes, zero(&b))?);
+        if let Some(sector) = first_difference(one, other) {
             return Ok(Verdict::Contents(at + sector));
         }
         at += bytes;

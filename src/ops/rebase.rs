@@ -12,6 +12,7 @@ use crate::format::features::INCOMPAT_DATA_FILE;
 use crate::format::GuestOffset;
 use crate::image::ExclusiveImage;
 use crate::storage::access::Identity;
+use crate::storage::aligned::Aligned;
 use std::io::IoSlice;
 
 /// Least bytes that are compared at once.
@@ -128,7 +129,7 @@ impl Work<'_, '_> {
         core.settle_runs()?;
         let length = core.length();
         let chunk_bytes = CHUNK_BYTES.max(core.geometry().cluster_bytes());
-        let (mut old, mut new) = (vec![0; chunk_bytes as usize], vec![0; chunk_bytes as usize]);
+        let (mut old, mut new) = (Aligned::default(), Aligned::default());
         let mut at = 0;
         while at < length {
             if !progress(at, length) {
@@ -146,7 +147,7 @@ impl Work<'_, '_> {
                 continue;
             }
             let bytes = will.length.min(chunk_bytes - at % chunk_bytes);
-            let (old, new) = (&mut old[..bytes as usize], &mut new[..bytes as usize]);
+            let (old, new) = (old.first(bytes as usize), new.first(bytes as usize));
             fill(core.backing(), at, old)?;
             fill(self.new.as_ref(), at, new)?;
             self.hold_differences(at, old, new, core.geometry().cluster_bytes())?;

@@ -3,6 +3,7 @@
 //! Aligned writes hold `blocks` shared, and so do zeroing, discarding and reserving; a read-modify-write holds it alone:
 //! without that, what a neighbour did between the read and the write of a block would be lost.
 
+use super::aligned::{Aligned, PAGE_BYTES};
 use super::buffers::Gather;
 use super::file::sys::{direct_alignment, pread};
 use super::file::{read_many, write_many, write_one};
@@ -13,8 +14,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Memory alignment that every device accepts, bytes.
-const MEMORY_ALIGNMENT: usize = 4096;
 /// Unit that every usual device takes, bytes: for files of which nobody knows a smaller one.
 const SAFE_ALIGNMENT: u64 = 4096;
 /// Largest unit that is believed, bytes.
@@ -30,25 +29,6 @@ pub(super) struct Direct {
     /// Rises once where it turns out to be too small.
     alignment: AtomicU64,
     blocks: RwLock<()>,
-}
-
-/// A buffer whose first byte is aligned.
-struct Aligned {
-    memory: Vec<u8>,
-    start: usize,
-    bytes: usize,
-}
-
-impl Aligned {
-    fn new(bytes: usize) -> Aligned {
-        let memory = vec![0; bytes + MEMORY_ALIGNMENT];
-        let start = memory.as_ptr().align_offset(MEMORY_ALIGNMENT).min(MEMORY_ALIGNMENT);
-        Aligned { memory, start, bytes }
-    }
-
-    fn slice(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.bytes]
-    }
 }
 
 impl Direct {
@@ -96,7 +76,7 @@ impl Direct {
         offset % unit == 0
             && buffers
                 .into_iter()
-                .all(|(address, len)| address % MEMORY_ALIGNMENT.min(512) == 0 && len as u64 % unit == 0)
+                .all(|(address, len)| address % PAGE_BYTES.min(512) == 0 && len as u64 % unit == 0)
     }
 
     pub(super) fn read(&self, file: &File, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
@@ -139,12 +119,12 @@ impl Direct {
         let mut rest = Gather::new(buffers);
         let mut at = offset;
         let end = offset + total as u64;
-        let mut bounce = Aligned::new(total.min(BOUNCE_BYTES) + 2 * unit as usize);
+        let mut bounce = Aligned::zeroed(total.min(BOUNCE_BYTES) + 2 * unit as usize);
         while at < end {
             let from = aligned_down(at, unit);
             let stop = end.min(from + BOUNCE_BYTES as u64);
             let to = aligned_up(stop, unit);
-            let area = &mut bounce.slice()[..(to - from) as usize];
+            let area = bounce.first((to - from) as usize);
             let partial = from < at || stop < to;
             let _alone = partial.then(|| self.alone());
             let _shared = (!partial).then(|| self.beside());
@@ -165,20 +145,20 @@ impl Direct {
 /// Whether the kernel takes sectors of 512 bytes. It checks nothing where there is nothing to read, in a hole or at the
 /// end of the file: a single byte is then as good as a sector, and says that nobody has looked.
 fn takes_sectors(file: &File) -> bool {
-    let mut buffer = Aligned::new(MEMORY_ALIGNMENT);
-    let mut reads = |bytes: usize| file.read_at(&mut buffer.slice()[..bytes], 0).is_ok();
+    let mut buffer = Aligned::zeroed(PAGE_BYTES);
+    let mut reads = |bytes: usize| file.read_at(buffer.first(bytes), 0).is_ok();
     reads(512) && !reads(1)
 }
 
 fn read_bounced(file: &File, offset: u64, buffers: &mut [IoSliceMut<'_>], unit: u64) -> io::Result<()> {
     let total: usize = buffers.iter().map(|b| b.len()).sum();
-    let mut bounce = Aligned::new(total.min(BOUNCE_BYTES) + 2 * unit as usize);
+    let mut bounce = Aligned::zeroed(total.min(BOUNCE_BYTES) + 2 * unit as usize);
     let mut at = offset;
     for buffer in buffers {
         for piece in buffer.chunks_mut(BOUNCE_BYTES) {
             let end = at + piece.len() as u64;
             let (from, to) = (aligned_down(at, unit), aligned_up(end, unit));
-            let area = &mut bounce.slice()[..(to - from) as usize];
+            let area = bounce.first((to - from) as usize);
             read_block_range(file, from, area, unit)?;
             let skip = (at - from) as usize;
             piece.copy_from_slice(&area[skip..skip + piece.len()]);

@@ -9,6 +9,7 @@
 //! zeroes there.
 
 pub mod access;
+pub(crate) mod aligned;
 pub(crate) mod buffers;
 mod data_file;
 pub mod device;

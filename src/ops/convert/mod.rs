@@ -11,6 +11,7 @@ use crate::codec::is_zero;
 use crate::disk::{Disk, PackedClusters, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::SECTOR_BYTES;
+use crate::storage::aligned::Aligned;
 use crate::storage::helper;
 use crate::sync::locked;
 use offload::Offload;
@@ -79,7 +80,7 @@ pub fn convert(
         done: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
-        turn: Mutex::new(0),
+        turn: Mutex::default(),
         turned: Condvar::new(),
     };
     std::thread::scope(|scope| {
@@ -155,9 +156,17 @@ struct Job<'a> {
     stop: AtomicBool,
     /// The failure nearest to the start of the disk, with its offset.
     failure: Mutex<Option<(u64, Error)>>,
-    /// Number of the piece that may be written now. Held to look, never across I/O.
-    turn: Mutex<u64>,
+    /// Held to look, never across I/O.
+    turn: Mutex<Turn>,
     turned: Condvar,
+}
+
+#[derive(Default)]
+struct Turn {
+    /// Number of the piece that may be written now.
+    number: u64,
+    /// Workers that wait: nobody is woken, by a system call, when there are none.
+    waiting: usize,
 }
 
 /// Stops the others when its worker does not come to an end.
@@ -193,7 +202,7 @@ impl Job<'_> {
 
     fn work(&self, report: &mut dyn FnMut() -> bool) {
         let _stop = StopOthers(self);
-        let mut buffer = Vec::new();
+        let mut buffer = Aligned::default();
         while !self.stop.load(Ordering::SeqCst) {
             if !report() {
                 self.fail(0, Error::new(ErrorKind::Cancelled, "convert: the caller asked to stop"));
@@ -212,7 +221,7 @@ impl Job<'_> {
     }
 
     /// Reads and writes one piece; an error comes with its guest offset.
-    fn copy(&self, piece: &Piece, buffer: &mut Vec<u8>) -> Placed<()> {
+    fn copy(&self, piece: &Piece, buffer: &mut Aligned) -> Placed<()> {
         let Piece { offset, length, .. } = *piece;
         if !matches!(piece.what, What::Data | What::ZeroData) {
             return self.in_turn(piece, || match piece.what {
@@ -221,10 +230,7 @@ impl Job<'_> {
             });
         }
         let bytes = length as usize;
-        if buffer.len() < bytes {
-            buffer.resize(bytes, 0);
-        }
-        let data = &mut buffer[..bytes];
+        let data = buffer.first(bytes);
         let runs = self.fetch(piece, data)?;
         let packed =
             self.pack(offset, data, &runs).map_err(|e| (offset, told("writing at byte", offset, e)))?;
@@ -315,16 +321,21 @@ impl Job<'_> {
             return write();
         }
         let mut turn = lock(&self.turn);
-        while *turn != piece.number && !self.stop.load(Ordering::SeqCst) {
+        while turn.number != piece.number && !self.stop.load(Ordering::SeqCst) {
+            turn.waiting += 1;
             turn = locked(self.turned.wait(turn));
+            turn.waiting -= 1;
         }
         drop(turn);
         if self.stop.load(Ordering::SeqCst) {
             return Ok(());
         }
         write()?;
-        *lock(&self.turn) += 1;
-        self.turned.notify_all();
+        let mut turn = lock(&self.turn);
+        turn.number += 1;
+        if turn.waiting > 0 {
+            self.turned.notify_all();
+        }
         Ok(())
     }
 

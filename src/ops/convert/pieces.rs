@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 /// Least bytes of a long run of data that one worker copies at a time: they should stay in the processor's cache
 /// between read and write.
-const PIECE_BYTES: u64 = 512 << 10;
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// What becomes of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl<'a> Pieces<'a> {
         }
         if next.at == next.end {
             let found = match self.cluster_bytes {
-                None => self.extent(next.at),
+                None => self.extents(&mut next.known, next.at),
                 Some(cluster_bytes) => self.clusters(&mut next.known, next.at, cluster_bytes),
             };
             (next.end, next.what) = found.map_err(|e| (next.at, e))?;
@@ -121,17 +121,35 @@ impl<'a> Pieces<'a> {
         Ok((at + status.length, what))
     }
 
+    /// End and kind of the extents of one kind at `at`; of data, up to the end of a piece at least: clusters that lie
+    /// all over a file are not copied one by one.
+    fn extents(&self, known: &mut (Range<u64>, What), at: u64) -> Result<(u64, What)> {
+        let (mut end, what) = self.known_extent(known, at)?;
+        let piece_end = self.length.min((at / self.piece_bytes + 1) * self.piece_bytes);
+        while what == What::Data && end < piece_end {
+            let (next, kind) = self.known_extent(known, end)?;
+            if kind != what {
+                break;
+            }
+            end = next;
+        }
+        Ok((end, what))
+    }
+
+    /// As `extent`, from what was looked up last where that will do.
+    fn known_extent(&self, known: &mut (Range<u64>, What), at: u64) -> Result<(u64, What)> {
+        if !known.0.contains(&at) {
+            let (end, what) = self.extent(at)?;
+            *known = (at..end, what);
+        }
+        Ok((known.0.end, known.1))
+    }
+
     /// End and kind of the whole clusters at `at`. Data goes with what is around it, except where that is the
     /// backing file's; a cluster that is neither all zeroes nor all the backing file's is data.
     fn clusters(&self, known: &mut (Range<u64>, What), at: u64, cluster_bytes: u64) -> Result<(u64, What)> {
         let length = self.length;
-        let mut look = |at: u64| {
-            if !known.0.contains(&at) {
-                let (end, what) = self.extent(at)?;
-                *known = (at..end, what);
-            }
-            Ok::<_, Error>((known.0.end, known.1))
-        };
+        let mut look = |at: u64| self.known_extent(known, at);
         let (mut end, what) = look(at)?;
         if !matches!(what, What::Zeroes | What::Below) {
             let unit = if self.top_only { cluster_bytes } else { self.piece_bytes };

@@ -7,6 +7,7 @@ use crate::image::{Core, ExclusiveImage};
 use crate::map::Source;
 use crate::meta::Settler;
 use crate::options::Preallocation;
+use crate::storage::aligned::Aligned;
 use crate::storage::medium::Ticket;
 use std::io::IoSlice;
 
@@ -73,13 +74,13 @@ fn preallocate_past(
 
 /// Writes zeroes where a preallocation has found entries that hold no data.
 fn fill_what_is_left(core: &Core, from: GuestOffset, to: GuestOffset) -> Result<()> {
-    let zeroes = vec![0; CHUNK_BYTES as usize];
+    let mut zeroes = Aligned::zeroed(CHUNK_BYTES as usize);
     let mut at = from;
     while at < to {
         let extent = core.parts()?.map.resolve(at, to - at)?;
         let bytes = extent.length.min(CHUNK_BYTES);
         if extent.source != Source::Data {
-            core.write(at, &[IoSlice::new(&zeroes[..bytes as usize])])?;
+            core.write(at, &[IoSlice::new(zeroes.first(bytes as usize))])?;
         }
         at += bytes;
     }
