@@ -28,9 +28,11 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{locked, spin_loop, Mutex, MutexGuard};
 use std::sync::Arc;
 
+mod bits;
 mod newborn;
 mod write_out;
 
+use bits::Bits;
 use newborn::Newborn;
 
 const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
@@ -62,11 +64,11 @@ struct Held {
 
 #[derive(Default)]
 struct State {
-    dirty: Vec<u64>,
+    dirty: Bits,
     dirty_sectors: usize,
     held: Vec<Held>,
-    /// A bit for each entry that `held` has; empty while it has none.
-    in_held: Vec<u64>,
+    /// The entries that `held` has; no bits while it has none.
+    in_held: Bits,
     newborn: Newborn,
     /// The latest ticket that a change has waited for.
     latest: Ticket,
@@ -76,18 +78,21 @@ struct State {
 impl State {
     /// Whether a change of the entry is not in the file for certain.
     fn has_change_of(&self, entry: usize) -> bool {
-        self.newborn.ticket_of(entry).is_some() || self.is_held(entry)
+        self.newborn.ticket_of(entry).is_some() || self.in_held.has(entry)
     }
 
-    fn is_held(&self, entry: usize) -> bool {
-        self.in_held.get(entry / 64).is_some_and(|bits| bits >> (entry % 64) & 1 != 0)
-    }
-
-    fn note_held(&mut self, entry: usize, entry_count: usize) {
-        if self.in_held.is_empty() {
-            self.in_held = vec![0; entry_count.div_ceil(64)];
+    /// Adds a change that is younger than all others of its entry.
+    fn hold(&mut self, held: Held, entry_count: usize) {
+        if self.held.is_empty() {
+            self.in_held = Bits::new(entry_count);
         }
-        self.in_held[entry / 64] |= 1 << (entry % 64);
+        self.in_held.set(held.entry);
+        self.held.push(held);
+    }
+
+    fn take_held(&mut self) -> Vec<Held> {
+        self.in_held = Bits::default();
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -148,7 +153,7 @@ impl Page {
 
     fn from_words(purpose: Purpose, home: u64, entry_words: usize, words: Words) -> Page {
         let sectors = words.len().div_ceil(WORDS_PER_SECTOR);
-        let state = State { dirty: vec![0; sectors.div_ceil(64)], ..State::default() };
+        let state = State { dirty: Bits::new(sectors), ..State::default() };
         Page {
             purpose,
             home,
@@ -294,7 +299,7 @@ impl Page {
         } else {
             if after < state.latest {
                 // P2: it is not ripe before an older change of its entry, and a barrier must not wait for it sooner.
-                let held = if state.is_held(change.entry) { &state.held[..] } else { &[] };
+                let held = if state.in_held.has(change.entry) { &state.held[..] } else { &[] };
                 let same = held.iter().filter(|h| h.entry == change.entry).map(|h| h.after);
                 after = same.chain(state.newborn.ticket_of(change.entry)).fold(after, Ticket::max);
             }
@@ -303,8 +308,8 @@ impl Page {
             list.add_waiting(after);
         }
         if dropped.is_some() || waits {
-            state.note_held(change.entry, self.entry_count());
-            state.held.push(Held { entry: change.entry, before, after, waits, dropped });
+            let held = Held { entry: change.entry, before, after, waits, dropped };
+            state.hold(held, self.entry_count());
         }
         true
     }
@@ -312,7 +317,7 @@ impl Page {
     /// Makes newborn changes whose ticket is past dirty: there is nothing more to them.
     fn ripen_newborn(&self, state: &mut State, medium: &Medium, list: &DirtyPages) {
         while let Some(group) = state.newborn.take_past(medium) {
-            group.entries().for_each(|entry| self.mark_dirty(state, entry));
+            group.entries.iter().for_each(|entry| self.mark_dirty(state, entry));
             list.remove_waiting(group.after, group.count);
         }
     }
@@ -326,9 +331,7 @@ impl Page {
     }
 
     fn mark_sector_dirty(&self, state: &mut State, sector: usize) {
-        let (word, bit) = (sector / 64, 1u64 << (sector % 64));
-        if state.dirty[word] & bit == 0 {
-            state.dirty[word] |= bit;
+        if state.dirty.set(sector) {
             state.dirty_sectors += 1;
         }
     }

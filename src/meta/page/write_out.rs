@@ -30,8 +30,7 @@ impl Page {
         let _order = locked(self.writing.lock());
         let mut state = self.lock();
         let mut releases = Vec::new();
-        state.in_held.clear();
-        for held in std::mem::take(&mut state.held) {
+        for held in state.take_held() {
             if held.waits {
                 list.remove_waiting(held.after, 1);
             }
@@ -39,7 +38,7 @@ impl Page {
         }
         list.let_go(&releases);
         state.newborn.take_all().for_each(|group| list.remove_waiting(group.after, group.count));
-        state.dirty.fill(0);
+        state.dirty.clear();
         state.dirty_sectors = 0;
         releases
     }
@@ -80,8 +79,8 @@ impl Page {
             }
         }
         // P2: what was ripe is older than whatever is held of the same entry.
-        ripe.letting_go.iter().for_each(|h| state.note_held(h.entry, self.entry_count()));
-        state.held.splice(0..0, ripe.letting_go);
+        let younger = state.take_held();
+        ripe.letting_go.into_iter().chain(younger).for_each(|held| state.hold(held, self.entry_count()));
         let back = (!state.listed).then(|| Arc::clone(self));
         state.listed = true;
         list.put_back(back);
@@ -113,8 +112,7 @@ impl Page {
         let mut kept = Vec::new();
         // Neighbours mostly wait for the same.
         let mut arrived = (Ticket::PAST, 0);
-        state.in_held.clear();
-        for held in std::mem::take(&mut state.held) {
+        for held in state.take_held() {
             let newborn = state.newborn.ticket_of(held.entry).is_some();
             if medium.is_past(held.after) && !newborn && !blocked.contains(&held.entry) {
                 self.mark_dirty(&mut state, held.entry);
@@ -132,11 +130,10 @@ impl Page {
             if !newborn && blocked.insert(held.entry) {
                 older.push((held.entry, held.before));
             }
-            state.note_held(held.entry, self.entry_count());
             kept.push(held);
         }
         list.remove_waiting(arrived.0, arrived.1);
-        state.held = kept;
+        kept.into_iter().for_each(|held| state.hold(held, self.entry_count()));
         let unit = medium.storage().traits().alignment.max(SECTOR_BYTES) / SECTOR_BYTES;
         let runs = self.copy_dirty(&mut state, unit as usize, &older);
         let clean = older.is_empty() && state.newborn.is_empty();
@@ -153,7 +150,7 @@ impl Page {
         let unit = if sectors % unit == 0 { unit } else { 1 };
         let mut runs: Vec<(usize, Vec<u8>)> = Vec::new();
         let mut from = 0;
-        while let Some(dirty) = first_set(&state.dirty, from) {
+        while let Some(dirty) = state.dirty.next(from) {
             let sector = dirty / unit * unit;
             let end = (sector + unit).min(sectors);
             match runs.last_mut() {
@@ -173,7 +170,7 @@ impl Page {
             self.put_older(*first, run, older.iter().copied());
             self.put_older(*first, run, state.newborn.entries().map(|entry| (entry, nothing)));
         }
-        state.dirty.fill(0);
+        state.dirty.clear();
         state.dirty_sectors = 0;
         runs
     }
@@ -198,14 +195,4 @@ impl Page {
             before.put(&mut run[at - start..][..self.entry_words * 8]);
         }
     }
-}
-
-/// The first bit at or after `from` that is set.
-fn first_set(bits: &[u64], from: usize) -> Option<usize> {
-    let first = bits.get(from / 64)? >> (from % 64);
-    if first != 0 {
-        return Some(from + first.trailing_zeros() as usize);
-    }
-    let mut rest = bits.iter().enumerate().skip(from / 64 + 1);
-    rest.find(|(_, b)| **b != 0).map(|(i, b)| i * 64 + b.trailing_zeros() as usize)
 }
