@@ -291,7 +291,9 @@ impl Page {
         if !waits {
             self.mark_dirty(&mut state, change.entry);
         } else if before == RawL2::default() && dropped.is_none() && !state.has_change_of(change.entry) {
-            self.ripen_newborn(&mut state, medium, list);
+            if !state.newborn.only_waits_for(after) {
+                self.ripen_newborn(&mut state, medium, list);
+            }
             state.newborn.add(after, change.entry, self.entry_count());
             state.latest = state.latest.max(after);
             list.add_waiting(after);
@@ -316,10 +318,9 @@ impl Page {
 
     /// Makes newborn changes whose ticket is past dirty: there is nothing more to them.
     fn ripen_newborn(&self, state: &mut State, medium: &Medium, list: &DirtyPages) {
-        while let Some(group) = state.newborn.take_past(medium) {
-            group.entries.iter().for_each(|entry| self.mark_dirty(state, entry));
-            list.remove_waiting(group.after, group.count);
-        }
+        let State { newborn, dirty, dirty_sectors, .. } = state;
+        newborn
+            .take_past(medium, list, |entry| *dirty_sectors += usize::from(dirty.set(self.sector_of(entry))));
     }
 
     fn sector_of(&self, entry: usize) -> usize {

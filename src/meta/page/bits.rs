@@ -12,6 +12,13 @@ impl Bits {
         Bits { first: 0, rest: vec![0; count.div_ceil(64).saturating_sub(1)].into() }
     }
 
+    /// Has at least `count` bits from now on, which are clear where there were fewer; called while none is set.
+    pub(super) fn make_room(&mut self, count: usize) {
+        if self.rest.len() + 1 < count.div_ceil(64) {
+            *self = Bits::new(count);
+        }
+    }
+
     fn word(&self, index: usize) -> Option<u64> {
         match index {
             0 => Some(self.first),

@@ -2,76 +2,118 @@
 //! that never flushes makes a million of them.
 
 use super::bits::Bits;
+use super::DirtyPages;
 use crate::storage::medium::{Medium, Ticket};
 
 /// Those that wait for one ticket.
-pub(super) struct Group {
-    pub(super) after: Ticket,
-    pub(super) entries: Bits,
+#[derive(Default)]
+struct Group {
+    after: Ticket,
+    entries: Bits,
     /// How many.
-    pub(super) count: u64,
+    count: u64,
+}
+
+impl Group {
+    fn is_past(&self, medium: &Medium) -> bool {
+        self.count > 0 && medium.is_past(self.after)
+    }
+
+    #[inline]
+    fn add(&mut self, entry: usize) {
+        self.entries.set(entry);
+        self.count += 1;
+    }
+
+    /// Hands every entry to `each`, and is empty then.
+    fn drain(&mut self, list: &DirtyPages, each: &mut dyn FnMut(usize)) {
+        self.entries.iter().for_each(each);
+        list.remove_waiting(self.after, self.count);
+        self.entries.clear();
+        self.count = 0;
+    }
 }
 
 /// All of a page, by ticket: mostly one group, and one more for each sync that is under way.
 #[derive(Default)]
 pub(super) struct Newborn {
-    one: Option<Group>,
+    /// Keeps its memory while it is empty.
+    one: Group,
     more: Vec<Group>,
 }
 
 impl Newborn {
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.one.is_none() && self.more.is_empty()
+        self.one.count == 0 && self.more.is_empty()
     }
 
     /// What the change of an entry waits for, if it is here.
+    #[inline]
     pub(super) fn ticket_of(&self, entry: usize) -> Option<Ticket> {
-        self.groups().find(|g| g.entries.has(entry)).map(|g| g.after)
-    }
-
-    /// Adds a change of an entry that has none, of a page of `entry_count`.
-    pub(super) fn add(&mut self, after: Ticket, entry: usize, entry_count: usize) {
-        let group = match self.one.iter_mut().chain(&mut self.more).find(|g| g.after == after) {
-            Some(group) => group,
-            None => self.begin(Group { after, entries: Bits::new(entry_count), count: 0 }),
-        };
-        group.entries.set(entry);
-        group.count += 1;
-    }
-
-    fn begin(&mut self, group: Group) -> &mut Group {
-        if self.one.is_none() {
-            return self.one.insert(group);
+        match self.is_empty() {
+            true => None,
+            false => self.groups().find(|g| g.entries.has(entry)).map(|g| g.after),
         }
-        self.more.push(group);
-        let last = self.more.len() - 1;
-        &mut self.more[last]
+    }
+
+    /// Adds a change of an entry that has none, of a page of `entry_count`. The caller has made those ripe that are.
+    pub(super) fn add(&mut self, after: Ticket, entry: usize, entry_count: usize) {
+        if self.one.count == 0 {
+            self.one.after = after;
+            self.one.entries.make_room(entry_count);
+        }
+        if self.one.after == after {
+            return self.one.add(entry);
+        }
+        match self.more.iter_mut().find(|g| g.after == after) {
+            Some(group) => group.add(entry),
+            None => {
+                let mut group = Group { after, entries: Bits::new(entry_count), count: 0 };
+                group.add(entry);
+                self.more.push(group);
+            }
+        }
+    }
+
+    /// Whether all of them wait for `after`.
+    #[inline]
+    pub(super) fn only_waits_for(&self, after: Ticket) -> bool {
+        self.more.is_empty() && (self.one.count == 0 || self.one.after == after)
     }
 
     fn groups(&self) -> impl Iterator<Item = &Group> {
-        self.one.iter().chain(&self.more)
-    }
-
-    /// Takes a group that waits no more.
-    pub(super) fn take_past(&mut self, medium: &Medium) -> Option<Group> {
-        if let Some(group) = self.one.take_if(|g| medium.is_past(g.after)) {
-            return Some(group);
-        }
-        let at = self.more.iter().position(|g| medium.is_past(g.after))?;
-        Some(self.more.swap_remove(at))
+        std::iter::once(&self.one).chain(&self.more)
     }
 
     pub(super) fn any_past(&self, medium: &Medium) -> bool {
-        self.groups().any(|g| medium.is_past(g.after))
+        self.groups().any(|g| g.is_past(medium))
     }
 
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Group> {
+    /// Hands the entries whose ticket is past to `each`; they are here no more.
+    pub(super) fn take_past(&mut self, medium: &Medium, list: &DirtyPages, mut each: impl FnMut(usize)) {
+        if self.one.is_past(medium) {
+            self.one.drain(list, &mut each);
+        }
+        self.more.retain_mut(|group| {
+            let past = group.is_past(medium);
+            if past {
+                group.drain(list, &mut each);
+            }
+            !past
+        });
+    }
+
+    /// Forgets all of them.
+    pub(super) fn abandon(&mut self, list: &DirtyPages) {
         let Newborn { one, more } = std::mem::take(self);
-        one.into_iter().chain(more)
+        for mut group in std::iter::once(one).chain(more).filter(|g| g.count > 0) {
+            group.drain(list, &mut |_| {});
+        }
     }
 
     /// The entries, of which the file may have nothing yet.
     pub(super) fn entries(&self) -> impl Iterator<Item = usize> + '_ {
-        self.groups().flat_map(|g| g.entries.iter())
+        self.groups().filter(|g| g.count > 0).flat_map(|g| g.entries.iter())
     }
 }

@@ -37,7 +37,7 @@ impl Page {
             releases.extend(held.dropped);
         }
         list.let_go(&releases);
-        state.newborn.take_all().for_each(|group| list.remove_waiting(group.after, group.count));
+        state.newborn.abandon(list);
         state.dirty.clear();
         state.dirty_sectors = 0;
         releases
