@@ -4,22 +4,28 @@ use super::Release;
 use crate::storage::medium::Ticket;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{locked, Mutex, RwLock, RwLockReadGuard};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Pages that have something to write.
 pub struct DirtyList<P> {
-    pages: Mutex<Vec<Arc<P>>>,
+    pages: Mutex<Pages<P>>,
     /// Shared by `InFlight`: between the list and the file nobody may sync and believe that a page is covered.
     in_flight: RwLock<()>,
     /// Clusters in the `dropped` of held changes, and of these the ones that others refer to.
     held_clusters: AtomicU64,
     held_shared: AtomicU64,
-    /// How many changes wait for each ticket, in whatever hands their pages are.
-    waiting: Mutex<BTreeMap<Ticket, u64>>,
+    /// How many changes wait for each ticket, in whatever hands their pages are; in the order of the tickets, of which
+    /// there are few at a time.
+    waiting: Mutex<Vec<(Ticket, u64)>>,
     /// Counts how often pages have come back to the list because a write failed: who took the list in the meantime
     /// has not seen them.
     failures: AtomicU64,
+}
+
+struct Pages<P> {
+    listed: Vec<Arc<P>>,
+    /// Empty, with the memory of a list that has been written.
+    spare: Vec<Arc<P>>,
 }
 
 /// Says that pages may be between memory and the file: held from before they leave the list until what was
@@ -31,7 +37,7 @@ pub struct InFlight<'a> {
 impl<P> Default for DirtyList<P> {
     fn default() -> Self {
         DirtyList {
-            pages: Mutex::default(),
+            pages: Mutex::new(Pages { listed: Vec::new(), spare: Vec::new() }),
             in_flight: RwLock::new(()),
             held_clusters: AtomicU64::new(0),
             held_shared: AtomicU64::new(0),
@@ -49,7 +55,15 @@ impl<P> DirtyList<P> {
 
     /// Takes all pages off the list, to be written while the announcement lasts.
     pub fn take(&self, _announced: &InFlight<'_>) -> Vec<Arc<P>> {
-        std::mem::take(&mut *locked(self.pages.lock()))
+        let mut pages = locked(self.pages.lock());
+        let spare = std::mem::take(&mut pages.spare);
+        std::mem::replace(&mut pages.listed, spare)
+    }
+
+    /// Takes the memory of a list whose pages have been written.
+    pub(super) fn reuse(&self, written: Vec<Arc<P>>) {
+        debug_assert!(written.is_empty());
+        locked(self.pages.lock()).spare = written;
     }
 
     /// Waits until whatever others have taken off the list is in the file, or back on the list because it
@@ -65,7 +79,7 @@ impl<P> DirtyList<P> {
 
     /// Puts pages back that were taken and not written. The caller still has its announcement.
     pub(super) fn put_back(&self, pages: impl IntoIterator<Item = Arc<P>>) {
-        locked(self.pages.lock()).extend(pages);
+        locked(self.pages.lock()).listed.extend(pages);
         self.failures.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -97,29 +111,34 @@ impl<P> DirtyList<P> {
 
     /// The oldest ticket that a change waits for which no write-out has taken yet.
     pub fn oldest_waiting(&self) -> Option<Ticket> {
-        locked(self.waiting.lock()).keys().next().copied()
+        locked(self.waiting.lock()).first().map(|(ticket, _)| *ticket)
     }
 
     pub(super) fn add_waiting(&self, ticket: Ticket) {
-        *locked(self.waiting.lock()).entry(ticket).or_default() += 1;
+        let mut waiting = locked(self.waiting.lock());
+        let end = waiting.iter().rposition(|(t, _)| *t <= ticket).map_or(0, |at| at + 1);
+        match end.checked_sub(1).and_then(|at| waiting.get_mut(at)).filter(|(t, _)| *t == ticket) {
+            Some((_, count)) => *count += 1,
+            None => waiting.insert(end, (ticket, 1)),
+        }
     }
 
     pub(super) fn remove_waiting(&self, ticket: Ticket, changes: u64) {
         let mut waiting = locked(self.waiting.lock());
-        if let Some(count) = waiting.get_mut(&ticket) {
-            *count -= changes;
-            if *count == 0 {
-                waiting.remove(&ticket);
+        if let Some(at) = waiting.iter().position(|(t, _)| *t == ticket) {
+            waiting[at].1 -= changes;
+            if waiting[at].1 == 0 {
+                waiting.remove(at);
             }
         }
     }
 
     /// Takes one page off the list, to be written while the announcement lasts.
     pub(super) fn remove(&self, page: &Arc<P>, _announced: &InFlight<'_>) {
-        locked(self.pages.lock()).retain(|p| !Arc::ptr_eq(p, page));
+        locked(self.pages.lock()).listed.retain(|p| !Arc::ptr_eq(p, page));
     }
 
     pub(super) fn add(&self, page: &Arc<P>) {
-        locked(self.pages.lock()).push(Arc::clone(page));
+        locked(self.pages.lock()).listed.push(Arc::clone(page));
     }
 }

@@ -76,11 +76,6 @@ struct State {
 }
 
 impl State {
-    /// Whether a change of the entry is not in the file for certain.
-    fn has_change_of(&self, entry: usize) -> bool {
-        self.newborn.ticket_of(entry).is_some() || self.in_held.has(entry)
-    }
-
     /// Adds a change that is younger than all others of its entry.
     fn hold(&mut self, held: Held, entry_count: usize) {
         if self.held.is_empty() {
@@ -290,11 +285,10 @@ impl Page {
         let waits = !medium.is_past(after);
         if !waits {
             self.mark_dirty(&mut state, change.entry);
-        } else if before == RawL2::default() && dropped.is_none() && !state.has_change_of(change.entry) {
-            if !state.newborn.only_waits_for(after) {
-                self.ripen_newborn(&mut state, medium, list);
-            }
-            state.newborn.add(after, change.entry, self.entry_count());
+        } else if before == RawL2::default()
+            && dropped.is_none()
+            && self.is_newborn(&mut state, change.entry, after, medium, list)
+        {
             state.latest = state.latest.max(after);
             list.add_waiting(after);
             return true;
@@ -314,6 +308,24 @@ impl Page {
             state.hold(held, self.entry_count());
         }
         true
+    }
+
+    /// Notes a change of an entry that was nothing before, where it is the only one of its entry.
+    fn is_newborn(
+        &self,
+        state: &mut State,
+        entry: usize,
+        after: Ticket,
+        medium: &Medium,
+        list: &DirtyPages,
+    ) -> bool {
+        if state.in_held.has(entry) {
+            return false;
+        }
+        if !state.newborn.only_waits_for(after) {
+            self.ripen_newborn(state, medium, list);
+        }
+        state.newborn.add(after, entry, self.entry_count())
     }
 
     /// Makes newborn changes whose ticket is past dirty: there is nothing more to them.

@@ -82,14 +82,16 @@ impl WriteOut<'_> {
         loop {
             let failures = self.list.failures();
             let announced = self.list.begin();
-            let mut pages = self.list.take(&announced).into_iter();
+            let mut taken = self.list.take(&announced);
+            let mut pages = taken.drain(..);
             while let Some(page) = pages.next() {
                 if let Err(e) = self.page(&page, &announced) {
                     self.list.put_back(pages);
                     return Err(e);
                 }
             }
-            drop(announced);
+            drop((pages, announced));
+            self.list.reuse(taken);
             if !planted(Plant::PagesInHandNotWaitedFor) {
                 self.list.wait_in_flight();
             }

@@ -20,9 +20,10 @@ impl Group {
     }
 
     #[inline]
-    fn add(&mut self, entry: usize) {
-        self.entries.set(entry);
-        self.count += 1;
+    fn add(&mut self, entry: usize) -> bool {
+        let new = self.entries.set(entry);
+        self.count += u64::from(new);
+        new
     }
 
     /// Hands every entry to `each`, and is empty then.
@@ -57,8 +58,12 @@ impl Newborn {
         }
     }
 
-    /// Adds a change of an entry that has none, of a page of `entry_count`. The caller has made those ripe that are.
-    pub(super) fn add(&mut self, after: Ticket, entry: usize, entry_count: usize) {
+    /// Adds a change of an entry of a page of `entry_count`; `false`: it has one already. The caller has made those ripe
+    /// that are.
+    pub(super) fn add(&mut self, after: Ticket, entry: usize, entry_count: usize) -> bool {
+        if self.more.iter().any(|g| g.entries.has(entry)) {
+            return false;
+        }
         if self.one.count == 0 {
             self.one.after = after;
             self.one.entries.make_room(entry_count);
@@ -66,12 +71,16 @@ impl Newborn {
         if self.one.after == after {
             return self.one.add(entry);
         }
+        if self.one.entries.has(entry) {
+            return false;
+        }
         match self.more.iter_mut().find(|g| g.after == after) {
             Some(group) => group.add(entry),
             None => {
                 let mut group = Group { after, entries: Bits::new(entry_count), count: 0 };
                 group.add(entry);
                 self.more.push(group);
+                true
             }
         }
     }
