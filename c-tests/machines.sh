@@ -160,7 +160,7 @@ c_tests() {
         meson setup --cross-file "$work/$machine.cross" "-Dengine_target=$rust" \
             "-Dcargo_profile=${QCOW2_MACHINES_PROFILE:-release}" "$build" || return 1
     fi
-    [ -z "$run" ] || export QCOW2_TEST_SLOW=1
+    [ -z "$run" ] || local -x QCOW2_TEST_SLOW=1 "QCOW2_TEST_RUNNER=$run"
     meson compile -C "$build" && meson test -C "$build" --suite c --print-errorlogs -t "$slow"
 }
 
