@@ -100,7 +100,10 @@ musl() (
     "$(echo "$work"/musl-source/musl-*/configure)" --prefix="$root" --syslibdir="$root/lib" --target="$gnu" \
         CC="$gnu-gcc" AR="$gnu-ar" RANLIB="$gnu-ranlib" --enable-wrapper=gcc || exit 1
     make -j2 && make install || exit 1
-    unwind=$(rustc --print target-libdir --target "$rust")/self-contained/libunwind.a
+    # Rust's libunwind for i686 asks for what other C libraries keep beside the compiler.
+    echo 'void __stack_chk_fail(void); __attribute__((visibility("hidden"))) void __stack_chk_fail_local(void) { __stack_chk_fail(); }' |
+        "$gnu-gcc" -x c -c -fPIC -o stack.o - && "$gnu-ar" rcs "$root/lib/libssp_nonshared.a" stack.o || exit 1
+    unwind="$(rustc --print target-libdir --target "$rust")/self-contained/libunwind.a $root/lib/libssp_nonshared.a"
     sed -i "s|%:if-exists(libgcc_eh.a%s)|$unwind|" "$root/lib/musl-gcc.specs"
     kernel=/usr/$gnu/include
     [ -d "$kernel/linux" ] || kernel=/usr/include
@@ -112,8 +115,10 @@ musl() (
 )
 
 cross_file() {
-    local cc=$compiler wrapper=
+    local cc=$compiler wrapper='' flags=
     [ $libc = gnu ] || cc=$root/bin/musl-gcc
+    # libgcc's atomics that choose their instructions when they run ask glibc how.
+    [ "$machine" != aarch64-musl ] || flags="'-mno-outline-atomics'"
     [ -z "$run" ] || wrapper="exe_wrapper = ['${run// /\', \'}']"
     cat <<END
 [binaries]
@@ -130,6 +135,8 @@ system = 'linux'
 cpu_family = '$family'
 cpu = '$family'
 endian = '$endian'
+[built-in options]
+c_args = [$flags]
 [properties]
 needs_exe_wrapper = $([ -n "$run" ] && echo true || echo false)
 END
