@@ -105,8 +105,11 @@ static void renames(void)
         CHECK_EQ(lstat(mine, &then), 0);
         CHECK_EQ(rename(mine, path), 0);
         bool there = false;
-        /* It may be put aside for a moment. */
-        for (unsigned look = 0; look < 1000 && !there; look++) {
+        /* It may be put aside for a moment, which is long where the other thread has to wait for a processor. */
+        for (unsigned look = 0; look < 11000 && !there; look++) {
+            if (look > 1000) {
+                usleep(1000);
+            }
             there = lstat(path, &now) == 0 && now.st_ino == then.st_ino;
         }
         CHECK(there);

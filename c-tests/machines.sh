@@ -1,15 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# usage: c-tests/machines.sh [--rust | --c] [NAME...]
+# usage: c-tests/machines.sh [--install | --rust | --c] [NAME...]
 #
 # Builds the library for other machines (by default for all below), by cargo and by meson, and runs its Rust and C tests
 # there: i686 and x86-64 with musl on an x86-64 machine itself, the others under qemu-user. Installs what is missing
 # (Debian, as root): cross compilers, qemu-user, Rust's standard library by rustup; musl is built from Debian's source.
-# A machine whose standard library rustup has not is skipped.
+# A machine whose standard library rustup has not is skipped. --install does no more than that, and fails where something is
+# missing afterwards.
 #
 # QCOW2_MACHINES: the build folder, build-machines by default. QCOW2_MACHINES_PROFILE: cargo's for the library that meson
-# builds, release by default; dev looks for overflows. QCOW2_TEST_EFFORT: as everywhere, 0.2 by default, below which some tests say that they saw too little.
+# builds, release by default; dev looks for overflows. QCOW2_MACHINES_RUST: names of Rust tests instead of all, `lib` for the
+# unit tests. QCOW2_TEST_EFFORT: as everywhere, 0.2 by default, below which some tests say that they saw too little.
 set -u
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -98,7 +100,10 @@ musl() (
     "$(echo "$work"/musl-source/musl-*/configure)" --prefix="$root" --syslibdir="$root/lib" --target="$gnu" \
         CC="$gnu-gcc" AR="$gnu-ar" RANLIB="$gnu-ranlib" --enable-wrapper=gcc || exit 1
     make -j2 && make install || exit 1
-    unwind=$(rustc --print target-libdir --target "$rust")/self-contained/libunwind.a
+    # Rust's libunwind for i686 asks for what other C libraries keep beside the compiler.
+    echo 'void __stack_chk_fail(void); __attribute__((visibility("hidden"))) void __stack_chk_fail_local(void) { __stack_chk_fail(); }' |
+        "$gnu-gcc" -x c -c -fPIC -o stack.o - && "$gnu-ar" rcs "$root/lib/libssp_nonshared.a" stack.o || exit 1
+    unwind="$(rustc --print target-libdir --target "$rust")/self-contained/libunwind.a $root/lib/libssp_nonshared.a"
     sed -i "s|%:if-exists(libgcc_eh.a%s)|$unwind|" "$root/lib/musl-gcc.specs"
     kernel=/usr/$gnu/include
     [ -d "$kernel/linux" ] || kernel=/usr/include
@@ -110,8 +115,10 @@ musl() (
 )
 
 cross_file() {
-    local cc=$compiler wrapper=
+    local cc=$compiler wrapper='' flags=
     [ $libc = gnu ] || cc=$root/bin/musl-gcc
+    # libgcc's atomics that choose their instructions when they run ask glibc how.
+    [ "$machine" != aarch64-musl ] || flags="'-mno-outline-atomics'"
     [ -z "$run" ] || wrapper="exe_wrapper = ['${run// /\', \'}']"
     cat <<END
 [binaries]
@@ -128,6 +135,8 @@ system = 'linux'
 cpu_family = '$family'
 cpu = '$family'
 endian = '$endian'
+[built-in options]
+c_args = [$flags]
 [properties]
 needs_exe_wrapper = $([ -n "$run" ] && echo true || echo false)
 END
@@ -135,10 +144,14 @@ END
 
 # All of cargo's tests but those of the tree, the header and the planted bugs, which are the same on every machine.
 rust_tests() {
-    local tests=(--lib) file
-    for file in tests/*.rs tests/*/main.rs; do
-        file=$(basename "${file%/main.rs}" .rs)
-        case $file in header | layers | planted) ;; *) tests+=(--test "$file") ;; esac
+    local tests=() name
+    for name in ${QCOW2_MACHINES_RUST:-lib tests/*.rs tests/*/main.rs}; do
+        name=$(basename "${name%/main.rs}" .rs)
+        case $name in
+            lib) tests+=(--lib) ;;
+            header | layers | planted) ;;
+            *) tests+=(--test "$name") ;;
+        esac
     done
     local cc=$compiler
     [ $libc = gnu ] || cc=$root/bin/musl-gcc
@@ -154,17 +167,21 @@ c_tests() {
         meson setup --cross-file "$work/$machine.cross" "-Dengine_target=$rust" \
             "-Dcargo_profile=${QCOW2_MACHINES_PROFILE:-release}" "$build" || return 1
     fi
-    [ -z "$run" ] || export QCOW2_TEST_SLOW=1
+    [ -z "$run" ] || local -x QCOW2_TEST_SLOW=1 "QCOW2_TEST_RUNNER=$run"
     meson compile -C "$build" && meson test -C "$build" --suite c --print-errorlogs -t "$slow"
 }
 
 parts="rust c"
 case ${1:-} in
-    --rust | --c) parts=${1#--} && shift ;;
-    -*) echo "usage: c-tests/machines.sh [--rust | --c] [NAME...]" >&2 && exit 2 ;;
+    --install | --rust | --c) parts=${1#--} && shift ;;
+    -*) echo "usage: c-tests/machines.sh [--install | --rust | --c] [NAME...]" >&2 && exit 2 ;;
 esac
 for one in ${*:-$all}; do
     describe "$one" || { echo "no such machine: $one; there are: $all" >&2; exit 2; }
+    if [ "$parts" = install ]; then
+        standard_library && packages && { [ $libc = gnu ] || musl; } || exit 1
+        continue
+    fi
     if ! standard_library >/dev/null 2>&1; then
         skip "$machine" "rustup has no standard library for $rust"
         continue
@@ -174,4 +191,4 @@ for one in ${*:-$all}; do
     case $parts in *rust*) step "$machine: Rust tests" rust_tests ;; esac
     case $parts in *c) step "$machine: library, tools, C tests" c_tests ;; esac
 done
-summary
+[ "$parts" = install ] || summary

@@ -19,7 +19,7 @@ step() {
         bad+=("$name")
         tail -n 80 "$log" | sed 's/^/    /'
     fi
-    grep -E '^[0-9]+ passed|^advisories: |^newer versions: |^test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^(Ok|Fail|Skipped):' \
+    grep -E '^[0-9]+ passed|^advisories: |^newer versions: |^ *test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^ *(Ok|Fail|Skipped):' \
         "$log" | sed 's/^/    /' | head -n 60
     rm -f "$log"
 }

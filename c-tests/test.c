@@ -396,3 +396,10 @@ bool test_under_valgrind(void)
 {
     return test_setting("QCOW2_TEST_SLOW", 0) != 0;
 }
+
+bool test_emulated(void)
+{
+    const char *runner = getenv("QCOW2_TEST_RUNNER");
+
+    return runner && *runner;
+}

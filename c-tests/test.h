@@ -88,7 +88,9 @@ int test_wait(pid_t child);
 void test_in_child(void (*body)(void *), void *opaque);
 /* Runs a program; its exit status, or -1 when it cannot be started. */
 int test_run(const char *const *words);
+/* Under valgrind, or an emulator of another machine: a test does less. */
 bool test_under_valgrind(void);
+bool test_emulated(void);
 
 /* --- storage in memory that counts, and fails when it is told to --- */
 

@@ -25,7 +25,8 @@
  * Stack. An open, and what loads an image anew (reopen, resize, snapshots), needs up to 64 KiB of the calling
  * thread's stack, whatever the length of the chain; a request 32 KiB. A request, close, inactivate and invalidate
  * need 1 KiB more for each backing file below, of which there are 200 at most. 256 KiB are enough for all of them,
- * without what the caller's own functions need.
+ * without what the caller's own functions need. On s390x, where each frame has 160 bytes of the ABI's own, it is
+ * 2 KiB for each backing file, and 512 KiB in all.
  *
  * Callbacks run on the thread that called, those of a storage also on the workers of qcow2_convert. They must
  * not call on the same handle, and must return. A message or progress function may be NULL. Progress is `done`

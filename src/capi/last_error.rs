@@ -95,6 +95,12 @@ pub(super) fn set_last_error(error: &Error) {
     let _ = LAST_ERROR.try_with(|last| last.borrow_mut().set(error));
 }
 
+/// Where the C library has no destructors of threads (musl), a process's first such thread-local makes a key, with a
+/// system call that a program may have forbidden by the time something fails.
+pub(super) fn prepare_last_error() {
+    let _ = LAST_ERROR.try_with(|_| ());
+}
+
 /// The thread's text; valid until the next failure on this thread.
 pub(super) fn last_text() -> *const c_char {
     LAST_ERROR.try_with(|last| last.borrow().text.as_ptr().cast()).unwrap_or(c"".as_ptr())

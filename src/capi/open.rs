@@ -5,6 +5,7 @@ use super::callbacks::*;
 use super::custom_io::{place, qcow2_io_ops};
 use super::edge::{enter, is_given, option_list, take, with, Guarded};
 use super::flags::check_flags;
+use super::last_error::prepare_last_error;
 use super::messages::*;
 use super::types::*;
 use crate::error::{Error, ErrorKind, Result};
@@ -118,6 +119,7 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     }
     // SAFETY: checked for NULL; the caller's pointer is writable.
     unsafe { *image = std::ptr::null_mut() };
+    prepare_last_error();
     let origin = origin?;
     let flags = open_flags(params.flags)?;
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
