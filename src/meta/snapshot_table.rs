@@ -45,18 +45,25 @@ pub(crate) fn load_snapshots(storage: &dyn Storage, header: &Header) -> Result<(
 const MOST_LOOKS: u32 = 100;
 
 /// The header with the snapshot table that is in force now, and its entries: of an image that somebody else may be
-/// writing. A table that the header still names after it was read has been whole, and nobody else's, all the time.
+/// writing. A table that the header still names after it was read has been whole all the time, or has gone and come back
+/// in a place that was empty meanwhile: so two looks in a row must see the same.
 pub(crate) fn load_current_snapshots(
     storage: &dyn Storage,
     mut header: Header,
 ) -> Result<(Header, Vec<Snapshot>)> {
+    let mut before: Option<Vec<Snapshot>> = None;
     for _ in 0..MOST_LOOKS {
         (header.snapshot_count, header.snapshots_offset) = table_now(storage)?;
         header.check_tables(true)?;
         let loaded = load_snapshots(storage, &header);
-        if table_now(storage)? == (header.snapshot_count, header.snapshots_offset) {
-            return loaded.map(|(list, _)| (header, list));
+        if table_now(storage)? != (header.snapshot_count, header.snapshots_offset) {
+            continue;
         }
+        let (list, _) = loaded?;
+        if list.is_empty() || before.as_ref() == Some(&list) {
+            return Ok((header, list));
+        }
+        before = Some(list);
     }
     Err(Error::new(ErrorKind::Locked, "snapshot table: another program keeps changing it"))
 }
@@ -113,3 +120,6 @@ pub(crate) fn index_snapshots(guard: &OverlapGuard, storage: &dyn Storage, heade
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

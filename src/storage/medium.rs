@@ -68,11 +68,18 @@ impl Medium {
         data_file: Option<Arc<dyn Storage>>,
         latch: Arc<Latch>,
     ) -> Self {
+        let holes = Holes::default();
+        match &data_file {
+            None if image.dense_bytes() > 0 => {
+                holes.learn(0, HostRun { data: true, end: image.dense_bytes() });
+            }
+            _ => {}
+        }
         Medium {
             image,
             data_file: data_file.map(DataFile::new),
             latch,
-            holes: Holes::default(),
+            holes,
             syncing: Mutex::new(()),
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
@@ -168,27 +175,13 @@ impl Medium {
 
     /// What the host has at an offset of the storage of guest data; all data where it cannot tell now.
     pub fn data_run(&self, host_offset: HostOffset) -> io::Result<HostRun> {
-        let storage = &**self.data_storage();
-        if let Some(run) = self.holes.known(host_offset.0) {
-            return Ok(run);
-        }
-        if self.is_dense() {
-            let run = HostRun { data: true, end: storage.length()? };
-            self.holes.learn(0, run);
-            return Ok(run);
-        }
-        self.holes.run(storage, host_offset.0)
+        self.holes.run(&**self.data_storage(), host_offset.0)
     }
 
-    /// Whether the host has taken as much room as the image file is long: nobody need be asked where it has holes. What is
-    /// reserved and never written counts as data then.
+    /// Whether all of the storage of guest data is known to be data.
     fn is_dense(&self) -> bool {
-        let storage = self.data_storage();
-        self.data_file.is_none()
-            && storage
-                .allocated_bytes()
-                .zip(storage.length().ok())
-                .is_some_and(|(room, length)| room >= length)
+        let known = self.holes.known(0).filter(|run| run.data);
+        known.is_some_and(|run| self.data_storage().length().is_ok_and(|length| run.end >= length))
     }
 
     /// Fills `buffers` with guest data.

@@ -167,6 +167,11 @@ pub trait Storage: Send + Sync {
     fn reopen(&self, options: FileOptions, _shown: &str) -> Result<Option<Arc<dyn Storage>>> {
         check_access(self.traits(), options.writable).map(|()| None)
     }
+    /// Bytes from the start for each of which the host had taken room when the file was opened, as far as it tells: nobody
+    /// need be asked for holes there. What is reserved and never written is among them.
+    fn dense_bytes(&self) -> u64 {
+        0
+    }
     /// Bytes allocated on the host, where known.
     fn allocated_bytes(&self) -> Option<u64> {
         None

@@ -310,6 +310,10 @@ impl Storage for FileStorage {
         Ok(Some(Arc::new(again)))
     }
 
+    fn dense_bytes(&self) -> u64 {
+        self.dense_bytes
+    }
+
     fn allocated_bytes(&self) -> Option<u64> {
         self.file.metadata().ok().map(|m| m.blocks() * 512)
     }

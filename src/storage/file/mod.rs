@@ -16,6 +16,7 @@ use super::lock::FileLock;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -34,6 +35,8 @@ pub struct FileStorage {
     direct: Option<Arc<Direct>>,
     regular: bool,
     end: Arc<End>,
+    /// See `Storage::dense_bytes`.
+    dense_bytes: u64,
     /// The description takes writes, at the offset that is asked for.
     takes_writes: bool,
     /// The length where it cannot be asked: the description, and with it the file offset that lseek moves, is the
@@ -142,6 +145,7 @@ impl FileStorage {
             direct,
             regular: metadata.is_file(),
             end: Arc::new(End::new(metadata.len())),
+            dense_bytes: if metadata.blocks() >= metadata.len().div_ceil(512) { metadata.len() } else { 0 },
             takes_writes,
             shared_length,
             size_limit: if metadata.is_file() { sys::size_limit() } else { u64::MAX },
