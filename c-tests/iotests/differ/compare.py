@@ -34,8 +34,8 @@ the counters of `check` are equal, and so is the map, except
 * growing from an end inside a cluster is done by ours on both sides, and left out of sessions: the stock tools show what
   the cluster held past that end before the disk was shrunk;
 * check -r leaks of a dirty image is left out: the stock tools then take the image for clean though its counts are not;
-* check -r of an image with snapshots and with bitmaps that are void is done by ours on both sides: the stock tools take
-  the snapshots for leaks and remove them;
+* check -r of an image with snapshots and with bitmaps is done by ours on both sides: the stock tools take the snapshots for
+  leaks and remove them;
 * check -r: where the file ends afterwards, for each tool has its own place for new refcount structures;
 * snapshots: their dates;
 * the length of a raw data file: ours is the disk's, the stock tools round it up to a cluster or to the host's block here

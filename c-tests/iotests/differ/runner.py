@@ -309,7 +309,7 @@ class Runner:
 
     def repairer(self, side, tools):
         """Who may repair an image: see compare.py."""
-        return self.ours if side.bitmaps_lost and side.model.snapshots else tools
+        return self.ours if self.script.bitmaps and side.model.snapshots else tools
 
     def do_check(self, step):
         repair = step.args["repair"]
