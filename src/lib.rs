@@ -81,7 +81,9 @@
 //! any time, and what may not be on disk yet simply is not in the bytes that are written.
 //!
 //! A **barrier** writes what is ripe, writes dirty refcount blocks (eager images), syncs, writes what the
-//! sync has made ripe, and syncs again if there was any of that: one sync when nothing had to wait.
+//! sync has made ripe, and syncs again if there was any of that: one sync when nothing had to wait. Where a refcount
+//! block is new, one more comes before the refcount table leads to it (R5). Nothing but a barrier syncs, however much is
+//! written: what waits is a bit for each entry that was nothing before (`meta::page::newborn`).
 //!
 //! | Rule | In words | Carried by |
 //! | ---- | -------- | ---------- |
@@ -147,7 +149,9 @@
 //!
 //! Where a cluster or a raw disk has nothing on the host it reads as zeroes, and need not be read. A host is asked only
 //! about what it has seen: a file with writes that no sync has covered counts as data ([`storage::holes`]), and whole-image
-//! work syncs its source once before it begins. A device is never zero because an image was just made on it.
+//! work syncs its source once before it begins. An answer may cost a walk over the file, so what was said is remembered,
+//! a copy-on-write asks one question that walks over no data, and an image file for which the host had taken as much room
+//! as it is long is not asked about. A device is never zero because an image was just made on it.
 //!
 //! # Failure
 //!
