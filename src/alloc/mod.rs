@@ -143,9 +143,16 @@ impl Allocator {
         Ok(Reserved::new(self, take(&mut ledger)?))
     }
 
+    /// Writes all counts, and what leads to new blocks. The next sync makes them durable, in a lazy image too.
+    pub fn write_counts(&self) -> Result<()> {
+        let mut ledger = self.lock();
+        self.shared.header.decide()?;
+        ledger.write_dirty(&self.shared)
+    }
+
     /// Writes dirty refcount blocks without a sync: after the birth of a table, whose count should be in the
     /// file before anybody can look.
-    pub fn write_counts(&self) -> Result<()> {
+    pub fn write_blocks(&self) -> Result<()> {
         let mut ledger = self.lock();
         self.shared.header.decide()?;
         ledger.table.write_blocks(&self.shared)

@@ -84,7 +84,7 @@ impl Map {
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.guard.check(Owner(0), offset, bytes)?;
         let filled = self.fill_table(reserved, offset.0, old)?;
-        allocator.write_counts()?;
+        allocator.write_blocks()?;
         self.shared.guard.add(Owner::ACTIVE_L2, offset.0, bytes);
         let first_cluster = GuestCluster(l1_index * geometry.l2_entry_count());
         let value = RawL2 { descriptor: L1Entry::owned(offset.0).0, bitmap: 0 };

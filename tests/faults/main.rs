@@ -173,7 +173,7 @@ fn report(test: &str, cases: usize, count: Count) {
 fn each_call_fails() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let cases: Vec<_> = (0..cases(60))
+    let cases: Vec<_> = (0..cases(80))
         .map(|_| {
             let setup = random_setup(&mut rng);
             let length = 3 + rng.below(8) as usize;
@@ -192,7 +192,7 @@ fn each_call_fails() {
 fn each_call_on_a_data_file_fails() {
     let seed = base_seed();
     let mut rng = Rng::new(seed);
-    let cases: Vec<_> = (0..cases(30))
+    let cases: Vec<_> = (0..cases(40))
         .map(|number| {
             let raw = number % 2 == 0;
             let mut setup = Setup { version: 3, snapshots: false, ..random_setup(&mut rng) };
@@ -290,9 +290,11 @@ fn each_call_of_a_growing_file_fails() {
 /// An L1 table of more clusters than a refcount block counts.
 #[test]
 fn each_call_of_a_growing_table_fails() {
-    let setup = Setup { refcount_order: 6, prefill: 30, ..Setup::default() };
-    let ops = vec![Resize { sectors: 270_000 }, Flush];
-    let lists = [(setup, ops, 1)];
+    let lists = [false, true].map(|lazy| {
+        let setup = Setup { refcount_order: 6, prefill: 30, lazy, ..Setup::default() };
+        let write = Write { sector: 200, count: 2, fua: false };
+        (setup, vec![Resize { sectors: 270_000 }, write, Flush], 1)
+    });
     let count = run_cases("each_call_of_a_growing_table_fails", &lists, &sweep);
     report("each_call_of_a_growing_table_fails", lists.len(), count);
 }
