@@ -130,11 +130,10 @@ impl Core {
     /// Freed clusters become free at barriers; a guest that never flushes must not grow the file for ever.
     #[inline(always)]
     pub(super) fn relieve(&self, io: &Io, alloc: &Allocator) -> Result<()> {
-        match alloc.pending_clusters() + io.map.held_clusters() {
+        let held = io.map.held_clusters() + io.map.held_plain();
+        match alloc.pending_clusters() + held {
             0 => Ok(()),
-            MAX_WAITING.. if alloc.pending_runs() as u64 + io.map.held_clusters() > MAX_WAITING => {
-                self.flush()
-            }
+            MAX_WAITING.. if alloc.pending_runs() as u64 + held > MAX_WAITING => self.flush(),
             _ => self.relieve_of(alloc.pending_to_free() + io.map.held_to_free(), alloc),
         }
     }

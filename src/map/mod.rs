@@ -217,7 +217,12 @@ impl Map {
         self.list.held_clusters()
     }
 
-    /// Of these, the ones that will be free.
+    /// Changes in memory that let go of nothing and take memory until they are written out.
+    pub fn held_plain(&self) -> u64 {
+        self.list.held_plain()
+    }
+
+    /// Clusters that changes in memory have let go of and that will be free.
     pub fn held_to_free(&self) -> u64 {
         self.list.held_to_free()
     }

@@ -14,6 +14,8 @@ pub struct DirtyList<P> {
     /// Clusters in the `dropped` of held changes, and of these the ones that others refer to.
     held_clusters: AtomicU64,
     held_shared: AtomicU64,
+    /// Held changes that let go of nothing.
+    held_plain: AtomicU64,
     /// How many changes wait for each ticket, in whatever hands their pages are; in the order of the tickets, of which
     /// there are few at a time.
     waiting: Mutex<Vec<(Ticket, u64)>>,
@@ -41,6 +43,7 @@ impl<P> Default for DirtyList<P> {
             in_flight: RwLock::new(()),
             held_clusters: AtomicU64::new(0),
             held_shared: AtomicU64::new(0),
+            held_plain: AtomicU64::new(0),
             waiting: Mutex::default(),
             failures: AtomicU64::new(0),
         }
@@ -91,6 +94,17 @@ impl<P> DirtyList<P> {
     /// Of these, the ones that become free once the changes are durable.
     pub fn held_to_free(&self) -> u64 {
         self.held_clusters().saturating_sub(self.held_shared.load(Ordering::Relaxed))
+    }
+
+    /// Held changes that let go of nothing: they take memory all the same.
+    pub fn held_plain(&self) -> u64 {
+        self.held_plain.load(Ordering::Relaxed)
+    }
+
+    /// So many more and so many less of them are held.
+    pub(super) fn count_plain(&self, more: u64, less: u64) {
+        self.held_plain.fetch_add(more, Ordering::Relaxed);
+        self.held_plain.fetch_sub(less, Ordering::Relaxed);
     }
 
     /// A change that lets go of clusters is held.

@@ -287,7 +287,8 @@ impl Page {
             self.mark_dirty(&mut state, change.entry);
         } else if before == RawL2::default()
             && dropped.is_none()
-            && self.is_newborn(&mut state, change.entry, after, medium, list)
+            && !state.in_held.has(change.entry)
+            && state.newborn.add(after, change.entry, self.entry_count())
         {
             state.latest = state.latest.max(after);
             list.add_waiting(after);
@@ -304,31 +305,17 @@ impl Page {
             list.add_waiting(after);
         }
         if dropped.is_some() || waits {
+            if dropped.is_none() {
+                list.count_plain(1, 0);
+            }
             let held = Held { entry: change.entry, before, after, waits, dropped };
             state.hold(held, self.entry_count());
         }
         true
     }
 
-    /// Notes a change of an entry that was nothing before, where it is the only one of its entry.
-    fn is_newborn(
-        &self,
-        state: &mut State,
-        entry: usize,
-        after: Ticket,
-        medium: &Medium,
-        list: &DirtyPages,
-    ) -> bool {
-        if state.in_held.has(entry) {
-            return false;
-        }
-        if !state.newborn.only_waits_for(after) {
-            self.ripen_newborn(state, medium, list);
-        }
-        state.newborn.add(after, entry, self.entry_count())
-    }
-
-    /// Makes newborn changes whose ticket is past dirty: there is nothing more to them.
+    /// Makes newborn changes whose ticket is past dirty: there is nothing more to them. Only a write-out may do so, for
+    /// whoever finds nothing that waits believes it in the file, or in announced hands.
     fn ripen_newborn(&self, state: &mut State, medium: &Medium, list: &DirtyPages) {
         let State { newborn, dirty, dirty_sectors, .. } = state;
         newborn

@@ -107,10 +107,11 @@ impl Holes {
         if let Some(run) = self.known(offset) {
             return Ok(run);
         }
+        // Before it is known that they are settled: what changes after that makes the answer worth nothing later.
+        let changes = self.changes.load(Ordering::SeqCst);
         if !self.may_ask(storage) {
             return Ok(HostRun { data: true, end: storage.length()? });
         }
-        let changes = self.changes.load(Ordering::SeqCst);
         let (mut at, forgotten) = {
             let mut memory = locked(self.memory.lock());
             let before = memory.runs.range(..offset).next_back().map_or(0, |(_, run)| run.end);

@@ -58,8 +58,7 @@ impl Newborn {
         }
     }
 
-    /// Adds a change of an entry of a page of `entry_count`; `false`: it has one already. The caller has made those ripe
-    /// that are.
+    /// Adds a change of an entry of a page of `entry_count`; `false`: it has one already.
     pub(super) fn add(&mut self, after: Ticket, entry: usize, entry_count: usize) -> bool {
         if self.more.iter().any(|g| g.entries.has(entry)) {
             return false;
@@ -83,12 +82,6 @@ impl Newborn {
                 true
             }
         }
-    }
-
-    /// Whether all of them wait for `after`.
-    #[inline]
-    pub(super) fn only_waits_for(&self, after: Ticket) -> bool {
-        self.more.is_empty() && (self.one.count == 0 || self.one.after == after)
     }
 
     fn groups(&self) -> impl Iterator<Item = &Group> {

@@ -184,3 +184,42 @@ fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
     assert!(page.try_evict());
     assert_eq!(storage.length().unwrap(), 4096);
 }
+
+/// A barrier between its sync and its second write-out asks whether changes still wait: what another change of the page had
+/// made ripe was neither in the file nor waited for.
+#[test]
+fn what_has_become_ripe_is_waited_for_until_it_is_written_out() {
+    let medium = Medium::new(Arc::new(Memory::new(vec![0; 4096])));
+    let (gate, list, log, guard) =
+        (Gate::new(()), DirtyPages::default(), Log::default(), OverlapGuard::off());
+    let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
+    let early = medium.ticket();
+    let set = |entry| {
+        let change = Change { entry, value: raw(7), after: medium.ticket(), dropped: None };
+        assert!(page.update(change, &medium, &gate, &list));
+    };
+    set(3);
+    medium.finish_sync(medium.begin_sync()).unwrap();
+    set(4);
+    assert_eq!(list.oldest_waiting(), Some(early));
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(!page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert!(list.oldest_waiting() > Some(early));
+}
+
+#[test]
+fn changes_that_let_go_of_nothing_are_counted_while_they_are_held() {
+    let medium = Medium::new(Arc::new(Memory::new(vec![1; 4096])));
+    let (gate, list, log, guard) =
+        (Gate::new(()), DirtyPages::default(), Log::default(), OverlapGuard::off());
+    let page = Arc::new(Page::read(&medium, Purpose::L2, 512, 1, 1024).unwrap());
+    for round in 1..=10 {
+        let change = Change { entry: 3, value: raw(round), after: medium.ticket(), dropped: None };
+        assert!(page.update(change, &medium, &gate, &list));
+        assert_eq!(list.held_plain(), round);
+    }
+    medium.finish_sync(medium.begin_sync()).unwrap();
+    assert_eq!(list.take(&list.begin()).len(), 1);
+    assert!(page.write_out(&medium, &guard, &log, &list, &list.begin()).unwrap());
+    assert_eq!(list.held_plain(), 0);
+}

@@ -34,6 +34,7 @@ impl Page {
             if held.waits {
                 list.remove_waiting(held.after, 1);
             }
+            list.count_plain(0, u64::from(held.dropped.is_none()));
             releases.extend(held.dropped);
         }
         list.let_go(&releases);
@@ -122,7 +123,9 @@ impl Page {
                     list.remove_waiting(arrived.0, arrived.1);
                     arrived = (held.after, 1);
                 }
-                if held.dropped.is_some() {
+                if held.dropped.is_none() {
+                    list.count_plain(0, 1);
+                } else {
                     letting_go.push(Held { waits: false, ..held });
                 }
                 continue;
