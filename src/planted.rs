@@ -108,6 +108,8 @@ plants! {
     BarrierAsksLate,
     /// A write-through asks what waits when the list is written.
     WriteThroughAsksLate,
+    /// A change of a page makes others of it dirty that have become ripe, and nobody counts these as waiting any more.
+    RipenedByAnotherChange,
     /// Nobody waits for pages in hand.
     PagesInHandNotWaitedFor,
     /// Nobody waits for the last page in hand.

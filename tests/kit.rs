@@ -150,6 +150,46 @@ fn an_entry_shows_only_durable_subclusters() {
     }
 }
 
+/// What the rules say of an image with a data file whose guest cluster 0 is zeroed, written and synced, with `between` zeroed
+/// again, and written without a sync before its entry shows the data file.
+fn data_file_verdict(between: impl FnOnce(&Recorder)) -> Result<(), String> {
+    let recorder = Setup { prefill: 2, data_file: Some(false), ..Setup::default() }.recorder();
+    let data = recorder.data_file().expect("it has one");
+    let owners = Owners::of(recorder.base());
+    let of_table = |uses: &Vec<Use>| uses.contains(&Use::L2 { l1_index: 0 });
+    let table = owners.0.iter().find(|(_, uses)| of_table(uses)).expect("it has").0 * SECTOR;
+    let shown = recorder.base()[table as usize..][..512].to_vec();
+    let mut zeroed = shown.clone();
+    zeroed[..8].copy_from_slice(&1u64.to_be_bytes());
+    let cluster = Some((0, SECTOR));
+    let fill = |value: u8| as_request(cluster, || write(&data, Purpose::Data, 0, &[value; 512]));
+    recorder.request(cluster, cluster, || ());
+    fill(1);
+    // When the entry that says zero gets into the file says nothing about when it was zeroed.
+    write(&recorder, Purpose::L2, table, &zeroed);
+    data.sync().unwrap();
+    recorder.sync().unwrap();
+    between(&recorder);
+    fill(2);
+    write(&recorder, Purpose::L2, table, &shown);
+    let verdict = recorder.judge();
+    recorder.leave_unjudged("the judge has just been asked");
+    verdict
+}
+
+#[test]
+fn what_a_flush_has_seen_zeroed_does_not_show_again() {
+    let zero = |recorder: &Recorder| recorder.request(Some((0, SECTOR)), Some((0, SECTOR)), || ());
+    data_file_verdict(|_| {}).unwrap();
+    data_file_verdict(zero).unwrap();
+    let flushed = data_file_verdict(|recorder| {
+        zero(recorder);
+        recorder.kept(0, SECTOR);
+    });
+    let e = flushed.expect_err("a broken rule goes unnoticed");
+    assert!(e.contains("R2"), "{e}");
+}
+
 #[test]
 fn only_an_explicit_word_leaves_a_recording_unjudged() {
     let hit = |recorder: &Recorder| write(recorder, Purpose::L2, 0, &[0; 512]);

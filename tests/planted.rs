@@ -128,6 +128,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         AccessChangedInTwoSteps => &[ACCESS],
         BarrierAsksLate
         | WriteThroughAsksLate
+        | RipenedByAnotherChange
         | PagesInHandNotWaitedFor
         | LastPageInHandNotWaitedFor
         | PageInHandEvicted

@@ -20,6 +20,12 @@ impl Disk {
         Arc::new(Disk { words: fill(), durable: fill(), failing: AtomicU64::new(0) })
     }
 
+    /// A word is nothing yet, in the file and for good.
+    pub fn clear(&self, index: usize) {
+        self.set(index, 0);
+        self.durable[index].store(0, Ordering::Relaxed);
+    }
+
     /// The next write fails.
     pub fn fail_once(&self) {
         self.failing.store(1, Ordering::Relaxed);

@@ -156,6 +156,23 @@ fn changes_of_one_page_do_not_overtake_each_other() {
     });
 }
 
+/// Both entries of the page were nothing before: what waits is a bit of each, and the change of one must not take the other
+/// from those that a flush waits for.
+#[test]
+fn a_flush_is_not_misled_by_another_new_entry() {
+    explore("flush beside another new entry", 3, || {
+        let parts = Parts::new();
+        parts.disk.clear(1);
+        parts.page(0);
+        let other = Arc::clone(&parts);
+        let other = thread::spawn(move || other.change(1, other.medium.ticket()));
+        change_and_flush(&parts);
+        other.join().unwrap();
+        parts.out(|out| out.barrier());
+        assert_eq!([0, 1].map(|e| parts.disk.durable(e)), [VALUE; 2], "a change was lost");
+    });
+}
+
 /// The cache has two places: whoever reads two other pages makes it let go of the first one.
 fn evict(parts: &Parts) {
     assert_eq!(parts.read(1), 2);

@@ -282,6 +282,9 @@ impl Page {
             state.listed = true;
             list.add(self);
         }
+        if planted(Plant::RipenedByAnotherChange) {
+            self.ripen_newborn(&mut state, medium, list);
+        }
         let waits = !medium.is_past(after);
         if !waits {
             self.mark_dirty(&mut state, change.entry);

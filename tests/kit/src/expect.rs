@@ -2,6 +2,7 @@
 
 use crate::ops::Op;
 use crate::setup::{Mode, Setup, BACKING_TAG};
+use crate::SECTOR;
 use std::collections::BTreeMap;
 
 /// A value that a failed operation has left open.
@@ -83,7 +84,7 @@ impl Expect {
             self.tables.insert(0, table);
         }
         if *op == Op::Snapshot {
-            self.images.insert(name.into(), self.current.clone());
+            self.images.insert(name.into(), self.current[..self.size() as usize].to_vec());
         }
         let Some(image) = self.images.get(name).cloned().filter(|_| matches!(op, Op::Apply { .. })) else {
             return;
@@ -141,6 +142,7 @@ impl Expect {
                     self.may(s, BACKING_TAG);
                 }
             }
+            (self.size()..sectors.min(self.sets.len() as u64)).for_each(|s| self.may(s, 0));
             let grown = (sectors as usize).max(self.sets.len());
             self.sets.resize(grown, vec![0]);
             self.current.resize(grown, vec![0]);
@@ -192,6 +194,20 @@ impl Expect {
         Ok(())
     }
 
+    /// The guest bytes that are durable once `op` has succeeded.
+    pub fn keeps(&self, op: &Op) -> Option<(u64, u64)> {
+        let fua = matches!(op, Op::Write { fua: true, .. } | Op::Zero { fua: true, .. });
+        match *op {
+            Op::Resize { .. } | Op::Grow { .. } | Op::Flush | Op::Reopen | Op::HandOver => {
+                Some((0, u64::MAX))
+            }
+            _ if fua || self.setup.mode == Mode::Writethrough => {
+                op.range().map(|(sector, count)| (sector * SECTOR, (sector + count) * SECTOR))
+            }
+            _ => None,
+        }
+    }
+
     fn settle(&mut self, sector: u64, now: u32, durable: bool) -> Result<(), String> {
         let set = &mut self.sets[sector as usize];
         if !set.contains(&now) {
@@ -213,10 +229,16 @@ impl Expect {
     /// `op` has failed: its sectors hold the old value or the new one.
     pub fn failed(&mut self, op: &Op, new_size: Option<u64>) {
         if let (Op::Resize { .. } | Op::Grow { .. } | Op::Apply { .. }, Some(size)) = (op, new_size) {
+            self.sizes.insert(0, size);
+            self.has_size(size);
+        }
+    }
+
+    /// The disk has this size now, one of those that it may have. What is known past it stays: it may get longer again.
+    pub fn has_size(&mut self, size: u64) {
+        if self.sizes.contains(&size) {
             self.sizes.retain(|s| *s != size);
             self.sizes.push(size);
-            self.sets.truncate(size as usize);
-            self.current.truncate(size as usize);
         }
     }
 

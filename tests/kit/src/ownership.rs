@@ -20,7 +20,8 @@ impl Trace<'_> {
         };
         for event in self.pending() {
             let owner = match (event.what, event.purpose) {
-                (What::Write, Purpose::L2) => Use::Data { guest_cluster: u64::MAX },
+                // In an external data file it is not a cluster of the image.
+                (What::Write, Purpose::L2) if !head.has_data_file() => Use::Data { guest_cluster: u64::MAX },
                 // One that no header has named refers to nothing.
                 (What::Write, Purpose::L1) if in_force(event, 1) => Use::L2 { l1_index: u64::MAX },
                 (What::Write, Purpose::RefcountTable) if in_force(event, 3) => {

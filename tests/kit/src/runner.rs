@@ -55,6 +55,8 @@ impl Runner {
         let Some(handle) = self.handle.take() else { return Ok(None) };
         let tag = self.next_tag;
         self.next_tag += 1;
+        // The last steps of a change that failed may have come since.
+        self.expect.has_size(handle.disk().length() / SECTOR);
         let before = self.recorder.events();
         let (range, zeroes) = touched_bytes(&op, self.expect.size());
         let name = self.expect.name_of(&op, tag);
@@ -109,6 +111,9 @@ impl Runner {
             }
             _ => (0, Vec::new()),
         };
+        if let Some((from, to)) = self.expect.keeps(op) {
+            self.recorder.kept(from, to);
+        }
         let done = self.expect.complete(op, name, tag, &|s| tags[(s - first) as usize]);
         done.map_err(|e| format!("after {op:?}: {e}"))?;
         self.stages.push(Stage { first: after, expect: self.expect.clone() });

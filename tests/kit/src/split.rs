@@ -7,7 +7,7 @@ use crate::ops::Op;
 use crate::oracle::{self, be64, Head, OFFSET};
 use crate::overlay::Overlay;
 use crate::pair::survivors;
-use crate::recorder::{Event, Recorder, What};
+use crate::recorder::{Event, Recorder, What, Zeroed};
 use crate::rng::Rng;
 use crate::runner::Runner;
 use crate::setup::{self, Setup, BAD_TAG};
@@ -129,7 +129,8 @@ pub(crate) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), Stri
     let (log, data) = (image.log(), data.log());
     let mut tables = image.base().to_vec();
     let Some(head) = Head::parse(&tables).filter(|h| h.has_data_file()) else { return Ok(()) };
-    let mut entries = Entries { head, data: &data, since: Default::default() };
+    let (zeroed, kept) = (&image.zeroed()[..], &image.all_kept()[..]);
+    let mut entries = Entries { head, data: &data, zeroed, kept };
     for event in &log {
         let told = |e| format!("the image's write of {:?} at {:#x}: {e}", event.purpose, event.offset);
         match (event.what, event.purpose) {
@@ -165,8 +166,8 @@ fn in_its_place(head: Head, event: &Event) -> Result<(), String> {
 struct Entries<'a> {
     head: Head,
     data: &'a [Event],
-    /// For the host offset of an entry, when it was written last.
-    since: std::collections::HashMap<usize, u64>,
+    zeroed: &'a [Zeroed],
+    kept: &'a [(u64, u64, u64)],
 }
 
 impl Entries<'_> {
@@ -181,17 +182,23 @@ impl Entries<'_> {
             if old == new {
                 continue;
             }
-            let since = self.since.insert(at, event.stamp).unwrap_or(0);
             let (old, new) = (Said::of(&old), Said::of(new));
             let Some(place) = self.place(tables, at) else { continue };
             let sub_bytes = self.head.cluster_bytes() / Said::parts(step);
             for part in 0..Said::parts(step) {
                 let (before, now) = (old.part(part), new.part(part));
-                let begins = now.0 && !before.0 || self.head.has_raw_data_file() && now.1 && before.0;
                 let from = place + part * sub_bytes;
-                if begins {
-                    self.durable(from, from + sub_bytes, since, event.stamp)?;
-                }
+                let to = from + sub_bytes;
+                // Where the disk ends inside, that is as far as a request goes.
+                let end = to.min(Head::parse(tables).map_or(0, |h| h.size).max(from + 1));
+                let since = if now.0 && !before.0 {
+                    self.given_up(from, end, event.stamp)
+                } else if self.head.has_raw_data_file() && now.1 && before.0 {
+                    self.zeroed(from, end, event.stamp).map(|z| z.stamps.0).max().unwrap_or(0)
+                } else {
+                    continue;
+                };
+                self.durable(from, to, since, event.stamp)?;
             }
         }
         Ok(())
@@ -207,19 +214,33 @@ impl Entries<'_> {
         Some((l1 * (cluster / self.head.entry_bytes) + in_table) << self.head.cluster_bits)
     }
 
-    /// Nothing of `[from, to)` in the data file waits for a sync at `now`, but what has come since a durable version that
-    /// is younger than `since`.
+    /// The requests to zero or drop all of guest bytes `[from, to)` that started before `now`.
+    fn zeroed(&self, from: u64, to: u64, now: u64) -> impl Iterator<Item = &Zeroed> {
+        self.zeroed.iter().filter(move |z| z.from <= from && to <= z.to && z.stamps.0 < now)
+    }
+
+    /// When the last of these began that had to be durable before `now`: what guest bytes `[from, to)` held before must
+    /// not show again. (When their entry was written says nothing: it has an older value until it may show what it has.)
+    fn given_up(&self, from: u64, to: u64, now: u64) -> u64 {
+        let keeps = |end| move |k: &&(u64, u64, u64)| end < k.0 && k.0 < now && k.1 <= from && to <= k.2;
+        let lasting =
+            self.zeroed(from, to, now).filter(|z| self.kept.iter().find(keeps(z.stamps.1)).is_some());
+        lasting.map(|z| z.stamps.0).max().unwrap_or(0)
+    }
+
+    /// Nothing of `[from, to)` in the data file waits for a sync at `now`, but what has come over durable zeroes, or over
+    /// a durable version that is younger than `since`.
     fn durable(&self, from: u64, to: u64, since: u64, now: u64) -> Result<(), String> {
         let before = &self.data[..self.data.partition_point(|e| e.stamp < now)];
         let covered = before.iter().map(|e| if let What::Sync { covers } = e.what { covers } else { 0 });
-        let covered = covered.max().unwrap_or(0);
+        let (durable, waiting) = before.split_at(covered.max().unwrap_or(0));
         let touches = |e: &&Event| {
             let written = !matches!(e.what, What::Sync { .. } | What::SetLength);
             written && e.offset < to && from < e.offset + e.length
         };
-        let has_durable = before[..covered].iter().filter(touches).any(|e| e.stamp > since);
-        match before[covered..].iter().find(touches) {
-            Some(e) if !has_durable => Err(format!(
+        let last = durable.iter().rfind(touches);
+        match waiting.iter().find(touches) {
+            Some(e) if !last.is_some_and(|e| e.stamp > since || e.what != What::Write) => Err(format!(
                 "R2: the entry of guest bytes {from:#x}..{to:#x} comes before a sync of {:?} at {:#x} of the data file",
                 e.what, e.offset
             )),

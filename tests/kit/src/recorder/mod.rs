@@ -64,7 +64,10 @@ pub struct Request {
     pub guest: Option<(u64, u64)>,
 }
 
-static STAMPS: AtomicU64 = AtomicU64::new(0);
+fn next_stamp() -> u64 {
+    static STAMPS: AtomicU64 = AtomicU64::new(0);
+    STAMPS.fetch_add(1, Ordering::SeqCst)
+}
 
 /// Fails calls.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +118,7 @@ struct State {
     refusals: Refusals,
     holds: Vec<Hold>,
     zeroed: Vec<Zeroed>,
+    kept: Vec<(u64, u64, u64)>,
     /// The only thread that has changed anything, until there is a second one.
     writer: Option<ThreadId>,
     threads: bool,
@@ -142,6 +146,8 @@ pub struct Zeroed {
     pub to: u64,
     /// Events before its end; `usize::MAX` while it runs.
     pub end: usize,
+    /// The stamps of its start and its end.
+    pub stamps: (u64, u64),
 }
 
 thread_local! {
@@ -290,20 +296,31 @@ impl Recorder {
     ) -> T {
         let number = zeroes.map(|(from, to)| {
             let mut state = self.lock();
-            let at = state.log.len();
-            state.zeroed.push(Zeroed { at, from, to, end: usize::MAX });
+            let (at, stamp) = (state.log.len(), next_stamp());
+            state.zeroed.push(Zeroed { at, from, to, end: usize::MAX, stamps: (stamp, u64::MAX) });
             state.zeroed.len() - 1
         });
         let answer = as_request(range, run);
         if let Some(number) = number {
             let mut state = self.lock();
             state.zeroed[number].end = state.log.len();
+            state.zeroed[number].stamps.1 = next_stamp();
         }
         answer
     }
 
     pub fn zeroed(&self) -> Vec<Zeroed> {
         self.lock().zeroed.clone()
+    }
+
+    /// All that was acknowledged of guest bytes `[from, to)` is durable.
+    pub fn kept(&self, from: u64, to: u64) {
+        self.lock().kept.push((next_stamp(), from, to));
+    }
+
+    /// When that was, and of which bytes.
+    pub fn all_kept(&self) -> Vec<(u64, u64, u64)> {
+        self.lock().kept.clone()
     }
 
     /// The guest data of the image is on `data_file`: their traces are judged together.
@@ -432,7 +449,7 @@ impl State {
     fn note(&mut self, what: What, purpose: Purpose, offset: u64, length: u64, bytes: Arc<[u8]>) {
         let me = std::thread::current().id();
         self.threads |= *self.writer.get_or_insert(me) != me;
-        let (request, stamp) = (REQUEST.get().or(self.helped), STAMPS.fetch_add(1, Ordering::SeqCst));
+        let (request, stamp) = (REQUEST.get().or(self.helped), next_stamp());
         self.log.push(Event { what, purpose, offset, length, bytes, request, stamp });
     }
 
