@@ -29,6 +29,16 @@ if [ "$profile" != dev ] && readelf -SW "$libdir/libqcow2.a" | grep -q '\.debug_
     exit 1
 fi
 
+# What is loaded carries none either, and a debugger finds it.
+if [ "$profile" != dev ]; then
+    library=$libdir/libqcow2.so.$version
+    if readelf -SW "$library" | grep -q '\.debug_info'; then echo "libqcow2.so has debug information"; exit 1; fi
+    link=$(readelf -p .gnu_debuglink "$library" | sed -n 's/^ *\[ *0\] *//p')
+    readelf -SW "$libdir/.debug/$link" | grep -q '\.debug_info' || { echo "$link is not what is left"; exit 1; }
+    bytes=$(wc -c <"$library")
+    [ "$bytes" -lt 3000000 ] || { echo "libqcow2.so has $bytes bytes"; exit 1; }
+fi
+
 # Only the new package can be found.
 PKG_CONFIG_LIBDIR=$(dirname "$pc")
 PKG_CONFIG_SYSROOT_DIR=$scratch/root

@@ -39,7 +39,7 @@ soname=$(readelf -d "$shared" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
 needed=$(readelf -d "$shared" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | tr '\n' ' ')
 for name in $needed; do
     case $name in
-        libc.so.* | libgcc_s.so.* | libm.so.* | libpthread.so.* | libdl.so.* | ld-linux*) ;;
+        libc.so.* | libm.so.* | libpthread.so.* | libdl.so.* | ld-linux*) ;;
         *) echo "the library needs $name"; exit 1 ;;
     esac
 done

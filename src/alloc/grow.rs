@@ -2,11 +2,12 @@
 //! points to it (R5): a block at the next barrier that writes counts, a table at once.
 
 use super::end::spare_after;
+use super::entries::Entries;
 use super::ledger::{refuse_header, Ledger};
 use super::plan::Row;
 use super::Shared;
 use crate::error::{room, zeroed, Result};
-use crate::format::{refcount, table_bytes, HostCluster};
+use crate::format::{refcount, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::storage::Purpose;
@@ -82,7 +83,7 @@ impl Ledger {
     fn grow_table(&mut self, shared: &Shared, start: u64) -> Result<()> {
         let geometry = self.geometry();
         let first_block = geometry.refcount_table_index(start);
-        let least_entries = (self.table.entries.len() as u64 * 3 / 2).max(first_block + 2);
+        let least_entries = (self.table.entries.len() * 3 / 2).max(first_block + 2);
         let row = Row::new(&geometry, start, 0, first_block, least_entries)?;
         self.write_grown(shared, start, row)
     }
@@ -93,9 +94,8 @@ impl Ledger {
         let (Row { blocks, table_clusters }, total) = (row, row.clusters());
         self.claim_for_metadata(shared, start, total)?;
         let length = table_clusters * (geometry.cluster_bytes() / 8);
-        let mut entries = room("refcount table", length)?;
-        entries.extend_from_slice(&self.table.entries);
-        entries.resize(length as usize, 0);
+        let mut entries = Entries::zeroes(length)?;
+        entries.set_all(0, self.table.entries.stored().iter().copied());
         let first_index = start / per_block;
         let mut images = room("refcount blocks", blocks)?;
         for i in 0..blocks {
@@ -106,13 +106,13 @@ impl Ledger {
             }
             let offset = geometry.cluster_offset(start + i);
             shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
-            entries[(first_index + i) as usize] = offset;
+            entries.set(first_index + i, offset);
             images.push(bytes);
         }
         let table_offset = geometry.cluster_offset(start + blocks);
-        let bytes = table_bytes("refcount table", &entries)?;
+        let bytes = entries.bytes(0, length)?;
         shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &bytes)?;
-        let old = (self.table.offset, self.table.entries.len() as u64 * 8);
+        let old = (self.table.offset, self.table.entries.len() * 8);
         shared.header.change(|h| {
             h.refcount_table_offset = table_offset;
             h.refcount_table_clusters = table_clusters as u32;

@@ -15,6 +15,7 @@
 mod ahead;
 mod bulk;
 mod end;
+mod entries;
 mod grow;
 mod ledger;
 mod packed;

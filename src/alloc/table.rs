@@ -1,15 +1,19 @@
 //! The refcount table and the blocks that are in memory. Every function is called with the ledger held.
 
+use super::entries::Entries;
 use super::Shared;
-use crate::error::{room, zeroed, Error, Result};
+use crate::error::{zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
-use crate::format::{be64s, index_in_memory, refcount, table_bytes, Geometry};
+use crate::format::{be64s, refcount, Geometry};
 use crate::meta::guard::Owner;
 use crate::planted::{planted, Plant};
 use crate::storage::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+
+/// The table is read in such pieces.
+const READ_BYTES: usize = 8 << 10;
 
 /// Most bytes of blocks that are kept because they cannot be written.
 const MAX_HELD_BYTES: u64 = 64 << 20;
@@ -36,7 +40,7 @@ impl Block {
 /// The table with its cache of blocks.
 pub(super) struct RefcountTable {
     pub(super) geometry: Geometry,
-    pub(super) entries: Vec<u64>,
+    pub(super) entries: Entries,
     pub(super) offset: u64,
     blocks: BTreeMap<u64, Block>,
     /// Sectors of the table, by number, that the file may not have as they are here.
@@ -53,15 +57,18 @@ impl RefcountTable {
         let header = shared.header.header();
         let geometry = header.geometry();
         let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let mut entries = room("refcount table", bytes / 8)?;
-        let mut piece = [0; 16 << 10];
-        for at in (0..bytes).step_by(piece.len()) {
-            let part = &mut piece[..(bytes - at).min(16 << 10) as usize];
+        let mut entries = Entries::zeroes(bytes / 8)?;
+        let mut piece = [0; READ_BYTES];
+        for at in (0..bytes).step_by(READ_BYTES) {
+            let part = &mut piece[..(bytes - at).min(READ_BYTES as u64) as usize];
             shared.medium.read_table(Purpose::RefcountTable, header.refcount_table_offset + at, part)?;
-            entries.extend(be64s(part));
+            if part.iter().fold(0, |all, byte| all | byte) != 0 {
+                entries.set_all(at / 8, be64s(part));
+            }
         }
         shared.guard.add(Owner::REFCOUNT_TABLE, header.refcount_table_offset, bytes);
-        let blocks = entries.iter().map(|e| e & !REFCOUNT_TABLE_RESERVED).filter(|offset| *offset != 0);
+        let blocks =
+            entries.stored().iter().map(|e| e & !REFCOUNT_TABLE_RESERVED).filter(|offset| *offset != 0);
         shared.guard.add_all(Owner::REFCOUNT_BLOCK, blocks, geometry.cluster_bytes());
         Ok(RefcountTable {
             geometry,
@@ -80,13 +87,13 @@ impl RefcountTable {
     #[inline]
     pub(super) fn block_offset(&self, shared: &Shared, cluster_index: u64) -> Result<Option<u64>> {
         let index = self.geometry.refcount_table_index(cluster_index);
-        let Some(entry) = self.entries.get(index_in_memory(index)) else { return Ok(None) };
+        let Some(entry) = self.entries.get(index) else { return Ok(None) };
         let offset = entry & !REFCOUNT_TABLE_RESERVED;
         if offset == 0 {
             return Ok(None);
         }
         if self.geometry.in_cluster(offset) != 0 || offset >= MAX_HOST_OFFSET {
-            return Err(self.misplaced(shared, index, *entry));
+            return Err(self.misplaced(shared, index, entry));
         }
         Ok(Some(offset))
     }
@@ -227,7 +234,7 @@ impl RefcountTable {
     /// the table holds, however long the file is.
     pub(super) fn used_end(&mut self, shared: &Shared, least: u64, end: u64) -> Result<u64> {
         let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
-        let covered = (self.entries.len() as u64).saturating_mul(per_block);
+        let covered = (self.entries.stored().len() as u64).saturating_mul(per_block);
         let mut end = end.min(covered);
         while end > least {
             let index = (end - 1) / per_block;
@@ -311,7 +318,7 @@ impl RefcountTable {
     }
 
     fn write_block(&mut self, shared: &Shared, table_index: u64) -> Result<()> {
-        let home = self.entries[table_index as usize] & !REFCOUNT_TABLE_RESERVED;
+        let home = self.entries.get(table_index).unwrap_or(0) & !REFCOUNT_TABLE_RESERVED;
         let Some(block) = self.blocks.get(&table_index) else { return Ok(()) };
         let (from, to) = block.dirty;
         if from == to {
@@ -350,12 +357,12 @@ impl RefcountTable {
 
     /// Whether the table is long enough for the block that counts `cluster`.
     pub(super) fn has_entry_for(&self, cluster: u64) -> bool {
-        self.geometry.refcount_table_index(cluster) < self.entries.len() as u64
+        self.geometry.refcount_table_index(cluster) < self.entries.len()
     }
 
     /// Whether the table has an entry for block `table_index`, which is free.
     pub(super) fn is_unused(&self, table_index: u64) -> bool {
-        self.entries.get(index_in_memory(table_index)) == Some(&0)
+        self.entries.get(table_index) == Some(0)
     }
 
     /// Sets the table entries of `count` blocks that have been written, one after the other from `block_offset` on. They
@@ -363,7 +370,7 @@ impl RefcountTable {
     pub(super) fn link_blocks(&mut self, table_index: u64, block_offset: u64, count: u64) {
         for number in 0..count {
             let offset = block_offset + (number << self.geometry.cluster_bits);
-            self.entries[(table_index + number) as usize] = offset;
+            self.entries.set(table_index + number, offset);
             self.dirty_sectors.insert((table_index + number) * 8 / SECTOR_BYTES);
         }
         self.unsynced = true;
@@ -380,9 +387,7 @@ impl RefcountTable {
             while self.dirty_sectors.contains(&end) {
                 end += 1;
             }
-            let to = (end * per_sector).min(self.entries.len() as u64);
-            let entries = &self.entries[(first * per_sector) as usize..to as usize];
-            let bytes = table_bytes("refcount table", entries)?;
+            let bytes = self.entries.bytes(first * per_sector, (end * per_sector).min(self.entries.len()))?;
             let at = self.offset + first * SECTOR_BYTES;
             shared.guard.check_table_write(Purpose::RefcountTable, at, bytes.len() as u64)?;
             shared.medium.write_live(Purpose::RefcountTable, at, &bytes)?;
@@ -394,7 +399,7 @@ impl RefcountTable {
     }
 
     /// Takes another table, which the file has.
-    pub(super) fn replace(&mut self, entries: Vec<u64>, offset: u64) {
+    pub(super) fn replace(&mut self, entries: Entries, offset: u64) {
         (self.entries, self.offset) = (entries, offset);
         self.dirty_sectors.clear();
         self.unsynced = false;

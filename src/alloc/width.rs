@@ -87,8 +87,8 @@ impl<'a> WidthChange<'a> {
     /// Fails where the old structures are not the table's own: their counts are going to fall.
     fn new(ledger: &'a mut Ledger, shared: &'a Shared, order: u32) -> Result<WidthChange<'a>> {
         let old = ledger.geometry();
-        let mut clusters = room("list of the refcount blocks", ledger.table.entries.len() as u64)?;
-        for entry in &ledger.table.entries {
+        let mut clusters = room("list of the refcount blocks", ledger.table.entries.stored().len() as u64)?;
+        for entry in ledger.table.entries.stored() {
             let block = entry & !REFCOUNT_TABLE_RESERVED;
             if block != 0 {
                 shared.guard.check_release(
@@ -101,7 +101,7 @@ impl<'a> WidthChange<'a> {
         }
         clusters.sort_unstable();
         let table = old.cluster_index(ledger.table.offset);
-        let table_end = table + old.clusters_ceil(ledger.table.entries.len() as u64 * 8);
+        let table_end = table + old.clusters_ceil(ledger.table.entries.len() * 8);
         shared.guard.check_release(Owner::REFCOUNT_TABLE, HostCluster(table), table_end - table)?;
         let geometry = Geometry { refcount_order: order, ..old };
         let old_table = table..table_end;
@@ -145,7 +145,7 @@ impl<'a> WidthChange<'a> {
         let (per_old, max) = (self.ledger.geometry().refcount_block_entries(), self.geometry.refcount_max());
         let per_new = self.geometry.refcount_block_entries();
         let mut asked = None;
-        for index in 0..self.ledger.table.entries.len() as u64 {
+        for index in 0..self.ledger.table.entries.stored().len() as u64 {
             let (mut at, end) = (index * per_old, (index + 1) * per_old);
             let (_, most) = self.ledger.table.bounds(self.shared, at, per_old)?;
             while most > 0 && at < end {

@@ -98,7 +98,9 @@ pub(super) fn set_last_error(error: &Error) {
 /// Where the C library has no destructors of threads (musl), a process's first such thread-local makes a key, with a
 /// system call that a program may have forbidden by the time something fails.
 pub(super) fn prepare_last_error() {
-    let _ = LAST_ERROR.try_with(|_| ());
+    if cfg!(not(target_env = "gnu")) {
+        let _ = LAST_ERROR.try_with(|_| ());
+    }
 }
 
 /// The thread's text; valid until the next failure on this thread.

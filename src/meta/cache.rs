@@ -32,31 +32,42 @@ struct Keyed {
     page: Arc<Page>,
 }
 
-/// A place for a page. The lock is held for a look at its entries, never across I/O or another lock.
+/// A place for a page.
 #[derive(Default)]
-struct Slot(Mutex<Option<Keyed>>);
+struct Slot {
+    /// Slice number + 1; 0 when empty. A hint: what is under the lock decides.
+    hint: AtomicU64,
+    /// Held for a look at the page's entries, never across I/O or another lock.
+    place: Mutex<Option<Keyed>>,
+}
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, Option<Keyed>> {
-        locked(self.0.lock())
+        locked(self.place.lock())
     }
 
     fn page(&self) -> Option<Arc<Page>> {
         self.lock().as_ref().map(|k| Arc::clone(&k.page))
     }
+
+    fn is_empty(&self) -> bool {
+        self.hint.load(Ordering::Acquire) == 0
+    }
+
+    fn clear(&self) {
+        self.hint.store(0, Ordering::Release);
+        *self.lock() = None;
+    }
 }
 
 /// The slots of one set.
-type Set = Box<[Slot]>;
+type Set = OnceLock<Box<[Slot]>>;
 
 /// See the module.
 pub struct SliceCache {
-    /// The slots of each set, made with the first page that goes there: an open must not pay for a cache that
-    /// it does not use.
-    sets: Box<[OnceLock<Set>]>,
-    /// Slice number + 1 of each slot; 0 when empty. A hint that keeps a search in few cache lines: the page
-    /// in the slot decides.
-    keys: Box<[AtomicU64]>,
+    /// The sets, made with the first page, and the slots of each, made with the first one that goes there: an open must
+    /// not pay for a cache that it does not use.
+    sets: OnceLock<Box<[Set]>>,
     ways: usize,
     /// Sets - 1; their number is a power of two.
     set_mask: u64,
@@ -83,8 +94,7 @@ impl SliceCache {
         };
         let ways = if whole { wanted.div_ceil(sets) } else { wanted / sets };
         SliceCache {
-            sets: (0..sets).map(|_| OnceLock::new()).collect(),
-            keys: (0..sets * ways).map(|_| AtomicU64::new(0)).collect(),
+            sets: OnceLock::new(),
             ways,
             set_mask: sets as u64 - 1,
             hand: AtomicUsize::new(0),
@@ -98,25 +108,26 @@ impl SliceCache {
         (key & self.set_mask) as usize
     }
 
-    /// The hints of a set.
-    fn hints(&self, set: usize) -> &[AtomicU64] {
-        &self.keys[set * self.ways..][..self.ways]
-    }
-
     /// The slots of a set.
     fn slots(&self, set: usize) -> &[Slot] {
-        self.sets[set].get_or_init(|| (0..self.ways).map(|_| Slot::default()).collect())
+        let sets = self.sets.get_or_init(|| (0..=self.set_mask).map(|_| OnceLock::new()).collect());
+        sets[set].get_or_init(|| (0..self.ways).map(|_| Slot::default()).collect())
+    }
+
+    /// The same, if it has had any page.
+    #[inline(always)]
+    fn used_slots(&self, set: usize) -> Option<&[Slot]> {
+        Some(self.sets.get()?[set].get()?)
     }
 
     /// Has `look` look at the page of slice `key`, if it is in memory: at its entries only, for its slot is locked.
     #[inline]
     pub fn find<T>(&self, key: u64, look: impl FnOnce(&Arc<Page>) -> T) -> Option<T> {
-        let set = self.set_of(key);
-        for (index, hint) in self.hints(set).iter().enumerate() {
-            if hint.load(Ordering::Acquire) != key + 1 {
+        for slot in self.used_slots(self.set_of(key))? {
+            if slot.hint.load(Ordering::Acquire) != key + 1 {
                 continue;
             }
-            if let Some(keyed) = self.sets[set].get()?[index].lock().as_ref().filter(|k| k.key == key) {
+            if let Some(keyed) = slot.lock().as_ref().filter(|k| k.key == key) {
                 keyed.page.touch();
                 return Some(look(&keyed.page));
             }
@@ -213,20 +224,19 @@ impl SliceCache {
     /// Empties one slot of the set: a free one, else the first clean page that was not used since the hand
     /// passed, else any clean page, else one that is written out first.
     fn make_room(&self, key: u64, out: &WriteOut<'_>) -> Result<()> {
-        let set = self.set_of(key);
-        let slots = self.slots(set);
+        let slots = self.slots(self.set_of(key));
         // The set is ours: a slot is empty when its hint is.
-        if self.hints(set).iter().any(|h| h.load(Ordering::Acquire) == 0) {
+        if slots.iter().any(Slot::is_empty) {
             return Ok(());
         }
         let start = self.hand.fetch_add(1, Ordering::Relaxed);
         for round in 0..2 {
             for i in 0..slots.len() {
-                let way = (start + i) % slots.len();
-                let Some(page) = slots[way].page() else { return Ok(()) };
+                let slot = &slots[(start + i) % slots.len()];
+                let Some(page) = slot.page() else { return Ok(()) };
                 let recent = page.take_used() && round == 0;
                 if !recent && page.try_evict() {
-                    self.clear(set, way);
+                    slot.clear();
                     return Ok(());
                 }
             }
@@ -234,7 +244,7 @@ impl SliceCache {
         // A host that is full may still take the one page or the other.
         let mut first = None;
         for i in 0..slots.len() {
-            match self.evict_dirty(set, (start + i) % slots.len(), out) {
+            match Self::evict_dirty(&slots[(start + i) % slots.len()], out) {
                 Ok(()) => return Ok(()),
                 Err(e) => first = first.or(Some(e)),
             }
@@ -242,8 +252,8 @@ impl SliceCache {
         first.map_or(Ok(()), Err)
     }
 
-    fn evict_dirty(&self, set: usize, way: usize, out: &WriteOut<'_>) -> Result<()> {
-        let Some(page) = self.slots(set)[way].page() else { return Ok(()) };
+    fn evict_dirty(slot: &Slot, out: &WriteOut<'_>) -> Result<()> {
+        let Some(page) = slot.page() else { return Ok(()) };
         loop {
             // Changes may arrive while it is being written; each round writes what arrived before it.
             let announced = out.list.begin();
@@ -253,7 +263,7 @@ impl SliceCache {
             let clean = out.page(&page, &announced)?;
             drop(announced);
             if clean && page.try_evict() {
-                self.clear(set, way);
+                slot.clear();
                 return Ok(());
             }
             out.medium.latch().check()?;
@@ -263,29 +273,22 @@ impl SliceCache {
         }
     }
 
-    fn clear(&self, set: usize, way: usize) {
-        self.hints(set)[way].store(0, Ordering::Release);
-        *self.slots(set)[way].lock() = None;
-    }
-
     fn install(&self, key: u64, page: Arc<Page>) {
-        let set = self.set_of(key);
-        let empty = self.hints(set).iter().position(|h| h.load(Ordering::Acquire) == 0);
+        let empty = self.slots(self.set_of(key)).iter().find(|slot| slot.is_empty());
         debug_assert!(empty.is_some(), "make_room left no room");
-        if let Some(way) = empty {
-            *self.slots(set)[way].lock() = Some(Keyed { key, page });
-            self.hints(set)[way].store(key + 1, Ordering::Release);
+        if let Some(slot) = empty {
+            *slot.lock() = Some(Keyed { key, page });
+            slot.hint.store(key + 1, Ordering::Release);
         }
     }
 
     /// Drops the page of slice `key`, which must be clean.
     pub fn forget(&self, key: u64) {
         self.own_set(key);
-        let set = self.set_of(key);
-        for (way, slot) in self.sets[set].get().into_iter().flatten().enumerate() {
+        for slot in self.used_slots(self.set_of(key)).unwrap_or_default() {
             let page = slot.lock().as_ref().filter(|k| k.key == key).map(|k| Arc::clone(&k.page));
             if page.is_some_and(|p| p.try_evict()) {
-                self.clear(set, way);
+                slot.clear();
             }
         }
         self.end_load(key);
@@ -293,7 +296,8 @@ impl SliceCache {
 
     /// Drops clean pages that no request has used since the last call (`cache-clean-interval`).
     pub fn forget_unused(&self) {
-        for slot in self.sets.iter().filter_map(|set| set.get()).flatten() {
+        let sets = self.sets.get().map_or(&[][..], |sets| sets);
+        for slot in sets.iter().filter_map(|set| set.get()).flatten() {
             let unused = slot.lock().as_ref().filter(|k| !k.page.take_used()).map(|k| k.key);
             if let Some(key) = unused {
                 self.forget(key);

@@ -41,7 +41,7 @@ const WORDS_PER_SECTOR: usize = SECTOR_BYTES as usize / 8;
 const ENTRY_LOOKS: u32 = 64;
 
 /// Bytes of a table that are read at once.
-const READ_BYTES: usize = 16 << 10;
+const READ_BYTES: usize = 8 << 10;
 /// As much, for what is short: a slice as it usually is.
 const SMALL_BYTES: usize = 4 << 10;
 
