@@ -5,13 +5,6 @@
 
 #include "test.h"
 
-/* The address sanitizer keeps freed memory for a while. */
-#ifdef __SANITIZE_ADDRESS__
-#define SANITIZED true
-#else
-#define SANITIZED false
-#endif
-
 #define CLUSTER ((uint64_t)65536)
 #define LIMIT 65536u
 #define NAME_LIMIT 65535u

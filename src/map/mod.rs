@@ -72,6 +72,21 @@ pub struct NewEntry {
     pub dropped: Option<Release>,
 }
 
+/// Memory that a slice takes besides its entries, bytes.
+const SLICE_EXTRA_BYTES: u64 = 320;
+/// So many small slices are kept whatever they take besides.
+const FEW_SLICES: u64 = 4096;
+
+/// Slices for which a cache of `cache_bytes` has room. Those of less than 4 KiB take more than their entries, which counts
+/// where there are many.
+fn slices_in(cache_bytes: u64, slice_bytes: u64) -> u64 {
+    let bare = (cache_bytes / slice_bytes).max(2);
+    match slice_bytes < 4096 {
+        true => bare.min(FEW_SLICES).max(cache_bytes / (slice_bytes + SLICE_EXTRA_BYTES)),
+        false => bare,
+    }
+}
+
 impl Map {
     /// Reads the active L1 table. `writer` is there for a writable image. Slices that no request used for
     /// `clean_interval` are dropped.
@@ -87,7 +102,7 @@ impl Map {
         let l1_bytes = u64::from(header.l1_size) * 8;
         let padded = l1_bytes.div_ceil(SECTOR_BYTES).max(1) * SECTOR_BYTES;
         let l1 = Arc::new(Page::read(&shared.medium, Purpose::L1, header.l1_table_offset, 1, padded)?);
-        let slices = (cache_bytes / slice_bytes).max(2);
+        let slices = slices_in(cache_bytes, slice_bytes);
         let disk_slices =
             header.virtual_size.div_ceil(slice_bytes / geometry.l2_entry_bytes() * geometry.cluster_bytes());
         let kept = slices.min(disk_slices.max(2));

@@ -222,7 +222,7 @@ impl SliceCache {
     }
 
     /// Empties one slot of the set: a free one, else the first clean page that was not used since the hand
-    /// passed, else any clean page, else one that is written out first.
+    /// passed, else any clean page, else one that is written out first, with a sync only where every one of them needs it.
     fn make_room(&self, key: u64, out: &WriteOut<'_>) -> Result<()> {
         let slots = self.slots(self.set_of(key));
         // The set is ours: a slot is empty when its hint is.
@@ -241,12 +241,18 @@ impl SliceCache {
                 }
             }
         }
-        // A host that is full may still take the one page or the other.
+        // Those that need no sync first. A host that is full may still take the one page or the other.
         let mut first = None;
-        for i in 0..slots.len() {
-            match Self::evict_dirty(&slots[(start + i) % slots.len()], out) {
-                Ok(()) => return Ok(()),
-                Err(e) => first = first.or(Some(e)),
+        for waiting in [false, true] {
+            for i in 0..slots.len() {
+                let Some(page) = slots[(start + i) % slots.len()].page() else { return Ok(()) };
+                if page.waits(out.medium) != waiting {
+                    continue;
+                }
+                match Self::evict_dirty(&slots[(start + i) % slots.len()], out) {
+                    Ok(()) => return Ok(()),
+                    Err(e) => first = first.or(Some(e)),
+                }
             }
         }
         first.map_or(Ok(()), Err)

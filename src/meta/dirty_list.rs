@@ -2,9 +2,15 @@
 
 use super::Release;
 use crate::storage::medium::Ticket;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{locked, Mutex, RwLock, RwLockReadGuard};
 use std::sync::Arc;
+
+/// What can be on a list.
+pub trait Listed {
+    /// Where on the list it may be; changed with the list's lock held.
+    fn place(&self) -> &AtomicUsize;
+}
 
 /// Pages that have something to write.
 pub struct DirtyList<P> {
@@ -30,6 +36,25 @@ struct Pages<P> {
     spare: Vec<Arc<P>>,
 }
 
+impl<P: Listed> Pages<P> {
+    fn push(&mut self, page: Arc<P>) {
+        page.place().store(self.listed.len(), Ordering::Relaxed);
+        self.listed.push(page);
+    }
+
+    /// Takes a page off, whatever the length of the list.
+    fn remove(&mut self, page: &Arc<P>) {
+        let place = page.place().load(Ordering::Relaxed);
+        if !self.listed.get(place).is_some_and(|p| Arc::ptr_eq(p, page)) {
+            return;
+        }
+        self.listed.swap_remove(place);
+        if let Some(moved) = self.listed.get(place) {
+            moved.place().store(place, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Says that pages may be between memory and the file: held from before they leave the list until what was
 /// copied from them is written.
 pub struct InFlight<'a> {
@@ -50,7 +75,7 @@ impl<P> Default for DirtyList<P> {
     }
 }
 
-impl<P> DirtyList<P> {
+impl<P: Listed> DirtyList<P> {
     /// Announces write-outs.
     pub fn begin(&self) -> InFlight<'_> {
         InFlight { _shared: locked(self.in_flight.read()) }
@@ -82,7 +107,9 @@ impl<P> DirtyList<P> {
 
     /// Puts pages back that were taken and not written. The caller still has its announcement.
     pub(super) fn put_back(&self, pages: impl IntoIterator<Item = Arc<P>>) {
-        locked(self.pages.lock()).listed.extend(pages);
+        let mut list = locked(self.pages.lock());
+        pages.into_iter().for_each(|page| list.push(page));
+        drop(list);
         self.failures.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -149,10 +176,10 @@ impl<P> DirtyList<P> {
 
     /// Takes one page off the list, to be written while the announcement lasts.
     pub(super) fn remove(&self, page: &Arc<P>, _announced: &InFlight<'_>) {
-        locked(self.pages.lock()).listed.retain(|p| !Arc::ptr_eq(p, page));
+        locked(self.pages.lock()).remove(page);
     }
 
     pub(super) fn add(&self, page: &Arc<P>) {
-        locked(self.pages.lock()).listed.push(Arc::clone(page));
+        locked(self.pages.lock()).push(Arc::clone(page));
     }
 }

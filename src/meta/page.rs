@@ -14,7 +14,7 @@
 //! the changes; of one entry, the oldest change that is not ripe decides what may be on disk. P3: a newborn change is
 //! older than every held one of its entry, and there is one of an entry at most.
 
-use super::dirty_list::DirtyList;
+use super::dirty_list::{DirtyList, Listed};
 use super::Release;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::RawL2;
@@ -24,7 +24,7 @@ use crate::planted::{planted, Plant};
 use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
 use crate::storage::Purpose;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{locked, spin_loop, Mutex, MutexGuard};
 use std::sync::Arc;
 
@@ -107,10 +107,18 @@ pub struct Page {
     state: Mutex<State>,
     /// Held across a write-out, so that two of them cannot overtake each other.
     writing: Mutex<()>,
+    /// On the list of dirty pages.
+    place: AtomicUsize,
     /// Set once, with `state` held.
     evicted: AtomicBool,
     /// Set by readers, cleared by the cache's clock hand.
     pub(super) used: AtomicBool,
+}
+
+impl Listed for Page {
+    fn place(&self) -> &AtomicUsize {
+        &self.place
+    }
 }
 
 impl Page {
@@ -157,6 +165,7 @@ impl Page {
             version: AtomicU64::new(0),
             state: Mutex::new(state),
             writing: Mutex::new(()),
+            place: AtomicUsize::new(usize::MAX),
             evicted: AtomicBool::new(false),
             used: AtomicBool::new(true),
         }
@@ -337,6 +346,11 @@ impl Page {
         if state.dirty.set(sector) {
             state.dirty_sectors += 1;
         }
+    }
+
+    /// Whether a change of it may wait for a sync that is still to come.
+    pub(super) fn waits(&self, medium: &Medium) -> bool {
+        !medium.is_past(self.lock().latest)
     }
 
     /// Marks a clean page as evicted (P1). `false`: it is dirty.

@@ -152,6 +152,66 @@ fn pages_that_cannot_leave_the_cache_are_listed_once() {
 }
 
 #[test]
+fn a_page_is_taken_off_the_list_from_wherever_it_is() {
+    let medium = Medium::new(Arc::new(Memory::new(vec![0; 8192])));
+    let list = DirtyPages::default();
+    let page = |n: u64| Arc::new(Page::read(&medium, Purpose::L2, 512 * n, 1, 512).unwrap());
+    let pages: Vec<_> = (0..5).map(page).collect();
+    pages.iter().for_each(|p| list.add(p));
+    // Not on the list, and on it no more.
+    list.remove(&page(7), &list.begin());
+    for n in [1, 4, 1, 0] {
+        list.remove(&pages[n], &list.begin());
+    }
+    list.add(&pages[4]);
+    list.remove(&pages[3], &list.begin());
+    let left = list.take(&list.begin());
+    assert_eq!(left.iter().map(|p| p.home).collect::<Vec<_>>(), [2 * 512, 4 * 512]);
+    list.remove(&pages[2], &list.begin());
+    assert!(list.take(&list.begin()).is_empty());
+}
+
+/// Counts syncs that were asked for.
+#[derive(Default)]
+struct Asked<'a>(Option<&'a Medium>, AtomicU64);
+
+impl Settler for Asked<'_> {
+    fn advance(&self) -> Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        let medium = self.0.unwrap();
+        medium.finish_sync(medium.begin_sync())
+    }
+    fn settle_after(&self, _: Ticket, _: Vec<Release>) {}
+}
+
+#[test]
+fn a_page_that_needs_no_sync_leaves_the_cache_first() {
+    let medium = Medium::new(Arc::new(Memory::new(vec![0; 8192])));
+    let (gate, list, guard) = (Gate::new(()), DirtyPages::default(), OverlapGuard::off());
+    let asked = Asked(Some(&medium), AtomicU64::new(0));
+    let out = WriteOut { medium: &medium, guard: &guard, settler: &asked, list: &list };
+    let cache = SliceCache::new(4, false);
+    let get = |key: u64| {
+        let load = || Page::read(&medium, Purpose::L2, 512 * (key + 1), 1, 512);
+        cache.get(key, Access::Change, &out, load).unwrap()
+    };
+    // Three wait for a sync, the third does not.
+    for (key, after) in [(0, medium.ticket()), (1, medium.ticket()), (2, Ticket::PAST), (3, medium.ticket())]
+    {
+        let change = Change { entry: 3, value: raw(7), after, dropped: None };
+        assert!(get(key).update(change, &medium, &gate, &list));
+    }
+    get(4);
+    assert_eq!(asked.1.load(Ordering::SeqCst), 0);
+    assert!(cache.find(2, |_| ()).is_none());
+    let change = Change { entry: 3, value: raw(7), after: medium.ticket(), dropped: None };
+    assert!(get(4).update(change, &medium, &gate, &list));
+    // All of them wait now; after the one sync none does.
+    (5..9).for_each(|key| drop(get(key)));
+    assert_eq!(asked.1.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn an_entry_stays_at_its_old_value_until_its_ticket_is_past() {
     let storage = Arc::new(Memory::new(vec![0; 4096]));
     let medium = Medium::new(storage.clone());

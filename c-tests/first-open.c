@@ -1,0 +1,93 @@
+/* What a process pays for its first open, and what a guest costs that never flushes: memory.
+   SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include "test.h"
+
+#include <spawn.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+/* Memory of this process that is not a file's, KiB. */
+static long own_memory(void)
+{
+    FILE *file = fopen("/proc/self/smaps_rollup", "r");
+    char line[200];
+    long size = -1;
+
+    if (file == NULL)
+        test_skip("no /proc/self/smaps_rollup");
+    while (fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "Anonymous: %ld kB", &size) == 1)
+            break;
+    fclose(file);
+    CHECK(size > 0);
+    return size;
+}
+
+/* What the first call into the library takes, KiB: another process has made the image, and no fork has made this one's
+   memory common. */
+static long first_open(uint64_t flags)
+{
+    const char *path = test_path("large");
+    char name[] = "first-open";
+    char *arguments[] = {name, (char *)(uintptr_t)path, NULL};
+    qcow2_image *image;
+    pid_t child;
+    int status;
+    long before, after;
+
+    CHECK_EQ(posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ), 0);
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    own_memory();
+    before = own_memory();
+    CHECK_OK(qcow2_open(path, flags, NULL, &image));
+    after = own_memory();
+    CHECK_OK(qcow2_close(image));
+    return after - before;
+}
+
+/* Peak memory, KiB, of a child that writes `count` clusters of a disk of `size` bytes at random. */
+static long peak_of_writes(const char *cluster_size, uint64_t cluster, uint64_t size, unsigned count)
+{
+    const char *path = test_create("writes", size, cluster_size, NULL);
+    pid_t child = fork();
+    struct rusage usage;
+    int status;
+
+    CHECK(child >= 0);
+    if (child == 0) {
+        qcow2_image *image = test_open(path, 0, NULL);
+        uint64_t random = 88172645463325252u;
+        char sector[512];
+
+        memset(sector, 7, sizeof sector);
+        for (unsigned i = 0; i < count; i++)
+            CHECK_EQ(qcow2_pwrite(image, sector, sizeof sector, test_random(&random) % (size / cluster) * cluster), 512);
+        CHECK_OK(qcow2_close(image));
+        _exit(0);
+    }
+    CHECK_EQ(wait4(child, &status, 0, &usage), child);
+    CHECK_EQ(status, 0);
+    CHECK_EQ(unlink(path), 0);
+    return usage.ru_maxrss;
+}
+
+int main(int argc, char **argv)
+{
+    long opened, small, large;
+
+    if (argc > 1)
+        return qcow2_create(argv[1], 1024 * GIB, NULL) != 0;
+    if (test_under_valgrind() || SANITIZED)
+        test_skip("page faults and memory are not the library's alone");
+    opened = first_open(0);
+    printf("open: %ld KiB\n", opened);
+    CHECK(opened < 120);
+
+    /* Twice the writes over twice the disk: what is kept in memory has a bound. The most is what QEMU 10 takes. */
+    small = peak_of_writes("cluster_size=512", 512, 512 * MIB, 300000);
+    large = peak_of_writes("cluster_size=512", 512, 1024 * MIB, 600000);
+    printf("512-byte clusters: %ld and %ld KiB\n", small, large);
+    CHECK(large < 25 * 1024);
+    return 0;
+}
