@@ -13,11 +13,14 @@ static long own_memory(void)
     char line[200];
     long size = -1;
 
-    if (file == NULL)
+    if (file == NULL) {
         test_skip("no /proc/self/smaps_rollup");
-    while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "Anonymous: %ld kB", &size) == 1)
+    }
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (sscanf(line, "Anonymous: %ld kB", &size) == 1) {
             break;
+        }
+    }
     fclose(file);
     CHECK(size > 0);
     return size;
@@ -61,8 +64,10 @@ static long peak_of_writes(const char *cluster_size, uint64_t cluster, uint64_t 
         char sector[512];
 
         memset(sector, 7, sizeof sector);
-        for (unsigned i = 0; i < count; i++)
-            CHECK_EQ(qcow2_pwrite(image, sector, sizeof sector, test_random(&random) % (size / cluster) * cluster), 512);
+        for (unsigned i = 0; i < count; i++) {
+            CHECK_EQ(qcow2_pwrite(image, sector, sizeof sector, test_random(&random) % (size / cluster) * cluster),
+                     512);
+        }
         CHECK_OK(qcow2_close(image));
         _exit(0);
     }
@@ -76,10 +81,12 @@ int main(int argc, char **argv)
 {
     long opened, small, large;
 
-    if (argc > 1)
+    if (argc > 1) {
         return qcow2_create(argv[1], 1024 * GIB, NULL) != 0;
-    if (test_under_valgrind() || SANITIZED)
+    }
+    if (test_under_valgrind() || SANITIZED) {
         test_skip("page faults and memory are not the library's alone");
+    }
     opened = first_open(0);
     printf("open: %ld KiB\n", opened);
     CHECK(opened < 120);

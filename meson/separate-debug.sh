@@ -10,7 +10,7 @@ objcopy=$1
 shift
 for name in "$@"; do
     file=$MESON_INSTALL_DESTDIR_PREFIX/$name
-    if [ ! -f "$file" ] || ! LC_ALL=C grep -aq '\.debug_info' "$file"; then continue; fi
+    if [ ! -f "$file" ] || ! LC_ALL=C readelf -SW "$file" | grep -q ' \.debug_info '; then continue; fi
     directory=$(dirname "$file")/.debug
     debug=$directory/$(basename "$file").debug
     mkdir -p "$directory"

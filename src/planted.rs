@@ -110,6 +110,8 @@ plants! {
     WriteThroughAsksLate,
     /// A change of a page makes others of it dirty that have become ripe, and nobody counts these as waiting any more.
     RipenedByAnotherChange,
+    /// Whoever makes room asks a page twice whether it needs a sync.
+    EvictionAsksTwice,
     /// Nobody waits for pages in hand.
     PagesInHandNotWaitedFor,
     /// Nobody waits for the last page in hand.

@@ -129,6 +129,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         BarrierAsksLate
         | WriteThroughAsksLate
         | RipenedByAnotherChange
+        | EvictionAsksTwice
         | PagesInHandNotWaitedFor
         | LastPageInHandNotWaitedFor
         | PageInHandEvicted

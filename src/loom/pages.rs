@@ -39,13 +39,15 @@ impl Settler for Syncs<'_> {
 impl Parts {
     fn new() -> Arc<Parts> {
         let disk = Disk::new(6);
+        let cache = SliceCache::new(2, false);
+        cache.make_slots();
         Arc::new(Parts {
             medium: Medium::new(disk.clone()),
             disk,
             guard: OverlapGuard::off(),
             gate: Gate::new(()),
             list: DirtyPages::default(),
-            cache: SliceCache::new(2, false),
+            cache,
         })
     }
 
@@ -68,11 +70,16 @@ impl Parts {
         self.page(key).entry(0).descriptor
     }
 
-    /// Changes an entry of page 0, as `Map::link` does it.
+    /// Changes an entry of page 0.
     fn change(&self, entry: usize, after: Ticket) {
+        self.change_on(0, entry, after);
+    }
+
+    /// Changes an entry of a page, as `Map::link` does it.
+    fn change_on(&self, key: u64, entry: usize, after: Ticket) {
         let change = Change { entry, value: RawL2 { descriptor: VALUE, bitmap: 0 }, after, dropped: None };
         // The cache lets go of an evicted page in a moment.
-        while !self.page(0).update(change, &self.medium, &self.gate, &self.list) {
+        while !self.page(key).update(change, &self.medium, &self.gate, &self.list) {
             thread::yield_now();
         }
     }
@@ -192,6 +199,21 @@ fn an_evicted_page_is_read_as_it_was_changed() {
         },
         evict,
     );
+}
+
+/// All pages of the cache wait for a sync, which comes while one of them must leave.
+#[test]
+fn there_is_room_whenever_a_sync_comes() {
+    explore("eviction beside a sync", 3, || {
+        let parts = Parts::new();
+        let after = parts.medium.ticket();
+        (0..2).for_each(|key| parts.change_on(key, 1, after));
+        let other = Arc::clone(&parts);
+        let other = thread::spawn(move || Syncs(&other.medium).advance().unwrap());
+        assert_eq!(parts.read(2), 4);
+        assert_eq!([0, 1].map(|key| parts.page(key).entry(1).descriptor), [VALUE; 2], "a change was lost");
+        other.join().unwrap();
+    });
 }
 
 #[test]

@@ -37,7 +37,12 @@ struct Pages<P> {
 }
 
 impl<P: Listed> Pages<P> {
+    /// Puts a page on, once: it may have been in several hands.
     fn push(&mut self, page: Arc<P>) {
+        let place = page.place().load(Ordering::Relaxed);
+        if self.listed.get(place).is_some_and(|p| Arc::ptr_eq(p, &page)) {
+            return;
+        }
         page.place().store(self.listed.len(), Ordering::Relaxed);
         self.listed.push(page);
     }

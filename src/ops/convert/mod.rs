@@ -2,7 +2,8 @@
 //!
 //! The range is cut into pieces, which workers take one after the other: they read, look for zeroes and compress
 //! side by side, and write in the order of the disk unless any order will do. What is plain data in files on both
-//! sides the host copies (`offload`). Nothing is made durable here.
+//! sides the host copies (`offload`), for one worker: others start once there is something to do in memory. Nothing is
+//! made durable here.
 
 mod offload;
 mod pieces;
@@ -21,6 +22,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
+/// One worker copies so much through memory before others help.
+const ALONE_BYTES: u64 = 4 << 20;
 /// Most workers of one call.
 pub const MAX_WORKERS: u32 = 64;
 /// Longest part that must be zero to become a hole, bytes.
@@ -82,13 +85,20 @@ pub fn convert(
         failure: Mutex::new(None),
         turn: Mutex::default(),
         turned: Condvar::new(),
+        read_bytes: AtomicU64::new(0),
     };
     std::thread::scope(|scope| {
         // A host that has no more threads to give has fewer workers.
         let help = |_| helper::start(scope, || job.work(&mut || true));
-        let helpers: Vec<_> = (1..options.workers).map_while(help).collect();
-        job.work(&mut || progress(job.done.load(Ordering::Relaxed), total));
-        for helper in helpers {
+        let mut helpers: Option<Vec<_>> = None;
+        job.work(&mut || {
+            // What the host copies it copies into one file: workers would only wait for each other.
+            if options.compressed || job.read_bytes.load(Ordering::Relaxed) > ALONE_BYTES {
+                helpers.get_or_insert_with(|| (1..options.workers).map_while(help).collect());
+            }
+            progress(job.done.load(Ordering::Relaxed), total)
+        });
+        for helper in helpers.into_iter().flatten() {
             helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
         }
     });
@@ -159,6 +169,8 @@ struct Job<'a> {
     /// Held to look, never across I/O.
     turn: Mutex<Turn>,
     turned: Condvar,
+    /// Bytes of a copy without compression that went through memory.
+    read_bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -270,6 +282,7 @@ impl Job<'_> {
             }
             let at = piece.offset + run.start as u64;
             self.read(at, &mut data[run.clone()])?;
+            self.read_bytes.fetch_add(run.len() as u64, Ordering::Relaxed);
             let inside = self.runs(at, &data[run.clone()]);
             runs.extend(inside.map(|(r, kind)| (r.start + run.start..r.end + run.start, kind)));
         }
