@@ -117,6 +117,13 @@ fn subclusters(linked: bool) -> (Arc<Recorder>, u64, u64) {
     (recorder, data, entry)
 }
 
+/// What the rules say of a trace that is to end here.
+fn judged(recorder: &Recorder) -> Result<(), String> {
+    let verdict = recorder.judge();
+    recorder.leave_unjudged("the judge has just been asked");
+    verdict
+}
+
 /// What the rules say when the subclusters of `synced` are written and synced, then subcluster 5, and the entry shows
 /// those of `shown`, a bit each.
 fn subclusters_verdict(linked: bool, synced: &[u64], shown: u64) -> Result<(), String> {
@@ -132,9 +139,7 @@ fn subclusters_verdict(linked: bool, synced: &[u64], shown: u64) -> Result<(), S
     sector[..8].copy_from_slice(&(data | 1 << 63).to_be_bytes());
     sector[8..16].copy_from_slice(&shown.to_be_bytes());
     write(&recorder, Purpose::L2, entry, &sector);
-    let verdict = recorder.judge();
-    recorder.leave_unjudged("the judge has just been asked");
-    verdict
+    judged(&recorder)
 }
 
 #[test]
@@ -150,8 +155,8 @@ fn an_entry_shows_only_durable_subclusters() {
     }
 }
 
-/// What the rules say of an image with a data file whose guest cluster 0 is zeroed, written and synced, with `between` zeroed
-/// again, and written without a sync before its entry shows the data file.
+/// What the rules say of an image with a data file whose guest cluster 0 is zeroed, written and synced, then, after what
+/// `between` does, written without a sync before its entry shows the data file.
 fn data_file_verdict(between: impl FnOnce(&Recorder)) -> Result<(), String> {
     let recorder = Setup { prefill: 2, data_file: Some(false), ..Setup::default() }.recorder();
     let data = recorder.data_file().expect("it has one");
@@ -172,9 +177,7 @@ fn data_file_verdict(between: impl FnOnce(&Recorder)) -> Result<(), String> {
     between(&recorder);
     fill(2);
     write(&recorder, Purpose::L2, table, &shown);
-    let verdict = recorder.judge();
-    recorder.leave_unjudged("the judge has just been asked");
-    verdict
+    judged(&recorder)
 }
 
 #[test]

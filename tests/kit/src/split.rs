@@ -7,7 +7,7 @@ use crate::ops::Op;
 use crate::oracle::{self, be64, Head, OFFSET};
 use crate::overlay::Overlay;
 use crate::pair::survivors;
-use crate::recorder::{Event, Recorder, What, Zeroed};
+use crate::recorder::{Event, Kept, Recorder, What, Zeroed};
 use crate::rng::Rng;
 use crate::runner::Runner;
 use crate::setup::{self, Setup, BAD_TAG};
@@ -167,7 +167,7 @@ struct Entries<'a> {
     head: Head,
     data: &'a [Event],
     zeroed: &'a [Zeroed],
-    kept: &'a [(u64, u64, u64)],
+    kept: &'a [Kept],
 }
 
 impl Entries<'_> {
@@ -222,9 +222,9 @@ impl Entries<'_> {
     /// When the last of these began that had to be durable before `now`: what guest bytes `[from, to)` held before must
     /// not show again. (When their entry was written says nothing: it has an older value until it may show what it has.)
     fn given_up(&self, from: u64, to: u64, now: u64) -> u64 {
-        let keeps = |end| move |k: &&(u64, u64, u64)| end < k.0 && k.0 < now && k.1 <= from && to <= k.2;
-        let lasting =
-            self.zeroed(from, to, now).filter(|z| self.kept.iter().find(keeps(z.stamps.1)).is_some());
+        let kept = |k: &&Kept| k.stamp < now && k.from <= from && to <= k.to;
+        let last = self.kept.iter().filter(kept).map(|k| k.stamp).max().unwrap_or(0);
+        let lasting = self.zeroed(from, to, now).filter(|z| z.stamps.1 < last);
         lasting.map(|z| z.stamps.0).max().unwrap_or(0)
     }
 

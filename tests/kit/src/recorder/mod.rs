@@ -118,7 +118,7 @@ struct State {
     refusals: Refusals,
     holds: Vec<Hold>,
     zeroed: Vec<Zeroed>,
-    kept: Vec<(u64, u64, u64)>,
+    kept: Vec<Kept>,
     /// The only thread that has changed anything, until there is a second one.
     writer: Option<ThreadId>,
     threads: bool,
@@ -148,6 +148,14 @@ pub struct Zeroed {
     pub end: usize,
     /// The stamps of its start and its end.
     pub stamps: (u64, u64),
+}
+
+/// Guest bytes of which all was durable at a moment that had been acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub stamp: u64,
+    pub from: u64,
+    pub to: u64,
 }
 
 thread_local! {
@@ -315,11 +323,10 @@ impl Recorder {
 
     /// All that was acknowledged of guest bytes `[from, to)` is durable.
     pub fn kept(&self, from: u64, to: u64) {
-        self.lock().kept.push((next_stamp(), from, to));
+        self.lock().kept.push(Kept { stamp: next_stamp(), from, to });
     }
 
-    /// When that was, and of which bytes.
-    pub fn all_kept(&self) -> Vec<(u64, u64, u64)> {
+    pub fn all_kept(&self) -> Vec<Kept> {
         self.lock().kept.clone()
     }
 
