@@ -18,7 +18,7 @@
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
-/* The address sanitizer keeps freed memory for a while: memory and page faults are not the library's alone. */
+/* The address sanitizer keeps freed memory for a while. */
 #ifdef __SANITIZE_ADDRESS__
 #define SANITIZED true
 #else

@@ -2,6 +2,7 @@
 
 use super::entries::Entries;
 use super::Shared;
+use crate::codec::is_zero;
 use crate::error::{zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
@@ -62,7 +63,7 @@ impl RefcountTable {
         for at in (0..bytes).step_by(READ_BYTES) {
             let part = &mut piece[..(bytes - at).min(READ_BYTES as u64) as usize];
             shared.medium.read_table(Purpose::RefcountTable, header.refcount_table_offset + at, part)?;
-            if part.iter().fold(0, |all, byte| all | byte) != 0 {
+            if !is_zero(part) {
                 entries.set_all(at / 8, be64s(part));
             }
         }

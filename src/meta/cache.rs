@@ -122,7 +122,7 @@ impl SliceCache {
         }
     }
 
-    /// The same, if it has had any page.
+    /// The slots of a set that has had a page.
     #[inline(always)]
     fn used_slots(&self, set: usize) -> Option<&[Slot]> {
         Some(self.sets.get()?[set].get()?)
@@ -252,12 +252,12 @@ impl SliceCache {
         // Those that need no sync first. A host that is full may still take the one page or the other. A sync of somebody
         // else's may come at any time: what was not tried is, whatever it needs by then.
         let (mut first, mut tried) = (None, vec![false; slots.len()]);
-        for any in [false, true] {
+        for may_sync in [false, true] {
             for i in (0..slots.len()).map(|i| (start + i) % slots.len()) {
                 let Some(page) = slots[i].page() else { return Ok(()) };
                 let later = match planted(Plant::EvictionAsksTwice) {
-                    true => page.waits(out.medium) != any,
-                    false => tried[i] || !any && page.waits(out.medium),
+                    true => page.waits(out.medium) != may_sync,
+                    false => tried[i] || !may_sync && page.waits(out.medium),
                 };
                 if later {
                     continue;
