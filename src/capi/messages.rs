@@ -14,15 +14,20 @@ pub(super) struct Receiver {
     pub(super) opaque: *mut c_void,
 }
 
-/// Hands a message to the caller.
-pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
-    let Some(function) = function else { return };
-    let kind = match kind {
+/// QCOW2_MSG_* of a kind.
+pub(super) fn message_code(kind: MessageKind) -> c_int {
+    match kind {
         MessageKind::Info => QCOW2_MSG_INFO,
         MessageKind::Leak => QCOW2_MSG_LEAK,
         MessageKind::Error => QCOW2_MSG_ERROR,
         MessageKind::Repair => QCOW2_MSG_REPAIR,
-    };
+    }
+}
+
+/// Hands a message to the caller.
+pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
+    let Some(function) = function else { return };
+    let kind = message_code(kind);
     let mut short = [0; SHORT_BYTES];
     if text.len() < SHORT_BYTES && !text.as_bytes().contains(&0) {
         short[..text.len()].copy_from_slice(text.as_bytes());

@@ -1,46 +1,52 @@
-//! One message of a kind that may come millions of times: `format!` takes several times as long as what is below.
+//! One line of text, made of words and numbers: there may be one for each of a million clusters, and `format!` takes
+//! several times as long.
 
-/// Longest message, bytes: three numbers of 20 digits and the words around them.
-const LINE_BYTES: usize = 120;
-
-/// A short text that is put together from words and numbers.
+/// A text that is put together piece by piece, in memory that the next one uses again.
+#[derive(Default)]
 pub(super) struct Line {
-    bytes: [u8; LINE_BYTES],
-    used: usize,
-}
-
-impl Default for Line {
-    fn default() -> Line {
-        Line { bytes: [0; LINE_BYTES], used: 0 }
-    }
+    bytes: Vec<u8>,
 }
 
 impl Line {
     /// Starts anew.
     pub fn clear(&mut self) {
-        self.used = 0;
+        self.bytes.clear();
     }
 
-    /// Adds a word. What does not fit is a mistake of the caller's.
-    pub fn push(&mut self, word: &[u8]) {
-        self.bytes[self.used..self.used + word.len()].copy_from_slice(word);
-        self.used += word.len();
+    /// Adds words.
+    pub fn push(&mut self, words: &str) {
+        self.bytes.extend_from_slice(words.as_bytes());
     }
 
     /// Adds a number in decimal.
-    pub fn push_number(&mut self, number: u64) {
+    pub fn push_decimal(&mut self, number: u64) {
         let digits = number.checked_ilog10().map_or(1, |log| log as usize + 1);
         let mut rest = number;
-        for place in self.bytes[self.used..self.used + digits].iter_mut().rev() {
+        for place in self.room(digits).iter_mut().rev() {
             *place = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
-        self.used += digits;
+    }
+
+    /// Adds a number in hexadecimal.
+    pub fn push_hex(&mut self, number: u64) {
+        let digits = number.checked_ilog2().map_or(1, |log| log as usize / 4 + 1);
+        let mut rest = number;
+        for place in self.room(digits).iter_mut().rev() {
+            *place = b"0123456789abcdef"[(rest % 16) as usize];
+            rest /= 16;
+        }
+    }
+
+    fn room(&mut self, bytes: usize) -> &mut [u8] {
+        let used = self.bytes.len();
+        self.bytes.resize(used + bytes, 0);
+        &mut self.bytes[used..]
     }
 
     /// The text so far.
     pub fn text(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..self.used]).unwrap_or_default()
+        std::str::from_utf8(&self.bytes).unwrap_or_default()
     }
 }
 
@@ -51,11 +57,13 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_standard_library() {
         let mut line = Line::default();
-        for number in [0, 1, 9, 10, 99, 100, 1_234_567_890, u64::MAX] {
+        for number in [0, 1, 9, 10, 15, 16, 99, 100, 255, 256, 1_234_567_890, 1 << 63, u64::MAX] {
             line.clear();
-            line.push(b"Repairing cluster ");
-            line.push_number(number);
-            assert_eq!(line.text(), format!("Repairing cluster {number}"));
+            line.push("Repairing cluster ");
+            line.push_decimal(number);
+            line.push(" at 0x");
+            line.push_hex(number);
+            assert_eq!(line.text(), format!("Repairing cluster {number} at {number:#x}"));
         }
     }
 }
