@@ -60,7 +60,7 @@ static void told_while_closing(void)
     test_close(image);
 }
 
-#define DAMAGED 3 /* a data cluster's place among the refcounts */
+#define DAMAGED 3 /* host cluster: the L1 table, behind header, refcount table and block */
 
 /* What findings say of the cluster that a test has damaged. */
 struct found {
@@ -93,8 +93,9 @@ static void count_words(void *opaque, int kind, const char *text)
 }
 
 /* Findings as numbers: as many as in words, and the same. */
-static void told_as_numbers(const char *path)
+static void told_as_numbers(void)
 {
+    const char *path = test_create("numbers.qcow2", 8 * MIB, "cluster_size=4096", NULL);
     unsigned char five[2] = {0, 5};
     qcow2_check_result result = {.struct_size = sizeof result}, again = result;
     struct found found = {0};
@@ -190,7 +191,7 @@ int main(void)
     CHECK(result.corruptions_fixed > 0);
     test_close(image);
     test_expect_sound(path, false);
-    told_as_numbers(path);
+    told_as_numbers();
     told_while_closing();
     return 0;
 }

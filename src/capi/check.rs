@@ -7,7 +7,7 @@ use super::flags::check_flags;
 use super::messages::*;
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::ops::check::{CheckOptions, CheckReport, Finding, MessageKind};
+use crate::ops::check::{CheckOptions, CheckReport, Finding, Words};
 use crate::ops::checksum::checksum;
 use crate::ops::commit::commit;
 use std::ffi::{c_int, c_void};
@@ -59,8 +59,11 @@ pub unsafe extern "C" fn qcow2_check(
             return Err(Error::invalid("result is NULL"));
         }
         let options = options_of(flags, guarded.handle.check_workers())?;
-        let mut say = |kind: MessageKind, text: &str| send_message(message, message_opaque, kind, text);
-        let report = guarded.handle.check(
+        let mut words = Words::default();
+        let mut say = |finding: &Finding<'_>| {
+            send_c_text(message, message_opaque, finding.kind, words.of(finding));
+        };
+        let report = guarded.handle.find(
             options,
             message.is_some().then_some(&mut say as _),
             &mut |done, total| send_progress(progress, progress_opaque, done, total),

@@ -3,6 +3,8 @@
 
 use super::line::Line;
 use super::{MessageKind, Messages};
+use std::ffi::CStr;
+use std::ops::Range;
 
 /// What has been found. "Entry" is the host offset of an entry of a table, "index" one of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,36 +122,27 @@ impl<'a> Finding<'a> {
         }
     }
 
-    /// Puts the finding into words.
-    fn put(&self, line: &mut Line) {
+    /// Puts the finding into words; where they name the place in decimal.
+    fn put(&self, line: &mut Line) -> Range<usize> {
+        let mut place = 0..0;
         line.clear();
-        let mut rest = self.what.words(self.kind);
-        while let Some((words, tail)) = rest.split_once('{') {
-            let (field, after) = tail.split_once('}').unwrap_or((tail, ""));
-            line.push(words);
-            self.put_field(field, line);
-            rest = after;
+        for part in self.what.words(self.kind) {
+            match part {
+                Text(words) => line.push(words),
+                Fate => line.push(self.fate()),
+                Name => line.push(self.name),
+                Place => place = line.push_decimal(self.place),
+                PlaceHex => line.push_hex(self.place),
+                Value => _ = line.push_decimal(self.value),
+                ValueHex => line.push_hex(self.value),
+                Count => _ = line.push_decimal(self.count),
+            }
         }
-        line.push(rest);
+        line.end();
+        place
     }
 
-    fn put_field(&self, field: &str, line: &mut Line) {
-        let (name, is_hex) = field.strip_suffix(":x").map_or((field, false), |name| (name, true));
-        let number = match name {
-            "place" => self.place,
-            "value" => self.value,
-            "count" => self.count,
-            "name" => return line.push(self.name),
-            _ => return line.push(self.word()),
-        };
-        if is_hex {
-            line.push_hex(number);
-        } else {
-            line.push_decimal(number);
-        }
-    }
-
-    fn word(&self) -> &'static str {
+    fn fate(&self) -> &'static str {
         match self.kind {
             MessageKind::Info => "",
             MessageKind::Leak => "Leaked",
@@ -159,67 +152,103 @@ impl<'a> Finding<'a> {
     }
 }
 
-/// Takes findings for somebody who takes words.
-pub fn in_words<'m>(message: Messages<'m>) -> impl FnMut(&Finding<'_>) + 'm {
-    let mut line = Line::default();
-    move |finding| {
-        finding.put(&mut line);
-        message(finding.kind, line.text());
+/// Puts findings into words, one after the other. Where there are many, most differ from the last one in their place only.
+#[derive(Default)]
+pub struct Words {
+    line: Line,
+    /// What the line says: a finding without a name, place aside, and where it names its place in decimal.
+    last: Option<(What, MessageKind, u64, u64)>,
+    place: Range<usize>,
+}
+
+impl Words {
+    /// What the stock tool says of it.
+    pub fn of(&mut self, finding: &Finding<'_>) -> &CStr {
+        let says = (finding.what, finding.kind, finding.value, finding.count);
+        let is_like_last = self.last == Some(says) && finding.name.is_empty();
+        if !is_like_last || !self.line.put_decimal(self.place.clone(), finding.place) {
+            self.place = finding.put(&mut self.line);
+            self.last = (finding.name.is_empty() && !self.place.is_empty()).then_some(says);
+        }
+        self.line.text()
     }
 }
 
+/// Takes findings for somebody who takes words.
+pub fn in_words<'m>(message: Messages<'m>) -> impl FnMut(&Finding<'_>) + 'm {
+    let mut words = Words::default();
+    move |finding| message(finding.kind, words.of(finding).to_str().unwrap_or_default())
+}
+
+/// A piece of what is said of a finding.
+enum Part {
+    Text(&'static str),
+    /// What becomes of it.
+    Fate,
+    Name,
+    Place,
+    PlaceHex,
+    Value,
+    ValueHex,
+    Count,
+}
+use Part::*;
+
 impl What {
-    fn words(self, kind: MessageKind) -> &'static str {
+    #[rustfmt::skip]
+    fn words(self, kind: MessageKind) -> &'static [Part] {
         match (self, kind) {
-            (What::SnapshotsTooMany, MessageKind::Repair) => "Discarding {count} overhanging snapshots",
+            (What::SnapshotsTooMany, MessageKind::Repair) => {
+                &[Text("Discarding "), Count, Text(" overhanging snapshots")]
+            }
             (What::SnapshotTableTooBig, MessageKind::Repair) => {
-                "Discarding {count} overhanging snapshots (snapshot table is too big)"
+                &[Text("Discarding "), Count, Text(" overhanging snapshots (snapshot table is too big)")]
             }
             (What::SnapshotExtra, MessageKind::Repair) => {
-                "Discarding too much extra metadata in snapshot table entry {place} ({value} > {count})"
+                &[Text("Discarding too much extra metadata in snapshot table entry "), Place, Text(" ("), Value, Text(" > "), Count, Text(")")]
             }
             _ => WORDS[self as usize].1,
         }
     }
 }
 
-/// The words of all findings, in the order of `What`. "{}" is what becomes of it: "Repairing", "Leaked", "ERROR".
+/// The words of all findings, in the order of `What`.
 #[rustfmt::skip]
-const WORDS: [(What, &str); 34] = [
-    (What::Refcount, "{} cluster {place} refcount={value} reference={count}"),
-    (What::RefcountUnreadable, "Can't get refcount for cluster {place}: Input/output error"),
-    (What::RefcountBlockUnusable, "qcow2: Image is corrupt: Refblock offset 0x{value:x} unaligned (reftable index: 0x{place:x}); further non-fatal corruption events will be suppressed"),
-    (What::RefcountTableReserved, "ERROR refcount table entry {place} has reserved bits set"),
-    (What::RefcountBlockUnaligned, "ERROR refcount block {place} is not cluster aligned; refcount table entry corrupted"),
-    (What::RefcountBlockShared, "ERROR refcount block {place} refcount={count}"),
-    (What::RefcountBlockOutside, "{} refcount block {place} is outside image"),
-    (What::NotGrown, "ERROR could not resize image: {name}"),
-    (What::RebuildNeeded, "ERROR need to rebuild refcount structures"),
-    (What::Rebuild, "Rebuilding refcount structure"),
-    (What::RegionOutside, "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x{place:x} size 0x{value:x}"),
-    (What::Overflow, "ERROR: overflow cluster offset=0x{place:x}"),
-    (What::L1Reserved, "ERROR found L1 entry with reserved bits set: {value:x}"),
-    (What::L2TableUnaligned, "ERROR l2_offset={value:x}: Table is not cluster aligned; L1 entry corrupted"),
-    (What::L1Copied, "{} OFLAG_COPIED L2 cluster: l1_index={place} l1_entry={value:x} refcount={count}"),
-    (What::L2Copied, "{} OFLAG_COPIED data cluster: l2_entry={value:x} refcount={count}"),
-    (What::L2Reserved, "ERROR found l2 entry with reserved bits set: {value:x}"),
-    (What::DataUnaligned, "ERROR offset={value:x}: Data cluster is not properly aligned; L2 entry corrupted."),
-    (What::PreallocatedUnaligned, "{} offset={value:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."),
-    (What::SubclustersWithout, "ERROR: Unallocated cluster has non-zero subcluster allocation map"),
-    (What::SubclustersTwice, "ERROR offset={value:x}: Allocated cluster has corrupted subcluster allocation bitmap"),
-    (What::CompressedCopied, "ERROR: coffset=0x{value:x}: copied flag must never be set for compressed clusters"),
-    (What::CompressedInDataFile, "ERROR compressed cluster {count} with data file, entry=0x{value:x}"),
-    (What::CompressedSubclusters, "ERROR compressed cluster {count} with non-zero subcluster allocation bitmap, entry=0x{value:x}"),
-    (What::SnapshotsWithDataFile, "ERROR {count} snapshots in image with data file"),
-    (What::SnapshotL1Unaligned, "ERROR {name} l1_offset=0x{value:x}: L1 table is not cluster aligned; snapshot table entry corrupted"),
-    (What::SnapshotL1TooLarge, "ERROR {name} l1_size=0x{value:x}: L1 table is too large; snapshot table entry corrupted"),
-    (What::SnapshotIncomplete, "{} snapshot table entry {place} is incomplete"),
-    (What::SnapshotsTooMany, "ERROR snapshot table too large"),
-    (What::SnapshotTableTooBig, "ERROR failed to read the snapshot table: Snapshot table is too big"),
-    (What::SnapshotExtra, "ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry {place}"),
-    (What::HintAmend, "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing"),
-    (What::HintSnapshots, "You can force-remove all {count} overhanging snapshots with qemu-img check -r all"),
-    (What::HintExtra, "You can force-remove this extra metadata with qemu-img check -r all"),
+const WORDS: [(What, &[Part]); 34] = [
+    (What::Refcount, &[Fate, Text(" cluster "), Place, Text(" refcount="), Value, Text(" reference="), Count]),
+    (What::RefcountUnreadable, &[Text("Can't get refcount for cluster "), Place, Text(": Input/output error")]),
+    (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: 0x"), PlaceHex, Text("); further non-fatal corruption events will be suppressed")]),
+    (What::RefcountTableReserved, &[Text("ERROR refcount table entry "), Place, Text(" has reserved bits set")]),
+    (What::RefcountBlockUnaligned, &[Text("ERROR refcount block "), Place, Text(" is not cluster aligned; refcount table entry corrupted")]),
+    (What::RefcountBlockShared, &[Text("ERROR refcount block "), Place, Text(" refcount="), Count]),
+    (What::RefcountBlockOutside, &[Fate, Text(" refcount block "), Place, Text(" is outside image")]),
+    (What::NotGrown, &[Text("ERROR could not resize image: "), Name]),
+    (What::RebuildNeeded, &[Text("ERROR need to rebuild refcount structures")]),
+    (What::Rebuild, &[Text("Rebuilding refcount structure")]),
+    (What::RegionOutside, &[Text("ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x"), PlaceHex, Text(" size 0x"), ValueHex]),
+    (What::Overflow, &[Text("ERROR: overflow cluster offset=0x"), PlaceHex]),
+    (What::L1Reserved, &[Text("ERROR found L1 entry with reserved bits set: "), ValueHex]),
+    (What::L2TableUnaligned, &[Text("ERROR l2_offset="), ValueHex, Text(": Table is not cluster aligned; L1 entry corrupted")]),
+    (What::L1Copied, &[Fate, Text(" OFLAG_COPIED L2 cluster: l1_index="), Place, Text(" l1_entry="), ValueHex, Text(" refcount="), Count]),
+    (What::L2Copied, &[Fate, Text(" OFLAG_COPIED data cluster: l2_entry="), ValueHex, Text(" refcount="), Count]),
+    (What::L2Reserved, &[Text("ERROR found l2 entry with reserved bits set: "), ValueHex]),
+    (What::DataUnaligned, &[Text("ERROR offset="), ValueHex, Text(": Data cluster is not properly aligned; L2 entry corrupted.")]),
+    (What::PreallocatedUnaligned, &[Fate, Text(" offset="), ValueHex, Text(": Preallocated cluster is not properly aligned; L2 entry corrupted.")]),
+    (What::SubclustersWithout, &[Text("ERROR: Unallocated cluster has non-zero subcluster allocation map")]),
+    (What::SubclustersTwice, &[Text("ERROR offset="), ValueHex, Text(": Allocated cluster has corrupted subcluster allocation bitmap")]),
+    (What::CompressedCopied, &[Text("ERROR: coffset=0x"), ValueHex, Text(": copied flag must never be set for compressed clusters")]),
+    (What::CompressedInDataFile, &[Text("ERROR compressed cluster "), Count, Text(" with data file, entry=0x"), ValueHex]),
+    (What::CompressedSubclusters, &[Text("ERROR compressed cluster "), Count, Text(" with non-zero subcluster allocation bitmap, entry=0x"), ValueHex]),
+    (What::SnapshotsWithDataFile, &[Text("ERROR "), Count, Text(" snapshots in image with data file")]),
+    (What::SnapshotL1Unaligned, &[Text("ERROR "), Name, Text(" l1_offset=0x"), ValueHex, Text(": L1 table is not cluster aligned; snapshot table entry corrupted")]),
+    (What::SnapshotL1TooLarge, &[Text("ERROR "), Name, Text(" l1_size=0x"), ValueHex, Text(": L1 table is too large; snapshot table entry corrupted")]),
+    (What::SnapshotIncomplete, &[Fate, Text(" snapshot table entry "), Place, Text(" is incomplete")]),
+    (What::SnapshotsTooMany, &[Text("ERROR snapshot table too large")]),
+    (What::SnapshotTableTooBig, &[Text("ERROR failed to read the snapshot table: Snapshot table is too big")]),
+    (What::SnapshotExtra, &[Text("ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry "), Place]),
+    (What::HintAmend, &[Text("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing")]),
+    (What::HintSnapshots, &[Text("You can force-remove all "), Count, Text(" overhanging snapshots with qemu-img check -r all")]),
+    (What::HintExtra, &[Text("You can force-remove this extra metadata with qemu-img check -r all")]),
 ];
 
 #[cfg(test)]
@@ -227,16 +256,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_in_the_order_of_findings_and_name_only_what_there_is() {
+    fn words_are_in_the_order_of_findings() {
         for (index, (what, words)) in WORDS.iter().enumerate() {
             assert_eq!(*what as usize, index);
-            let fields = words.split('{').skip(1).map(|rest| rest.split('}').next().unwrap());
-            for field in fields {
-                assert!(
-                    ["", "name", "place", "value", "count", "place:x", "value:x"].contains(&field),
-                    "{words}"
-                );
-            }
+            assert!(!words.is_empty());
         }
     }
 
@@ -248,11 +271,19 @@ mod tests {
         let leak = Finding::new(What::Refcount, [7, 2, 1]);
         tell(&leak.of_kind(MessageKind::Leak));
         tell(&leak.mended(true));
+        for cluster in [8, 10, 9] {
+            tell(&Finding::new(What::Refcount, [cluster, 2, 1]).mended(true));
+        }
+        tell(&Finding::new(What::Refcount, [8, 3, 1]).mended(true));
         tell(&Finding::new(What::SnapshotL1TooLarge, [0, 255, 0]).with_name("snapshot 1 (a{b})"));
         drop(tell);
         let expected = [
             (MessageKind::Leak, "Leaked cluster 7 refcount=2 reference=1"),
             (MessageKind::Repair, "Repairing cluster 7 refcount=2 reference=1"),
+            (MessageKind::Repair, "Repairing cluster 8 refcount=2 reference=1"),
+            (MessageKind::Repair, "Repairing cluster 10 refcount=2 reference=1"),
+            (MessageKind::Repair, "Repairing cluster 9 refcount=2 reference=1"),
+            (MessageKind::Repair, "Repairing cluster 8 refcount=3 reference=1"),
             (
                 MessageKind::Error,
                 "ERROR snapshot 1 (a{b}) l1_size=0xff: L1 table is too large; snapshot table entry corrupted",

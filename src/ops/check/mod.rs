@@ -48,7 +48,7 @@ mod tests;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 
-pub use finding::{in_words, Finding, Findings, What};
+pub use finding::{in_words, Finding, Findings, What, Words};
 
 /// What a check may change. With neither, not one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
