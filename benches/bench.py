@@ -126,9 +126,12 @@ def tell(options, result):
 def document(options):
     """Everything that a document of the project shows: the rows, what cost grows with, and their charts."""
     directory, stem = os.path.split(os.path.splitext(options.document)[0])
-    failed = False
+    failed, only = False, options.only
     for is_growth, chart in ((False, f'{stem}.svg'), (True, 'growth.svg')):
-        options.growth, options.only, options.json = is_growth, [], None
+        options.growth, options.json = is_growth, None
+        options.only = [name for name in only if name in workloads(options)]
+        if only and not options.only:
+            continue
         options.into, options.chart = options.document, os.path.join(directory, chart)
         result = measure(options)
         if any('interrupted' in note for note in result['notes']):
