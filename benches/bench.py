@@ -13,10 +13,11 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
 import report  # noqa: E402
-from workloads import compressed, flushes, growth, reads, whole  # noqa: E402
+from workloads import compressed, flushes, growth, reads, steady, whole  # noqa: E402
 
 MODULES = (reads, flushes, compressed, whole)
 BY_VARIANT = (flushes.TABLE,)
+GROWTH = {function.__name__: function for function in (*growth.SERIES, *steady.SERIES)}
 
 
 def arguments():
@@ -25,10 +26,13 @@ def arguments():
                         help='run this one only; may be given several times')
     parser.add_argument('--list', action='store_true', help='name the workloads')
     parser.add_argument('--quick', action='store_true', help='a quarter of the work and three rounds')
+    parser.add_argument('--tiny', action='store_true', help='a sixty-fourth and one round: whether everything runs')
     parser.add_argument('--json', metavar='FILE', help='write everything that was measured')
     parser.add_argument('--chart', metavar='FILE.svg', help='draw the ratios')
     parser.add_argument('--growth', action='store_true',
                         help='measure what cost grows with, in place of the workloads; --chart draws that')
+    parser.add_argument('--document', metavar='FILE.md',
+                        help='measure both, put the tables into a document and draw both charts beside it')
     parser.add_argument('--tables', metavar='FILE', help='print the tables of an earlier --json, measure nothing')
     parser.add_argument('--into', metavar='FILE.md', help='put the tables between the marks of a document')
     parser.add_argument('--dir', default='/var/tmp', help='a directory on a disk; needs 10 GB (default: /var/tmp)')
@@ -38,53 +42,56 @@ def arguments():
     return parser.parse_args()
 
 
-def workloads():
+def workloads(options):
+    if options.growth:
+        return GROWTH
     return {name: function for module in MODULES for name, function in module.WORKLOADS.items()}
 
 
 def chosen_workloads(options):
-    every = workloads()
+    every = workloads(options)
     for name in options.only:
         if name not in every:
             sys.exit(f'{name}: no such workload; see --list')
     return {name: every[name] for name in every if not options.only or name in options.only}
 
 
-def measure_rows(env, chosen, rows):
+def add_series(env, function, series):
+    made = function(env)
+    series += made if isinstance(made, list) else [made]
+
+
+def measure_rows(env, chosen, rows, is_growth):
     for name, function in chosen.items():
         start, before = time.monotonic(), len(rows)
         print(f'{name} ...', end='', flush=True, file=sys.stderr)
         try:
-            function(env, rows)
+            add_series(env, function, rows) if is_growth else function(env, rows)
         except RuntimeError as error:
             env.note(f'{name} FAILED: {error}')
-        missed = sum(not one['pass'] for row in rows[before:] for one in row.reaches)
+        if is_growth:
+            missed = sum(len(report.grown(series.record())) for series in rows[before:])
+        else:
+            missed = sum(not one['pass'] for row in rows[before:] for one in row.reaches)
         print(f' {time.monotonic() - start:.0f} s{f", {missed} missed" if missed else ""}', file=sys.stderr)
 
 
 def measure(options):
     chosen = chosen_workloads(options)
-    notes, rows, result = [], [], {}
+    notes, rows = [], []
     directory = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.dir)
     tmpfs = tempfile.mkdtemp(prefix='qcow2-bench-', dir=options.tmpfs)
-    env = harness.Environment(options.build, options.peers, directory, tmpfs, options.quick)
+    env = harness.Environment(options.build, options.peers, directory, tmpfs, options.quick, options.tiny)
     env.note = notes.append
     harness.allow_locking()
     try:
-        if options.growth:
-            result['growth'] = growth.measure(env, lambda name: print(name, file=sys.stderr))
-        else:
-            measure_rows(env, chosen, rows)
+        measure_rows(env, chosen, rows, options.growth)
     except (KeyboardInterrupt, SystemExit):
-        if options.growth:
-            raise
         notes.append('interrupted: the workloads that were not complete are missing')
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(tmpfs, ignore_errors=True)
-    if not options.growth:
-        result['rows'] = [row.record() for row in rows]
-    return {**result, 'notes': notes}
+    return {'growth' if options.growth else 'rows': [row.record() for row in rows], 'notes': notes}
 
 
 def put_into(path, mark, text):
@@ -98,32 +105,55 @@ def put_into(path, mark, text):
         out.write(f'{before}<!-- {mark} -->\n\n{text}\n{found}{after}')
 
 
-def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made is removed
-    options = arguments()
-    if options.list:
-        print('\n'.join(f'{name:14}{function.__doc__ or ""}' for name, function in workloads().items()))
-        return
-    if options.tables:
-        with open(options.tables, encoding='utf-8') as source:
-            result = json.load(source)
-    else:
-        result = measure(options)
-    text = report.growth_tables(result['growth']) if 'growth' in result else report.tables(result['rows'], BY_VARIANT)
+def tell(options, result):
+    """Prints, and writes to where the options say; whether something failed."""
+    is_growth = 'growth' in result
+    made = result['growth' if is_growth else 'rows']
+    text = report.growth_tables(made) if is_growth else report.tables(made, BY_VARIANT)
     print(text)
-    if 'rows' in result:
-        print(report.summary(result['rows']))
+    print(report.growth_summary(made) if is_growth else report.summary(made))
     print('\n'.join(f'note: {note}' for note in result['notes']))
     if options.into:
-        put_into(options.into, 'growth' if 'growth' in result else 'tables', text)
+        put_into(options.into, 'growth' if is_growth else 'tables', text)
     if options.json:
         with open(options.json, 'w', encoding='utf-8') as out:
             json.dump(result, out, indent=1)
     if options.chart:
-        (report.growth_chart if 'growth' in result else report.bars)(
-            result['growth' if 'growth' in result else 'rows'], options.chart)
-    if any('FAILED' in note for note in result['notes']):
-        sys.exit(1)
+        (report.growth_chart if is_growth else report.bars)(made, options.chart)
+    return any('FAILED' in note for note in result['notes'])
+
+
+def document(options):
+    """Everything that a document of the project shows: the rows, what cost grows with, and their charts."""
+    directory, stem = os.path.split(os.path.splitext(options.document)[0])
+    failed, only = False, options.only
+    for is_growth, chart in ((False, f'{stem}.svg'), (True, 'growth.svg')):
+        options.growth, options.json = is_growth, None
+        options.only = [name for name in only if name in workloads(options)]
+        if only and not options.only:
+            continue
+        options.into, options.chart = options.document, os.path.join(directory, chart)
+        result = measure(options)
+        if any('interrupted' in note for note in result['notes']):
+            sys.exit(f'interrupted: {options.document} is as it was')
+        failed |= tell(options, result)
+    return failed
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made is removed
+    options = arguments()
+    if options.list:
+        print('\n'.join(f'{name:18}{function.__doc__ or ""}' for name, function in workloads(options).items()))
+        return
+    if options.document:
+        failed = document(options)
+    elif options.tables:
+        with open(options.tables, encoding='utf-8') as source:
+            failed = tell(options, json.load(source))
+    else:
+        failed = tell(options, measure(options))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == '__main__':

@@ -53,7 +53,7 @@ class Driver:
 class Environment:
     """Programs, directories, sizes."""
 
-    def __init__(self, build, peers, directory, tmpfs, quick=False):
+    def __init__(self, build, peers, directory, tmpfs, quick=False, tiny=False):
         self.driver = os.path.join(build, 'benches', 'bench-driver')
         self.counter = os.path.join(build, 'benches', 'bench-count.so')
         self.img = os.path.join(build, 'tools', 'qcow2-img')
@@ -61,8 +61,8 @@ class Environment:
         self.qemu = shutil.which('qemu-img')
         self.strace = shutil.which('strace')
         self.directory, self.tmpfs = directory, tmpfs
-        self.rounds = 3 if quick else 5
-        self.scale = 4 if quick else 1
+        self.rounds = 1 if tiny else 3 if quick else 5
+        self.scale = 64 if tiny else 4 if quick else 1
         self.startup = {}
 
     def path(self, name, tmpfs=False):
@@ -92,6 +92,13 @@ def command(env, arguments):
     if done.returncode != 0:
         raise RuntimeError(f'{" ".join(arguments)}: {out.strip()[-300:]}')
     return {**json.loads(usage), 'out': out}
+
+
+def counted_command(env, arguments):
+    """A program: what it took, and in a second run what it asked of the host."""
+    used = command(env, arguments)
+    out = command(env, ['env', f'LD_PRELOAD={env.counter}', 'BENCH_COUNT_EXIT=1', *arguments])['out']
+    return {**used, **json.loads(out.splitlines()[-1])}
 
 
 def scattered(size, block):

@@ -162,6 +162,35 @@ def bars(rows, path, most=5.0):
         out.write(svg)
 
 
+# What must not grow may be this much more at the largest size; less than the second is the clock's.
+MAY_GROW, LEAST = 1.5, 0.05
+
+
+def grown(one):
+    """What has grown with what it must not: name, value at the first and at the last size."""
+    first, last = one['points'][0], one['points'][-1]
+    flat = [(key, first[key], last[key]) for key in one['flat'] if key in first and key in last]
+    return [(key, small, large) for key, small, large in flat if large > LEAST and large > MAY_GROW * small]
+
+
+def growth_line(one):
+    """One line: how much each of what must not grow has grown."""
+    faults = {key for key, _, _ in grown(one)}
+    first, last = one['points'][0], one['points'][-1]
+    parts = []
+    for key in one['flat']:
+        times = f'x{last[key] / first[key]:.2f}' if first[key] else f'{number(first[key])} to {number(last[key])}'
+        parts.append(f'{key} {times}{" **GROWS**" if key in faults else ""}')
+    return f'From {first["x"]} to {last["x"]}: {", ".join(parts)}.'
+
+
+def growth_summary(series):
+    lines = [f'{one["name"]}: {key} grows from {number(small)} to {number(large)}'
+             for one in series for key, small, large in grown(one)]
+    count = sum(len(one['flat']) for one in series)
+    return '\n'.join([f'{count - len(lines)} of {count} costs do not grow with what they must not grow with.', *lines])
+
+
 def growth_tables(series):
     """One table for each thing that grows."""
     lines = []
@@ -174,6 +203,8 @@ def growth_tables(series):
                      for key in keys]
             lines.append(f'| {point["x"]} | ' + ' | '.join(cells) + ' |')
         lines.append('')
+        if one['flat']:
+            lines += [growth_line(one), '']
     return '\n'.join(lines)
 
 

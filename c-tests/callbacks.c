@@ -60,6 +60,75 @@ static void told_while_closing(void)
     test_close(image);
 }
 
+#define DAMAGED 3 /* host cluster: the L1 table, behind header, refcount table and block */
+
+/* What findings say of the cluster that a test has damaged. */
+struct found {
+    unsigned findings, damaged, repaired;
+    uint64_t refcount, references;
+};
+
+static void add_up(void *opaque, const qcow2_finding *finding)
+{
+    struct found *found = opaque;
+
+    CHECK_EQ(finding->struct_size, sizeof *finding);
+    CHECK(finding->message_kind >= QCOW2_MSG_INFO && finding->message_kind <= QCOW2_MSG_REPAIR);
+    found->findings++;
+    found->repaired += finding->message_kind == QCOW2_MSG_REPAIR;
+    if (finding->kind == QCOW2_FINDING_REFCOUNT && finding->place == DAMAGED) {
+        found->damaged++;
+        found->refcount = finding->value;
+        found->references = finding->count;
+    }
+}
+
+static void count_words(void *opaque, int kind, const char *text)
+{
+    unsigned *leaks = opaque;
+
+    CHECK(kind == QCOW2_MSG_LEAK || kind == QCOW2_MSG_ERROR);
+    *leaks += strcmp(text, "Leaked cluster 3 refcount=5 reference=1") == 0;
+    messages++;
+}
+
+/* Findings as numbers: as many as in words, and the same. */
+static void told_as_numbers(void)
+{
+    const char *path = test_create("numbers.qcow2", 8 * MIB, "cluster_size=4096", NULL);
+    unsigned char five[2] = {0, 5};
+    qcow2_check_result result = {.struct_size = sizeof result}, again = result;
+    struct found found = {0};
+    unsigned leaks = 0;
+    qcow2_image *image;
+
+    test_file_write(path, five, sizeof five, 2 * 4096 + 2 * DAMAGED);
+    image = test_open(path, QCOW2_OPEN_METADATA_ONLY, NULL);
+    messages = 0;
+    CHECK_OK(qcow2_check(image, 0, &result, count_words, &leaks, NULL, NULL));
+    CHECK_EQ(leaks, 1);
+    CHECK_OK(qcow2_check_findings(image, 0, &again, add_up, &found, NULL, NULL));
+    CHECK(memcmp(&again, &result, sizeof again) == 0);
+    CHECK_EQ(found.findings, messages);
+    CHECK_EQ(found.damaged, 1);
+    CHECK_EQ(found.refcount, 5);
+    CHECK_EQ(found.references, 1);
+    CHECK_EQ(found.repaired, 0);
+
+    /* Nobody listens: the same numbers at the end. */
+    CHECK_OK(qcow2_check_findings(image, 0, &again, NULL, NULL, NULL, NULL));
+    CHECK(memcmp(&again, &result, sizeof again) == 0);
+
+    struct progress progress = {.stop_at = 1};
+    CHECK_ERROR(qcow2_check_findings(image, 0, &again, add_up, &found, follow, &progress), ECANCELED);
+    found = (struct found){0};
+    CHECK_OK(qcow2_check_findings(image, QCOW2_CHECK_REPAIR_LEAKS, &again, add_up, &found, NULL, NULL));
+    CHECK(found.repaired > 0);
+    CHECK(again.leaks_fixed > 0);
+    test_close(image);
+    test_expect_sound(path, false);
+}
+
 int main(void)
 {
     const char *path = test_create("disk.qcow2", 64 * MIB, "cluster_size=4k", NULL);
@@ -122,6 +191,7 @@ int main(void)
     CHECK(result.corruptions_fixed > 0);
     test_close(image);
     test_expect_sound(path, false);
+    told_as_numbers();
     told_while_closing();
     return 0;
 }

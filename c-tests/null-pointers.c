@@ -166,6 +166,15 @@ static int64_t check_result(void)
 {
     return qcow2_check(image, 0, NULL, NULL, NULL, NULL, NULL);
 }
+static int64_t findings_image(void)
+{
+    qcow2_check_result r = {.struct_size = sizeof r};
+    return qcow2_check_findings(NULL, 0, &r, NULL, NULL, NULL, NULL);
+}
+static int64_t findings_result(void)
+{
+    return qcow2_check_findings(image, 0, NULL, NULL, NULL, NULL, NULL);
+}
 static int64_t snapshot_create_image(void)
 {
     return qcow2_snapshot_create(NULL, "name", NULL);
@@ -318,6 +327,8 @@ static const struct {
     {"get_snapshot: image", snapshot_image},
     {"check: image", check_image},
     {"check: result", check_result},
+    {"check_findings: image", findings_image},
+    {"check_findings: result", findings_result},
     {"commit: image", commit},
     {"snapshot create: image", snapshot_create_image},
     {"snapshot create: name", snapshot_create_name},

@@ -41,12 +41,14 @@ static void outputs(qcow2_image *image)
     CHECK_SMALLER(qcow2_info, version, qcow2_get_info(image, &out));
     CHECK_SMALLER(qcow2_info, open_repaired, qcow2_get_info(image, &out));
     CHECK_SMALLER(qcow2_check_result, leaks_fixed, qcow2_check(image, 0, &out, NULL, NULL, NULL, NULL));
+    CHECK_SMALLER(qcow2_check_result, leaks_fixed, qcow2_check_findings(image, 0, &out, NULL, NULL, NULL, NULL));
     CHECK_SMALLER(qcow2_header_extension, data, qcow2_get_header_extension(image, 0, &out));
     CHECK_SMALLER(qcow2_option_info, scope, qcow2_option_list(QCOW2_SCOPE_OPEN, 0, &out));
 
     CHECK_LARGER(qcow2_extent, qcow2_block_status(image, 0, MIB, 0, out));
     CHECK_LARGER(qcow2_info, qcow2_get_info(image, out));
     CHECK_LARGER(qcow2_check_result, qcow2_check(image, 0, out, NULL, NULL, NULL, NULL));
+    CHECK_LARGER(qcow2_check_result, qcow2_check_findings(image, 0, out, NULL, NULL, NULL, NULL));
     CHECK_LARGER(qcow2_header_extension, qcow2_get_header_extension(image, 0, out));
     CHECK_LARGER(qcow2_option_info, qcow2_option_list(QCOW2_SCOPE_OPEN, 0, out));
 }

@@ -58,6 +58,12 @@ static int64_t call_check(uint64_t flags)
     return qcow2_check(image, flags, &result, NULL, NULL, NULL, NULL);
 }
 
+static int64_t call_findings(uint64_t flags)
+{
+    qcow2_check_result result = {.struct_size = sizeof result};
+    return qcow2_check_findings(image, flags, &result, NULL, NULL, NULL, NULL);
+}
+
 static int64_t call_amend(uint64_t flags)
 {
     return qcow2_amend(image, NULL, flags, NULL, NULL);
@@ -76,6 +82,7 @@ int main(void)
     each_unknown_bit(0, call_amend);
     each_unknown_bit(QCOW2_STATUS_TOP_ONLY, call_status);
     each_unknown_bit(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, call_check);
+    each_unknown_bit(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, call_findings);
     test_expect(image, 0, MIB, 1);
     test_close(image);
 

@@ -269,6 +269,108 @@
 /* Options of qcow2_amend. */
 #define QCOW2_SCOPE_AMEND 4
 
+/* A refcount that is not the number of references. place: host cluster; value: refcount; count: references. */
+#define QCOW2_FINDING_REFCOUNT 1
+
+/* A refcount that cannot be read. place: host cluster. */
+#define QCOW2_FINDING_REFCOUNT_UNREADABLE 2
+
+/* Why refcounts cannot be read. place: index of the refcount block; value: its host offset. */
+#define QCOW2_FINDING_REFCOUNT_BLOCK_UNUSABLE 3
+
+/* A refcount table entry with reserved bits set. place: index; value: the entry. */
+#define QCOW2_FINDING_REFCOUNT_TABLE_RESERVED 4
+
+/* A refcount block that begins inside a cluster. place: index; value: its host offset. */
+#define QCOW2_FINDING_REFCOUNT_BLOCK_UNALIGNED 5
+
+/* A refcount block whose cluster has another use, too. place: index; value: host offset; count: references. */
+#define QCOW2_FINDING_REFCOUNT_BLOCK_SHARED 6
+
+/* A refcount block past the end of the file. place: index; value: its host offset. */
+#define QCOW2_FINDING_REFCOUNT_BLOCK_OUTSIDE 7
+
+/* The file does not grow over such a block. place: the end that it was to have. */
+#define QCOW2_FINDING_NOT_GROWN 8
+
+/* The refcounts can be mended by a rebuild only. */
+#define QCOW2_FINDING_REBUILD_NEEDED 9
+
+/* All refcount structures are built anew. */
+#define QCOW2_FINDING_REBUILD 10
+
+/* Something reaches past the end of the file. place: host offset; value: bytes. */
+#define QCOW2_FINDING_REGION_OUTSIDE 11
+
+/* More references than a refcount of this width holds. place: host offset. */
+#define QCOW2_FINDING_OVERFLOW 12
+
+/* An L1 entry with reserved bits set. place: host offset of the entry; value: the entry. */
+#define QCOW2_FINDING_L1_RESERVED 13
+
+/* An L2 table that begins inside a cluster. place: host offset of its L1 entry; value: of the table. */
+#define QCOW2_FINDING_L2_TABLE_UNALIGNED 14
+
+/* A wrong COPIED flag of an L1 entry. place: index; value: the entry; count: the table's refcount. */
+#define QCOW2_FINDING_L1_COPIED 15
+
+/* A wrong COPIED flag of an L2 entry. place: host offset of the entry; value: the entry; count: refcount. */
+#define QCOW2_FINDING_L2_COPIED 16
+
+/* An L2 entry with reserved bits set. place: host offset of the entry; value: the entry. */
+#define QCOW2_FINDING_L2_RESERVED 17
+
+/* Data that begins inside a cluster. place: host offset of the L2 entry; value: of the data. */
+#define QCOW2_FINDING_DATA_UNALIGNED 18
+
+/* The same of a cluster without data. */
+#define QCOW2_FINDING_PREALLOCATED_UNALIGNED 19
+
+/* Subclusters that are allocated in no cluster. place: host offset of the L2 entry; value: bitmap. */
+#define QCOW2_FINDING_SUBCLUSTERS_WITHOUT 20
+
+/* Subclusters that are allocated and zero. place: as above; value: host offset of the data; count: bitmap. */
+#define QCOW2_FINDING_SUBCLUSTERS_TWICE 21
+
+/* A compressed cluster with a COPIED flag. place: host offset of the L2 entry; value: of the data. */
+#define QCOW2_FINDING_COMPRESSED_COPIED 22
+
+/* A compressed cluster in an image with a data file. place: as above; value: the entry; count: its index. */
+#define QCOW2_FINDING_COMPRESSED_IN_DATA_FILE 23
+
+/* A compressed cluster with subclusters. place: as above; value: the entry; count: its index. */
+#define QCOW2_FINDING_COMPRESSED_SUBCLUSTERS 24
+
+/* Snapshots in an image with a data file. count: how many. */
+#define QCOW2_FINDING_SNAPSHOTS_WITH_DATA_FILE 25
+
+/* An L1 table of a snapshot that begins inside a cluster. place: index of the snapshot; value: host offset. */
+#define QCOW2_FINDING_SNAPSHOT_L1_UNALIGNED 26
+
+/* An L1 table of a snapshot that is too large. place: index of the snapshot; value: entries. */
+#define QCOW2_FINDING_SNAPSHOT_L1_TOO_LARGE 27
+
+/* A snapshot without the data that version 3 asks for. place: index of the snapshot. */
+#define QCOW2_FINDING_SNAPSHOT_INCOMPLETE 28
+
+/* More snapshots than there may be. count: how many are too many. */
+#define QCOW2_FINDING_SNAPSHOTS_TOO_MANY 29
+
+/* A snapshot table with more bytes than it may have. count: snapshots past that. */
+#define QCOW2_FINDING_SNAPSHOT_TABLE_TOO_BIG 30
+
+/* A snapshot with too much extra data. place: index of the snapshot; value: bytes; count: the most. */
+#define QCOW2_FINDING_SNAPSHOT_EXTRA 31
+
+/* No finding, but what helps: other refcounts. */
+#define QCOW2_FINDING_HINT_AMEND 32
+
+/* No finding, but what helps: a repair that drops snapshots. count: how many. */
+#define QCOW2_FINDING_HINT_SNAPSHOTS 33
+
+/* No finding, but what helps: a repair that drops extra data of snapshots. */
+#define QCOW2_FINDING_HINT_EXTRA 34
+
 /* Nothing has failed on this thread. */
 #define QCOW2_ERROR_NONE 0
 
@@ -659,6 +761,25 @@ typedef struct qcow2_check_result {
 /* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
 typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 
+/* Something that a check has found. Numbers that its kind does not name are 0. */
+typedef struct qcow2_finding {
+    /* Set by the library. */
+    size_t struct_size;
+    /* QCOW2_FINDING_*. */
+    int kind;
+    /* What becomes of it: QCOW2_MSG_*. */
+    int message_kind;
+    /* Where it is. */
+    uint64_t place;
+    /* What stands there. */
+    uint64_t value;
+    /* How much there is of it, or should be. */
+    uint64_t count;
+} qcow2_finding;
+
+/* Takes a finding, valid during the call. */
+typedef void (*qcow2_finding_fn)(void *opaque, const qcow2_finding *finding);
+
 /* What qcow2_compare has found. */
 typedef struct qcow2_compare_result {
     /* sizeof(qcow2_compare_result), set by the caller. */
@@ -1037,6 +1158,18 @@ int qcow2_check(qcow2_image *image,
                 void *message_opaque,
                 qcow2_progress_fn progress,
                 void *progress_opaque);
+
+/*
+ * As qcow2_check, for programs that count or sort what is found: `find` gets each finding as numbers, and no text is
+ * made. NULL: none is told.
+ */
+int qcow2_check_findings(qcow2_image *image,
+                         uint64_t flags,
+                         qcow2_check_result *result,
+                         qcow2_finding_fn find,
+                         void *find_opaque,
+                         qcow2_progress_fn progress,
+                         void *progress_opaque);
 
 /*
  * Writes what the image holds into its backing file, then empties the image unless `flags` has

@@ -22,7 +22,7 @@ pub mod ops {
         pub use crate::ops::backing::{change_backing_file, make_empty};
     }
     pub mod check {
-        pub use crate::ops::check::{check, CheckOptions, CheckReport, MessageKind};
+        pub use crate::ops::check::{check, in_words, CheckOptions, CheckReport, MessageKind};
     }
     pub mod checksum {
         pub use crate::ops::checksum::checksum;

@@ -5,7 +5,7 @@
 //! behind everything when a pointer is broken, and repairs images that make the stock tool give up), the
 //! damage is left out here and tested in `ops::check`.
 
-use qcow2::testing::ops::check::{check, CheckOptions, CheckReport, MessageKind};
+use qcow2::testing::ops::check::{check, in_words, CheckOptions, CheckReport, MessageKind};
 use qcow2::testing::storage::file::{FileOptions, FileStorage};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,8 @@ fn ours(path: &Path, repair: Option<&str>) -> Outcome {
         FileStorage::open(path, FileOptions { writable: repair.is_some(), ..FileOptions::default() })
             .unwrap();
     let mut messages = Vec::new();
-    let mut tell = |_: MessageKind, text: &str| messages.push(text.to_owned());
+    let mut message = |_: MessageKind, text: &str| messages.push(text.to_owned());
+    let mut tell = in_words(&mut message);
     let mut result = check(&storage, options, Some(&mut tell), &mut |_, _| true);
     if let Ok(first) = &result {
         let first = *first;
@@ -93,6 +94,7 @@ fn ours(path: &Path, repair: Option<&str>) -> Outcome {
                 });
         }
     }
+    drop(tell);
     let Ok(r) = result else {
         return Outcome { status: 1, counters: BTreeMap::new(), messages };
     };

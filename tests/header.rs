@@ -12,10 +12,11 @@ fn root() -> PathBuf {
 }
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 19] = [
     "types",
     "messages",
     "callbacks",
+    "findings",
     "custom_io",
     "error",
     "open",

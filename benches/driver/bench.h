@@ -42,6 +42,7 @@ struct workload {
     uint64_t count;            /* operations of all threads together; 0: the span once */
     uint64_t seed;
     unsigned threads, flush_every, depth;
+    bool flusher;              /* one more thread flushes until the others are done, and each flush is timed */
     unsigned part, parts;      /* SHARE: of each `parts` blocks, spread by chance, the ones of `part` */
 };
 
@@ -64,6 +65,7 @@ bool uring_reads(int fd, const struct workload *w);
 
 struct usage {
     double wall, user, system; /* seconds */
+    unsigned long long faults; /* of pages, with and without the disk */
 };
 
 struct usage usage_now(void);

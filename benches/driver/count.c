@@ -13,12 +13,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 static struct {
-    _Atomic unsigned long long reads, read_bytes, writes, written_bytes, syncs, others;
+    _Atomic unsigned long long reads, read_bytes, writes, written_bytes, syncs, questions, waits, others;
 } count;
 
 /* The C library's function of the same name. */
@@ -36,21 +37,23 @@ const struct counts *bench_counts(void)
 {
     static struct counts copy;
 
-    copy = (struct counts){count.reads, count.read_bytes, count.writes, count.written_bytes, count.syncs, count.others};
+    copy = (struct counts){count.reads, count.read_bytes, count.writes, count.written_bytes,
+                           count.syncs, count.questions,  count.waits,  count.others};
     return &copy;
 }
 
 __attribute__((destructor)) static void tell(void)
 {
-    char line[200];
+    char line[300];
     int length;
 
     if (getenv("BENCH_COUNT_EXIT") == NULL)
         return;
     length = snprintf(line, sizeof line,
                       "{\"reads\": %llu, \"read_bytes\": %llu, \"writes\": %llu, \"written_bytes\": %llu, "
-                      "\"syncs\": %llu, \"others\": %llu}\n",
-                      count.reads, count.read_bytes, count.writes, count.written_bytes, count.syncs, count.others);
+                      "\"syncs\": %llu, \"questions\": %llu, \"waits\": %llu, \"others\": %llu}\n",
+                      count.reads, count.read_bytes, count.writes, count.written_bytes, count.syncs, count.questions,
+                      count.waits, count.others);
     (void)!write(2, line, (size_t)length);
 }
 
@@ -118,6 +121,29 @@ OTHER_LENGTH(ftruncate64, off64_t)
 OTHER_RANGE(fallocate, off_t)
 OTHER_RANGE(fallocate64, off64_t)
 
+#define SEEK(name, type)                             \
+    type name(int fd, type offset, int whence)       \
+    {                                                \
+        count.questions++;                           \
+        return REAL(name)(fd, offset, whence);       \
+    }
+#define STATUS(name, type)                           \
+    int name(int fd, type *status)                   \
+    {                                                \
+        count.questions++;                           \
+        return REAL(name)(fd, status);               \
+    }
+SEEK(lseek, off_t)
+SEEK(lseek64, off64_t)
+STATUS(fstat, struct stat)
+STATUS(fstat64, struct stat64)
+
+int statx(int directory, const char *path, int flags, unsigned mask, struct statx *status)
+{
+    count.questions++;
+    return REAL(statx)(directory, path, flags, mask, status);
+}
+
 /* Calls by number: reads of the library, and what a runtime waits with. */
 long syscall(long number, ...)
 {
@@ -142,6 +168,11 @@ long syscall(long number, ...)
     case SYS_fsync:
         count.syncs++;
         return result;
+    case SYS_statx:
+        count.questions++;
+        count.others++;
+        return result;
+    case SYS_futex: count.waits++; /* and the others */ __attribute__((fallthrough));
     default:
         count.others++;
         return result;

@@ -4,6 +4,8 @@
 
 struct counts {
     unsigned long long reads, read_bytes, writes, written_bytes, syncs;
+    unsigned long long questions; /* lseek, fstat, statx */
+    unsigned long long waits;     /* futex, by number */
     unsigned long long others; /* fallocate, ftruncate, and what is called by number and is no read or write */
 };
 

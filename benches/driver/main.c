@@ -4,10 +4,12 @@
    create qcow2|raw PATH SIZE [KEY=VALUE...]             timed
    open NAME ENGINE PATH [rw] [direct] [KEY=VALUE...]   options of qcow2_open
    run NAME op=read|write order=random|seq|stride|perm|share bs= span= [start= stride= count= seed= threads= flush=
-       final=1 depth= data=text part= parts=]
+       final=1 depth= data=text part= parts= flusher=1]
    close NAME                                            timed
    opens ENGINE PATH N [KEY=VALUE...]                    open and close, N times
-   check NAME [leaks] [errors]                           qcow2_check, timed
+   check NAME [leaks] [errors] [text|numbers]            qcow2_check, timed; findings are taken as said, or not at all
+   map NAME                                              qcow2_block_status of the whole disk, timed; extents
+   checksum NAME                                         qcow2_checksum, timed
    snapshots NAME N [FROM]                               that many snapshots, timed; the names count from FROM
    warm PATH                                             reads the file and locks its pages in memory
    cool PATH                                             lets them go again
@@ -150,6 +152,7 @@ static void command_run(char *const *words)
         .threads = (unsigned)number(words, "threads", "1"),
         .flush_every = (unsigned)number(words, "flush", "0"),
         .depth = (unsigned)number(words, "depth", "0"),
+        .flusher = number(words, "flusher", "0") != 0,
         .part = (unsigned)number(words, "part", "0"),
         .parts = (unsigned)number(words, "parts", "1"),
     };
@@ -191,22 +194,71 @@ static void command_opens(char *const *words)
     print_usage(&from, count, 0);
 }
 
+static void take_text(void *opaque, int kind, const char *text)
+{
+    (void)kind;
+    *(uint64_t *)opaque += text[0] != '\0';
+}
+
+static void take_numbers(void *opaque, const qcow2_finding *finding)
+{
+    *(uint64_t *)opaque += finding->kind != 0;
+}
+
 static void command_check(char *const *words)
 {
     qcow2_check_result result = {.struct_size = sizeof result};
+    bool text = false, numbers = false;
     struct disk *disk = find_disk(words[0]);
     struct usage from;
-    uint64_t flags = 0;
+    uint64_t flags = 0, taken = 0;
+    int status;
 
     begin_counting();
     from = usage_now();
-    for (words++; *words != NULL; words++)
-        flags |= strcmp(*words, "leaks") == 0 ? QCOW2_CHECK_REPAIR_LEAKS : QCOW2_CHECK_REPAIR_ERRORS;
-    if (qcow2_check(disk->handle, flags, &result, NULL, NULL, NULL, NULL) < 0)
+    for (words++; *words != NULL; words++) {
+        text |= strcmp(*words, "text") == 0;
+        numbers |= strcmp(*words, "numbers") == 0;
+        flags |= strcmp(*words, "leaks") == 0 ? QCOW2_CHECK_REPAIR_LEAKS : 0;
+        flags |= strcmp(*words, "errors") == 0 ? QCOW2_CHECK_REPAIR_ERRORS : 0;
+    }
+    if (numbers)
+        status = qcow2_check_findings(disk->handle, flags, &result, take_numbers, &taken, NULL, NULL);
+    else
+        status = qcow2_check(disk->handle, flags, &result, text ? take_text : NULL, &taken, NULL, NULL);
+    if (status < 0)
         fail("check: %s", qcow2_last_error());
-    if (result.corruptions != result.corruptions_fixed)
+    if (result.corruptions != 0 && !text && !numbers)
         fail("check: %llu corruptions", (unsigned long long)result.corruptions);
-    print_usage(&from, 1, 0);
+    print_usage(&from, taken > 0 ? taken : 1, 0);
+}
+
+static void command_map(char *const *words)
+{
+    qcow2_extent extent = {.struct_size = sizeof extent};
+    struct disk *disk = find_disk(words[0]);
+    uint64_t length = (uint64_t)qcow2_length(disk->handle), extents = 0;
+    struct usage from;
+
+    begin_counting();
+    from = usage_now();
+    for (uint64_t at = 0; at < length; at += extent.length, extents++)
+        if (qcow2_block_status(disk->handle, at, length - at, 0, &extent) < 0)
+            fail("map: %s", qcow2_last_error());
+    print_usage(&from, extents, length);
+}
+
+static void command_checksum(char *const *words)
+{
+    struct disk *disk = find_disk(words[0]);
+    struct usage from;
+    uint32_t crc;
+
+    begin_counting();
+    from = usage_now();
+    if (qcow2_checksum(disk->handle, &crc, NULL, NULL) < 0)
+        fail("checksum: %s", qcow2_last_error());
+    print_usage(&from, 1, (uint64_t)qcow2_length(disk->handle));
 }
 
 static void command_snapshots(char *const *words)
@@ -319,6 +371,7 @@ static void execute(char *const *words, int count)
     } commands[] = {
         {"create", 4, command_create}, {"open", 4, command_open},   {"run", 3, command_run},
         {"close", 2, command_close},   {"opens", 4, command_opens}, {"check", 2, command_check},
+        {"map", 2, command_map},       {"checksum", 2, command_checksum},
         {"snapshots", 3, command_snapshots}, {"warm", 2, command_warm}, {"cool", 2, command_cool},
         {"memory", 1, command_memory},
     };

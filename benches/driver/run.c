@@ -4,6 +4,7 @@
 #include "count.h"
 
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -17,6 +18,7 @@ struct job {
     char *buffer;
     unsigned number;
     uint64_t blocks, done; /* places an operation may go to; operations made */
+    _Atomic bool ended;
 };
 
 struct usage usage_now(void)
@@ -30,6 +32,7 @@ struct usage usage_now(void)
         .wall = (double)t.tv_sec + (double)t.tv_nsec * 1e-9,
         .user = (double)r.ru_utime.tv_sec + (double)r.ru_utime.tv_usec * 1e-6,
         .system = (double)r.ru_stime.tv_sec + (double)r.ru_stime.tv_usec * 1e-6,
+        .faults = (unsigned long long)r.ru_minflt + (unsigned long long)r.ru_majflt,
     };
 }
 
@@ -50,6 +53,11 @@ static const struct counts *counts(void)
 
 static struct counts counts_at_start;
 
+static struct {
+    double times[65536];
+    size_t count;
+} flushes;
+
 void begin_counting(void)
 {
     if (counts() != NULL)
@@ -65,18 +73,41 @@ static void print_counts(void)
     if (now == NULL)
         return;
     printf(", \"reads\": %llu, \"read_bytes\": %llu, \"writes\": %llu, \"written_bytes\": %llu, \"syncs\": %llu, "
-           "\"others\": %llu",
+           "\"others\": %llu, \"questions\": %llu, \"waits\": %llu",
            now->reads - was->reads, now->read_bytes - was->read_bytes, now->writes - was->writes,
-           now->written_bytes - was->written_bytes, now->syncs - was->syncs, now->others - was->others);
+           now->written_bytes - was->written_bytes, now->syncs - was->syncs, now->others - was->others,
+           now->questions - was->questions, now->waits - was->waits);
+}
+
+static int by_time(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* What the flushes beside the last run have taken, seconds. */
+static void print_flushes(void)
+{
+    size_t count = flushes.count;
+
+    if (count > 0) {
+        qsort(flushes.times, count, sizeof *flushes.times, by_time);
+        printf(", \"flushes\": %zu, \"flush_median\": %.9f, \"flush_p99\": %.9f, \"flush_worst\": %.9f", count,
+               flushes.times[count / 2], flushes.times[count * 99 / 100], flushes.times[count - 1]);
+    }
+    flushes.count = 0;
 }
 
 void print_usage(const struct usage *from, uint64_t operations, uint64_t bytes)
 {
     struct usage to = usage_now();
 
-    printf("{\"wall\": %.9f, \"user\": %.6f, \"system\": %.6f, \"ops\": %llu, \"bytes\": %llu", to.wall - from->wall,
-           to.user - from->user, to.system - from->system, (unsigned long long)operations, (unsigned long long)bytes);
+    printf("{\"wall\": %.9f, \"user\": %.6f, \"system\": %.6f, \"faults\": %llu, \"ops\": %llu, \"bytes\": %llu",
+           to.wall - from->wall, to.user - from->user, to.system - from->system, to.faults - from->faults,
+           (unsigned long long)operations, (unsigned long long)bytes);
     print_counts();
+    print_flushes();
     printf("}\n");
     fflush(stdout);
 }
@@ -166,6 +197,7 @@ static void *work(void *opaque)
             unflushed = 0;
         }
     }
+    atomic_store(&job->ended, true);
     return NULL;
 }
 
@@ -175,7 +207,11 @@ static struct job *prepare_jobs(struct disk *disk, const struct workload *w, pth
     uint64_t step = w->order == STRIDE || w->order == PERMUTED ? w->stride : w->block;
 
     for (unsigned i = 0; jobs != NULL && i < w->threads; i++) {
-        jobs[i] = (struct job){.disk = disk, .w = w, .start = start, .number = i, .blocks = w->span / step};
+        jobs[i].disk = disk;
+        jobs[i].w = w;
+        jobs[i].start = start;
+        jobs[i].number = i;
+        jobs[i].blocks = w->span / step;
         if (posix_memalign((void **)&jobs[i].buffer, 4096, w->block) != 0)
             fail("no memory");
         /* Nothing that a library could take for a block of zeroes. */
@@ -185,6 +221,23 @@ static struct job *prepare_jobs(struct disk *disk, const struct workload *w, pth
     if (jobs == NULL)
         fail("no memory");
     return jobs;
+}
+
+/* Flushes until the threads that write are done. */
+static void flush_beside(struct job *jobs, unsigned threads)
+{
+    struct disk *disk = jobs[0].disk;
+    bool running = true;
+
+    while (running && flushes.count < sizeof flushes.times / sizeof flushes.times[0]) {
+        double before = usage_now().wall;
+
+        disk->engine->flush(disk);
+        flushes.times[flushes.count++] = usage_now().wall - before;
+        running = false;
+        for (unsigned i = 0; i < threads; i++)
+            running |= !atomic_load(&jobs[i].ended);
+    }
 }
 
 static void run_threads(struct job *jobs, unsigned threads, pthread_barrier_t *start, struct usage *from)
@@ -197,6 +250,8 @@ static void run_threads(struct job *jobs, unsigned threads, pthread_barrier_t *s
     begin_counting();
     *from = usage_now();
     pthread_barrier_wait(start);
+    if (jobs[0].w->flusher)
+        flush_beside(jobs, threads);
     for (unsigned i = 0; i < threads; i++)
         pthread_join(ids[i], NULL);
     free(ids);
@@ -204,14 +259,15 @@ static void run_threads(struct job *jobs, unsigned threads, pthread_barrier_t *s
 
 void run_workload(struct disk *disk, const struct workload *w)
 {
+    bool threaded = w->threads > 1 || w->flusher;
     pthread_barrier_t start;
     struct job *jobs;
     struct usage from;
     uint64_t done = 0;
 
     pthread_barrier_init(&start, NULL, w->threads + 1);
-    jobs = prepare_jobs(disk, w, w->threads > 1 ? &start : NULL);
-    if (w->threads > 1) {
+    jobs = prepare_jobs(disk, w, threaded ? &start : NULL);
+    if (threaded) {
         run_threads(jobs, w->threads, &start, &from);
     } else {
         begin_counting();

@@ -8,10 +8,10 @@ READS = 100000
 
 
 class Series:
-    """One line of points: x is what grows, each point has times and bytes."""
+    """One line of points: x is what grows, each point has times and bytes. `flat`: what must not grow with it."""
 
-    def __init__(self, name, title, x, law):
-        self.name, self.title, self.x, self.law, self.points = name, title, x, law, []
+    def __init__(self, name, title, x, law, flat=()):
+        self.name, self.title, self.x, self.law, self.flat, self.points = name, title, x, law, flat, []
 
     def record(self):
         return vars(self)
@@ -106,6 +106,7 @@ def cache_and_slices(env):
 
 
 def chain_depth(env):
+    """Overlays with clusters all over them."""
     series = Series('chain', 'overlays (clusters spread over all layers)', 'overlays',
                     'reads: one look-up in each layer above the data; open and memory: each layer')
     size = 512 * MIB // env.scale
@@ -126,6 +127,7 @@ def chain_depth(env):
 
 
 def threads(env):
+    """Reads and writes of one handle by one and two threads."""
     series = Series('threads', 'threads on one handle', 'threads',
                     'nothing is shared for writing: time per read falls with each core')
     path, size = env.path('growth.qcow2'), 256 * MIB
@@ -153,6 +155,7 @@ def threads(env):
 
 
 def snapshot_count(env):
+    """Snapshots of a mapped disk: open, taking one, check."""
     series = Series('snapshots', 'snapshots (64 GiB mapped, 1,048,576 clusters)', 'snapshots',
                     'open: the snapshot table; taking one: the clusters of the disk; check: tables once, then each L1 table')
     path = env.path('growth.qcow2')
@@ -177,10 +180,4 @@ def snapshot_count(env):
     return series
 
 
-def measure(env, tell):
-    found = []
-    for function in (virtual_size, clusters, cache_and_slices, chain_depth, threads, snapshot_count):
-        tell(function.__name__)
-        made = function(env)
-        found += made if isinstance(made, list) else [made]
-    return [series.record() for series in found]
+SERIES = (virtual_size, clusters, cache_and_slices, chain_depth, threads, snapshot_count)

@@ -83,7 +83,7 @@ def snapshots(env, rows):
     env.remove('snap.qcow2')
 
 
-def make_stale(path):
+def make_stale(path, dirty=True):
     """Takes every data cluster's refcount away and says dirty, as the death of a lazy writer leaves it; how many."""
     with open(path, 'r+b') as image:
         header = image.read(104)
@@ -105,8 +105,9 @@ def make_stale(path):
                     counts[i] = 0
             image.seek(block)
             image.write(counts.tobytes())
-        image.seek(72)
-        image.write(struct.pack('>QQ', 1, 1))
+        if dirty:
+            image.seek(72)
+            image.write(struct.pack('>QQ', 1, 1))
     return len(data)
 
 

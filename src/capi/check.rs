@@ -2,11 +2,12 @@
 
 use super::callbacks::*;
 use super::edge::{give, with};
+use super::findings::*;
 use super::flags::check_flags;
 use super::messages::*;
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::ops::check::{CheckOptions, CheckReport, MessageKind};
+use crate::ops::check::{CheckOptions, CheckReport, Finding, Words};
 use crate::ops::checksum::checksum;
 use crate::ops::commit::commit;
 use std::ffi::{c_int, c_void};
@@ -25,6 +26,15 @@ fn result_of(report: &CheckReport) -> qcow2_check_result {
         compressed_clusters: report.compressed_clusters,
         image_end_offset: report.image_end_offset,
     }
+}
+
+fn options_of(flags: u64, workers: u32) -> Result<CheckOptions> {
+    check_flags("check", flags, QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS)?;
+    Ok(CheckOptions {
+        repair_leaks: flags & QCOW2_CHECK_REPAIR_LEAKS != 0,
+        repair_errors: flags & QCOW2_CHECK_REPAIR_ERRORS != 0,
+        workers,
+    })
 }
 
 /// Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,
@@ -48,18 +58,43 @@ pub unsafe extern "C" fn qcow2_check(
         if result.is_null() {
             return Err(Error::invalid("result is NULL"));
         }
-        check_flags("check", flags, QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS)?;
-        let options = CheckOptions {
-            repair_leaks: flags & QCOW2_CHECK_REPAIR_LEAKS != 0,
-            repair_errors: flags & QCOW2_CHECK_REPAIR_ERRORS != 0,
-            workers: guarded.handle.check_workers(),
+        let options = options_of(flags, guarded.handle.check_workers())?;
+        let mut words = Words::default();
+        let mut say = |finding: &Finding<'_>| {
+            send_c_text(message, message_opaque, finding.kind, words.of(finding));
         };
-        let mut say = |kind: MessageKind, text: &str| send_message(message, message_opaque, kind, text);
-        let report = guarded.handle.check(
+        let report = guarded.handle.find(
             options,
             message.is_some().then_some(&mut say as _),
             &mut |done, total| send_progress(progress, progress_opaque, done, total),
         )?;
+        // SAFETY: the caller's struct, checked for NULL.
+        unsafe { give(result_of(&report), result, "result") }.map(|()| 0)
+    }) as c_int
+}
+
+/// As qcow2_check, for programs that count or sort what is found: `find` gets each finding as numbers, and no text is
+/// made. NULL: none is told.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_check_findings(
+    image: *mut qcow2_image,
+    flags: u64,
+    result: *mut qcow2_check_result,
+    find: qcow2_finding_fn,
+    find_opaque: *mut c_void,
+    progress: qcow2_progress_fn,
+    progress_opaque: *mut c_void,
+) -> c_int {
+    with(image, |guarded| {
+        if result.is_null() {
+            return Err(Error::invalid("result is NULL"));
+        }
+        let options = options_of(flags, guarded.handle.check_workers())?;
+        let mut tell = |finding: &Finding<'_>| send_finding(find, find_opaque, finding);
+        let report =
+            guarded.handle.find(options, find.is_some().then_some(&mut tell as _), &mut |done, total| {
+                send_progress(progress, progress_opaque, done, total)
+            })?;
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(result_of(&report), result, "result") }.map(|()| 0)
     }) as c_int

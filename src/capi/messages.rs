@@ -2,7 +2,7 @@
 
 use super::types::*;
 use crate::ops::check::MessageKind;
-use std::ffi::{c_char, c_int, c_void, CString};
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
 
 /// Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call.
 pub type qcow2_message_fn =
@@ -14,25 +14,25 @@ pub(super) struct Receiver {
     pub(super) opaque: *mut c_void,
 }
 
-/// Hands a message to the caller.
-pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
-    let Some(function) = function else { return };
-    let kind = match kind {
+/// QCOW2_MSG_* of a kind.
+pub(super) fn message_code(kind: MessageKind) -> c_int {
+    match kind {
         MessageKind::Info => QCOW2_MSG_INFO,
         MessageKind::Leak => QCOW2_MSG_LEAK,
         MessageKind::Error => QCOW2_MSG_ERROR,
         MessageKind::Repair => QCOW2_MSG_REPAIR,
-    };
-    let mut short = [0; SHORT_BYTES];
-    if text.len() < SHORT_BYTES && !text.as_bytes().contains(&0) {
-        short[..text.len()].copy_from_slice(text.as_bytes());
-        // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
-        return unsafe { function(opaque, kind, short.as_ptr().cast()) };
     }
-    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
-    // SAFETY: as above.
-    unsafe { function(opaque, kind, text.as_ptr()) }
 }
 
-/// Messages shorter than this cost no allocation.
-const SHORT_BYTES: usize = 256;
+/// Hands a message to the caller.
+pub(super) fn send_message(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &str) {
+    let text = CString::new(text.replace('\0', "")).unwrap_or_default();
+    send_c_text(function, opaque, kind, &text);
+}
+
+/// As `send_message`.
+pub(super) fn send_c_text(function: qcow2_message_fn, opaque: *mut c_void, kind: MessageKind, text: &CStr) {
+    let Some(function) = function else { return };
+    // SAFETY: the caller's function with the caller's opaque pointer, as it asked for.
+    unsafe { function(opaque, message_code(kind), text.as_ptr()) }
+}

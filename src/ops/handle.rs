@@ -1,6 +1,6 @@
 //! A disk with what its later life needs: how it was opened, so that it can be reopened, checked and closed.
 
-use super::check::{CheckOptions, CheckReport, Messages};
+use super::check::{in_words, CheckOptions, CheckReport, Findings, Messages};
 use super::formats::Driver;
 use super::open::files::Role;
 use super::open::origin::Origin;
@@ -208,15 +208,28 @@ impl Handle {
         }
     }
 
-    /// Checks the image, and repairs it when asked. Requests wait; caches are dropped.
+    /// Checks the image, and repairs it when asked; findings are put into words. Requests wait; caches are dropped.
     pub fn check(
         &self,
         options: CheckOptions,
         messages: Option<Messages<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<CheckReport> {
+        match messages {
+            Some(messages) => self.find(options, Some(&mut in_words(messages)), progress),
+            None => self.find(options, None, progress),
+        }
+    }
+
+    /// As `check`; no words are made.
+    pub fn find(
+        &self,
+        options: CheckOptions,
+        findings: Option<Findings<'_>>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<CheckReport> {
         let refused = || Error::unsupported("This image format does not support checks");
-        (self.format.check.ok_or_else(refused)?)(&self.disk, options, messages, progress)
+        (self.format.check.ok_or_else(refused)?)(&self.disk, options, findings, progress)
     }
 
     /// Brings everything to the medium, reports the first failure, and lets go of the file.

@@ -1,6 +1,6 @@
 //! The check of an open image, and the repair of a dirty one before its first request.
 
-use super::check::{check, CheckOptions, CheckReport, Messages};
+use super::check::{check, CheckOptions, CheckReport, Findings};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::INCOMPAT_DIRTY;
@@ -13,10 +13,10 @@ use std::sync::Arc;
 pub(super) fn repair(
     storage: &dyn Storage,
     options: CheckOptions,
-    messages: Option<Messages<'_>>,
+    findings: Option<Findings<'_>>,
 ) -> Result<CheckReport> {
     sync_before_repair(storage)?;
-    let report = check(storage, options, messages, &mut |_, _| true)?;
+    let report = check(storage, options, findings, &mut |_, _| true)?;
     let (now, _) = read_header(storage)?;
     if now.incompatible & INCOMPAT_DIRTY != 0 {
         return Err(Error::new(
@@ -34,7 +34,7 @@ pub(super) fn repair(
 pub(super) fn check_image(
     disk: &Disk,
     options: CheckOptions,
-    messages: Option<Messages<'_>>,
+    findings: Option<Findings<'_>>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<CheckReport> {
     let image = Image::of(disk, "checks")?;
@@ -48,9 +48,9 @@ pub(super) fn check_image(
     alone.settle()?;
     let storage = Arc::clone(core.storage());
     if !repairs {
-        return check(&*storage, options, messages, progress);
+        return check(&*storage, options, findings, progress);
     }
-    let report = sync_before_repair(&*storage).and_then(|()| check(&*storage, options, messages, progress));
+    let report = sync_before_repair(&*storage).and_then(|()| check(&*storage, options, findings, progress));
     match report {
         Err(e) if e.is_failed_sync() => Err(core.give_up(e)),
         report => alone.reload_from(storage, core.settings().clone()).and(report),

@@ -6,6 +6,7 @@ mod corruption;
 mod files;
 mod growth;
 mod guard;
+mod host_calls;
 mod lazy;
 mod lazy_stock;
 mod repair;

@@ -1,7 +1,9 @@
 /* qcow2-img check.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include <getopt.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "img.h"
 
@@ -9,10 +11,14 @@
 #define EXIT_LEAKS 3
 #define EXIT_UNSUPPORTED 63
 
-/* Lines on their way to stderr, which has no buffer: a damaged image may have a million of them. */
+/* Lines on their way to stderr, which has no buffer: a damaged image may have a million of them. Who looks at a terminal
+   sees each at once. */
+#define LINES_BYTES (1 << 20)
+
 struct lines {
-    char text[16384];
     size_t used;
+    bool at_once;
+    char text[LINES_BYTES];
 };
 
 static void flush_lines(struct lines *lines)
@@ -26,25 +32,29 @@ static void add_line(void *opaque, int kind, const char *text)
     struct lines *lines = opaque;
     size_t length = strlen(text);
 
-    if (lines->used + length + 1 > sizeof(lines->text)) {
+    if (lines->used + length + 1 > LINES_BYTES) {
         flush_lines(lines);
     }
-    if (length + 1 > sizeof(lines->text)) {
+    if (length + 1 > LINES_BYTES) {
         print_message(NULL, kind, text);
         return;
     }
     memcpy(lines->text + lines->used, text, length);
     lines->text[lines->used + length] = '\n';
     lines->used += length + 1;
+    if (lines->at_once) {
+        flush_lines(lines);
+    }
 }
 
 static int check_once(qcow2_image *image, uint64_t repair, qcow2_check_result *result)
 {
-    struct lines lines = {.used = 0};
+    static struct lines lines;
     int status;
 
     memset(result, 0, sizeof(*result));
     result->struct_size = sizeof(*result);
+    lines.at_once = isatty(STDERR_FILENO);
     status = qcow2_check(image, repair, result, add_line, &lines, NULL, NULL);
     flush_lines(&lines);
     return status;

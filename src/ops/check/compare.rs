@@ -1,5 +1,6 @@
 //! Counted references against stored refcounts, block by block.
 
+use super::finding::{Finding, What};
 use super::pass::{Mend, Pass};
 use super::stored::Block;
 use super::MessageKind;
@@ -177,25 +178,8 @@ impl Pass<'_> {
         };
         let leak = stored > counted;
         let mends = if leak { mend.leaks } else { mend.errors };
-        let word = match (mends, leak) {
-            (true, _) => "Repairing",
-            (false, true) => "Leaked",
-            (false, false) => "ERROR",
-        };
-        let kind = match (mends, leak) {
-            (true, _) => MessageKind::Repair,
-            (false, true) => MessageKind::Leak,
-            (false, false) => MessageKind::Error,
-        };
-        if self.is_heard() {
-            self.line.clear();
-            self.line.push(word.as_bytes());
-            for (name, number) in [(" cluster ", cluster), (" refcount=", stored), (" reference=", counted)] {
-                self.line.push(name.as_bytes());
-                self.line.push_number(number);
-            }
-            self.say_line(kind);
-        }
+        let kind = if leak { MessageKind::Leak } else { MessageKind::Error };
+        self.tell(Finding::new(What::Refcount, [cluster, stored, counted]).of_kind(kind).mended(mends));
         if stored == 0 {
             self.needs_rebuild = true;
         }
@@ -224,16 +208,11 @@ impl Pass<'_> {
     fn tell_unreadable(&mut self, cluster: u64) {
         let block_index = self.geometry.refcount_table_index(cluster);
         if let (0, Some(offset)) = (self.report.check_errors, self.stored.misaligned(block_index)) {
-            self.say(
-                MessageKind::Info,
-                &format!(
-                    "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: \
-                     {block_index:#x}); further non-fatal corruption events will be suppressed"
-                ),
-            );
+            let finding = Finding::new(What::RefcountBlockUnusable, [block_index, offset, 0]);
+            self.tell(finding.of_kind(MessageKind::Info));
         }
         self.refcounts_right = false;
         self.report.check_errors += 1;
-        self.error(&format!("Can't get refcount for cluster {cluster}: Input/output error"));
+        self.tell(Finding::new(What::RefcountUnreadable, [cluster, 0, 0]));
     }
 }

@@ -1,5 +1,6 @@
 //! COPIED flags of the active tables: set exactly where the stored refcount is one.
 
+use super::finding::{Finding, What};
 use super::pass::Pass;
 use super::seen::{ACTIVE_L1, ACTIVE_L2};
 use crate::error::Result;
@@ -58,11 +59,7 @@ impl Pass<'_> {
             if let Some(count) = count.filter(|c| (*c == 1) != (entry & COPIED != 0)) {
                 let mends = mends
                     && *may_write.get_or_insert_with(|| self.guard(ACTIVE_L1, l1_offset, l1_bytes).is_ok());
-                let word = self.tell_copied(mends);
-                self.say_copied(
-                    mends,
-                    format!("{word} OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"),
-                );
+                self.tell_copied(Finding::new(What::L1Copied, [index, entry, count]), mends);
                 if mends {
                     put_be64(chunk, at, entry ^ COPIED);
                     changed = Some((changed.map_or(at, |c: (usize, usize)| c.0), at + 8));
@@ -101,11 +98,8 @@ impl Pass<'_> {
                         self.is_only_table(l2_offset)
                             && self.guard(ACTIVE_L2, l2_offset, cluster_bytes).is_ok()
                     });
-                let word = self.tell_copied(mends);
-                self.say_copied(
-                    mends,
-                    format!("{word} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={count}"),
-                );
+                let place = l2_offset + at as u64;
+                self.tell_copied(Finding::new(What::L2Copied, [place, entry, count]), mends);
                 if mends {
                     put_be64(&mut table, at, entry ^ COPIED);
                     changed = Some((changed.map_or(at, |c: (usize, usize)| c.0), at + 8));
@@ -124,22 +118,12 @@ impl Pass<'_> {
         self.stored.get(self.storage, cluster)
     }
 
-    /// Counts one wrong flag; answers the word that its message starts with.
-    fn tell_copied(&mut self, mends: bool) -> &'static str {
-        if mends {
-            self.report.corruptions_fixed += 1;
-            "Repairing"
-        } else {
-            self.report.corruptions += 1;
-            "ERROR"
+    /// Tells and counts one wrong flag.
+    fn tell_copied(&mut self, finding: Finding<'_>, mends: bool) {
+        match mends {
+            true => self.report.corruptions_fixed += 1,
+            false => self.report.corruptions += 1,
         }
-    }
-
-    fn say_copied(&mut self, mends: bool, text: String) {
-        if mends {
-            self.repair(&text);
-        } else {
-            self.error(&text);
-        }
+        self.tell(finding.mended(mends));
     }
 }

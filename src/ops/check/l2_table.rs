@@ -1,5 +1,6 @@
 //! One L2 table: what it refers to, and what in it can be mended.
 
+use super::finding::{Finding, What};
 use super::look_ahead::PlainRuns;
 use super::pass::Pass;
 use super::seen::{Stats, ACTIVE_L2};
@@ -19,6 +20,8 @@ pub(super) struct Look {
     quiet: bool,
     /// Entries of this table may be mended.
     mends: bool,
+    /// Host offset of the entry being looked at.
+    entry_at: u64,
     /// Where the next host cluster of a contiguous file would be; 0 before the first.
     next_contiguous: u64,
     pub(super) stats: Stats,
@@ -33,6 +36,7 @@ impl Look {
             active,
             quiet,
             mends: false,
+            entry_at: 0,
             next_contiguous: 0,
             stats: Stats::default(),
             changed: None,
@@ -77,6 +81,7 @@ impl Pass<'_> {
             }
             let raw = &mut table[at..at + entry_bytes];
             let (entry, index) = (RawL2::read(&self.geometry, raw), (at / entry_bytes) as u64);
+            look.entry_at = l2_offset + at as u64;
             at += entry_bytes;
             if entry == RawL2::default() {
                 continue;
@@ -146,9 +151,7 @@ impl Pass<'_> {
             return Ok(None);
         }
         if entry.descriptor & L2_RESERVED != 0 {
-            self.finding(look, || {
-                format!("ERROR found l2 entry with reserved bits set: {:x}", entry.descriptor)
-            });
+            self.finding(look, What::L2Reserved, entry.descriptor, 0);
         }
         let offset = entry.descriptor & OFFSET_MASK;
         let copied = entry.descriptor & COPIED != 0;
@@ -160,17 +163,12 @@ impl Pass<'_> {
         if self.geometry.in_cluster(offset) != 0 {
             if !holds_data && look.mends {
                 self.report.corruptions_fixed += 1;
-                self.repair(&format!(
-                    "Repairing offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
-                ));
+                let numbers = [look.entry_at, offset, 0];
+                self.tell(Finding::new(What::PreallocatedUnaligned, numbers).mended(true));
                 return Ok(Some(if self.geometry.extended_l2 { 0 } else { ZERO }));
             }
-            let what = if holds_data { "Data" } else { "Preallocated" };
-            self.finding(look, || {
-                format!(
-                    "ERROR offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
-                )
-            });
+            let what = if holds_data { What::DataUnaligned } else { What::PreallocatedUnaligned };
+            self.finding(look, what, offset, 0);
         }
         self.any_not_copied |= look.active && !copied;
         look.stats.allocated += 1;
@@ -191,16 +189,9 @@ impl Pass<'_> {
         }
         let (alloc, zero) = (entry.bitmap as u32, (entry.bitmap >> 32) as u32);
         if !assigned && alloc != 0 {
-            self.finding(look, || {
-                "ERROR: Unallocated cluster has non-zero subcluster allocation map".to_owned()
-            });
+            self.finding(look, What::SubclustersWithout, entry.bitmap, 0);
         } else if alloc & zero != 0 {
-            let offset = entry.descriptor & OFFSET_MASK;
-            self.finding(look, || {
-                format!(
-                    "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
-                )
-            });
+            self.finding(look, What::SubclustersTwice, entry.descriptor & OFFSET_MASK, entry.bitmap);
         }
         alloc != 0
     }
@@ -209,25 +200,14 @@ impl Pass<'_> {
         let descriptor = entry.descriptor & !COPIED;
         let CompressedSpan { host_offset: host, bytes } = entry.compressed_span(&self.geometry);
         if entry.descriptor & COPIED != 0 {
-            self.finding(look, || {
-                format!("ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters")
-            });
+            self.finding(look, What::CompressedCopied, host.0, 0);
         }
         if self.geometry.external_data {
-            self.finding(look, || {
-                format!("ERROR compressed cluster {index} with data file, entry={descriptor:#x}")
-            });
+            self.finding(look, What::CompressedInDataFile, descriptor, index);
             return Ok(());
         }
         if entry.bitmap != 0 {
-            self.finding(look, || {
-                format!(
-                    "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, \
-                     entry={descriptor:#x}"
-                )
-            });
-        }
-        if entry.bitmap != 0 {
+            self.finding(look, What::CompressedSubclusters, descriptor, index);
             // The stock tool does not count such a cluster, and a repair frees it. The data can be read, so
             // here it keeps its clusters.
             return self.count_region_quietly(host.0, bytes, look.times);
@@ -245,12 +225,10 @@ impl Pass<'_> {
         self.count_region(offset, bytes, look.times)
     }
 
-    /// Tells a finding in an L2 table, unless it has been told.
-    fn finding(&mut self, look: &Look, text: impl FnOnce() -> String) {
-        if look.quiet {
-            return;
+    /// Tells a finding in an entry of an L2 table, unless it has been told.
+    fn finding(&mut self, look: &Look, what: What, value: u64, count: u64) {
+        if !look.quiet {
+            self.corruption(Finding::new(what, [look.entry_at, value, count]));
         }
-        let text = text();
-        self.corruption(&text);
     }
 }

@@ -1,5 +1,6 @@
 //! References of everything but the guest's tables, and the one place that counts a region.
 
+use super::finding::{Finding, What};
 use super::pass::Pass;
 use super::seen::{Region, BITMAPS, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
 use super::MessageKind;
@@ -28,22 +29,15 @@ impl Pass<'_> {
             return Ok(());
         }
         if !self.is_in_file(offset, bytes) {
-            self.corruption(&format!(
-                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
-                 offset {offset:#x} size {bytes:#x}"
-            ));
+            self.corruption(Finding::new(What::RegionOutside, [offset, bytes, 0]));
             self.note_outside(offset, bytes, times);
             return Ok(());
         }
         for cluster in self.clusters_of(offset, bytes)? {
             if self.counts.add(cluster, times)? > 0 {
                 let at = self.geometry.cluster_offset(cluster);
-                self.corruption(&format!("ERROR: overflow cluster offset={at:#x}"));
-                self.say(
-                    MessageKind::Info,
-                    "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a \
-                     clean copy if the image cannot be opened for writing",
-                );
+                self.corruption(Finding::new(What::Overflow, [at, 0, 0]));
+                self.tell(Finding::new(What::HintAmend, [0; 3]).of_kind(MessageKind::Info));
             }
         }
         Ok(())
@@ -204,14 +198,12 @@ impl Pass<'_> {
     fn count_refcount_block(&mut self, index: usize, entry: u64) -> Result<()> {
         let offset = entry & !REFCOUNT_TABLE_RESERVED;
         if entry & REFCOUNT_TABLE_RESERVED != 0 {
-            self.corruption(&format!("ERROR refcount table entry {index} has reserved bits set"));
+            self.corruption(Finding::new(What::RefcountTableReserved, [index as u64, entry, 0]));
             self.needs_rebuild = true;
             return Ok(());
         }
         if self.geometry.in_cluster(offset) != 0 {
-            self.corruption(&format!(
-                "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
-            ));
+            self.corruption(Finding::new(What::RefcountBlockUnaligned, [index as u64, offset, 0]));
             self.needs_rebuild = true;
             return Ok(());
         }
@@ -226,7 +218,8 @@ impl Pass<'_> {
         self.count_region(offset, self.geometry.cluster_bytes(), 1)?;
         let references = self.counts.get(cluster);
         if references != 1 {
-            self.corruption(&format!("ERROR refcount block {index} refcount={references}"));
+            let numbers = [index as u64, offset, references];
+            self.corruption(Finding::new(What::RefcountBlockShared, numbers));
             self.needs_rebuild = true;
         }
         Ok(())
@@ -235,11 +228,12 @@ impl Pass<'_> {
     /// A refcount block past the end of the file: a repair lets the file grow over it, within reason. Answers
     /// whether the block is in the file now.
     fn mend_block_outside(&mut self, index: usize, offset: u64) -> Result<bool> {
+        let finding = Finding::new(What::RefcountBlockOutside, [index as u64, offset, 0]);
         if !self.options.repair_errors {
-            self.corruption(&format!("ERROR refcount block {index} is outside image"));
+            self.corruption(finding);
             return Ok(false);
         }
-        self.repair(&format!("Repairing refcount block {index} is outside image"));
+        self.tell(finding.mended(true));
         let end = offset.saturating_add(self.geometry.cluster_bytes());
         let limit = self.file_length.saturating_mul(2).saturating_add(MAX_GROWTH_BYTES);
         let grown = if end >= 1 << 63 {
@@ -250,7 +244,7 @@ impl Pass<'_> {
             self.storage.set_length(end).map_err(|e| Error::host("resize", &e).to_string())
         };
         if let Err(why) = grown {
-            self.corruption(&format!("ERROR could not resize image: {why}"));
+            self.corruption(Finding::new(What::NotGrown, [end, 0, 0]).with_name(&why));
             self.needs_rebuild = true;
             return Ok(false);
         }

@@ -2,7 +2,7 @@
 //! mends what differs.
 //!
 //! Called with nobody else using the image: the caller has flushed and dropped its caches before, and reads
-//! all state again after a repair. Findings are told in the words of the stock tool, in its order.
+//! all state again after a repair. Findings are told as numbers, or in the words of the stock tool, in its order.
 //!
 //! ```text
 //! snapshots   read the snapshot table                    -> entries that a repair completes
@@ -29,6 +29,7 @@ mod chunk;
 mod compare;
 mod copied;
 mod counts;
+mod finding;
 mod guard;
 mod l2_table;
 mod line;
@@ -46,6 +47,8 @@ mod tests;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
+
+pub use finding::{in_words, Finding, Findings, What, Words};
 
 /// What a check may change. With neither, not one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,19 +104,19 @@ pub struct CheckReport {
 
 /// Checks the image in `storage`, and repairs it as far as `options` say. One pass.
 ///
-/// `message` gets each finding; without it none is put into words. `progress(done, total)` is called at least
+/// `findings` gets each of them; `in_words` puts them into words. `progress(done, total)` is called at least
 /// every few table reads; false cancels with `ErrorKind::Cancelled`, which leaves a repair as unfinished as a crash would: the next one
 /// completes it. An error says that the check could not be done at all, or that the repair asked for is not
 /// enough (`ErrorKind::Corrupt`: "need to rebuild refcount structures" while only leaks may be repaired).
 pub fn check(
     storage: &dyn Storage,
     options: CheckOptions,
-    message: Option<Messages<'_>>,
+    findings: Option<Findings<'_>>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<CheckReport> {
     // To the lifetime of the rest.
-    let message = message.map(|message| message as Messages<'_>);
-    pass::Pass::open(storage, options, message, progress)?.run()
+    let findings = findings.map(|findings| findings as Findings<'_>);
+    pass::Pass::open(storage, options, findings, progress)?.run()
 }
 
 fn no_memory() -> Error {

@@ -1,10 +1,10 @@
 //! One pass: its state, and the order of its steps.
 
 use super::counts::Counts;
-use super::line::Line;
+use super::finding::{Finding, Findings, What};
 use super::seen::{Region, SnapshotTable, Visits};
 use super::stored::Stored;
-use super::{CheckOptions, CheckReport, MessageKind, Messages};
+use super::{CheckOptions, CheckReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::AUTOCLEAR_KNOWN;
 use crate::format::geometry::SECTOR_BYTES;
@@ -42,8 +42,6 @@ pub(super) struct Pass<'a> {
     pub visits: HashMap<u64, Visits>,
     /// Room for one table that is being looked at.
     pub table: Vec<u8>,
-    /// Room for one message.
-    pub line: Line,
     /// Where metadata other than L2 tables and refcount blocks is.
     pub regions: Vec<Region>,
     /// References to clusters just past the end of the file.
@@ -56,7 +54,7 @@ pub(super) struct Pass<'a> {
     pub unsynced: bool,
     /// Clusters whose count has fallen to zero in this pass: first cluster and number, for the host.
     pub freed: Vec<(u64, u64)>,
-    message: Option<Messages<'a>>,
+    findings: Option<Findings<'a>>,
     progress: &'a mut dyn FnMut(u64, u64) -> bool,
     /// Leaks and errors that the last comparison has told and not mended.
     pub found: (u64, u64),
@@ -71,7 +69,7 @@ impl<'a> Pass<'a> {
     pub fn open(
         storage: &'a dyn Storage,
         options: CheckOptions,
-        message: Option<Messages<'a>>,
+        findings: Option<Findings<'a>>,
         progress: &'a mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Pass<'a>> {
         let file_length = storage.length().map_err(|e| Error::host("length of the image", &e))?;
@@ -100,14 +98,13 @@ impl<'a> Pass<'a> {
             snapshots: SnapshotTable::default(),
             visits: HashMap::new(),
             table: Vec::new(),
-            line: Line::default(),
             regions: Vec::new(),
             outside: BTreeMap::new(),
             needs_rebuild: false,
             any_not_copied: false,
             unsynced: false,
             freed: Vec::new(),
-            message,
+            findings,
             progress,
             found: (0, 0),
             refcounts_right: false,
@@ -134,7 +131,7 @@ impl<'a> Pass<'a> {
         self.compare(Mend::NOTHING)?;
         if self.needs_rebuild && self.repairs() {
             if !self.options.repair_errors {
-                self.error("ERROR need to rebuild refcount structures");
+                self.tell(Finding::new(What::RebuildNeeded, [0; 3]));
                 return Err(Error::new(ErrorKind::Corrupt, "need to rebuild refcount structures"));
             }
             self.rebuild_and_recount(structure_errors)?;
@@ -173,7 +170,7 @@ impl<'a> Pass<'a> {
     fn rebuild_and_recount(&mut self, structure_errors: u64) -> Result<()> {
         let fixed = (self.report.leaks, self.report.corruptions - structure_errors);
         self.sync_if_needed()?;
-        self.repair("Rebuilding refcount structure");
+        self.tell(Finding::new(What::Rebuild, [0; 3]).mended(true));
         self.rebuild(structure_errors > 0)?;
         let before = self.report;
         self.start_over()?;
@@ -214,38 +211,22 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    pub fn say(&mut self, kind: MessageKind, text: &str) {
-        if let Some(message) = &mut self.message {
-            message(kind, text);
+    /// Tells a finding.
+    pub fn tell(&mut self, finding: Finding<'_>) {
+        if let Some(findings) = &mut self.findings {
+            findings(&finding);
         }
     }
 
-    /// Tells what is in `line`.
-    pub fn say_line(&mut self, kind: MessageKind) {
-        if let Some(message) = &mut self.message {
-            message(kind, self.line.text());
-        }
-    }
-
-    /// Whether anybody takes messages: a finding for each of a million clusters is not put into words for nobody.
+    /// Whether anybody takes findings.
     pub fn is_heard(&self) -> bool {
-        self.message.is_some()
-    }
-
-    /// Tells an error without counting it.
-    pub fn error(&mut self, text: &str) {
-        self.say(MessageKind::Error, text);
+        self.findings.is_some()
     }
 
     /// Tells an error and counts it.
-    pub fn corruption(&mut self, text: &str) {
+    pub fn corruption(&mut self, finding: Finding<'_>) {
         self.report.corruptions += 1;
-        self.error(text);
-    }
-
-    /// Tells what is being mended.
-    pub fn repair(&mut self, text: &str) {
-        self.say(MessageKind::Repair, text);
+        self.tell(finding);
     }
 
     /// Progress units: one for each L1 entry and refcount table entry, counted twice for the two looks.

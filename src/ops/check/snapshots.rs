@@ -1,5 +1,6 @@
 //! The snapshot table: read with what a repair can mend, and written anew when it has been mended.
 
+use super::finding::{Finding, What};
 use super::pass::Pass;
 use super::MessageKind;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,46 +55,37 @@ impl Pass<'_> {
             if self.snapshots.list[index].is_complete() {
                 continue;
             }
+            let finding = Finding::new(What::SnapshotIncomplete, [index as u64, 0, 0]);
             if self.options.repair_errors {
                 self.report.corruptions_fixed += 1;
                 self.snapshots.changed = true;
-                self.repair(&format!("Repairing snapshot table entry {index} is incomplete"));
+                self.tell(finding.mended(true));
             } else {
-                self.corruption(&format!("ERROR snapshot table entry {index} is incomplete"));
+                self.corruption(finding);
             }
         }
     }
 
     fn drop_overhanging(&mut self, overhang: u32) -> Result<()> {
-        if !self.options.repair_errors {
-            self.error("ERROR snapshot table too large");
-            self.say_overhanging(overhang);
-            return Err(too_large("snapshot table too large"));
-        }
-        self.repair(&format!("Discarding {overhang} overhanging snapshots"));
-        self.report.corruptions_fixed += u64::from(overhang);
-        self.snapshots.changed = true;
-        Ok(())
+        self.drop_last(What::SnapshotsTooMany, overhang, "snapshot table too large")
     }
 
     /// The last `overhang` entries reach past the largest table.
     fn drop_past_the_limit(&mut self, overhang: u32) -> Result<()> {
+        self.drop_last(What::SnapshotTableTooBig, overhang, "Snapshot table is too big")
+    }
+
+    /// Drops the last `overhang` entries, or tells that a repair would.
+    fn drop_last(&mut self, what: What, overhang: u32, text: &str) -> Result<()> {
+        let numbers = [0, 0, u64::from(overhang)];
+        self.tell(Finding::new(what, numbers).mended(self.options.repair_errors));
         if !self.options.repair_errors {
-            let text = "Snapshot table is too big";
-            self.error(&format!("ERROR failed to read the snapshot table: {text}"));
-            self.say_overhanging(overhang);
+            self.tell(Finding::new(What::HintSnapshots, numbers).of_kind(MessageKind::Info));
             return Err(too_large(text));
         }
-        self.repair(&format!("Discarding {overhang} overhanging snapshots (snapshot table is too big)"));
         self.report.corruptions_fixed += u64::from(overhang);
         self.snapshots.changed = true;
         Ok(())
-    }
-
-    fn say_overhanging(&mut self, overhang: u32) {
-        let remedy =
-            format!("You can force-remove all {overhang} overhanging snapshots with qemu-img check -r all");
-        self.say(MessageKind::Info, &remedy);
     }
 
     /// Reads entry `index` at `at`; answers it and the bytes that it takes in the image without padding.
@@ -103,20 +95,12 @@ impl Pass<'_> {
             let entry = self.table_bytes(window, at, sizes.entry_bytes())?;
             return Ok((Snapshot::parse(entry, index)?, sizes.entry_bytes()));
         }
+        let numbers = [index, sizes.extra_bytes, MAX_EXTRA_BYTES].map(u64::from);
+        self.tell(Finding::new(What::SnapshotExtra, numbers).mended(self.options.repair_errors));
         if !self.options.repair_errors {
-            self.error(&format!(
-                "ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry {index}"
-            ));
-            self.say(
-                MessageKind::Info,
-                "You can force-remove this extra metadata with qemu-img check -r all",
-            );
+            self.tell(Finding::new(What::HintExtra, [0; 3]).of_kind(MessageKind::Info));
             return Err(too_large("Too much extra metadata in snapshot table entry"));
         }
-        self.repair(&format!(
-            "Discarding too much extra metadata in snapshot table entry {index} ({} > {MAX_EXTRA_BYTES})",
-            sizes.extra_bytes
-        ));
         self.report.corruptions_fixed += 1;
         self.snapshots.changed = true;
         let kept = FIXED_BYTES as u64 + u64::from(MAX_EXTRA_BYTES);

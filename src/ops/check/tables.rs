@@ -4,6 +4,7 @@
 //! entries only add up, and one more look at the end counts its references as often as it was named. A table
 //! with findings is looked at each time, because each time is a finding, up to a limit.
 
+use super::finding::{Finding, What};
 use super::look_ahead::{LookAhead, PlainRuns};
 use super::no_memory;
 use super::pass::Pass;
@@ -29,7 +30,7 @@ impl Pass<'_> {
         self.count_l1(offset, size, true)?;
         let snapshots = self.snapshots.list.len();
         if self.geometry.external_data && snapshots > 0 {
-            self.corruption(&format!("ERROR {snapshots} snapshots in image with data file"));
+            self.corruption(Finding::new(What::SnapshotsWithDataFile, [0, 0, snapshots as u64]));
         }
         for index in 0..self.snapshots.list.len() {
             self.count_snapshot(index)?;
@@ -45,16 +46,14 @@ impl Pass<'_> {
         let (offset, size) = (snapshot.l1_table_offset, snapshot.l1_size);
         if self.geometry.in_cluster(offset) != 0 {
             let who = printable(snapshot);
-            self.corruption(&format!(
-                "ERROR {who} l1_offset={offset:#x}: L1 table is not cluster aligned; snapshot table entry corrupted"
-            ));
+            let numbers = [index as u64, offset, 0];
+            self.corruption(Finding::new(What::SnapshotL1Unaligned, numbers).with_name(&who));
             return Ok(());
         }
         if u64::from(size) * 8 > crate::format::geometry::MAX_L1_BYTES {
             let who = printable(snapshot);
-            self.corruption(&format!(
-                "ERROR {who} l1_size={size:#x}: L1 table is too large; snapshot table entry corrupted"
-            ));
+            let numbers = [index as u64, u64::from(size), 0];
+            self.corruption(Finding::new(What::SnapshotL1TooLarge, numbers).with_name(&who));
             return Ok(());
         }
         self.count_region(offset, u64::from(size) * 8, 1)?;
@@ -71,13 +70,14 @@ impl Pass<'_> {
         while at < inside {
             let mut chunk = vec![0; (inside - at).min(L1_CHUNK_BYTES) as usize];
             read_exact(self.storage, Purpose::L1, offset + at, &mut chunk)?;
-            self.count_l1_entries(&chunk, active)?;
+            self.count_l1_entries(&chunk, offset + at, active)?;
             at += chunk.len() as u64;
         }
         self.advance((bytes - inside) / 8)
     }
 
-    fn count_l1_entries(&mut self, entries: &[u8], active: bool) -> Result<()> {
+    fn count_l1_entries(&mut self, entries: &[u8], offset: u64, active: bool) -> Result<()> {
+        let mut at = offset;
         let workers = self.options.workers.max(1) as usize;
         let (storage, geometry) = (self.storage, self.geometry);
         let ahead = LookAhead { storage, geometry: &geometry, file_length: self.file_length, workers };
@@ -88,7 +88,8 @@ impl Pass<'_> {
                 false => HashMap::new(),
             };
             for entry in be64s(batch) {
-                self.count_l1_entry(entry, active, &mut plain_tables)?;
+                self.count_l1_entry(entry, at, active, &mut plain_tables)?;
+                at += 8;
             }
         }
         Ok(())
@@ -97,6 +98,7 @@ impl Pass<'_> {
     fn count_l1_entry(
         &mut self,
         entry: u64,
+        at: u64,
         active: bool,
         plain_tables: &mut HashMap<u64, PlainRuns>,
     ) -> Result<()> {
@@ -106,7 +108,7 @@ impl Pass<'_> {
         }
         self.any_not_copied |= active && entry & COPIED == 0;
         if entry & L1_RESERVED & !OFFSET_MASK != 0 {
-            self.corruption(&format!("ERROR found L1 entry with reserved bits set: {entry:x}"));
+            self.corruption(Finding::new(What::L1Reserved, [at, entry, 0]));
         }
         let l2_offset = L1Entry(entry).table_offset();
         if l2_offset == 0 {
@@ -116,9 +118,7 @@ impl Pass<'_> {
         }
         self.count_region(l2_offset, self.geometry.cluster_bytes(), 1)?;
         if self.geometry.in_cluster(l2_offset) != 0 {
-            self.corruption(&format!(
-                "ERROR l2_offset={l2_offset:x}: Table is not cluster aligned; L1 entry corrupted"
-            ));
+            self.corruption(Finding::new(What::L2TableUnaligned, [at, l2_offset, 0]));
         }
         if l2_offset < self.file_length {
             let runs = plain_tables.remove(&l2_offset).filter(|_| !self.unsynced);

@@ -2,7 +2,7 @@
 //!
 //! A further format is a file that implements [`crate::disk::Format`] and [`Draft`], and a row here, among `ALL`.
 
-use super::check::{CheckOptions, CheckReport, Messages};
+use super::check::{CheckOptions, CheckReport, Findings};
 use super::create::create_with_data_file;
 use super::repair::{check_image, repair};
 use super::resize::image::resize_image as resize_image_to;
@@ -24,9 +24,9 @@ pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
 pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions) -> Result<()>;
 /// Checks an open disk, and repairs it when asked. The last parameter is told what is done, and of how much.
 pub type Check =
-    fn(&Disk, CheckOptions, Option<Messages<'_>>, &mut dyn FnMut(u64, u64) -> bool) -> Result<CheckReport>;
+    fn(&Disk, CheckOptions, Option<Findings<'_>>, &mut dyn FnMut(u64, u64) -> bool) -> Result<CheckReport>;
 /// Makes a dirty file fit for writing.
-pub type Repair = fn(&dyn Storage, CheckOptions, Option<Messages<'_>>) -> Result<CheckReport>;
+pub type Repair = fn(&dyn Storage, CheckOptions, Option<Findings<'_>>) -> Result<CheckReport>;
 
 /// What is known of a format.
 pub struct Row {

@@ -5,7 +5,7 @@ use super::origin::Origin;
 use super::params::{Opening, Seen};
 use crate::disk::{Draft, Files, Parts};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::check::{CheckOptions, CheckReport, Messages};
+use crate::ops::check::{in_words, CheckOptions, CheckReport};
 use crate::ops::formats::Driver;
 use crate::ops::handle::{Handle, HandleState};
 use crate::storage::Storage;
@@ -72,7 +72,9 @@ impl Opening<'_> {
         }
         let workers = if origin.is_custom() { 1 } else { self.options.check_threads };
         let options = CheckOptions { repair_leaks: true, repair_errors: true, workers };
-        let messages = self.messages.as_mut().map(|messages| &mut **messages as Messages<'_>);
-        repair(storage, options, messages).map(Some)
+        match &mut self.messages {
+            Some(messages) => repair(storage, options, Some(&mut in_words(&mut **messages))).map(Some),
+            None => repair(storage, options, None).map(Some),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::oracle::{self, be64, OFFSET};
 use qcow2::testing::error::Result;
-use qcow2::testing::ops::check::{check, CheckOptions, CheckReport};
+use qcow2::testing::ops::check::{check, in_words, CheckOptions, CheckReport};
 use qcow2::testing::ops::create::create;
 use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
@@ -224,7 +224,8 @@ pub fn read_all(handle: &Handle) -> Vec<u8> {
 /// One pass over a storage, with its messages.
 pub fn checked(storage: &dyn Storage, options: CheckOptions) -> (CheckReport, Vec<String>) {
     let mut texts = Vec::new();
-    let report = check(storage, options, Some(&mut |_, text| texts.push(text.into())), &mut |_, _| true);
+    let mut take = |_, text: &str| texts.push(text.into());
+    let report = check(storage, options, Some(&mut in_words(&mut take)), &mut |_, _| true);
     (report.unwrap(), texts)
 }
 

@@ -11,6 +11,7 @@ macro_rules! tell {
         let _ = writeln!(std::io::stderr(), $($part)*);
     }};
 }
+pub mod counting;
 pub mod cut;
 pub mod expect;
 pub mod history;

@@ -9,7 +9,7 @@ use crate::overlay::Overlay;
 use crate::rng::{shrinks, Rng};
 use crate::runner::Runner;
 use crate::setup::{self, Setup, BAD_TAG};
-use qcow2::testing::ops::check::{check, CheckOptions, MessageKind};
+use qcow2::testing::ops::check::{check, in_words, CheckOptions, MessageKind};
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::storage::Storage;
 use std::collections::{HashMap, HashSet};
@@ -185,7 +185,7 @@ pub(crate) fn mend_flags(handle: Handle, medium: &dyn Storage, found: String) ->
 pub fn check_clean(storage: &dyn Storage) -> Result<u64, String> {
     let mut texts = Vec::new();
     let mut message = |_, text: &str| texts.push(text.to_string());
-    let report = check(storage, CheckOptions::default(), Some(&mut message), &mut |_, _| true)
+    let report = check(storage, CheckOptions::default(), Some(&mut in_words(&mut message)), &mut |_, _| true)
         .map_err(|e| format!("check: {e}"))?;
     if report.corruptions + report.check_errors > 0 {
         return Err(format!("check: {report:?}: {texts:?}"));

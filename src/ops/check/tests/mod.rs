@@ -5,7 +5,7 @@ mod crash;
 mod hostile;
 mod kinds;
 
-use super::{check, CheckOptions, CheckReport, MessageKind};
+use super::{check, in_words, CheckOptions, CheckReport, MessageKind};
 use crate::error::Result;
 use crate::storage::memory::Memory;
 use crate::storage::Storage;
@@ -21,7 +21,7 @@ fn run(storage: &dyn Storage, options: CheckOptions) -> (Result<CheckReport>, Ve
     let report = check(
         storage,
         options,
-        Some(&mut |_: MessageKind, text: &str| messages.push(text.to_owned())),
+        Some(&mut in_words(&mut |_: MessageKind, text: &str| messages.push(text.to_owned()))),
         &mut |done, total| {
             assert!(done >= last && done <= total, "progress {done} of {total} after {last}");
             last = done;
