@@ -17,6 +17,7 @@ want python3 python3
 if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
+    want abidiff abigail-tools
 fi
 if [ "${1:-build}" = bench ]; then
     want strace strace

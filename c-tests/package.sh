@@ -20,7 +20,7 @@ done
 [ "$(readlink "$libdir/libqcow2.so")" = libqcow2.so.0 ] || { echo "libqcow2.so points elsewhere"; exit 1; }
 [ "$(readlink "$libdir/libqcow2.so.0")" = "libqcow2.so.$version" ] || { echo "libqcow2.so.0 points elsewhere"; exit 1; }
 
-for file in LICENSE-MIT LICENSE-APACHE LICENSES-OF-CRATES; do
+for file in LICENSE-MIT LICENSE-APACHE LICENSES-OF-CRATES LICENSES-OF-RUNTIME; do
     [ -n "$(find "$scratch/root" -path "*/doc/libqcow2/$file")" ] || { echo "$file is not installed"; exit 1; }
 done
 # Debug information would make ten times the code of it.
