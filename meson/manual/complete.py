@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 
 from markup import Defs, Heading, plain
 
-# What an argument may be, by the word that stands for it; files otherwise.
+# What an argument may be, by the option or by the word that stands for the argument; files otherwise.
 VALUES = {
+    "--preallocation": "off metadata falloc full",
+    "--discard": "unmap ignore",
+    "--aio": "threads native io_uring",
     "FMT": "qcow2 raw",
     "MODE": "none writeback writethrough directsync unsafe",
-    "CACHE": "none writeback writethrough directsync unsafe",
     "human|json": "human json",
     "leaks|all": "leaks all",
-    "PREALLOCATION": "off metadata falloc full",
-    "DISCARD": "unmap ignore",
-    "AIO": "threads native io_uring",
 }
 # Arguments that are neither a word of a list nor a file.
 FREE = {"SIZE", "BYTES", "COUNT", "RATE", "OFFSET", "LENGTH", "SNAPSHOT", "KEY=VALUE,...", "OBJDEF", "OBJECTDEF",
@@ -27,6 +26,9 @@ class Option:
     names: list
     argument: str
     help: str
+
+    def values(self):
+        return VALUES.get(self.names[-1], VALUES.get(self.argument))
 
 
 @dataclass
@@ -70,8 +72,8 @@ def value_case(options, indent):
     """Arms of a bash `case` on the word before; options of one list of values share an arm."""
     arms = {}
     for option in options:
-        if option.argument in VALUES:
-            action = f'COMPREPLY=($(compgen -W "{VALUES[option.argument]}" -- "$word"))'
+        if option.values():
+            action = f'COMPREPLY=($(compgen -W "{option.values()}" -- "$word"))'
         elif option.argument in FREE:
             action = "COMPREPLY=()"
         elif option.argument:
@@ -137,8 +139,8 @@ def quoted(text):
 
 def specifications(options):
     for option in options:
-        if option.argument in VALUES:
-            action = f":{quoted(option.argument)}:({VALUES[option.argument]})"
+        if option.values():
+            action = f":{quoted(option.argument)}:({option.values()})"
         elif option.argument in FREE:
             action = f":{quoted(option.argument)}:"
         else:

@@ -4,7 +4,7 @@
 
 usage: generate.py SOURCE-DIR VERSION OUTPUT-DIR [--drafts]
 
-Below OUTPUT-DIR: man1, man3, man7, html, bash, zsh; what is there of them is replaced. Pages of section 3 come from
+Below OUTPUT-DIR: man1, man3, man7, html, completions, site-functions; what is there of them is replaced. Pages of section 3 come from
 include/qcow2.h and docs/features.md, the others from docs/man. pages.py says what is on which page.
 """
 
@@ -56,6 +56,8 @@ class Site:
             if name not in self.header.by_name and name not in page.aliases:
                 sys.exit(f"meson/manual/pages.py has {name}, which include/qcow2.h has not")
             self.home.setdefault(name, (page.name, "3"))
+        # A page of one type is not divided; other names have a place on their page.
+        self.anchors = {name for name in self.header.by_name if name not in {p.name for p in PAGES if not p.functions}}
 
     def address(self, address):
         """Where a link leads from a page of the site; None: nowhere that readers have."""
@@ -186,7 +188,7 @@ def main():
         sys.exit(__doc__)
     source, version, out = Path(arguments[0]), arguments[1], Path(arguments[2])
     site = Site(source, version, "--drafts" in sys.argv)
-    for directory in ("man1", "man3", "man7", "html", "bash", "zsh"):
+    for directory in ("man1", "man3", "man7", "html", "completions", "site-functions"):
         shutil.rmtree(out / directory, ignore_errors=True)
         (out / directory).mkdir(parents=True)
     summaries = []
@@ -207,8 +209,8 @@ def main():
     shutil.copyfile(source / "docs/layout.svg", out / "html/layout.svg")
     for tool in ("qcow2-img", "qcow2-io"):
         described = complete.describe(markup.read(site.read(f"docs/man/{tool}.1.md")))
-        write(out / f"bash/{tool}", complete.bash(tool, described))
-        write(out / f"zsh/_{tool}", complete.zsh(tool, described))
+        write(out / f"completions/{tool}", complete.bash(tool, described))
+        write(out / f"site-functions/_{tool}", complete.zsh(tool, described))
 
 
 if __name__ == "__main__":

@@ -43,13 +43,16 @@ class Html:
         match = re.fullmatch(r"([\w.-]+)\((\d)\)", word)
         if match:
             page = (match[1], match[2])
-            target = self.site.home.get(match[1]) if page not in self.site.pages else page
-            if target and target[1] == match[2]:
-                where = self.file_of(target) + ("" if page == target else "#" + match[1])
-                return f'<a href="{where}">{shown}</a>' if where else shown
-            return None
+            if page in self.site.pages:
+                return shown if page == self.page else f'<a href="{self.file_of(page)}">{shown}</a>'
+            word = match[1] if match[2] == "3" else ""
         home = self.site.home.get(word)
-        return f'<a href="{self.file_of(home)}#{word}">{shown}</a>' if home else None
+        if not home:
+            return None
+        anchor_there = word in self.site.anchors
+        if home == self.page and not anchor_there:
+            return shown
+        return f'<a href="{self.file_of(home)}{"#" + word if anchor_there else ""}">{shown}</a>'
 
     def words(self, text):
         out, at = [], 0
@@ -90,7 +93,7 @@ class Html:
         out = ["<dl>"]
         for terms, paragraphs in items:
             for term in terms:
-                named = re.match(r"`?((?:QCOW2|qcow2)_\w+)", term)
+                named = re.match(r"`(QCOW2_\w+)`", term)
                 mark = f' id="{named[1]}"' if named and self.site.home.get(named[1]) == self.page else ""
                 out.append(f"<dt{mark}>{self.inline(term)}</dt>")
             out.append("<dd>" + "".join(f"<p>{self.inline(text)}</p>" for text in paragraphs) + "</dd>")

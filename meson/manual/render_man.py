@@ -86,15 +86,16 @@ class Man:
             return self.definitions([([row[0]], ["; ".join(
                 f"{head.lower()}: {cell}" if head else cell for head, cell in zip(rows[0][1:], row[1:]) if cell)])
                                      for row in rows[1:]])
-        longest = [max(len(cell) for cell in column) for column in zip(*rows)]
+        wide = [max(len(cell) for cell in column) > 26 for column in zip(*rows)]
         head = any(rows[0])
         out = [".TS", "allbox tab(@);" if head else "tab(@);"]
-        out += [" ".join("lb" for _ in longest)] if head else []
-        out.append(" ".join("l" if length <= 26 else "lx" for length in longest) + ".")
+        out += [" ".join("lb" for _ in wide)] if head else []
+        out.append(" ".join("lx" if one else "l" for one in wide) + ".")
         for number, row in enumerate(rows if head else rows[1:]):
             row = [self.inline(cell) for cell in row]
             exact = head and number == 0
-            out.append("@".join(cell if exact or not cell else f"T{{\n{fill(cell)}\nT}}" for cell in row))
+            out.append("@".join(f"T{{\n{fill(cell)}\nT}}" if fills and cell and not exact else cell
+                                for cell, fills in zip(row, wide)))
         return out + [".TE"]
 
     def code(self, text):
