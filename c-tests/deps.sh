@@ -17,6 +17,14 @@ want python3 python3
 if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
+    # The manual is checked by both programs that show it, and the guide's build files by what reads them.
+    want groff groff
+    want mandoc mandoc
+    want zsh zsh
+    want make make
+    want cmake cmake
+    want autoreconf autoconf
+    want automake automake
 fi
 if [ "${1:-build}" = bench ]; then
     want strace strace

@@ -168,21 +168,33 @@ def until(library, image, stage):
         library.done(library.c.qcow2_close(image))
 
 
-def holds(library, image):
-    return library.shows(image, 2, 0) and library.shows(image, 3, 5 * CLUSTER)
+def holds(library, image, where):
+    """Both writes are there; each of them is there, or what was there before it."""
+    first, second = library.shows(image, 2, 0), library.shows(image, 3, 5 * CLUSTER)
+    if not (first or library.shows(image, 1, 0)) or not (second or library.shows(image, 0, 5 * CLUSTER)):
+        sys.exit(f"{where}: neither what was there nor what was written")
+    return first and second
+
+
+MADE = {}
 
 
 def make(library, path, raw, lazy):
     """An image, or a raw disk, with something in its first cluster."""
-    if raw:
-        with open(path, "wb") as file:
-            file.truncate(SIZE)
-    else:
-        library.create(path, [f"lazy_refcounts={'on' if lazy else 'off'}"])
     flags = OPEN_RAW if raw else 0
-    image = library.open(flags, [], path=path)
-    library.write(image, 1, 0)
-    library.done(library.c.qcow2_close(image))
+    if (raw, lazy) not in MADE:
+        if raw:
+            with open(path, "wb") as file:
+                file.truncate(SIZE)
+        else:
+            library.create(path, [f"lazy_refcounts={'on' if lazy else 'off'}"])
+        image = library.open(flags, [], path=path)
+        library.write(image, 1, 0)
+        library.done(library.c.qcow2_close(image))
+        with open(path, "rb") as file:
+            MADE[(raw, lazy)] = file.read()
+    with open(path, "wb") as file:
+        file.write(MADE[(raw, lazy)])
     return flags
 
 
@@ -196,9 +208,12 @@ def after_kill(library, path, options, raw, lazy, stage):
     if not os.WIFSIGNALED(status):
         sys.exit(f"{options}: the writer did not get to its end")
     image = library.open(flags, [], path=path)
+    where = f"{options}, killed after {stage}"
     if not raw and library.corruptions(image):
-        sys.exit(f"{options}, killed after {stage}: corrupt")
-    safe = holds(library, image)
+        sys.exit(f"{where}: corrupt")
+    safe = holds(library, image, where)
+    if "snapshot=on" not in options and not library.shows(image, 2, 0):
+        sys.exit(f"{where}: a write over allocated clusters is not in the file")
     library.done(library.c.qcow2_close(image))
     return safe
 
@@ -209,15 +224,15 @@ def after_cut(library, path, options, raw, lazy, stage, luck):
         storage = Storage(file.read())
     image = library.open(flags, options, storage=storage)
     until(library, image, stage)
-    safe = True
+    safe, where = True, f"{options}, power cut after {stage}"
     for cut in list(storage.cuts(luck)):
         opened = library.open(flags, [], storage=cut, required="cache=unsafe" not in options)
         if opened is None:
             safe = False
             continue
         if not raw and "cache=unsafe" not in options and library.corruptions(opened):
-            sys.exit(f"{options}, power cut after {stage}: corrupt")
-        safe = holds(library, opened) and safe
+            sys.exit(f"{where}: corrupt")
+        safe = holds(library, opened, where) and safe
         library.c.qcow2_close(opened)
     if stage != "close":
         library.c.qcow2_close(image)

@@ -59,7 +59,7 @@ def describe(blocks):
             options = [option_of(*item) for item in block.items if item[0][0].startswith("`-")]
             (commands[-1] if inside else commands[0]).options += options
         elif waits and hasattr(block, "text") and not hasattr(block, "language"):
-            commands[-1].summary = plain(block.text).split(". ")[0].rstrip(".")
+            commands[-1].summary = re.split(r"[.,;:] ", plain(block.text))[0].rstrip(".")
             waits = False
     return commands
 

@@ -64,6 +64,9 @@ class Site:
         if address.startswith("http"):
             return address
         name = Path(address.split("#")[0]).name
+        page = re.fullmatch(r"(?:docs/)?man/([\w.-]+)\.md(#.*)?", address)
+        if page and tuple(page[1].rsplit(".", 1)) in self.pages:
+            return f"{page[1]}.html{page[2] or ''}"
         known = {Path(source).name: f"{page}.html" for source, page, _ in SITE}
         if address.startswith("#"):
             return address
@@ -160,26 +163,18 @@ def write(path, text):
     path.write_text(text, encoding="utf-8")
 
 
-def index(site, html, pages):
+def index(html, pages):
     """The first page of the site."""
-    commands = [(name, section, summary) for (name, section), summary in pages if section != "3"]
-    calls = [(name, section, summary) for (name, section), summary in pages if section == "3"]
-
-    def listed(rows):
-        return [Defs([([f"{name}({section})"], [summary]) for name, section, summary in rows])]
+    def listed(wanted):
+        return [Defs([([f"{name}({section})"], [summary[0].upper() + summary[1:] + "."])
+                      for (name, section), summary in pages if wanted(name, section)])]
     blocks = [Para("qcow2 disk images for programs that are not QEMU: a shared library with a C interface, and tools."),
               Heading(2, "Read first"),
-              Items([f"[{text}]({source})" for source, _, text in SITE] + ["[how an image is laid out](layout.html)"]),
-              Heading(2, "Commands, options, clients")] + listed(commands) + [Heading(2, "The library")] + listed(calls)
-    return html.render_text("libqcow2: the manual", blocks).replace("how an image is laid out",
-                                                                    '<a href="layout.html">how an image is laid out</a>')
-
-
-def layout_page(site, html):
-    blocks = markup.read(site.read("docs/layout.md"))
-    page = html.render_text("How an image is laid out", blocks)
-    figure = ('<figure><img src="layout.svg" alt="The clusters of a small image and what leads to what"></figure>')
-    return page.replace("<p>{{picture}}</p>", figure)
+              Items([f"[{text[0].upper() + text[1:]}]({source})" for source, _, text in SITE])]
+    blocks += [Heading(2, "Commands, options, clients")] + listed(lambda name, section: section != "3")
+    blocks += [Heading(2, "The library")] + listed(lambda name, section: name == "libqcow2")
+    blocks += listed(lambda name, section: section == "3" and name != "libqcow2")
+    return html.render_text("libqcow2: the manual", blocks)
 
 
 def main():
@@ -204,8 +199,7 @@ def main():
     for path, name, _ in SITE:
         blocks = markup.read(site.read(path))
         write(out / f"html/{name}.html", html.render_text(blocks[0].text, blocks))
-    write(out / "html/index.html", index(site, html, summaries))
-    write(out / "html/layout.html", layout_page(site, html))
+    write(out / "html/index.html", index(html, summaries))
     shutil.copyfile(source / "docs/layout.svg", out / "html/layout.svg")
     for tool in ("qcow2-img", "qcow2-io"):
         described = complete.describe(markup.read(site.read(f"docs/man/{tool}.1.md")))

@@ -67,7 +67,7 @@ def type_of(match, comment):
 class Header:
     def __init__(self, text):
         end = text.index("*/") + 2
-        self.top = [re.sub(r" This file is generated:[^.]*\.", "", one) for one in paragraphs(text[:end])]
+        self.top = [re.sub(r" This file is generated:.*?\.(?= |$)", "", one) for one in paragraphs(text[:end])]
         self.declarations = []
         comment = []
         for match in TOKEN.finditer(text, end):

@@ -84,7 +84,8 @@ class Image:
         for slot in range(CLUSTER // 8):
             entry = self.word(l2 + 8 * slot)
             guest = (number * (CLUSTER // 8) + slot) * CLUSTER
-            note = f"{guest >> 20}M" if guest and guest % (1 << 20) == 0 else f"{guest >> 10}k"
+            note = f"{guest >> 20}M" if guest % (1 << 20) == 0 else f"{guest >> 10}k"
+            note = note if guest else "0"
             if entry & COMPRESSED:
                 # 62 - (cluster_bits - 8) bits of offset; the sectors behind it are not needed for a picture.
                 offset = entry & ((1 << (62 - (12 - 8))) - 1)
@@ -93,7 +94,7 @@ class Image:
                 self.put((entry & OFFSET) // CLUSTER, "data", l2 // CLUSTER, note)
 
 
-BOX, GAP, LEFT, MIDDLE, HIGH = 52, 8, 24, 270, 74
+BOX, GAP, LEFT, MIDDLE, HIGH, BOTTOM = 52, 8, 24, 150, 74, 366
 
 
 def centre(cluster):
@@ -134,14 +135,14 @@ def box(cluster, kind, notes):
 def draw(image):
     width = 2 * LEFT + image.count * (BOX + GAP) - GAP
     kinds = {cluster: image.kinds.get(cluster, "free") for cluster in range(image.count)}
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 560" font-family="sans-serif" '
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {BOTTOM}" font-family="sans-serif" '
            'font-size="10.5" text-anchor="middle">',
-           "<style>.number{fill:#0008;font-size:9px}.guest{font-weight:bold}.say{font-size:13px;text-anchor:start}"
-           "</style>", f'<rect width="{width}" height="560" fill="#fff"/>',
-           f'<text x="{LEFT}" y="26" class="say">From the guest to its bytes: header, L1 table, L2 table, cluster. '
+           "<style>.number{fill:#0008;font-size:9px}.guest{font-weight:bold}.say{font-size:12px;text-anchor:start}"
+           "</style>", f'<rect width="{width}" height="{BOTTOM}" fill="#fff"/>',
+           f'<text x="{LEFT}" y="22" class="say">From the guest to its bytes: header, L1 table, L2 table, cluster. '
            "Bold: where a cluster is on the guest's disk.</text>",
-           f'<text x="{LEFT}" y="546" class="say">Who owns what: header, refcount table, refcount block, which has a '
-           "count for each cluster; and the snapshot with tables of its own.</text>"]
+           f'<text x="{LEFT}" y="{BOTTOM - 14}" class="say">Who owns what: header, refcount table, refcount block, which '
+           "has a count for each cluster; and a snapshot with its own tables.</text>"]
     leaders = {}
     for leader, cluster in image.references:
         spread = leaders.setdefault(leader, 0)

@@ -109,5 +109,6 @@ DRAFTS = ["qcow2-run.1", "qcow2-fuse.1", "libqcow2-preload.7", "nbdkit-qcow2-plu
 SITE = [
     ("docs/embedding.md", "embedding", "qcow2 disks in an emulator in an afternoon"),
     ("docs/features.md", "features", "one section for each feature"),
+    ("docs/layout.md", "layout", "how an image is laid out, with a picture"),
     ("docs/abi.md", "abi", "what stays the same from version to version"),
 ]

@@ -11,7 +11,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: light-dark(#0b57b0, #7fb6ff); }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 54rem; }
 nav { border-bottom: 1px solid var(--line); padding-bottom: .5rem; margin-bottom: 1rem; }
-nav a { margin-right: 1rem; }
+nav a { margin-right: 1rem; white-space: nowrap; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin-top: 1.6rem; }
@@ -105,6 +105,9 @@ class Html:
             name = block.text if block.text in self.site.home else anchor(block.text)
             return [f'<h{level} id="{name}">{self.inline(block.text)}</h{level}>']
         if isinstance(block, Para):
+            picture = re.fullmatch(r"!\[([^\]]*)\]\((\S+)\)", block.text)
+            if picture:
+                return [f'<figure><img src="{picture[2]}" alt="{html.escape(picture[1])}"></figure>']
             return [f"<p>{self.inline(block.text)}</p>"]
         if isinstance(block, Code):
             return [f"<pre>{html.escape(block.text, False)}</pre>"]
