@@ -86,7 +86,7 @@ cd "$scratch"
 }
 
 # Debian names the tools' directory bin under the prefix; the tools start with the installed library.
-img=$(find "$scratch/root" -name qcow2-img -type f)
+img=$(find "$scratch/root" -path '*/bin/qcow2-img' -type f)
 if [ -n "$img" ]; then
     LD_LIBRARY_PATH=$libdir "$img" check -q shared.qcow2
     LD_LIBRARY_PATH=$libdir "$img" check -q static.qcow2
