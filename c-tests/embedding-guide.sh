@@ -32,17 +32,23 @@ export PKG_CONFIG_PATH LD_LIBRARY_PATH
 "$cc" -std=gnu11 -Wall -Wextra -Wstrict-prototypes -Werror emulator.c raw-disk.c qcow2-disk.c -o strict \
     $(pkg-config --cflags --libs qcow2)
 
+fail() {
+    echo "$1"
+    exit 1
+}
+
 # have_disk PROGRAM: makes a disk, uses it, and uses a raw one of the same size.
 have_disk() {
     rm -f disk.qcow2 disk.raw
-    "$1" create disk.qcow2 1073741824
+    "$1" create disk.qcow2 1073741824 || fail "$1: no disk is made"
     truncate -s 1073741824 disk.raw
-    [ "$("$1" qcow2 disk.qcow2)" = "the guest has its disk" ]
-    [ "$("$1" raw disk.raw)" = "the guest has its disk" ]
+    for format in qcow2 raw; do
+        [ "$("$1" $format disk.$format)" = "the guest has its disk" ] || fail "$1: the guest has no $format disk"
+    done
     if [ -x "$build/tools/qcow2-img" ]; then
-        "$build/tools/qcow2-img" check -q disk.qcow2
-        "$build/tools/qcow2-img" compare -q -f qcow2 -F raw disk.qcow2 disk.raw
-        if "$build/tools/qcow2-img" checksum disk.raw | grep -q 00000000; then echo "nothing was written"; exit 1; fi
+        "$build/tools/qcow2-img" check -q disk.qcow2 || fail "$1: the image is not clean"
+        "$build/tools/qcow2-img" compare -q -f qcow2 -F raw disk.qcow2 disk.raw || fail "$1: the disks differ"
+        if "$build/tools/qcow2-img" checksum disk.raw | grep -q 00000000; then fail "$1: nothing was written"; fi
     fi
 }
 have_disk ./strict
