@@ -4,7 +4,8 @@
 
 The manual says everything that there is: each function, constant, type and field of the header, each option that the library
 lists, each command and option that the tools' help shows. Its pages are clean for man and mandoc (where they are installed),
-links of the site lead somewhere, its picture is what the script draws, and the shells complete what the pages name.
+links of the site lead somewhere, its picture is what the script draws, the shells complete what the pages name, and the
+examples of the tools run.
 """
 
 import ctypes
@@ -163,6 +164,18 @@ def tools_are_described(source, tools):
     check(count > 200, "only", count, "options")
 
 
+def examples_run(source, tools, scratch):
+    """The examples of both tools, one after another, in a directory that has a raw disk."""
+    (scratch / "disk.raw").write_bytes(b"a guest's" * 100000)
+    for name in ("qcow2-img", "qcow2-io"):
+        page = (source / f"docs/man/{name}.1.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"```\n(.*?)```", page[page.index("\n## Examples"):], re.S)
+        check(blocks, name, "has no examples")
+        for line in "".join(blocks).splitlines():
+            done = run("sh", "-c", f"PATH={tools}:$PATH; {line}", cwd=scratch)
+            check(done.returncode == 0, line, "fails:", done.stderr)
+
+
 def pages_are_clean(directories):
     pages = [page for directory in directories for page in directory.iterdir()
              if not page.read_text(encoding="utf-8").startswith(".so ")]
@@ -279,6 +292,7 @@ def main():
         site_holds_together(scratch / "html")
         picture_is_current(source, tools, scratch)
         shells_complete(manual)
+        examples_run(source, tools, scratch)
     sys.exit(1 if failures else 0)
 
 
