@@ -9,7 +9,7 @@ from render_man import NAMES
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: light-dark(#0b57b0, #7fb6ff); }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 54rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem 1.25rem 4rem; max-width: 60rem; }
 nav { border-bottom: 1px solid var(--line); padding-bottom: .5rem; margin-bottom: 1rem; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
@@ -110,7 +110,8 @@ class Html:
                 return [f'<figure><img src="{picture[2]}" alt="{html.escape(picture[1])}"></figure>']
             return [f"<p>{self.inline(block.text)}</p>"]
         if isinstance(block, Code):
-            return [f"<pre>{html.escape(block.text, False)}</pre>"]
+            name = block.language.partition(" ")[2]
+            return [f"<p><b>{name}</b></p>"] * bool(name) + [f"<pre>{html.escape(block.text, False)}</pre>"]
         if isinstance(block, Table):
             return self.table(block.rows)
         if isinstance(block, Items):
