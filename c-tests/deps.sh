@@ -18,6 +18,14 @@ if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
     want abidiff abigail-tools
+    # The manual is checked by both programs that show it, and the guide's build files by what reads them.
+    want groff groff
+    want mandoc mandoc
+    want zsh zsh
+    want make make
+    want cmake cmake
+    want autoreconf autoconf
+    want automake automake
 fi
 if [ "${1:-build}" = bench ]; then
     want strace strace
