@@ -2,9 +2,14 @@
 #include "shared.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
 #include <time.h>
 
 enum {
@@ -31,6 +36,48 @@ static void pause_ms(int ms)
     nanosleep(&pause, NULL);
 }
 
+uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size)
+{
+    char text[24] = "";
+    uint64_t length;
+
+    if (value_length <= 0 || (size_t)value_length >= sizeof text) {
+        return virtual_size;
+    }
+    memcpy(text, value, (size_t)value_length);
+    length = strtoull(text, NULL, 10);
+    return length > 0 && round_up(length) == virtual_size ? length : virtual_size;
+}
+
+static void read_length(struct shared *shared, uint64_t virtual_size)
+{
+    char value[24];
+    ssize_t length = getxattr(shared->path, SHARED_LENGTH, value, sizeof value);
+
+    shared->has_length = length > 0;
+    atomic_store(&shared->size, shared_length(value, length, virtual_size));
+}
+
+static void write_length(struct shared *shared)
+{
+    uint64_t size = atomic_load(&shared->size);
+    char value[24];
+
+    if (shared->writable && !shared->has_length && size % SECTOR != 0) {
+        snprintf(value, sizeof value, "%" PRIu64, size);
+        shared->has_length = setxattr(shared->path, SHARED_LENGTH, value, strlen(value), 0) == 0;
+    }
+}
+
+/* Before the length changes: a process that is killed must not leave one that is too short. */
+static void forget_length(struct shared *shared)
+{
+    if (shared->has_length) {
+        removexattr(shared->path, SHARED_LENGTH);
+        shared->has_length = false;
+    }
+}
+
 /* With `opening` held. */
 static int open_image(struct shared *shared)
 {
@@ -54,10 +101,7 @@ static int open_image(struct shared *shared)
         qcow2_close(image);
         return (int)length;
     }
-    /* A size that nobody has changed meanwhile keeps its last bytes. */
-    if (round_up(atomic_load(&shared->size)) != (uint64_t)length) {
-        atomic_store(&shared->size, (uint64_t)length);
-    }
+    read_length(shared, (uint64_t)length);
     atomic_store(&shared->image, image);
     return 0;
 }
@@ -66,6 +110,7 @@ static int open_image(struct shared *shared)
 static int close_image(struct shared *shared)
 {
     qcow2_image *image = atomic_exchange(&shared->image, NULL);
+    int result;
 
     if (image == NULL) {
         return 0;
@@ -73,7 +118,25 @@ static int close_image(struct shared *shared)
     while (atomic_load(&shared->users) != 0) {
         sched_yield();
     }
-    return qcow2_close(image);
+    write_length(shared);
+    result = qcow2_close(image);
+    if (atomic_load(&shared->has_times)) {
+        utimensat(AT_FDCWD, shared->path, shared->times, 0);
+    }
+    return result;
+}
+
+void shared_keep_times(struct shared *shared)
+{
+    struct stat status;
+
+    if (stat(shared->path, &status) == 0) {
+        pthread_mutex_lock(&shared->resizing);
+        shared->times[0] = status.st_atim;
+        shared->times[1] = status.st_mtim;
+        pthread_mutex_unlock(&shared->resizing);
+        atomic_store(&shared->has_times, true);
+    }
 }
 
 static struct shared *find(dev_t device, ino_t inode)
@@ -259,6 +322,7 @@ int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end)
 
     pthread_mutex_lock(&shared->resizing);
     if (end > atomic_load(&shared->size)) {
+        forget_length(shared);
         result = end > INT64_MAX - SECTOR ? -EFBIG : set_virtual_size(image, end);
         if (result == 0) {
             atomic_store(&shared->size, end);
@@ -278,6 +342,7 @@ int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)
     }
     pthread_mutex_lock(&shared->resizing);
     before = atomic_load(&shared->size);
+    forget_length(shared);
     result = set_virtual_size(image, size);
     /* What lies past the end reads as zeroes when the end moves over it again. */
     if (result == 0 && size < before && size % SECTOR != 0) {

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "qcow2.h"
 
@@ -34,7 +35,21 @@ struct shared {
     /* Bytes, as a raw file would have them; the virtual size is this, rounded up to 512. Changes under `resizing`. */
     atomic_uint_fast64_t size;
     pthread_mutex_t resizing;
+    /* The file has the attribute below. Under `resizing`, or `opening` with no image. */
+    bool has_length;
+    /* Times that a user has set: closing the image must not change them, a write does. */
+    atomic_bool has_times;
+    struct timespec times[2];
 };
+
+/*
+ * Virtual sizes are multiples of 512. A length that is none is kept in this attribute of the image's file while
+ * nobody has it open, where the host takes one; it counts while the virtual size is the next multiple.
+ */
+#define SHARED_LENGTH "user.libqcow2.length"
+
+/* The length that the attribute's value and a virtual size make. */
+uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
 
 /* `options` are open options that must stay; they count at the first open. -errno, and qcow2_last_error says why. */
 int shared_open(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
@@ -82,6 +97,9 @@ static inline void shared_leave(struct shared *shared)
 /* Between enter and leave: makes room for a write that ends at `end`, or sets the size. 0 or -errno. */
 int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end);
 int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size);
+
+/* After the file's times have been set by name. */
+void shared_keep_times(struct shared *shared);
 
 /* For pthread_atfork. */
 void shared_before_fork(void);

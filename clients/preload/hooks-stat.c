@@ -235,8 +235,17 @@ HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct
 
 BY_PATH(int, fchmod, (int fd, mode_t mode), chmod(path, mode), fd, mode)
 BY_PATH(int, fchown, (int fd, uid_t owner, gid_t group), chown(path, owner, group), fd, owner, group)
-BY_PATH(int, futimens, (int fd, const struct timespec times[2]), REAL(utimensat)(AT_FDCWD, path, times, 0), fd, times)
-BY_PATH(int, futimes, (int fd, const struct timeval times[2]), utimes(path, times), fd, times)
+static int keep_times(struct view *view, int result)
+{
+    if (result == 0) {
+        shared_keep_times(view->shared);
+    }
+    return result;
+}
+
+BY_PATH(int, futimens, (int fd, const struct timespec times[2]),
+        keep_times(view, REAL(utimensat)(AT_FDCWD, path, times, 0)), fd, times)
+BY_PATH(int, futimes, (int fd, const struct timeval times[2]), keep_times(view, utimes(path, times)), fd, times)
 BY_PATH(ssize_t, fgetxattr, (int fd, const char *name, void *value, size_t size), getxattr(path, name, value, size), fd,
         name, value, size)
 BY_PATH(ssize_t, flistxattr, (int fd, char *names, size_t size), listxattr(path, names, size), fd, names, size)

@@ -228,8 +228,15 @@ int64_t image_size(int directory, const char *path, const struct stat64 *status)
     }
     size = qcow2_open_fd(fd, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_NO_LOCK, NULL, &image);
     if (size == 0) {
+        char value[24];
+
         size = qcow2_length(image);
         qcow2_close(image);
+        if (size >= 0) {
+            ssize_t length = REAL(fgetxattr)(fd, SHARED_LENGTH, value, sizeof value);
+
+            size = (int64_t)shared_length(value, length, (uint64_t)size);
+        }
     }
     REAL(close)(fd);
     return size;

@@ -104,6 +104,9 @@ static ssize_t write_at(struct view *view, qcow2_image *image, const struct iove
     if (length == 0) {
         return 0;
     }
+    if (unlikely(atomic_load_explicit(&view->shared->has_times, memory_order_relaxed))) {
+        atomic_store(&view->shared->has_times, false);
+    }
     room = room_for(view, image, length < REQUEST_MAX ? length : REQUEST_MAX, (uint64_t)offset);
     if (room < 0) {
         return room;
