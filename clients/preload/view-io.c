@@ -72,6 +72,9 @@ static ssize_t read_at(struct view *view, qcow2_image *image, const struct iovec
         return 0;
     }
     left = size - (uint64_t)offset < REQUEST_MAX ? (size_t)(size - (uint64_t)offset) : REQUEST_MAX;
+    if (__builtin_expect(count == 1, 1)) {
+        return qcow2_pread(image, iov->iov_base, length < left ? length : left, (uint64_t)offset);
+    }
     if (length <= left) {
         return qcow2_preadv(image, iov, count, (uint64_t)offset);
     }
@@ -118,7 +121,8 @@ static ssize_t write_at(struct view *view, qcow2_image *image, const struct iove
     if (durable || (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_DSYNC) != 0) {
         return qcow2_pwritev2(image, iov, count, (uint64_t)offset, QCOW2_REQ_FUA);
     }
-    return qcow2_pwritev(image, iov, count, (uint64_t)offset);
+    return count == 1 ? qcow2_pwrite(image, iov->iov_base, iov->iov_len, (uint64_t)offset)
+                      : qcow2_pwritev(image, iov, count, (uint64_t)offset);
 }
 
 ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t offset)
