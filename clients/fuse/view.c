@@ -120,6 +120,8 @@ static void on_init(void *opaque, struct fuse_conn_info *connection)
     connection->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
     /* The kernel would answer for writes that nobody has taken yet: they would be lost with this process. */
     connection->want &= ~(unsigned)FUSE_CAP_WRITEBACK_CACHE;
+    /* An open that truncates is a truncation first. */
+    connection->want &= ~(unsigned)FUSE_CAP_ATOMIC_O_TRUNC;
     /* Data goes between the engine's files and memory; a pipe in between only adds calls. */
     connection->want &= ~(unsigned)(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
 }
