@@ -63,7 +63,7 @@ stop
 clean disk.qcow2
 gone mount || fail "still mounted"
 qemu-img compare -q -f raw -F qcow2 copy disk.qcow2 || fail "not what qemu-img sees"
-[ "$(wc -l <map)" = 5 ] || fail "map: $(cat map)"
+[ "$(wc -l <map)" = 6 ] || fail "map: $(cat map)"
 
 echo "== copies"
 qemu-img create -q -f qcow2 -o lazy_refcounts=on copy.qcow2 1M

@@ -23,7 +23,13 @@ refused() {
     grep -q "$text" said || fail "refused without '$text': $*"
 }
 
-# stop_background: for one that is no child of this shell.
+# start_background WORD...: on socket2, no child of this shell.
+start_background() {
+    rm -f socket2 pid
+    nbdkit -U socket2 -P pid "$plugin" "$@" 2>said || fail "in the background: $*"
+    until_true test -s pid
+    server=$(cat pid)
+}
 stop_background() {
     kill "$server"
     until_true ended
@@ -111,15 +117,12 @@ nbdkit -f -U - "$plugin" disk.qcow2 snapshot=on --run '
 [ "$before" = "$(sum disk.qcow2)" ] || fail "changed by those who only read"
 qemu-img create -q -f qcow2 -o data_file=data.raw split.qcow2 8M
 # Names of options are relative to where the server was started, though it has left.
-nbdkit -U socket2 -P pid "$plugin" top.qcow2 backing=on 2>said || fail "backing=on in the background"
-server=$(cat pid)
+start_background top.qcow2 backing=on
 qemu-io -f raw -c 'read -q -P 77 0 8M' -c 'write -q -P 2 4M 64k' "nbd+unix:///?socket=$work/socket2" >said || fail "backing=on"
 stop_background
 qemu-io -r -c 'read -q -P 77 0 4M' -c 'read -q -P 2 4M 64k' top.qcow2 >said || fail "what was written over a backing file"
 clean top.qcow2
-rm socket2
-nbdkit -U socket2 -P pid "$plugin" split.qcow2 data-file=data.raw 2>said || fail "a data file in the background"
-server=$(cat pid)
+start_background split.qcow2 data-file=data.raw
 qemu-io -f raw -c 'write -q -P 3 1M 64k' "nbd+unix:///?socket=$work/socket2" >said || fail "a data file"
 stop_background
 qemu-io -r -f raw -c 'read -q -P 3 1M 64k' data.raw >said || fail "what was written to a data file"

@@ -107,6 +107,8 @@ static void calls(const char *path)
     EXPECT(pwrite(fd, buffer, 10, 6 * MIB) == 10 && memcmp(map, "nnnnnnnnnn", 10) == 0);
     EXPECT(msync(map, MIB, MS_SYNC) == 0 && munmap(map, MIB) == 0);
     EXPECT(futimens(fd, times) == 0 && fstat(fd, &now) == 0 && now.st_mtime == 1000000000);
+    /* The end of the file is a hole. */
+    EXPECT(pwrite(fd, "x", 1, 8 * MIB - 1) == 1 && lseek(fd, 8 * MIB - 10, SEEK_HOLE) == 8 * MIB);
     EXPECT(pwrite(fd, "x", 1, 7 * MIB) == 1 && fstat(fd, &now) == 0 && now.st_mtime != 1000000000);
     EXPECT(now.st_blocks > 0 && now.st_blocks < 8 * MIB / 512);
     EXPECT(fchmod(fd, 0777) == -1 && errno == EPERM);

@@ -140,25 +140,43 @@ static bool reads_only(const struct open_options *options)
            open_options_value(options, "snapshot.name") != NULL;
 }
 
+/* Where the disk is, and under which name. 0 or -errno, said. */
+static int find_place(struct arguments *arguments, const char *name)
+{
+    const char *mountpoint = arguments->command.mountpoint;
+    struct stat found;
+
+    if (stat(mountpoint, &found) < 0) {
+        log_error("%s: %s", mountpoint, strerror(errno));
+        return -errno;
+    }
+    if (!S_ISDIR(found.st_mode)) {
+        arguments->file = strdup(mountpoint);
+    } else {
+        arguments->name = name != NULL ? strdup(name) : default_name(arguments->image);
+        if (arguments->name == NULL || *arguments->name == '\0' || strchr(arguments->name, '/') != NULL) {
+            log_error("--name: no name of a file");
+            return -EINVAL;
+        }
+        if (asprintf(&arguments->file, "%s/%s", mountpoint, arguments->name) < 0) {
+            arguments->file = NULL;
+        }
+    }
+    return arguments->file != NULL ? 0 : -ENOMEM;
+}
+
 static int complete(struct arguments *arguments, struct parsed *parsed)
 {
-    struct stat mountpoint;
     char *error;
+    int ret;
 
     if (arguments->image == NULL || arguments->command.mountpoint == NULL) {
         log_error("which image, and where? qcow2-fuse [OPTION]... IMAGE MOUNTPOINT");
         return -EINVAL;
     }
-    if (stat(arguments->command.mountpoint, &mountpoint) < 0) {
-        log_error("%s: %s", arguments->command.mountpoint, strerror(errno));
-        return -errno;
-    }
-    if (S_ISDIR(mountpoint.st_mode)) {
-        arguments->name = parsed->name != NULL ? strdup(parsed->name) : default_name(arguments->image);
-        if (arguments->name == NULL || *arguments->name == '\0' || strchr(arguments->name, '/') != NULL) {
-            log_error("--name: no name of a file");
-            return -EINVAL;
-        }
+    ret = find_place(arguments, parsed->name);
+    if (ret < 0) {
+        return ret;
     }
     arguments->read_only = reads_only(&arguments->options);
     if (arguments->read_only) {
@@ -204,4 +222,5 @@ void arguments_free(struct arguments *arguments)
     free(arguments->command.mountpoint);
     free(arguments->image);
     free(arguments->name);
+    free(arguments->file);
 }

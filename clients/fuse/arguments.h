@@ -11,6 +11,7 @@ struct arguments {
     struct fuse_cmdline_opts command;
     char *image;
     char *name; /* of the file in the directory; NULL: the mount point is a file */
+    char *file; /* where the disk is seen */
     bool read_only;
 };
 

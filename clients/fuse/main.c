@@ -66,7 +66,7 @@ static int serve_image(struct arguments *arguments, struct view *view)
     serve_block_signals();
     if (fuse_session_mount(session, arguments->command.mountpoint) == 0) {
         end_start();
-        ret = serve(session, &arguments->command);
+        ret = serve(session, &arguments->command, arguments->file);
         fuse_session_unmount(session);
     }
     fuse_session_destroy(session);

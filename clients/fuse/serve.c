@@ -13,7 +13,7 @@
 
 struct waiter {
     struct fuse_session *session;
-    const char *mountpoint;
+    const char *file;
     pthread_t loop; /* the thread that waits for the workers */
     atomic_bool ended;
 };
@@ -39,14 +39,17 @@ static void wake(int signal)
     (void)signal;
 }
 
-/* What programs have written through mappings is in the kernel alone, and comes here as long as there are workers. */
-static void bring_mappings_home(const char *mountpoint)
+/*
+ * What programs have written through mappings is in the kernel alone, and comes here as long as there are workers. A
+ * sync of the whole file system would not wait for it.
+ */
+static void bring_mappings_home(const char *file)
 {
-    int fd = open(mountpoint, O_RDONLY | O_CLOEXEC);
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
 
     if (fd >= 0) {
-        if (syncfs(fd) < 0) {
-            log_error("%s: %s", mountpoint, strerror(errno));
+        if (fsync(fd) < 0) {
+            log_error("%s: %s", file, strerror(errno));
         }
         close(fd);
     }
@@ -62,7 +65,7 @@ static void *wait_for_signal(void *opaque)
     ending_signals(&set);
     sigwait(&set, &which);
     if (!waiter->ended) {
-        bring_mappings_home(waiter->mountpoint);
+        bring_mappings_home(waiter->file);
         fuse_session_exit(waiter->session);
     }
     /* The loop looks at the session, then waits; a signal between the two is not seen. */
@@ -95,9 +98,9 @@ static int loop(struct fuse_session *session, const struct fuse_cmdline_opts *co
     return ret;
 }
 
-int serve(struct fuse_session *session, const struct fuse_cmdline_opts *command)
+int serve(struct fuse_session *session, const struct fuse_cmdline_opts *command, const char *file)
 {
-    struct waiter waiter = {.session = session, .mountpoint = command->mountpoint, .loop = pthread_self()};
+    struct waiter waiter = {.session = session, .file = file, .loop = pthread_self()};
     struct sigaction action = {.sa_handler = wake};
     pthread_t thread;
     int ret;

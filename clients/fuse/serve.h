@@ -7,7 +7,7 @@
 /* For all threads to come; the kernel keeps the signals until serve() waits for them. */
 void serve_block_signals(void);
 
-/* Serves a mounted session until it is unmounted or a signal says so. Returns 0, or 1 after a failure. */
-int serve(struct fuse_session *session, const struct fuse_cmdline_opts *command);
+/* Serves a mounted session, in which `file` is the disk, until it is unmounted or a signal says so. 0; 1: a failure. */
+int serve(struct fuse_session *session, const struct fuse_cmdline_opts *command, const char *file);
 
 #endif
