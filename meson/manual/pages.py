@@ -99,11 +99,12 @@ PAGES = [
 ]
 
 # Written by hand, docs/man/NAME.SECTION.md.
-WRITTEN = ["libqcow2.3", "qcow2-img.1", "qcow2-io.1", "qcow2-options.7"]
+WRITTEN = ["libqcow2.3", "qcow2-img.1", "qcow2-io.1", "qcow2-options.7",
+           "qcow2-run.1", "qcow2-fuse.1", "libqcow2-preload.7", "nbdkit-qcow2-plugin.1"]
 
 # Of clients that are not built yet: these pages are tested as the others are, and neither installed nor linked to.
 # A client that is there moves its page to WRITTEN.
-DRAFTS = ["qcow2-run.1", "qcow2-fuse.1", "libqcow2-preload.7", "nbdkit-qcow2-plugin.1"]
+DRAFTS = []
 
 # Pages of the site that are no manual pages: source, name, what the index says.
 SITE = [
