@@ -34,7 +34,8 @@ build() {
     # Where cargo is rustup's, no package can be asked for its version.
     local asked=()
     dpkg-query -W cargo >/dev/null 2>&1 || asked=(-d)
-    (cd "$source" && DEB_BUILD_PROFILES=$profiles dpkg-buildpackage -us -uc "${asked[@]}")
+    mkdir -p "$out/cargo"
+    (cd "$source" && QCOW2_CARGO_DIR=$out/cargo DEB_BUILD_PROFILES=$profiles dpkg-buildpackage -us -uc "${asked[@]}")
 }
 look() { lintian --fail-on error --info --allow-root "$out"/*.changes; }
 
