@@ -48,13 +48,24 @@ install_and_use() {
     # A back end in a small C program, from what is installed alone.
     inside sh -euc 'cd /tmp
         for name in disk threads blockdev memory; do
-            zcat -f /usr/share/doc/libqcow2-dev/examples/$name.c* >$name.c
+            cp /usr/share/doc/libqcow2-dev/examples/$name.c .
             cc -D_GNU_SOURCE -Wall -Wextra -Werror $name.c $(pkg-config --cflags --libs qcow2) -pthread -o $name
             ./$name $name.qcow2
         done
         cc -static disk.c $(pkg-config --cflags --static --libs qcow2) -o static && ./static static.qcow2
         for name in disk threads blockdev static; do qcow2-img check -q $name.qcow2; done
         qcow2-io -c "read -P 0x68 512000 1" disk.qcow2'
+}
+# The files of the guide to embedding, as printed, by plain make.
+follow_the_guide() {
+    [ -f "$top/docs/embedding.md" ] || return 0
+    mkdir "$root/tmp/guide"
+    awk -v out="$root/tmp/guide" '
+        /^```[a-z]+ [^ ]+$/ { file = out "/" $2; next }
+        /^```/ { file = "" }
+        file != "" { print > file }' "$top/docs/embedding.md"
+    inside sh -euc 'cd /tmp/guide && make && ./emulator create disk.qcow2 1073741824 && ./emulator qcow2 disk.qcow2 &&
+        qcow2-img check -q disk.qcow2'
 }
 remove() {
     inside apt-get purge -y -q "$@" >"$out/purge.log" 2>&1 || { cat "$out/purge.log"; return 1; }
@@ -63,13 +74,12 @@ remove() {
 }
 try() {
     [ -f "$tarball" ] ||
-        mmdebstrap --quiet --variant=minbase --include=gcc,libc6-dev,pkg-config "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$tarball"
+        mmdebstrap --quiet --variant=minbase --include=gcc,libc6-dev,make,pkg-config "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$tarball"
     rm -rf "$root"
     mkdir -p "$root"
     tar -x -C "$root" --exclude='./dev/*' -f "$tarball"
     mount --bind /dev "$root/dev" 2>/dev/null || { touch "$root/dev/null" && chmod 666 "$root/dev/null"; }
     cp "$out"/*.deb "$root/tmp/"
-    cp -r /etc/apt/sources.list* "$root/etc/apt/" 2>/dev/null || true
     inside apt-get update -qq
     # What the packages need of Debian itself is not what is looked at.
     files "$root" >"$out/before"
@@ -80,7 +90,7 @@ try() {
         done
     done
     local status=0
-    { install_and_use "${debs[@]}" && files "$root" >"$out/installed" && remove "${names[@]}"; } || status=1
+    { install_and_use "${debs[@]}" && follow_the_guide && files "$root" >"$out/installed" && remove "${names[@]}"; } || status=1
     files "$root" >"$out/after"
     mountpoint -q "$root/dev" && umount "$root/dev"
     [ $status = 0 ] || return 1
