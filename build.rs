@@ -1,7 +1,11 @@
-//! Refuses what the engine does not run on, and gives the shared library its SONAME; the symbol version is added where
-//! the C side links (meson.build).
+//! Refuses what the engine does not run on, gives the shared library its SONAME, and with the feature `capi` makes the C
+//! header, $OUT_DIR/qcow2.h; the symbol version is added where the C side links (meson.build).
 
 use std::env::var;
+
+#[cfg(feature = "capi")]
+#[path = "include/generate.rs"]
+mod header;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -10,6 +14,18 @@ fn main() {
         return;
     }
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libqcow2.so.0");
+    #[cfg(feature = "capi")]
+    make_header();
+}
+
+#[cfg(feature = "capi")]
+fn make_header() {
+    for input in ["include/generate.rs", "cbindgen.toml", "src/capi"] {
+        println!("cargo:rerun-if-changed={input}");
+    }
+    let folder = |what: &str| std::path::PathBuf::from(var(what).expect("set by cargo"));
+    let text = header::generate(&folder("CARGO_MANIFEST_DIR"));
+    std::fs::write(folder("OUT_DIR").join("qcow2.h"), text).expect("OUT_DIR");
 }
 
 /// Why the target is not served. A `compile_error!` in the library would stand among all that follows from the same

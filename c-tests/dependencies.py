@@ -14,6 +14,7 @@ import sys
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOTICES = os.path.join(TOP, "LICENSES-OF-CRATES")
+RUNTIME = os.path.join(TOP, "LICENSES-OF-RUNTIME")
 # Of what is linked in; what only tests use may have any that lets it be used.
 LINKED = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "Zlib", "Unicode-3.0"}
 TESTED = LINKED | {"MPL-2.0", "Unlicense", "Apache-2.0 WITH LLVM-exception", "LGPL-2.1-or-later"}
@@ -79,6 +80,18 @@ def notices(packages):
     return "\n\n".join(parts) + "\n"
 
 
+def runtime():
+    """What has no notice of the standard library's parts, which are linked in as well."""
+    target = subprocess.run(["rustc", "--print", "target-libdir"], check=True, capture_output=True, text=True).stdout.strip()
+    parts = {m[1] for m in (re.match(r"lib(\w+)-[0-9a-f]+\.rlib", f) for f in os.listdir(target)) if m}
+    # Names that hold no code, and what is for tests, macros, and programs that abort.
+    parts = {p for p in parts if not p.startswith("rustc_std_workspace")} - {
+        "getopts", "panic_abort", "proc_macro", "profiler_builtins", "rustc_literal_escaper", "sysroot", "test"}
+    assert "std" in parts, "the standard library was not found"
+    text = open(RUNTIME, encoding="utf-8").read()
+    return sorted(p for p in parts if not re.search(rf"\b{p.replace('_', '[-_]')}\b", text))
+
+
 def advisories():
     """Known faults, by whichever tool is there; the answer is a line to print."""
     for tool, words in (("cargo-deny", ["deny", "check", "advisories"]), ("cargo-audit", ["audit"])):
@@ -124,6 +137,7 @@ def main():
             bad.append(f"{what} needs Rust {needed}, and Cargo.toml states {own['rust_version']}")
     if open(NOTICES, encoding="utf-8").read() != notices(packages):
         bad.append("LICENSES-OF-CRATES is not what the crates say: c-tests/dependencies.py --write")
+    bad += [f"LICENSES-OF-RUNTIME does not name {part}" for part in runtime()]
     fault, line = advisories()
     bad += [fault] if fault else []
     print("\n".join(f"FAIL {b}" for b in bad) + ("\n" if bad else "") + (line or ""))

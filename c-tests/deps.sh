@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# Installs what building and testing need and this machine lacks. Debian; as root. "build", "test" or "bench".
+# Installs what building and testing need and this machine lacks. Debian; as root. "build", "test", "clients" or "bench".
 set -eu
 
 need=
@@ -17,6 +17,25 @@ want python3 python3
 if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
+    want abidiff abigail-tools
+    # The manual is checked by both programs that show it, and the guide's build files by what reads them.
+    want groff groff
+    want mandoc mandoc
+    want zsh zsh
+    want make make
+    want cmake cmake
+    want autoreconf autoconf
+    want automake automake
+fi
+# Clients are built and tested where what they need can be had; without it they are left out.
+clients=
+if [ "${1:-build}" = test ] || [ "${1:-build}" = clients ]; then
+    for pair in nbdkit:nbdkit nbdcopy:libnbd-bin fio:fio fusermount3:fuse3 psktool:gnutls-bin; do
+        have "${pair%%:*}" || clients="$clients ${pair#*:}"
+    done
+    for pair in nbdkit:nbdkit-plugin-dev libnbd:libnbd-dev fuse3:libfuse3-dev; do
+        pkg-config --exists "${pair%%:*}" 2>/dev/null || clients="$clients ${pair#*:}"
+    done
 fi
 if [ "${1:-build}" = bench ]; then
     want strace strace
@@ -46,12 +65,16 @@ if [ -n "$need" ] && [ $can_install = no ]; then
 fi
 qemu=
 [ "${qemu_major:-0}" -ge $wanted_major ] || [ $can_install = no ] || qemu=qemu-utils
-if [ -n "$need$qemu" ]; then
-    echo "installing from this machine's package sources:$need $qemu" >&2
+[ $can_install = yes ] || clients=
+if [ -n "$need$qemu$clients" ]; then
+    echo "installing from this machine's package sources:$need $qemu$clients" >&2
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     # shellcheck disable=SC2086 # a list of words
     [ -z "$need" ] || apt-get install -y -qq --no-install-recommends $need >/dev/null
+    # shellcheck disable=SC2086 # a list of words
+    [ -z "$clients" ] || apt-get install -y -qq --no-install-recommends $clients >/dev/null ||
+        echo "clients are built as far as they can be:$clients cannot be installed" >&2
     backports=
     [ $wanted_major = 1 ] || backports=$(apt-cache policy | sed -n 's/.*n=\([a-z]*-backports\).*/-t \1/p' | head -n 1)
     # shellcheck disable=SC2086 # two words or none

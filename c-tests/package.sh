@@ -20,9 +20,26 @@ done
 [ "$(readlink "$libdir/libqcow2.so")" = libqcow2.so.0 ] || { echo "libqcow2.so points elsewhere"; exit 1; }
 [ "$(readlink "$libdir/libqcow2.so.0")" = "libqcow2.so.$version" ] || { echo "libqcow2.so.0 points elsewhere"; exit 1; }
 
-for file in LICENSE-MIT LICENSE-APACHE LICENSES-OF-CRATES; do
+for file in LICENSE-MIT LICENSE-APACHE LICENSES-OF-CRATES LICENSES-OF-RUNTIME; do
     [ -n "$(find "$scratch/root" -path "*/doc/libqcow2/$file")" ] || { echo "$file is not installed"; exit 1; }
 done
+# The manual, of the tools where these are; and no page of what is not there.
+share=$(dirname "$(dirname "$(find "$scratch/root" -path '*/man3/libqcow2.3')")")
+share=${share%/man}
+for file in man/man3/qcow2_open.3 man/man3/qcow2_pwritev2.3 man/man7/qcow2-options.7 doc/libqcow2/html/index.html \
+    doc/libqcow2/html/layout.svg; do
+    [ -f "$share/$file" ] || { echo "$file is not installed"; exit 1; }
+done
+for tool in qcow2-img qcow2-io qcow2-run qcow2-fuse; do
+    there=no && [ -z "$(find "$scratch/root" -path "*/bin/$tool")" ] || there=yes
+    page=no && [ ! -f "$share/man/man1/$tool.1" ] || page=yes
+    [ $there = $page ] || { echo "$tool is installed: $there; its page: $page"; exit 1; }
+done
+if [ -f "$share/man/man1/qcow2-img.1" ]; then
+    for file in bash-completion/completions/qcow2-img zsh/site-functions/_qcow2-img; do
+        [ -f "$share/$file" ] || { echo "$file is not installed"; exit 1; }
+    done
+fi
 # Debug information would make ten times the code of it.
 if [ "$profile" != dev ] && readelf -SW "$libdir/libqcow2.a" | grep -q '\.debug_'; then
     echo "libqcow2.a has debug information"
@@ -69,7 +86,7 @@ cd "$scratch"
 }
 
 # Debian names the tools' directory bin under the prefix; the tools start with the installed library.
-img=$(find "$scratch/root" -name qcow2-img -type f)
+img=$(find "$scratch/root" -path '*/bin/qcow2-img' -type f)
 if [ -n "$img" ]; then
     LD_LIBRARY_PATH=$libdir "$img" check -q shared.qcow2
     LD_LIBRARY_PATH=$libdir "$img" check -q static.qcow2

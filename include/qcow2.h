@@ -61,6 +61,18 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+/* The version of this header. The library has the same or a newer one, qcow2_version. */
+#define QCOW2_VERSION "0.1.0"
+#define QCOW2_VERSION_MAJOR 0
+#define QCOW2_VERSION_MINOR 1
+#define QCOW2_VERSION_PATCH 0
+
+/* Whether this header has that version or a newer one. For #if, too. */
+#define QCOW2_VERSION_CHECK(major, minor, patch) \
+    (QCOW2_VERSION_MAJOR > (major) || \
+     (QCOW2_VERSION_MAJOR == (major) && \
+      (QCOW2_VERSION_MINOR > (minor) || (QCOW2_VERSION_MINOR == (minor) && QCOW2_VERSION_PATCH >= (patch)))))
+
 /* For a variable of type qcow2_open_params: struct_size set, everything else "not given". */
 #define QCOW2_OPEN_PARAMS_INIT \
     { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
@@ -914,7 +926,7 @@ const char *qcow2_last_error(void);
  */
 int qcow2_last_error_detail(qcow2_error_detail *detail);
 
-/* The version of the library, "0.1.0". Static. */
+/* The version of the library that is loaded, as QCOW2_VERSION is that of the header. Static. */
 const char *qcow2_version(void);
 
 /*

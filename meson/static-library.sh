@@ -10,11 +10,12 @@ set -eu
 cargo=$1 source=$2 target=$3 profile=$4 output=$5 depfile=$6
 ld=${LD:-ld} objcopy=${OBJCOPY:-objcopy} ar=${AR:-ar}
 
+# The committed header is installed: no build needs what makes it.
 # What a surrounding cargo or sanitizer run sets is not meant for this build.
 unset CARGO_TARGET_DIR
 # The library tells nobody where it was built. RUSTFLAGS of the environment replace this.
 "$cargo" --config "build.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']" \
-    rustc ${RUST_TARGET:+--target "$RUST_TARGET"} --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
+    rustc --no-default-features ${RUST_TARGET:+--target "$RUST_TARGET"} --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
     --profile "$profile" --lib --crate-type staticlib
 made=$target${RUST_TARGET:+/$RUST_TARGET}
 case $profile in

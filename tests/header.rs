@@ -3,7 +3,6 @@
 //! `QCOW2_UPDATE_HEADER=1 cargo test --test header` writes it anew.
 
 use qcow2::testing::options;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,86 +10,9 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 19] = [
-    "types",
-    "messages",
-    "callbacks",
-    "findings",
-    "custom_io",
-    "error",
-    "open",
-    "io",
-    "info",
-    "check",
-    "amend",
-    "backing",
-    "compare",
-    "convert",
-    "measure",
-    "snapshot",
-    "vm_state",
-    "create",
-    "options",
-];
-
+/// What the build has made of src/capi (build.rs, include/generate.rs).
 fn generate() -> String {
-    let root = root();
-    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
-    let mut builder = cbindgen::Builder::new().with_config(config);
-    for name in SOURCES {
-        builder = builder.with_src(root.join("src/capi").join(name).with_extension("rs"));
-    }
-    let mut bytes = Vec::new();
-    builder.generate().expect("cbindgen").write(&mut bytes);
-    tidy(&String::from_utf8(bytes).expect("the header is UTF-8"))
-}
-
-/// What cbindgen has no setting for: comments in the usual C form, no `struct` before names that are
-/// typedefs, one empty line at a time.
-fn tidy(generated: &str) -> String {
-    let mut text = String::new();
-    let mut comment: Option<(&str, Vec<&str>)> = None;
-    let mut empty_before = false;
-    for line in generated.lines().map(str::trim_end) {
-        let indent = &line[..line.len() - line.trim_start().len()];
-        match (&mut comment, line.trim()) {
-            (None, "/*") => comment = Some((indent, Vec::new())),
-            (Some((indent, lines)), "*/") => {
-                text.push_str(&c_comment(indent, lines));
-                comment = None;
-            }
-            (Some((_, lines)), inside) => lines.push(inside),
-            (None, "") if empty_before => {}
-            (None, _) => {
-                let line = plain_names(line).replace("// __cplusplus", "/* __cplusplus */");
-                let _ = writeln!(text, "{line}");
-            }
-        }
-        empty_before = line.is_empty();
-    }
-    text.replace("// extern \"C\"", "/* extern \"C\" */")
-}
-
-/// `struct qcow2_x` as `qcow2_x`, except where it is being declared.
-fn plain_names(line: &str) -> String {
-    match line.starts_with("typedef struct ") {
-        true => line.to_owned(),
-        false => line.replace("struct qcow2_", "qcow2_"),
-    }
-}
-
-fn c_comment(indent: &str, lines: &[&str]) -> String {
-    if let [line] = lines {
-        return format!("{indent}/* {line} */\n");
-    }
-    let mut text = format!("{indent}/*\n");
-    for line in lines {
-        let line = line.strip_prefix("* ").or_else(|| line.strip_prefix('*')).unwrap_or(line);
-        let _ = writeln!(text, "{}", format!("{indent} * {line}").trim_end());
-    }
-    let _ = writeln!(text, "{indent} */");
-    text
+    fs::read_to_string(Path::new(env!("OUT_DIR")).join("qcow2.h")).expect("the header that the build makes")
 }
 
 /// Exported functions in the sources of the C edge.

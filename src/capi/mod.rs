@@ -1,8 +1,9 @@
 //! The C ABI: turns pointers into references or fails, calls one function of `ops` or `disk`, turns the
 //! result into an int. No logic. The doc comments of this layer become `include/qcow2.h`.
 //!
-//! A new function: here, in the file of its section (a new file is named in `tests/header.rs`, too); the header by
-//! `QCOW2_UPDATE_HEADER=1 cargo test --test header`; its line in `c-tests/abi.txt`; a test in `c-tests`.
+//! A new function: here, in the file of its section (a new file is named in `include/generate.rs`, too); the header by
+//! `QCOW2_UPDATE_HEADER=1 cargo test --test header`; its line in `c-tests/abi.txt`; its page
+//! in `meson/manual/pages.py`; a test in `c-tests`.
 //!
 //! `unsafe` is what the C caller promises and nothing else: pointers are valid for the call, strings are
 //! NUL-terminated, handles came from an open and have not been closed. NULL is an error, never a crash.

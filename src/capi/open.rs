@@ -132,7 +132,7 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     Ok(0)
 }
 
-/// The version of the library, "0.1.0". Static.
+/// The version of the library that is loaded, as QCOW2_VERSION is that of the header. Static.
 #[no_mangle]
 pub extern "C" fn qcow2_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * One image for each (device, inode) in a process, however often it is opened: the users count. An image may be
+ * suspended, that is flushed and closed while its users stay; the next request opens it again. So it is across a
+ * fork: neither process has it open then, and whoever asks first takes it.
+ */
+#ifndef CLIENTS_SHARED_H
+#define CLIENTS_SHARED_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "qcow2.h"
+
+struct shared {
+    struct shared *next;
+    dev_t device;
+    ino_t inode;
+    char *path;
+    /* Both under the list's lock. */
+    unsigned opens;
+    const char *const *options;
+    /* Under `opening`. */
+    bool writable;
+    /* Inherited from a process that may still have it. */
+    bool inherited;
+    pthread_mutex_t opening;
+    /* NULL while suspended. Whoever is between shared_enter and shared_leave is counted in `users`. */
+    _Atomic(qcow2_image *) image;
+    atomic_int users;
+    /* Bytes, as a raw file would have them; the virtual size is this, rounded up to 512. Changes under `resizing`. */
+    atomic_uint_fast64_t size;
+    pthread_mutex_t resizing;
+    /* The file has the attribute below. Under `resizing`, or `opening` with no image. */
+    bool has_length;
+    /* Times that a user has set: closing the image must not change them, a write does. */
+    atomic_bool has_times;
+    struct timespec times[2];
+};
+
+/*
+ * Virtual sizes are multiples of 512. A length that is none is kept in this attribute of the image's file while
+ * nobody has it open, where the host takes one; it counts while the virtual size is the next multiple.
+ */
+#define SHARED_LENGTH "user.libqcow2.length"
+
+/* The length that the attribute's value and a virtual size make. */
+uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
+
+/* `options` are open options that must stay; they count at the first open. -errno, and qcow2_last_error says why. */
+int shared_open(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
+                struct shared **out);
+
+/* The same, suspended: nothing is opened before the first request. */
+int shared_attach(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
+                  struct shared **out);
+
+/* One user more; NULL where this process has no such image. */
+struct shared *shared_find(dev_t device, ino_t inode);
+
+/* One user less; the last one closes. What qcow2_close says. */
+int shared_put(struct shared *shared);
+
+/* Opens a suspended image. */
+int shared_enter_slow(struct shared *shared, qcow2_image **image);
+
+/* After the process has begun to end images do not stay open. */
+extern atomic_bool shared_ending;
+
+int shared_suspend(struct shared *shared);
+void shared_suspend_all(void);
+
+/* 0 with an image that stays open until shared_leave, or -errno. */
+static inline int shared_enter(struct shared *shared, qcow2_image **image)
+{
+    atomic_fetch_add(&shared->users, 1);
+    *image = atomic_load(&shared->image);
+    if (__builtin_expect(*image != NULL, 1)) {
+        return 0;
+    }
+    atomic_fetch_sub(&shared->users, 1);
+    return shared_enter_slow(shared, image);
+}
+
+static inline void shared_leave(struct shared *shared)
+{
+    atomic_fetch_sub_explicit(&shared->users, 1, memory_order_release);
+    if (__builtin_expect(atomic_load_explicit(&shared_ending, memory_order_relaxed), 0)) {
+        shared_suspend(shared);
+    }
+}
+
+/* Between enter and leave: makes room for a write that ends at `end`, or sets the size. 0 or -errno. */
+int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end);
+int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size);
+
+/* After the file's times have been set by name. */
+void shared_keep_times(struct shared *shared);
+
+/* For pthread_atfork. */
+void shared_before_fork(void);
+void shared_after_fork(void);
+
+#endif

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* fork, exec, exit: where images are let go. Also what loads and unloads the shim. */
+#include "hooks.h"
+
+#include <alloca.h>
+#include <stdlib.h>
+
+/* A process that has not come by fork, as the child of vfork, leaves what its parent has alone. */
+static pid_t owner;
+
+void prepare_exec(void)
+{
+    if (!views_any()) {
+        return;
+    }
+    if (getpid() == owner) {
+        flush_streams();
+        views_store_offsets();
+        shared_suspend_all();
+    }
+}
+
+static void before_fork(void)
+{
+    if (views_any()) {
+        views_store_offsets();
+    }
+    streams_before_fork();
+    shared_before_fork();
+    views_before_fork();
+}
+
+static void after_fork(void)
+{
+    views_after_fork();
+    shared_after_fork();
+    streams_after_fork();
+}
+
+static void after_fork_in_child(void)
+{
+    after_fork();
+    owner = getpid();
+}
+
+HOOK int execve(const char *path, char *const arguments[], char *const environment[])
+{
+    prepare_exec();
+    return REAL(execve)(path, arguments, environment);
+}
+
+HOOK int execv(const char *path, char *const arguments[])
+{
+    prepare_exec();
+    return REAL(execve)(path, arguments, environ);
+}
+
+HOOK int execvpe(const char *path, char *const arguments[], char *const environment[])
+{
+    prepare_exec();
+    return REAL(execvpe)(path, arguments, environment);
+}
+
+HOOK int execvp(const char *path, char *const arguments[])
+{
+    prepare_exec();
+    return REAL(execvpe)(path, arguments, environ);
+}
+
+HOOK int fexecve(int fd, char *const arguments[], char *const environment[])
+{
+    prepare_exec();
+    return REAL(fexecve)(fd, arguments, environment);
+}
+
+/* The arguments after `first` as an array; `rest` is at what follows the NULL. */
+#define COLLECT                                                                                                        \
+    va_list rest;                                                                                                      \
+    int count = 1;                                                                                                     \
+    char **arguments;                                                                                                  \
+                                                                                                                       \
+    va_start(rest, first);                                                                                             \
+    while (va_arg(rest, char *) != NULL) {                                                                             \
+        count++;                                                                                                       \
+    }                                                                                                                  \
+    va_end(rest);                                                                                                      \
+    arguments = alloca(((size_t)count + 1) * sizeof *arguments);                                                       \
+    arguments[0] = __extension__(char *) first;                                                                        \
+    va_start(rest, first);                                                                                             \
+    for (int i = 1; i <= count; i++) {                                                                                 \
+        arguments[i] = va_arg(rest, char *);                                                                           \
+    }
+
+HOOK int execl(const char *path, const char *first, ...)
+{
+    COLLECT
+    va_end(rest);
+    return execv(path, arguments);
+}
+
+HOOK int execlp(const char *path, const char *first, ...)
+{
+    COLLECT
+    va_end(rest);
+    return execvp(path, arguments);
+}
+
+HOOK int execle(const char *path, const char *first, ...)
+{
+    char **environment;
+
+    COLLECT
+    environment = va_arg(rest, char **);
+    va_end(rest);
+    return execve(path, arguments, environment);
+}
+
+HOOK int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+                     const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[])
+{
+    prepare_exec();
+    return REAL(posix_spawn)(pid, path, actions, attributes, arguments, environment);
+}
+
+HOOK int posix_spawnp(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+                      const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[])
+{
+    prepare_exec();
+    return REAL(posix_spawnp)(pid, path, actions, attributes, arguments, environment);
+}
+
+HOOK int system(const char *command)
+{
+    prepare_exec();
+    return REAL(system)(command);
+}
+
+HOOK FILE *popen(const char *command, const char *mode)
+{
+    prepare_exec();
+    return REAL(popen)(command, mode);
+}
+
+/* The child of vfork must not let go of what its parent has open: with images it is a child of fork. */
+#if defined(__x86_64__)
+__attribute__((visibility("hidden"), used)) void *preload_choose_fork(void);
+
+void *preload_choose_fork(void)
+{
+    return views_any() ? __extension__(void *) REAL(fork) : __extension__(void *) REAL(vfork);
+}
+
+__asm__(".text\n"
+        ".globl vfork\n"
+        ".type vfork, @function\n"
+        "vfork:\n"
+        "    subq $8, %rsp\n"
+        "    call preload_choose_fork\n"
+        "    addq $8, %rsp\n"
+        "    jmp *%rax\n"
+        ".size vfork, .-vfork\n");
+#else
+HOOK pid_t vfork(void)
+{
+    return REAL(fork)();
+}
+#endif
+
+static void let_go(void)
+{
+    if (getpid() != owner) {
+        return;
+    }
+    if (views_any()) {
+        views_store_offsets();
+        shared_suspend_all();
+    }
+    report_end();
+}
+
+HOOK void _exit(int status)
+{
+    let_go();
+    REAL(_exit)(status);
+    __builtin_unreachable();
+}
+
+HOOK void _Exit(int status)
+{
+    _exit(status);
+}
+
+HOOK void quick_exit(int status)
+{
+    let_go();
+    REAL(quick_exit)(status);
+    __builtin_unreachable();
+}
+
+__attribute__((constructor)) static void load(void)
+{
+    real_resolve();
+    report_start();
+    config_read();
+    owner = getpid();
+    if (config_off) {
+        return;
+    }
+    pthread_atfork(before_fork, after_fork, after_fork_in_child);
+    adopt_descriptors();
+    for (int fd = 0; fd < 3; fd++) {
+        stream_follows(fd);
+    }
+}
+
+__attribute__((destructor)) static void unload(void)
+{
+    if (getpid() == owner) {
+        flush_streams();
+    }
+    let_go();
+    atomic_store(&shared_ending, true);
+}

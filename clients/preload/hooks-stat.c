@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* What files are: a regular file as long as the disk; the file's own device, inode, owner, times. */
+#include "hooks.h"
+
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/xattr.h>
+
+_Static_assert(sizeof(struct stat) == sizeof(struct stat64), "only where both are the same");
+
+static int fd_status(int fd, struct stat64 *status)
+{
+    struct view *view = view_get(fd);
+    int result = -EBADF;
+
+    HIT("fstat");
+    if (view != NULL) {
+        result = view_status(view, status);
+        view_release(view);
+    }
+    return (int)answer(result);
+}
+
+static int fd_of_view(int directory, const char *path, int flags)
+{
+    int fd = -1;
+
+    if (path != NULL && path[0] == '\0' && (flags & AT_EMPTY_PATH) != 0) {
+        fd = directory;
+    } else if ((flags & AT_SYMLINK_NOFOLLOW) == 0) {
+        fd = descriptor_of(path);
+    }
+    return is_view(fd) ? fd : -1;
+}
+
+static int path_status(int directory, const char *path, struct stat64 *status, int flags)
+{
+    int fd = fd_of_view(directory, path, flags), result;
+    const struct rule *rule;
+    int64_t size;
+
+    if (fd >= 0) {
+        return fd_status(fd, status);
+    }
+    result = REAL(fstatat64)(directory, path, status, flags);
+    rule = result == 0 && S_ISREG(status->st_mode) ? config_match(path) : NULL;
+    if (rule != NULL) {
+        HIT("stat");
+        size = image_size(directory, path, status);
+        /* What is no image is shown as it is: an open says what is wrong with it. */
+        if (size >= 0) {
+            view_dress(rule, (uint64_t)size, status);
+        }
+    }
+    return result;
+}
+
+static int fd_any(int fd, struct stat64 *status)
+{
+    return is_view(fd) ? fd_status(fd, status) : REAL(fstat64)(fd, status);
+}
+
+#define SAME(status) ((struct stat64 *)(status))
+
+HOOK int stat(const char *path, struct stat *status)
+{
+    return path_status(AT_FDCWD, path, SAME(status), 0);
+}
+
+HOOK int stat64(const char *path, struct stat64 *status)
+{
+    return path_status(AT_FDCWD, path, status, 0);
+}
+
+HOOK int lstat(const char *path, struct stat *status)
+{
+    return path_status(AT_FDCWD, path, SAME(status), AT_SYMLINK_NOFOLLOW);
+}
+
+HOOK int lstat64(const char *path, struct stat64 *status)
+{
+    return path_status(AT_FDCWD, path, status, AT_SYMLINK_NOFOLLOW);
+}
+
+HOOK int fstat(int fd, struct stat *status)
+{
+    return fd_any(fd, SAME(status));
+}
+
+HOOK int fstat64(int fd, struct stat64 *status)
+{
+    return fd_any(fd, status);
+}
+
+HOOK int fstatat(int directory, const char *path, struct stat *status, int flags)
+{
+    return path_status(directory, path, SAME(status), flags);
+}
+
+HOOK int fstatat64(int directory, const char *path, struct stat64 *status, int flags)
+{
+    return path_status(directory, path, status, flags);
+}
+
+HOOK int __xstat(int version, const char *path, struct stat *status)
+{
+    (void)version;
+    return path_status(AT_FDCWD, path, SAME(status), 0);
+}
+
+HOOK int __xstat64(int version, const char *path, struct stat64 *status)
+{
+    (void)version;
+    return path_status(AT_FDCWD, path, status, 0);
+}
+
+HOOK int __lxstat(int version, const char *path, struct stat *status)
+{
+    (void)version;
+    return path_status(AT_FDCWD, path, SAME(status), AT_SYMLINK_NOFOLLOW);
+}
+
+HOOK int __lxstat64(int version, const char *path, struct stat64 *status)
+{
+    (void)version;
+    return path_status(AT_FDCWD, path, status, AT_SYMLINK_NOFOLLOW);
+}
+
+HOOK int __fxstat(int version, int fd, struct stat *status)
+{
+    (void)version;
+    return fd_any(fd, SAME(status));
+}
+
+HOOK int __fxstat64(int version, int fd, struct stat64 *status)
+{
+    (void)version;
+    return fd_any(fd, status);
+}
+
+HOOK int __fxstatat(int version, int directory, const char *path, struct stat *status, int flags)
+{
+    (void)version;
+    return path_status(directory, path, SAME(status), flags);
+}
+
+HOOK int __fxstatat64(int version, int directory, const char *path, struct stat64 *status, int flags)
+{
+    (void)version;
+    return path_status(directory, path, status, flags);
+}
+
+/* The file's own answer, with what the image makes of size and kind. */
+static int dress_statx(const struct rule *rule, uint64_t size, struct statx *status)
+{
+    struct stat64 dressed = {.st_mode = status->stx_mode, .st_ino = status->stx_ino};
+
+    view_dress(rule, size, &dressed);
+    status->stx_mode = (uint16_t)dressed.st_mode;
+    status->stx_size = (uint64_t)dressed.st_size;
+    if (rule->device) {
+        status->stx_rdev_major = major(dressed.st_rdev);
+        status->stx_rdev_minor = minor(dressed.st_rdev);
+    }
+    return 0;
+}
+
+static int fd_statx(int fd, int flags, unsigned mask, struct statx *status)
+{
+    struct view *view = view_get(fd);
+    int64_t size = -EBADF;
+
+    HIT("statx");
+    if (view != NULL) {
+        size = view_size(view);
+        if (size >= 0 &&
+            REAL(statx)(AT_FDCWD, view->shared->path, flags & ~AT_EMPTY_PATH, mask | STATX_BASIC_STATS, status) != 0) {
+            size = -errno;
+        }
+        if (size >= 0) {
+            dress_statx(view->rule, (uint64_t)size, status);
+        }
+        view_release(view);
+    }
+    return (int)answer(size < 0 ? (int)size : 0);
+}
+
+HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct statx *status)
+{
+    int fd = fd_of_view(directory, path, flags), result;
+    const struct rule *rule;
+
+    if (fd >= 0) {
+        return fd_statx(fd, flags, mask, status);
+    }
+    result = REAL(statx)(directory, path, flags, mask, status);
+    rule = result == 0 ? config_match(path) : NULL;
+    if (rule != NULL && S_ISREG(status->stx_mode)) {
+        struct stat64 file = {
+            .st_dev = makedev(status->stx_dev_major, status->stx_dev_minor),
+            .st_ino = status->stx_ino,
+        };
+        int64_t size = image_size(directory, path, &file);
+
+        HIT("statx");
+        if (size >= 0) {
+            dress_statx(rule, (uint64_t)size, status);
+        }
+    }
+    return result;
+}
+
+/* By the name of the image's file: owner, mode, times, attributes are the file's. */
+#define BY_PATH(type, call, parameters, on_path, ...)                                                                  \
+    HOOK type call parameters                                                                                          \
+    {                                                                                                                  \
+        struct view *view;                                                                                             \
+        type result = -1;                                                                                              \
+                                                                                                                       \
+        if (!is_view(fd)) {                                                                                            \
+            return REAL(call)(__VA_ARGS__);                                                                            \
+        }                                                                                                              \
+        HIT(#call);                                                                                                    \
+        errno = EBADF;                                                                                                 \
+        view = view_get(fd);                                                                                           \
+        if (view != NULL) {                                                                                            \
+            const char *path = view->shared->path;                                                                     \
+                                                                                                                       \
+            result = (on_path);                                                                                        \
+            view_release(view);                                                                                        \
+        }                                                                                                              \
+        return result;                                                                                                 \
+    }
+
+BY_PATH(int, fchmod, (int fd, mode_t mode), chmod(path, mode), fd, mode)
+BY_PATH(int, fchown, (int fd, uid_t owner, gid_t group), chown(path, owner, group), fd, owner, group)
+static int keep_times(struct view *view, int result)
+{
+    if (result == 0) {
+        shared_keep_times(view->shared);
+    }
+    return result;
+}
+
+BY_PATH(int, futimens, (int fd, const struct timespec times[2]),
+        keep_times(view, REAL(utimensat)(AT_FDCWD, path, times, 0)), fd, times)
+BY_PATH(int, futimes, (int fd, const struct timeval times[2]), keep_times(view, utimes(path, times)), fd, times)
+BY_PATH(ssize_t, fgetxattr, (int fd, const char *name, void *value, size_t size), getxattr(path, name, value, size), fd,
+        name, value, size)
+BY_PATH(ssize_t, flistxattr, (int fd, char *names, size_t size), listxattr(path, names, size), fd, names, size)
+BY_PATH(int, fsetxattr, (int fd, const char *name, const void *value, size_t size, int flags),
+        setxattr(path, name, value, size, flags), fd, name, value, size, flags)
+BY_PATH(int, fremovexattr, (int fd, const char *name), removexattr(path, name), fd, name)
+BY_PATH(int, fstatfs64, (int fd, struct statfs64 *status), statfs64(path, status), fd, status)
+BY_PATH(int, fstatvfs64, (int fd, struct statvfs64 *status), statvfs64(path, status), fd, status)
+
+HOOK int fstatfs(int fd, struct statfs *status)
+{
+    return fstatfs64(fd, (struct statfs64 *)status);
+}
+
+HOOK int fstatvfs(int fd, struct statvfs *status)
+{
+    return fstatvfs64(fd, (struct statvfs64 *)status);
+}
+
+HOOK int utimensat(int fd, const char *path, const struct timespec times[2], int flags)
+{
+    return path == NULL && is_view(fd) ? futimens(fd, times) : REAL(utimensat)(fd, path, times, flags);
+}

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* Streams. The C library's own read their descriptors past every hook, so that an image's is a cookie stream. */
+#include "hooks.h"
+
+#include <stdio_ext.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct stream {
+    struct stream *next;
+    FILE *file;
+    int fd;
+};
+
+static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct stream *list;
+
+void streams_before_fork(void)
+{
+    pthread_mutex_lock(&list_lock);
+}
+
+void streams_after_fork(void)
+{
+    pthread_mutex_unlock(&list_lock);
+}
+
+static ssize_t stream_read(void *cookie, char *buffer, size_t count)
+{
+    return read(((struct stream *)cookie)->fd, buffer, count);
+}
+
+/* 0 after an error: that is how these streams say it. */
+static ssize_t stream_write(void *cookie, const char *buffer, size_t count)
+{
+    size_t done = 0;
+
+    while (done < count) {
+        ssize_t part = write(((struct stream *)cookie)->fd, buffer + done, count - done);
+
+        if (part <= 0) {
+            break;
+        }
+        done += (size_t)part;
+    }
+    return (ssize_t)done;
+}
+
+static int stream_seek(void *cookie, off64_t *offset, int whence)
+{
+    off_t result = lseek(((struct stream *)cookie)->fd, *offset, whence);
+
+    if (result < 0) {
+        return -1;
+    }
+    *offset = result;
+    return 0;
+}
+
+/* Out of the list: the descriptor, or -1. */
+static int forget(const FILE *file)
+{
+    int fd = -1;
+
+    pthread_mutex_lock(&list_lock);
+    for (struct stream **link = &list; *link != NULL; link = &(*link)->next) {
+        if ((*link)->file == file) {
+            struct stream *stream = *link;
+
+            fd = stream->fd;
+            stream->fd = -1;
+            *link = stream->next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&list_lock);
+    return fd;
+}
+
+static void closed_ours(const FILE *file);
+
+static int stream_close(void *cookie)
+{
+    struct stream *stream = cookie;
+    int fd = forget(stream->file);
+
+    closed_ours(stream->file);
+    free(stream);
+    return fd < 0 ? 0 : close(fd);
+}
+
+/* NULL: no mode. */
+static const char *mode_flags(const char *mode, int *flags)
+{
+    bool plus = strchr(mode, '+') != NULL;
+
+    switch (mode[0]) {
+    case 'r': *flags = plus ? O_RDWR : O_RDONLY; break;
+    case 'w': *flags = (plus ? O_RDWR : O_WRONLY) | O_CREAT | O_TRUNC; break;
+    case 'a': *flags = (plus ? O_RDWR : O_WRONLY) | O_CREAT | O_APPEND; break;
+    default: return NULL;
+    }
+    for (const char *letter = mode + 1; *letter != '\0' && *letter != ','; letter++) {
+        *flags |= *letter == 'x' ? O_EXCL : *letter == 'e' ? O_CLOEXEC : 0;
+    }
+    switch (mode[0]) {
+    case 'r': return plus ? "r+" : "r";
+    case 'w': return plus ? "w+" : "w";
+    default: return plus ? "a+" : "a";
+    }
+}
+
+static FILE *make_stream(int fd, const char *mode)
+{
+    const cookie_io_functions_t functions = {stream_read, stream_write, stream_seek, stream_close};
+    struct stream *stream = calloc(1, sizeof *stream);
+    FILE *file = stream != NULL ? fopencookie(stream, mode, functions) : NULL;
+
+    if (file == NULL) {
+        free(stream);
+        return NULL;
+    }
+    stream->fd = fd;
+    stream->file = file;
+    pthread_mutex_lock(&list_lock);
+    stream->next = list;
+    list = stream;
+    pthread_mutex_unlock(&list_lock);
+    return file;
+}
+
+static FILE *open_stream(const char *path, const char *mode)
+{
+    const char *plain;
+    FILE *file;
+    int flags, fd;
+
+    if (image_rule(path) == NULL) {
+        return REAL(fopen64)(path, mode);
+    }
+    plain = mode_flags(mode, &flags);
+    if (plain == NULL) {
+        return answer(-EINVAL), NULL;
+    }
+    fd = image_open(AT_FDCWD, path, flags, 0666);
+    if (fd == NOT_AN_IMAGE) {
+        return REAL(fopen64)(path, mode);
+    }
+    if (fd < 0) {
+        return answer(fd), NULL;
+    }
+    HIT("fopen");
+    file = make_stream(fd, plain);
+    if (file == NULL) {
+        close(fd);
+    }
+    return file;
+}
+
+HOOK FILE *fopen(const char *path, const char *mode)
+{
+    return open_stream(path, mode);
+}
+
+HOOK FILE *fopen64(const char *path, const char *mode)
+{
+    return open_stream(path, mode);
+}
+
+HOOK FILE *fdopen(int fd, const char *mode)
+{
+    const char *plain;
+    int flags;
+
+    if (!is_view(fd)) {
+        return REAL(fdopen)(fd, mode);
+    }
+    HIT("fdopen");
+    plain = mode_flags(mode, &flags);
+    return plain != NULL ? make_stream(fd, plain) : (answer(-EINVAL), NULL);
+}
+
+static int descriptor(const FILE *file)
+{
+    int fd = -1;
+
+    pthread_mutex_lock(&list_lock);
+    for (struct stream *stream = list; stream != NULL; stream = stream->next) {
+        if (stream->file == file) {
+            fd = stream->fd;
+        }
+    }
+    pthread_mutex_unlock(&list_lock);
+    return fd;
+}
+
+HOOK int fileno(FILE *file)
+{
+    int saved = errno, fd = REAL(fileno)(file), own;
+
+    if (fd >= 0 || (own = descriptor(file)) < 0) {
+        return fd;
+    }
+    errno = saved;
+    return own;
+}
+
+HOOK int fileno_unlocked(FILE *file)
+{
+    return fileno(file);
+}
+
+/* A stream whose pointer the program takes from a variable of the C library's. */
+static FILE **standard(const FILE *file)
+{
+    return file == stdin ? &stdin : file == stdout ? &stdout : file == stderr ? &stderr : NULL;
+}
+
+static FILE *reopen_image(const char *path, const char *mode, FILE *file)
+{
+    FILE **variable = standard(file), *made;
+    const char *plain;
+    int old, fd, flags;
+
+    plain = mode_flags(mode, &flags);
+    if (plain == NULL || variable == NULL) {
+        NOT_SERVED("freopen", "a stream other than stdin, stdout, stderr");
+        return answer(plain == NULL ? -EINVAL : -EOPNOTSUPP), NULL;
+    }
+    HIT("freopen");
+    fflush(file);
+    fd = image_open(AT_FDCWD, path, flags, 0666);
+    if (fd < 0) {
+        return answer(fd == NOT_AN_IMAGE ? -ENOENT : fd), NULL;
+    }
+    old = fileno(file);
+    forget(file);
+    if (old >= 0 && old != fd && dup2(fd, old) == old) {
+        close(fd);
+        fd = old;
+    }
+    made = make_stream(fd, plain);
+    if (made != NULL) {
+        *variable = made;
+    }
+    return made;
+}
+
+static FILE *reopen_any(const char *path, const char *mode, FILE *file)
+{
+    const struct rule *rule = path != NULL ? image_rule(path) : NULL;
+    struct stat64 status;
+    int fd;
+
+    if (rule != NULL && (REAL(stat64)(path, &status) != 0 || S_ISREG(status.st_mode))) {
+        return reopen_image(path, mode, file);
+    }
+    if (descriptor(file) >= 0) {
+        if (path == NULL) {
+            return file;
+        }
+        fflush(file);
+        fd = forget(file);
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+    return REAL(freopen64)(path, mode, file);
+}
+
+HOOK FILE *freopen(const char *path, const char *mode, FILE *file)
+{
+    return reopen_any(path, mode, file);
+}
+
+HOOK FILE *freopen64(const char *path, const char *mode, FILE *file)
+{
+    return reopen_any(path, mode, file);
+}
+
+/* The streams that the C library made, and ours that stand in for them. */
+static FILE *first[3], *ours[3];
+
+static FILE **variable_of(int fd)
+{
+    FILE **const variables[] = {&stdin, &stdout, &stderr};
+
+    return variables[fd];
+}
+
+/* The program has closed it. */
+static void closed_ours(const FILE *file)
+{
+    for (int fd = 0; fd < 3; fd++) {
+        if (ours[fd] == file) {
+            ours[fd] = NULL;
+        }
+    }
+}
+
+void stream_leaves(int fd)
+{
+    FILE *file;
+
+    if (fd < 0 || fd > STDERR_FILENO) {
+        return;
+    }
+    file = *variable_of(fd);
+    if (file == NULL) {
+        return;
+    }
+    if (fd != STDIN_FILENO && __fpending(file) > 0) {
+        fflush(file);
+    } else if (fd == STDIN_FILENO && file == ours[fd]) {
+        __fpurge(file);
+    }
+}
+
+void stream_follows(int fd)
+{
+    FILE **variable;
+
+    if (fd < 0 || fd > STDERR_FILENO) {
+        return;
+    }
+    variable = variable_of(fd);
+    if (is_view(fd) && *variable != ours[fd]) {
+        first[fd] = *variable;
+        *variable = NULL;
+    }
+    if (is_view(fd) && *variable == NULL) {
+        if (ours[fd] == NULL) {
+            ours[fd] = make_stream(fd, fd == STDIN_FILENO ? "r" : "w");
+        }
+        if (fd == STDERR_FILENO && ours[fd] != NULL) {
+            setvbuf(ours[fd], NULL, _IONBF, 0);
+        }
+        *variable = ours[fd] != NULL ? ours[fd] : first[fd];
+        if (ours[fd] != NULL) {
+            clearerr(ours[fd]);
+        }
+    } else if (!is_view(fd) && ours[fd] != NULL && *variable == ours[fd] && first[fd] != NULL) {
+        *variable = first[fd];
+    }
+}
+
+void flush_streams(void)
+{
+    FILE *files[64];
+    int count = 0;
+
+    pthread_mutex_lock(&list_lock);
+    for (struct stream *stream = list; stream != NULL && count < 64; stream = stream->next) {
+        files[count++] = stream->file;
+    }
+    pthread_mutex_unlock(&list_lock);
+    for (int i = 0; i < count; i++) {
+        fflush(files[i]);
+    }
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* System calls by number, where they name a file or a descriptor: to the hooks. */
+#include "hooks.h"
+
+#include <linux/openat2.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#define P(i) ((void *)a[i])
+#define I(i) ((int)a[i])
+
+static bool by_path(long number, const long *a, long *result)
+{
+    switch (number) {
+#ifdef SYS_open
+    case SYS_open: *result = image_open(AT_FDCWD, P(0), I(1), (mode_t)a[2]); break;
+    case SYS_creat: *result = image_open(AT_FDCWD, P(0), O_CREAT | O_WRONLY | O_TRUNC, (mode_t)a[1]); break;
+    case SYS_stat: *result = stat(P(0), P(1)); return true;
+    case SYS_lstat: *result = lstat(P(0), P(1)); return true;
+#endif
+    case SYS_openat: *result = image_open(I(0), P(1), I(2), (mode_t)a[3]); break;
+    case SYS_openat2:
+        *result =
+            image_open(I(0), P(1), (int)((struct open_how *)P(2))->flags, (mode_t)((struct open_how *)P(2))->mode);
+        break;
+    case SYS_newfstatat: *result = fstatat(I(0), P(1), P(2), I(3)); return true;
+    case SYS_statx: *result = statx(I(0), P(1), I(2), (unsigned)a[3], P(4)); return true;
+    case SYS_truncate: *result = truncate(P(0), a[1]); return true;
+    case SYS_copy_file_range:
+        *result = copy_file_range(I(0), P(1), I(2), P(3), (size_t)a[4], (unsigned)a[5]);
+        return true;
+    case SYS_splice: *result = splice(I(0), P(1), I(2), P(3), (size_t)a[4], (unsigned)a[5]); return true;
+    case SYS_sendfile: *result = sendfile(I(0), I(1), P(2), (size_t)a[3]); return true;
+    case SYS_mmap: *result = (long)mmap(P(0), (size_t)a[1], I(2), I(3), I(4), a[5]); return true;
+    case SYS_close_range: *result = close_range((unsigned)a[0], (unsigned)a[1], I(2)); return true;
+#ifdef SYS_dup2
+    case SYS_dup2: *result = dup2(I(0), I(1)); return true;
+#endif
+    case SYS_dup3: *result = dup3(I(0), I(1), I(2)); return true;
+    case SYS_execve: prepare_exec(); return false;
+    case SYS_exit_group: _exit(I(0));
+    default: return false;
+    }
+    if (*result == NOT_AN_IMAGE) {
+        return false;
+    }
+    *result = answer(*result);
+    return true;
+}
+
+/* The first argument is a descriptor. */
+static bool by_descriptor(long number, const long *a, long *result)
+{
+    switch (number) {
+    case SYS_read: *result = read(I(0), P(1), (size_t)a[2]); return true;
+    case SYS_write: *result = write(I(0), P(1), (size_t)a[2]); return true;
+    case SYS_pread64: *result = pread(I(0), P(1), (size_t)a[2], a[3]); return true;
+    case SYS_pwrite64: *result = pwrite(I(0), P(1), (size_t)a[2], a[3]); return true;
+    case SYS_readv: *result = readv(I(0), P(1), I(2)); return true;
+    case SYS_writev: *result = writev(I(0), P(1), I(2)); return true;
+    case SYS_preadv: *result = preadv(I(0), P(1), I(2), a[3]); return true;
+    case SYS_pwritev: *result = pwritev(I(0), P(1), I(2), a[3]); return true;
+    case SYS_preadv2: *result = preadv2(I(0), P(1), I(2), a[3], I(5)); return true;
+    case SYS_pwritev2: *result = pwritev2(I(0), P(1), I(2), a[3], I(5)); return true;
+    case SYS_lseek: *result = lseek(I(0), a[1], I(2)); return true;
+    case SYS_fstat: *result = fstat(I(0), P(1)); return true;
+    case SYS_ftruncate: *result = ftruncate(I(0), a[1]); return true;
+    case SYS_fallocate: *result = fallocate(I(0), I(1), a[2], a[3]); return true;
+    case SYS_fsync: *result = fsync(I(0)); return true;
+    case SYS_fdatasync: *result = fdatasync(I(0)); return true;
+    case SYS_syncfs: *result = syncfs(I(0)); return true;
+    case SYS_sync_file_range: *result = sync_file_range(I(0), a[1], a[2], (unsigned)a[3]); return true;
+    case SYS_dup: *result = dup(I(0)); return true;
+    case SYS_fcntl: *result = fcntl(I(0), I(1), P(2)); return true;
+    case SYS_ioctl: *result = ioctl(I(0), (unsigned long)a[1], P(2)); return true;
+    case SYS_close: *result = close(I(0)); return true;
+    default: return false;
+    }
+}
+
+HOOK long syscall(long number, ...)
+{
+    va_list arguments;
+    long a[6], result;
+
+    va_start(arguments, number);
+    for (int i = 0; i < 6; i++) {
+        a[i] = va_arg(arguments, long);
+    }
+    va_end(arguments);
+    if ((is_view((int)a[0]) && by_descriptor(number, a, &result)) || by_path(number, a, &result)) {
+        return result;
+    }
+    if (is_view((int)a[0])) {
+        NOT_SERVED("syscall", "a number that only knows files");
+    }
+    return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* What the interposed functions share. Those that no header declares are declared here. */
+#ifndef PRELOAD_HOOKS_H
+#define PRELOAD_HOOKS_H
+
+#include <stdarg.h>
+
+#include "open.h"
+#include "real.h"
+#include "report.h"
+#include "views.h"
+
+/* hooks.txt lists them for the version script; a name that is missing there is not interposed. */
+#define HOOK __attribute__((visibility("default")))
+
+ssize_t __read_chk(int fd, void *buffer, size_t count, size_t room);
+ssize_t __pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t room);
+ssize_t __pread64_chk(int fd, void *buffer, size_t count, off_t offset, size_t room);
+int __open_2(const char *path, int flags);
+int __open64_2(const char *path, int flags);
+int __openat_2(int directory, const char *path, int flags);
+int __openat64_2(int directory, const char *path, int flags);
+int __xstat(int version, const char *path, struct stat *status);
+int __xstat64(int version, const char *path, struct stat64 *status);
+int __lxstat(int version, const char *path, struct stat *status);
+int __lxstat64(int version, const char *path, struct stat64 *status);
+int __fxstat(int version, int fd, struct stat *status);
+int __fxstat64(int version, int fd, struct stat64 *status);
+int __fxstatat(int version, int directory, const char *path, struct stat *status, int flags);
+int __fxstatat64(int version, int directory, const char *path, struct stat64 *status, int flags);
+
+/* Before and after a descriptor changes: `stdin`, `stdout` and `stderr` are streams of ours while theirs is an image. */
+void stream_leaves(int fd);
+void stream_follows(int fd);
+/* Writes what our streams still hold. */
+void flush_streams(void);
+void streams_before_fork(void);
+void streams_after_fork(void);
+
+/* Before another program takes this process over, or one is started. */
+void prepare_exec(void);
+
+#endif

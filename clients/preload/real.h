@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The C library's own functions. Nothing in the shim calls one of these by its plain name, for that is the hook.
+ * REAL(name) may be used before the constructor has run.
+ */
+#ifndef PRELOAD_REAL_H
+#define PRELOAD_REAL_H
+
+#include <aio.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+#define REAL_FUNCTIONS(F)                                                                                              \
+    F(int, open64, (const char *, int, ...))                                                                           \
+    F(int, openat64, (int, const char *, int, ...))                                                                    \
+    F(int, close, (int))                                                                                               \
+    F(int, close_range, (unsigned, unsigned, int))                                                                     \
+    F(ssize_t, read, (int, void *, size_t))                                                                            \
+    F(ssize_t, write, (int, const void *, size_t))                                                                     \
+    F(ssize_t, pread64, (int, void *, size_t, off_t))                                                                  \
+    F(ssize_t, pwrite64, (int, const void *, size_t, off_t))                                                           \
+    F(ssize_t, readv, (int, const struct iovec *, int))                                                                \
+    F(ssize_t, writev, (int, const struct iovec *, int))                                                               \
+    F(ssize_t, preadv64, (int, const struct iovec *, int, off_t))                                                      \
+    F(ssize_t, pwritev64, (int, const struct iovec *, int, off_t))                                                     \
+    F(ssize_t, preadv64v2, (int, const struct iovec *, int, off_t, int))                                               \
+    F(ssize_t, pwritev64v2, (int, const struct iovec *, int, off_t, int))                                              \
+    F(ssize_t, __read_chk, (int, void *, size_t, size_t))                                                              \
+    F(ssize_t, __pread64_chk, (int, void *, size_t, off_t, size_t))                                                    \
+    F(off_t, lseek64, (int, off_t, int))                                                                               \
+    F(int, fstat64, (int, struct stat64 *))                                                                            \
+    F(int, stat64, (const char *, struct stat64 *))                                                                    \
+    F(int, lstat64, (const char *, struct stat64 *))                                                                   \
+    F(int, fstatat64, (int, const char *, struct stat64 *, int))                                                       \
+    F(int, statx, (int, const char *, int, unsigned, struct statx *))                                                  \
+    F(int, ftruncate64, (int, off_t))                                                                                  \
+    F(int, truncate64, (const char *, off_t))                                                                          \
+    F(int, fallocate64, (int, int, off_t, off_t))                                                                      \
+    F(int, posix_fallocate64, (int, off_t, off_t))                                                                     \
+    F(int, posix_fadvise64, (int, off_t, off_t, int))                                                                  \
+    F(int, fsync, (int))                                                                                               \
+    F(int, fdatasync, (int))                                                                                           \
+    F(int, syncfs, (int))                                                                                              \
+    F(int, sync_file_range, (int, off_t, off_t, unsigned))                                                             \
+    F(ssize_t, readahead, (int, off_t, size_t))                                                                        \
+    F(int, dup, (int))                                                                                                 \
+    F(int, dup2, (int, int))                                                                                           \
+    F(int, dup3, (int, int, int))                                                                                      \
+    F(int, fcntl64, (int, int, ...))                                                                                   \
+    F(int, ioctl, (int, unsigned long, ...))                                                                           \
+    F(void *, mmap64, (void *, size_t, int, int, int, off_t))                                                          \
+    F(ssize_t, sendfile64, (int, int, off_t *, size_t))                                                                \
+    F(ssize_t, splice, (int, off_t *, int, off_t *, size_t, unsigned))                                                 \
+    F(ssize_t, copy_file_range, (int, off_t *, int, off_t *, size_t, unsigned))                                        \
+    F(int, fchmod, (int, mode_t))                                                                                      \
+    F(int, fchown, (int, uid_t, gid_t))                                                                                \
+    F(int, futimens, (int, const struct timespec[2]))                                                                  \
+    F(int, futimes, (int, const struct timeval[2]))                                                                    \
+    F(int, utimensat, (int, const char *, const struct timespec[2], int))                                              \
+    F(ssize_t, fgetxattr, (int, const char *, void *, size_t))                                                         \
+    F(ssize_t, flistxattr, (int, char *, size_t))                                                                      \
+    F(int, fsetxattr, (int, const char *, const void *, size_t, int))                                                  \
+    F(int, fremovexattr, (int, const char *))                                                                          \
+    F(int, fstatfs64, (int, struct statfs64 *))                                                                        \
+    F(int, fstatvfs64, (int, struct statvfs64 *))                                                                      \
+    F(FILE *, fopen64, (const char *, const char *))                                                                   \
+    F(FILE *, freopen64, (const char *, const char *, FILE *))                                                         \
+    F(FILE *, fdopen, (int, const char *))                                                                             \
+    F(int, fileno, (FILE *))                                                                                           \
+    F(FILE *, popen, (const char *, const char *))                                                                     \
+    F(int, system, (const char *))                                                                                     \
+    F(int, execve, (const char *, char *const *, char *const *))                                                       \
+    F(int, execvpe, (const char *, char *const *, char *const *))                                                      \
+    F(int, fexecve, (int, char *const *, char *const *))                                                               \
+    F(int, posix_spawn,                                                                                                \
+      (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const *,            \
+       char *const *))                                                                                                 \
+    F(int, posix_spawnp,                                                                                               \
+      (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const *,            \
+       char *const *))                                                                                                 \
+    F(pid_t, fork, (void))                                                                                             \
+    F(pid_t, vfork, (void))                                                                                            \
+    F(void, _exit, (int))                                                                                              \
+    F(void, quick_exit, (int))                                                                                         \
+    F(int, aio_read64, (struct aiocb64 *))                                                                             \
+    F(int, aio_write64, (struct aiocb64 *))                                                                            \
+    F(int, aio_fsync64, (int, struct aiocb64 *))                                                                       \
+    F(int, lio_listio64, (int, struct aiocb64 *const *, int, struct sigevent *))                                       \
+    F(long, syscall, (long, ...))
+
+struct real_functions {
+#define REAL_MEMBER(type, name, arguments) type(*name) arguments;
+    REAL_FUNCTIONS(REAL_MEMBER)
+#undef REAL_MEMBER
+};
+
+extern struct real_functions real_functions;
+extern bool real_ready;
+void real_resolve(void);
+
+static inline const struct real_functions *real_get(void)
+{
+    if (unlikely(!real_ready)) {
+        real_resolve();
+    }
+    return &real_functions;
+}
+
+#define REAL(name) (real_get()->name)
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include "views.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include "real.h"
+
+_Atomic(struct view *) view_table[VIEWS_MAX];
+
+static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct view *pool;
+static atomic_int views;
+/* Descriptors above it were never one of ours. */
+static atomic_int highest;
+
+bool views_any(void)
+{
+    return atomic_load(&views) != 0;
+}
+
+struct view *view_get(int fd)
+{
+    for (;;) {
+        struct view *view = atomic_load(&view_table[fd]);
+
+        if (view == NULL || view == VIEW_ENGINE) {
+            return NULL;
+        }
+        atomic_fetch_add(&view->refs, 1);
+        if (__builtin_expect(atomic_load(&view_table[fd]) == view, 1)) {
+            return view;
+        }
+        view_release(view);
+    }
+}
+
+/* The last use of a view that has no descriptors. */
+static int finish(struct view *view)
+{
+    struct shared *shared = view->shared;
+
+    view->shared = NULL;
+    atomic_fetch_sub(&views, 1);
+    pthread_mutex_lock(&pool_lock);
+    view->next_free = pool;
+    pool = view;
+    pthread_mutex_unlock(&pool_lock);
+    return shared_put(shared);
+}
+
+void view_finish(struct view *view)
+{
+    if (atomic_exchange(&view->dying, 0) == 1) {
+        finish(view);
+    }
+}
+
+static int drop(struct view *view)
+{
+    if (atomic_fetch_sub(&view->links, 1) != 1) {
+        return 0;
+    }
+    atomic_store(&view->dying, 1);
+    return atomic_load(&view->refs) == 0 && atomic_exchange(&view->dying, 0) == 1 ? finish(view) : 0;
+}
+
+struct view *view_new(struct shared *shared, const struct rule *rule, int flags, const struct stat64 *status)
+{
+    struct view *view;
+
+    pthread_mutex_lock(&pool_lock);
+    view = pool;
+    if (view != NULL) {
+        pool = view->next_free;
+    }
+    pthread_mutex_unlock(&pool_lock);
+    if (view == NULL) {
+        view = calloc(1, sizeof *view);
+        if (view == NULL) {
+            return NULL;
+        }
+        pthread_mutex_init(&view->lock, NULL);
+    }
+    view->shared = shared;
+    view->rule = rule;
+    view->status = *status;
+    view->offset = 0;
+    atomic_store(&view->flags, flags);
+    atomic_store(&view->kernel_offset, false);
+    atomic_fetch_add(&views, 1);
+    return view;
+}
+
+static void raise_highest(int fd)
+{
+    int seen = atomic_load(&highest);
+
+    while (seen < fd && !atomic_compare_exchange_weak(&highest, &seen, fd)) {
+    }
+}
+
+void view_link(int fd, struct view *view)
+{
+    struct view *old;
+
+    atomic_fetch_add(&view->links, 1);
+    raise_highest(fd);
+    old = atomic_exchange(&view_table[fd], view);
+    if (old != NULL && old != VIEW_ENGINE) {
+        drop(old);
+    }
+}
+
+int view_unlink(int fd)
+{
+    struct view *old = atomic_exchange(&view_table[fd], NULL);
+
+    return old != NULL && old != VIEW_ENGINE ? drop(old) : 0;
+}
+
+void views_set_engine(int fd, bool engine)
+{
+    if (fd >= 0 && fd < VIEWS_MAX) {
+        atomic_store(&view_table[fd], engine ? VIEW_ENGINE : NULL);
+    }
+}
+
+void views_store_offsets(void)
+{
+    for (int fd = 0; fd <= atomic_load(&highest); fd++) {
+        struct view *view = is_view(fd) ? view_get(fd) : NULL;
+
+        if (view == NULL) {
+            continue;
+        }
+        if (!atomic_exchange(&view->kernel_offset, true)) {
+            REAL(lseek64)(fd, view->offset, SEEK_SET);
+        }
+        view_release(view);
+    }
+}
+
+void views_before_fork(void)
+{
+    pthread_mutex_lock(&pool_lock);
+}
+
+void views_after_fork(void)
+{
+    pthread_mutex_unlock(&pool_lock);
+}
