@@ -268,15 +268,20 @@ def syncs_files(library, path, options, raw, lazy):
     return {3: True, 4: False}[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
 
 
+def open_descriptors():
+    """Without that of the list itself."""
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fdinfo/{fd}")}
+
+
 def closed_by_exec(library, scratch):
     """Every descriptor that an open has left is closed by exec: of an image, its data file, a temporary overlay."""
     path = os.path.join(scratch, "exec")
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     library.create(path, [f"data_file={path}.raw"])
     images = [library.open(8, [], path=path)]
     library.create(path + "2", [])
     images.append(library.open(0, ["snapshot=on"], path=path + "2"))
-    opened = [fd for fd in os.listdir("/proc/self/fd") if fd not in before and os.path.exists(f"/proc/self/fdinfo/{fd}")]
+    opened = open_descriptors() - before
     for fd in opened:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
             flags = int(re.search(r"flags:\s*(\d+)", file.read())[1], 8)
