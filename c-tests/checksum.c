@@ -30,6 +30,67 @@ static int count_calls(void *opaque, uint64_t done, uint64_t total)
     return opaque != NULL;
 }
 
+/* The entry of a cluster of 4 KiB gets an offset that is no multiple of that. */
+static void damage(const char *path, uint64_t guest_offset)
+{
+    unsigned char word[8];
+    uint64_t table = 0, at = guest_offset / 4096;
+
+    test_file_read(path, word, 8, 40);
+    for (int i = 0; i < 8; i++) {
+        table = table << 8 | word[i];
+    }
+    test_file_read(path, word, 8, table + at / 512 * 8);
+    table = 0;
+    for (int i = 0; i < 8; i++) {
+        table = table << 8 | word[i];
+    }
+    table &= (uint64_t)0xfffffffffffe00;
+    test_file_read(path, word, 8, table + at % 512 * 8);
+    word[6] |= 2;
+    test_file_write(path, word, 8, table + at % 512 * 8);
+}
+
+/* More threads find the same, and a failure of any of them is the call's. */
+static void threads(void)
+{
+    static const char *const options[] = {"check-threads=2", "check-threads=5", "check-threads=64"};
+    const uint64_t size = 12 * MIB + 512;
+    const char *path = test_create("threads.qcow2", size, "cluster_size=4k", NULL);
+    uint64_t state = 11;
+    qcow2_image *image = test_open(path, 0, NULL);
+    unsigned char block[70000];
+    uint32_t crc, again = 0;
+
+    for (int i = 0; i < 400; i++) {
+        for (size_t b = 0; b < sizeof block; b++) {
+            block[b] = (unsigned char)test_random(&state);
+        }
+        CHECK_OK(qcow2_pwrite(image, block, sizeof block, test_random(&state) % (size - sizeof block)));
+    }
+    CHECK_OK(qcow2_write_zeroes(image, 5 * MIB, 3000000, QCOW2_REQ_UNMAP));
+    crc = test_checksum(image);
+    CHECK_EQ(crc, crc_of(image, size));
+    test_close(image);
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
+        const char *const list[] = {options[i], NULL};
+
+        CHECK_OK(qcow2_open(path, QCOW2_OPEN_READ_ONLY, list, &image));
+        CHECK_EQ(test_checksum(image), crc);
+        CHECK_ERROR(qcow2_checksum(image, &again, count_calls, &calls), ECANCELED);
+        test_close(image);
+    }
+    /* An entry that no table can have, far behind the start. */
+    damage(path, 10 * MIB);
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
+        const char *const list[] = {options[i], NULL};
+
+        CHECK_OK(qcow2_open(path, QCOW2_OPEN_READ_ONLY, list, &image));
+        CHECK_ERROR(qcow2_checksum(image, &again, NULL, NULL), EIO);
+        test_close(image);
+    }
+}
+
 int main(void)
 {
     uint64_t size = 3 * MIB + 512, state = 7;
@@ -88,5 +149,6 @@ int main(void)
     CHECK(test_checksum(image) != 0);
     alarm(0);
     test_close(image);
+    threads();
     return 0;
 }

@@ -2,9 +2,11 @@
    call failing once.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "host-calls.h"
 #include "test.h"
+#include <sys/stat.h>
 
 static const char *source_path, *target_path;
 static uint32_t wanted;
+static uint64_t sparse_bytes;
 
 static void make_source(void)
 {
@@ -23,10 +25,11 @@ static void make_source(void)
 static int converted(struct host calls)
 {
     qcow2_image *source = test_open(source_path, QCOW2_OPEN_READ_ONLY, NULL), *target;
-    qcow2_convert_params params = {.struct_size = sizeof params, .flags = QCOW2_CONVERT_TARGET_ZERO, .workers = 1};
+    qcow2_convert_params params = {
+        .struct_size = sizeof params, .flags = QCOW2_CONVERT_TARGET_ZERO, .sparse_bytes = sparse_bytes, .workers = 1};
     int result, closed;
 
-    target_path = test_create("target.qcow2", 8 * MIB, NULL);
+    target_path = test_create("target.qcow2", qcow2_length(source), NULL);
     target = test_open(target_path, 0, NULL);
     host = calls;
     host.on = true;
@@ -98,6 +101,33 @@ static void each_call_fails_once(void)
     CHECK(copies > 10);
 }
 
+/* After 64 MiB of data one page in five is looked at, until one is zero: a disk of data costs few calls, and one that
+   has zeroes again keeps its holes. */
+static void long_data(void)
+{
+    const uint64_t data = 160 * MIB, pages = 16 * MIB, page = 4096;
+    const char *few_source = source_path;
+    qcow2_image *source;
+    struct stat target;
+
+    sparse_bytes = page;
+    source_path = test_create("long.qcow2", 176 * MIB, NULL);
+    source = test_open(source_path, 0, NULL);
+    test_fill(source, 0, data, 1);
+    for (uint64_t at = data; at < data + pages; at += 2 * page) {
+        test_fill(source, at, page, 2);
+    }
+    wanted = test_checksum(source);
+    test_close(source);
+    CHECK_OK(converted((struct host){.fail_kind = -1}));
+    expect_copy();
+    /* 64 MiB whole, a fifth of 96 MiB, 8 MiB of pages in 16. */
+    CHECK(host.calls[HOST_READ] < 16384 + 4915 + 4096 + 1000);
+    CHECK(stat(target_path, &target) == 0);
+    CHECK((uint64_t)target.st_blocks * 512 < data + pages / 2 + MIB);
+    source_path = few_source, sparse_bytes = 0;
+}
+
 int main(void)
 {
     make_source();
@@ -109,5 +139,6 @@ int main(void)
     short_and_interrupted();
     a_host_that_cannot();
     each_call_fails_once();
+    long_data();
     return 0;
 }

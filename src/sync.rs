@@ -4,8 +4,26 @@
 
 #[cfg(not(all(loom, test)))]
 mod plain {
+    use spin::mutex::{SpinMutex, SpinMutexGuard};
     pub use std::hint::spin_loop;
     pub use std::sync::{atomic, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+
+    /// A lock that nobody waits for: who has it leaves by a store, where one that wakes others needs an exchange.
+    pub struct TryLock<T>(SpinMutex<T>);
+
+    pub type TryGuard<'a, T> = SpinMutexGuard<'a, T>;
+
+    impl<T> TryLock<T> {
+        pub const fn new(value: T) -> Self {
+            TryLock(SpinMutex::new(value))
+        }
+
+        /// `None`: somebody has it.
+        #[inline(always)]
+        pub fn try_lock(&self) -> Option<TryGuard<'_, T>> {
+            self.0.try_lock()
+        }
+    }
 
     /// Waits for a while, by the system call that locks need in any case. Those of the standard library's `sleep` and
     /// `yield_now` may be forbidden (seccomp lists of emulators lack them), and a yield lets nobody less urgent run.
@@ -20,6 +38,20 @@ mod plain {
 mod plain {
     pub use ::loom::hint::spin_loop;
     pub use ::loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+
+    pub struct TryLock<T>(Mutex<T>);
+
+    pub type TryGuard<'a, T> = MutexGuard<'a, T>;
+
+    impl<T> TryLock<T> {
+        pub fn new(value: T) -> Self {
+            TryLock(Mutex::new(value))
+        }
+
+        pub fn try_lock(&self) -> Option<TryGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
+    }
 
     pub fn sleep(_: std::time::Duration) {
         ::loom::thread::yield_now();

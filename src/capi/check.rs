@@ -89,7 +89,8 @@ pub unsafe extern "C" fn qcow2_commit(
 }
 
 /// The CRC-32 (IEEE) of all guest bytes, in time proportional to what is allocated. Equal before and after a
-/// copy, a repair or a crash recovery that changed nothing. Returns 0 or -errno as qcow2_pread, ECANCELED.
+/// copy, a repair or a crash recovery that changed nothing. With the open option check-threads, more threads read, which
+/// end with the call; `progress` is called on the caller's. Returns 0 or -errno as qcow2_pread, ECANCELED.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_checksum(
     image: *mut qcow2_image,
@@ -101,7 +102,7 @@ pub unsafe extern "C" fn qcow2_checksum(
         if crc.is_null() {
             return Err(Error::invalid("crc is NULL"));
         }
-        let digest = checksum(guarded.handle.disk(), &mut |done, total| {
+        let digest = checksum(guarded.handle.disk(), guarded.handle.check_workers(), &mut |done, total| {
             send_progress(progress, progress_opaque, done, total)
         })?;
         // SAFETY: checked for NULL; the caller's pointer is writable.

@@ -102,10 +102,13 @@ pub unsafe extern "C" fn qcow2_pread(
     count: usize,
     offset: u64,
 ) -> ssize_t {
-    with_read(image, |guarded| {
+    with_read(image, move |guarded| {
         check_count(count)?;
         let slice = unsafe { slice_to_fill(buffer, count) }?;
-        guarded.handle.disk().read(offset, &mut [IoSliceMut::new(slice)])?;
+        let disk = guarded.handle.disk();
+        if !disk.read_short(offset, slice)? {
+            disk.read(offset, &mut [IoSliceMut::new(slice)])?;
+        }
         Ok(count as i64)
     }) as ssize_t
 }
@@ -123,14 +126,14 @@ pub unsafe extern "C" fn qcow2_pwrite(
     count: usize,
     offset: u64,
 ) -> ssize_t {
-    let bytes = || {
+    let bytes = move || {
         check_count(count)?;
         unsafe { slice_of(buffer, count) }
     };
     with_shortcut(
         image,
-        |guarded| Ok(guarded.handle.disk().overwrite(offset, bytes()?)?.then_some(count as i64)),
-        |guarded| {
+        move |guarded| Ok(guarded.handle.disk().overwrite(offset, bytes()?)?.then_some(count as i64)),
+        move |guarded| {
             guarded.handle.disk().write(offset, &[IoSlice::new(bytes()?)], false)?;
             Ok(count as i64)
         },

@@ -49,6 +49,10 @@ pub trait Format: Any + Send + Sync {
     fn length(&self) -> u64;
     /// Fills `buffers` from `offset`; the range must be inside the disk.
     fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()>;
+    /// Fills `buffer` from `offset`, if that takes one read of a file; `false`: nothing has been done.
+    fn read_short(&self, _offset: u64, _buffer: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
     /// The first extent of a range, through the chain unless `top_only`.
     fn status(&self, offset: u64, length: u64, top_only: bool) -> Result<Status>;
     /// The disk itself, for a caller who knows the type.

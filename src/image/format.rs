@@ -115,6 +115,10 @@ impl Format for Image {
     }
 
     #[inline]
+    fn read_short(&self, offset: u64, buffer: &mut [u8]) -> Result<bool> {
+        self.read_short(offset, buffer)
+    }
+
     fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         self.read(offset, buffers)
     }

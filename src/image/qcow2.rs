@@ -104,8 +104,13 @@ impl Image {
         self.session.virtual_size()
     }
 
-    /// Fills `buffers` from `offset`.
+    /// Fills `buffer` from `offset`, if that takes one read of a file; `false`: nothing has been done.
     #[inline]
+    pub fn read_short(&self, offset: u64, buffer: &mut [u8]) -> Result<bool> {
+        self.enter().read_short(GuestOffset(offset), buffer)
+    }
+
+    /// Fills `buffers` from `offset`.
     pub fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
         let core = self.enter();
         if core.copies_on_read {

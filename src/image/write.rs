@@ -86,7 +86,7 @@ impl Core {
 
     /// Overwrites a range inside one cluster where it is, if looks alone can tell that there is no more to it.
     /// `false`: it is to be written as any other.
-    #[inline]
+    #[inline(always)]
     pub(super) fn overwrite(&self, offset: GuestOffset, bytes: &[u8]) -> Result<bool> {
         let length = bytes.len() as u64;
         let Some(io) = self.io.as_ref().filter(|_| self.writes_are_plain.load(Ordering::Relaxed)) else {

@@ -200,7 +200,7 @@ impl Handle {
         }
     }
 
-    /// Threads that a check of this image may use. A caller's storage is called on the caller's thread only.
+    /// Threads that a check or a checksum of this image may use. A caller's storage is called on the caller's thread only.
     pub fn check_workers(&self) -> u32 {
         match self.uses_callbacks() {
             true => 1,

@@ -108,7 +108,7 @@ impl Table for OpenOptions {
         row("cache", Text(|o, word| CacheMode::parse(word).map(|mode| o.cache = mode)), Some("writeback"), "Host cache mode (allowed values: writeback, writethrough, none, directsync, unsafe)"),
         row("cache-clean-interval", Number(|o, seconds| clean_interval(seconds).map(|s| o.cache_clean_interval_seconds = s)), Some("600"), "Seconds after which unused cache entries are dropped, by the next request or qcow2_clean_caches; 0 never"),
         row("cache-size", Size(|o, bytes| o.cache_size = Some(bytes)), None, "Most memory for L2 and refcount cache together"),
-        row("check-threads", Threads(|o| &mut o.check_threads), Some("1"), "Threads that a check or repair reads L2 tables with (1 to 64; with callbacks 1)"),
+        row("check-threads", Threads(|o| &mut o.check_threads), Some("1"), "Threads that a check or repair reads L2 tables with, and a checksum the disk (1 to 64; with callbacks 1)"),
         row("compress-threads", Threads(|o| &mut o.compress_threads), Some("1"), "Threads that compress one request for compressed clusters (1 to 64)"),
         row("copy-on-read", Bool(|o, on| o.copy_on_read = on), Some("off"), "Write what is read where the image has holes to the image"),
         row("data-file", Name(|o, file| o.data_file = Some(file.into())), None, "Path of the external data file, instead of the one that the image names").fixed(),

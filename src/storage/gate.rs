@@ -3,8 +3,8 @@
 //! (rule R4).
 //!
 //! The state stands in many places, each with a lock of its own, on a cache line of its own. A request locks one, by
-//! one compare-and-swap on a line that mostly no other thread uses, and has the state while it is inside; whoever is
-//! alone has locked all. A pin publishes the epoch in which its request started; `retire` ends an epoch; what was
+//! one compare-and-swap on a line that mostly no other thread uses, and has the state while it is inside; it leaves by
+//! a store. Whoever is alone has locked all, and has looked again and again at those that were taken. A pin publishes the epoch in which its request started; `retire` ends an epoch; what was
 //! unlinked before `retire` may be reused once `oldest` is past the value that it returned.
 //!
 //! G1: who looks whether somebody is inside tries the lock of each place. Whoever locks one later finds, by that lock,
@@ -13,19 +13,20 @@
 
 use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{locked, sleep, Mutex, MutexGuard};
+use crate::sync::{locked, sleep, Mutex, MutexGuard, TryGuard, TryLock};
 use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{OnceLock, TryLockError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Places at first, and in all: more requests wait for a free one.
 const FIRST_PLACES: usize = if cfg!(all(loom, test)) { 2 } else { 16 };
 const MOST_PLACES: usize = if cfg!(all(loom, test)) { 2 } else { 256 };
 
-/// How long somebody waits before the next look at places that are all taken.
+/// How long somebody waits before the next look at places that are taken: at first, and at most.
 const PAUSE: Duration = Duration::from_micros(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
 /// Who may still use what they have looked up.
 pub trait Readers: Send + Sync {
@@ -37,35 +38,24 @@ pub trait Readers: Send + Sync {
 
 #[repr(align(128))]
 struct Place<S> {
-    state: Mutex<S>,
+    state: TryLock<S>,
     /// The epoch in which whoever is in this place came; `u64::MAX` while somebody is inside alone.
     since: AtomicU64,
 }
 
 impl<S> Place<S> {
     fn new(state: S) -> Self {
-        Place { state: Mutex::new(state), since: AtomicU64::new(0) }
+        Place { state: TryLock::new(state), since: AtomicU64::new(0) }
     }
 
     /// The place, unless somebody has it.
     #[inline(always)]
     fn take(&self, epoch: &AtomicU64) -> Option<Pin<'_, S>> {
-        let state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(e) => after_a_panic(e)?,
-        };
+        let state = self.state.try_lock()?;
         // Read with the place taken: whatever was unlinked before this epoch began is gone for this request (G2).
         let late = u64::from(planted(Plant::PinDatedLate));
         self.since.store(epoch.load(Ordering::Acquire) + late, Ordering::Release);
         Some(Pin { state })
-    }
-}
-
-#[cold]
-fn after_a_panic<G>(e: TryLockError<G>) -> Option<G> {
-    match e {
-        TryLockError::Poisoned(state) => Some(state.into_inner()),
-        TryLockError::WouldBlock => None,
     }
 }
 
@@ -84,7 +74,7 @@ pub struct Gate<S> {
 
 /// A request inside the gate, with the state.
 pub struct Pin<'a, S> {
-    state: MutexGuard<'a, S>,
+    state: TryGuard<'a, S>,
 }
 
 impl<S> Deref for Pin<'_, S> {
@@ -100,7 +90,7 @@ impl<S> Deref for Pin<'_, S> {
 pub struct Exclusive<'a, S> {
     gate: &'a Gate<S>,
     /// Every place. Before `turn`: who waits for that one finds the places free.
-    places: Vec<MutexGuard<'a, S>>,
+    places: Vec<TryGuard<'a, S>>,
     turn: MutexGuard<'a, S>,
 }
 
@@ -200,8 +190,15 @@ impl<S: Clone + Send> Gate<S> {
         found.or_else(|| self.add_places().then(|| self.any_place())?)
     }
 
-    fn take_alone(place: &Place<S>) -> MutexGuard<'_, S> {
-        let state = locked(place.state.lock());
+    fn take_alone(place: &Place<S>) -> TryGuard<'_, S> {
+        let mut pause = PAUSE;
+        let state = loop {
+            if let Some(state) = place.state.try_lock() {
+                break state;
+            }
+            sleep(pause);
+            pause = LONGEST_PAUSE.min(pause * 2);
+        };
         place.since.store(u64::MAX, Ordering::Release);
         state
     }
@@ -222,9 +219,7 @@ impl<S: Clone + Send> Readers for Gate<S> {
 
     fn oldest(&self) -> u64 {
         let inside = |place: &Place<S>| match place.state.try_lock() {
-            Err(TryLockError::WouldBlock) if !planted(Plant::PinNotSeen) => {
-                Some(place.since.load(Ordering::Acquire))
-            }
+            None if !planted(Plant::PinNotSeen) => Some(place.since.load(Ordering::Acquire)),
             _ => None,
         };
         self.places().filter_map(inside).min().unwrap_or(u64::MAX)

@@ -8,14 +8,20 @@ use once_cell::sync::OnceCell;
 #[derive(Debug, Default)]
 pub struct Latch(OnceCell<Error>);
 
+#[cold]
+fn latched(first: &Error) -> Error {
+    first.clone().restated(ErrorKind::Latched, |first| {
+        format!("the image takes no more writes after an earlier failure: {first}")
+    })
+}
+
 impl Latch {
     /// Fails once the latch has closed.
+    #[inline(always)]
     pub fn check(&self) -> Result<()> {
         match self.0.get() {
             None => Ok(()),
-            Some(first) => Err(first.clone().restated(ErrorKind::Latched, |first| {
-                format!("the image takes no more writes after an earlier failure: {first}")
-            })),
+            Some(first) => Err(latched(first)),
         }
     }
 

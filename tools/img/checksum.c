@@ -1,8 +1,22 @@
 /* qcow2-img checksum: what the guest sees, in 32 bits.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include <getopt.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "img.h"
+
+/* More read no faster than the host's memory. */
+enum { MOST_THREADS = 4 };
+
+static void use_processors(struct image_spec *spec)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+    list_addf(&spec->options, "check-threads=%ld",
+              processors < 1              ? 1
+              : processors < MOST_THREADS ? processors
+                                          : MOST_THREADS);
+}
 
 static int run_checksum(const struct img_command *command, int argc, char **argv)
 {
@@ -18,6 +32,7 @@ static int run_checksum(const struct img_command *command, int argc, char **argv
         take_image_option(&args, command, code);
     }
     name = one_file_name(&args, command, argc, argv);
+    use_processors(&spec);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = EXIT_SUCCESS;
         if (qcow2_checksum(image, &crc, args.progress ? print_progress : NULL, &last) < 0) {

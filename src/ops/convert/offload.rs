@@ -5,12 +5,16 @@ use crate::error::{ErrorKind, Result};
 use crate::storage::{is_not_supported, Purpose, Storage};
 use std::io::{Error, IoSliceMut};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Least bytes that are worth a copy by the host of their own.
 const UNIT_BYTES: u64 = 64 << 10;
 /// Bytes at the start of each part that are looked at: a part that does not begin with zeroes is not all zero.
 const HEAD_BYTES: usize = 16;
+/// So many units in a row without a part of zeroes (64 MiB or more), and fewer parts are looked at, until one is zero.
+const TRUSTED_UNITS: u32 = 1024;
+/// Then every so many-th: odd, so that zeroes that come back at every power of two are met soon.
+const TRUSTED_STRIDE: u64 = 5;
 
 /// What is left to the host.
 pub(super) struct Offload<'a> {
@@ -21,12 +25,15 @@ pub(super) struct Offload<'a> {
     unit_bytes: u64,
     /// Until a host says that it cannot.
     possible: AtomicBool,
+    /// Units since one had a part of zeroes.
+    trusted: AtomicU32,
 }
 
 impl<'a> Offload<'a> {
     pub(super) fn new(source: &'a Disk, target: &'a Disk, sparse_bytes: u64, cluster_bytes: u64) -> Self {
         let unit_bytes = UNIT_BYTES.max(cluster_bytes);
-        Offload { source, target, sparse_bytes, unit_bytes, possible: AtomicBool::new(true) }
+        let (possible, trusted) = (AtomicBool::new(true), AtomicU32::new(0));
+        Offload { source, target, sparse_bytes, unit_bytes, possible, trusted }
     }
 
     /// Never, from now on.
@@ -65,25 +72,33 @@ impl<'a> Offload<'a> {
             // What fails here fails again where bytes are read, and is told there.
             match used {
                 Ok(used) if used > 0 && !has_zeroes => done += used,
-                _ => return false,
+                _ => {
+                    self.trusted.store(0, Ordering::Relaxed);
+                    return false;
+                }
             }
         }
+        let trusted = self.trusted.load(Ordering::Relaxed);
+        self.trusted.store(trusted.saturating_add(1), Ordering::Relaxed);
         true
     }
 
-    /// Looks at the start of each part in `bytes` bytes at `host`, which are the guest's from `offset` on.
+    /// Looks at the start of each part in `bytes` bytes at `host`, which are the guest's from `offset` on, or of some
+    /// parts: a page of zeroes that is missed there takes room, no more.
     fn may_have_zeroes(&self, storage: &dyn Storage, offset: u64, host: u64, bytes: u64) -> bool {
         if self.sparse_bytes == 0 {
             return false;
         }
-        let mut at = 0;
+        let trusted = self.trusted.load(Ordering::Relaxed) >= TRUSTED_UNITS;
+        let step = self.sparse_bytes * if trusted { TRUSTED_STRIDE } else { 1 };
+        let mut at = if trusted { offset.next_multiple_of(step) - offset } else { 0 };
         while at < bytes {
             let mut head = [0; HEAD_BYTES];
             let read = storage.read(Purpose::Data, host + at, &mut [IoSliceMut::new(&mut head)]);
             if read.is_err() || head == [0; HEAD_BYTES] {
                 return true;
             }
-            at = (offset + at) / self.sparse_bytes * self.sparse_bytes + self.sparse_bytes - offset;
+            at = (offset + at) / step * step + step - offset;
         }
         false
     }
