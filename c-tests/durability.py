@@ -6,7 +6,7 @@ Is the manual's table of what is safe from a kill and from a power cut what the 
 writes, flushes or closes and is killed, on real files; and the same over storage in memory, of which a power cut leaves what
 was synced and any part of the rest. "write" must be there after a write, "flush or close" after these and not always
 before, "nothing" not always after either. Storage in memory is synced in every mode: whether files are, a process finds
-out whose syncs the kernel refuses.
+out whose syncs the kernel refuses. Also: what the page says of exec.
 """
 
 import ctypes
@@ -268,6 +268,31 @@ def syncs_files(library, path, options, raw, lazy):
     return {3: True, 4: False}[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
 
 
+def open_descriptors():
+    """Without that of the list itself."""
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fdinfo/{fd}")}
+
+
+def closed_by_exec(library, scratch):
+    """Every descriptor that an open has left is closed by exec: of an image, its data file, a temporary overlay."""
+    path = os.path.join(scratch, "exec")
+    before = open_descriptors()
+    library.create(path, [f"data_file={path}.raw"])
+    images = [library.open(8, [], path=path)]
+    library.create(path + "2", [])
+    images.append(library.open(0, ["snapshot=on"], path=path + "2"))
+    opened = open_descriptors() - before
+    for fd in opened:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            flags = int(re.search(r"flags:\s*(\d+)", file.read())[1], 8)
+        if not flags & os.O_CLOEXEC:
+            sys.exit(f"exec leaves {os.readlink(f'/proc/self/fd/{fd}')} open")
+    if len(opened) < 4:
+        sys.exit(f"only {len(opened)} descriptors were seen")
+    for image in images:
+        library.done(library.c.qcow2_close(image))
+
+
 def words(safe):
     """The table's words for (write, flush, close)."""
     return {(True, True, True): "write", (False, True, True): "flush or close",
@@ -287,6 +312,7 @@ def main():
         sys.exit(f"only {len(rows)} rows in the table")
     luck, wrong = random.Random(1), 0
     with tempfile.TemporaryDirectory() as scratch:
+        closed_by_exec(library, scratch)
         path = os.path.join(scratch, "disk")
         for name, kill, cut in rows:
             raw = name == "QCOW2_OPEN_RAW"

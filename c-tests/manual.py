@@ -56,7 +56,7 @@ def header_is_described(source, man3):
     for name, value in constants:
         if name == "QCOW2_H":
             continue
-        check(re.search(rf"^{name}( |$)", everything, re.M), name, "is in no list of constants")
+        check(re.search(rf"^{name}([ (]|$)", everything, re.M), name, "is in no list of constants")
         if re.fullmatch(r"\d+", value):
             check(f"{name} ({value})" in everything, name, "has another value in the manual")
     count = 0

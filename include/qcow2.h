@@ -1198,7 +1198,8 @@ int qcow2_commit(qcow2_image *image,
 
 /*
  * The CRC-32 (IEEE) of all guest bytes, in time proportional to what is allocated. Equal before and after a
- * copy, a repair or a crash recovery that changed nothing. Returns 0 or -errno as qcow2_pread, ECANCELED.
+ * copy, a repair or a crash recovery that changed nothing. With the open option check-threads, more threads read, which
+ * end with the call; `progress` is called on the caller's. Returns 0 or -errno as qcow2_pread, ECANCELED.
  */
 int qcow2_checksum(qcow2_image *image,
                    uint32_t *crc,

@@ -99,6 +99,13 @@ def example_blocks(site, path):
     sys.exit(f"{path} has no example in C")
 
 
+def shown_value(declaration):
+    """Parameters of a macro at once behind its name; of other macros, which stand for a struct's fields, nothing."""
+    if declaration.kind == "constant":
+        return f" ({declaration.value})"
+    return declaration.value if declaration.value.startswith("(") else ""
+
+
 def library_page(site, page):
     """Names, summary and body of a page of section 3."""
     by_name = site.header.by_name
@@ -118,8 +125,7 @@ def library_page(site, page):
     constants = site.constants[page.name]
     if constants:
         body.append(Heading(2, "Constants"))
-        body.append(Defs([([f"`{one.name}`" + (f" ({one.value})" if one.kind == "constant" else "")], one.comment)
-                          for one in constants]))
+        body.append(Defs([([f"`{one.name}`" + shown_value(one)], one.comment) for one in constants]))
     if page.features:
         body.append(Heading(2, "Notes"))
         features = markup.read(site.read("docs/features.md"))

@@ -11,7 +11,7 @@ class Declaration:
     name: str
     text: str  # as in the header, without the comment
     comment: list  # paragraphs
-    value: str = ""
+    value: str = ""  # of a macro with parameters, these
     fields: list = field(default_factory=list)  # of (name, declaration, paragraphs)
 
 
@@ -76,7 +76,8 @@ class Header:
                 continue
             if match["macro"] and match["macro"] != "QCOW2_H":
                 kind = "macro" if "\n" in match["value"] or "(" in match["value"] else "constant"
-                value = " ".join(match["value"].split("/*")[0].replace("\\\n", " ").split())
+                parameters = re.match(r"\([\w, ]+\)", match["value"])
+                value = parameters[0] if parameters else " ".join(match["value"].split("/*")[0].replace("\\\n", " ").split())
                 self.declarations.append(Declaration(kind, match["macro"], "", comment, value))
             elif match["typedef"]:
                 self.declarations.append(type_of(match, comment))

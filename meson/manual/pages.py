@@ -58,7 +58,7 @@ PAGES = [
          features=["Bitmaps and encryption"], see=["qcow2_block_status(3)", "qcow2_snapshot_create(3)"]),
     Page("qcow2_check", "check and repair the metadata of an image",
          functions=["qcow2_check"], types=["qcow2_check_result", "qcow2_message_fn", "qcow2_progress_fn"],
-         constants=["QCOW2_CHECK_", "QCOW2_MSG_"], features=["Checking and repairing"],
+         constants=["QCOW2_CHECK_", "QCOW2_MSG_", "QCOW2_FINDING_"], features=["Checking and repairing"],
          see=["qcow2_open(3)", "qcow2-img(1)"]),
     Page("qcow2_commit", "write an overlay into its backing file, or change the backing file",
          functions=["qcow2_commit", "qcow2_rebase", "qcow2_change_backing_file", "qcow2_make_empty"],
