@@ -133,13 +133,6 @@ static int add_mount_options(struct arguments *arguments, bool stays)
     return ret;
 }
 
-/* A snapshot is for reading. */
-static bool reads_only(const struct open_options *options)
-{
-    return (options->flags & QCOW2_OPEN_READ_ONLY) != 0 || open_options_value(options, "snapshot.id") != NULL ||
-           open_options_value(options, "snapshot.name") != NULL;
-}
-
 /* Where the disk is, and under which name. 0 or -errno, said. */
 static int find_place(struct arguments *arguments, const char *name)
 {
@@ -178,7 +171,7 @@ static int complete(struct arguments *arguments, struct parsed *parsed)
     if (ret < 0) {
         return ret;
     }
-    arguments->read_only = reads_only(&arguments->options);
+    arguments->read_only = open_options_read_only(&arguments->options);
     if (arguments->read_only) {
         arguments->options.flags |= QCOW2_OPEN_READ_ONLY;
     }
