@@ -5,15 +5,16 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 fuse=$(realpath "$1") bin=$(realpath "$2") calls=$(realpath "$3") synced=$(realpath "$4")
 . "$(dirname "$0")/serve.sh"
-need qemu-img qemu-io fusermount3 mountpoint
+need qemu-img qemu-io fusermount3
 [ -w /dev/fuse ] || skip "no /dev/fuse here"
 
 # start WORD...: a server in the foreground, and what it serves.
 start() {
     for last in "$@"; do :; done
+    until_true gone "$last" # a killed one leaves it to another process
     "$fuse" -f "$@" 2>said &
     server=$!
-    until_true mountpoint -q "$last"
+    until_true mounted "$last"
 }
 refused() {
     text=$1
@@ -21,14 +22,13 @@ refused() {
     if "$fuse" "$@" >said 2>&1; then fail "served: $*"; fi
     grep -q -e "$text" said || fail "refused without '$text': $*"
 }
-gone() { ! mountpoint -q "$1"; }
 
 mkdir mount
 qemu-img create -q -f qcow2 -o lazy_refcounts=on probe.qcow2 1M
 "$fuse" -f probe.qcow2 mount 2>said &
 server=$!
 tries=0
-until mountpoint -q mount; do
+until mounted mount; do
     kill -0 $server 2>/dev/null || skip "nothing can be mounted here: $(cat said)"
     tries=$((tries + 1))
     [ $tries -lt 500 ] || fail "not mounted"

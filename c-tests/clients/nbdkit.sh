@@ -65,6 +65,11 @@ refused 'lock' "$work/disk.qcow2"
 stop
 clean disk.qcow2
 
+start disk.qcow2
+nbdinfo "$uri" >/dev/null
+nbdkit -f -U - "$plugin" disk.qcow2 force-share=on --run 'nbdinfo --is read-only "$uri"' 2>said || fail "force-share"
+stop
+
 echo "== a flush on one connection covers all of them, and FUA is durable"
 for how in flush fua; do
     for refcounts in on off; do

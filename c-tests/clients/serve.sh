@@ -32,6 +32,9 @@ until_true() {
         sleep 0.02
     done
 }
+# mounted NAME: whether something is mounted there, be its server alive or dead.
+mounted() { grep -q " $work/$1 " /proc/self/mounts; }
+gone() { ! mounted "$1"; }
 # stop: the server ends by itself, with status 0.
 stop() {
     kill "$server"

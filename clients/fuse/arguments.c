@@ -14,7 +14,6 @@ enum { KEY_READ_ONLY = 1, KEY_WRITABLE, KEY_STAYS, KEY_FOREGROUND };
 struct parsed {
     struct arguments *arguments;
     char *name;
-    int stays; /* mounted after the death of this process */
     int result;
 };
 
@@ -89,7 +88,7 @@ static int take_word(void *opaque, const char *word, int key, struct fuse_args *
     switch (key) {
     case KEY_READ_ONLY: arguments->options.flags |= QCOW2_OPEN_READ_ONLY; return 0;
     case KEY_WRITABLE: arguments->options.flags &= ~(uint64_t)QCOW2_OPEN_READ_ONLY; return 0;
-    case KEY_STAYS: parsed->stays = 1; return 0;
+    case KEY_STAYS: arguments->stays = true; return 0;
     case KEY_FOREGROUND: return fuse_opt_add_arg(out, "-f");
     case FUSE_OPT_KEY_NONOPT:
         if (arguments->image == NULL) {
@@ -116,14 +115,14 @@ static char *default_name(const char *image)
 }
 
 /* 0 or -errno. */
-static int add_mount_options(struct arguments *arguments, bool stays)
+static int add_mount_options(struct arguments *arguments)
 {
     char *list = NULL, *source = NULL, *word = NULL;
     int ret = -ENOMEM;
 
     if (asprintf(&source, "fsname=%s", arguments->image) >= 0 && fuse_opt_add_opt_escaped(&list, source) == 0 &&
-        asprintf(&word, "-odefault_permissions,max_read=%u%s%s,%s", VIEW_LONGEST_REQUEST,
-                 arguments->read_only ? ",ro" : "", stays ? "" : ",auto_unmount", list) >= 0 &&
+        asprintf(&word, "-odefault_permissions,max_read=%u%s,%s", VIEW_LONGEST_REQUEST,
+                 arguments->read_only ? ",ro" : "", list) >= 0 &&
         fuse_opt_add_arg(&arguments->fuse, word) == 0) {
         ret = 0;
     }
@@ -131,13 +130,6 @@ static int add_mount_options(struct arguments *arguments, bool stays)
     free(source);
     free(word);
     return ret;
-}
-
-/* A snapshot is for reading. */
-static bool reads_only(const struct open_options *options)
-{
-    return (options->flags & QCOW2_OPEN_READ_ONLY) != 0 || open_options_value(options, "snapshot.id") != NULL ||
-           open_options_value(options, "snapshot.name") != NULL;
 }
 
 /* Where the disk is, and under which name. 0 or -errno, said. */
@@ -178,7 +170,7 @@ static int complete(struct arguments *arguments, struct parsed *parsed)
     if (ret < 0) {
         return ret;
     }
-    arguments->read_only = reads_only(&arguments->options);
+    arguments->read_only = open_options_read_only(&arguments->options);
     if (arguments->read_only) {
         arguments->options.flags |= QCOW2_OPEN_READ_ONLY;
     }
@@ -188,7 +180,7 @@ static int complete(struct arguments *arguments, struct parsed *parsed)
         free(error);
         return -EINVAL;
     }
-    return add_mount_options(arguments, parsed->stays);
+    return add_mount_options(arguments);
 }
 
 int arguments_parse(struct arguments *arguments, int argc, char **argv)

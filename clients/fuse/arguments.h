@@ -13,6 +13,7 @@ struct arguments {
     char *name; /* of the file in the directory; NULL: the mount point is a file */
     char *file; /* where the disk is seen */
     bool read_only;
+    bool stays; /* mounted after the death of this process */
 };
 
 /* 0; 1: the answer has been printed; -errno: said why not. arguments_free in any case. */

@@ -1,5 +1,6 @@
 /* qcow2-fuse: a qcow2 disk as a file.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "arguments.h"
+#include "guard.h"
 #include "log.h"
 #include "serve.h"
 #include "view.h"
@@ -55,7 +56,7 @@ static void end_start(void)
     close(ready_pipe[1]);
 }
 
-static int serve_image(struct arguments *arguments, struct view *view)
+static int serve_image(struct arguments *arguments, struct view *view, struct guard *guard)
 {
     struct fuse_session *session = fuse_session_new(&arguments->fuse, &view_operations, sizeof(view_operations), view);
     int ret = 1;
@@ -65,6 +66,9 @@ static int serve_image(struct arguments *arguments, struct view *view)
     }
     serve_block_signals();
     if (fuse_session_mount(session, arguments->command.mountpoint) == 0) {
+        if (guard_mounted(guard, arguments->command.mountpoint) < 0) {
+            log_error("nobody unmounts %s if this process is killed", arguments->command.mountpoint);
+        }
         end_start();
         ret = serve(session, &arguments->command, arguments->file);
         fuse_session_unmount(session);
@@ -76,11 +80,16 @@ static int serve_image(struct arguments *arguments, struct view *view)
 static int run(struct arguments *arguments)
 {
     struct view view = {.name = arguments->name};
+    struct guard guard = {0, -1};
     char *error;
     int ret;
 
     if (!arguments->command.foreground && !arguments->command.debug && begin_background() < 0) {
         log_error("cannot go to the background: %s", strerror(errno));
+        return 1;
+    }
+    if (!arguments->stays && guard_begin(&guard, arguments->command.mountpoint) < 0) {
+        log_error("cannot start a process: %s", strerror(errno));
         return 1;
     }
     /* Before the mount, which may be over the image. */
@@ -95,7 +104,8 @@ static int run(struct arguments *arguments)
         ret = 1;
     } else {
         view.read_only = arguments->read_only;
-        ret = serve_image(arguments, &view);
+        ret = serve_image(arguments, &view, &guard);
+        guard_end(&guard);
     }
     if (qcow2_close(view.image) < 0) {
         log_error("%s: %s", arguments->image, last_failure());

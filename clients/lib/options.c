@@ -42,7 +42,7 @@ static const qcow2_option_info flag_list[] = {
     {.name = "force-share",
      .type = "bool (on/off)",
      .default_value = "off",
-     .help = "Read although another program writes; needs read-only=on"},
+     .help = "Read although another program writes; for reading only"},
     {.name = "format",
      .type = "str",
      .default_value = "qcow2",
@@ -241,6 +241,12 @@ const char *open_options_value(const struct open_options *options, const char *k
     size_t at = find(options, key);
 
     return at < options->count ? options->items[at] + strlen(key) + 1 : NULL;
+}
+
+bool open_options_read_only(const struct open_options *options)
+{
+    return (options->flags & (QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE)) != 0 ||
+           open_options_value(options, "snapshot.id") != NULL || open_options_value(options, "snapshot.name") != NULL;
 }
 
 struct help {

@@ -43,6 +43,9 @@ int open_options_environment(struct open_options *options, const char *variable,
 /* What was given for an option of the library, or NULL. Valid until the next change. */
 const char *open_options_value(const struct open_options *options, const char *key);
 
+/* Whether nothing can be written with these: read-only, shared by force, or a snapshot. */
+bool open_options_read_only(const struct open_options *options);
+
 /* Flags first, then the library's. */
 void open_options_list(open_option_fn each, void *opaque);
 

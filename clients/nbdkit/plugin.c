@@ -84,13 +84,6 @@ static int qcow2_config_complete(void)
     return 0;
 }
 
-/* Whether the options leave nothing to write to. */
-static bool only_read(void)
-{
-    return (options.flags & QCOW2_OPEN_READ_ONLY) != 0 || open_options_value(&options, "snapshot.id") != NULL ||
-           open_options_value(&options, "snapshot.name") != NULL;
-}
-
 static bool is_temporary(void)
 {
     const char *value = open_options_value(&options, "snapshot");
@@ -109,7 +102,7 @@ static int open_image(void)
     char *error;
     int ret;
 
-    now.flags |= is_temporary() && !only_read() ? 0 : QCOW2_OPEN_READ_ONLY;
+    now.flags |= is_temporary() && !open_options_read_only(&options) ? 0 : QCOW2_OPEN_READ_ONLY;
     if (directory >= 0 && fchdir(directory) < 0) {
         nbdkit_debug("the directory of the start is gone: %m");
     }
@@ -124,7 +117,7 @@ static int open_image(void)
         return fail_with(ret, error);
     }
     is_writable = (now.flags & QCOW2_OPEN_READ_ONLY) == 0;
-    may_write = !only_read();
+    may_write = !open_options_read_only(&options);
     return 0;
 }
 
