@@ -172,6 +172,23 @@ static void lowest_number(void)
     close(next);
 }
 
+/* Programs ask so whether the kernel has a call. */
+static void null_paths(void)
+{
+    const char *volatile none = NULL;
+    struct statx extended;
+    struct stat status;
+
+    CHECK_EQ(open(none, O_RDONLY), -1);
+    CHECK_EQ(errno, EFAULT);
+    CHECK_EQ(statx(0, none, 0, STATX_BASIC_STATS, &extended), -1);
+    CHECK_EQ(errno, EFAULT);
+    CHECK_EQ(stat(none, &status), -1);
+    CHECK_EQ(errno, EFAULT);
+    CHECK(fopen("", "r") == NULL);
+    CHECK_EQ(errno, ENOENT);
+}
+
 static atomic_int failures;
 static atomic_bool stop;
 
@@ -260,6 +277,7 @@ int main(int argc, char **argv)
     started();
     raw_bytes_are_out_of_reach();
     lowest_number();
+    null_paths();
     threads();
     /* What is left are sound images. */
     unsetenv("LD_PRELOAD");

@@ -10,6 +10,7 @@
 #include "report.h"
 
 bool config_off;
+bool config_last[256] = {['2'] = true};
 
 static const char *const default_options[] = {"metadata-writethrough=on", NULL};
 
@@ -69,6 +70,7 @@ void config_read(void)
     if (strcmp(text, "off") == 0) {
         config_off = true;
         rules = NULL;
+        memset(config_last, 0, sizeof config_last);
         return;
     }
     copy = strdup(text);
@@ -86,6 +88,10 @@ void config_read(void)
             }
         }
         if (rule != NULL) {
+            config_last[rule->end_length > 0 ? (unsigned char)rule->end[rule->end_length - 1] : 0] = true;
+            if (rule->end_length == 0) {
+                memset(config_last, 1, sizeof config_last);
+            }
             *last = rule;
             last = &rule->next;
         }

@@ -2,11 +2,11 @@
 /* What opens, by path. */
 #include "hooks.h"
 
-static int open_any(int directory, const char *path, int flags, mode_t mode)
+static inline int open_any(int directory, const char *path, int flags, mode_t mode)
 {
-    int fd = image_open(directory, path, flags, mode);
+    int fd = config_maybe(path) ? image_open(directory, path, flags, mode) : NOT_AN_IMAGE;
 
-    if (fd == NOT_AN_IMAGE) {
+    if (__builtin_expect(fd == NOT_AN_IMAGE, 1)) {
         return REAL(openat64)(directory, path, flags, mode);
     }
     stream_follows(fd);

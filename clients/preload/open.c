@@ -50,19 +50,11 @@ static bool name_of(int fd, char *name, size_t room)
     return true;
 }
 
-const struct rule *image_rule(const char *path)
+static __attribute__((noinline)) const struct rule *descriptor_rule(int fd)
 {
-    const struct rule *rule = config_match(path);
+    const struct rule *rule;
     char name[PATH_MAX];
-    int fd;
 
-    if (rule != NULL || config_off) {
-        return rule;
-    }
-    fd = descriptor_of(path);
-    if (fd < 0) {
-        return NULL;
-    }
     if (is_view(fd)) {
         struct view *view = view_get(fd);
 
@@ -73,6 +65,18 @@ const struct rule *image_rule(const char *path)
         }
     }
     return name_of(fd, name, sizeof name) ? config_match(name) : NULL;
+}
+
+const struct rule *image_rule(const char *path)
+{
+    const struct rule *rule = config_match(path);
+    int fd;
+
+    if (rule != NULL || config_off) {
+        return rule;
+    }
+    fd = descriptor_of(path);
+    return fd < 0 ? NULL : descriptor_rule(fd);
 }
 
 static bool wants_write(int flags)
