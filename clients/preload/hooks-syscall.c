@@ -78,21 +78,15 @@ static bool by_descriptor(long number, const long *a, long *result)
     }
 }
 
-HOOK long syscall(long number, ...)
-{
-    va_list arguments;
-    long a[6], result;
+HOOK long hook_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall");
 
-    va_start(arguments, number);
-    for (int i = 0; i < 6; i++) {
-        a[i] = va_arg(arguments, long);
-    }
-    va_end(arguments);
-    if ((is_view((int)a[0]) && by_descriptor(number, a, &result)) || by_path(number, a, &result)) {
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    const long arguments[] = {a, b, c, d, e, f};
+    long result;
+
+    if ((is_view((int)a) && by_descriptor(number, arguments, &result)) || by_path(number, arguments, &result)) {
         return result;
     }
-    if (is_view((int)a[0])) {
-        NOT_SERVED("syscall", "a number that only knows files");
-    }
-    return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    return REAL(syscall)(number, a, b, c, d, e, f);
 }
