@@ -156,6 +156,34 @@ check xorriso xorriso any 'xorriso -as mkisofs -quiet -o disk.qcow2 -V NAME ${OT
 check squashfs mksquashfs same 'unset SOURCE_DATE_EPOCH; mksquashfs ${OTHER%/*} disk.qcow2 -quiet -noappend -no-progress -all-time 0 -mkfs-time 0 2>/dev/null | tail -n 1; unsquashfs -ll disk.qcow2 | sed "s/.*squash/squash/"; unsquashfs -cat disk.qcow2 other | sha256sum'
 check rsync rsync same 'rsync --inplace --no-whole-file $OTHER disk.qcow2; rsync disk.qcow2 copy; sha256sum copy'
 check sed sed any 'sed -n 5,7p disk.qcow2; sort disk.qcow2 | head -n 300000 | sha256sum; tr 0-9 a-j <disk.qcow2 | sha256sum; split -n 3 disk.qcow2 part. && cat part.* | sha256sum; cut -c1-3 disk.qcow2 | head -n 5; tee copy <disk.qcow2 | sha256sum; strings -n 8 disk.qcow2 | tail -n 1'
+
+# Emulators: a boot sector that writes itself further on. PDP-11: RK11 writes 256 words from 0 to sector 5, then HALT.
+words() { for w in "$@"; do printf "\\x$(printf %02x $((8#$w & 255)))\\x$(printf %02x $((8#$w >> 8)))"; done; }
+words 012700 000101 110037 177566 012737 177400 177406 012737 000000 177410 012737 000005 177412 012737 000003 177404 \
+    105737 177404 100375 000000 >"$work/files/pdp11.boot"
+printf 'set cpu 11/40\nattach rk0 disk.qcow2\nboot rk0\ndetach rk0\nquit\n' >"$work/files/pdp11.ini"
+check simh pdp11 same 'dd if=${OTHER%/*}/pdp11.boot of=disk.qcow2 conv=notrunc status=none; pdp11 ${OTHER%/*}/pdp11.ini; od -j 2560 -N 16 disk.qcow2'
+
+# PC: "A" to port 0xe9, int 13h writes sector 5, "B", and "Shutdown" to port 0x8900.
+boot='\xfa\x31\xc0\x8e\xd8\x8e\xc0\x8e\xd0\xbc\x00\x7c\xb0\x41\xe6\xe9\xb8\x01\x03\xbb\x00\x7c\xb9\x05\x00\xba\x80\x00\xcd\x13\xb0\x42\xe6\xe9'
+for letter in 53 68 75 74 64 6f 77 6e; do boot="$boot\\xb0\\x$letter\\xba\\x00\\x89\\xee"; done
+printf "$boot\\xf4\\xeb\\xfd" >"$work/files/pc.boot"
+printf '\x55\xaa' >"$work/files/pc.end"
+cat >"$work/files/bochsrc" <<'E'
+megs: 32
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/vgabios/vgabios.bin
+ata0-master: type=disk, path=disk.qcow2, mode=flat, cylinders=40, heads=16, spt=63
+boot: disk
+port_e9_hack: enabled=1
+display_library: rfb, options="timeout=0"
+log: bochs.log
+speaker: enabled=0
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
+E
+bochs=bochs
+[ -e /usr/share/vgabios/vgabios.bin ] && [ -e /usr/share/bochs/BIOS-bochs-latest ] || bochs=bochs-with-bios
+check bochs $bochs same 'truncate -s 20643840 disk.qcow2; dd if=${OTHER%/*}/pc.boot of=disk.qcow2 conv=notrunc status=none; dd if=${OTHER%/*}/pc.end of=disk.qcow2 conv=notrunc bs=1 seek=510 status=none; printf "c\nq\n" | bochs -q -f ${OTHER%/*}/bochsrc 2>/dev/null | grep -a -o "AB" | head -n 1; od -j 2048 -N 16 disk.qcow2'
 check shred shred same 'shred -n 0 -z -s 100000 disk.qcow2'
 
 [ -z "$skipped" ] || echo "not installed:$skipped"
