@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# Installs what building and testing need and this machine lacks. Debian; as root. "build", "test" or "bench".
+# Installs what building and testing need and this machine lacks. Debian; as root. "build", "test", "clients" or "bench".
 set -eu
 
 need=
@@ -17,6 +17,18 @@ want python3 python3
 if [ "${1:-build}" = test ]; then
     want g++ g++
     want valgrind valgrind
+fi
+# Programs that must work on images by way of the clients; a check whose program is missing is left out.
+clients=
+if [ "${1:-build}" = test ] || [ "${1:-build}" = clients ]; then
+    for pair in sfdisk:fdisk parted:parted mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.vfat:dosfstools mcopy:mtools fio:fio \
+        nbdkit:nbdkit nbdcopy:libnbd-bin busybox:busybox-static sgdisk:gdisk mkfs.btrfs:btrfs-progs cpio:cpio file:file \
+        mksquashfs:squashfs-tools xorriso:xorriso rsync:rsync zstd:zstd sqlite3:sqlite3 xxd:xxd zsh:zsh perl:perl \
+        node:nodejs openssl:openssl pdp11:simh bochs:bochs; do
+        command -v "${pair%%:*}" >/dev/null 2>&1 || clients="$clients ${pair#*:}"
+    done
+    [ -e /usr/share/bochs/BIOS-bochs-latest ] || clients="$clients bochsbios"
+    [ -e /usr/share/vgabios/vgabios.bin ] || clients="$clients vgabios"
 fi
 if [ "${1:-build}" = bench ]; then
     want strace strace
@@ -46,12 +58,16 @@ if [ -n "$need" ] && [ $can_install = no ]; then
 fi
 qemu=
 [ "${qemu_major:-0}" -ge $wanted_major ] || [ $can_install = no ] || qemu=qemu-utils
-if [ -n "$need$qemu" ]; then
-    echo "installing from this machine's package sources:$need $qemu" >&2
+[ $can_install = yes ] || clients=
+if [ -n "$need$qemu$clients" ]; then
+    echo "installing from this machine's package sources:$need $qemu$clients" >&2
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     # shellcheck disable=SC2086 # a list of words
     [ -z "$need" ] || apt-get install -y -qq --no-install-recommends $need >/dev/null
+    # shellcheck disable=SC2086 # a list of words
+    [ -z "$clients" ] || apt-get install -y -qq --no-install-recommends $clients >/dev/null ||
+        echo "less is tested of the clients, for these cannot be installed:$clients" >&2
     backports=
     [ $wanted_major = 1 ] || backports=$(apt-cache policy | sed -n 's/.*n=\([a-z]*-backports\).*/-t \1/p' | head -n 1)
     # shellcheck disable=SC2086 # two words or none

@@ -17,6 +17,8 @@ enum {
     /* Another process that has the image may be about to let it go. */
     PATIENCE_MS = 1000,
     PAUSE_MS = 2,
+    AHEAD_LEAST = 1 << 20,
+    AHEAD_MOST = 256 << 20,
 };
 
 atomic_bool shared_ending;
@@ -38,43 +40,74 @@ static void pause_ms(int ms)
 
 uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size)
 {
-    char text[24] = "";
+    char text[SHARED_LENGTH_BYTES] = "", *end;
     uint64_t length;
 
     if (value_length <= 0 || (size_t)value_length >= sizeof text) {
         return virtual_size;
     }
     memcpy(text, value, (size_t)value_length);
-    length = strtoull(text, NULL, 10);
-    return length > 0 && round_up(length) == virtual_size ? length : virtual_size;
+    length = strtoull(text, &end, 10);
+    return strtoull(end, NULL, 10) == virtual_size && length <= virtual_size ? length : virtual_size;
 }
 
 static void read_length(struct shared *shared, uint64_t virtual_size)
 {
-    char value[24];
+    char value[SHARED_LENGTH_BYTES];
     ssize_t length = getxattr(shared->path, SHARED_LENGTH, value, sizeof value);
 
+    shared->virtual_size = virtual_size;
     shared->has_length = length > 0;
     atomic_store(&shared->size, shared_length(value, length, virtual_size));
 }
 
-static void write_length(struct shared *shared)
+/* Whether the file keeps it. */
+static bool write_length(struct shared *shared)
 {
-    uint64_t size = atomic_load(&shared->size);
-    char value[24];
+    char value[SHARED_LENGTH_BYTES];
 
-    if (shared->writable && !shared->has_length && size % SECTOR != 0) {
-        snprintf(value, sizeof value, "%" PRIu64, size);
-        shared->has_length = setxattr(shared->path, SHARED_LENGTH, value, strlen(value), 0) == 0;
+    snprintf(value, sizeof value, "%" PRIu64 " %" PRIu64, (uint64_t)atomic_load(&shared->size), shared->virtual_size);
+    if (!shared->no_length && setxattr(shared->path, SHARED_LENGTH, value, strlen(value), 0) == 0) {
+        shared->has_length = true;
+    } else {
+        shared->no_length = true;
     }
+    return !shared->no_length;
 }
 
-/* Before the length changes: a process that is killed must not leave one that is too short. */
 static void forget_length(struct shared *shared)
 {
     if (shared->has_length) {
         removexattr(shared->path, SHARED_LENGTH);
         shared->has_length = false;
+    }
+}
+
+static int set_virtual_size(struct shared *shared, qcow2_image *image, uint64_t size)
+{
+    int result = 0;
+
+    if (shared->virtual_size != size) {
+        result = qcow2_truncate(image, size, QCOW2_PREALLOC_OFF);
+        if (result == 0) {
+            shared->virtual_size = size;
+        }
+    }
+    return result;
+}
+
+/* Nobody uses the image: what was ahead goes. */
+static void settle_length(struct shared *shared, qcow2_image *image)
+{
+    uint64_t size = atomic_load(&shared->size);
+
+    if (shared->writable && (shared->has_length || shared->virtual_size != size) &&
+        set_virtual_size(shared, image, round_up(size)) == 0) {
+        if (size % SECTOR != 0) {
+            write_length(shared);
+        } else {
+            forget_length(shared);
+        }
     }
 }
 
@@ -107,7 +140,7 @@ static int open_image(struct shared *shared)
 }
 
 /* With `opening` held. */
-static int close_image(struct shared *shared)
+static int close_image(struct shared *shared, bool settle)
 {
     qcow2_image *image = atomic_exchange(&shared->image, NULL);
     int result;
@@ -118,7 +151,9 @@ static int close_image(struct shared *shared)
     while (atomic_load(&shared->users) != 0) {
         sched_yield();
     }
-    write_length(shared);
+    if (settle) {
+        settle_length(shared, image);
+    }
     result = qcow2_close(image);
     if (atomic_load(&shared->has_times)) {
         utimensat(AT_FDCWD, shared->path, shared->times, 0);
@@ -261,7 +296,7 @@ int shared_put(struct shared *shared)
         }
     }
     pthread_mutex_lock(&shared->opening);
-    result = close_image(shared);
+    result = close_image(shared, true);
     pthread_mutex_unlock(&shared->opening);
     pthread_mutex_unlock(&list_lock);
     free(shared->path);
@@ -291,7 +326,7 @@ int shared_suspend(struct shared *shared)
     int result;
 
     pthread_mutex_lock(&shared->opening);
-    result = close_image(shared);
+    result = close_image(shared, true);
     pthread_mutex_unlock(&shared->opening);
     return result;
 }
@@ -305,15 +340,38 @@ void shared_suspend_all(void)
     pthread_mutex_unlock(&list_lock);
 }
 
-/* With `resizing` held. */
-static int set_virtual_size(qcow2_image *image, uint64_t size)
+/* How long the virtual size becomes for a file of `end` bytes. */
+static uint64_t ahead_of(uint64_t end)
 {
-    int64_t length = qcow2_length(image);
+    uint64_t ahead = end / 4 < AHEAD_LEAST ? AHEAD_LEAST : end / 4 > AHEAD_MOST ? AHEAD_MOST : end / 4;
 
-    if (length < 0) {
-        return (int)length;
+    return end < INT64_MAX / 2 ? round_up(end + ahead) : round_up(end);
+}
+
+/* With `resizing` held, `end` past the size. */
+static int grow(struct shared *shared, qcow2_image *image, uint64_t end)
+{
+    int result = 0;
+
+    if (end > INT64_MAX - SECTOR) {
+        return -EFBIG;
     }
-    return (uint64_t)length == round_up(size) ? 0 : qcow2_truncate(image, round_up(size), QCOW2_PREALLOC_OFF);
+    if (end > shared->virtual_size) {
+        if (write_length(shared)) {
+            result = set_virtual_size(shared, image, ahead_of(end));
+        }
+        if (result < 0 || shared->no_length) {
+            result = set_virtual_size(shared, image, round_up(end));
+        }
+    }
+    if (result == 0) {
+        atomic_store(&shared->size, end);
+        /* Before the write, which a kill may then leave as zeroes, but never cut off. */
+        if (shared->virtual_size != end || shared->has_length) {
+            write_length(shared);
+        }
+    }
+    return result;
 }
 
 int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end)
@@ -322,11 +380,7 @@ int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end)
 
     pthread_mutex_lock(&shared->resizing);
     if (end > atomic_load(&shared->size)) {
-        forget_length(shared);
-        result = end > INT64_MAX - SECTOR ? -EFBIG : set_virtual_size(image, end);
-        if (result == 0) {
-            atomic_store(&shared->size, end);
-        }
+        result = grow(shared, image, end);
     }
     pthread_mutex_unlock(&shared->resizing);
     return result;
@@ -343,13 +397,16 @@ int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)
     pthread_mutex_lock(&shared->resizing);
     before = atomic_load(&shared->size);
     forget_length(shared);
-    result = set_virtual_size(image, size);
+    result = set_virtual_size(shared, image, round_up(size));
     /* What lies past the end reads as zeroes when the end moves over it again. */
     if (result == 0 && size < before && size % SECTOR != 0) {
         result = qcow2_write_zeroes(image, size, round_up(size) - size, 0);
     }
     if (result == 0) {
         atomic_store(&shared->size, size);
+        if (size % SECTOR != 0) {
+            write_length(shared);
+        }
     }
     pthread_mutex_unlock(&shared->resizing);
     return result;
@@ -360,7 +417,7 @@ void shared_before_fork(void)
     pthread_mutex_lock(&list_lock);
     for (struct shared *shared = list; shared != NULL; shared = shared->next) {
         pthread_mutex_lock(&shared->opening);
-        close_image(shared);
+        close_image(shared, false);
     }
 }
 

@@ -32,21 +32,27 @@ struct shared {
     /* NULL while suspended. Whoever is between shared_enter and shared_leave is counted in `users`. */
     _Atomic(qcow2_image *) image;
     atomic_int users;
-    /* Bytes, as a raw file would have them; the virtual size is this, rounded up to 512. Changes under `resizing`. */
+    /* Bytes, as a raw file would have them. Changes under `resizing`, as all that follows. */
     atomic_uint_fast64_t size;
     pthread_mutex_t resizing;
-    /* The file has the attribute below. Under `resizing`, or `opening` with no image. */
+    uint64_t virtual_size;
+    /* The file has the attribute below; it takes none. */
     bool has_length;
+    bool no_length;
     /* Times that a user has set: closing the image must not change them, a write does. */
     atomic_bool has_times;
     struct timespec times[2];
 };
 
 /*
- * Virtual sizes are multiples of 512. A length that is none is kept in this attribute of the image's file while
- * nobody has it open, where the host takes one; it counts while the virtual size is the next multiple.
+ * A file that grows changes its length with each write; a change of the virtual size takes several syncs, and is of whole
+ * sectors. So the virtual size goes ahead, until the image is closed, and the length is in this attribute of the
+ * image's file: "LENGTH VIRTUAL-SIZE", which counts while that is the virtual size. A file system that keeps no
+ * attributes has every length rounded up to 512.
  */
 #define SHARED_LENGTH "user.libqcow2.length"
+
+enum { SHARED_LENGTH_BYTES = 48 };
 
 /* The length that the attribute's value and a virtual size make. */
 uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
@@ -72,6 +78,7 @@ int shared_enter_slow(struct shared *shared, qcow2_image **image);
 extern atomic_bool shared_ending;
 
 int shared_suspend(struct shared *shared);
+/* At the end of a process, or of a program. */
 void shared_suspend_all(void);
 
 /* 0 with an image that stays open until shared_leave, or -errno. */

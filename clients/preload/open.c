@@ -232,7 +232,7 @@ int64_t image_size(int directory, const char *path, const struct stat64 *status)
     }
     size = qcow2_open_fd(fd, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_NO_LOCK, NULL, &image);
     if (size == 0) {
-        char value[24];
+        char value[SHARED_LENGTH_BYTES];
 
         size = qcow2_length(image);
         qcow2_close(image);
