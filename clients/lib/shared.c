@@ -41,14 +41,16 @@ static void pause_ms(int ms)
 uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size)
 {
     char text[SHARED_LENGTH_BYTES] = "", *end;
-    uint64_t length;
+    uint64_t length, size, next;
 
     if (value_length <= 0 || (size_t)value_length >= sizeof text) {
         return virtual_size;
     }
     memcpy(text, value, (size_t)value_length);
     length = strtoull(text, &end, 10);
-    return strtoull(end, NULL, 10) == virtual_size && length <= virtual_size ? length : virtual_size;
+    size = strtoull(end, &end, 10);
+    next = strtoull(end, &end, 10);
+    return (size == virtual_size || next == virtual_size) && length <= virtual_size ? length : virtual_size;
 }
 
 static void read_length(struct shared *shared, uint64_t virtual_size)
@@ -61,12 +63,13 @@ static void read_length(struct shared *shared, uint64_t virtual_size)
     atomic_store(&shared->size, shared_length(value, length, virtual_size));
 }
 
-/* Whether the file keeps it. */
-static bool write_length(struct shared *shared)
+/* `next`: what the virtual size is about to become. Whether the file keeps it. */
+static bool write_length(struct shared *shared, uint64_t next)
 {
     char value[SHARED_LENGTH_BYTES];
 
-    snprintf(value, sizeof value, "%" PRIu64 " %" PRIu64, (uint64_t)atomic_load(&shared->size), shared->virtual_size);
+    snprintf(value, sizeof value, "%" PRIu64 " %" PRIu64 " %" PRIu64, (uint64_t)atomic_load(&shared->size),
+             shared->virtual_size, next);
     if (!shared->no_length && setxattr(shared->path, SHARED_LENGTH, value, strlen(value), 0) == 0) {
         shared->has_length = true;
     } else {
@@ -101,10 +104,13 @@ static void settle_length(struct shared *shared, qcow2_image *image)
 {
     uint64_t size = atomic_load(&shared->size);
 
+    if (shared->writable && shared->virtual_size != round_up(size)) {
+        write_length(shared, round_up(size));
+    }
     if (shared->writable && (shared->has_length || shared->virtual_size != size) &&
         set_virtual_size(shared, image, round_up(size)) == 0) {
         if (size % SECTOR != 0) {
-            write_length(shared);
+            write_length(shared, shared->virtual_size);
         } else {
             forget_length(shared);
         }
@@ -357,7 +363,7 @@ static int grow(struct shared *shared, qcow2_image *image, uint64_t end)
         return -EFBIG;
     }
     if (end > shared->virtual_size) {
-        if (write_length(shared)) {
+        if (write_length(shared, ahead_of(end))) {
             result = set_virtual_size(shared, image, ahead_of(end));
         }
         if (result < 0 || shared->no_length) {
@@ -368,7 +374,7 @@ static int grow(struct shared *shared, qcow2_image *image, uint64_t end)
         atomic_store(&shared->size, end);
         /* Before the write, which a kill may then leave as zeroes, but never cut off. */
         if (shared->virtual_size != end || shared->has_length) {
-            write_length(shared);
+            write_length(shared, shared->virtual_size);
         }
     }
     return result;
@@ -405,7 +411,7 @@ int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)
     if (result == 0) {
         atomic_store(&shared->size, size);
         if (size % SECTOR != 0) {
-            write_length(shared);
+            write_length(shared, shared->virtual_size);
         }
     }
     pthread_mutex_unlock(&shared->resizing);

@@ -47,12 +47,12 @@ struct shared {
 /*
  * A file that grows changes its length with each write; a change of the virtual size takes several syncs, and is of whole
  * sectors. So the virtual size goes ahead, until the image is closed, and the length is in this attribute of the
- * image's file: "LENGTH VIRTUAL-SIZE", which counts while that is the virtual size. A file system that keeps no
+ * image's file: "LENGTH SIZE NEXT-SIZE", which counts while one of them is the virtual size. A file system that keeps no
  * attributes has every length rounded up to 512.
  */
 #define SHARED_LENGTH "user.libqcow2.length"
 
-enum { SHARED_LENGTH_BYTES = 48 };
+enum { SHARED_LENGTH_BYTES = 64 };
 
 /* The length that the attribute's value and a virtual size make. */
 uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
