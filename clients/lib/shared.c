@@ -120,7 +120,7 @@ static void settle_length(struct shared *shared, qcow2_image *image)
 /* With `opening` held. */
 static int open_image(struct shared *shared)
 {
-    uint64_t flags = QCOW2_OPEN_ALLOW_RECORDED | (shared->writable ? 0 : QCOW2_OPEN_READ_ONLY);
+    uint64_t flags = shared->flags | (shared->writable ? 0 : QCOW2_OPEN_READ_ONLY);
     qcow2_image *image;
     int64_t length;
     int result;
@@ -190,7 +190,8 @@ static struct shared *find(dev_t device, ino_t inode)
     return shared;
 }
 
-static struct shared *new_shared(const char *path, dev_t device, ino_t inode, const char *const *options)
+static struct shared *new_shared(const char *path, dev_t device, ino_t inode, uint64_t flags,
+                                 const char *const *options)
 {
     struct shared *shared = calloc(1, sizeof *shared);
 
@@ -200,6 +201,7 @@ static struct shared *new_shared(const char *path, dev_t device, ino_t inode, co
     }
     shared->device = device;
     shared->inode = inode;
+    shared->flags = flags;
     shared->options = options;
     pthread_mutex_init(&shared->opening, NULL);
     pthread_mutex_init(&shared->resizing, NULL);
@@ -220,8 +222,8 @@ static int become_writable(struct shared *shared)
     return result == -EAGAIN ? -EBUSY : result;
 }
 
-static int get(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options, bool now,
-               struct shared **out)
+static int get(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags, const char *const *options,
+               bool now, struct shared **out)
 {
     struct shared *shared;
     bool made = false;
@@ -231,7 +233,7 @@ static int get(const char *path, dev_t device, ino_t inode, bool writable, const
     shared = find(device, inode);
     if (shared == NULL) {
         made = true;
-        shared = new_shared(path, device, inode, options);
+        shared = new_shared(path, device, inode, flags, options);
         if (shared == NULL) {
             pthread_mutex_unlock(&list_lock);
             return -ENOMEM;
@@ -261,16 +263,16 @@ static int get(const char *path, dev_t device, ino_t inode, bool writable, const
     return result;
 }
 
-int shared_open(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
+int shared_open(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags, const char *const *options,
                 struct shared **out)
 {
-    return get(path, device, inode, writable, options, true, out);
+    return get(path, device, inode, writable, flags, options, true, out);
 }
 
-int shared_attach(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
-                  struct shared **out)
+int shared_attach(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags,
+                  const char *const *options, struct shared **out)
 {
-    return get(path, device, inode, writable, options, false, out);
+    return get(path, device, inode, writable, flags, options, false, out);
 }
 
 struct shared *shared_find(dev_t device, ino_t inode)

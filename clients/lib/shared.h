@@ -24,6 +24,7 @@ struct shared {
     /* Both under the list's lock. */
     unsigned opens;
     const char *const *options;
+    uint64_t flags;
     /* Under `opening`. */
     bool writable;
     /* Inherited from a process that may still have it. */
@@ -57,13 +58,13 @@ enum { SHARED_LENGTH_BYTES = 64 };
 /* The length that the attribute's value and a virtual size make. */
 uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
 
-/* `options` are open options that must stay; they count at the first open. -errno, and qcow2_last_error says why. */
-int shared_open(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
+/* `options` are open options that must stay, `flags` are QCOW2_OPEN_*; they count at the first open. -errno, and qcow2_last_error says why. */
+int shared_open(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags, const char *const *options,
                 struct shared **out);
 
 /* The same, suspended: nothing is opened before the first request. */
-int shared_attach(const char *path, dev_t device, ino_t inode, bool writable, const char *const *options,
-                  struct shared **out);
+int shared_attach(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags,
+                  const char *const *options, struct shared **out);
 
 /* One user more; NULL where this process has no such image. */
 struct shared *shared_find(dev_t device, ino_t inode);

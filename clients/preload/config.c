@@ -17,6 +17,7 @@ static const char *const default_options[] = {"metadata-writethrough=on", NULL};
 static struct rule default_rule = {
     .end = ".qcow2",
     .end_length = sizeof ".qcow2" - 1,
+    .flags = QCOW2_OPEN_ALLOW_RECORDED,
     .options = default_options,
 };
 
@@ -36,11 +37,14 @@ static struct rule *parse_rule(char *text)
         return NULL;
     }
     options[count++] = default_options[0];
+    rule->flags = QCOW2_OPEN_ALLOW_RECORDED;
     for (char *word; (word = strtok_r(NULL, ",", &next)) != NULL;) {
         if (strcmp(word, "ro") == 0) {
             rule->read_only = true;
         } else if (strcmp(word, "device") == 0) {
             rule->device = true;
+        } else if (strcmp(word, "backing=on") == 0 || strcmp(word, "backing=off") == 0) {
+            rule->flags = word[9] == 'n' ? QCOW2_OPEN_ALLOW_RECORDED : 0;
         } else {
             /* Said again it counts again. */
             options[count++] = word;

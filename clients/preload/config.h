@@ -3,7 +3,8 @@
  * What the environment says.
  *
  * LIBQCOW2_PRELOAD=off            nothing is served
- * LIBQCOW2_PRELOAD=RULE[:RULE...] RULE is NAME[,ro][,device][,KEY=VALUE...]; the first one that fits counts
+ * LIBQCOW2_PRELOAD=RULE[:RULE...] RULE is NAME[,ro][,device][,backing=on|off][,KEY=VALUE...]; the first
+ *                                 one that fits counts
  *
  * NAME is "*END" (names that end so), a path, or a name without '/'. Without rules it is "*.qcow2". KEY=VALUE is an
  * option of qcow2_open.
@@ -26,6 +27,7 @@ struct rule {
     const char *path;
     bool read_only;
     bool device;
+    uint64_t flags;
     const char *const *options;
 };
 

@@ -127,7 +127,7 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
     } else {
         result = empty ? qcow2_create_fd(fd, 0, create_options) : 0;
         if (result == 0) {
-            result = shared_open(path, status.st_dev, status.st_ino, writable, rule->options, &shared);
+            result = shared_open(path, status.st_dev, status.st_ino, writable, rule->flags, rule->options, &shared);
         }
         if (result < 0) {
             report_line("open: %s: %s (%s)", path, qcow2_last_error(), strerrorname_np(-result));
@@ -269,8 +269,8 @@ static void attach(int fd, const char *name)
         report_line("inherited descriptor %d: %s: %s", fd, path, rule == NULL ? "not an image here" : "is gone");
         return;
     }
-    if (shared_attach(path, status.st_dev, status.st_ino, wants_write(flags) && !rule->read_only, rule->options,
-                      &shared) < 0) {
+    if (shared_attach(path, status.st_dev, status.st_ino, wants_write(flags) && !rule->read_only, rule->flags,
+                      rule->options, &shared) < 0) {
         return;
     }
     flags = (flags & ~(O_APPEND | O_NONBLOCK | O_CLOEXEC | O_CREAT | O_EXCL | O_TRUNC)) |
