@@ -4,11 +4,13 @@
 #include "../test.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 enum { THREADS = 4, ROUNDS = 150, UNIT = 5000 };
@@ -189,6 +191,42 @@ static void null_paths(void)
     CHECK_EQ(errno, ENOENT);
 }
 
+static void end_here(int signal)
+{
+    (void)signal;
+    _exit(3);
+}
+
+/* A signal handler ends the process in the middle of a request: it must not wait for that request. */
+static void ended_by_handler(void)
+{
+    for (int i = 0; i < 10; i++) {
+        int fd = open_new("handler.qcow2"), status;
+        pid_t child = fork();
+
+        CHECK_EQ(ftruncate(fd, 1 << 20), 0);
+        if (child == 0) {
+            struct itimerval soon = {.it_value = {.tv_usec = 20000 + i * 777}};
+            char bytes[4096] = "x";
+
+            close(fd);
+            fd = open(test_path("handler.qcow2"), O_RDWR);
+            signal(SIGALRM, end_here);
+            setitimer(ITIMER_REAL, &soon, NULL);
+            for (off_t at = 0;; at = (at + 4096) % (1 << 20)) {
+                if (pwrite(fd, bytes, sizeof bytes, at) < 0 || pread(fd, bytes, sizeof bytes, at) < 0) {
+                    pause();
+                }
+            }
+        }
+        close(fd);
+        status = test_wait(child);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 3);
+    }
+    /* As after a kill: the next open for writing repairs it. */
+    CHECK_EQ(close(open(test_path("handler.qcow2"), O_RDWR)), 0);
+}
+
 static atomic_int failures;
 static atomic_bool stop;
 
@@ -265,7 +303,7 @@ static void threads(void)
 
 int main(int argc, char **argv)
 {
-    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "threads"};
+    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "handler", "threads"};
 
     if (argc > 1 && getenv("LD_PRELOAD") == NULL) {
         setenv("LD_PRELOAD", argv[1], 1);
@@ -278,6 +316,7 @@ int main(int argc, char **argv)
     raw_bytes_are_out_of_reach();
     lowest_number();
     null_paths();
+    ended_by_handler();
     threads();
     /* What is left are sound images. */
     unsetenv("LD_PRELOAD");

@@ -184,6 +184,11 @@ E
 bochs=bochs
 [ -e /usr/share/vgabios/vgabios.bin ] && [ -e /usr/share/bochs/BIOS-bochs-latest ] || bochs=bochs-with-bios
 check bochs $bochs same 'truncate -s 20643840 disk.qcow2; dd if=${OTHER%/*}/pc.boot of=disk.qcow2 conv=notrunc status=none; dd if=${OTHER%/*}/pc.end of=disk.qcow2 conv=notrunc bs=1 seek=510 status=none; printf "c\nq\n" | bochs -q -f ${OTHER%/*}/bochsrc 2>/dev/null | grep -a -o "AB" | head -n 1; od -j 2048 -N 16 disk.qcow2'
+check mv mv any 'mv disk.qcow2 plain; head -n 2 plain; sha256sum plain; mv plain disk.qcow2; sha256sum disk.qcow2; mv disk.qcow2 b.qcow2; mv b.qcow2 disk.qcow2; ls'
+check rsync-whole rsync same 'rsync -t $OTHER disk.qcow2; sha256sum disk.qcow2; rsync -a disk.qcow2 copy; sha256sum copy'
+check c++ g++ same 'printf "#include <fstream>\n#include <iostream>\nint main(){std::fstream f(\"disk.qcow2\");std::string l;std::getline(f,l);std::getline(f,l);std::cout<<l<<f.tellg();f.seekp(7000);f<<\"from c++\";f.seekg(0,std::ios::end);std::cout<<f.tellg();f.close();while(std::cin>>l&&l!=\"9\")std::cout<<l;}" >a.cc; env -u LD_PRELOAD g++ -O0 -o a a.cc && ./a <disk.qcow2'
+check patch patch any 'dd if=disk.qcow2 bs=100 count=1 status=none | cat >p; diff -q p disk.qcow2; head -n 20 disk.qcow2 | diff - <(sed s/7/x/ <disk.qcow2 | head -n 20)'
+check copies cp any 'head -n 1 disk.qcow2; cp disk.qcow2 disk.qcow2~; cmp disk.qcow2 disk.qcow2~; cp -a disk.qcow2 second.qcow2; cmp second.qcow2 disk.qcow2; ln disk.qcow2 third.qcow2; cmp third.qcow2 disk.qcow2; ln -s disk.qcow2 fourth.qcow2; cmp fourth.qcow2 disk.qcow2'
 check shred shred same 'shred -n 0 -z -s 100000 disk.qcow2'
 
 [ -z "$skipped" ] || echo "not installed:$skipped"

@@ -22,9 +22,22 @@ enum {
 };
 
 atomic_bool shared_ending;
+_Thread_local int shared_inside;
 
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct shared *list;
+
+static void lock_list(void)
+{
+    shared_inside++;
+    pthread_mutex_lock(&list_lock);
+}
+
+static void unlock_list(void)
+{
+    pthread_mutex_unlock(&list_lock);
+    shared_inside--;
+}
 
 static uint64_t round_up(uint64_t size)
 {
@@ -229,13 +242,13 @@ static int get(const char *path, dev_t device, ino_t inode, bool writable, uint6
     bool made = false;
     int result = 0;
 
-    pthread_mutex_lock(&list_lock);
+    lock_list();
     shared = find(device, inode);
     if (shared == NULL) {
         made = true;
         shared = new_shared(path, device, inode, flags, options);
         if (shared == NULL) {
-            pthread_mutex_unlock(&list_lock);
+            unlock_list();
             return -ENOMEM;
         }
         shared->inherited = !now;
@@ -258,7 +271,7 @@ static int get(const char *path, dev_t device, ino_t inode, bool writable, uint6
         free(shared->path);
         free(shared);
     }
-    pthread_mutex_unlock(&list_lock);
+    unlock_list();
     *out = result == 0 ? shared : NULL;
     return result;
 }
@@ -279,12 +292,12 @@ struct shared *shared_find(dev_t device, ino_t inode)
 {
     struct shared *shared;
 
-    pthread_mutex_lock(&list_lock);
+    lock_list();
     shared = find(device, inode);
     if (shared != NULL) {
         shared->opens++;
     }
-    pthread_mutex_unlock(&list_lock);
+    unlock_list();
     return shared;
 }
 
@@ -292,9 +305,9 @@ int shared_put(struct shared *shared)
 {
     int result;
 
-    pthread_mutex_lock(&list_lock);
+    lock_list();
     if (--shared->opens > 0) {
-        pthread_mutex_unlock(&list_lock);
+        unlock_list();
         return 0;
     }
     for (struct shared **link = &list; *link != NULL; link = &(*link)->next) {
@@ -306,7 +319,7 @@ int shared_put(struct shared *shared)
     pthread_mutex_lock(&shared->opening);
     result = close_image(shared, true);
     pthread_mutex_unlock(&shared->opening);
-    pthread_mutex_unlock(&list_lock);
+    unlock_list();
     free(shared->path);
     free(shared);
     return result;
@@ -316,6 +329,7 @@ int shared_enter_slow(struct shared *shared, qcow2_image **image)
 {
     int result = 0;
 
+    shared_inside++;
     pthread_mutex_lock(&shared->opening);
     *image = atomic_load(&shared->image);
     if (*image == NULL) {
@@ -324,6 +338,8 @@ int shared_enter_slow(struct shared *shared, qcow2_image **image)
     }
     if (result == 0) {
         atomic_fetch_add(&shared->users, 1);
+    } else {
+        shared_inside--;
     }
     pthread_mutex_unlock(&shared->opening);
     return result;
@@ -341,11 +357,11 @@ int shared_suspend(struct shared *shared)
 
 void shared_suspend_all(void)
 {
-    pthread_mutex_lock(&list_lock);
+    lock_list();
     for (struct shared *shared = list; shared != NULL; shared = shared->next) {
         shared_suspend(shared);
     }
-    pthread_mutex_unlock(&list_lock);
+    unlock_list();
 }
 
 /* How long the virtual size becomes for a file of `end` bytes. */
@@ -422,7 +438,7 @@ int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)
 
 void shared_before_fork(void)
 {
-    pthread_mutex_lock(&list_lock);
+    lock_list();
     for (struct shared *shared = list; shared != NULL; shared = shared->next) {
         pthread_mutex_lock(&shared->opening);
         close_image(shared, false);
@@ -436,5 +452,5 @@ void shared_after_fork(void)
         shared->inherited = true;
         pthread_mutex_unlock(&shared->opening);
     }
-    pthread_mutex_unlock(&list_lock);
+    unlock_list();
 }

@@ -82,21 +82,30 @@ int shared_suspend(struct shared *shared);
 /* At the end of a process, or of a program. */
 void shared_suspend_all(void);
 
+/*
+ * What this thread is in the middle of here: a signal handler that ends the process, or forks, must not wait for it. The
+ * image is then left as a kill would leave it.
+ */
+extern _Thread_local int shared_inside;
+
 /* 0 with an image that stays open until shared_leave, or -errno. */
 static inline int shared_enter(struct shared *shared, qcow2_image **image)
 {
+    shared_inside++;
     atomic_fetch_add(&shared->users, 1);
     *image = atomic_load(&shared->image);
     if (__builtin_expect(*image != NULL, 1)) {
         return 0;
     }
     atomic_fetch_sub(&shared->users, 1);
+    shared_inside--;
     return shared_enter_slow(shared, image);
 }
 
 static inline void shared_leave(struct shared *shared)
 {
     atomic_fetch_sub_explicit(&shared->users, 1, memory_order_release);
+    shared_inside--;
     if (__builtin_expect(atomic_load_explicit(&shared_ending, memory_order_relaxed), 0)) {
         shared_suspend(shared);
     }

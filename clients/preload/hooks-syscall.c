@@ -18,6 +18,12 @@ static bool by_path(long number, const long *a, long *result)
     case SYS_stat: *result = stat(P(0), P(1)); return true;
     case SYS_lstat: *result = lstat(P(0), P(1)); return true;
 #endif
+#ifdef SYS_rename
+    case SYS_rename: *result = rename(P(0), P(1)); return true;
+    case SYS_link: *result = link(P(0), P(1)); return true;
+#endif
+    case SYS_renameat2: *result = renameat2(I(0), P(1), I(2), P(3), (unsigned)a[4]); return true;
+    case SYS_linkat: *result = linkat(I(0), P(1), I(2), P(3), I(4)); return true;
     case SYS_openat: *result = image_open(I(0), P(1), I(2), (mode_t)a[3]); break;
     case SYS_openat2:
         *result =
