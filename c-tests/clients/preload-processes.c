@@ -251,6 +251,45 @@ static void *write_and_read(void *opaque)
     return NULL;
 }
 
+static void *append(void *opaque)
+{
+    int number = (int)(intptr_t)opaque, fd = open(test_path("append.qcow2"), O_WRONLY | O_APPEND);
+    char record[100];
+
+    memset(record, 'a' + number, sizeof record);
+    for (int round = 0; round < ROUNDS; round++) {
+        if (write(fd, record, sizeof record) != (ssize_t)sizeof record) {
+            atomic_fetch_add(&failures, 1);
+        }
+    }
+    close(fd);
+    return NULL;
+}
+
+/* Writes at the end do not meet, whoever makes them. */
+static void appenders(void)
+{
+    int fd = open_new("append.qcow2"), counts[THREADS] = {0};
+    pthread_t threads[THREADS];
+    char record[100];
+
+    for (int i = 0; i < THREADS; i++) {
+        CHECK_EQ(pthread_create(&threads[i], NULL, append, (void *)(intptr_t)i), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    while (read(fd, record, sizeof record) == (ssize_t)sizeof record) {
+        CHECK(record[0] >= 'a' && record[0] < 'a' + THREADS);
+        CHECK_FILLED(record, sizeof record, record[0]);
+        counts[record[0] - 'a']++;
+    }
+    for (int i = 0; i < THREADS; i++) {
+        CHECK_EQ(counts[i], ROUNDS);
+    }
+    CHECK_EQ(close(fd), 0);
+}
+
 static void *open_and_close(void *opaque)
 {
     (void)opaque;
@@ -303,7 +342,7 @@ static void threads(void)
 
 int main(int argc, char **argv)
 {
-    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "handler", "threads"};
+    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "handler", "append", "threads"};
 
     if (argc > 1 && getenv("LD_PRELOAD") == NULL) {
         setenv("LD_PRELOAD", argv[1], 1);
@@ -317,6 +356,7 @@ int main(int argc, char **argv)
     lowest_number();
     null_paths();
     ended_by_handler();
+    appenders();
     threads();
     /* What is left are sound images. */
     unsetenv("LD_PRELOAD");

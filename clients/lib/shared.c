@@ -410,6 +410,18 @@ int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end)
     return result;
 }
 
+int64_t shared_append(struct shared *shared, qcow2_image *image, uint64_t length)
+{
+    int64_t result;
+    uint64_t size;
+
+    pthread_mutex_lock(&shared->resizing);
+    size = atomic_load(&shared->size);
+    result = size + length < size ? -EFBIG : grow(shared, image, size + length);
+    pthread_mutex_unlock(&shared->resizing);
+    return result < 0 ? result : (int64_t)size;
+}
+
 int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)
 {
     uint64_t before;

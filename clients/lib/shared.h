@@ -113,6 +113,8 @@ static inline void shared_leave(struct shared *shared)
 
 /* Between enter and leave: makes room for a write that ends at `end`, or sets the size. 0 or -errno. */
 int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end);
+/* Makes the file `length` longer: where the new part begins, or -errno. */
+int64_t shared_append(struct shared *shared, qcow2_image *image, uint64_t length);
 int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size);
 
 /* After the file's times have been set by name. */

@@ -66,13 +66,19 @@ static inline size_t config_length(const char *text)
     return (size_t)(at - text);
 }
 
+/* Headers say that a name is never NULL; programs pass NULL to see whether the kernel has a call. */
+static inline const char *config_hide(const char *name)
+{
+    __asm__("" : "+r"(name));
+    return name;
+}
+
 /* False for most names that are none of an image's, and of no descriptor's. */
 static inline bool config_maybe(const char *name)
 {
     size_t length;
 
-    /* Headers say that it is never NULL; programs pass NULL to see whether the kernel has a call. */
-    __asm__("" : "+r"(name));
+    name = config_hide(name);
     if (name == NULL || name[0] == '\0') {
         return false;
     }

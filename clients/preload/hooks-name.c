@@ -31,13 +31,13 @@ HOOK int rename(const char *old, const char *new)
 HOOK int renameat(int old_directory, const char *old, int new_directory, const char *new)
 {
     return changes_kind(old_directory, old, new) ? refuse("renameat")
-                                                  : REAL(renameat)(old_directory, old, new_directory, new);
+                                                 : REAL(renameat)(old_directory, old, new_directory, new);
 }
 
 HOOK int renameat2(int old_directory, const char *old, int new_directory, const char *new, unsigned flags)
 {
     return changes_kind(old_directory, old, new) ? refuse("renameat2")
-                                                  : REAL(renameat2)(old_directory, old, new_directory, new, flags);
+                                                 : REAL(renameat2)(old_directory, old, new_directory, new, flags);
 }
 
 HOOK int link(const char *old, const char *new)
@@ -48,5 +48,5 @@ HOOK int link(const char *old, const char *new)
 HOOK int linkat(int old_directory, const char *old, int new_directory, const char *new, int flags)
 {
     return changes_kind(old_directory, old, new) ? refuse("linkat")
-                                                  : REAL(linkat)(old_directory, old, new_directory, new, flags);
+                                                 : REAL(linkat)(old_directory, old, new_directory, new, flags);
 }

@@ -26,6 +26,7 @@ static int fd_of_view(int directory, const char *path, int flags)
 {
     int fd = -1;
 
+    path = config_hide(path);
     if (path != NULL && path[0] == '\0' && (flags & AT_EMPTY_PATH) != 0) {
         fd = directory;
     } else if ((flags & AT_SYMLINK_NOFOLLOW) == 0) {
@@ -269,9 +270,4 @@ HOOK int fstatfs(int fd, struct statfs *status)
 HOOK int fstatvfs(int fd, struct statvfs *status)
 {
     return fstatvfs64(fd, (struct statvfs64 *)status);
-}
-
-HOOK int utimensat(int fd, const char *path, const struct timespec times[2], int flags)
-{
-    return path == NULL && is_view(fd) ? futimens(fd, times) : REAL(utimensat)(fd, path, times, flags);
 }

@@ -79,6 +79,9 @@ static bool by_descriptor(long number, const long *a, long *result)
     case SYS_dup: *result = dup(I(0)); return true;
     case SYS_fcntl: *result = fcntl(I(0), I(1), P(2)); return true;
     case SYS_ioctl: *result = ioctl(I(0), (unsigned long)a[1], P(2)); return true;
+    case SYS_utimensat: *result = a[1] == 0 ? futimens(I(0), P(2)) : -1; return a[1] == 0;
+    case SYS_fchmod: *result = fchmod(I(0), (mode_t)a[1]); return true;
+    case SYS_fchown: *result = fchown(I(0), (uid_t)a[1], (gid_t)a[2]); return true;
     case SYS_close: *result = close(I(0)); return true;
     default: return false;
     }
