@@ -37,7 +37,9 @@ static bool by_path(long number, const long *a, long *result)
         return true;
     case SYS_splice: *result = splice(I(0), P(1), I(2), P(3), (size_t)a[4], (unsigned)a[5]); return true;
     case SYS_sendfile: *result = sendfile(I(0), I(1), P(2), (size_t)a[3]); return true;
+#ifndef __s390x__ /* There its arguments are in memory. */
     case SYS_mmap: *result = (long)mmap(P(0), (size_t)a[1], I(2), I(3), I(4), a[5]); return true;
+#endif
     case SYS_close_range: *result = close_range((unsigned)a[0], (unsigned)a[1], I(2)); return true;
 #ifdef SYS_dup2
     case SYS_dup2: *result = dup2(I(0), I(1)); return true;
