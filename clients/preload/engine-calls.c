@@ -38,7 +38,7 @@ int ENGINE(rename)(const char *old, const char *new);
 int ENGINE(linkat)(int old_directory, const char *old, int new_directory, const char *new, int flags);
 void *ENGINE(dlsym)(void *handle, const char *name);
 
-/* Moves a new descriptor out of the way. */
+/* Moves a new descriptor out of the way; not far, for the kernel's table is as long as the highest one. */
 static int keep(int fd)
 {
     struct rlimit limit;
@@ -48,7 +48,7 @@ static int keep(int fd)
         return fd;
     }
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= 256) {
-        base = limit.rlim_cur > VIEWS_MAX ? VIEWS_MAX - 4096 : (int)limit.rlim_cur - (int)limit.rlim_cur / 4;
+        base = limit.rlim_cur >= 1024 ? 800 : (int)limit.rlim_cur * 3 / 4;
         moved = REAL(fcntl64)(fd, F_DUPFD_CLOEXEC, base);
         if (moved >= 0) {
             REAL(close)(fd);
