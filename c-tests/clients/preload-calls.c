@@ -117,7 +117,8 @@ static void one_read(size_t count, off_t at)
 static void one_write(size_t count, off_t at)
 {
     fill();
-    switch (below(9)) {
+    switch (below(10)) {
+    case 9: BOTH("pwrite at the end", pwrite(appending[i], buffers[i], count % 3000, at)); break;
     case 0: BOTH("write", write(copies[i], buffers[i], count)); break;
     case 1: BOTH("pwrite", pwrite(fds[i], buffers[i], count, at)); break;
     case 2: BOTH("writev", writev(fds[i], parts(i, count), 3)); break;

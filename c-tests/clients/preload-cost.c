@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * What the shim costs: calls on an image beside the library's own, and calls on anything else beside the C library's,
- * in one process. Arguments: the shim, a directory for two small images (one of its own). Fails where more than the
- * limits is added.
+ * in one process. Arguments: the shim. Fails where more than the limits is added.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -17,9 +16,9 @@
 #include "qcow2.h"
 
 enum {
-    ROUNDS = 300,
-    MORE_ROUNDS = 3000,
-    CALLS = 256,
+    ROUNDS = 200,
+    MORE_ROUNDS = 4000,
+    CALLS = 128,
     DISK = 1 << 20,
     IMAGE_LIMIT_NS = 100,
     OTHER_LIMIT_NS = 15,
@@ -35,7 +34,7 @@ static ssize_t (*libc_read)(int, void *, size_t);
 static ssize_t (*libc_write)(int, const void *, size_t);
 static off_t (*libc_lseek)(int, off_t, int);
 static int (*libc_fstat)(int, struct stat *);
-static int (*libc_stat)(const char *, struct stat *);
+static int (*libc_stat)(int, const char *, struct stat *, int);
 static int (*libc_open)(const char *, int, ...);
 static int (*libc_close)(int);
 static void *(*libc_mmap)(void *, size_t, int, int, int, off_t);
@@ -94,9 +93,10 @@ PAIR(read, sink = libc_read(null, buffer, 1), sink = read(null, buffer, 1))
 PAIR(write, sink = libc_write(null, buffer, 1), sink = write(null, buffer, 1))
 PAIR(lseek, sink = libc_lseek(other, 0, SEEK_SET), sink = lseek(other, 0, SEEK_SET))
 PAIR(fstat, sink = libc_fstat(other, &status), sink = fstat(other, &status))
-/* Names that are not there: what the kernel does for them takes little time, which varies little. */
-PAIR(stat, sink = libc_stat("/not-there.img", &status), sink = stat("/not-there.img", &status))
-PAIR(open, sink = libc_open("/not-there.img", O_RDONLY), sink = open("/not-there.img", O_RDONLY))
+/* Flags that are refused before the name is looked up. */
+PAIR(stat, sink = libc_stat(AT_FDCWD, "/not-there.img", &status, 1 << 30),
+     sink = fstatat(AT_FDCWD, "/not-there.img", &status, 1 << 30))
+PAIR(open, sink = libc_open("/not-there.img", O_TMPFILE, 0), sink = open("/not-there.img", O_TMPFILE, 0))
 PAIR(close, sink = libc_close(-1), sink = close(-1))
 PAIR(mmap, sink = (long)libc_mmap(NULL, 0, 0, 0, -1, 0), sink = (long)mmap(NULL, 0, 0, 0, -1, 0))
 
@@ -148,40 +148,63 @@ static void find_libc(void)
     *(void **)&libc_write = libc_symbol(libc, "write");
     *(void **)&libc_lseek = libc_symbol(libc, "lseek64");
     *(void **)&libc_fstat = libc_symbol(libc, "fstat64");
-    *(void **)&libc_stat = libc_symbol(libc, "stat64");
+    *(void **)&libc_stat = libc_symbol(libc, "fstatat64");
     *(void **)&libc_open = libc_symbol(libc, "open64");
     *(void **)&libc_close = libc_symbol(libc, "close");
     *(void **)&libc_mmap = libc_symbol(libc, "mmap64");
 }
 
-static void make(const char *path)
-{
-    const char *const create[] = {"lazy_refcounts=on", NULL}, *const options[] = {"metadata-writethrough=on", NULL};
+static const char *const open_options[] = {"metadata-writethrough=on", NULL};
 
-    if (qcow2_create(path, DISK, create) < 0 || qcow2_open(path, 0, options, &image) < 0) {
-        fprintf(stderr, "%s\n", qcow2_last_error());
-        exit(1);
+static void give_up(const char *path)
+{
+    fprintf(stderr, "%s: %s\n", path, qcow2_last_error());
+    exit(1);
+}
+
+static void make(const char *directory, const char *name)
+{
+    const char *const create[] = {"lazy_refcounts=on", NULL};
+    char path[4096];
+
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    if (qcow2_create(path, DISK, create) < 0 || qcow2_open(path, 0, open_options, &image) < 0) {
+        give_up(path);
     }
     for (off_t at = 0; at < DISK; at += (off_t)sizeof buffer) {
         memset(buffer, 1 + (int)(at & 127), sizeof buffer);
         qcow2_pwrite(image, buffer, sizeof buffer, (uint64_t)at);
     }
+    qcow2_close(image);
 }
 
-/* Two images that are alike; the library's own must not have a name that the shim takes. */
+/* Without the shim: two images that are alike, then this program again, under it. */
+static int begin(char **argv)
+{
+    char directory[] = "/tmp/preload-cost.XXXXXX";
+
+    if (mkdtemp(directory) == NULL) {
+        perror(directory);
+        return 1;
+    }
+    make(directory, "cost.img");
+    make(directory, "cost.qcow2");
+    setenv("LD_PRELOAD", argv[1], 1);
+    execl("/proc/self/exe", argv[0], argv[1], directory, (char *)NULL);
+    perror(argv[0]);
+    return 1;
+}
+
+/* The library's own image has a name that the shim does not take. */
 static void open_both(const char *directory)
 {
-    char own[4096], path[4096];
+    char path[4096];
 
-    snprintf(own, sizeof own, "%s/cost.img", directory);
-    snprintf(path, sizeof path, "%s/cost.qcow2", directory);
-    make(own);
-    qcow2_close(image);
-    if (rename(own, path) != 0) {
-        perror(path);
-        exit(1);
+    snprintf(path, sizeof path, "%s/cost.img", directory);
+    if (qcow2_open(path, 0, open_options, &image) < 0) {
+        give_up(path);
     }
-    make(own);
+    snprintf(path, sizeof path, "%s/cost.qcow2", directory);
     view = open(path, O_RDWR);
     if (view < 0 || fstat(view, &status) < 0 || status.st_size != DISK) {
         perror(path);
@@ -202,24 +225,21 @@ static void tidy(const char *directory)
 
 int main(int argc, char **argv)
 {
-    char directory[] = "/tmp/preload-cost.XXXXXX";
     int failed = 0;
 
-    if (argc > 1 && getenv("LD_PRELOAD") == NULL) {
-        setenv("LD_PRELOAD", argv[1], 1);
-        execv("/proc/self/exe", argv);
-        return 1;
+    if (argc == 2) {
+        return begin(argv);
     }
-    if (mkdtemp(directory) == NULL) {
-        perror(directory);
-        return 1;
+    if (argc != 3) {
+        fprintf(stderr, "usage: preload-cost SHIM\n");
+        return 2;
     }
     find_libc();
     if (dlsym(RTLD_DEFAULT, "open64") == *(void **)&libc_open) {
         fprintf(stderr, "not under the shim\n");
         return 1;
     }
-    open_both(argc > 2 ? argv[2] : directory);
+    open_both(argv[2]);
     other = open("/etc/passwd", O_RDONLY);
     null = open("/dev/null", O_RDWR);
     failed |= compare("image, pread", own_pread, view_pread, IMAGE_LIMIT_NS);
@@ -230,12 +250,12 @@ int main(int argc, char **argv)
     failed |= compare("/dev/null, write", real_write, hook_write, OTHER_LIMIT_NS);
     failed |= compare("file, lseek", real_lseek, hook_lseek, OTHER_LIMIT_NS);
     failed |= compare("file, fstat", real_fstat, hook_fstat, OTHER_LIMIT_NS);
-    failed |= compare("file, stat", real_stat, hook_stat, OTHER_LIMIT_NS);
+    failed |= compare("file, fstatat", real_stat, hook_stat, OTHER_LIMIT_NS);
     failed |= compare("file, open", real_open, hook_open, OTHER_LIMIT_NS);
     failed |= compare("file, close", real_close, hook_close, OTHER_LIMIT_NS);
     failed |= compare("mmap that is refused", real_mmap, hook_mmap, OTHER_LIMIT_NS);
     qcow2_close(image);
     close(view);
-    tidy(directory);
+    tidy(argv[2]);
     return failed;
 }

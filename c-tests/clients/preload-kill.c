@@ -96,6 +96,21 @@ static unsigned kill_once(const char *self, const char *shim, const char *path, 
     return done;
 }
 
+/* A file that was appended to is as long as what has been written, and perhaps one write more. */
+static void verify_length(const char *shim, const char *path, unsigned done)
+{
+    char command[9000];
+    long long length = -1;
+    FILE *said;
+
+    snprintf(command, sizeof command, "LD_PRELOAD='%s' stat -c %%s '%s'", shim, path);
+    said = popen(command, "r");
+    CHECK(said != NULL);
+    CHECK_EQ(fscanf(said, "%lld", &length), 1);
+    CHECK_EQ(pclose(said), 0);
+    CHECK(length == (long long)done * UNIT || length == (long long)(done + 1) * UNIT);
+}
+
 static void verify(const char *path, bool appends, unsigned done)
 {
     qcow2_image *image = test_open(path, 0, NULL);
@@ -136,6 +151,9 @@ int main(int argc, char **argv)
             test_create("killed.qcow2", PLACES * UNIT, "lazy_refcounts=on", NULL);
         }
         done = kill_once(self, argv[1], path, appends, test_random(&seed) % 150000);
+        if (appends) {
+            verify_length(argv[1], path, done);
+        }
         verify(path, appends, done);
         total += done;
     }

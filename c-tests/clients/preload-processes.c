@@ -4,11 +4,13 @@
 #include "../test.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 enum { THREADS = 4, ROUNDS = 150, UNIT = 5000 };
@@ -172,6 +174,59 @@ static void lowest_number(void)
     close(next);
 }
 
+/* Programs ask so whether the kernel has a call. */
+static void null_paths(void)
+{
+    const char *volatile none = NULL;
+    struct statx extended;
+    struct stat status;
+
+    CHECK_EQ(open(none, O_RDONLY), -1);
+    CHECK_EQ(errno, EFAULT);
+    CHECK_EQ(statx(0, none, 0, STATX_BASIC_STATS, &extended), -1);
+    CHECK_EQ(errno, EFAULT);
+    CHECK_EQ(stat(none, &status), -1);
+    CHECK_EQ(errno, EFAULT);
+    CHECK(fopen("", "r") == NULL);
+    CHECK_EQ(errno, ENOENT);
+}
+
+static void end_here(int signal)
+{
+    (void)signal;
+    _exit(3);
+}
+
+/* A signal handler ends the process in the middle of a request: it must not wait for that request. */
+static void ended_by_handler(void)
+{
+    for (int i = 0; i < 10; i++) {
+        int fd = open_new("handler.qcow2"), status;
+        pid_t child = fork();
+
+        CHECK_EQ(ftruncate(fd, 1 << 20), 0);
+        if (child == 0) {
+            struct itimerval soon = {.it_value = {.tv_usec = 20000 + i * 777}};
+            char bytes[4096] = "x";
+
+            close(fd);
+            fd = open(test_path("handler.qcow2"), O_RDWR);
+            signal(SIGALRM, end_here);
+            setitimer(ITIMER_REAL, &soon, NULL);
+            for (off_t at = 0;; at = (at + 4096) % (1 << 20)) {
+                if (pwrite(fd, bytes, sizeof bytes, at) < 0 || pread(fd, bytes, sizeof bytes, at) < 0) {
+                    pause();
+                }
+            }
+        }
+        close(fd);
+        status = test_wait(child);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 3);
+    }
+    /* As after a kill: the next open for writing repairs it. */
+    CHECK_EQ(close(open(test_path("handler.qcow2"), O_RDWR)), 0);
+}
+
 static atomic_int failures;
 static atomic_bool stop;
 
@@ -194,6 +249,45 @@ static void *write_and_read(void *opaque)
     }
     close(fd);
     return NULL;
+}
+
+static void *append(void *opaque)
+{
+    int number = (int)(intptr_t)opaque, fd = open(test_path("append.qcow2"), O_WRONLY | O_APPEND);
+    char record[100];
+
+    memset(record, 'a' + number, sizeof record);
+    for (int round = 0; round < ROUNDS; round++) {
+        if (write(fd, record, sizeof record) != (ssize_t)sizeof record) {
+            atomic_fetch_add(&failures, 1);
+        }
+    }
+    close(fd);
+    return NULL;
+}
+
+/* Writes at the end do not meet, whoever makes them. */
+static void appenders(void)
+{
+    int fd = open_new("append.qcow2"), counts[THREADS] = {0};
+    pthread_t threads[THREADS];
+    char record[100];
+
+    for (int i = 0; i < THREADS; i++) {
+        CHECK_EQ(pthread_create(&threads[i], NULL, append, (void *)(intptr_t)i), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    while (read(fd, record, sizeof record) == (ssize_t)sizeof record) {
+        CHECK(record[0] >= 'a' && record[0] < 'a' + THREADS);
+        CHECK_FILLED(record, sizeof record, record[0]);
+        counts[record[0] - 'a']++;
+    }
+    for (int i = 0; i < THREADS; i++) {
+        CHECK_EQ(counts[i], ROUNDS);
+    }
+    CHECK_EQ(close(fd), 0);
 }
 
 static void *open_and_close(void *opaque)
@@ -248,7 +342,7 @@ static void threads(void)
 
 int main(int argc, char **argv)
 {
-    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "threads"};
+    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "handler", "append", "threads"};
 
     if (argc > 1 && getenv("LD_PRELOAD") == NULL) {
         setenv("LD_PRELOAD", argv[1], 1);
@@ -260,6 +354,9 @@ int main(int argc, char **argv)
     started();
     raw_bytes_are_out_of_reach();
     lowest_number();
+    null_paths();
+    ended_by_handler();
+    appenders();
     threads();
     /* What is left are sound images. */
     unsetenv("LD_PRELOAD");

@@ -99,13 +99,13 @@ check tail tail any 'tail -c 19000000 disk.qcow2 | sha256sum; tail -c +47000000 
 check cmp cmp any 'cmp disk.qcow2 $OTHER; head -c 20000 disk.qcow2 | cmp -n 20000 - disk.qcow2; cmp -i 29999990 -n 9 -l disk.qcow2 $OTHER'
 check sums sha256sum any 'sha256sum disk.qcow2; md5sum <disk.qcow2; sha256sum - <disk.qcow2; cksum disk.qcow2'
 check od od any 'od -A d -t x1 -N 200 disk.qcow2; od -j 29999990 -N 30 -c <disk.qcow2; hexdump -C -n 64 disk.qcow2; xxd -l 64 disk.qcow2'
-check zstd zstd any 'zstd -q -c disk.qcow2 | zstd -d -q -c | sha256sum; zstd -q -T1 disk.qcow2 -o x.zst && zstd -d -q x.zst -c | sha256sum'
+check zstd zstd any 'truncate -s 3M disk.qcow2; zstd -q -c disk.qcow2 | zstd -d -q -c | sha256sum; zstd -q -T1 disk.qcow2 -o x.zst && zstd -d -q x.zst -c | sha256sum'
 check zstd-to zstd same 'zstd -q -c $OTHER >x.zst; zstd -q -d -f x.zst -o disk.qcow2; sha256sum disk.qcow2'
-check gzip gzip any 'gzip -c disk.qcow2 | gzip -dc | sha256sum'
-check openssl openssl any 'openssl dgst -sha256 disk.qcow2'
-check tar tar any 'tar --mtime=@0 --owner=0 --group=0 --mode=644 -cf x.tar disk.qcow2; tar -tvf x.tar; tar -xOf x.tar | sha256sum; tar --mtime=@0 --owner=0 --group=0 --mode=644 -c disk.qcow2 | tar -xO | sha256sum'
+check gzip gzip any 'truncate -s 3M disk.qcow2; gzip -c disk.qcow2 | gzip -dc | sha256sum'
+check openssl openssl any 'truncate -s 3M disk.qcow2; openssl dgst -sha256 disk.qcow2'
+check tar tar any 'truncate -s 3M disk.qcow2; tar --mtime=@0 --owner=0 --group=0 --mode=644 -cf x.tar disk.qcow2; tar -tvf x.tar; tar -xOf x.tar | sha256sum; tar --mtime=@0 --owner=0 --group=0 --mode=644 -c disk.qcow2 | tar -xO | sha256sum'
 check tar-to tar same 'tar --mtime=@0 --owner=0 --group=0 --mode=644 -cf disk.qcow2 -C ${OTHER%/*} other; tar -tf disk.qcow2; tar -xOf disk.qcow2 other | sha256sum'
-check cpio cpio any 'echo disk.qcow2 | cpio -o -H newc 2>/dev/null | cpio -i --to-stdout 2>/dev/null | sha256sum'
+check cpio cpio any 'truncate -s 3M disk.qcow2; echo disk.qcow2 | cpio -o -H newc 2>/dev/null | cpio -i --to-stdout 2>/dev/null | sha256sum'
 check file file any 'file disk.qcow2; file - <disk.qcow2'
 check stat stat any 'stat -c "%s %F %n" disk.qcow2; stat -L -c "%s %F" /dev/stdin <disk.qcow2; ls -ln disk.qcow2 | cut -d" " -f5; find . -size +40M -name "*.qcow2"; test -s disk.qcow2; wc -c disk.qcow2; du --apparent-size -b disk.qcow2; [ disk.qcow2 -ef ./disk.qcow2 ] && echo same'
 check truncate truncate same 'truncate -s 40M disk.qcow2; truncate -s +1000 disk.qcow2; stat -c %s disk.qcow2; truncate -s 2000000 disk.qcow2; truncate -s 3000000 disk.qcow2; fallocate -p -o 4096 -l 100000 disk.qcow2; fallocate -z -o 200000 -l 50000 disk.qcow2; fallocate -l 10000000 disk.qcow2; stat -c %s disk.qcow2'
@@ -155,7 +155,40 @@ check zsh zsh any 'zsh -fc "echo one >disk.qcow2; print two >>disk.qcow2; cat <d
 check xorriso xorriso any 'xorriso -as mkisofs -quiet -o disk.qcow2 -V NAME ${OTHER%/*} 2>/dev/null; xorriso -indev disk.qcow2 -find / 2>/dev/null; file disk.qcow2'
 check squashfs mksquashfs same 'unset SOURCE_DATE_EPOCH; mksquashfs ${OTHER%/*} disk.qcow2 -quiet -noappend -no-progress -all-time 0 -mkfs-time 0 2>/dev/null | tail -n 1; unsquashfs -ll disk.qcow2 | sed "s/.*squash/squash/"; unsquashfs -cat disk.qcow2 other | sha256sum'
 check rsync rsync same 'rsync --inplace --no-whole-file $OTHER disk.qcow2; rsync disk.qcow2 copy; sha256sum copy'
-check sed sed any 'sed -n 5,7p disk.qcow2; sort disk.qcow2 | head -n 300000 | sha256sum; tr 0-9 a-j <disk.qcow2 | sha256sum; split -n 3 disk.qcow2 part. && cat part.* | sha256sum; cut -c1-3 disk.qcow2 | head -n 5; tee copy <disk.qcow2 | sha256sum; strings -n 8 disk.qcow2 | tail -n 1'
+check sed sed any 'truncate -s 3M disk.qcow2; sed -n 5,7p disk.qcow2; sort disk.qcow2 | head -n 300000 | sha256sum; tr 0-9 a-j <disk.qcow2 | sha256sum; split -n 3 disk.qcow2 part. && cat part.* | sha256sum; cut -c1-3 disk.qcow2 | head -n 5; tee copy <disk.qcow2 | sha256sum; strings -n 8 disk.qcow2 | tail -n 1'
+
+# Emulators: a boot sector that writes itself further on. PDP-11: RK11 writes 256 words from 0 to sector 5, then HALT.
+words() { for w in "$@"; do printf "\\x$(printf %02x $((8#$w & 255)))\\x$(printf %02x $((8#$w >> 8)))"; done; }
+words 012700 000101 110037 177566 012737 177400 177406 012737 000000 177410 012737 000005 177412 012737 000003 177404 \
+    105737 177404 100375 000000 >"$work/files/pdp11.boot"
+printf 'set cpu 11/40\nattach rk0 disk.qcow2\nboot rk0\ndetach rk0\nquit\n' >"$work/files/pdp11.ini"
+check simh pdp11 same 'dd if=${OTHER%/*}/pdp11.boot of=disk.qcow2 conv=notrunc status=none; pdp11 ${OTHER%/*}/pdp11.ini; od -j 2560 -N 16 disk.qcow2'
+
+# PC: "A" to port 0xe9, int 13h writes sector 5, "B", and "Shutdown" to port 0x8900.
+boot='\xfa\x31\xc0\x8e\xd8\x8e\xc0\x8e\xd0\xbc\x00\x7c\xb0\x41\xe6\xe9\xb8\x01\x03\xbb\x00\x7c\xb9\x05\x00\xba\x80\x00\xcd\x13\xb0\x42\xe6\xe9'
+for letter in 53 68 75 74 64 6f 77 6e; do boot="$boot\\xb0\\x$letter\\xba\\x00\\x89\\xee"; done
+printf "$boot\\xf4\\xeb\\xfd" >"$work/files/pc.boot"
+printf '\x55\xaa' >"$work/files/pc.end"
+cat >"$work/files/bochsrc" <<'E'
+megs: 32
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/vgabios/vgabios.bin
+ata0-master: type=disk, path=disk.qcow2, mode=flat, cylinders=40, heads=16, spt=63
+boot: disk
+port_e9_hack: enabled=1
+display_library: rfb, options="timeout=0"
+log: bochs.log
+speaker: enabled=0
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
+E
+bochs=bochs
+[ -e /usr/share/vgabios/vgabios.bin ] && [ -e /usr/share/bochs/BIOS-bochs-latest ] || bochs=bochs-with-bios
+check bochs $bochs same 'truncate -s 20643840 disk.qcow2; dd if=${OTHER%/*}/pc.boot of=disk.qcow2 conv=notrunc status=none; dd if=${OTHER%/*}/pc.end of=disk.qcow2 conv=notrunc bs=1 seek=510 status=none; printf "c\nq\n" | bochs -q -f ${OTHER%/*}/bochsrc 2>/dev/null | grep -a -o "AB" | head -n 1; od -j 2048 -N 16 disk.qcow2'
+check mv mv any 'truncate -s 3M disk.qcow2; mv disk.qcow2 plain; head -n 2 plain; sha256sum plain; mv plain disk.qcow2; sha256sum disk.qcow2; mv disk.qcow2 b.qcow2; mv b.qcow2 disk.qcow2; ls'
+check rsync-whole rsync same 'rsync -t $OTHER disk.qcow2; sha256sum disk.qcow2; rsync -a disk.qcow2 copy; sha256sum copy'
+check c++ g++ same 'printf "#include <fstream>\n#include <iostream>\nint main(){std::fstream f(\"disk.qcow2\");std::string l;std::getline(f,l);std::getline(f,l);std::cout<<l<<f.tellg();f.seekp(7000);f<<\"from c++\";f.seekg(0,std::ios::end);std::cout<<f.tellg();f.close();while(std::cin>>l&&l!=\"9\")std::cout<<l;}" >a.cc; env -u LD_PRELOAD g++ -O0 -o a a.cc && ./a <disk.qcow2'
+check patch patch any 'dd if=disk.qcow2 bs=100 count=1 status=none | cat >p; diff -q p disk.qcow2; head -n 20 disk.qcow2 | diff - <(sed s/7/x/ <disk.qcow2 | head -n 20)'
+check copies cp any 'head -n 1 disk.qcow2; cp disk.qcow2 disk.qcow2~; cmp disk.qcow2 disk.qcow2~; cp -a disk.qcow2 second.qcow2; cmp second.qcow2 disk.qcow2; ln disk.qcow2 third.qcow2; cmp third.qcow2 disk.qcow2; ln -s disk.qcow2 fourth.qcow2; cmp fourth.qcow2 disk.qcow2'
 check shred shred same 'shred -n 0 -z -s 100000 disk.qcow2'
 
 [ -z "$skipped" ] || echo "not installed:$skipped"

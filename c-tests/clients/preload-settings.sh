@@ -99,6 +99,8 @@ mkdir sub
 cp c.qcow2 sub/base.qcow2
 (cd sub && "$tools/qcow2-img" create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2)
 expect "a backing file" "text of bmore" 'printf more | dd of=sub/top.qcow2 seek=9 bs=1 conv=notrunc status=none; head -c 13 sub/top.qcow2'
+expect "a backing file that must not be opened" "head: cannot open 'sub/top.qcow2' for reading: Operation not permitted" \
+    'LIBQCOW2_PRELOAD="*.qcow2,backing=off" head -c 13 sub/top.qcow2'
 expect "the backing file stays" "text of b" 'head -c 13 sub/base.qcow2'
 
 for image in a c d sub/top sub/base; do

@@ -3,7 +3,7 @@
 # usage: run.sh QCOW2-RUN TOOLS [QCOW2-FUSE]
 # qcow2-run by the shim and by FUSE, what it says of programs, and programs that only FUSE serves.
 set -u
-run=$1 tools=$2 fuse=${3:-}
+run=$(realpath "$1") tools=$2 fuse=${3:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1

@@ -10,12 +10,14 @@
 #include "report.h"
 
 bool config_off;
+bool config_last[256] = {['2'] = true};
 
 static const char *const default_options[] = {"metadata-writethrough=on", NULL};
 
 static struct rule default_rule = {
     .end = ".qcow2",
     .end_length = sizeof ".qcow2" - 1,
+    .flags = QCOW2_OPEN_ALLOW_RECORDED,
     .options = default_options,
 };
 
@@ -35,11 +37,14 @@ static struct rule *parse_rule(char *text)
         return NULL;
     }
     options[count++] = default_options[0];
+    rule->flags = QCOW2_OPEN_ALLOW_RECORDED;
     for (char *word; (word = strtok_r(NULL, ",", &next)) != NULL;) {
         if (strcmp(word, "ro") == 0) {
             rule->read_only = true;
         } else if (strcmp(word, "device") == 0) {
             rule->device = true;
+        } else if (strcmp(word, "backing=on") == 0 || strcmp(word, "backing=off") == 0) {
+            rule->flags = word[9] == 'n' ? QCOW2_OPEN_ALLOW_RECORDED : 0;
         } else {
             /* Said again it counts again. */
             options[count++] = word;
@@ -69,6 +74,7 @@ void config_read(void)
     if (strcmp(text, "off") == 0) {
         config_off = true;
         rules = NULL;
+        memset(config_last, 0, sizeof config_last);
         return;
     }
     copy = strdup(text);
@@ -86,6 +92,10 @@ void config_read(void)
             }
         }
         if (rule != NULL) {
+            config_last[rule->end_length > 0 ? (unsigned char)rule->end[rule->end_length - 1] : 0] = true;
+            if (rule->end_length == 0) {
+                memset(config_last, 1, sizeof config_last);
+            }
             *last = rule;
             last = &rule->next;
         }

@@ -34,9 +34,11 @@ off_t ENGINE(lseek64)(int fd, off_t offset, int whence);
 void *ENGINE(mmap64)(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 int ENGINE(statx)(int directory, const char *path, int flags, unsigned mask, struct statx *status);
 long ENGINE(syscall)(long number, ...);
+int ENGINE(rename)(const char *old, const char *new);
+int ENGINE(linkat)(int old_directory, const char *old, int new_directory, const char *new, int flags);
 void *ENGINE(dlsym)(void *handle, const char *name);
 
-/* Moves a new descriptor out of the way. */
+/* Moves a new descriptor out of the way; not far, for the kernel's table is as long as the highest one. */
 static int keep(int fd)
 {
     struct rlimit limit;
@@ -46,7 +48,7 @@ static int keep(int fd)
         return fd;
     }
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= 256) {
-        base = limit.rlim_cur > VIEWS_MAX ? VIEWS_MAX - 4096 : (int)limit.rlim_cur - (int)limit.rlim_cur / 4;
+        base = limit.rlim_cur >= 1024 ? 800 : (int)limit.rlim_cur * 3 / 4;
         moved = REAL(fcntl64)(fd, F_DUPFD_CLOEXEC, base);
         if (moved >= 0) {
             REAL(close)(fd);
@@ -189,6 +191,16 @@ long ENGINE(syscall)(long number, ...)
     }
     va_end(arguments);
     return REAL(syscall)(number, argument[0], argument[1], argument[2], argument[3], argument[4], argument[5]);
+}
+
+int ENGINE(rename)(const char *old, const char *new)
+{
+    return REAL(rename)(old, new);
+}
+
+int ENGINE(linkat)(int old_directory, const char *old, int new_directory, const char *new, int flags)
+{
+    return REAL(linkat)(old_directory, old, new_directory, new, flags);
 }
 
 /* The Rust runtime looks newer functions up by name. */

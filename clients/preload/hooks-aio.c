@@ -57,10 +57,7 @@ static int serve(struct aiocb64 *request, int operation)
     }
     switch (operation) {
     case LIO_READ: result = view_pread(view, buffer, request->aio_nbytes, request->aio_offset); break;
-    case LIO_WRITE:
-        result = view_pwrite(view, buffer, request->aio_nbytes,
-                             (atomic_load(&view->flags) & O_APPEND) != 0 ? view_size(view) : request->aio_offset);
-        break;
+    case LIO_WRITE: result = view_pwrite(view, buffer, request->aio_nbytes, request->aio_offset); break;
     default: result = view_flush(view); break;
     }
     view_release(view);

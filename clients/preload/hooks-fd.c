@@ -149,18 +149,15 @@ static int image_fcntl(int fd, int command, void *argument)
     return result;
 }
 
-#define FCNTL                                                                                                          \
-    va_list arguments;                                                                                                 \
-    void *argument;                                                                                                    \
-                                                                                                                       \
-    va_start(arguments, command);                                                                                      \
-    argument = va_arg(arguments, void *);                                                                              \
-    va_end(arguments);                                                                                                 \
-    return is_view(fd) ? image_fcntl(fd, command, argument) : REAL(fcntl64)(fd, command, argument);
+HOOK int hook_fcntl(int fd, int command, void *argument) __asm__("fcntl");
+HOOK int hook_fcntl64(int fd, int command, void *argument) __asm__("fcntl64");
 
-HOOK int fcntl(int fd, int command, ...){FCNTL}
-
-HOOK int fcntl64(int fd, int command, ...)
+int hook_fcntl(int fd, int command, void *argument)
 {
-    FCNTL
+    return is_view(fd) ? image_fcntl(fd, command, argument) : REAL(fcntl64)(fd, command, argument);
+}
+
+int hook_fcntl64(int fd, int command, void *argument)
+{
+    return is_view(fd) ? image_fcntl(fd, command, argument) : REAL(fcntl64)(fd, command, argument);
 }

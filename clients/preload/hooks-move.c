@@ -206,13 +206,9 @@ static int image_ioctl(int fd, unsigned long request, void *argument)
     return (int)answer(result);
 }
 
-HOOK int ioctl(int fd, unsigned long request, ...)
-{
-    va_list arguments;
-    void *argument;
+HOOK int hook_ioctl(int fd, unsigned long request, void *argument) __asm__("ioctl");
 
-    va_start(arguments, request);
-    argument = va_arg(arguments, void *);
-    va_end(arguments);
+int hook_ioctl(int fd, unsigned long request, void *argument)
+{
     return is_view(fd) ? image_ioctl(fd, request, argument) : REAL(ioctl)(fd, request, argument);
 }

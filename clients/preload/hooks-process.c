@@ -13,15 +13,22 @@ void prepare_exec(void)
     if (!views_any()) {
         return;
     }
-    if (getpid() == owner) {
+    if (getpid() == owner && shared_inside == 0) {
         flush_streams();
         views_store_offsets();
         shared_suspend_all();
     }
 }
 
+/* Not where a signal handler forks in the middle of a request: the child's copy of the image is dead then. */
+static _Thread_local bool held_for_fork;
+
 static void before_fork(void)
 {
+    if (shared_inside != 0) {
+        return;
+    }
+    held_for_fork = true;
     if (views_any()) {
         views_store_offsets();
     }
@@ -32,6 +39,10 @@ static void before_fork(void)
 
 static void after_fork(void)
 {
+    if (!held_for_fork) {
+        return;
+    }
+    held_for_fork = false;
     views_after_fork();
     shared_after_fork();
     streams_after_fork();
@@ -171,7 +182,7 @@ static void let_go(void)
     if (getpid() != owner) {
         return;
     }
-    if (views_any()) {
+    if (views_any() && shared_inside == 0) {
         views_store_offsets();
         shared_suspend_all();
     }

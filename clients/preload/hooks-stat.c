@@ -26,6 +26,7 @@ static int fd_of_view(int directory, const char *path, int flags)
 {
     int fd = -1;
 
+    path = config_hide(path);
     if (path != NULL && path[0] == '\0' && (flags & AT_EMPTY_PATH) != 0) {
         fd = directory;
     } else if ((flags & AT_SYMLINK_NOFOLLOW) == 0) {
@@ -34,7 +35,7 @@ static int fd_of_view(int directory, const char *path, int flags)
     return is_view(fd) ? fd : -1;
 }
 
-static int path_status(int directory, const char *path, struct stat64 *status, int flags)
+static __attribute__((noinline)) int image_status(int directory, const char *path, struct stat64 *status, int flags)
 {
     int fd = fd_of_view(directory, path, flags), result;
     const struct rule *rule;
@@ -54,6 +55,12 @@ static int path_status(int directory, const char *path, struct stat64 *status, i
         }
     }
     return result;
+}
+
+static inline int path_status(int directory, const char *path, struct stat64 *status, int flags)
+{
+    return config_maybe(path) || (flags & AT_EMPTY_PATH) != 0 ? image_status(directory, path, status, flags)
+                                                              : REAL(fstatat64)(directory, path, status, flags);
 }
 
 static int fd_any(int fd, struct stat64 *status)
@@ -188,14 +195,14 @@ static int fd_statx(int fd, int flags, unsigned mask, struct statx *status)
 
 HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct statx *status)
 {
-    int fd = fd_of_view(directory, path, flags), result;
+    int fd = config_maybe(path) || (flags & AT_EMPTY_PATH) != 0 ? fd_of_view(directory, path, flags) : -1, result;
     const struct rule *rule;
 
     if (fd >= 0) {
         return fd_statx(fd, flags, mask, status);
     }
     result = REAL(statx)(directory, path, flags, mask, status);
-    rule = result == 0 ? config_match(path) : NULL;
+    rule = result == 0 && config_maybe(path) ? config_match(path) : NULL;
     if (rule != NULL && S_ISREG(status->stx_mode)) {
         struct stat64 file = {
             .st_dev = makedev(status->stx_dev_major, status->stx_dev_minor),
@@ -263,9 +270,4 @@ HOOK int fstatfs(int fd, struct statfs *status)
 HOOK int fstatvfs(int fd, struct statvfs *status)
 {
     return fstatvfs64(fd, (struct statvfs64 *)status);
-}
-
-HOOK int utimensat(int fd, const char *path, const struct timespec times[2], int flags)
-{
-    return path == NULL && is_view(fd) ? futimens(fd, times) : REAL(utimensat)(fd, path, times, flags);
 }

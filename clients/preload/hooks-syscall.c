@@ -18,6 +18,12 @@ static bool by_path(long number, const long *a, long *result)
     case SYS_stat: *result = stat(P(0), P(1)); return true;
     case SYS_lstat: *result = lstat(P(0), P(1)); return true;
 #endif
+#ifdef SYS_rename
+    case SYS_rename: *result = rename(P(0), P(1)); return true;
+    case SYS_link: *result = link(P(0), P(1)); return true;
+#endif
+    case SYS_renameat2: *result = renameat2(I(0), P(1), I(2), P(3), (unsigned)a[4]); return true;
+    case SYS_linkat: *result = linkat(I(0), P(1), I(2), P(3), I(4)); return true;
     case SYS_openat: *result = image_open(I(0), P(1), I(2), (mode_t)a[3]); break;
     case SYS_openat2:
         *result =
@@ -31,7 +37,9 @@ static bool by_path(long number, const long *a, long *result)
         return true;
     case SYS_splice: *result = splice(I(0), P(1), I(2), P(3), (size_t)a[4], (unsigned)a[5]); return true;
     case SYS_sendfile: *result = sendfile(I(0), I(1), P(2), (size_t)a[3]); return true;
+#ifndef __s390x__ /* There its arguments are in memory. */
     case SYS_mmap: *result = (long)mmap(P(0), (size_t)a[1], I(2), I(3), I(4), a[5]); return true;
+#endif
     case SYS_close_range: *result = close_range((unsigned)a[0], (unsigned)a[1], I(2)); return true;
 #ifdef SYS_dup2
     case SYS_dup2: *result = dup2(I(0), I(1)); return true;
@@ -73,26 +81,23 @@ static bool by_descriptor(long number, const long *a, long *result)
     case SYS_dup: *result = dup(I(0)); return true;
     case SYS_fcntl: *result = fcntl(I(0), I(1), P(2)); return true;
     case SYS_ioctl: *result = ioctl(I(0), (unsigned long)a[1], P(2)); return true;
+    case SYS_utimensat: *result = a[1] == 0 ? futimens(I(0), P(2)) : -1; return a[1] == 0;
+    case SYS_fchmod: *result = fchmod(I(0), (mode_t)a[1]); return true;
+    case SYS_fchown: *result = fchown(I(0), (uid_t)a[1], (gid_t)a[2]); return true;
     case SYS_close: *result = close(I(0)); return true;
     default: return false;
     }
 }
 
-HOOK long syscall(long number, ...)
-{
-    va_list arguments;
-    long a[6], result;
+HOOK long hook_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall");
 
-    va_start(arguments, number);
-    for (int i = 0; i < 6; i++) {
-        a[i] = va_arg(arguments, long);
-    }
-    va_end(arguments);
-    if ((is_view((int)a[0]) && by_descriptor(number, a, &result)) || by_path(number, a, &result)) {
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    const long arguments[] = {a, b, c, d, e, f};
+    long result;
+
+    if ((is_view((int)a) && by_descriptor(number, arguments, &result)) || by_path(number, arguments, &result)) {
         return result;
     }
-    if (is_view((int)a[0])) {
-        NOT_SERVED("syscall", "a number that only knows files");
-    }
-    return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    return REAL(syscall)(number, a, b, c, d, e, f);
 }

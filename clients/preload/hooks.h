@@ -13,6 +13,11 @@
 /* hooks.txt lists them for the version script; a name that is missing there is not interposed. */
 #define HOOK __attribute__((visibility("default")))
 
+/*
+ * Functions with "..." are defined under another C name with the arguments that they take: Linux's ABIs with 64 bits pass
+ * both in the same way, and what does not gather arguments can end in a jump.
+ */
+
 ssize_t __read_chk(int fd, void *buffer, size_t count, size_t room);
 ssize_t __pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t room);
 ssize_t __pread64_chk(int fd, void *buffer, size_t count, off_t offset, size_t room);

@@ -50,19 +50,11 @@ static bool name_of(int fd, char *name, size_t room)
     return true;
 }
 
-const struct rule *image_rule(const char *path)
+static __attribute__((noinline)) const struct rule *descriptor_rule(int fd)
 {
-    const struct rule *rule = config_match(path);
+    const struct rule *rule;
     char name[PATH_MAX];
-    int fd;
 
-    if (rule != NULL || config_off) {
-        return rule;
-    }
-    fd = descriptor_of(path);
-    if (fd < 0) {
-        return NULL;
-    }
     if (is_view(fd)) {
         struct view *view = view_get(fd);
 
@@ -73,6 +65,18 @@ const struct rule *image_rule(const char *path)
         }
     }
     return name_of(fd, name, sizeof name) ? config_match(name) : NULL;
+}
+
+const struct rule *image_rule(const char *path)
+{
+    const struct rule *rule = config_match(path);
+    int fd;
+
+    if (rule != NULL || config_off) {
+        return rule;
+    }
+    fd = descriptor_of(path);
+    return fd < 0 ? NULL : descriptor_rule(fd);
 }
 
 static bool wants_write(int flags)
@@ -123,7 +127,7 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
     } else {
         result = empty ? qcow2_create_fd(fd, 0, create_options) : 0;
         if (result == 0) {
-            result = shared_open(path, status.st_dev, status.st_ino, writable, rule->options, &shared);
+            result = shared_open(path, status.st_dev, status.st_ino, writable, rule->flags, rule->options, &shared);
         }
         if (result < 0) {
             report_line("open: %s: %s (%s)", path, qcow2_last_error(), strerrorname_np(-result));
@@ -228,7 +232,7 @@ int64_t image_size(int directory, const char *path, const struct stat64 *status)
     }
     size = qcow2_open_fd(fd, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_NO_LOCK, NULL, &image);
     if (size == 0) {
-        char value[24];
+        char value[SHARED_LENGTH_BYTES];
 
         size = qcow2_length(image);
         qcow2_close(image);
@@ -265,8 +269,8 @@ static void attach(int fd, const char *name)
         report_line("inherited descriptor %d: %s: %s", fd, path, rule == NULL ? "not an image here" : "is gone");
         return;
     }
-    if (shared_attach(path, status.st_dev, status.st_ino, wants_write(flags) && !rule->read_only, rule->options,
-                      &shared) < 0) {
+    if (shared_attach(path, status.st_dev, status.st_ino, wants_write(flags) && !rule->read_only, rule->flags,
+                      rule->options, &shared) < 0) {
         return;
     }
     flags = (flags & ~(O_APPEND | O_NONBLOCK | O_CLOEXEC | O_CREAT | O_EXCL | O_TRUNC)) |

@@ -45,6 +45,11 @@
     F(int, lstat64, (const char *, struct stat64 *))                                                                   \
     F(int, fstatat64, (int, const char *, struct stat64 *, int))                                                       \
     F(int, statx, (int, const char *, int, unsigned, struct statx *))                                                  \
+    F(int, rename, (const char *, const char *))                                                                       \
+    F(int, renameat, (int, const char *, int, const char *))                                                           \
+    F(int, renameat2, (int, const char *, int, const char *, unsigned))                                                \
+    F(int, link, (const char *, const char *))                                                                         \
+    F(int, linkat, (int, const char *, int, const char *, int))                                                        \
     F(int, ftruncate64, (int, off_t))                                                                                  \
     F(int, truncate64, (const char *, off_t))                                                                          \
     F(int, fallocate64, (int, int, off_t, off_t))                                                                      \

@@ -81,6 +81,21 @@ static ssize_t read_at(struct view *view, qcow2_image *image, const struct iovec
     return qcow2_preadv(image, cut, iov_cut(cut, iov, count, left), (uint64_t)offset);
 }
 
+/* Where a write goes: `offset`, or the end, made longer so that no other write begins there. */
+static off_t target(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset)
+{
+    size_t length;
+
+    if (__builtin_expect((atomic_load_explicit(&view->flags, memory_order_relaxed) & O_APPEND) == 0, 1)) {
+        return offset;
+    }
+    length = iov_length(iov, count);
+    if (view->rule->device || length == 0) {
+        return (off_t)atomic_load(&view->shared->size);
+    }
+    return shared_append(view->shared, image, length < REQUEST_MAX ? length : REQUEST_MAX);
+}
+
 /* A device does not grow: what fits is written. */
 static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, uint64_t offset)
 {
@@ -157,7 +172,8 @@ ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_
     }
     result = shared_enter(view->shared, &image);
     if (result == 0) {
-        result = write_at(view, image, iov, count, offset, durable);
+        offset = target(view, image, iov, count, offset);
+        result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
         shared_leave(view->shared);
     }
     return result;
@@ -194,10 +210,33 @@ ssize_t view_pread(struct view *view, void *buffer, size_t count, off_t offset)
     return result;
 }
 
+/* Nothing but a write of bytes that are there already. */
+static bool is_plain(struct view *view, size_t count, off_t offset)
+{
+    int flags = atomic_load_explicit(&view->flags, memory_order_relaxed);
+
+    return (flags & O_ACCMODE) != O_RDONLY && (flags & (O_APPEND | O_DSYNC)) == 0 && offset >= 0 && count > 0 &&
+           count <= REQUEST_MAX && !atomic_load_explicit(&view->shared->has_times, memory_order_relaxed);
+}
+
 ssize_t view_pwrite(struct view *view, const void *buffer, size_t count, off_t offset)
 {
     struct iovec iov = {__extension__(void *) buffer, count};
+    qcow2_image *image;
+    ssize_t result;
 
+    if (is_plain(view, count, offset)) {
+        result = shared_enter(view->shared, &image);
+        if (result < 0) {
+            return result;
+        }
+        if ((uint64_t)offset + count <= atomic_load_explicit(&view->shared->size, memory_order_acquire)) {
+            result = qcow2_pwrite(image, buffer, count, (uint64_t)offset);
+            shared_leave(view->shared);
+            return result;
+        }
+        shared_leave(view->shared);
+    }
     return view_pwritev(view, &iov, 1, offset, false);
 }
 
@@ -247,7 +286,7 @@ ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count
 {
     qcow2_image *image;
     ssize_t result;
-    off_t offset;
+    off_t before, offset;
 
     if (!may_write(view)) {
         return -EBADF;
@@ -259,12 +298,10 @@ ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count
     if (result < 0) {
         return result;
     }
-    offset = offset_begin(fd, view);
-    if ((atomic_load(&view->flags) & O_APPEND) != 0) {
-        offset = (off_t)atomic_load(&view->shared->size);
-    }
-    result = write_at(view, image, iov, count, offset, durable);
-    offset_end(fd, view, result > 0 ? offset + result : offset);
+    before = offset_begin(fd, view);
+    offset = target(view, image, iov, count, before);
+    result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
+    offset_end(fd, view, result > 0 ? offset + result : before);
     shared_leave(view->shared);
     return result;
 }

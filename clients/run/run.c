@@ -186,7 +186,8 @@ static int run(enum route route, bool read_only, char **images, int count, bool 
     char *program = find_program(command[0]);
     struct finding finding = {.uncovered = 0};
     char *server = beside((const char *const[]){"qcow2-fuse", "../fuse/qcow2-fuse", NULL});
-    char *library = beside((const char *const[]){"../preload/libqcow2-preload.so", PRELOAD_LIBRARY, NULL});
+    char *library =
+        beside((const char *const[]){"../preload/libqcow2-preload.so", PRELOAD_BESIDE, PRELOAD_LIBRARY, NULL});
     const char *why = NULL;
 
     if (program != NULL) {
