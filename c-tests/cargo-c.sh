@@ -13,7 +13,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cd "$top"
 version=$(sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-cargo cinstall --locked --profile "${QCOW2_CARGO_C_PROFILE:-dev}" --destdir "$scratch/root" --prefix /usr --libdir lib --includedir include
+cargo cinstall --locked --profile "${QCOW2_CARGO_C_PROFILE:-dev}" --destdir "$scratch/root" --prefix /usr --libdir /usr/lib --includedir /usr/include
 
 lib=$scratch/root/usr/lib
 for file in libqcow2.so libqcow2.so.0 "libqcow2.so.$version" libqcow2.a pkgconfig/qcow2.pc; do
