@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 19] = [
     "types",
     "messages",
     "callbacks",

@@ -45,7 +45,7 @@ refused 'not in qcow2 format' raw mount
 refused "expects 'on' or 'off'" -o lazy-refcounts=maybe probe.qcow2 mount
 refused 'unknown option' -o nonsense=1 probe.qcow2 mount
 qemu-img create -q -f qcow2 -b probe.qcow2 -F qcow2 top.qcow2
-refused 'backing=on' top.qcow2 mount
+refused 'backing=on' -o backing=off top.qcow2 mount
 gone mount || fail "mounted all the same"
 "$fuse" --help >said
 grep -q -e '-o l2-cache-size=<size>' said || fail "--help has no options"
@@ -105,8 +105,8 @@ dd if=content of=mount/disk conv=notrunc status=none
 cmp -n 300000 content mount/disk || fail "a temporary overlay"
 stop
 [ "$before" = "$(sum disk.qcow2)" ] || fail "changed by those who only read"
-start -o backing=on top.qcow2 mount
-[ "$(stat -c %s mount/top)" = 1048576 ] || fail "backing=on"
+start top.qcow2 mount
+[ "$(stat -c %s mount/top)" = 1048576 ] || fail "a backing file"
 stop
 
 echo "== a write that has returned survives kill -9, and the mount does not"

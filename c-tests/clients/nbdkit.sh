@@ -56,7 +56,7 @@ refused "option 'nonsense'" disk.qcow2 nonsense=1
 refused "expects 'on' or 'off'" disk.qcow2 lazy-refcounts=maybe
 refused "'backing' does not take 'perhaps'" disk.qcow2 backing=perhaps
 qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 top.qcow2
-refused 'backing=on' top.qcow2
+refused 'backing=on' top.qcow2 backing=off
 
 echo "== each call"
 start disk.qcow2
@@ -122,8 +122,8 @@ nbdkit -f -U - "$plugin" disk.qcow2 snapshot=on --run '
 [ "$before" = "$(sum disk.qcow2)" ] || fail "changed by those who only read"
 qemu-img create -q -f qcow2 -o data_file=data.raw split.qcow2 8M
 # Names of options are relative to where the server was started, though it has left.
-start_background top.qcow2 backing=on
-qemu-io -f raw -c 'read -q -P 77 0 8M' -c 'write -q -P 2 4M 64k' "nbd+unix:///?socket=$work/socket2" >said || fail "backing=on"
+start_background top.qcow2
+qemu-io -f raw -c 'read -q -P 77 0 8M' -c 'write -q -P 2 4M 64k' "nbd+unix:///?socket=$work/socket2" >said || fail "a backing file"
 stop_background
 qemu-io -r -c 'read -q -P 77 0 4M' -c 'read -q -P 2 4M 64k' top.qcow2 >said || fail "what was written over a backing file"
 clean top.qcow2

@@ -116,7 +116,7 @@ static int run(struct arguments *arguments)
 
 int main(int argc, char **argv)
 {
-    struct arguments arguments = {.name = NULL};
+    struct arguments arguments = {.options = OPEN_OPTIONS_INIT};
     int ret;
 
     log_begin("qcow2-fuse");

@@ -15,9 +15,10 @@ struct open_options {
     size_t count;
 };
 
+/* Files that the image names are opened, as the stock servers do. */
 #define OPEN_OPTIONS_INIT                                                                                              \
     {                                                                                                                  \
-        0, NULL, 0                                                                                                     \
+        QCOW2_OPEN_ALLOW_RECORDED, NULL, 0                                                                             \
     }
 
 /* One line of a list of options. `type` and `default_value` are as in qcow2_option_info. */
