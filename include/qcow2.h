@@ -777,7 +777,7 @@ typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 typedef struct qcow2_finding {
     /* Set by the library. */
     size_t struct_size;
-    /* QCOW2_FINDING_*. */
+    /* QCOW2_FINDING_*; there may be more in later versions. */
     int kind;
     /* What becomes of it: QCOW2_MSG_*. */
     int message_kind;
@@ -812,7 +812,8 @@ typedef struct qcow2_convert_params {
     uint64_t flags;
     /*
      * Aligned parts of so many bytes that are zero become holes: a multiple of 512 up to 16 MiB; 0: the data is not
-     * looked at. With QCOW2_CONVERT_COMPRESSED the parts are clusters, whatever the number.
+     * looked at. With QCOW2_CONVERT_COMPRESSED the parts are clusters, whatever the number. Where the host copies, one
+     * part in five is looked at after 64 MiB of data, until one is zero.
      */
     uint64_t sparse_bytes;
     /* Threads, the caller's among them: 1 to 64. Memory is about 1 MiB for each, or two clusters. */

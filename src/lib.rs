@@ -11,7 +11,8 @@
 //!
 //! ```text
 //! error            the one error type
-//! sync             locks and atomics: the standard library's, or a model checker's in its test build
+//! sync             locks and atomics: the standard library's (one that is never waited for: spin's), or a model checker's in its
+//!                  test build
 //! planted          for every layer: mistakes that a test can switch on, and nothing in a library that is installed
 //! format, codec    qcow2's bytes <-> values; buffers -> buffers. No I/O, no policy
 //! options          one table of options: name, type, help, setter

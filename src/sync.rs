@@ -1,6 +1,6 @@
-//! Locks, conditions and atomics of the parts that a model checker runs: the standard ones, or, in a test build
-//! with `--cfg loom`, those of `loom`, which tries every order of their operations. A part that `src/loom` is
-//! about takes them from here.
+//! Locks, conditions and atomics of the parts that a model checker runs: the standard ones and a lock of `spin`, or, in a
+//! test build with `--cfg loom`, those of `loom`, which tries every order of their operations; its mutex stands for spin's
+//! there. A part that `src/loom` is about takes them from here.
 
 #[cfg(not(all(loom, test)))]
 mod plain {

@@ -17,7 +17,8 @@ pub struct qcow2_convert_params {
     /// QCOW2_CONVERT_*.
     pub flags: u64,
     /// Aligned parts of so many bytes that are zero become holes: a multiple of 512 up to 16 MiB; 0: the data is not
-    /// looked at. With QCOW2_CONVERT_COMPRESSED the parts are clusters, whatever the number.
+    /// looked at. With QCOW2_CONVERT_COMPRESSED the parts are clusters, whatever the number. Where the host copies, one
+    /// part in five is looked at after 64 MiB of data, until one is zero.
     pub sparse_bytes: u64,
     /// Threads, the caller's among them: 1 to 64. Memory is about 1 MiB for each, or two clusters.
     pub workers: u32,

@@ -79,7 +79,7 @@ pub const QCOW2_FINDING_HINT_EXTRA: i32 = 34;
 pub struct qcow2_finding {
     /// Set by the library.
     pub struct_size: usize,
-    /// QCOW2_FINDING_*.
+    /// QCOW2_FINDING_*; there may be more in later versions.
     pub kind: c_int,
     /// What becomes of it: QCOW2_MSG_*.
     pub message_kind: c_int,

@@ -13,7 +13,7 @@ use crc32fast::Hasher;
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// Bytes that are read at once: they stay in the cache of one processor until they are digested.
 const CHUNK_BYTES: u64 = 128 << 10;
@@ -21,6 +21,8 @@ const CHUNK_BYTES: u64 = 128 << 10;
 const STRETCH_BYTES: u64 = 1 << 20;
 /// So many bytes of data are the caller's alone before others help.
 const ALONE_BYTES: u64 = 4 << 20;
+/// Most digests that wait for that of a stretch before them.
+const MOST_AHEAD: usize = 1024;
 
 /// The digest of a run of `length` zero bytes, built by doubling.
 fn zeroes(length: u64) -> Hasher {
@@ -48,24 +50,14 @@ pub fn checksum(disk: &Disk, workers: u32, progress: &mut dyn FnMut(u64, u64) ->
         length: disk.length(),
         next: Mutex::default(),
         folded: Mutex::default(),
+        went_on: Condvar::new(),
         stop: AtomicBool::new(false),
         failure: Mutex::default(),
     };
-    std::thread::scope(|scope| {
-        // A host that has no more threads to give has fewer workers.
-        let help = |_| helper::start(scope, || job.work(&mut |_| true));
-        let mut helpers: Option<Vec<_>> = None;
-        job.work(&mut |data| {
-            if data > ALONE_BYTES {
-                helpers.get_or_insert_with(|| (1..workers).map_while(help).collect());
-            }
-            let at = lock(&job.folded).bytes;
-            progress(at, job.length)
-        });
-        for helper in helpers.into_iter().flatten() {
-            helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
-        }
-    });
+    match workers {
+        1 => job.work(&mut |_| progress(lock(&job.folded).bytes, job.length)),
+        _ => job.work_together(workers, progress),
+    }
     if let Some((_, error)) = locked(job.failure.into_inner()) {
         return Err(error);
     }
@@ -81,6 +73,7 @@ struct Job<'a> {
     next: Mutex<Next>,
     /// Held to put digests together.
     folded: Mutex<Folded>,
+    went_on: Condvar,
     stop: AtomicBool,
     /// The failure nearest to the start of the disk, with its offset.
     failure: Mutex<Option<(u64, Error)>>,
@@ -108,6 +101,8 @@ struct Folded {
     bytes: u64,
     digest: Hasher,
     ahead: BTreeMap<u64, (u64, Hasher)>,
+    /// Workers that wait for it to go on.
+    waiting: usize,
 }
 
 impl Folded {
@@ -121,12 +116,12 @@ impl Folded {
 }
 
 /// Stops the others when its worker does not come to an end.
-struct StopOthers<'a>(&'a AtomicBool);
+struct StopOthers<'a, 'b>(&'a Job<'b>);
 
-impl Drop for StopOthers<'_> {
+impl Drop for StopOthers<'_, '_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.store(true, Ordering::SeqCst);
+            self.0.halt();
         }
     }
 }
@@ -136,26 +131,50 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Job<'_> {
+    fn work_together(&self, workers: u32, progress: &mut dyn FnMut(u64, u64) -> bool) {
+        std::thread::scope(|scope| {
+            // A host that has no more threads to give has fewer workers.
+            let help = |_| helper::start(scope, || self.work(&mut |_| true));
+            let mut helpers: Option<Vec<_>> = None;
+            self.work(&mut |data| {
+                if data > ALONE_BYTES {
+                    helpers.get_or_insert_with(|| (1..workers).map_while(help).collect());
+                }
+                let done = lock(&self.folded).bytes;
+                progress(done, self.length)
+            });
+            for helper in helpers.into_iter().flatten() {
+                helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            }
+        });
+    }
+
     /// `report` is told how many bytes of data this worker has read.
     fn work(&self, report: &mut dyn FnMut(u64) -> bool) {
-        let _stop = StopOthers(&self.stop);
+        let _stop = StopOthers(self);
         let (mut buffer, mut data) = (Aligned::default(), 0);
         while !self.stop.load(Ordering::SeqCst) {
-            if !report(data) {
-                let error = Error::new(ErrorKind::Cancelled, "checksum: the caller asked to stop");
-                return self.fail(0, error);
-            }
             let stretch = match self.take() {
                 Ok(Some(stretch)) => stretch,
                 Ok(None) => return,
                 Err((at, e)) => return self.fail(at, e),
             };
+            if !report(data) {
+                let error = Error::new(ErrorKind::Cancelled, "checksum: the caller asked to stop");
+                return self.fail(0, error);
+            }
             match self.digest(&stretch, &mut buffer) {
-                Ok(digest) => lock(&self.folded).put(stretch.offset, stretch.length, digest),
+                Ok(digest) => self.fold(&stretch, digest),
                 Err(e) => return self.fail(stretch.offset, e),
             }
             data += if stretch.zero { 0 } else { stretch.length };
         }
+    }
+
+    fn halt(&self) {
+        let _folded = lock(&self.folded);
+        self.stop.store(true, Ordering::SeqCst);
+        self.went_on.notify_all();
     }
 
     fn fail(&self, offset: u64, error: Error) {
@@ -163,7 +182,23 @@ impl Job<'_> {
         if failure.as_ref().is_none_or(|(at, _)| offset < *at) {
             *failure = Some((offset, error));
         }
-        self.stop.store(true, Ordering::SeqCst);
+        drop(failure);
+        self.halt();
+    }
+
+    /// Puts a digest in its place, and waits while those that are ahead are many: one of the others is slow.
+    fn fold(&self, stretch: &Stretch, digest: Hasher) {
+        let mut folded = lock(&self.folded);
+        let before = folded.bytes;
+        folded.put(stretch.offset, stretch.length, digest);
+        if folded.waiting > 0 && folded.bytes > before {
+            self.went_on.notify_all();
+        }
+        while folded.ahead.len() >= MOST_AHEAD && !self.stop.load(Ordering::SeqCst) {
+            folded.waiting += 1;
+            folded = locked(self.went_on.wait(folded));
+            folded.waiting -= 1;
+        }
     }
 
     /// The next stretch, of several extents of data where they are short; an error comes with its guest offset.

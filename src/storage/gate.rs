@@ -4,8 +4,9 @@
 //!
 //! The state stands in many places, each with a lock of its own, on a cache line of its own. A request locks one, by
 //! one compare-and-swap on a line that mostly no other thread uses, and has the state while it is inside; it leaves by
-//! a store. Whoever is alone has locked all, and has looked again and again at those that were taken. A pin publishes the epoch in which its request started; `retire` ends an epoch; what was
-//! unlinked before `retire` may be reused once `oldest` is past the value that it returned.
+//! a store. Whoever is alone has locked all, and has looked again and again at those that were taken. A pin publishes the
+//! epoch in which its request started; `retire` ends an epoch; what was unlinked before `retire` may be reused once
+//! `oldest` is past the value that it returned.
 //!
 //! G1: who looks whether somebody is inside tries the lock of each place. Whoever locks one later finds, by that lock,
 //! everything that was stored before the look: nobody can have an old entry and not be seen.
@@ -15,6 +16,7 @@ use crate::planted::{planted, Plant};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{locked, sleep, Mutex, MutexGuard, TryGuard, TryLock};
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::atomic::AtomicUsize;
 use std::sync::OnceLock;
@@ -55,7 +57,7 @@ impl<S> Place<S> {
         // Read with the place taken: whatever was unlinked before this epoch began is gone for this request (G2).
         let late = u64::from(planted(Plant::PinDatedLate));
         self.since.store(epoch.load(Ordering::Acquire) + late, Ordering::Release);
-        Some(Pin { state })
+        Some(Pin { state, _here: PhantomData })
     }
 }
 
@@ -75,6 +77,8 @@ pub struct Gate<S> {
 /// A request inside the gate, with the state.
 pub struct Pin<'a, S> {
     state: TryGuard<'a, S>,
+    /// It stays on its thread, whose place it has.
+    _here: PhantomData<*const ()>,
 }
 
 impl<S> Deref for Pin<'_, S> {
@@ -180,8 +184,8 @@ impl<S: Clone + Send> Gate<S> {
         self.others.set((FIRST_PLACES..MOST_PLACES).map(|_| Place::new(state.clone())).collect()).is_ok()
     }
 
-    /// Enters as a request unless somebody is inside alone, or waits to be, or every place is taken: for those who are inside another gate
-    /// and must not wait in a circle with a request that goes the other way.
+    /// Enters as a request unless somebody is inside alone, or waits to be, or every place is taken: for those who are
+    /// inside another gate and must not wait in a circle with a request that goes the other way.
     pub fn try_enter(&self) -> Option<Pin<'_, S>> {
         if self.closed.load(Ordering::Relaxed) {
             return None;

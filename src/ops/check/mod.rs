@@ -105,8 +105,8 @@ pub struct CheckReport {
 /// Checks the image in `storage`, and repairs it as far as `options` say. One pass.
 ///
 /// `findings` gets each of them; `in_words` puts them into words. `progress(done, total)` is called at least
-/// every few table reads; false cancels with `ErrorKind::Cancelled`, which leaves a repair as unfinished as a crash would: the next one
-/// completes it. An error says that the check could not be done at all, or that the repair asked for is not
+/// every few table reads; false cancels with `ErrorKind::Cancelled`, which leaves a repair as unfinished as a crash
+/// would: the next one completes it. An error says that the check could not be done at all, or that the repair asked for is not
 /// enough (`ErrorKind::Corrupt`: "need to rebuild refcount structures" while only leaks may be repaired).
 pub fn check(
     storage: &dyn Storage,

@@ -5,14 +5,14 @@ use crate::error::{ErrorKind, Result};
 use crate::storage::{is_not_supported, Purpose, Storage};
 use std::io::{Error, IoSliceMut};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Least bytes that are worth a copy by the host of their own.
 const UNIT_BYTES: u64 = 64 << 10;
 /// Bytes at the start of each part that are looked at: a part that does not begin with zeroes is not all zero.
 const HEAD_BYTES: usize = 16;
 /// So many units in a row without a part of zeroes (64 MiB or more), and fewer parts are looked at, until one is zero.
-const TRUSTED_UNITS: u32 = 1024;
+const TRUSTED_UNITS: u64 = 1024;
 /// Then every so many-th: odd, so that zeroes that come back at every power of two are met soon.
 const TRUSTED_STRIDE: u64 = 5;
 
@@ -25,14 +25,14 @@ pub(super) struct Offload<'a> {
     unit_bytes: u64,
     /// Until a host says that it cannot.
     possible: AtomicBool,
-    /// Units since one had a part of zeroes.
-    trusted: AtomicU32,
+    /// Units since one had a part of zeroes, or was not in files alone.
+    trusted: AtomicU64,
 }
 
 impl<'a> Offload<'a> {
     pub(super) fn new(source: &'a Disk, target: &'a Disk, sparse_bytes: u64, cluster_bytes: u64) -> Self {
         let unit_bytes = UNIT_BYTES.max(cluster_bytes);
-        let (possible, trusted) = (AtomicBool::new(true), AtomicU32::new(0));
+        let (possible, trusted) = (AtomicBool::new(true), AtomicU64::new(0));
         Offload { source, target, sparse_bytes, unit_bytes, possible, trusted }
     }
 
@@ -78,18 +78,19 @@ impl<'a> Offload<'a> {
                 }
             }
         }
-        let trusted = self.trusted.load(Ordering::Relaxed);
-        self.trusted.store(trusted.saturating_add(1), Ordering::Relaxed);
+        self.trusted.fetch_add(1, Ordering::Relaxed);
         true
     }
 
-    /// Looks at the start of each part in `bytes` bytes at `host`, which are the guest's from `offset` on, or of some
-    /// parts: a page of zeroes that is missed there takes room, no more.
+    /// Looks at the start of each part in `bytes` bytes at `host`, which are the guest's from `offset` on, or of one part
+    /// in five: zeroes that are missed there take room, no more.
     fn may_have_zeroes(&self, storage: &dyn Storage, offset: u64, host: u64, bytes: u64) -> bool {
         if self.sparse_bytes == 0 {
             return false;
         }
-        let trusted = self.trusted.load(Ordering::Relaxed) >= TRUSTED_UNITS;
+        // Each unit is looked at, at any length of the parts.
+        let may_trust = self.sparse_bytes * TRUSTED_STRIDE <= UNIT_BYTES;
+        let trusted = may_trust && self.trusted.load(Ordering::Relaxed) >= TRUSTED_UNITS;
         let step = self.sparse_bytes * if trusted { TRUSTED_STRIDE } else { 1 };
         let mut at = if trusted { offset.next_multiple_of(step) - offset } else { 0 };
         while at < bytes {
