@@ -29,12 +29,39 @@ same || fail "preload: another disk"
 same || fail "read-only: another disk"
 "$run" -q --via preload sh -c 'exit 7' disk.qcow2
 [ $? = 7 ] || fail "preload: another status"
-"$run" -q no-such-program
+"$run" -q no-such-program 2>/dev/null
 [ $? = 127 ] || fail "a program that is not there: another status"
 "$run" --via nothing true 2>/dev/null
 [ $? = 2 ] || fail "a wrong route: another status"
 "$run" -q --via preload dd if=raw of=new.qcow2 bs=1M status=none
 "$tools/qcow2-img" compare -f raw -F qcow2 raw new.qcow2 >/dev/null || fail "a new image: another disk"
+
+# Images of any name: by --image, by what is in them, by another name; and whatever the environment says.
+wanted=$(sha256sum <raw)
+cp disk.qcow2 any.img && ln -s any.img link
+shim() { "$run" --via preload "$@" 2>said; }
+for name in any.img link; do
+    [ "$(shim --image $name sha256sum $name)" = "${wanted%-}$name" ] || fail "preload, --image $name: another sum"
+    [ "$(shim sha256sum $name)" = "${wanted%-}$name" ] || fail "preload, $name by its contents: another sum"
+    grep -q "^qcow2-run: $work/$name" said || fail "preload: does not say that it serves $name"
+done
+[ "$(LIBQCOW2_PRELOAD=off shim sha256sum disk.qcow2)" = "${wanted%-}disk.qcow2" ] || fail "preload: off in the environment counts"
+for rules in '' off '*.nothing,device' any.img '*.img:*.qcow2'; do
+    for name in any.img disk.qcow2; do
+        before=$(sha256sum <$name)
+        LIBQCOW2_PRELOAD=$rules shim --read-only --image any.img dd if=raw of=$name conv=notrunc status=none &&
+            fail "read-only, rules '$rules': $name is written"
+        [ "$before" = "$(sha256sum <$name)" ] || fail "read-only, rules '$rules': $name has changed"
+    done
+done
+[ "$(LIBQCOW2_PRELOAD=any.img,device shim stat -L -c %F any.img)" = 'block special file' ] ||
+    fail "preload: the user's rules do not come first"
+! shim --image raw cat raw >out && [ ! -s out ] || fail "preload: --image takes what is none"
+cp disk.qcow2 a,b.img
+! shim cat a,b.img >out && [ ! -s out ] || fail "preload: a name that no rule can say"
+"$tools/qcow2-img" create -q -f qcow2 -b disk.qcow2 -F qcow2 top.img
+! shim cat top.img >out && [ ! -s out ] || fail "preload: an image by its contents has its backing file opened"
+[ "$(shim --image top.img sha256sum top.img)" = "${wanted%-}top.img" ] || fail "preload: a backing file"
 
 # What it says of programs.
 "$run" --check dd | grep -q 'the preload library serves it$' || fail "check: dd"
@@ -63,6 +90,54 @@ fi
 "$run" -q --via fuse sh -c 'exit 7' disk.qcow2
 [ $? = 7 ] || fail "fuse: another status"
 head -c 3 disk.qcow2 | grep -q QFI || fail "fuse: others see the mount"
+wanted=$(sha256sum <raw)
+for name in any.img link; do
+    [ "$("$run" --via fuse sha256sum $name 2>said)" = "${wanted%-}$name" ] || fail "fuse, $name by its contents: another sum"
+    grep -q "^qcow2-run: $work/$name" said || fail "fuse: does not say that it serves $name"
+done
+"$run" --via fuse cat top.img >out 2>/dev/null
+[ $? = 126 ] && [ ! -s out ] || fail "fuse: an image by its contents has its backing file opened"
+[ "$("$run" -q --via fuse --read-only --image top.img cat top.img disk.qcow2 any.img link | sha256sum)" = \
+    "$(cat raw raw raw raw | sha256sum)" ] || fail "fuse: an image and its backing file"
+
+# The image's own bytes are never there: not when its server is killed or told to end, nor when qcow2-run is.
+cat >look.sh <<'E'
+for server in $(cat /proc/$PPID/task/$PPID/children); do [ "$server" = $$ ] || kill -"$2" "$server"; done
+for try in $(seq 15); do
+    ! head -c 3 "$1" 2>/dev/null | grep -q QFI || exit 5
+    sleep 0.02
+done
+if echo written | dd of="$1" conv=notrunc status=none 2>/dev/null; then exit 8; else exit 9; fi
+E
+"$tools/qcow2-img" create -q -f qcow2 end.qcow2 8M
+"$run" -q --via fuse sh look.sh end.qcow2 KILL 2>/dev/null
+[ $? = 9 ] || fail "fuse: written, or read, after kill -9 of the server"
+"$run" -q --via fuse sh look.sh end.qcow2 TERM
+[ $? = 8 ] || fail "fuse: the server ends before the program"
+"$run" -q --via fuse true end.qcow2 && "$tools/qcow2-img" check -q end.qcow2 || fail "fuse: damaged by a killed server"
+until_there() { for try in $(seq 250); do [ ! -e "$1" ] || return 0; sleep 0.02; done; fail "no $1"; }
+for signal in TERM INT HUP QUIT; do
+    rm -f begun
+    # A shell has what is in the background ignore SIGINT and SIGQUIT.
+    env --default-signal "$run" -q --via fuse sh -c 'trap "head -c 3 $1 | grep -q QFI || exit 9" $2; : >begun
+        for try in $(seq 100); do sleep 0.02; done' sh end.qcow2 $signal &
+    until_there begun
+    kill -$signal $!
+    wait $!
+    [ $? = 9 ] || fail "fuse: the program does not get SIG$signal"
+done
+rm -f begun
+"$run" -q --via fuse sh -c ': >begun; until [ -e killed ]; do sleep 0.02; done; sh look.sh $1 0; echo $? >answer' sh end.qcow2 &
+until_there begun
+kill -9 $!
+{ wait $!; } 2>/dev/null
+: >killed
+until_there answer
+[ "$(cat answer)" = 8 ] || fail "fuse: after kill -9 of qcow2-run: $(cat answer)"
+for try in $(seq 250); do "$tools/qcow2-img" resize -q end.qcow2 9M 2>/dev/null && break; sleep 0.02; done
+[ "$try" != 250 ] || fail "fuse: the server stays when its programs have gone"
+"$run" -q --via fuse sh -c '(sleep 0.2; echo late | dd of=$1 conv=notrunc status=none) &' sh end.qcow2
+[ "$("$run" -q --via fuse head -c 4 end.qcow2)" = late ] || fail "fuse: does not wait for what the program has left"
 if command -v busybox >/dev/null; then
     "$run" -q busybox dd if=raw of=disk.qcow2 bs=4k seek=1000 count=50 conv=notrunc 2>/dev/null
     dd if=raw of=raw.new bs=4k count=50 status=none && dd if=raw.new of=raw bs=4k seek=1000 conv=notrunc status=none

@@ -36,12 +36,12 @@ static void print_help(void)
     printf("usage: qcow2-fuse [OPTION]... IMAGE MOUNTPOINT\n"
            "\n"
            "The disk of IMAGE as a file: in MOUNTPOINT if that is a directory, or over MOUNTPOINT if that is a file,\n"
-           "which may be IMAGE itself.\n"
+           "which may be IMAGE itself. MOUNTPOINT /dev/fd/N: a descriptor of /dev/fuse that the caller has mounted.\n"
            "\n"
            "    -f, --foreground       stay in the foreground\n"
            "    -r, --read-only        change nothing in the image\n"
            "    --name=NAME            of the file in the directory; otherwise that of the image without .qcow2\n"
-           "    --no-auto-unmount      stay mounted when the program is killed\n"
+           "    --no-auto-unmount      stay mounted when the program is killed; over a file it always does\n"
            "\n"
            "Options of the image:\n"
            "    -o backing=on          and so on; metadata-writethrough is on here unless said otherwise\n"
@@ -137,12 +137,19 @@ static int find_place(struct arguments *arguments, const char *name)
 {
     const char *mountpoint = arguments->command.mountpoint;
     struct stat found;
+    int descriptor;
 
+    if (sscanf(mountpoint, "/dev/fd/%d", &descriptor) == 1) {
+        arguments->stays = true;
+        return 0;
+    }
     if (stat(mountpoint, &found) < 0) {
         log_error("%s: %s", mountpoint, strerror(errno));
         return -errno;
     }
     if (!S_ISDIR(found.st_mode)) {
+        /* Programs that have the name must not find the image's own bytes, or another file, behind it of a sudden. */
+        arguments->stays = true;
         arguments->file = strdup(mountpoint);
     } else {
         arguments->name = name != NULL ? strdup(name) : default_name(arguments->image);

@@ -11,7 +11,7 @@ struct arguments {
     struct fuse_cmdline_opts command;
     char *image;
     char *name; /* of the file in the directory; NULL: the mount point is a file */
-    char *file; /* where the disk is seen */
+    char *file; /* where the disk is seen; NULL: where whoever has mounted it says */
     bool read_only;
     bool stays; /* mounted after the death of this process */
 };

@@ -18,12 +18,19 @@ struct waiter {
     atomic_bool ended;
 };
 
+/* Those that whoever started this process has not had ignored, and SIGUSR2: the loop has ended. */
 static void ending_signals(sigset_t *set)
 {
+    const int signals[] = {SIGTERM, SIGINT, SIGHUP};
+    struct sigaction action;
+
     sigemptyset(set);
-    sigaddset(set, SIGTERM);
-    sigaddset(set, SIGINT);
-    sigaddset(set, SIGHUP);
+    sigaddset(set, SIGUSR2);
+    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+        if (sigaction(signals[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN) {
+            sigaddset(set, signals[i]);
+        }
+    }
 }
 
 void serve_block_signals(void)
@@ -45,7 +52,7 @@ static void wake(int signal)
  */
 static void bring_mappings_home(const char *file)
 {
-    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    int fd = file != NULL ? open(file, O_RDONLY | O_CLOEXEC) : -1;
 
     if (fd >= 0) {
         if (fsync(fd) < 0) {
@@ -113,7 +120,7 @@ int serve(struct fuse_session *session, const struct fuse_cmdline_opts *command,
     }
     ret = loop(session, command);
     waiter.ended = true;
-    pthread_kill(thread, SIGTERM);
+    pthread_kill(thread, SIGUSR2);
     pthread_join(thread, NULL);
     if (ret < 0) {
         log_error("%s: %s", command->mountpoint, strerror(-ret));

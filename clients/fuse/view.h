@@ -7,13 +7,12 @@
 
 #include <qcow2.h>
 
+#include "longest.h"
+
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/stat.h>
 #include <time.h>
-
-/* Bytes of the longest read and write: what libfuse's buffers and the kernel allow. */
-#define VIEW_LONGEST_REQUEST (1u << 20)
 
 struct view {
     qcow2_image *image;

@@ -1,6 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* The images as files of the kernel's, for this process and its children alone. */
+/*
+ * The images as files of the kernel's, for the program and its children alone.
+ *
+ * The servers live outside of the namespace that has the mounts, and get descriptors of /dev/fuse instead of places to
+ * mount at. So nobody unmounts: a server that dies leaves calls that fail, never the image's own bytes. The mounts go,
+ * and with them the servers, when the last process in the namespace has ended, whatever becomes of this one.
+ */
 #include "run.h"
+
+#include "../fuse/longest.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,13 +18,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { SERVERS_MAX = 64, PATIENCE_MS = 10000, PAUSE_MS = 5 };
+struct server {
+    pid_t process;
+    int device; /* of /dev/fuse; only until it is the server's alone */
+};
 
 static int write_file(const char *path, const char *text)
 {
@@ -79,100 +89,205 @@ const char *fuse_unavailable(const char *server)
     return NULL;
 }
 
-/* The process of a server, or -1. */
-static pid_t start_server(const char *server, bool read_only, const char *image)
+static _Noreturn void become_server(const char *program, bool read_only, const struct image *image, int device, int go)
 {
-    pid_t child = fork();
+    const char *arguments[10] = {program, "-f"};
+    const int ignored[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT};
+    int count = 2, null = open("/dev/null", O_RDWR);
+    char place[32], byte;
 
-    if (child == 0) {
-        /* Terminal signals are for the program; its end ends the server. */
-        setsid();
-        prctl(PR_SET_PDEATHSIG, SIGTERM);
-        if (read_only) {
-            execl(server, server, "-f", "-o", "ro", image, image, (char *)NULL);
-        } else {
-            execl(server, server, "-f", image, image, (char *)NULL);
-        }
-        say("%s: %s", server, strerror(errno));
-        _exit(127);
+    /* Terminal signals, and those of a shutdown, are for the programs: when they end, this one does. */
+    setsid();
+    for (size_t i = 0; i < sizeof ignored / sizeof ignored[0]; i++) {
+        signal(ignored[i], SIG_IGN);
     }
-    return child;
+    dup2(null, STDIN_FILENO);
+    dup2(null, STDOUT_FILENO);
+    if (read_only) {
+        arguments[count++] = "-o";
+        arguments[count++] = "ro";
+    }
+    if (image->guessed) {
+        arguments[count++] = "-o";
+        arguments[count++] = "backing=off";
+    }
+    snprintf(place, sizeof place, "/dev/fd/%d", device);
+    arguments[count++] = image->path;
+    arguments[count++] = place;
+    /* A device that is not mounted yet cannot be read. */
+    if (read(go, &byte, 1) == 1 && fcntl(device, F_SETFD, 0) == 0) {
+        execv(program, __extension__(char **) arguments);
+        complain("%s: %s", program, strerror(errno));
+    }
+    _exit(127);
 }
 
-/* Until the image's name is another file: 0, or -errno. */
-static int wait_for_mount(const char *image, const struct stat *before, pid_t server)
+/* 0 or -errno. */
+static int start_server(struct server *server, const char *program, bool read_only, const struct image *image,
+                        const int go[2])
 {
-    struct timespec pause = {.tv_nsec = PAUSE_MS * 1000000L};
-    struct stat now;
-    int status;
-
-    for (int waited = 0; waited < PATIENCE_MS; waited += PAUSE_MS) {
-        if (stat(image, &now) == 0 && now.st_dev != before->st_dev) {
-            return 0;
-        }
-        if (waitpid(server, &status, WNOHANG) == server) {
-            return -EIO;
-        }
-        nanosleep(&pause, NULL);
+    server->device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    if (server->device < 0) {
+        return -errno;
     }
-    return -ETIMEDOUT;
+    server->process = fork();
+    if (server->process == 0) {
+        close(go[1]);
+        become_server(program, read_only, image, server->device, go[0]);
+    }
+    if (server->process < 0) {
+        close(server->device);
+        return -EAGAIN;
+    }
+    return 0;
 }
 
-static int run_command(char *const command[])
+/* The program may become another user; nobody else is in the namespace. 0 or -errno. */
+static int mount_image(const struct image *image, int device, bool read_only)
 {
-    pid_t child = fork();
+    char options[160];
+
+    snprintf(options, sizeof options,
+             "fd=%d,rootmode=100000,user_id=%u,group_id=%u,default_permissions,allow_other,max_read=%u", device,
+             (unsigned)geteuid(), (unsigned)getegid(), VIEW_LONGEST_REQUEST);
+    return mount(image->path, image->path, "fuse", MS_NOSUID | MS_NODEV | (read_only ? MS_RDONLY : 0), options) != 0
+               ? -errno
+               : 0;
+}
+
+/* Whether the server answers: it does when it has the image open. 0 or -errno. */
+static int wait_for_server(const struct image *image)
+{
+    struct stat status;
+
+    return stat(image->path, &status) != 0 ? -errno : 0;
+}
+
+/* What all images need before one is served. `outside`: the namespace without mounts. 0 or -errno, said. */
+static int show_images(struct server *servers, const char *program, bool read_only, const struct images *images,
+                       int *outside)
+{
+    int go[2], started = 0, result = private_mounts();
+
+    if (result == 0 && pipe2(go, O_CLOEXEC) != 0) {
+        result = -errno;
+    }
+    if (result < 0) {
+        complain("private mounts: %s", strerror(-result));
+        return result;
+    }
+    while (result == 0 && started < images->count) {
+        result = start_server(&servers[started], program, read_only, &images->list[started], go);
+        started += result == 0;
+    }
+    *outside = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (result == 0 && (*outside < 0 || unshare(CLONE_NEWNS) != 0)) {
+        result = -errno;
+    }
+    for (int i = 0; i < started; i++) {
+        if (result == 0) {
+            result = mount_image(&images->list[i], servers[i].device, read_only);
+        }
+        close(servers[i].device);
+    }
+    close(go[0]);
+    for (int i = 0; i < started && result == 0; i++) {
+        result = write(go[1], "", 1) == 1 ? 0 : -EIO;
+    }
+    close(go[1]);
+    for (int i = 0; i < images->count && result == 0; i++) {
+        result = wait_for_server(&images->list[i]);
+        if (result < 0) {
+            complain("%s cannot be shown as a disk", images->list[i].path);
+            return result;
+        }
+    }
+    if (result < 0) {
+        complain("%s", strerror(-result));
+    }
+    return result;
+}
+
+/* Waits for the program, and hands on what is sent to this process. */
+static int wait_for_program(pid_t child, const sigset_t *signals)
+{
+    siginfo_t info;
     int status;
 
-    if (child == 0) {
-        execvp(command[0], command);
-        say("%s: %s", command[0], strerror(errno));
-        _exit(errno == ENOENT ? 127 : 126);
-    }
-    if (child < 0) {
-        return 126;
-    }
-    signal(SIGINT, SIG_IGN);
-    signal(SIGQUIT, SIG_IGN);
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    while (waitpid(child, &status, WNOHANG) != child) {
+        /* What the terminal sends, the program has got, too. */
+        if (sigwaitinfo(signals, &info) > 0 && info.si_signo != SIGCHLD && info.si_code <= 0) {
+            kill(child, info.si_signo);
+        }
     }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-int run_by_fuse(const char *server, bool read_only, char *const images[], char *const command[])
+static int run_command(char *const command[])
 {
-    pid_t servers[SERVERS_MAX];
-    int count = 0, result = private_mounts();
+    sigset_t signals, before;
+    pid_t child;
+    int result = 126;
 
-    if (result < 0) {
-        say("private mounts: %s", strerror(-result));
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
+    sigaddset(&signals, SIGQUIT);
+    sigaddset(&signals, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &signals, &before);
+    child = fork();
+    if (child == 0) {
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        execvp(command[0], command);
+        complain("%s: %s", command[0], strerror(errno));
+        _exit(errno == ENOENT ? 127 : 126);
+    }
+    if (child > 0) {
+        result = wait_for_program(child, &signals);
+    }
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    return result;
+}
+
+/* Until the image is closed, which is when nobody sees it any more. False: the server has failed. */
+static bool wait_for_end(const struct server *server, const char *program)
+{
+    const struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
+    int status;
+
+    for (int waited = 0; waitpid(server->process, &status, WNOHANG) != server->process; waited++) {
+        if (waited == 400) {
+            say("%s has ended; waiting for processes that it has left", program);
+        }
+        nanosleep(&pause, NULL);
+    }
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+int run_by_fuse(const char *server, bool read_only, const struct images *images, char *const command[])
+{
+    struct server *servers = calloc((size_t)images->count, sizeof *servers);
+    int outside = -1, result = 126;
+
+    if (servers == NULL) {
+        complain("%s", strerror(ENOMEM));
         return 126;
     }
-    for (; images[count] != NULL && count < SERVERS_MAX; count++) {
-        struct stat before;
-
-        if (stat(images[count], &before) != 0) {
-            result = -errno;
-            break;
-        }
-        servers[count] = start_server(server, read_only, images[count]);
-        result = servers[count] < 0 ? -errno : wait_for_mount(images[count], &before, servers[count]);
-        if (result < 0) {
-            say("%s cannot be shown as a disk: %s", images[count], strerror(-result));
-            break;
+    /* Ignored, it would have the kernel forget how children end. */
+    signal(SIGCHLD, SIG_DFL);
+    if (show_images(servers, server, read_only, images, &outside) == 0) {
+        result = run_command(command);
+    }
+    /* This process in the namespace keeps the mounts, too. */
+    if (outside >= 0 && setns(outside, CLONE_NEWNS) == 0) {
+        for (int i = 0; i < images->count; i++) {
+            if (servers[i].process > 0 && !wait_for_end(&servers[i], command[0]) && result == 0) {
+                complain("the server of %s has failed", images->list[i].path);
+                result = 126;
+            }
         }
     }
-    result = result < 0 ? 126 : run_command(command);
-    while (count-- > 0) {
-        int status;
-
-        /* What the program has written is with the server, which brings it to the image before it ends. */
-        umount2(images[count], 0);
-        kill(servers[count], SIGTERM);
-        if (waitpid(servers[count], &status, 0) == servers[count] && WIFEXITED(status) && WEXITSTATUS(status) != 0 &&
-            result == 0) {
-            say("the server of %s has failed", images[count]);
-            result = 126;
-        }
-    }
+    free(servers);
     return result;
 }

@@ -14,7 +14,6 @@
 
 #include "qcow2.h"
 
-enum { IMAGES_MAX = 64 };
 enum route { ANY, FUSE, PRELOAD };
 
 static const char usage[] =
@@ -25,30 +24,39 @@ static const char usage[] =
     "\n"
     "  --via fuse     images among the arguments, and those of --image, are mounted over themselves where only\n"
     "                 PROGRAM sees it: every program is served\n"
-    "  --via preload  every file whose name ends in .qcow2 is served inside of PROGRAM, by LD_PRELOAD\n"
+    "  --via preload  these images, and every file whose name ends in .qcow2, are served inside of PROGRAM, by\n"
+    "                 LD_PRELOAD\n"
+    "  --image        a file that is an image, whatever it is called\n"
     "  --read-only    nothing is written\n"
     "  --check        says what in PROGRAM the preload library cannot serve; status 1: only FUSE can\n";
 
 static bool quiet;
+
+static void print(const char *format, va_list arguments)
+{
+    fputs("qcow2-run: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
 
 void say(const char *format, ...)
 {
     va_list arguments;
 
     if (!quiet) {
-        fputs("qcow2-run: ", stderr);
         va_start(arguments, format);
-        vfprintf(stderr, format, arguments);
+        print(format, arguments);
         va_end(arguments);
-        fputc('\n', stderr);
     }
 }
 
-static bool ends_with(const char *text, const char *end)
+void complain(const char *format, ...)
 {
-    size_t length = strlen(text), end_length = strlen(end);
+    va_list arguments;
 
-    return length >= end_length && strcmp(text + length - end_length, end) == 0;
+    va_start(arguments, format);
+    print(format, arguments);
+    va_end(arguments);
 }
 
 char *find_program(const char *name)
@@ -96,51 +104,38 @@ static char *beside(const char *const places[])
     return NULL;
 }
 
-/* FILE, or KEY=FILE as dd has it. */
-static const char *file_of(const char *argument)
+/* One line for each: which files are disks to the program. */
+static void say_served(const struct images *images, bool read_only)
 {
-    const char *equals = strchr(argument, '=');
+    for (int i = 0; i < images->count; i++) {
+        const struct image *image = &images->list[i];
 
-    return access(argument, F_OK) != 0 && equals != NULL ? equals + 1 : argument;
+        say("%s%s%s%s%s", image->name, strcmp(image->name, image->path) != 0 ? ", that is " : "",
+            strcmp(image->name, image->path) != 0 ? image->path : "", read_only ? ", read-only" : "",
+            image->guessed ? ", an image by its contents: files that it names are not opened (--image: they are)" : "");
+    }
 }
 
-/* Adds an image once; false: it is none that is there. */
-static bool add_image(char **images, int *count, const char *name)
-{
-    char *path = realpath(name, NULL);
-
-    if (path == NULL || *count == IMAGES_MAX || qcow2_probe(path) != 1) {
-        free(path);
-        return false;
-    }
-    for (int i = 0; i < *count; i++) {
-        if (strcmp(images[i], path) == 0) {
-            free(path);
-            return true;
-        }
-    }
-    images[(*count)++] = path;
-    return true;
-}
-
-static int run_by_preload(const char *library, bool read_only, char *const command[])
+static int run_by_preload(const char *library, bool read_only, const struct images *images, char *const command[])
 {
     const char *before = getenv("LD_PRELOAD");
-    char *value;
+    char *value, *rules;
 
     if (library == NULL) {
-        say("libqcow2-preload.so is not found");
+        complain("libqcow2-preload.so is not found");
         return 126;
     }
-    if (asprintf(&value, "%s%s%s", library, before != NULL ? ":" : "", before != NULL ? before : "") < 0) {
+    rules = preload_rules(images, getenv("LIBQCOW2_PRELOAD"), read_only);
+    if (rules == NULL ||
+        asprintf(&value, "%s%s%s", library, before != NULL ? ":" : "", before != NULL ? before : "") < 0) {
         return 126;
     }
+    say_served(images, read_only);
+    say("and what is opened as one of %s", rules);
     setenv("LD_PRELOAD", value, 1);
-    if (read_only) {
-        setenv("LIBQCOW2_PRELOAD", "*.qcow2,ro", 1);
-    }
+    setenv("LIBQCOW2_PRELOAD", rules, 1);
     execvp(command[0], command);
-    say("%s: %s", command[0], strerror(errno));
+    complain("%s: %s", command[0], strerror(errno));
     return errno == ENOENT ? 127 : 126;
 }
 
@@ -168,20 +163,20 @@ static int check(const char *name)
 }
 
 /* Why the shim is taken; NULL: FUSE is. */
-static const char *why_not_fuse(const char *server, char **images, int count, bool missing)
+static const char *why_not_fuse(const char *server, const struct images *images, enum route route)
 {
     const char *why = fuse_unavailable(server);
 
-    if (why == NULL && missing) {
+    if (why == NULL && images->missing && route == ANY) {
         why = "an image is yet to be made";
     }
-    if (why == NULL && (count == 0 || images[0] == NULL)) {
+    if (why == NULL && images->count == 0) {
         why = "no image is among the arguments";
     }
     return why;
 }
 
-static int run(enum route route, bool read_only, char **images, int count, bool missing, char *const command[])
+static int run(enum route route, bool read_only, struct images *images, char *const command[])
 {
     char *program = find_program(command[0]);
     struct finding finding = {.uncovered = 0};
@@ -197,24 +192,32 @@ static int run(enum route route, bool read_only, char **images, int count, bool 
         server = find_program("qcow2-fuse");
     }
     if (route != PRELOAD) {
-        why = why_not_fuse(server, images, count, missing && route == ANY);
+        why = why_not_fuse(server, images, route);
         if (route == FUSE && why != NULL) {
-            say("FUSE cannot be: %s", why);
+            complain("FUSE cannot be: %s", why);
             return 126;
         }
         route = why == NULL ? FUSE : PRELOAD;
     }
     if (route == FUSE) {
-        say("by FUSE, %d image%s mounted where only %s sees it", count, count == 1 ? "" : "s", command[0]);
+        images_merge(images);
+        say("by FUSE, where only %s sees it:", command[0]);
+        say_served(images, read_only);
         return run_by_fuse(server, read_only, images, command);
     }
-    say("by the preload library%s%s", why != NULL ? ", because " : "", why != NULL ? why : "");
+    say("by the preload library%s%s:", why != NULL ? ", because " : "", why != NULL ? why : "");
     if (program != NULL && (finding.is_static || finding.is_setuid)) {
-        say("%s %s: it would see the images' own bytes", command[0],
-            finding.is_static ? "is linked statically" : "runs with rights of its own");
+        complain("%s %s: it would see the images' own bytes", command[0],
+                 finding.is_static ? "is linked statically" : "runs with rights of its own");
         return 126;
     }
-    return run_by_preload(library, read_only, command);
+    return run_by_preload(library, read_only, images, command);
+}
+
+static bool set_route(const char *name, enum route *route)
+{
+    *route = strcmp(name, "fuse") == 0 ? FUSE : strcmp(name, "preload") == 0 ? PRELOAD : ANY;
+    return *route != ANY;
 }
 
 int main(int argc, char **argv)
@@ -225,47 +228,32 @@ int main(int argc, char **argv)
         {"quiet", no_argument, NULL, 'q'},     {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'V'},   {NULL, 0, NULL, 0},
     };
-    bool only_check = false, read_only = false, missing = false;
-    char *images[IMAGES_MAX + 1] = {NULL};
+    bool only_check = false, read_only = false, wrong = false;
+    struct images images = {NULL, 0, false};
     enum route route = ANY;
-    int option, count = 0;
+    int option, result = 0;
 
-    while ((option = getopt_long(argc, argv, "+qh", options, NULL)) != -1) {
+    while (!wrong && result == 0 && (option = getopt_long(argc, argv, "+qh", options, NULL)) != -1) {
         switch (option) {
         case 'c': only_check = true; break;
         case 'r': read_only = true; break;
         case 'q': quiet = true; break;
-        case 'i':
-            if (!add_image(images, &count, optarg)) {
-                say("%s is no qcow2 image", optarg);
-                return 126;
-            }
-            break;
-        case 'v':
-            route = strcmp(optarg, "fuse") == 0 ? FUSE : strcmp(optarg, "preload") == 0 ? PRELOAD : ANY;
-            if (route != ANY) {
-                break;
-            }
-            fputs(usage, stderr);
-            return 2;
+        case 'i': result = images_add_named(&images, optarg); break;
+        case 'v': wrong = !set_route(optarg, &route); break;
         case 'h': fputs(usage, stdout); return 0;
         case 'V': printf("qcow2-run %s\n", qcow2_version()); return 0;
-        default: fputs(usage, stderr); return 2;
+        default: wrong = true; break;
         }
     }
-    if (optind == argc) {
+    if (result == 0 && (wrong || optind == argc)) {
         fputs(usage, stderr);
         return 2;
     }
-    if (only_check) {
+    if (result == 0 && only_check) {
         return check(argv[optind]);
     }
-    for (int i = optind + 1; i < argc; i++) {
-        const char *name = file_of(argv[i]);
-
-        if (ends_with(name, ".qcow2") && !add_image(images, &count, name) && access(name, F_OK) != 0) {
-            missing = true;
-        }
+    if (result == 0) {
+        result = images_add_arguments(&images, argv + optind + 1);
     }
-    return run(route, read_only, images, count, missing, argv + optind);
+    return result != 0 ? result : run(route, read_only, &images, argv + optind);
 }
