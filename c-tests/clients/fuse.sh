@@ -69,8 +69,18 @@ echo "== copies"
 qemu-img create -q -f qcow2 -o lazy_refcounts=on copy.qcow2 1M
 start -o detect-zeroes=unmap --name=other copy.qcow2 mount
 cp --sparse=always content mount/other
-[ "$(stat -c %s mount/other)" = 300032 ] || fail "size after cp: $(stat -c %s mount/other)"
-cmp -n 300000 content mount/other || fail "cp"
+[ "$(stat -c %s mount/other)" = 300000 ] || fail "size after cp: $(stat -c %s mount/other)"
+cmp content mount/other || fail "cp"
+printf appended >>mount/other
+{ cat content; printf appended; } | cmp - mount/other || fail "what is appended is elsewhere"
+truncate -s 100 mount/other
+stop
+length=100
+"$calls" keeps copy.qcow2 || length=512
+start -o detect-zeroes=unmap --name=other copy.qcow2 mount
+[ "$(stat -c %s mount/other)" = $length ] || fail "another server, another length: $(stat -c %s mount/other)"
+truncate -s 512 mount/other
+{ head -c 100 content; head -c 412 /dev/zero; } | cmp - mount/other || fail "what was cut off is back"
 cat copy >mount/other
 cmp copy mount/other || fail "shell redirection"
 cp --sparse=auto mount/other holes
@@ -88,6 +98,23 @@ until_true qemu-img check -q disk.qcow2
 clean disk.qcow2
 qemu-img convert -O raw disk.qcow2 copy
 cmp -n 300000 content copy || fail "what was written over the image"
+
+echo "== over the image itself, killed: its own bytes are not there"
+(trap '' TERM && exec "$fuse" -f disk.qcow2 disk.qcow2 2>said) &
+server=$!
+until_true mounted disk.qcow2
+kill $server # it was told to ignore that
+cmp -n 300000 content disk.qcow2 || fail "ended by a signal that was ignored"
+crash
+for tries in 1 2 3 4 5 6 7 8 9 10; do
+    if dd if=content of=disk.qcow2 conv=notrunc status=none 2>/dev/null; then fail "written after kill -9"; fi
+    if head -c 3 disk.qcow2 >said 2>&1; then fail "read after kill -9"; fi
+    sleep 0.02
+done
+fusermount3 -u disk.qcow2 || fail "a dead mount cannot be unmounted"
+clean_after_crash disk.qcow2
+qemu-img convert -O raw disk.qcow2 copy
+cmp -n 300000 content copy || fail "the image after kill -9"
 
 echo "== read-only, snapshots, backing files"
 qemu-img snapshot -c then disk.qcow2

@@ -5,6 +5,7 @@
  *   view-calls map FILE         its data and holes, by lseek
  *   view-calls fill FILE SEED   random 4 KiB writes, and nothing synced
  *   view-calls filled FILE SEED what they have left
+ *   view-calls keeps FILE       status 0: the file system keeps attributes
  *   view-calls mapped FILE      writes through a mapping; it stays open until standard input ends
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
@@ -18,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define MIB (1 << 20)
@@ -70,12 +72,21 @@ static void sizes(int fd)
 {
     EXPECT(ftruncate(fd, 10 * MIB) == 0 && size_of(fd) == 10 * MIB && reads_as(fd, 9 * MIB, MIB, 0));
     EXPECT(pread(fd, buffer, MIB, 10 * MIB - 100) == 100 && pread(fd, buffer, MIB, 10 * MIB) == 0);
-    /* Sectors: what is added is rounded up. */
-    EXPECT(pwrite(fd, "end", 3, 10 * MIB + 100) == 3 && fsync(fd) == 0 && size_of(fd) == 10 * MIB + 512);
-    EXPECT(ftruncate(fd, 9 * MIB + 1) == 0 && size_of(fd) == 9 * MIB + 512);
+    /* The disk has whole sectors, the file has the length that it was given. */
+    EXPECT(pwrite(fd, "end", 3, 10 * MIB + 100) == 3 && fsync(fd) == 0 && size_of(fd) == 10 * MIB + 103);
+    EXPECT(ftruncate(fd, 9 * MIB + 1) == 0 && size_of(fd) == 9 * MIB + 1);
     EXPECT(fallocate(fd, 0, 9 * MIB + 512, MIB) == 0 && size_of(fd) == 10 * MIB + 512);
     EXPECT(fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 9 * MIB, 8 * MIB) == 0);
     EXPECT(size_of(fd) == 10 * MIB + 512);
+    /* What is cut off does not come back, be it in the same sector, and read just before. */
+    for (off_t cut = 8 * MIB + 1; cut < 8 * MIB + 512; cut += 170) {
+        memset(buffer, 'c', 512);
+        EXPECT(ftruncate(fd, 8 * MIB) == 0 && pwrite(fd, buffer, 512, 8 * MIB) == 512);
+        EXPECT(reads_as(fd, 8 * MIB, 512, 'c') && ftruncate(fd, cut) == 0 && size_of(fd) == cut);
+        EXPECT(pread(fd, buffer, MIB, 8 * MIB) == cut - 8 * MIB && ftruncate(fd, 8 * MIB + 512) == 0);
+        EXPECT(reads_as(fd, cut, (size_t)(8 * MIB + 512 - cut), 0) &&
+               reads_as(fd, 8 * MIB, (size_t)(cut - 8 * MIB), 'c'));
+    }
     EXPECT(ftruncate(fd, 8 * MIB) == 0 && size_of(fd) == 8 * MIB);
 }
 
@@ -169,6 +180,8 @@ int main(int argc, char **argv)
         calls(argv[2]);
     } else if (strcmp(argv[1], "map") == 0) {
         print_map(argv[2]);
+    } else if (strcmp(argv[1], "keeps") == 0) {
+        return setxattr(argv[2], "user.libqcow2.test", "", 0, 0) != 0;
     } else if (strcmp(argv[1], "mapped") == 0) {
         mapped(argv[2]);
     } else {

@@ -98,12 +98,12 @@ static int run(struct arguments *arguments)
         free(error);
         return 1;
     }
+    view.read_only = arguments->read_only;
     ret = view_begin(&view, arguments->image);
     if (ret < 0) {
         log_error("%s: %s", arguments->image, strerror(-ret));
         ret = 1;
     } else {
-        view.read_only = arguments->read_only;
         ret = serve_image(arguments, &view, &guard);
         guard_end(&guard);
     }

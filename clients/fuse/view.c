@@ -2,14 +2,18 @@
 #include "view.h"
 
 #include "log.h"
+#include "shared.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/falloc.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define SECTOR 512
@@ -18,10 +22,47 @@
 #define NAME_TIMEOUT 3600.0
 #define ATTRIBUTE_TIMEOUT 1.0
 
+/* By descriptor: the file's name may be this mount. */
+static int read_length(struct view *view)
+{
+    qcow2_info info = {.struct_size = sizeof(info)};
+    char value[SHARED_LENGTH_BYTES];
+    ssize_t count;
+    int ret = qcow2_get_info(view->image, &info);
+
+    if (ret == 0) {
+        count = fgetxattr(info.descriptor, SHARED_LENGTH, value, sizeof(value));
+        view->has_length = count > 0;
+        view->length = shared_length(value, count, info.virtual_size);
+    }
+    return ret;
+}
+
+/* For whoever shows the disk as a file the next time, if the file system keeps attributes. */
+static void write_length(struct view *view)
+{
+    qcow2_info info = {.struct_size = sizeof(info)};
+    char value[SHARED_LENGTH_BYTES];
+
+    if (qcow2_get_info(view->image, &info) < 0) {
+        return;
+    }
+    if (view->length != info.virtual_size) {
+        snprintf(value, sizeof(value), "%" PRIuFAST64 " %" PRIu64 " %" PRIu64, view->length, info.virtual_size,
+                 info.virtual_size);
+        view->has_length |= fsetxattr(info.descriptor, SHARED_LENGTH, value, strlen(value), 0) == 0;
+    } else if (view->has_length) {
+        fremovexattr(info.descriptor, SHARED_LENGTH);
+        view->has_length = false;
+    }
+}
+
 int view_begin(struct view *view, const char *path)
 {
-    if (stat(path, &view->original) < 0) {
-        return -errno;
+    int ret = stat(path, &view->original) < 0 ? -errno : read_length(view);
+
+    if (ret < 0) {
+        return ret;
     }
     view->modified = view->original.st_mtim;
     view->accessed = view->original.st_atim;
@@ -83,7 +124,7 @@ static int get_attributes(struct view *view, fuse_ino_t inode, struct stat *to)
     to->st_blksize = 1 << 16;
     if (is_file(view, inode)) {
         to->st_mode = S_IFREG | (permissions & (view->read_only ? 0444 : 0666));
-        to->st_size = (off_t)info.virtual_size;
+        to->st_size = (off_t)view->length;
         to->st_blocks = (blkcnt_t)(info.allocated_bytes / 512);
     } else {
         /* Who may read the file may list the directory. */
@@ -153,13 +194,33 @@ static void on_getattr(fuse_req_t request, fuse_ino_t inode, struct fuse_file_in
     reply_attributes(request, inode);
 }
 
-/* Disks consist of sectors: other lengths are rounded up. 0 or -errno; view->size_lock is held. */
-static int set_size(struct view *view, uint64_t size, int preallocation)
+/* Disks consist of sectors: this one's length is rounded up. 0 or -errno; view->size_lock is held. */
+static int set_length(struct view *view, uint64_t length, int preallocation)
 {
-    if (size > INT64_MAX - SECTOR) {
+    int64_t before = qcow2_length(view->image);
+    uint64_t disk = (length + SECTOR - 1) / SECTOR * SECTOR;
+    int ret = before < 0 ? (int)before : 0;
+
+    if (length > INT64_MAX - SECTOR) {
         return -EFBIG;
     }
-    return qcow2_truncate(view->image, (size + SECTOR - 1) / SECTOR * SECTOR, preallocation);
+    if (ret == 0 && (uint64_t)before != disk) {
+        ret = qcow2_truncate(view->image, disk, preallocation);
+    }
+    /* What was there must not come back when it grows. */
+    if (ret == 0 && length < view->length && length < disk) {
+        ret = qcow2_write_zeroes(view->image, length, disk - length, 0);
+        if (ret < 0 && view->length > disk) {
+            length = disk;
+        } else if (ret < 0) {
+            length = view->length;
+        }
+    } else if (ret < 0) {
+        return ret;
+    }
+    view->length = length;
+    write_length(view);
+    return ret;
 }
 
 static void set_times(struct view *view, const struct stat *to, int which)
@@ -189,7 +250,7 @@ static void on_setattr(fuse_req_t request, fuse_ino_t inode, struct stat *to, in
     }
     if ((which & FUSE_SET_ATTR_SIZE) != 0) {
         pthread_mutex_lock(&view->size_lock);
-        ret = set_size(view, (uint64_t)to->st_size, QCOW2_PREALLOC_OFF);
+        ret = set_length(view, (uint64_t)to->st_size, QCOW2_PREALLOC_OFF);
         pthread_mutex_unlock(&view->size_lock);
         touch(view);
     }
@@ -265,14 +326,12 @@ static void on_read(fuse_req_t request, fuse_ino_t inode, size_t count, off_t of
 {
     struct view *view = view_of(request);
     void *buffer = read_buffer();
-    int64_t size = qcow2_length(view->image);
+    int64_t size = (int64_t)view->length;
     ssize_t ret;
 
     (void)inode;
     (void)file;
-    if (size < 0) {
-        reply_failure(request, size);
-    } else if (buffer == NULL) {
+    if (buffer == NULL) {
         fuse_reply_err(request, ENOMEM);
     } else if (offset >= size) {
         fuse_reply_buf(request, NULL, 0);
@@ -288,20 +347,19 @@ static void on_read(fuse_req_t request, fuse_ino_t inode, size_t count, off_t of
     }
 }
 
-/* Makes the disk as long as `end`, if it is shorter. 0 or -errno. */
+/* Makes the file as long as `end`, if it is shorter. 0 or -errno. */
 static int grow_to(struct view *view, uint64_t end, int preallocation)
 {
-    int64_t size = qcow2_length(view->image);
+    int ret = 0;
 
-    if (size >= 0 && end > (uint64_t)size) {
+    if (end > view->length) {
         pthread_mutex_lock(&view->size_lock);
-        size = qcow2_length(view->image);
-        if (size >= 0 && end > (uint64_t)size) {
-            size = set_size(view, end, preallocation);
+        if (end > view->length) {
+            ret = set_length(view, end, preallocation);
         }
         pthread_mutex_unlock(&view->size_lock);
     }
-    return size < 0 ? (int)size : 0;
+    return ret;
 }
 
 static void on_write(fuse_req_t request, fuse_ino_t inode, const char *data, size_t count, off_t offset,
@@ -334,25 +392,16 @@ static void on_fsync(fuse_req_t request, fuse_ino_t inode, int data_only, struct
 /* Space can be promised only for what a growing disk gets. */
 static int preallocate(struct view *view, int mode, uint64_t offset, uint64_t length)
 {
-    int64_t size = qcow2_length(view->image);
-
-    if (size < 0) {
-        return (int)size;
-    }
-    return mode != 0 || offset < (uint64_t)size ? -EOPNOTSUPP : grow_to(view, offset + length, QCOW2_PREALLOC_FALLOC);
+    return mode != 0 || offset < view->length ? -EOPNOTSUPP : grow_to(view, offset + length, QCOW2_PREALLOC_FALLOC);
 }
 
 /* What a discard says may be ignored or rounded; these must read as zeroes. */
 static int zero(struct view *view, int mode, uint64_t offset, uint64_t length)
 {
-    int64_t size = qcow2_length(view->image);
-    uint64_t end = offset + length;
+    uint64_t size = view->length, end = offset + length;
 
-    if (size < 0) {
-        return (int)size;
-    }
-    if (offset < (uint64_t)size) {
-        int ret = qcow2_write_zeroes(view->image, offset, (end < (uint64_t)size ? end : (uint64_t)size) - offset,
+    if (offset < size) {
+        int ret = qcow2_write_zeroes(view->image, offset, (end < size ? end : size) - offset,
                                      (mode & FALLOC_FL_PUNCH_HOLE) != 0 ? QCOW2_REQ_UNMAP : 0);
 
         if (ret < 0) {
@@ -388,12 +437,11 @@ static void on_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t o
 static void on_lseek(fuse_req_t request, fuse_ino_t inode, off_t offset, int whence, struct fuse_file_info *file)
 {
     struct view *view = view_of(request);
-    int64_t size = qcow2_length(view->image);
-    off_t start = offset;
+    off_t size = (off_t)view->length, start = offset;
 
     (void)inode;
     (void)file;
-    while (size >= 0 && offset < size) {
+    while (offset < size) {
         qcow2_extent extent = {.struct_size = sizeof(extent)};
         int ret = qcow2_block_status(view->image, (uint64_t)offset, (uint64_t)(size - offset), 0, &extent);
 
@@ -407,9 +455,7 @@ static void on_lseek(fuse_req_t request, fuse_ino_t inode, off_t offset, int whe
         }
         offset += (off_t)extent.length;
     }
-    if (size < 0) {
-        reply_failure(request, size);
-    } else if (whence == SEEK_HOLE && start < size) {
+    if (whence == SEEK_HOLE && start < size) {
         fuse_reply_lseek(request, size);
     } else {
         fuse_reply_err(request, ENXIO);

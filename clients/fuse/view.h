@@ -10,6 +10,7 @@
 #include "longest.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -19,13 +20,16 @@ struct view {
     const char *name;     /* of the one file in the directory; NULL: the root is the file */
     struct stat original; /* of the image: owner and permissions */
     bool read_only;
-    pthread_mutex_t size_lock; /* held to change the disk's size */
+    pthread_mutex_t size_lock; /* held to change the length */
+    /* Bytes, as programs have made it. The disk ends with that sector, whose rest is zero. */
+    atomic_uint_fast64_t length;
+    bool has_length; /* the image's file has the attribute, see shared.h */
     pthread_mutex_t time_lock; /* of the next two */
     struct timespec modified;
     struct timespec accessed;
 };
 
-/* `path` is the image, which is open. 0 or -errno. */
+/* `path` is the image, which is open; `read_only` is set. 0 or -errno. */
 int view_begin(struct view *view, const char *path);
 
 /* Takes a struct view as user data. */
