@@ -30,10 +30,11 @@ for file in man/man3/qcow2_open.3 man/man3/qcow2_pwritev2.3 man/man7/qcow2-optio
     doc/libqcow2/html/layout.svg; do
     [ -f "$share/$file" ] || { echo "$file is not installed"; exit 1; }
 done
-for tool in qcow2-img qcow2-io qcow2-run qcow2-fuse; do
-    there=no && [ -z "$(find "$scratch/root" -path "*/bin/$tool")" ] || there=yes
-    page=no && [ ! -f "$share/man/man1/$tool.1" ] || page=yes
-    [ $there = $page ] || { echo "$tool is installed: $there; its page: $page"; exit 1; }
+for page in bin/qcow2-img.1 bin/qcow2-io.1 bin/qcow2-run.1 bin/qcow2-fuse.1 plugins/nbdkit-qcow2-plugin.1 libqcow2-preload.7; do
+    name=${page##*/}
+    there=no && [ -z "$(find "$scratch/root" -path "*/${page%.*}" -o -path "*/${page%.*}.so")" ] || there=yes
+    paged=no && [ ! -f "$share/man/man${name##*.}/$name" ] || paged=yes
+    [ $there = $paged ] || { echo "${name%.*} is installed: $there; its page: $paged"; exit 1; }
 done
 if [ -f "$share/man/man1/qcow2-img.1" ]; then
     for file in bash-completion/completions/qcow2-img zsh/site-functions/_qcow2-img; do
@@ -48,6 +49,12 @@ fi
 
 # What is loaded carries none either, and a debugger finds it.
 if [ "$profile" != dev ]; then
+    find "$scratch/root" -path '*/.debug' -prune -o -type f '(' -path '*/bin/*' -o -name '*.so*' ')' -print >"$scratch/loaded"
+    while read -r file; do
+        if readelf -SW "$file" | grep -q '\.debug_info'; then echo "$file has debug information"; exit 1; fi
+        readelf -SW "$(dirname "$file")/.debug/$(basename "$file").debug" | grep -q '\.debug_info' ||
+            { echo "$file has no file with its debug information"; exit 1; }
+    done <"$scratch/loaded"
     library=$libdir/libqcow2.so.$version
     if readelf -SW "$library" | grep -q '\.debug_info'; then echo "libqcow2.so has debug information"; exit 1; fi
     link=$(readelf -p .gnu_debuglink "$library" | sed -n 's/^ *\[ *0\] *//p')

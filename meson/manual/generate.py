@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Makes the manual: man pages, the same pages as HTML, and completions for shells.
 
-usage: generate.py SOURCE-DIR VERSION OUTPUT-DIR [--drafts]
+usage: generate.py SOURCE-DIR VERSION OUTPUT-DIR [--drafts] [--without=NAME.SECTION]...
 
 Below OUTPUT-DIR: man1, man3, man7, html, completions, site-functions; what is there of them is replaced. Pages of section 3 come from
-include/qcow2.h and docs/features.md, the others from docs/man. pages.py says what is on which page.
+include/qcow2.h and docs/features.md, the others from docs/man. pages.py says what is on which page. --without: a man page that is left out (HTML has it).
 """
 
 import re
@@ -184,7 +184,8 @@ def index(html, pages):
 
 
 def main():
-    arguments = [one for one in sys.argv[1:] if one != "--drafts"]
+    without = {one.split("=", 1)[1] for one in sys.argv[1:] if one.startswith("--without=")}
+    arguments = [one for one in sys.argv[1:] if not one.startswith("--")]
     if len(arguments) != 3:
         sys.exit(__doc__)
     source, version, out = Path(arguments[0]), arguments[1], Path(arguments[2])
@@ -196,7 +197,8 @@ def main():
     made = [((page.name, "3"), library_page(site, page), page) for page in PAGES]
     made += [(page, written_page(site, *page), None) for page in site.written]
     for (name, section), (names, summary, body), page in made:
-        write(out / f"man{section}/{name}.{section}", Man(site, (name, section)).render(names, summary, body))
+        if f"{name}.{section}" not in without:
+            write(out / f"man{section}/{name}.{section}", Man(site, (name, section)).render(names, summary, body))
         write(out / f"html/{name}.{section}.html", Html(site, (name, section)).render(summary, body))
         summaries.append(((name, section), summary))
         for other in sorted(set(page.functions + page.types + page.aliases) - {name}) if page else []:
