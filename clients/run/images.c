@@ -180,7 +180,8 @@ char *preload_rules(const struct images *images, const char *before, bool read_o
     bool has_rules = before != NULL && *before != '\0' && strcmp(before, "off") != 0;
     char *rules = strdup(""), *copy = has_rules ? strdup(before) : NULL, *next = NULL;
 
-    for (char *rule = copy != NULL ? strtok_r(copy, ":", &next) : NULL; rule != NULL; rule = strtok_r(NULL, ":", &next)) {
+    for (char *rule = copy != NULL ? strtok_r(copy, ":", &next) : NULL; rule != NULL;
+         rule = strtok_r(NULL, ":", &next)) {
         add_rule(&rules, rule, read_only ? ",ro" : "");
     }
     free(copy);
