@@ -79,8 +79,11 @@ length=100
 "$calls" keeps copy.qcow2 || length=512
 start -o detect-zeroes=unmap --name=other copy.qcow2 mount
 [ "$(stat -c %s mount/other)" = $length ] || fail "another server, another length: $(stat -c %s mount/other)"
-truncate -s 512 mount/other
-{ head -c 100 content; head -c 412 /dev/zero; } | cmp - mount/other || fail "what was cut off is back"
+stop
+qemu-io -c 'write -q -P 7 200 1' copy.qcow2 # by who knows nothing of the length
+start -o detect-zeroes=unmap --name=other copy.qcow2 mount
+{ head -c 100 content; head -c 100 /dev/zero; printf '\007'; head -c 311 /dev/zero; } | cmp - mount/other ||
+    fail "what was cut off is back, or what another program has written is not there"
 cat copy >mount/other
 cmp copy mount/other || fail "shell redirection"
 cp --sparse=auto mount/other holes

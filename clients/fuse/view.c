@@ -1,65 +1,25 @@
 /* The disk as a file of a FUSE file system.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "view.h"
 
+#include "length.h"
 #include "log.h"
-#include "shared.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <linux/falloc.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
-#include <sys/xattr.h>
 #include <unistd.h>
-
-#define SECTOR 512
 
 /* Seconds that the kernel believes what it was told. Nobody else changes the disk, but the room that it takes changes. */
 #define NAME_TIMEOUT 3600.0
 #define ATTRIBUTE_TIMEOUT 1.0
 
-/* By descriptor: the file's name may be this mount. */
-static int read_length(struct view *view)
-{
-    qcow2_info info = {.struct_size = sizeof(info)};
-    char value[SHARED_LENGTH_BYTES];
-    ssize_t count;
-    int ret = qcow2_get_info(view->image, &info);
-
-    if (ret == 0) {
-        count = fgetxattr(info.descriptor, SHARED_LENGTH, value, sizeof(value));
-        view->has_length = count > 0;
-        view->length = shared_length(value, count, info.virtual_size);
-    }
-    return ret;
-}
-
-/* For whoever shows the disk as a file the next time, if the file system keeps attributes. */
-static void write_length(struct view *view)
-{
-    qcow2_info info = {.struct_size = sizeof(info)};
-    char value[SHARED_LENGTH_BYTES];
-
-    if (qcow2_get_info(view->image, &info) < 0) {
-        return;
-    }
-    if (view->length != info.virtual_size) {
-        snprintf(value, sizeof(value), "%" PRIuFAST64 " %" PRIu64 " %" PRIu64, view->length, info.virtual_size,
-                 info.virtual_size);
-        view->has_length |= fsetxattr(info.descriptor, SHARED_LENGTH, value, strlen(value), 0) == 0;
-    } else if (view->has_length) {
-        fremovexattr(info.descriptor, SHARED_LENGTH);
-        view->has_length = false;
-    }
-}
-
 int view_begin(struct view *view, const char *path)
 {
-    int ret = stat(path, &view->original) < 0 ? -errno : read_length(view);
+    int ret = stat(path, &view->original) < 0 ? -errno : length_begin(view);
 
     if (ret < 0) {
         return ret;
@@ -194,35 +154,6 @@ static void on_getattr(fuse_req_t request, fuse_ino_t inode, struct fuse_file_in
     reply_attributes(request, inode);
 }
 
-/* Disks consist of sectors: this one's length is rounded up. 0 or -errno; view->size_lock is held. */
-static int set_length(struct view *view, uint64_t length, int preallocation)
-{
-    int64_t before = qcow2_length(view->image);
-    uint64_t disk = (length + SECTOR - 1) / SECTOR * SECTOR;
-    int ret = before < 0 ? (int)before : 0;
-
-    if (length > INT64_MAX - SECTOR) {
-        return -EFBIG;
-    }
-    if (ret == 0 && (uint64_t)before != disk) {
-        ret = qcow2_truncate(view->image, disk, preallocation);
-    }
-    /* What was there must not come back when it grows. */
-    if (ret == 0 && length < view->length && length < disk) {
-        ret = qcow2_write_zeroes(view->image, length, disk - length, 0);
-        if (ret < 0 && view->length > disk) {
-            length = disk;
-        } else if (ret < 0) {
-            length = view->length;
-        }
-    } else if (ret < 0) {
-        return ret;
-    }
-    view->length = length;
-    write_length(view);
-    return ret;
-}
-
 static void set_times(struct view *view, const struct stat *to, int which)
 {
     struct timespec now;
@@ -250,7 +181,7 @@ static void on_setattr(fuse_req_t request, fuse_ino_t inode, struct stat *to, in
     }
     if ((which & FUSE_SET_ATTR_SIZE) != 0) {
         pthread_mutex_lock(&view->size_lock);
-        ret = set_length(view, (uint64_t)to->st_size, QCOW2_PREALLOC_OFF);
+        ret = length_set(view, (uint64_t)to->st_size, QCOW2_PREALLOC_OFF);
         pthread_mutex_unlock(&view->size_lock);
         touch(view);
     }
@@ -355,7 +286,7 @@ static int grow_to(struct view *view, uint64_t end, int preallocation)
     if (end > view->length) {
         pthread_mutex_lock(&view->size_lock);
         if (end > view->length) {
-            ret = set_length(view, end, preallocation);
+            ret = length_set(view, end, preallocation);
         }
         pthread_mutex_unlock(&view->size_lock);
     }
