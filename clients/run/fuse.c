@@ -274,8 +274,6 @@ int run_by_fuse(const char *server, bool read_only, const struct images *images,
         complain("%s", strerror(ENOMEM));
         return 126;
     }
-    /* Ignored, it would have the kernel forget how children end. */
-    signal(SIGCHLD, SIG_DFL);
     if (show_images(servers, server, read_only, images, &outside) == 0) {
         result = run_command(command);
     }

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -233,6 +234,8 @@ int main(int argc, char **argv)
     enum route route = ANY;
     int option, result = 0;
 
+    /* Ignored, it would have the kernel forget how children end. */
+    signal(SIGCHLD, SIG_DFL);
     while (!wrong && result == 0 && (option = getopt_long(argc, argv, "+qh", options, NULL)) != -1) {
         switch (option) {
         case 'c': only_check = true; break;
