@@ -7,7 +7,7 @@ static __attribute__((noinline)) int open_image(int directory, const char *path,
     int fd = image_open(directory, path, flags, mode);
 
     if (fd == NOT_AN_IMAGE) {
-        return REAL(openat64)(directory, path, flags, mode);
+        return number_made(REAL(openat64)(directory, path, flags, mode));
     }
     stream_follows(fd);
     return (int)answer(fd);
@@ -17,6 +17,10 @@ static inline int open_any(int directory, const char *path, int flags, mode_t mo
 {
     if (config_maybe(path)) {
         return open_image(directory, path, flags, mode);
+    }
+    if (views_any()) {
+        return number_made(directory == AT_FDCWD ? REAL(open64)(path, flags, mode)
+                                                 : REAL(openat64)(directory, path, flags, mode));
     }
     /* A jump, as everywhere: one more return costs more than all that is above. */
     return directory == AT_FDCWD ? REAL(open64)(path, flags, mode) : REAL(openat64)(directory, path, flags, mode);

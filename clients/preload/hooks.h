@@ -42,6 +42,18 @@ void flush_streams(void);
 void streams_before_fork(void);
 void streams_after_fork(void);
 
+/* The number is no image's any more: its descriptor has been closed past the hooks. */
+void number_gone(int fd);
+
+/* A number that a call has just made, or closed; -1: none. */
+static inline int number_made(int fd)
+{
+    if (is_view(fd)) {
+        number_gone(fd);
+    }
+    return fd;
+}
+
 /* Before another program takes this process over, or one is started. */
 void prepare_exec(void);
 

@@ -84,6 +84,35 @@ static bool wants_write(int flags)
     return (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
 }
 
+/*
+ * What a program has in place of an image: a memory file, sealed and open for writing alone, so that what passes by
+ * the hooks can neither read nor write it, and gets an error. A descriptor or -errno.
+ */
+static int new_placeholder(const char *name, int flags)
+{
+    int memory = REAL(memfd_create)(name, MFD_CLOEXEC | MFD_ALLOW_SEALING), made;
+    char link[64];
+
+    if (memory < 0) {
+        return -errno;
+    }
+    REAL(fchmod)(memory, 0);
+    REAL(fcntl64)(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", memory);
+    made = REAL(open64)(link, O_WRONLY | O_CLOEXEC | (flags & (O_APPEND | O_NONBLOCK)));
+    made = made < 0 ? -errno : made;
+    REAL(close)(memory);
+    return made;
+}
+
+bool is_placeholder(int fd)
+{
+    const char placeholder[] = "/memfd:" NAME_BEGINNING;
+    char name[PATH_MAX];
+
+    return name_of(fd, name, sizeof name) && strncmp(name, placeholder, sizeof placeholder - 1) == 0;
+}
+
 /* The program's descriptor: takes the place of `fd`. 0 or -errno. */
 static int place(int fd, const char *path, int flags)
 {
@@ -96,12 +125,10 @@ static int place(int fd, const char *path, int flags)
         snprintf(name, sizeof name, NAME_BEGINNING);
         NOT_SERVED("exec", "a path that is longer than 230 bytes");
     }
-    memory = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    memory = new_placeholder(name, flags);
     if (memory < 0) {
-        return -errno;
+        return memory;
     }
-    REAL(fcntl64)(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
-    REAL(fcntl64)(memory, F_SETFL, flags & (O_APPEND | O_NONBLOCK));
     result = REAL(dup3)(memory, fd, flags & O_CLOEXEC) < 0 ? -errno : 0;
     REAL(close)(memory);
     return result;
@@ -307,10 +334,7 @@ static void convert(int fd, const struct rule *rule)
     if (view == NULL) {
         /* Nothing rather than the container's bytes. */
         report_line("inherited descriptor %d cannot be served", fd);
-        taken = memfd_create(NAME_BEGINNING, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        if (taken >= 0) {
-            REAL(fcntl64)(taken, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
-        }
+        taken = new_placeholder(NAME_BEGINNING, 0);
     }
     if (taken >= 0 && REAL(dup2)(taken, fd) >= 0 && view != NULL) {
         view->offset = offset;
@@ -369,7 +393,7 @@ static void adopt(int fd, int below)
 
 void adopt_descriptors(void)
 {
-    DIR *directory = opendir("/proc/self/fd");
+    DIR *directory = REAL(opendir)("/proc/self/fd");
     int count = 0, fds[1024];
     struct dirent *entry;
 
@@ -385,7 +409,7 @@ void adopt_descriptors(void)
             fds[count++] = atoi(entry->d_name);
         }
     }
-    closedir(directory);
+    REAL(closedir)(directory);
     for (int i = 0; i < count; i++) {
         adopt(fds[i], VIEWS_MAX);
     }

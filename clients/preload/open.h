@@ -25,6 +25,9 @@ int64_t image_size(int directory, const char *path, const struct stat64 *status)
 /* A descriptor whose name is /dev/fd/N and the like; -1: no such name. */
 int descriptor_of(const char *path);
 
+/* Whether the kernel has what stands for an image at a descriptor. */
+bool is_placeholder(int fd);
+
 /* Takes over the images that the process was started with. */
 void adopt_descriptors(void);
 

@@ -20,6 +20,11 @@ bool views_any(void)
     return atomic_load(&views) != 0;
 }
 
+int views_highest(void)
+{
+    return atomic_load(&highest);
+}
+
 struct view *view_get(int fd)
 {
     for (;;) {
@@ -129,7 +134,7 @@ void views_set_engine(int fd, bool engine)
 
 void views_store_offsets(void)
 {
-    for (int fd = 0; fd <= atomic_load(&highest); fd++) {
+    for (int fd = 0; fd <= views_highest(); fd++) {
         struct view *view = is_view(fd) ? view_get(fd) : NULL;
 
         if (view == NULL) {

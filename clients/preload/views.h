@@ -73,6 +73,8 @@ int view_unlink(int fd);
 
 void views_set_engine(int fd, bool engine);
 bool views_any(void);
+/* No descriptor above it is a view. */
+int views_highest(void);
 
 /* Writes the offsets where other processes find them. */
 void views_store_offsets(void);
