@@ -91,6 +91,17 @@ HOOK int dup(int fd)
     return engines(fd) ? (int)answer(-EBADF) : copied(fd, REAL(dup)(fd));
 }
 
+/* Before dup2. The standard ones are followed by name. */
+static void displaces(int fd, int target)
+{
+    int saved = errno;
+
+    if (is_view(fd) && !is_view(target) && target > STDERR_FILENO && REAL(fcntl64)(target, F_GETFD) >= 0) {
+        atomic_store(&views_displaced, true);
+    }
+    errno = saved;
+}
+
 HOOK int dup2(int fd, int target)
 {
     if (!is_view(fd) && !is_view(target)) {
@@ -102,6 +113,7 @@ HOOK int dup2(int fd, int target)
     if (fd == target) {
         return REAL(dup2)(fd, target);
     }
+    displaces(fd, target);
     stream_leaves(target);
     return copied(fd, REAL(dup2)(fd, target));
 }
@@ -114,6 +126,7 @@ HOOK int dup3(int fd, int target, int flags)
     if (engines(fd) || engines(target)) {
         return (int)answer(-EBADF);
     }
+    displaces(fd, target);
     stream_leaves(target);
     return copied(fd, REAL(dup3)(fd, target, flags));
 }

@@ -18,7 +18,7 @@ static inline int open_any(int directory, const char *path, int flags, mode_t mo
     if (config_maybe(path)) {
         return open_image(directory, path, flags, mode);
     }
-    if (views_any()) {
+    if (unlikely(atomic_load_explicit(&views_displaced, memory_order_relaxed))) {
         return number_made(directory == AT_FDCWD ? REAL(open64)(path, flags, mode)
                                                  : REAL(openat64)(directory, path, flags, mode));
     }

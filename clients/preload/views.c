@@ -8,6 +8,7 @@
 #include "real.h"
 
 _Atomic(struct view *) view_table[VIEWS_MAX];
+atomic_bool views_displaced;
 
 static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct view *pool;

@@ -73,6 +73,11 @@ int view_unlink(int fd);
 
 void views_set_engine(int fd, bool engine);
 bool views_any(void);
+/*
+ * An image has taken the number of another open file, by dup2: whoever opened that, as a stream of the C library's, may
+ * close it past the hooks.
+ */
+extern atomic_bool views_displaced;
 /* No descriptor above it is a view. */
 int views_highest(void);
 
