@@ -6,9 +6,11 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <mntent.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 static char path[4096];
@@ -194,6 +196,56 @@ static void locks(void)
     close(fd);
 }
 
+enum { SIGNALS = 300, FAR = 100000, UNIT = 4096 };
+
+static int handlers_fd;
+static volatile sig_atomic_t signals, wrong;
+
+/* In the middle of a request at times: it must not wait for that, and its offset counts. */
+static void seek_in_handler(int number)
+{
+    int saved = errno;
+    char bytes[16];
+
+    (void)number;
+    if (pread(handlers_fd, bytes, sizeof bytes, 0) < 0 && errno != EDEADLK) {
+        wrong = 1;
+    }
+    if (lseek(handlers_fd, 0, SEEK_CUR) < 0 || lseek(handlers_fd, FAR, SEEK_SET) != FAR) {
+        wrong = 2;
+    }
+    signals++;
+    errno = saved;
+}
+
+static void seeks_in_handlers(void)
+{
+    struct itimerval often = {.it_interval = {.tv_usec = 400}, .it_value = {.tv_usec = 400}};
+    char bytes[UNIT] = "x";
+
+    handlers_fd = make("");
+    signals = 0;
+    CHECK_EQ(ftruncate(handlers_fd, 1 << 20), 0);
+    CHECK(signal(SIGALRM, seek_in_handler) != SIG_ERR);
+    setitimer(ITIMER_REAL, &often, NULL);
+    while (signals < SIGNALS) {
+        off_t at;
+        int before;
+
+        lseek(handlers_fd, 0, SEEK_SET);
+        before = signals;
+        CHECK_EQ(write(handlers_fd, bytes, UNIT), UNIT);
+        if (signals != before) {
+            at = lseek(handlers_fd, 0, SEEK_CUR);
+            CHECK(at == FAR || at == FAR + UNIT);
+        }
+    }
+    setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+    signal(SIGALRM, SIG_DFL);
+    CHECK_EQ(wrong, 0);
+    CHECK_EQ(close(handlers_fd), 0);
+}
+
 static void all(void)
 {
     child_of_vfork();
@@ -204,6 +256,7 @@ static void all(void)
     }
     becomes_daemon();
     locks();
+    seeks_in_handlers();
 }
 
 /* Who has no hooks is told so, rather than shown an empty file. */

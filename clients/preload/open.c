@@ -193,6 +193,10 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     bool made = false;
     int fd, result;
 
+    if (rule != NULL && shared_inside != 0) {
+        /* A signal handler, in the middle of a request: the images' list may be held. */
+        return -EDEADLK;
+    }
     if (rule == NULL || (flags & (O_PATH | O_DIRECTORY)) != 0 || (flags & O_TMPFILE) == O_TMPFILE) {
         return NOT_AN_IMAGE;
     }

@@ -29,7 +29,8 @@ struct view {
     atomic_int flags;
     /* Another process may have it: the offset is where the kernel has it. */
     atomic_bool kernel_offset;
-    off_t offset;
+    /* Under `lock`; a signal handler that has interrupted its holder moves it without. */
+    _Atomic(off_t) offset;
     /* Orders users of `offset`. Taken after shared_enter, so that nobody has it across a fork. */
     pthread_mutex_t lock;
     struct shared *shared;
