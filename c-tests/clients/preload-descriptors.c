@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <mntent.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -246,6 +247,79 @@ static void seeks_in_handlers(void)
     CHECK_EQ(close(handlers_fd), 0);
 }
 
+static sigjmp_buf place;
+
+static void leave(int number)
+{
+    (void)number;
+    siglongjmp(place, 1);
+}
+
+/* What a handler has left by longjmp does not make the thread's later requests fail. */
+static void left_by_handler(void)
+{
+    volatile int jumps = 0;
+    char bytes[UNIT] = "x";
+    int fd = make("");
+
+    CHECK_EQ(ftruncate(fd, 1 << 20), 0);
+    CHECK(signal(SIGALRM, leave) != SIG_ERR);
+    while (jumps < 30) {
+        struct itimerval soon = {.it_value = {.tv_usec = 700}};
+
+        if (sigsetjmp(place, 1) != 0) {
+            jumps++;
+            continue;
+        }
+        setitimer(ITIMER_REAL, &soon, NULL);
+        for (;;) {
+            CHECK_EQ(pread(fd, bytes, UNIT, 0), UNIT);
+        }
+    }
+    signal(SIGALRM, SIG_DFL);
+    _exit(0);
+}
+
+static void in_child(void (*body)(void))
+{
+    pid_t child = fork();
+
+    if (child == 0) {
+        body();
+        _exit(0);
+    }
+    CHECK_EQ(test_wait(child), 0);
+}
+
+static void printed(void)
+{
+    int fd = make("");
+
+    CHECK_EQ(dprintf(fd, "%d %s", 42, "words"), 8);
+    CHECK_EQ(close(fd), 0);
+    content("42 words");
+}
+
+/* A new file under an image's name is an image. */
+static void temporary(void)
+{
+    char name[5000], other[5000];
+    size_t length = strlen(path);
+    const char *end = strcmp(path + length - 6, ".qcow2") == 0 ? ".qcow2" : "";
+    int fd;
+
+    snprintf(name, sizeof name, "%s-XXXXXX%s", path, end);
+    snprintf(other, sizeof other, "%s", name);
+    fd = mkstemps(name, (int)strlen(end));
+    CHECK(fd >= 0 && strcmp(name, other) != 0);
+    CHECK_EQ(write(fd, "temporary", 9), 9);
+    CHECK_EQ(close(fd), 0);
+    CHECK_EQ(rename(name, path), 0);
+    content("temporary");
+    CHECK_EQ(mkostemps(name, 1000000, 0), -1);
+    CHECK_EQ(errno, EINVAL);
+}
+
 static void all(void)
 {
     child_of_vfork();
@@ -257,6 +331,9 @@ static void all(void)
     becomes_daemon();
     locks();
     seeks_in_handlers();
+    in_child(left_by_handler);
+    printed();
+    temporary();
 }
 
 /* Who has no hooks is told so, rather than shown an empty file. */

@@ -151,6 +151,26 @@ HOOK pid_t vfork(void)
     return REAL(fork)();
 }
 
+/* What a signal handler leaves for good is no request under way any more, but what it held stays held. */
+#define JUMP(name)                                                                                                     \
+    HOOK void name(struct __jmp_buf_tag place[1], int value)                                                           \
+    {                                                                                                                  \
+        view_left = view_left || shared_inside != 0;                                                                   \
+        REAL(siglongjmp)(place, value);                                                                                \
+        __builtin_unreachable();                                                                                       \
+    }
+
+JUMP(longjmp)
+JUMP(_longjmp)
+JUMP(siglongjmp)
+
+HOOK void __longjmp_chk(struct __jmp_buf_tag place[1], int value)
+{
+    view_left = view_left || shared_inside != 0;
+    REAL(__longjmp_chk)(place, value);
+    __builtin_unreachable();
+}
+
 static void let_go(void)
 {
     if (getpid() != owner) {

@@ -193,7 +193,7 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     bool made = false;
     int fd, result;
 
-    if (rule != NULL && shared_inside != 0) {
+    if (rule != NULL && view_interrupted()) {
         /* A signal handler, in the middle of a request: the images' list may be held. */
         return -EDEADLK;
     }

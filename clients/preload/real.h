@@ -10,7 +10,9 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <pty.h>
+#include <setjmp.h>
 #include <spawn.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -133,6 +135,11 @@
     F(int, closedir, (DIR *))                                                                                          \
     F(ssize_t, recvmsg, (int, struct msghdr *, int))                                                                   \
     F(int, recvmmsg, (int, struct mmsghdr *, unsigned, int, struct timespec *))                                        \
+    F(void, siglongjmp, (struct __jmp_buf_tag *, int))                                                                 \
+    F(void, __longjmp_chk, (struct __jmp_buf_tag *, int))                                                              \
+    F(int, vdprintf, (int, const char *, va_list))                                                                     \
+    F(int, __vdprintf_chk, (int, int, const char *, va_list))                                                          \
+    F(int, mkostemps64, (char *, int, int))                                                                            \
     F(int, aio_read64, (struct aiocb64 *))                                                                             \
     F(int, aio_write64, (struct aiocb64 *))                                                                            \
     F(int, aio_fsync64, (int, struct aiocb64 *))                                                                       \

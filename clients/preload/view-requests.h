@@ -24,7 +24,10 @@ static inline bool may_write(struct view *view)
  */
 static inline int view_enter(struct view *view, qcow2_image **image)
 {
-    return __builtin_expect(shared_inside != 0, 0) ? -EDEADLK : shared_enter(view->shared, image);
+    if (__builtin_expect(view_interrupted(), 0)) {
+        return -EDEADLK;
+    }
+    return shared_enter(view->shared, image);
 }
 
 /* Takes the lock and gives the offset. */

@@ -86,15 +86,15 @@ off_t view_seek(int fd, struct view *view, off_t offset, int whence)
     qcow2_image *image;
     off_t before, result;
 
+    if (unlikely(view_interrupted())) {
+        return seek_inside(fd, view, offset, whence);
+    }
     /* A shell looks where it is in what another program has open. */
-    if ((whence == SEEK_SET || whence == SEEK_CUR) && atomic_load(&view->kernel_offset) && shared_inside == 0) {
+    if ((whence == SEEK_SET || whence == SEEK_CUR) && atomic_load(&view->kernel_offset)) {
         result = REAL(lseek64)(fd, offset, whence);
         return result < 0 ? -errno : result;
     }
-    if (unlikely(shared_inside != 0)) {
-        return seek_inside(fd, view, offset, whence);
-    }
-    result = shared_enter(shared, &image);
+    result = view_enter(view, &image);
     if (result < 0) {
         return result;
     }

@@ -9,6 +9,7 @@
 
 _Atomic(struct view *) view_table[VIEWS_MAX];
 atomic_bool views_displaced;
+_Thread_local bool view_left;
 
 static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct view *pool;

@@ -89,6 +89,15 @@ void views_store_offsets(void);
 void views_before_fork(void);
 void views_after_fork(void);
 
+/* This thread has left a request by longjmp. */
+extern _Thread_local bool view_left;
+
+/* This is a signal handler in the middle of a request. */
+static inline bool view_interrupted(void)
+{
+    return shared_inside != 0 && !view_left;
+}
+
 /* Requests on a view: a count, or -errno. `fd` is the descriptor that was used. */
 ssize_t view_pread(struct view *view, void *buffer, size_t count, off_t offset);
 ssize_t view_pwrite(struct view *view, const void *buffer, size_t count, off_t offset);
