@@ -320,6 +320,41 @@ static void temporary(void)
     CHECK_EQ(errno, EINVAL);
 }
 
+/* The names that /proc and /dev have for descriptors, of this process and for another one. */
+static void names_of_descriptors(void)
+{
+    const char *const forms[] = {"/proc/self/fd/%d", "/proc/thread-self/fd/%d", "/dev/fd/%d", "/proc/%2$d/fd/%1$d"};
+    int fds[2];
+
+    close(make("text of it"));
+    fds[0] = open(path, O_RDONLY);
+    fds[1] = open(path, O_PATH);
+    for (int i = 0; i < 2; i++) {
+        struct stat status;
+        struct statx extended;
+        char name[64], bytes[4], command[200];
+
+        CHECK_EQ(fstat(fds[i], &status), 0);
+        CHECK_EQ(status.st_size, 10);
+        CHECK_EQ(statx(fds[i], "", AT_EMPTY_PATH, STATX_SIZE, &extended), 0);
+        CHECK_EQ(extended.stx_size, 10);
+        for (size_t k = 0; k < sizeof forms / sizeof forms[0]; k++) {
+            int fd;
+
+            snprintf(name, sizeof name, forms[k], fds[i], (int)getpid());
+            fd = open(name, O_RDONLY);
+            CHECK_EQ(read(fd, bytes, 4), 4);
+            CHECK_EQ(memcmp(bytes, "text", 4), 0);
+            close(fd);
+            CHECK_EQ(stat(name, &status), 0);
+            CHECK_EQ(status.st_size, 10);
+        }
+        snprintf(command, sizeof command, "test \"$(cat %s)\" = 'text of it'", name);
+        CHECK_EQ(system(command), 0);
+        close(fds[i]);
+    }
+}
+
 static void all(void)
 {
     child_of_vfork();
@@ -334,6 +369,7 @@ static void all(void)
     in_child(left_by_handler);
     printed();
     temporary();
+    names_of_descriptors();
 }
 
 /* Who has no hooks is told so, rather than shown an empty file. */
