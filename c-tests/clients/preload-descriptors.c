@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 static char path[4096];
@@ -355,6 +356,32 @@ static void names_of_descriptors(void)
     }
 }
 
+/* Also where bytes are not read from a file: holes, and what is written is compared with them. */
+static void nowhere(void)
+{
+    char *volatile places[] = {NULL, (char *)16, (char *)-4096};
+    int fd = make("data");
+
+    CHECK_EQ(ftruncate(fd, 1 << 20), 0);
+    for (int i = 0; i < 3; i++) {
+        struct iovec iov = {places[i], 512};
+
+        for (off_t at = 0; at < 1 << 20; at += 1 << 19) {
+            CHECK_EQ(pread(fd, places[i], 4096, at), -1);
+            CHECK_EQ(errno, EFAULT);
+            CHECK_EQ(preadv(fd, &iov, 1, at), -1);
+            CHECK_EQ(errno, EFAULT);
+            CHECK_EQ(pwrite(fd, places[i], 512, at), -1);
+            CHECK_EQ(errno, EFAULT);
+            CHECK_EQ(lseek(fd, at, SEEK_SET), at);
+            CHECK_EQ(read(fd, places[i], 512), -1);
+            CHECK_EQ(errno, EFAULT);
+        }
+        CHECK_EQ(i == 2 ? 0 : pread(fd, places[i], 0, 0), 0);
+    }
+    close(fd);
+}
+
 static void all(void)
 {
     child_of_vfork();
@@ -370,6 +397,7 @@ static void all(void)
     printed();
     temporary();
     names_of_descriptors();
+    nowhere();
 }
 
 /* Who has no hooks is told so, rather than shown an empty file. */

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include <errno.h>
 #include <limits.h>
+#include <stdint.h>
 
 #include "real.h"
 #include "view-requests.h"
 
 /* As much as the kernel moves in one call. */
 static const size_t REQUEST_MAX = 0x7ffff000;
+/* Programs map nothing so low (vm.mmap_min_addr). */
+enum { NOWHERE_BYTES = 65536 };
 
 static size_t iov_length(const struct iovec *iov, int count)
 {
@@ -16,6 +19,21 @@ static size_t iov_length(const struct iovec *iov, int count)
         total += iov[i].iov_len;
     }
     return total;
+}
+
+/*
+ * Pages that nobody maps: a system call says EFAULT, and the engine, where it copies or zeroes bytes itself, would be
+ * killed. Others that are not mapped it cannot know of without a system call more.
+ */
+static inline bool is_nowhere(const void *buffer, size_t length)
+{
+    uintptr_t first = (uintptr_t)buffer, last = first + length - 1;
+    struct iovec here = {&(char){0}, 1}, there = {__extension__(void *) buffer, 1};
+
+    if (__builtin_expect(first >= NOWHERE_BYTES && (intptr_t)first >= 0 && (intptr_t)last >= 0, 1) || length == 0) {
+        return false;
+    }
+    return first >= NOWHERE_BYTES || process_vm_readv(getpid(), &here, 1, &there, 1, 0) != 1;
 }
 
 static int iov_check(const struct iovec *iov, int count)
@@ -29,6 +47,11 @@ static int iov_check(const struct iovec *iov, int count)
         total += iov[i].iov_len;
         if (iov[i].iov_len > SSIZE_MAX || total > SSIZE_MAX) {
             return -EINVAL;
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        if (is_nowhere(iov[i].iov_base, iov[i].iov_len)) {
+            return -EFAULT;
         }
     }
     return 0;
@@ -135,8 +158,9 @@ ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t
     if (!may_read(view)) {
         return -EBADF;
     }
-    if (offset < 0 || iov_check(iov, count) < 0) {
-        return -EINVAL;
+    result = offset < 0 ? -EINVAL : iov_check(iov, count);
+    if (result < 0) {
+        return result;
     }
     result = view_enter(view, &image);
     if (result == 0) {
@@ -154,8 +178,9 @@ ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_
     if (!may_write(view)) {
         return -EBADF;
     }
-    if (offset < 0 || iov_check(iov, count) < 0) {
-        return -EINVAL;
+    result = offset < 0 ? -EINVAL : iov_check(iov, count);
+    if (result < 0) {
+        return result;
     }
     result = view_enter(view, &image);
     if (result == 0) {
@@ -180,6 +205,9 @@ ssize_t view_pread(struct view *view, void *buffer, size_t count, off_t offset)
     }
     if (count > REQUEST_MAX) {
         count = REQUEST_MAX;
+    }
+    if (unlikely(is_nowhere(buffer, count))) {
+        return -EFAULT;
     }
     result = view_enter(view, &image);
     if (result < 0) {
@@ -212,7 +240,7 @@ ssize_t view_pwrite(struct view *view, const void *buffer, size_t count, off_t o
     qcow2_image *image;
     ssize_t result;
 
-    if (is_plain(view, count, offset)) {
+    if (is_plain(view, count, offset) && !is_nowhere(buffer, count)) {
         result = view_enter(view, &image);
         if (result < 0) {
             return result;
@@ -236,8 +264,9 @@ ssize_t view_read(int fd, struct view *view, const struct iovec *iov, int count)
     if (!may_read(view)) {
         return -EBADF;
     }
-    if (iov_check(iov, count) < 0) {
-        return -EINVAL;
+    result = iov_check(iov, count);
+    if (result < 0) {
+        return result;
     }
     result = view_enter(view, &image);
     if (result < 0) {
@@ -259,8 +288,9 @@ ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count
     if (!may_write(view)) {
         return -EBADF;
     }
-    if (iov_check(iov, count) < 0) {
-        return -EINVAL;
+    result = iov_check(iov, count);
+    if (result < 0) {
+        return result;
     }
     result = view_enter(view, &image);
     if (result < 0) {
