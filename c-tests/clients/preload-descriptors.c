@@ -382,6 +382,45 @@ static void nowhere(void)
     close(fd);
 }
 
+/* A descriptor that goes through a socket is the same open file, with its offset. */
+static void sent(void)
+{
+    int fd = make("0123456789"), ends[2], got;
+    _Alignas(struct cmsghdr) char room[CMSG_SPACE(sizeof(int))] = "";
+    char byte = 0, two[2];
+    struct iovec iov = {&byte, 1};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+    struct cmsghdr *part = CMSG_FIRSTHDR(&message);
+    pid_t child;
+
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    close(fd);
+    child = fork();
+    if (child == 0) {
+        CHECK_EQ(recvmsg(ends[1], &message, 0), 1);
+        memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof got);
+        CHECK_EQ(read(got, two, 2), 2);
+        CHECK_EQ(memcmp(two, "23", 2), 0);
+        CHECK_EQ(write(got, "sent", 4), 4);
+        CHECK_EQ(close(got), 0);
+        _exit(0);
+    }
+    fd = open(path, O_RDWR);
+    CHECK_EQ(read(fd, two, 2), 2);
+    part->cmsg_level = SOL_SOCKET;
+    part->cmsg_type = SCM_RIGHTS;
+    part->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(part), &fd, sizeof fd);
+    CHECK_EQ(sendmsg(ends[0], &message, 0), 1);
+    CHECK_EQ(test_wait(child), 0);
+    CHECK_EQ(read(fd, two, 2), 2);
+    CHECK_EQ(memcmp(two, "89", 2), 0);
+    close(fd);
+    close(ends[0]);
+    close(ends[1]);
+    content("0123sent89");
+}
+
 static void all(void)
 {
     child_of_vfork();
@@ -398,6 +437,7 @@ static void all(void)
     temporary();
     names_of_descriptors();
     nowhere();
+    sent();
 }
 
 /* Who has no hooks is told so, rather than shown an empty file. */

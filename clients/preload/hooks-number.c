@@ -203,7 +203,8 @@ HOOK int closedir(DIR *directory)
     return result;
 }
 
-static void received(const struct msghdr *message)
+/* `visit` for each descriptor that a message carries. */
+static void each_carried(const struct msghdr *message, void (*visit)(int fd, void *opaque), void *opaque)
 {
     struct msghdr *headers = __extension__(struct msghdr *) message;
 
@@ -213,17 +214,69 @@ static void received(const struct msghdr *message)
                 int fd;
 
                 memcpy(&fd, (char *)part + at, sizeof fd);
-                number_made(fd);
+                visit(fd, opaque);
             }
         }
     }
+}
+
+static void look_for_view(int fd, void *found)
+{
+    if (is_view(fd)) {
+        *(bool *)found = true;
+    }
+}
+
+/* Who gets an image may have it when the sender does not use it. */
+static void before_sending(const struct msghdr *message)
+{
+    bool found = false;
+
+    if (message != NULL && message->msg_controllen > 0 && views_any()) {
+        each_carried(message, look_for_view, &found);
+    }
+    if (found) {
+        HIT("sendmsg");
+        prepare_exec();
+    }
+}
+
+static void take_received(int fd, void *opaque)
+{
+    (void)opaque;
+    number_made(fd);
+    adopt_descriptor(fd);
+}
+
+static void received(const struct msghdr *message)
+{
+    int saved = errno;
+
+    if (message->msg_controllen > 0) {
+        each_carried(message, take_received, NULL);
+    }
+    errno = saved;
+}
+
+HOOK ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    before_sending(message);
+    return REAL(sendmsg)(fd, message, flags);
+}
+
+HOOK int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    for (unsigned i = 0; i < count && views_any(); i++) {
+        before_sending(&messages[i].msg_hdr);
+    }
+    return REAL(sendmmsg)(fd, messages, count, flags);
 }
 
 HOOK ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     ssize_t result = REAL(recvmsg)(fd, message, flags);
 
-    if (result >= 0 && message->msg_controllen > 0 && views_any()) {
+    if (result >= 0) {
         received(message);
     }
     return result;
@@ -233,7 +286,7 @@ HOOK int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags, s
 {
     int result = REAL(recvmmsg)(fd, messages, count, flags, patience);
 
-    for (int i = 0; i < result && views_any(); i++) {
+    for (int i = 0; i < result; i++) {
         received(&messages[i].msg_hdr);
     }
     return result;

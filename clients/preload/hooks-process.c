@@ -10,10 +10,7 @@ static pid_t owner;
 
 void prepare_exec(void)
 {
-    if (!views_any()) {
-        return;
-    }
-    if (getpid() == owner && shared_inside == 0) {
+    if (views_any() && getpid() == owner && shared_inside == 0) {
         views_store_offsets();
         shared_suspend_all();
     }

@@ -45,7 +45,10 @@ static bool by_path(long number, const long *a, long *result)
     case SYS_dup2: *result = dup2(I(0), I(1)); return true;
 #endif
     case SYS_dup3: *result = dup3(I(0), I(1), I(2)); return true;
-    case SYS_execve: prepare_exec(); return false;
+    case SYS_execve:
+    case SYS_execveat: prepare_exec(); return false;
+    case SYS_sendmsg: *result = sendmsg(I(0), P(1), I(2)); return true;
+    case SYS_recvmsg: *result = recvmsg(I(0), P(1), I(2)); return true;
     case SYS_exit_group: _exit(I(0));
     default: return false;
     }

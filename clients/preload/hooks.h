@@ -58,7 +58,7 @@ static inline int number_made(int fd)
     return fd;
 }
 
-/* Before another program takes this process over, or one is started. */
+/* Before another program takes this process over, or one is started, or gets descriptors. */
 void prepare_exec(void);
 
 #endif

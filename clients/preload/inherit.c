@@ -121,6 +121,13 @@ static void adopt(int fd, int below)
     }
 }
 
+void adopt_descriptor(int fd)
+{
+    if (!config_off) {
+        adopt(fd, views_highest() + 1);
+    }
+}
+
 void adopt_descriptors(void)
 {
     DIR *directory = REAL(opendir)("/proc/self/fd");

@@ -54,6 +54,8 @@ bool is_placeholder(int fd);
 
 /* Takes over the images that the process was started with. */
 void adopt_descriptors(void);
+/* What another process has sent. */
+void adopt_descriptor(int fd);
 
 /* What a call returns for a count or -errno. */
 static inline long answer(long result)

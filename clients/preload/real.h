@@ -140,6 +140,8 @@
     F(int, vdprintf, (int, const char *, va_list))                                                                     \
     F(int, __vdprintf_chk, (int, int, const char *, va_list))                                                          \
     F(int, mkostemps64, (char *, int, int))                                                                            \
+    F(ssize_t, sendmsg, (int, const struct msghdr *, int))                                                             \
+    F(int, sendmmsg, (int, struct mmsghdr *, unsigned, int))                                                           \
     F(int, aio_read64, (struct aiocb64 *))                                                                             \
     F(int, aio_write64, (struct aiocb64 *))                                                                            \
     F(int, aio_fsync64, (int, struct aiocb64 *))                                                                       \
