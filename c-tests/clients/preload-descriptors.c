@@ -12,7 +12,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 
 static char path[4096];
@@ -301,87 +300,6 @@ static void printed(void)
     content("42 words");
 }
 
-/* A new file under an image's name is an image. */
-static void temporary(void)
-{
-    char name[5000], other[5000];
-    size_t length = strlen(path);
-    const char *end = strcmp(path + length - 6, ".qcow2") == 0 ? ".qcow2" : "";
-    int fd;
-
-    snprintf(name, sizeof name, "%s-XXXXXX%s", path, end);
-    snprintf(other, sizeof other, "%s", name);
-    fd = mkstemps(name, (int)strlen(end));
-    CHECK(fd >= 0 && strcmp(name, other) != 0);
-    CHECK_EQ(write(fd, "temporary", 9), 9);
-    CHECK_EQ(close(fd), 0);
-    CHECK_EQ(rename(name, path), 0);
-    content("temporary");
-    CHECK_EQ(mkostemps(name, 1000000, 0), -1);
-    CHECK_EQ(errno, EINVAL);
-}
-
-/* The names that /proc and /dev have for descriptors, of this process and for another one. */
-static void names_of_descriptors(void)
-{
-    const char *const forms[] = {"/proc/self/fd/%d", "/proc/thread-self/fd/%d", "/dev/fd/%d", "/proc/%2$d/fd/%1$d"};
-    int fds[2];
-
-    close(make("text of it"));
-    fds[0] = open(path, O_RDONLY);
-    fds[1] = open(path, O_PATH);
-    for (int i = 0; i < 2; i++) {
-        struct stat status;
-        struct statx extended;
-        char name[64], bytes[4], command[200];
-
-        CHECK_EQ(fstat(fds[i], &status), 0);
-        CHECK_EQ(status.st_size, 10);
-        CHECK_EQ(statx(fds[i], "", AT_EMPTY_PATH, STATX_SIZE, &extended), 0);
-        CHECK_EQ(extended.stx_size, 10);
-        for (size_t k = 0; k < sizeof forms / sizeof forms[0]; k++) {
-            int fd;
-
-            snprintf(name, sizeof name, forms[k], fds[i], (int)getpid());
-            fd = open(name, O_RDONLY);
-            CHECK_EQ(read(fd, bytes, 4), 4);
-            CHECK_EQ(memcmp(bytes, "text", 4), 0);
-            close(fd);
-            CHECK_EQ(stat(name, &status), 0);
-            CHECK_EQ(status.st_size, 10);
-        }
-        snprintf(command, sizeof command, "test \"$(cat %s)\" = 'text of it'", name);
-        CHECK_EQ(system(command), 0);
-        close(fds[i]);
-    }
-}
-
-/* Also where bytes are not read from a file: holes, and what is written is compared with them. */
-static void nowhere(void)
-{
-    char *volatile places[] = {NULL, (char *)16, (char *)-4096};
-    int fd = make("data");
-
-    CHECK_EQ(ftruncate(fd, 1 << 20), 0);
-    for (int i = 0; i < 3; i++) {
-        struct iovec iov = {places[i], 512};
-
-        for (off_t at = 0; at < 1 << 20; at += 1 << 19) {
-            CHECK_EQ(pread(fd, places[i], 4096, at), -1);
-            CHECK_EQ(errno, EFAULT);
-            CHECK_EQ(preadv(fd, &iov, 1, at), -1);
-            CHECK_EQ(errno, EFAULT);
-            CHECK_EQ(pwrite(fd, places[i], 512, at), -1);
-            CHECK_EQ(errno, EFAULT);
-            CHECK_EQ(lseek(fd, at, SEEK_SET), at);
-            CHECK_EQ(read(fd, places[i], 512), -1);
-            CHECK_EQ(errno, EFAULT);
-        }
-        CHECK_EQ(i == 2 ? 0 : pread(fd, places[i], 0, 0), 0);
-    }
-    close(fd);
-}
-
 /* A descriptor that goes through a socket is the same open file, with its offset. */
 static void sent(void)
 {
@@ -434,9 +352,6 @@ static void all(void)
     seeks_in_handlers();
     in_child(left_by_handler);
     printed();
-    temporary();
-    names_of_descriptors();
-    nowhere();
     sent();
 }
 

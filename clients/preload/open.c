@@ -246,12 +246,33 @@ int image_take(int fd, const struct rule *rule, int flags, bool empty)
     return result;
 }
 
+/* Makes a file that is not there. `*made`: it is to be removed again where it becomes no image. A descriptor or -errno. */
+static int make_file(int directory, const char *path, int flags, mode_t mode, bool *made)
+{
+    int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, fd = REAL(openat64)(directory, path, how | O_EXCL, mode);
+    struct stat64 status;
+
+    *made = fd >= 0;
+    if (fd < 0 && errno == EEXIST && (flags & (O_EXCL | O_NOFOLLOW)) == 0 &&
+        REAL(fstatat64)(directory, path, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(status.st_mode)) {
+        /* What a symbolic link leads to. */
+        fd = REAL(openat64)(directory, path, how, mode);
+    } else if (fd < 0) {
+        return -errno;
+    }
+    if (fd >= 0 && REAL(fstat64)(fd, &status) == 0 && status.st_size != 0) {
+        REAL(close)(fd);
+        return -EEXIST;
+    }
+    return fd < 0 ? -errno : fd;
+}
+
 int image_open(int directory, const char *path, int flags, mode_t mode)
 {
     const struct rule *rule = image_rule(path);
     char name[PATH_MAX];
     struct stat64 status;
-    bool made = false;
+    bool absent = false, made = false;
     int fd, result;
 
     if (rule != NULL && (flags & O_PATH) != 0) {
@@ -284,7 +305,7 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
         if (errno != ENOENT || (flags & O_CREAT) == 0 || rule->read_only) {
             return NOT_AN_IMAGE;
         }
-        made = true;
+        absent = true;
     } else if (!S_ISREG(status.st_mode)) {
         return NOT_AN_IMAGE;
     } else if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
@@ -293,14 +314,17 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     if (rule->read_only && wants_write(flags)) {
         return -EROFS;
     }
-    fd = REAL(openat64)(directory, path,
-                        (made || wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW) |
-                            (made ? O_CREAT | O_EXCL : 0),
-                        mode);
-    if (fd < 0) {
-        return -errno;
+    if (absent) {
+        fd = make_file(directory, path, flags, mode, &made);
+    } else {
+        fd = REAL(openat64)(directory, path,
+                            (wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW));
+        fd = fd < 0 ? -errno : fd;
     }
-    result = image_take(fd, rule, flags, made || (status.st_size == 0 && (flags & O_TRUNC) != 0));
+    if (fd < 0) {
+        return fd;
+    }
+    result = image_take(fd, rule, flags, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
     if (result < 0 && made) {
         unlinkat(directory, path, 0);
     }

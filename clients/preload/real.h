@@ -142,6 +142,8 @@
     F(int, mkostemps64, (char *, int, int))                                                                            \
     F(ssize_t, sendmsg, (int, const struct msghdr *, int))                                                             \
     F(int, sendmmsg, (int, struct mmsghdr *, unsigned, int))                                                           \
+    F(ssize_t, listxattr, (const char *, char *, size_t))                                                              \
+    F(ssize_t, llistxattr, (const char *, char *, size_t))                                                             \
     F(int, aio_read64, (struct aiocb64 *))                                                                             \
     F(int, aio_write64, (struct aiocb64 *))                                                                            \
     F(int, aio_fsync64, (int, struct aiocb64 *))                                                                       \

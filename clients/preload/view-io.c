@@ -57,6 +57,12 @@ static int iov_check(const struct iovec *iov, int count)
     return 0;
 }
 
+/* A request that ends where no file can. */
+static bool is_beyond(const struct iovec *iov, int count, off_t offset)
+{
+    return offset < 0 || (uint64_t)offset + iov_length(iov, count) > INT64_MAX;
+}
+
 /* The first `length` bytes of a list; how many entries. */
 static int iov_cut(struct iovec *to, const struct iovec *from, int count, size_t length)
 {
@@ -158,7 +164,10 @@ ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t
     if (!may_read(view)) {
         return -EBADF;
     }
-    result = offset < 0 ? -EINVAL : iov_check(iov, count);
+    result = iov_check(iov, count);
+    if (result == 0 && is_beyond(iov, count, offset)) {
+        result = -EINVAL;
+    }
     if (result < 0) {
         return result;
     }
@@ -178,7 +187,10 @@ ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_
     if (!may_write(view)) {
         return -EBADF;
     }
-    result = offset < 0 ? -EINVAL : iov_check(iov, count);
+    result = iov_check(iov, count);
+    if (result == 0 && is_beyond(iov, count, offset)) {
+        result = -EINVAL;
+    }
     if (result < 0) {
         return result;
     }
@@ -215,7 +227,10 @@ ssize_t view_pread(struct view *view, void *buffer, size_t count, off_t offset)
     }
     size = atomic_load_explicit(&view->shared->size, memory_order_acquire);
     end = (uint64_t)offset + count;
-    if (unlikely(end > size)) {
+    if (unlikely(end > INT64_MAX)) {
+        result = -EINVAL;
+        count = 0;
+    } else if (unlikely(end > size)) {
         count = (uint64_t)offset < size ? (size_t)(size - (uint64_t)offset) : 0;
     }
     if (count > 0) {
