@@ -160,29 +160,27 @@ HOOK FILE *popen(const char *command, const char *mode)
     return stream_made(REAL(popen)(command, mode));
 }
 
-/* The stream's descriptor may have become an image's, by dup2. */
-static int stream_number(FILE *file)
+/* Before the C library closes it: afterwards another thread may have the number. It may be an image's by dup2. */
+static void closes_stream(FILE *file)
 {
-    int saved = errno, fd = file != NULL ? REAL(fileno)(file) : -1;
+    int saved = errno;
 
+    if (file != NULL) {
+        number_made(REAL(fileno)(file));
+    }
     errno = saved;
-    return fd;
 }
 
 HOOK int fclose(FILE *file)
 {
-    int fd = stream_number(file), result = REAL(fclose)(file);
-
-    number_made(fd);
-    return result;
+    closes_stream(file);
+    return REAL(fclose)(file);
 }
 
 HOOK int pclose(FILE *file)
 {
-    int fd = stream_number(file), result = REAL(pclose)(file);
-
-    number_made(fd);
-    return result;
+    closes_stream(file);
+    return REAL(pclose)(file);
 }
 
 HOOK DIR *opendir(const char *path)
@@ -197,10 +195,10 @@ HOOK DIR *opendir(const char *path)
 
 HOOK int closedir(DIR *directory)
 {
-    int fd = directory != NULL ? dirfd(directory) : -1, result = REAL(closedir)(directory);
-
-    number_made(fd);
-    return result;
+    if (directory != NULL) {
+        number_made(dirfd(directory));
+    }
+    return REAL(closedir)(directory);
 }
 
 /* `visit` for each descriptor that a message carries. */

@@ -49,7 +49,7 @@ void streams_after_fork(void);
 /* The number is no image's any more: its descriptor has been closed past the hooks. */
 void number_gone(int fd);
 
-/* A number that a call has just made, or closed; -1: none. */
+/* A number that a call has just made, or is about to close; -1: none. */
 static inline int number_made(int fd)
 {
     if (is_view(fd)) {
