@@ -159,6 +159,33 @@ static void attributes(void)
     close(fd);
 }
 
+/* Root may open what others may not. */
+static void as_another_user(void)
+{
+    char old[4096], directory[] = "/tmp/preload-names-XXXXXX";
+    pid_t child;
+
+    if (geteuid() != 0) {
+        return;
+    }
+    CHECK(mkdtemp(directory) != NULL);
+    CHECK_EQ(chmod(directory, 0777), 0);
+    snprintf(old, sizeof old, "%s", path);
+    snprintf(path, sizeof path, "%s/other.qcow2", directory);
+    child = fork();
+    if (child == 0) {
+        if (setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0) {
+            close(make("of another user"));
+            content("of another user");
+        }
+        _exit(0);
+    }
+    CHECK_EQ(test_wait(child), 0);
+    unlink(path);
+    CHECK_EQ(rmdir(directory), 0);
+    snprintf(path, sizeof path, "%s", old);
+}
+
 static void all(void)
 {
     temporary();
@@ -167,6 +194,7 @@ static void all(void)
     far_places();
     through_link();
     attributes();
+    as_another_user();
 }
 
 int main(int argc, char **argv)

@@ -157,11 +157,12 @@ int placeholder_new(const char *name, int flags)
     if (memory < 0) {
         return -errno;
     }
-    REAL(fchmod)(memory, 0);
     REAL(fcntl64)(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
     snprintf(link, sizeof link, "/proc/self/fd/%d", memory);
     made = REAL(open64)(link, O_WRONLY | O_CLOEXEC | (flags & (O_APPEND | O_NONBLOCK)));
     made = made < 0 ? -errno : made;
+    /* Nobody opens it again. */
+    REAL(fchmod)(memory, 0);
     REAL(close)(memory);
     return made;
 }
