@@ -64,7 +64,7 @@ static struct rule *parse_rule(char *text)
 
 void config_read(void)
 {
-    const char *text = getenv("LIBQCOW2_PRELOAD");
+    const char *text = secure_getenv("LIBQCOW2_PRELOAD");
     struct rule **last = &rules;
     char *copy, *next = NULL;
 

@@ -86,9 +86,20 @@ static bool engines(int fd)
 HOOK int dup(int fd)
 {
     if (!is_view(fd)) {
-        return REAL(dup)(fd);
+        return number_made(REAL(dup)(fd));
     }
     return engines(fd) ? (int)answer(-EBADF) : copied(fd, REAL(dup)(fd));
+}
+
+/* Before dup2. The standard ones are followed by name. */
+static void displaces(int fd, int target)
+{
+    int saved = errno;
+
+    if (is_view(fd) && !is_view(target) && target > STDERR_FILENO && REAL(fcntl64)(target, F_GETFD) >= 0) {
+        atomic_store(&views_displaced, true);
+    }
+    errno = saved;
 }
 
 HOOK int dup2(int fd, int target)
@@ -102,6 +113,7 @@ HOOK int dup2(int fd, int target)
     if (fd == target) {
         return REAL(dup2)(fd, target);
     }
+    displaces(fd, target);
     stream_leaves(target);
     return copied(fd, REAL(dup2)(fd, target));
 }
@@ -114,11 +126,40 @@ HOOK int dup3(int fd, int target, int flags)
     if (engines(fd) || engines(target)) {
         return (int)answer(-EBADF);
     }
+    displaces(fd, target);
     stream_leaves(target);
     return copied(fd, REAL(dup3)(fd, target, flags));
 }
 
 enum { STATUS_FLAGS = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME };
+
+/*
+ * Locks are on the placeholder: the library's own are on the file, and keep other processes away. It is open for writing
+ * alone, so that a lock for reading is one for writing there.
+ */
+static int lock_placeholder(int fd, int flags, int command, struct flock *wanted)
+{
+    bool get = command == F_GETLK || command == F_OFD_GETLK;
+    struct flock lock;
+    int result;
+
+    if (wanted == NULL || wanted->l_type != F_RDLCK) {
+        if (!get && wanted != NULL && wanted->l_type == F_WRLCK && (flags & O_ACCMODE) == O_RDONLY) {
+            return (int)answer(-EBADF);
+        }
+        return REAL(fcntl64)(fd, command, wanted);
+    }
+    if (!get && (flags & O_ACCMODE) == O_WRONLY) {
+        return (int)answer(-EBADF);
+    }
+    lock = *wanted;
+    lock.l_type = F_WRLCK;
+    result = REAL(fcntl64)(fd, command, &lock);
+    if (get && result == 0) {
+        *wanted = lock;
+    }
+    return result;
+}
 
 static int image_fcntl(int fd, int command, void *argument)
 {
@@ -142,7 +183,12 @@ static int image_fcntl(int fd, int command, void *argument)
         break;
     case F_ADD_SEALS:
     case F_GET_SEALS: result = (int)answer(-EINVAL); break;
-    /* Locks are on the placeholder: the library's own are on the file, and keep other processes away. */
+    case F_SETLK:
+    case F_SETLKW:
+    case F_GETLK:
+    case F_OFD_SETLK:
+    case F_OFD_SETLKW:
+    case F_OFD_GETLK: result = lock_placeholder(fd, atomic_load(&view->flags), command, argument); break;
     default: result = REAL(fcntl64)(fd, command, argument); break;
     }
     view_release(view);
@@ -152,12 +198,21 @@ static int image_fcntl(int fd, int command, void *argument)
 HOOK int hook_fcntl(int fd, int command, void *argument) __asm__("fcntl");
 HOOK int hook_fcntl64(int fd, int command, void *argument) __asm__("fcntl64");
 
+static inline int any_fcntl(int fd, int command, void *argument)
+{
+    if (is_view(fd)) {
+        return image_fcntl(fd, command, argument);
+    }
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? number_made(REAL(fcntl64)(fd, command, argument))
+                                                            : REAL(fcntl64)(fd, command, argument);
+}
+
 int hook_fcntl(int fd, int command, void *argument)
 {
-    return is_view(fd) ? image_fcntl(fd, command, argument) : REAL(fcntl64)(fd, command, argument);
+    return any_fcntl(fd, command, argument);
 }
 
 int hook_fcntl64(int fd, int command, void *argument)
 {
-    return is_view(fd) ? image_fcntl(fd, command, argument) : REAL(fcntl64)(fd, command, argument);
+    return any_fcntl(fd, command, argument);
 }

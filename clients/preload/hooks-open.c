@@ -2,12 +2,16 @@
 /* What opens, by path. */
 #include "hooks.h"
 
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/random.h>
+
 static __attribute__((noinline)) int open_image(int directory, const char *path, int flags, mode_t mode)
 {
     int fd = image_open(directory, path, flags, mode);
 
     if (fd == NOT_AN_IMAGE) {
-        return REAL(openat64)(directory, path, flags, mode);
+        return number_made(REAL(openat64)(directory, path, flags, mode));
     }
     stream_follows(fd);
     return (int)answer(fd);
@@ -17,6 +21,10 @@ static inline int open_any(int directory, const char *path, int flags, mode_t mo
 {
     if (config_maybe(path)) {
         return open_image(directory, path, flags, mode);
+    }
+    if (unlikely(atomic_load_explicit(&views_displaced, memory_order_relaxed))) {
+        return number_made(directory == AT_FDCWD ? REAL(open64)(path, flags, mode)
+                                                 : REAL(openat64)(directory, path, flags, mode));
     }
     /* A jump, as everywhere: one more return costs more than all that is above. */
     return directory == AT_FDCWD ? REAL(open64)(path, flags, mode) : REAL(openat64)(directory, path, flags, mode);
@@ -100,4 +108,85 @@ HOOK int truncate(const char *path, off_t size)
 HOOK int truncate64(const char *path, off_t size)
 {
     return truncate_any(path, size);
+}
+
+/* A new image with a name of its own, as mkostemps makes a file. */
+static int image_temporary(char *name, size_t suffix, int flags)
+{
+    const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    enum { PLACES = 6, TRIES = 1000 };
+    size_t length = strlen(name);
+    char *place = name + length - suffix - PLACES;
+    int fd = -EEXIST;
+
+    if (suffix > length || length - suffix < PLACES || strncmp(place, "XXXXXX", PLACES) != 0) {
+        return -EINVAL;
+    }
+    for (int i = 0; fd == -EEXIST && i < TRIES; i++) {
+        uint64_t random = 0;
+
+        if (getrandom(&random, sizeof random, 0) != sizeof random) {
+            return -errno;
+        }
+        for (int k = 0; k < PLACES; k++, random /= sizeof letters - 1) {
+            place[k] = letters[random % (sizeof letters - 1)];
+        }
+        fd = image_open(AT_FDCWD, name, (flags & ~O_ACCMODE) | O_RDWR | O_CREAT | O_EXCL, 0600);
+    }
+    return fd == NOT_AN_IMAGE ? -EROFS : fd;
+}
+
+/* The letters that are yet to come do not matter to a rule that has none of them. */
+static int temporary(char *name, int suffix, int flags)
+{
+    int fd = NOT_AN_IMAGE;
+
+    if (suffix >= 0 && config_maybe(name) && config_match(name) != NULL) {
+        fd = image_temporary(name, (size_t)suffix, flags);
+        stream_follows(fd);
+    }
+    if (fd == NOT_AN_IMAGE) {
+        return number_made(REAL(mkostemps64)(name, suffix, flags));
+    }
+    return (int)answer(fd);
+}
+
+HOOK int mkstemp(char *name)
+{
+    return temporary(name, 0, 0);
+}
+
+HOOK int mkstemp64(char *name)
+{
+    return temporary(name, 0, 0);
+}
+
+HOOK int mkostemp(char *name, int flags)
+{
+    return temporary(name, 0, flags);
+}
+
+HOOK int mkostemp64(char *name, int flags)
+{
+    return temporary(name, 0, flags);
+}
+
+HOOK int mkstemps(char *name, int suffix)
+{
+    return temporary(name, suffix, 0);
+}
+
+HOOK int mkstemps64(char *name, int suffix)
+{
+    return temporary(name, suffix, 0);
+}
+
+HOOK int mkostemps(char *name, int suffix, int flags)
+{
+    return temporary(name, suffix, flags);
+}
+
+HOOK int mkostemps64(char *name, int suffix, int flags)
+{
+    return temporary(name, suffix, flags);
 }

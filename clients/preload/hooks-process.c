@@ -10,11 +10,7 @@ static pid_t owner;
 
 void prepare_exec(void)
 {
-    if (!views_any()) {
-        return;
-    }
-    if (getpid() == owner && shared_inside == 0) {
-        flush_streams();
+    if (views_any() && getpid() == owner && shared_inside == 0) {
         views_store_offsets();
         shared_suspend_all();
     }
@@ -146,36 +142,31 @@ HOOK int system(const char *command)
     return REAL(system)(command);
 }
 
-HOOK FILE *popen(const char *command, const char *mode)
-{
-    prepare_exec();
-    return REAL(popen)(command, mode);
-}
-
-/* The child of vfork must not let go of what its parent has open: with images it is a child of fork. */
-#if defined(__x86_64__)
-__attribute__((visibility("hidden"), used)) void *preload_choose_fork(void);
-
-void *preload_choose_fork(void)
-{
-    return views_any() ? __extension__(void *) REAL(fork) : __extension__(void *) REAL(vfork);
-}
-
-__asm__(".text\n"
-        ".globl vfork\n"
-        ".type vfork, @function\n"
-        "vfork:\n"
-        "    subq $8, %rsp\n"
-        "    call preload_choose_fork\n"
-        "    addq $8, %rsp\n"
-        "    jmp *%rax\n"
-        ".size vfork, .-vfork\n");
-#else
+/* A child of vfork would open, and let go of, what is its parent's: it is a child of fork. */
 HOOK pid_t vfork(void)
 {
     return REAL(fork)();
 }
-#endif
+
+/* What a signal handler leaves for good is no request under way any more, but what it held stays held. */
+#define JUMP(name)                                                                                                     \
+    HOOK void name(struct __jmp_buf_tag place[1], int value)                                                           \
+    {                                                                                                                  \
+        view_left = view_left || shared_inside != 0;                                                                   \
+        REAL(siglongjmp)(place, value);                                                                                \
+        __builtin_unreachable();                                                                                       \
+    }
+
+JUMP(longjmp)
+JUMP(_longjmp)
+JUMP(siglongjmp)
+
+HOOK void __longjmp_chk(struct __jmp_buf_tag place[1], int value)
+{
+    view_left = view_left || shared_inside != 0;
+    REAL(__longjmp_chk)(place, value);
+    __builtin_unreachable();
+}
 
 static void let_go(void)
 {

@@ -35,17 +35,43 @@ static int fd_of_view(int directory, const char *path, int flags)
     return is_view(fd) ? fd : -1;
 }
 
+/* The image's own name where `path` is a descriptor of another process. */
+static const char *followed(const char *path, int flags, char name[PATH_MAX])
+{
+    return (flags & AT_SYMLINK_NOFOLLOW) == 0 && image_name_of_other(path, name) && config_match(name) != NULL ? name
+                                                                                                               : path;
+}
+
+/* Of a descriptor that may have been opened with O_PATH. */
+static __attribute__((noinline)) int path_fd_status(int fd, struct stat64 *status)
+{
+    int result = REAL(fstat64)(fd, status), saved = errno;
+    const struct rule *rule;
+    int64_t size = result == 0 ? image_size_at(fd, status, &rule) : -1;
+
+    if (size >= 0) {
+        view_dress(rule, (uint64_t)size, status);
+    }
+    errno = saved;
+    return result;
+}
+
 static __attribute__((noinline)) int image_status(int directory, const char *path, struct stat64 *status, int flags)
 {
     int fd = fd_of_view(directory, path, flags), result;
     const struct rule *rule;
+    char name[PATH_MAX];
     int64_t size;
 
     if (fd >= 0) {
         return fd_status(fd, status);
     }
+    if (path != NULL && path[0] == '\0' && (flags & AT_EMPTY_PATH) != 0 && atomic_load(&image_paths)) {
+        return path_fd_status(directory, status);
+    }
+    path = followed(path, flags, name);
     result = REAL(fstatat64)(directory, path, status, flags);
-    rule = result == 0 && S_ISREG(status->st_mode) ? config_match(path) : NULL;
+    rule = result == 0 && S_ISREG(status->st_mode) ? image_rule(path) : NULL;
     if (rule != NULL) {
         HIT("stat");
         size = image_size(directory, path, status);
@@ -65,6 +91,9 @@ static inline int path_status(int directory, const char *path, struct stat64 *st
 
 static int fd_any(int fd, struct stat64 *status)
 {
+    if (unlikely(atomic_load_explicit(&image_paths, memory_order_relaxed)) && !is_view(fd)) {
+        return path_fd_status(fd, status);
+    }
     return is_view(fd) ? fd_status(fd, status) : REAL(fstat64)(fd, status);
 }
 
@@ -197,12 +226,21 @@ HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct
 {
     int fd = config_maybe(path) || (flags & AT_EMPTY_PATH) != 0 ? fd_of_view(directory, path, flags) : -1, result;
     const struct rule *rule;
+    char name[PATH_MAX];
 
     if (fd >= 0) {
         return fd_statx(fd, flags, mask, status);
     }
+    path = config_maybe(path) ? followed(path, flags, name) : path;
     result = REAL(statx)(directory, path, flags, mask, status);
-    rule = result == 0 && config_maybe(path) ? config_match(path) : NULL;
+    path = config_hide(path);
+    if (result == 0 && path != NULL && path[0] == '\0' && atomic_load(&image_paths)) {
+        struct stat64 file;
+        int64_t size = REAL(fstat64)(directory, &file) == 0 ? image_size_at(directory, &file, &rule) : -1;
+
+        return size >= 0 ? dress_statx(rule, (uint64_t)size, status) : 0;
+    }
+    rule = result == 0 && config_maybe(path) ? image_rule(path) : NULL;
     if (rule != NULL && S_ISREG(status->stx_mode)) {
         struct stat64 file = {
             .st_dev = makedev(status->stx_dev_major, status->stx_dev_minor),

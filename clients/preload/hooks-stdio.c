@@ -129,6 +129,16 @@ static FILE *make_stream(int fd, const char *mode)
     return file;
 }
 
+static FILE *open_plain(const char *path, const char *mode)
+{
+    FILE *file = REAL(fopen64)(path, mode);
+
+    if (file != NULL) {
+        number_made(REAL(fileno)(file));
+    }
+    return file;
+}
+
 static FILE *open_stream(const char *path, const char *mode)
 {
     const char *plain;
@@ -136,7 +146,7 @@ static FILE *open_stream(const char *path, const char *mode)
     int flags, fd;
 
     if (image_rule(path) == NULL) {
-        return REAL(fopen64)(path, mode);
+        return open_plain(path, mode);
     }
     plain = mode_flags(mode, &flags);
     if (plain == NULL) {
@@ -144,7 +154,7 @@ static FILE *open_stream(const char *path, const char *mode)
     }
     fd = image_open(AT_FDCWD, path, flags, 0666);
     if (fd == NOT_AN_IMAGE) {
-        return REAL(fopen64)(path, mode);
+        return open_plain(path, mode);
     }
     if (fd < 0) {
         return answer(fd), NULL;
@@ -170,14 +180,24 @@ HOOK FILE *fopen64(const char *path, const char *mode)
 HOOK FILE *fdopen(int fd, const char *mode)
 {
     const char *plain;
-    int flags;
+    int flags, is;
 
     if (!is_view(fd)) {
         return REAL(fdopen)(fd, mode);
     }
     HIT("fdopen");
     plain = mode_flags(mode, &flags);
-    return plain != NULL ? make_stream(fd, plain) : (answer(-EINVAL), NULL);
+    is = fcntl(fd, F_GETFL);
+    if (is < 0) {
+        return NULL;
+    }
+    if (plain == NULL || (((is ^ flags) & O_ACCMODE) != 0 && (is & O_ACCMODE) != O_RDWR)) {
+        return answer(-EINVAL), NULL;
+    }
+    if ((flags & O_APPEND) != 0 && (is & O_APPEND) == 0 && fcntl(fd, F_SETFL, is | O_APPEND) != 0) {
+        return NULL;
+    }
+    return make_stream(fd, plain);
 }
 
 static int descriptor(const FILE *file)
@@ -265,7 +285,11 @@ static FILE *reopen_any(const char *path, const char *mode, FILE *file)
             close(fd);
         }
     }
-    return REAL(freopen64)(path, mode, file);
+    file = REAL(freopen64)(path, mode, file);
+    if (file != NULL) {
+        number_made(REAL(fileno)(file));
+    }
+    return file;
 }
 
 HOOK FILE *freopen(const char *path, const char *mode, FILE *file)
@@ -357,4 +381,57 @@ void flush_streams(void)
     for (int i = 0; i < count; i++) {
         fflush(files[i]);
     }
+}
+
+/* The text as a whole: the C library would write it past the hooks. */
+static int print(int fd, const char *format, va_list arguments)
+{
+    char *text;
+    int length = vasprintf(&text, format, arguments), done = 0;
+
+    HIT("dprintf");
+    while (done < length) {
+        ssize_t part = write(fd, text + done, (size_t)(length - done));
+
+        if (part <= 0) {
+            break;
+        }
+        done += (int)part;
+    }
+    if (length >= 0) {
+        free(text);
+    }
+    return done < length ? -1 : length;
+}
+
+HOOK int vdprintf(int fd, const char *format, va_list arguments)
+{
+    return is_view(fd) ? print(fd, format, arguments) : REAL(vdprintf)(fd, format, arguments);
+}
+
+HOOK int dprintf(int fd, const char *format, ...)
+{
+    va_list arguments;
+    int result;
+
+    va_start(arguments, format);
+    result = vdprintf(fd, format, arguments);
+    va_end(arguments);
+    return result;
+}
+
+HOOK int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments)
+{
+    return is_view(fd) ? print(fd, format, arguments) : REAL(__vdprintf_chk)(fd, flag, format, arguments);
+}
+
+HOOK int __dprintf_chk(int fd, int flag, const char *format, ...)
+{
+    va_list arguments;
+    int result;
+
+    va_start(arguments, format);
+    result = __vdprintf_chk(fd, flag, format, arguments);
+    va_end(arguments);
+    return result;
 }

@@ -45,7 +45,10 @@ static bool by_path(long number, const long *a, long *result)
     case SYS_dup2: *result = dup2(I(0), I(1)); return true;
 #endif
     case SYS_dup3: *result = dup3(I(0), I(1), I(2)); return true;
-    case SYS_execve: prepare_exec(); return false;
+    case SYS_execve:
+    case SYS_execveat: prepare_exec(); return false;
+    case SYS_sendmsg: *result = sendmsg(I(0), P(1), I(2)); return true;
+    case SYS_recvmsg: *result = recvmsg(I(0), P(1), I(2)); return true;
     case SYS_exit_group: _exit(I(0));
     default: return false;
     }
@@ -89,6 +92,56 @@ static bool by_descriptor(long number, const long *a, long *result)
     }
 }
 
+static void new_numbers(long number, const long *a, long result)
+{
+    switch (number) {
+#ifdef SYS_open
+    case SYS_open:
+    case SYS_creat:
+    case SYS_epoll_create:
+    case SYS_eventfd:
+    case SYS_inotify_init:
+    case SYS_signalfd:
+#endif
+    case SYS_openat:
+    case SYS_openat2:
+    case SYS_open_by_handle_at:
+    case SYS_dup:
+    case SYS_socket:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_epoll_create1:
+    case SYS_eventfd2:
+    case SYS_signalfd4:
+    case SYS_timerfd_create:
+    case SYS_inotify_init1:
+    case SYS_fanotify_init:
+    case SYS_memfd_create:
+    case SYS_pidfd_open:
+    case SYS_pidfd_getfd:
+    case SYS_perf_event_open:
+    case SYS_userfaultfd:
+    case SYS_io_uring_setup: number_made((int)result); break;
+    case SYS_fcntl:
+        if (I(1) == F_DUPFD || I(1) == F_DUPFD_CLOEXEC) {
+            number_made((int)result);
+        }
+        break;
+#ifdef SYS_pipe
+    case SYS_pipe:
+#endif
+    case SYS_pipe2:
+        number_made(((int *)P(0))[0]);
+        number_made(((int *)P(0))[1]);
+        break;
+    case SYS_socketpair:
+        number_made(((int *)P(3))[0]);
+        number_made(((int *)P(3))[1]);
+        break;
+    default: break;
+    }
+}
+
 HOOK long hook_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall");
 
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
@@ -99,5 +152,9 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
     if ((is_view((int)a) && by_descriptor(number, arguments, &result)) || by_path(number, arguments, &result)) {
         return result;
     }
-    return REAL(syscall)(number, a, b, c, d, e, f);
+    result = REAL(syscall)(number, a, b, c, d, e, f);
+    if (result >= 0 && views_any()) {
+        new_numbers(number, arguments, result);
+    }
+    return result;
 }

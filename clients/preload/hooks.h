@@ -3,6 +3,7 @@
 #ifndef PRELOAD_HOOKS_H
 #define PRELOAD_HOOKS_H
 
+#include <setjmp.h>
 #include <stdarg.h>
 
 #include "open.h"
@@ -25,6 +26,9 @@ int __open_2(const char *path, int flags);
 int __open64_2(const char *path, int flags);
 int __openat_2(int directory, const char *path, int flags);
 int __openat64_2(int directory, const char *path, int flags);
+int __dprintf_chk(int fd, int flag, const char *format, ...);
+int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments);
+void __longjmp_chk(struct __jmp_buf_tag place[1], int value) __attribute__((noreturn));
 int __xstat(int version, const char *path, struct stat *status);
 int __xstat64(int version, const char *path, struct stat64 *status);
 int __lxstat(int version, const char *path, struct stat *status);
@@ -42,7 +46,19 @@ void flush_streams(void);
 void streams_before_fork(void);
 void streams_after_fork(void);
 
-/* Before another program takes this process over, or one is started. */
+/* The number is no image's any more: its descriptor has been closed past the hooks. */
+void number_gone(int fd);
+
+/* A number that a call has just made, or is about to close; -1: none. */
+static inline int number_made(int fd)
+{
+    if (is_view(fd)) {
+        number_gone(fd);
+    }
+    return fd;
+}
+
+/* Before another program takes this process over, or one is started, or gets descriptors. */
 void prepare_exec(void);
 
 #endif

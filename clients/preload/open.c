@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "open.h"
 
-#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,12 +9,34 @@
 
 /* A memfd's name has at most 249 bytes. */
 enum { NAME_MAX_BYTES = 249 };
-#define NAME_BEGINNING "qcow2:"
+
+atomic_bool image_paths;
+
+/* The number in the name of a process's descriptor, and what comes before it; NULL: no such name. */
+static const char *descriptor_name(const char *path, size_t *before)
+{
+    const char *digits;
+
+    if (path == NULL || path[0] != '/' || (path[1] != 'd' && path[1] != 'p')) {
+        return NULL;
+    }
+    if (strncmp(path, "/dev/fd/", 8) == 0) {
+        digits = path + 8;
+    } else {
+        digits = strncmp(path, "/proc/", 6) == 0 ? strstr(path + 5, "/fd/") : NULL;
+        digits = digits != NULL ? digits + 4 : NULL;
+    }
+    if (digits == NULL || *digits == '\0' || digits[strspn(digits, "0123456789")] != '\0') {
+        return NULL;
+    }
+    *before = (size_t)(digits - path);
+    return digits;
+}
 
 int descriptor_of(const char *path)
 {
-    const char *digits;
-    char *end;
+    const char *digits, *who;
+    size_t before;
     long fd;
 
     if (path == NULL || path[0] != '/' || (path[1] != 'd' && path[1] != 'p')) {
@@ -24,19 +45,20 @@ int descriptor_of(const char *path)
     if (strcmp(path, "/dev/stdin") == 0 || strcmp(path, "/dev/stdout") == 0) {
         return path[8] == 'i' ? STDIN_FILENO : STDOUT_FILENO;
     }
-    if (strncmp(path, "/dev/fd/", 8) == 0) {
-        digits = path + 8;
-    } else if (strncmp(path, "/proc/self/fd/", 14) == 0) {
-        digits = path + 14;
-    } else {
+    digits = descriptor_name(path, &before);
+    if (digits == NULL) {
         return -1;
     }
-    fd = strtol(digits, &end, 10);
-    return *digits >= '0' && *digits <= '9' && *end == '\0' && fd < VIEWS_MAX ? (int)fd : -1;
+    who = path + sizeof "/proc/" - 1;
+    if (path[1] == 'p' && strncmp(who, "self/", 5) != 0 && strncmp(who, "thread-self/", 12) != 0 &&
+        strtol(who, NULL, 10) != getpid()) {
+        return -1;
+    }
+    fd = strtol(digits, NULL, 10);
+    return fd < VIEWS_MAX ? (int)fd : -1;
 }
 
-/* What a descriptor refers to; false: nobody can say. */
-static bool name_of(int fd, char *name, size_t room)
+bool image_name_of(int fd, char *name, size_t room)
 {
     char link[64];
     ssize_t length;
@@ -64,24 +86,93 @@ static __attribute__((noinline)) const struct rule *descriptor_rule(int fd)
             return rule;
         }
     }
-    return name_of(fd, name, sizeof name) ? config_match(name) : NULL;
+    return image_name_of(fd, name, sizeof name) ? config_match(name) : NULL;
+}
+
+bool placeholder_path(const char *name, char path[PATH_MAX], int *flags)
+{
+    char *end;
+
+    *flags = (int)strtoul(name, &end, 16);
+    if (*end != ':' || strlen(end) >= PATH_MAX) {
+        return false;
+    }
+    strcpy(path, end + 1);
+    end = strstr(path, " (deleted)");
+    if (end != NULL && end[strlen(" (deleted)")] == '\0') {
+        *end = '\0';
+    }
+    return true;
+}
+
+bool image_name_of_other(const char *path, char name[PATH_MAX])
+{
+    const char placeholder[] = "/memfd:" NAME_BEGINNING;
+    char link[PATH_MAX];
+    size_t before;
+    ssize_t length;
+    int flags;
+
+    if (descriptor_name(path, &before) == NULL || descriptor_of(path) >= 0) {
+        return false;
+    }
+    length = readlink(path, link, sizeof link - 1);
+    if (length <= 0) {
+        return false;
+    }
+    link[length] = '\0';
+    if (strncmp(link, placeholder, sizeof placeholder - 1) == 0) {
+        return placeholder_path(link + sizeof placeholder - 1, name, &flags);
+    }
+    strcpy(name, link);
+    return true;
 }
 
 const struct rule *image_rule(const char *path)
 {
     const struct rule *rule = config_match(path);
+    char name[PATH_MAX];
     int fd;
 
     if (rule != NULL || config_off) {
         return rule;
     }
     fd = descriptor_of(path);
-    return fd < 0 ? NULL : descriptor_rule(fd);
+    if (fd >= 0) {
+        return descriptor_rule(fd);
+    }
+    return image_name_of_other(path, name) ? config_match(name) : NULL;
 }
 
 static bool wants_write(int flags)
 {
     return (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0;
+}
+
+int placeholder_new(const char *name, int flags)
+{
+    int memory = REAL(memfd_create)(name, MFD_CLOEXEC | MFD_ALLOW_SEALING), made;
+    char link[64];
+
+    if (memory < 0) {
+        return -errno;
+    }
+    REAL(fcntl64)(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", memory);
+    made = REAL(open64)(link, O_WRONLY | O_CLOEXEC | (flags & (O_APPEND | O_NONBLOCK)));
+    made = made < 0 ? -errno : made;
+    /* Nobody opens it again. */
+    REAL(fchmod)(memory, 0);
+    REAL(close)(memory);
+    return made;
+}
+
+bool is_placeholder(int fd)
+{
+    const char placeholder[] = "/memfd:" NAME_BEGINNING;
+    char name[PATH_MAX];
+
+    return image_name_of(fd, name, sizeof name) && strncmp(name, placeholder, sizeof placeholder - 1) == 0;
 }
 
 /* The program's descriptor: takes the place of `fd`. 0 or -errno. */
@@ -96,19 +187,16 @@ static int place(int fd, const char *path, int flags)
         snprintf(name, sizeof name, NAME_BEGINNING);
         NOT_SERVED("exec", "a path that is longer than 230 bytes");
     }
-    memory = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    memory = placeholder_new(name, flags);
     if (memory < 0) {
-        return -errno;
+        return memory;
     }
-    REAL(fcntl64)(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
-    REAL(fcntl64)(memory, F_SETFL, flags & (O_APPEND | O_NONBLOCK));
     result = REAL(dup3)(memory, fd, flags & O_CLOEXEC) < 0 ? -errno : 0;
     REAL(close)(memory);
     return result;
 }
 
-/* The image in the open file `fd`, which becomes the program's descriptor. -errno: it is closed. */
-static int take(int fd, const struct rule *rule, int flags, bool empty)
+int image_take(int fd, const struct rule *rule, int flags, bool empty)
 {
     const char *const create_options[] = {"lazy_refcounts=on", NULL};
     bool writable = wants_write(flags) && !rule->read_only;
@@ -122,7 +210,7 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
         result = -EMFILE;
     } else if (REAL(fstat64)(fd, &status) != 0) {
         result = -errno;
-    } else if (!name_of(fd, path, sizeof path)) {
+    } else if (!image_name_of(fd, path, sizeof path)) {
         result = -ENAMETOOLONG;
     } else {
         result = empty ? qcow2_create_fd(fd, 0, create_options) : 0;
@@ -159,13 +247,42 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
     return result;
 }
 
+/* Makes a file that is not there. `*made`: it is to be removed again where it becomes no image. A descriptor or -errno. */
+static int make_file(int directory, const char *path, int flags, mode_t mode, bool *made)
+{
+    int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, fd = REAL(openat64)(directory, path, how | O_EXCL, mode);
+    struct stat64 status;
+
+    *made = fd >= 0;
+    if (fd < 0 && errno == EEXIST && (flags & (O_EXCL | O_NOFOLLOW)) == 0 &&
+        REAL(fstatat64)(directory, path, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(status.st_mode)) {
+        /* What a symbolic link leads to. */
+        fd = REAL(openat64)(directory, path, how, mode);
+    } else if (fd < 0) {
+        return -errno;
+    }
+    if (fd >= 0 && REAL(fstat64)(fd, &status) == 0 && status.st_size != 0) {
+        REAL(close)(fd);
+        return -EEXIST;
+    }
+    return fd < 0 ? -errno : fd;
+}
+
 int image_open(int directory, const char *path, int flags, mode_t mode)
 {
     const struct rule *rule = image_rule(path);
+    char name[PATH_MAX];
     struct stat64 status;
-    bool made = false;
+    bool absent = false, made = false;
     int fd, result;
 
+    if (rule != NULL && (flags & O_PATH) != 0) {
+        atomic_store(&image_paths, true);
+    }
+    if (rule != NULL && view_interrupted()) {
+        /* A signal handler, in the middle of a request: the images' list may be held. */
+        return -EDEADLK;
+    }
     if (rule == NULL || (flags & (O_PATH | O_DIRECTORY)) != 0 || (flags & O_TMPFILE) == O_TMPFILE) {
         return NOT_AN_IMAGE;
     }
@@ -180,12 +297,16 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
         }
         return again;
     }
+    if (fd < 0 && image_name_of_other(path, name)) {
+        directory = AT_FDCWD;
+        path = name;
+    }
     HIT("open");
     if (REAL(fstatat64)(directory, path, &status, (flags & O_NOFOLLOW) != 0 ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
         if (errno != ENOENT || (flags & O_CREAT) == 0 || rule->read_only) {
             return NOT_AN_IMAGE;
         }
-        made = true;
+        absent = true;
     } else if (!S_ISREG(status.st_mode)) {
         return NOT_AN_IMAGE;
     } else if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
@@ -194,14 +315,17 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     if (rule->read_only && wants_write(flags)) {
         return -EROFS;
     }
-    fd = REAL(openat64)(directory, path,
-                        (made || wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW) |
-                            (made ? O_CREAT | O_EXCL : 0),
-                        mode);
-    if (fd < 0) {
-        return -errno;
+    if (absent) {
+        fd = make_file(directory, path, flags, mode, &made);
+    } else {
+        fd = REAL(openat64)(directory, path,
+                            (wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW));
+        fd = fd < 0 ? -errno : fd;
     }
-    result = take(fd, rule, flags, made || (status.st_size == 0 && (flags & O_TRUNC) != 0));
+    if (fd < 0) {
+        return fd;
+    }
+    result = image_take(fd, rule, flags, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
     if (result < 0 && made) {
         unlinkat(directory, path, 0);
     }
@@ -246,147 +370,14 @@ int64_t image_size(int directory, const char *path, const struct stat64 *status)
     return size;
 }
 
-/* A placeholder of the program that started this one. */
-static void attach(int fd, const char *name)
+int64_t image_size_at(int fd, const struct stat64 *status, const struct rule **rule)
 {
-    const struct rule *rule;
-    struct shared *shared;
-    struct stat64 status;
-    struct view *view;
-    char path[PATH_MAX], *end;
-    int flags = (int)strtoul(name, &end, 16);
-
-    if (*end != ':' || strlen(end) >= sizeof path) {
-        return;
-    }
-    strcpy(path, end + 1);
-    end = strstr(path, " (deleted)");
-    if (end != NULL && end[strlen(" (deleted)")] == '\0') {
-        *end = '\0';
-    }
-    rule = config_match(path);
-    if (rule == NULL || REAL(stat64)(path, &status) != 0) {
-        report_line("inherited descriptor %d: %s: %s", fd, path, rule == NULL ? "not an image here" : "is gone");
-        return;
-    }
-    if (shared_attach(path, status.st_dev, status.st_ino, wants_write(flags) && !rule->read_only, rule->flags,
-                      rule->options, &shared) < 0) {
-        return;
-    }
-    flags = (flags & ~(O_APPEND | O_NONBLOCK | O_CLOEXEC | O_CREAT | O_EXCL | O_TRUNC)) |
-            (REAL(fcntl64)(fd, F_GETFL) & (O_APPEND | O_NONBLOCK));
-    view = view_new(shared, rule, flags, &status);
-    if (view == NULL) {
-        shared_put(shared);
-        return;
-    }
-    atomic_store(&view->kernel_offset, true);
-    view_link(fd, view);
-    HIT("inherited descriptor");
-}
-
-/* A container that a program without the shim has opened for this one. */
-static void convert(int fd, const struct rule *rule)
-{
-    int flags = REAL(fcntl64)(fd, F_GETFL);
-    off_t offset = REAL(lseek64)(fd, 0, SEEK_CUR);
-    struct stat64 status;
-    struct view *view;
-    char link[64];
-    int taken;
-
-    if (flags < 0 || (flags & O_PATH) != 0 || REAL(fstat64)(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
-        return;
-    }
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    taken = REAL(open64)(link, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR | O_CLOEXEC);
-    if (taken >= 0) {
-        taken = take(taken, rule, flags, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
-    }
-    view = taken >= 0 ? view_get(taken) : NULL;
-    if (view == NULL) {
-        /* Nothing rather than the container's bytes. */
-        report_line("inherited descriptor %d cannot be served", fd);
-        taken = memfd_create(NAME_BEGINNING, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        if (taken >= 0) {
-            REAL(fcntl64)(taken, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
-        }
-    }
-    if (taken >= 0 && REAL(dup2)(taken, fd) >= 0 && view != NULL) {
-        view->offset = offset;
-        view_link(fd, view);
-        HIT("inherited descriptor");
-    }
-    if (view != NULL) {
-        view_unlink(taken);
-        view_release(view);
-    }
-    if (taken >= 0) {
-        REAL(close)(taken);
-    }
-}
-
-/* The view of an earlier descriptor of the same open file description. */
-static struct view *view_of_same(int fd, const struct stat64 *status, int below)
-{
-    struct stat64 other;
-
-    for (int earlier = 0; earlier < below; earlier++) {
-        if (earlier != fd && is_view(earlier) && REAL(fstat64)(earlier, &other) == 0 &&
-            other.st_ino == status->st_ino && other.st_dev == status->st_dev) {
-            return view_get(earlier);
-        }
-    }
-    return NULL;
-}
-
-static void adopt(int fd, int below)
-{
-    const char placeholder[] = "/memfd:" NAME_BEGINNING;
-    const struct rule *rule;
-    struct stat64 status;
-    struct view *same;
     char name[PATH_MAX];
+    int flags = REAL(fcntl64)(fd, F_GETFL);
 
-    if (!name_of(fd, name, sizeof name) || is_view(fd) || fd >= VIEWS_MAX) {
-        return;
+    if (flags < 0 || (flags & O_PATH) == 0 || !S_ISREG(status->st_mode) || !image_name_of(fd, name, sizeof name) ||
+        (*rule = config_match(name)) == NULL) {
+        return -ENOENT;
     }
-    if (strncmp(name, placeholder, sizeof placeholder - 1) == 0) {
-        same = REAL(fstat64)(fd, &status) == 0 ? view_of_same(fd, &status, below) : NULL;
-        if (same == NULL) {
-            attach(fd, name + sizeof placeholder - 1);
-            return;
-        }
-        view_link(fd, same);
-        view_release(same);
-        return;
-    }
-    rule = name[0] == '/' ? config_match(name) : NULL;
-    if (rule != NULL) {
-        convert(fd, rule);
-    }
-}
-
-void adopt_descriptors(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    int count = 0, fds[1024];
-    struct dirent *entry;
-
-    if (directory == NULL) {
-        for (int fd = 0; fd < 3; fd++) {
-            adopt(fd, 3);
-        }
-        return;
-    }
-    /* All of them first: what is adopted opens more. */
-    while ((entry = readdir(directory)) != NULL && count < 1024) {
-        if (entry->d_name[0] != '.' && atoi(entry->d_name) != dirfd(directory)) {
-            fds[count++] = atoi(entry->d_name);
-        }
-    }
-    closedir(directory);
-    for (int i = 0; i < count; i++) {
-        adopt(fds[i], VIEWS_MAX);
-    }
+    return image_size(AT_FDCWD, name, status);
 }

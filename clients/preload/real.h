@@ -7,12 +7,17 @@
 #define PRELOAD_REAL_H
 
 #include <aio.h>
+#include <dirent.h>
 #include <fcntl.h>
+#include <pty.h>
+#include <setjmp.h>
 #include <spawn.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
@@ -96,9 +101,49 @@
       (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const *,            \
        char *const *))                                                                                                 \
     F(pid_t, fork, (void))                                                                                             \
-    F(pid_t, vfork, (void))                                                                                            \
     F(void, _exit, (int))                                                                                              \
     F(void, quick_exit, (int))                                                                                         \
+    F(int, socket, (int, int, int))                                                                                    \
+    F(int, accept, (int, struct sockaddr *, socklen_t *))                                                              \
+    F(int, accept4, (int, struct sockaddr *, socklen_t *, int))                                                        \
+    F(int, epoll_create, (int))                                                                                        \
+    F(int, epoll_create1, (int))                                                                                       \
+    F(int, eventfd, (unsigned, int))                                                                                   \
+    F(int, signalfd, (int, const sigset_t *, int))                                                                     \
+    F(int, timerfd_create, (clockid_t, int))                                                                           \
+    F(int, inotify_init, (void))                                                                                       \
+    F(int, inotify_init1, (int))                                                                                       \
+    F(int, fanotify_init, (unsigned, unsigned))                                                                        \
+    F(int, memfd_create, (const char *, unsigned))                                                                     \
+    F(int, pidfd_open, (pid_t, unsigned))                                                                              \
+    F(int, posix_openpt, (int))                                                                                        \
+    F(int, getpt, (void))                                                                                              \
+    F(int, shm_open, (const char *, int, mode_t))                                                                      \
+    F(int, open_by_handle_at, (int, struct file_handle *, int))                                                        \
+    F(int, pipe, (int *))                                                                                              \
+    F(int, pipe2, (int *, int))                                                                                        \
+    F(int, socketpair, (int, int, int, int *))                                                                         \
+    F(int, openpty, (int *, int *, char *, const struct termios *, const struct winsize *))                            \
+    F(pid_t, forkpty, (int *, char *, const struct termios *, const struct winsize *))                                 \
+    F(int, login_tty, (int))                                                                                           \
+    F(int, daemon, (int, int))                                                                                         \
+    F(void, closelog, (void))                                                                                          \
+    F(FILE *, tmpfile64, (void))                                                                                       \
+    F(int, fclose, (FILE *))                                                                                           \
+    F(int, pclose, (FILE *))                                                                                           \
+    F(DIR *, opendir, (const char *))                                                                                  \
+    F(int, closedir, (DIR *))                                                                                          \
+    F(ssize_t, recvmsg, (int, struct msghdr *, int))                                                                   \
+    F(int, recvmmsg, (int, struct mmsghdr *, unsigned, int, struct timespec *))                                        \
+    F(void, siglongjmp, (struct __jmp_buf_tag *, int))                                                                 \
+    F(void, __longjmp_chk, (struct __jmp_buf_tag *, int))                                                              \
+    F(int, vdprintf, (int, const char *, va_list))                                                                     \
+    F(int, __vdprintf_chk, (int, int, const char *, va_list))                                                          \
+    F(int, mkostemps64, (char *, int, int))                                                                            \
+    F(ssize_t, sendmsg, (int, const struct msghdr *, int))                                                             \
+    F(int, sendmmsg, (int, struct mmsghdr *, unsigned, int))                                                           \
+    F(ssize_t, listxattr, (const char *, char *, size_t))                                                              \
+    F(ssize_t, llistxattr, (const char *, char *, size_t))                                                             \
     F(int, aio_read64, (struct aiocb64 *))                                                                             \
     F(int, aio_write64, (struct aiocb64 *))                                                                            \
     F(int, aio_fsync64, (int, struct aiocb64 *))                                                                       \

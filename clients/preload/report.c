@@ -22,7 +22,7 @@ static struct {
 
 void report_start(void)
 {
-    const char *name = getenv("LIBQCOW2_REPORT");
+    const char *name = secure_getenv("LIBQCOW2_REPORT");
 
     if (name != NULL && name[0] != '\0') {
         file = strdup(name);

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-#include "views.h"
-
 #include <errno.h>
 #include <limits.h>
-#include <string.h>
-#include <sys/sysmacros.h>
+#include <stdint.h>
 
 #include "real.h"
+#include "view-requests.h"
 
 /* As much as the kernel moves in one call. */
 static const size_t REQUEST_MAX = 0x7ffff000;
+/* Programs map nothing so low (vm.mmap_min_addr). */
+enum { NOWHERE_BYTES = 65536 };
 
 static size_t iov_length(const struct iovec *iov, int count)
 {
@@ -19,6 +19,21 @@ static size_t iov_length(const struct iovec *iov, int count)
         total += iov[i].iov_len;
     }
     return total;
+}
+
+/*
+ * Pages that nobody maps: a system call says EFAULT, and the engine, where it copies or zeroes bytes itself, would be
+ * killed. Others that are not mapped it cannot know of without a system call more.
+ */
+static inline bool is_nowhere(const void *buffer, size_t length)
+{
+    uintptr_t first = (uintptr_t)buffer, last = first + length - 1;
+    struct iovec here = {&(char){0}, 1}, there = {__extension__(void *) buffer, 1};
+
+    if (__builtin_expect(first >= NOWHERE_BYTES && (intptr_t)first >= 0 && (intptr_t)last >= 0, 1) || length == 0) {
+        return false;
+    }
+    return first >= NOWHERE_BYTES || process_vm_readv(getpid(), &here, 1, &there, 1, 0) != 1;
 }
 
 static int iov_check(const struct iovec *iov, int count)
@@ -34,7 +49,18 @@ static int iov_check(const struct iovec *iov, int count)
             return -EINVAL;
         }
     }
+    for (int i = 0; i < count; i++) {
+        if (is_nowhere(iov[i].iov_base, iov[i].iov_len)) {
+            return -EFAULT;
+        }
+    }
     return 0;
+}
+
+/* A request that ends where no file can. */
+static bool is_beyond(const struct iovec *iov, int count, off_t offset)
+{
+    return offset < 0 || (uint64_t)offset + iov_length(iov, count) > INT64_MAX;
 }
 
 /* The first `length` bytes of a list; how many entries. */
@@ -50,16 +76,6 @@ static int iov_cut(struct iovec *to, const struct iovec *from, int count, size_t
         length -= to[used].iov_len;
     }
     return used;
-}
-
-static bool may_read(struct view *view)
-{
-    return (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_ACCMODE) != O_WRONLY;
-}
-
-static bool may_write(struct view *view)
-{
-    return (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_ACCMODE) != O_RDONLY;
 }
 
 static ssize_t read_at(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset)
@@ -148,10 +164,14 @@ ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t
     if (!may_read(view)) {
         return -EBADF;
     }
-    if (offset < 0 || iov_check(iov, count) < 0) {
-        return -EINVAL;
+    result = iov_check(iov, count);
+    if (result == 0 && is_beyond(iov, count, offset)) {
+        result = -EINVAL;
     }
-    result = shared_enter(view->shared, &image);
+    if (result < 0) {
+        return result;
+    }
+    result = view_enter(view, &image);
     if (result == 0) {
         result = read_at(view, image, iov, count, offset);
         shared_leave(view->shared);
@@ -167,10 +187,14 @@ ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_
     if (!may_write(view)) {
         return -EBADF;
     }
-    if (offset < 0 || iov_check(iov, count) < 0) {
-        return -EINVAL;
+    result = iov_check(iov, count);
+    if (result == 0 && is_beyond(iov, count, offset)) {
+        result = -EINVAL;
     }
-    result = shared_enter(view->shared, &image);
+    if (result < 0) {
+        return result;
+    }
+    result = view_enter(view, &image);
     if (result == 0) {
         offset = target(view, image, iov, count, offset);
         result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
@@ -194,13 +218,19 @@ ssize_t view_pread(struct view *view, void *buffer, size_t count, off_t offset)
     if (count > REQUEST_MAX) {
         count = REQUEST_MAX;
     }
-    result = shared_enter(view->shared, &image);
+    if (unlikely(is_nowhere(buffer, count))) {
+        return -EFAULT;
+    }
+    result = view_enter(view, &image);
     if (result < 0) {
         return result;
     }
     size = atomic_load_explicit(&view->shared->size, memory_order_acquire);
     end = (uint64_t)offset + count;
-    if (unlikely(end > size)) {
+    if (unlikely(end > INT64_MAX)) {
+        result = -EINVAL;
+        count = 0;
+    } else if (unlikely(end > size)) {
         count = (uint64_t)offset < size ? (size_t)(size - (uint64_t)offset) : 0;
     }
     if (count > 0) {
@@ -225,8 +255,8 @@ ssize_t view_pwrite(struct view *view, const void *buffer, size_t count, off_t o
     qcow2_image *image;
     ssize_t result;
 
-    if (is_plain(view, count, offset)) {
-        result = shared_enter(view->shared, &image);
+    if (is_plain(view, count, offset) && !is_nowhere(buffer, count)) {
+        result = view_enter(view, &image);
         if (result < 0) {
             return result;
         }
@@ -240,25 +270,6 @@ ssize_t view_pwrite(struct view *view, const void *buffer, size_t count, off_t o
     return view_pwritev(view, &iov, 1, offset, false);
 }
 
-/* Takes the lock and gives the offset. */
-static off_t offset_begin(int fd, struct view *view)
-{
-    pthread_mutex_lock(&view->lock);
-    if (unlikely(atomic_load_explicit(&view->kernel_offset, memory_order_relaxed))) {
-        view->offset = REAL(lseek64)(fd, 0, SEEK_CUR);
-    }
-    return view->offset;
-}
-
-static void offset_end(int fd, struct view *view, off_t offset)
-{
-    view->offset = offset;
-    if (unlikely(atomic_load_explicit(&view->kernel_offset, memory_order_relaxed))) {
-        REAL(lseek64)(fd, offset, SEEK_SET);
-    }
-    pthread_mutex_unlock(&view->lock);
-}
-
 ssize_t view_read(int fd, struct view *view, const struct iovec *iov, int count)
 {
     qcow2_image *image;
@@ -268,16 +279,17 @@ ssize_t view_read(int fd, struct view *view, const struct iovec *iov, int count)
     if (!may_read(view)) {
         return -EBADF;
     }
-    if (iov_check(iov, count) < 0) {
-        return -EINVAL;
-    }
-    result = shared_enter(view->shared, &image);
+    result = iov_check(iov, count);
     if (result < 0) {
         return result;
     }
-    offset = offset_begin(fd, view);
+    result = view_enter(view, &image);
+    if (result < 0) {
+        return result;
+    }
+    offset = view_offset_begin(fd, view);
     result = read_at(view, image, iov, count, offset);
-    offset_end(fd, view, result > 0 ? offset + result : offset);
+    view_offset_end(fd, view, offset, result > 0 ? offset + result : offset);
     shared_leave(view->shared);
     return result;
 }
@@ -291,191 +303,18 @@ ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count
     if (!may_write(view)) {
         return -EBADF;
     }
-    if (iov_check(iov, count) < 0) {
-        return -EINVAL;
-    }
-    result = shared_enter(view->shared, &image);
+    result = iov_check(iov, count);
     if (result < 0) {
         return result;
     }
-    before = offset_begin(fd, view);
+    result = view_enter(view, &image);
+    if (result < 0) {
+        return result;
+    }
+    before = view_offset_begin(fd, view);
     offset = target(view, image, iov, count, before);
     result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
-    offset_end(fd, view, result > 0 ? offset + result : before);
+    view_offset_end(fd, view, before, result > 0 ? offset + result : before);
     shared_leave(view->shared);
     return result;
-}
-
-/* The first data, or the first hole, at or after an offset. */
-static off_t find_extent(struct view *view, qcow2_image *image, off_t offset, bool hole)
-{
-    uint64_t size = atomic_load(&view->shared->size), at = (uint64_t)offset;
-    uint64_t virtual_size = (uint64_t)qcow2_length(image);
-
-    if (offset < 0 || at >= size) {
-        return -ENXIO;
-    }
-    while (at < size) {
-        qcow2_extent extent = {.struct_size = sizeof extent};
-        int result = qcow2_block_status(image, at, virtual_size - at, 0, &extent);
-        bool is_hole;
-
-        if (result < 0) {
-            return result;
-        }
-        is_hole = (extent.flags & QCOW2_EXTENT_DATA) == 0 || (extent.flags & QCOW2_EXTENT_ZERO) != 0;
-        if (is_hole == hole) {
-            return (off_t)at;
-        }
-        at += extent.length;
-    }
-    return hole ? (off_t)size : -ENXIO;
-}
-
-off_t view_seek(int fd, struct view *view, off_t offset, int whence)
-{
-    struct shared *shared = view->shared;
-    qcow2_image *image;
-    off_t before, result;
-
-    /* A shell looks where it is in what another program has open. */
-    if ((whence == SEEK_SET || whence == SEEK_CUR) && atomic_load(&view->kernel_offset)) {
-        result = REAL(lseek64)(fd, offset, whence);
-        return result < 0 ? -errno : result;
-    }
-    result = shared_enter(shared, &image);
-    if (result < 0) {
-        return result;
-    }
-    before = offset_begin(fd, view);
-    switch (whence) {
-    case SEEK_SET: result = offset; break;
-    case SEEK_CUR: result = before + offset; break;
-    case SEEK_END: result = (off_t)atomic_load(&shared->size) + offset; break;
-    case SEEK_DATA: result = find_extent(view, image, offset, false); break;
-    case SEEK_HOLE: result = find_extent(view, image, offset, true); break;
-    default: result = -EINVAL; break;
-    }
-    if (result < 0 && whence != SEEK_DATA && whence != SEEK_HOLE) {
-        result = -EINVAL;
-    }
-    offset_end(fd, view, result < 0 ? before : result);
-    shared_leave(shared);
-    return result;
-}
-
-int view_truncate(struct view *view, off_t size)
-{
-    qcow2_image *image;
-    int result;
-
-    if (!may_write(view) || size < 0 || view->rule->device) {
-        return -EINVAL;
-    }
-    result = shared_enter(view->shared, &image);
-    if (result == 0) {
-        result = shared_resize(view->shared, image, (uint64_t)size);
-        shared_leave(view->shared);
-    }
-    return result;
-}
-
-static int zero_range(struct view *view, qcow2_image *image, int mode, uint64_t offset, uint64_t length)
-{
-    uint64_t size = atomic_load(&view->shared->size), end = offset + length;
-
-    if (end > size && (mode & FALLOC_FL_KEEP_SIZE) == 0) {
-        int result = shared_grow(view->shared, image, end);
-
-        if (result < 0) {
-            return result;
-        }
-        size = end;
-    }
-    if ((mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) == 0 || offset >= size) {
-        return 0;
-    }
-    if (end >= size) {
-        /* To the end of the last sector, so that whole clusters can go. */
-        end = (uint64_t)qcow2_length(image);
-    }
-    return qcow2_write_zeroes(image, offset, end - offset, (mode & FALLOC_FL_PUNCH_HOLE) != 0 ? QCOW2_REQ_UNMAP : 0);
-}
-
-int view_allocate(struct view *view, int mode, off_t offset, off_t length)
-{
-    qcow2_image *image;
-    int result;
-
-    if (!may_write(view)) {
-        return -EBADF;
-    }
-    if (offset < 0 || length <= 0) {
-        return -EINVAL;
-    }
-    if (length > INT64_MAX - offset) {
-        return -EFBIG;
-    }
-    if (mode != 0 && mode != FALLOC_FL_KEEP_SIZE && mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) &&
-        (mode & ~FALLOC_FL_KEEP_SIZE) != FALLOC_FL_ZERO_RANGE) {
-        return -EOPNOTSUPP;
-    }
-    result = shared_enter(view->shared, &image);
-    if (result == 0) {
-        result = zero_range(view, image, mode, (uint64_t)offset, (uint64_t)length);
-        shared_leave(view->shared);
-    }
-    return result;
-}
-
-int view_flush(struct view *view)
-{
-    qcow2_image *image;
-    int result = shared_enter(view->shared, &image);
-
-    if (result == 0) {
-        result = qcow2_flush(image);
-        shared_leave(view->shared);
-    }
-    return result;
-}
-
-int64_t view_size(struct view *view)
-{
-    qcow2_image *image;
-    int64_t size = shared_enter(view->shared, &image);
-
-    if (size == 0) {
-        size = (int64_t)atomic_load(&view->shared->size);
-        shared_leave(view->shared);
-    }
-    return size;
-}
-
-void view_dress(const struct rule *rule, uint64_t size, struct stat64 *status)
-{
-    if (rule->device) {
-        status->st_mode = (status->st_mode & ~(mode_t)S_IFMT) | S_IFBLK;
-        /* Numbers that Linux keeps for experiments. */
-        status->st_rdev = makedev(240, status->st_ino & 0xfffff);
-        status->st_size = 0;
-        return;
-    }
-    status->st_size = (off_t)size;
-}
-
-int view_status(struct view *view, struct stat64 *status)
-{
-    int64_t size = view_size(view);
-
-    if (size < 0) {
-        return (int)size;
-    }
-    if (REAL(stat64)(view->shared->path, status) != 0 || status->st_ino != view->status.st_ino ||
-        status->st_dev != view->status.st_dev) {
-        /* It has been renamed or removed. */
-        *status = view->status;
-    }
-    view_dress(view->rule, (uint64_t)size, status);
-    return 0;
 }

@@ -8,6 +8,8 @@
 #include "real.h"
 
 _Atomic(struct view *) view_table[VIEWS_MAX];
+atomic_bool views_displaced;
+_Thread_local bool view_left;
 
 static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct view *pool;
@@ -18,6 +20,11 @@ static atomic_int highest;
 bool views_any(void)
 {
     return atomic_load(&views) != 0;
+}
+
+int views_highest(void)
+{
+    return atomic_load(&highest);
 }
 
 struct view *view_get(int fd)
@@ -129,7 +136,7 @@ void views_set_engine(int fd, bool engine)
 
 void views_store_offsets(void)
 {
-    for (int fd = 0; fd <= atomic_load(&highest); fd++) {
+    for (int fd = 0; fd <= views_highest(); fd++) {
         struct view *view = is_view(fd) ? view_get(fd) : NULL;
 
         if (view == NULL) {

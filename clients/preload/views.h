@@ -29,7 +29,8 @@ struct view {
     atomic_int flags;
     /* Another process may have it: the offset is where the kernel has it. */
     atomic_bool kernel_offset;
-    off_t offset;
+    /* Under `lock`; a signal handler that has interrupted its holder moves it without. */
+    _Atomic(off_t) offset;
     /* Orders users of `offset`. Taken after shared_enter, so that nobody has it across a fork. */
     pthread_mutex_t lock;
     struct shared *shared;
@@ -73,6 +74,13 @@ int view_unlink(int fd);
 
 void views_set_engine(int fd, bool engine);
 bool views_any(void);
+/*
+ * An image has taken the number of another open file, by dup2: whoever opened that, as a stream of the C library's, may
+ * close it past the hooks.
+ */
+extern atomic_bool views_displaced;
+/* No descriptor above it is a view. */
+int views_highest(void);
 
 /* Writes the offsets where other processes find them. */
 void views_store_offsets(void);
@@ -80,6 +88,15 @@ void views_store_offsets(void);
 /* For pthread_atfork, around those of the images. */
 void views_before_fork(void);
 void views_after_fork(void);
+
+/* This thread has left a request by longjmp. */
+extern _Thread_local bool view_left;
+
+/* This is a signal handler in the middle of a request. */
+static inline bool view_interrupted(void)
+{
+    return shared_inside != 0 && !view_left;
+}
 
 /* Requests on a view: a count, or -errno. `fd` is the descriptor that was used. */
 ssize_t view_pread(struct view *view, void *buffer, size_t count, off_t offset);

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* Images that a process is started with, as descriptors. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "open.h"
+#include "real.h"
+#include "report.h"
+
+/* A placeholder of the program that started this one. */
+static void attach(int fd, const char *name)
+{
+    const struct rule *rule;
+    struct shared *shared;
+    struct stat64 status;
+    struct view *view;
+    char path[PATH_MAX];
+    int flags;
+
+    if (!placeholder_path(name, path, &flags)) {
+        return;
+    }
+    rule = config_match(path);
+    if (rule == NULL || REAL(stat64)(path, &status) != 0) {
+        report_line("inherited descriptor %d: %s: %s", fd, path, rule == NULL ? "not an image here" : "is gone");
+        return;
+    }
+    if (shared_attach(path, status.st_dev, status.st_ino,
+                      (flags & (O_ACCMODE | O_TRUNC)) != O_RDONLY && !rule->read_only, rule->flags, rule->options,
+                      &shared) < 0) {
+        return;
+    }
+    flags = (flags & ~(O_APPEND | O_NONBLOCK | O_CLOEXEC | O_CREAT | O_EXCL | O_TRUNC)) |
+            (REAL(fcntl64)(fd, F_GETFL) & (O_APPEND | O_NONBLOCK));
+    view = view_new(shared, rule, flags, &status);
+    if (view == NULL) {
+        shared_put(shared);
+        return;
+    }
+    atomic_store(&view->kernel_offset, true);
+    view_link(fd, view);
+    HIT("inherited descriptor");
+}
+
+/* A container that a program without the shim has opened for this one. */
+static void convert(int fd, const struct rule *rule)
+{
+    int flags = REAL(fcntl64)(fd, F_GETFL);
+    off_t offset = REAL(lseek64)(fd, 0, SEEK_CUR);
+    struct stat64 status;
+    struct view *view;
+    char link[64];
+    int taken;
+
+    if (flags < 0 || (flags & O_PATH) != 0 || REAL(fstat64)(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+        return;
+    }
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    taken = REAL(open64)(link, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR | O_CLOEXEC);
+    if (taken >= 0) {
+        taken = image_take(taken, rule, flags, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
+    }
+    view = taken >= 0 ? view_get(taken) : NULL;
+    if (view == NULL) {
+        /* Nothing rather than the container's bytes. */
+        report_line("inherited descriptor %d cannot be served", fd);
+        taken = placeholder_new(NAME_BEGINNING, 0);
+    }
+    if (taken >= 0 && REAL(dup2)(taken, fd) >= 0 && view != NULL) {
+        view->offset = offset;
+        view_link(fd, view);
+        HIT("inherited descriptor");
+    }
+    if (view != NULL) {
+        view_unlink(taken);
+        view_release(view);
+    }
+    if (taken >= 0) {
+        REAL(close)(taken);
+    }
+}
+
+/* The view of an earlier descriptor of the same open file description. */
+static struct view *view_of_same(int fd, const struct stat64 *status, int below)
+{
+    struct stat64 other;
+
+    for (int earlier = 0; earlier < below; earlier++) {
+        if (earlier != fd && is_view(earlier) && REAL(fstat64)(earlier, &other) == 0 &&
+            other.st_ino == status->st_ino && other.st_dev == status->st_dev) {
+            return view_get(earlier);
+        }
+    }
+    return NULL;
+}
+
+static void adopt(int fd, int below)
+{
+    const char placeholder[] = "/memfd:" NAME_BEGINNING;
+    const struct rule *rule;
+    struct stat64 status;
+    struct view *same;
+    char name[PATH_MAX];
+
+    if (!image_name_of(fd, name, sizeof name) || is_view(fd) || fd >= VIEWS_MAX) {
+        return;
+    }
+    if (strncmp(name, placeholder, sizeof placeholder - 1) == 0) {
+        same = REAL(fstat64)(fd, &status) == 0 ? view_of_same(fd, &status, below) : NULL;
+        if (same == NULL) {
+            attach(fd, name + sizeof placeholder - 1);
+            return;
+        }
+        view_link(fd, same);
+        view_release(same);
+        return;
+    }
+    rule = name[0] == '/' ? config_match(name) : NULL;
+    if (rule != NULL) {
+        convert(fd, rule);
+    }
+}
+
+void adopt_descriptor(int fd)
+{
+    if (!config_off) {
+        adopt(fd, views_highest() + 1);
+    }
+}
+
+void adopt_descriptors(void)
+{
+    DIR *directory = REAL(opendir)("/proc/self/fd");
+    int count = 0, fds[1024];
+    struct dirent *entry;
+
+    if (directory == NULL) {
+        for (int fd = 0; fd < 3; fd++) {
+            adopt(fd, 3);
+        }
+        return;
+    }
+    /* All of them first: what is adopted opens more. */
+    while ((entry = readdir(directory)) != NULL && count < 1024) {
+        if (entry->d_name[0] != '.' && atoi(entry->d_name) != dirfd(directory)) {
+            fds[count++] = atoi(entry->d_name);
+        }
+    }
+    REAL(closedir)(directory);
+    for (int i = 0; i < count; i++) {
+        adopt(fds[i], VIEWS_MAX);
+    }
+}
