@@ -85,16 +85,17 @@ static bool wants_write(int flags)
 }
 
 /* The program's descriptor: takes the place of `fd`. 0 or -errno. */
-static int place(int fd, const char *path, int flags)
+static int place(int fd, const char *path, const struct stat64 *status, int flags)
 {
     char name[NAME_MAX_BYTES + 1];
     int length, memory, result;
 
-    length = snprintf(name, sizeof name, NAME_BEGINNING "%x:%s", (unsigned)flags, path);
+    length = snprintf(name, sizeof name, NAME_BEGINNING "%x:%lx:%lx:%s", (unsigned)flags, (unsigned long)status->st_dev,
+                      (unsigned long)status->st_ino, path);
     if (length >= (int)sizeof name) {
         /* Another program cannot find it by this name. */
         snprintf(name, sizeof name, NAME_BEGINNING);
-        NOT_SERVED("exec", "a path that is longer than 230 bytes");
+        NOT_SERVED("exec", "a path that is longer than some 210 bytes");
     }
     memory = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (memory < 0) {
@@ -107,8 +108,49 @@ static int place(int fd, const char *path, int flags)
     return result;
 }
 
-/* The image in the open file `fd`, which becomes the program's descriptor. -errno: it is closed. */
-static int take(int fd, const struct rule *rule, int flags, bool empty)
+/* 0, or the -errno that `anchor` is. */
+static int source_of(int anchor, const struct stat64 *status, const struct rule *rule, struct shared_source *source)
+{
+    *source = (struct shared_source){
+        .anchor = anchor,
+        .device = status->st_dev,
+        .inode = status->st_ino,
+        .flags = rule->flags,
+        .options = rule->options,
+    };
+    return anchor < 0 ? anchor : 0;
+}
+
+/* What the library needs of a new file, which the program may want without. */
+static const mode_t OWNER = S_IRUSR | S_IWUSR;
+
+/* Opens the image; a new file, of this `mode`, is made so only then. */
+static int open_shared(int fd, const struct stat64 *status, const struct rule *rule, bool writable, const mode_t *mode,
+                       struct shared **shared)
+{
+    struct shared_source source;
+    mode_t wanted = status->st_mode & 07777 & ~(mode != NULL ? OWNER & ~*mode : 0);
+    bool lacks = mode != NULL && (wanted & OWNER) != OWNER;
+    int result = source_of(anchor_make_fd(fd), status, rule, &source);
+
+    if (result == 0 && lacks && REAL(fchmod)(fd, wanted | OWNER) != 0) {
+        anchor_end(source.anchor);
+        result = -errno;
+    }
+    if (result == 0) {
+        result = shared_open(&source, writable, shared);
+    }
+    if (lacks) {
+        REAL(fchmod)(fd, wanted);
+    }
+    return result;
+}
+
+/*
+ * The image in the open file `fd`, which becomes the program's descriptor. -errno: it is closed. `mode`: what a new file
+ * was asked for with, or NULL.
+ */
+static int take(int fd, const struct rule *rule, int flags, const mode_t *mode, bool empty)
 {
     const char *const create_options[] = {"lazy_refcounts=on", NULL};
     bool writable = wants_write(flags) && !rule->read_only;
@@ -125,16 +167,17 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
     } else if (!name_of(fd, path, sizeof path)) {
         result = -ENAMETOOLONG;
     } else {
+        empty = empty && status.st_size == 0;
         result = empty ? qcow2_create_fd(fd, 0, create_options) : 0;
         if (result == 0) {
-            result = shared_open(path, status.st_dev, status.st_ino, writable, rule->flags, rule->options, &shared);
+            result = open_shared(fd, &status, rule, writable, mode, &shared);
         }
         if (result < 0) {
             report_line("open: %s: %s (%s)", path, qcow2_last_error(), strerrorname_np(-result));
         }
     }
     if (result == 0) {
-        view = view_new(shared, rule, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY), &status);
+        view = view_new(shared, writable, rule, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY), &status);
         result = view == NULL ? -ENOMEM : 0;
     }
     if (result == 0 && (flags & O_TRUNC) != 0 && !rule->device && !empty) {
@@ -143,7 +186,7 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
         atomic_store(&view->flags, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY));
     }
     if (result == 0) {
-        result = place(fd, path, flags);
+        result = place(fd, path, &status, flags);
     }
     if (result == 0) {
         view_link(fd, view);
@@ -154,12 +197,24 @@ static int take(int fd, const struct rule *rule, int flags, bool empty)
         atomic_store(&view->dying, 1);
         view_finish(view);
     } else if (shared != NULL) {
-        shared_put(shared);
+        shared_put(shared, writable);
     }
     return result;
 }
 
-int image_open(int directory, const char *path, int flags, mode_t mode)
+/* The image of a view, through another open file description. */
+static int open_again(struct view *view, int flags)
+{
+    int fd;
+
+    if (view->rule->read_only && wants_write(flags)) {
+        return -EROFS;
+    }
+    fd = REAL(open64)(view->shared->link, (wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY);
+    return fd < 0 ? -errno : take(fd, view->rule, flags, NULL, false);
+}
+
+static int open_named(int directory, const char *path, int flags, mode_t mode)
 {
     const struct rule *rule = image_rule(path);
     struct stat64 status;
@@ -171,9 +226,8 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     }
     fd = descriptor_of(path);
     if (fd >= 0 && is_view(fd)) {
-        /* Opened anew, by the image's own name. */
         struct view *view = view_get(fd);
-        int again = view != NULL ? image_open(AT_FDCWD, view->shared->path, flags & ~O_CREAT, mode) : -EBADF;
+        int again = view != NULL ? open_again(view, flags & ~O_CREAT) : -EBADF;
 
         if (view != NULL) {
             view_release(view);
@@ -197,87 +251,83 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     fd = REAL(openat64)(directory, path,
                         (made || wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW) |
                             (made ? O_CREAT | O_EXCL : 0),
-                        mode);
+                        made ? mode | OWNER : mode);
     if (fd < 0) {
         return -errno;
     }
-    result = take(fd, rule, flags, made || (status.st_size == 0 && (flags & O_TRUNC) != 0));
+    result = take(fd, rule, flags, made ? &mode : NULL, made || (status.st_size == 0 && (flags & O_TRUNC) != 0));
     if (result < 0 && made) {
         unlinkat(directory, path, 0);
     }
     return result;
 }
 
-int64_t image_size(int directory, const char *path, const struct stat64 *status)
+int image_open(int directory, const char *path, int flags, mode_t mode)
 {
-    struct shared *shared = shared_find(status->st_dev, status->st_ino);
-    qcow2_image *image = NULL;
-    int64_t size;
-    int fd;
+    int result;
 
-    if (shared != NULL) {
-        size = shared_enter(shared, &image);
-        if (size == 0) {
-            size = (int64_t)atomic_load(&shared->size);
-            shared_leave(shared);
-        }
-        shared_put(shared);
-        if (size >= 0) {
-            return size;
-        }
-    }
-    fd = REAL(openat64)(directory, path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0) {
-        return -errno;
-    }
-    size = qcow2_open_fd(fd, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_NO_LOCK, NULL, &image);
-    if (size == 0) {
-        char value[SHARED_LENGTH_BYTES];
-
-        size = qcow2_length(image);
-        qcow2_close(image);
-        if (size >= 0) {
-            ssize_t length = REAL(fgetxattr)(fd, SHARED_LENGTH, value, sizeof value);
-
-            size = (int64_t)shared_length(value, length, (uint64_t)size);
-        }
-    }
-    REAL(close)(fd);
-    return size;
+    shared_begin();
+    result = open_named(directory, path, flags, mode);
+    shared_end();
+    return result;
 }
 
-/* A placeholder of the program that started this one. */
-static void attach(int fd, const char *name)
+/* What a placeholder says: flags, the file, and the name that it had. False: nothing. */
+static bool read_name(const char *name, int *flags, dev_t *device, ino_t *inode, char path[PATH_MAX])
 {
-    const struct rule *rule;
-    struct shared *shared;
-    struct stat64 status;
-    struct view *view;
-    char path[PATH_MAX], *end;
-    int flags = (int)strtoul(name, &end, 16);
+    char *end;
 
-    if (*end != ':' || strlen(end) >= sizeof path) {
-        return;
+    *flags = (int)strtoul(name, &end, 16);
+    if (*end == ':') {
+        *device = strtoul(end + 1, &end, 16);
+        *inode = *end == ':' ? strtoul(end + 1, &end, 16) : 0;
+    }
+    if (*end != ':' || strlen(end) >= PATH_MAX) {
+        return false;
     }
     strcpy(path, end + 1);
     end = strstr(path, " (deleted)");
     if (end != NULL && end[strlen(" (deleted)")] == '\0') {
         *end = '\0';
     }
-    rule = config_match(path);
-    if (rule == NULL || REAL(stat64)(path, &status) != 0) {
-        report_line("inherited descriptor %d: %s: %s", fd, path, rule == NULL ? "not an image here" : "is gone");
+    return true;
+}
+
+/* A placeholder of the program that started this one. */
+static void attach(int fd, const char *name)
+{
+    struct shared_source source = {.anchor = -1};
+    const struct rule *rule;
+    struct shared *shared;
+    struct stat64 status;
+    struct view *view;
+    char path[PATH_MAX];
+    bool writable;
+    int flags;
+
+    if (!read_name(name, &flags, &source.device, &source.inode, path)) {
         return;
     }
-    if (shared_attach(path, status.st_dev, status.st_ino, wants_write(flags) && !rule->read_only, rule->flags,
-                      rule->options, &shared) < 0) {
+    rule = config_match(path);
+    source.anchor = rule != NULL ? anchor_make(path) : -1;
+    if (source.anchor < 0 || REAL(fstat64)(source.anchor, &status) != 0 || status.st_dev != source.device ||
+        status.st_ino != source.inode) {
+        report_line("inherited descriptor %d: %s: %s", fd, path,
+                    rule == NULL ? "not an image here" : "is gone, or another file has the name");
+        anchor_end(source.anchor);
+        return;
+    }
+    source.flags = rule->flags;
+    source.options = rule->options;
+    writable = wants_write(flags) && !rule->read_only;
+    if (shared_attach(&source, writable, &shared) < 0) {
         return;
     }
     flags = (flags & ~(O_APPEND | O_NONBLOCK | O_CLOEXEC | O_CREAT | O_EXCL | O_TRUNC)) |
             (REAL(fcntl64)(fd, F_GETFL) & (O_APPEND | O_NONBLOCK));
-    view = view_new(shared, rule, flags, &status);
+    view = view_new(shared, writable, rule, flags, &status);
     if (view == NULL) {
-        shared_put(shared);
+        shared_put(shared, writable);
         return;
     }
     atomic_store(&view->kernel_offset, true);
@@ -301,7 +351,7 @@ static void convert(int fd, const struct rule *rule)
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     taken = REAL(open64)(link, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR | O_CLOEXEC);
     if (taken >= 0) {
-        taken = take(taken, rule, flags, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
+        taken = take(taken, rule, flags, NULL, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
     }
     view = taken >= 0 ? view_get(taken) : NULL;
     if (view == NULL) {

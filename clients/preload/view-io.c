@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
-#include <sys/sysmacros.h>
 
 #include "real.h"
 
@@ -81,8 +80,12 @@ static ssize_t read_at(struct view *view, qcow2_image *image, const struct iovec
     return qcow2_preadv(image, cut, iov_cut(cut, iov, count, left), (uint64_t)offset);
 }
 
+/* The size has not been changed for a write. */
+static const uint64_t SAME_SIZE = UINT64_MAX;
+
 /* Where a write goes: `offset`, or the end, made longer so that no other write begins there. */
-static off_t target(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset)
+static off_t target(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
+                    uint64_t *before)
 {
     size_t length;
 
@@ -93,11 +96,15 @@ static off_t target(struct view *view, qcow2_image *image, const struct iovec *i
     if (view->rule->device || length == 0) {
         return (off_t)atomic_load(&view->shared->size);
     }
-    return shared_append(view->shared, image, length < REQUEST_MAX ? length : REQUEST_MAX);
+    offset = shared_append(view->shared, image, length < REQUEST_MAX ? length : REQUEST_MAX);
+    if (offset >= 0) {
+        *before = (uint64_t)offset;
+    }
+    return offset;
 }
 
 /* A device does not grow: what fits is written. */
-static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, uint64_t offset)
+static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, uint64_t offset, uint64_t *before)
 {
     uint64_t size = atomic_load_explicit(&view->shared->size, memory_order_acquire);
     int result;
@@ -108,16 +115,27 @@ static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, ui
     if (view->rule->device) {
         return offset < size ? (ssize_t)(size - offset) : -ENOSPC;
     }
-    result = shared_grow(view->shared, image, offset + length);
+    result = shared_grow(view->shared, image, offset + length, before);
     return result < 0 ? result : (ssize_t)length;
 }
 
+static ssize_t write_room(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
+                          bool durable)
+{
+    if (durable || (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_DSYNC) != 0) {
+        return qcow2_pwritev2(image, iov, count, (uint64_t)offset, QCOW2_REQ_FUA);
+    }
+    return count == 1 ? qcow2_pwrite(image, iov->iov_base, iov->iov_len, (uint64_t)offset)
+                      : qcow2_pwritev(image, iov, count, (uint64_t)offset);
+}
+
+/* `before`: what the size was if it has been raised for this write, SAME_SIZE otherwise. */
 static ssize_t write_at(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
-                        bool durable)
+                        bool durable, uint64_t before)
 {
     size_t length = iov_length(iov, count);
     struct iovec cut[IOV_MAX];
-    ssize_t room;
+    ssize_t room, result;
 
     if (length == 0) {
         return 0;
@@ -125,7 +143,7 @@ static ssize_t write_at(struct view *view, qcow2_image *image, const struct iove
     if (unlikely(atomic_load_explicit(&view->shared->has_times, memory_order_relaxed))) {
         atomic_store(&view->shared->has_times, false);
     }
-    room = room_for(view, image, length < REQUEST_MAX ? length : REQUEST_MAX, (uint64_t)offset);
+    room = room_for(view, image, length < REQUEST_MAX ? length : REQUEST_MAX, (uint64_t)offset, &before);
     if (room < 0) {
         return room;
     }
@@ -133,11 +151,11 @@ static ssize_t write_at(struct view *view, qcow2_image *image, const struct iove
         count = iov_cut(cut, iov, count, (size_t)room);
         iov = cut;
     }
-    if (durable || (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_DSYNC) != 0) {
-        return qcow2_pwritev2(image, iov, count, (uint64_t)offset, QCOW2_REQ_FUA);
+    result = write_room(view, image, iov, count, offset, durable);
+    if (unlikely(result < 0) && before != SAME_SIZE) {
+        shared_take_back(view->shared, image, before, (uint64_t)offset + (uint64_t)room);
     }
-    return count == 1 ? qcow2_pwrite(image, iov->iov_base, iov->iov_len, (uint64_t)offset)
-                      : qcow2_pwritev(image, iov, count, (uint64_t)offset);
+    return result;
 }
 
 ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t offset)
@@ -161,6 +179,7 @@ ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t
 
 ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_t offset, bool durable)
 {
+    uint64_t size_before = SAME_SIZE;
     qcow2_image *image;
     ssize_t result;
 
@@ -172,8 +191,8 @@ ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_
     }
     result = shared_enter(view->shared, &image);
     if (result == 0) {
-        offset = target(view, image, iov, count, offset);
-        result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
+        offset = target(view, image, iov, count, offset, &size_before);
+        result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable, size_before);
         shared_leave(view->shared);
     }
     return result;
@@ -284,6 +303,7 @@ ssize_t view_read(int fd, struct view *view, const struct iovec *iov, int count)
 
 ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count, bool durable)
 {
+    uint64_t size_before = SAME_SIZE;
     qcow2_image *image;
     ssize_t result;
     off_t before, offset;
@@ -299,8 +319,8 @@ ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count
         return result;
     }
     before = offset_begin(fd, view);
-    offset = target(view, image, iov, count, before);
-    result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
+    offset = target(view, image, iov, count, before, &size_before);
+    result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable, size_before);
     offset_end(fd, view, result > 0 ? offset + result : before);
     shared_leave(view->shared);
     return result;
@@ -382,11 +402,11 @@ int view_truncate(struct view *view, off_t size)
 
 static int zero_range(struct view *view, qcow2_image *image, int mode, uint64_t offset, uint64_t length)
 {
-    uint64_t size = atomic_load(&view->shared->size), end = offset + length;
+    uint64_t size = atomic_load(&view->shared->size), end = offset + length, before = SAME_SIZE;
+    int result;
 
     if (end > size && (mode & FALLOC_FL_KEEP_SIZE) == 0) {
-        int result = shared_grow(view->shared, image, end);
-
+        result = shared_grow(view->shared, image, end, &before);
         if (result < 0) {
             return result;
         }
@@ -399,7 +419,11 @@ static int zero_range(struct view *view, qcow2_image *image, int mode, uint64_t 
         /* To the end of the last sector, so that whole clusters can go. */
         end = (uint64_t)qcow2_length(image);
     }
-    return qcow2_write_zeroes(image, offset, end - offset, (mode & FALLOC_FL_PUNCH_HOLE) != 0 ? QCOW2_REQ_UNMAP : 0);
+    result = qcow2_write_zeroes(image, offset, end - offset, (mode & FALLOC_FL_PUNCH_HOLE) != 0 ? QCOW2_REQ_UNMAP : 0);
+    if (result < 0 && before != SAME_SIZE) {
+        shared_take_back(view->shared, image, before, size);
+    }
+    return result;
 }
 
 int view_allocate(struct view *view, int mode, off_t offset, off_t length)
@@ -450,32 +474,4 @@ int64_t view_size(struct view *view)
         shared_leave(view->shared);
     }
     return size;
-}
-
-void view_dress(const struct rule *rule, uint64_t size, struct stat64 *status)
-{
-    if (rule->device) {
-        status->st_mode = (status->st_mode & ~(mode_t)S_IFMT) | S_IFBLK;
-        /* Numbers that Linux keeps for experiments. */
-        status->st_rdev = makedev(240, status->st_ino & 0xfffff);
-        status->st_size = 0;
-        return;
-    }
-    status->st_size = (off_t)size;
-}
-
-int view_status(struct view *view, struct stat64 *status)
-{
-    int64_t size = view_size(view);
-
-    if (size < 0) {
-        return (int)size;
-    }
-    if (REAL(stat64)(view->shared->path, status) != 0 || status->st_ino != view->status.st_ino ||
-        status->st_dev != view->status.st_dev) {
-        /* It has been renamed or removed. */
-        *status = view->status;
-    }
-    view_dress(view->rule, (uint64_t)size, status);
-    return 0;
 }
