@@ -296,7 +296,7 @@ static bool read_name(const char *name, int *flags, dev_t *device, ino_t *inode,
 /* A placeholder of the program that started this one. */
 static void attach(int fd, const char *name)
 {
-    struct shared_source source = {.anchor = -1};
+    struct shared_source source = {.anchor = -ESTALE};
     const struct rule *rule;
     struct shared *shared;
     struct stat64 status;
@@ -309,13 +309,18 @@ static void attach(int fd, const char *name)
         return;
     }
     rule = config_match(path);
-    source.anchor = rule != NULL ? anchor_make(path) : -1;
+    if (rule == NULL) {
+        report_line("inherited descriptor %d: %s: not an image here", fd, path);
+        return;
+    }
+    source.anchor = anchor_make(path);
     if (source.anchor < 0 || REAL(fstat64)(source.anchor, &status) != 0 || status.st_dev != source.device ||
         status.st_ino != source.inode) {
-        report_line("inherited descriptor %d: %s: %s", fd, path,
-                    rule == NULL ? "not an image here" : "is gone, or another file has the name");
+        report_line("inherited descriptor %d: %s: is gone, or another file has the name", fd, path);
         anchor_end(source.anchor);
-        return;
+        /* Every request fails, unless the image is open in another way. */
+        source.anchor = -ESTALE;
+        status = (struct stat64){.st_dev = source.device, .st_ino = source.inode};
     }
     source.flags = rule->flags;
     source.options = rule->options;
