@@ -90,7 +90,8 @@ expect "a new image on stdout" new 'cat d.qcow2'
 
 # Two programs at once: one may write.
 expect "in use" "dd: failed to open 'c.qcow2': Device or resource busy" \
-    'sleep 2 | dd of=c.qcow2 conv=notrunc status=none & sleep 0.4; dd if=/dev/null of=c.qcow2 conv=notrunc status=none; wait'
+    'mkfifo hold; (exec 3<>c.qcow2; : >ready; read -r line <hold) & until [ -e ready ]; do sleep 0.05; done
+     dd if=/dev/null of=c.qcow2 conv=notrunc status=none; : >hold; wait'
 expect "two readers" "text of btext of b" \
     'printf "text of b" | dd of=c.qcow2 conv=notrunc status=none; exec 3<c.qcow2; head -c 9 <&3; head -c 9 c.qcow2'
 
