@@ -90,9 +90,29 @@ expect "a new image on stdout" new 'cat d.qcow2'
 
 # Two programs at once: one may write.
 expect "in use" "dd: failed to open 'c.qcow2': Device or resource busy" \
-    'sleep 2 | dd of=c.qcow2 conv=notrunc status=none & sleep 0.4; dd if=/dev/null of=c.qcow2 conv=notrunc status=none; wait'
+    'mkfifo hold; (exec 3<>c.qcow2; : >ready; read -r line <hold) & until [ -e ready ]; do sleep 0.05; done
+     dd if=/dev/null of=c.qcow2 conv=notrunc status=none; : >hold; wait'
 expect "two readers" "text of btext of b" \
     'printf "text of b" | dd of=c.qcow2 conv=notrunc status=none; exec 3<c.qcow2; head -c 9 <&3; head -c 9 c.qcow2'
+
+# The length of a file whose writer was killed counts until something is written past it by a program that does not know
+# of it, and no longer: nothing of that is cut off.
+killed_writer() { LD_PRELOAD=$shim bash -c 'exec 3>k.qcow2; printf 0123456789 >&3; kill -9 $$' 2>/dev/null; }
+killed_writer
+expect "a killed writer's file" 10 'stat -c %s k.qcow2'
+expect "a killed writer's file, read" 0123456789 'cat k.qcow2'
+expect "a killed writer's file, written" 10 'printf x | dd of=k.qcow2 bs=1 conv=notrunc status=none; stat -c %s k.qcow2'
+rm k.qcow2
+killed_writer
+"$tools/qcow2-io" -c 'write -P 120 512k 64k' k.qcow2 >/dev/null 2>&1
+expect "another's bytes" 65536 'tail -c +11 k.qcow2 | tr -d "\0" | wc -c'
+expect "another's bytes, stat" yes '[ "$(stat -c %s k.qcow2)" -ge 589824 ] && echo yes'
+expect "another's bytes after a write" 65536 \
+    'printf y | dd of=k.qcow2 bs=1 conv=notrunc status=none; tail -c +11 k.qcow2 | tr -d "\0" | wc -c'
+printf 0123456789 | LD_PRELOAD=$shim dd of=s.qcow2 status=none
+"$tools/qcow2-io" -c 'write -P 120 0 512' s.qcow2 >/dev/null 2>&1
+expect "another's bytes in the last sector" "512 522" \
+    'printf 0123456789 >>s.qcow2; echo $(tr -dc x <s.qcow2 | wc -c) $(stat -c %s s.qcow2)'
 
 # Backing files are followed; a relative name is looked for beside the image.
 mkdir sub
@@ -103,7 +123,13 @@ expect "a backing file that must not be opened" "head: cannot open 'sub/top.qcow
     'LIBQCOW2_PRELOAD="*.qcow2,backing=off" head -c 13 sub/top.qcow2'
 expect "the backing file stays" "text of b" 'head -c 13 sub/base.qcow2'
 
-for image in a c d sub/top sub/base; do
+# Also after a change of its place, by one who holds it.
+mkdir sub/sub
+cp c.qcow2 sub/sub/base.qcow2
+expect "a backing file, moved" "text of bmore" 'exec 3<sub/top.qcow2; mv sub/top.qcow2 sub/sub; /bin/true; read -r line <&3; echo "$line"'
+mv sub/sub/top.qcow2 sub/top.qcow2
+
+for image in a c d k s sub/top sub/base; do
     "$tools/qcow2-img" check -q "$image.qcow2" || { echo "$image.qcow2 is not sound"; failed=1; }
 done
 exit $failed

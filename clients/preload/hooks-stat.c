@@ -211,7 +211,7 @@ static int fd_statx(int fd, int flags, unsigned mask, struct statx *status)
     if (view != NULL) {
         size = view_size(view);
         if (size >= 0 &&
-            REAL(statx)(AT_FDCWD, view->shared->path, flags & ~AT_EMPTY_PATH, mask | STATX_BASIC_STATS, status) != 0) {
+            REAL(statx)(view->shared->anchor, "", flags | AT_EMPTY_PATH, mask | STATX_BASIC_STATS, status) != 0) {
             size = -errno;
         }
         if (size >= 0) {
@@ -256,8 +256,8 @@ HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct
     return result;
 }
 
-/* By the name of the image's file: owner, mode, times, attributes are the file's. */
-#define BY_PATH(type, call, parameters, on_path, ...)                                                                  \
+/* Owner, mode, times, attributes are those of the image's file, whatever its name is now. */
+#define ON_FILE(type, call, parameters, on_path, ...)                                                                  \
     HOOK type call parameters                                                                                          \
     {                                                                                                                  \
         struct view *view;                                                                                             \
@@ -270,7 +270,7 @@ HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct
         errno = EBADF;                                                                                                 \
         view = view_get(fd);                                                                                           \
         if (view != NULL) {                                                                                            \
-            const char *path = view->shared->path;                                                                     \
+            const char *path = view->shared->link;                                                                     \
                                                                                                                        \
             result = (on_path);                                                                                        \
             view_release(view);                                                                                        \
@@ -278,8 +278,8 @@ HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct
         return result;                                                                                                 \
     }
 
-BY_PATH(int, fchmod, (int fd, mode_t mode), chmod(path, mode), fd, mode)
-BY_PATH(int, fchown, (int fd, uid_t owner, gid_t group), chown(path, owner, group), fd, owner, group)
+ON_FILE(int, fchmod, (int fd, mode_t mode), chmod(path, mode), fd, mode)
+ON_FILE(int, fchown, (int fd, uid_t owner, gid_t group), chown(path, owner, group), fd, owner, group)
 static int keep_times(struct view *view, int result)
 {
     if (result == 0) {
@@ -288,17 +288,17 @@ static int keep_times(struct view *view, int result)
     return result;
 }
 
-BY_PATH(int, futimens, (int fd, const struct timespec times[2]),
+ON_FILE(int, futimens, (int fd, const struct timespec times[2]),
         keep_times(view, REAL(utimensat)(AT_FDCWD, path, times, 0)), fd, times)
-BY_PATH(int, futimes, (int fd, const struct timeval times[2]), keep_times(view, utimes(path, times)), fd, times)
-BY_PATH(ssize_t, fgetxattr, (int fd, const char *name, void *value, size_t size), getxattr(path, name, value, size), fd,
+ON_FILE(int, futimes, (int fd, const struct timeval times[2]), keep_times(view, utimes(path, times)), fd, times)
+ON_FILE(ssize_t, fgetxattr, (int fd, const char *name, void *value, size_t size), getxattr(path, name, value, size), fd,
         name, value, size)
-BY_PATH(ssize_t, flistxattr, (int fd, char *names, size_t size), listxattr(path, names, size), fd, names, size)
-BY_PATH(int, fsetxattr, (int fd, const char *name, const void *value, size_t size, int flags),
+ON_FILE(ssize_t, flistxattr, (int fd, char *names, size_t size), listxattr(path, names, size), fd, names, size)
+ON_FILE(int, fsetxattr, (int fd, const char *name, const void *value, size_t size, int flags),
         setxattr(path, name, value, size, flags), fd, name, value, size, flags)
-BY_PATH(int, fremovexattr, (int fd, const char *name), removexattr(path, name), fd, name)
-BY_PATH(int, fstatfs64, (int fd, struct statfs64 *status), statfs64(path, status), fd, status)
-BY_PATH(int, fstatvfs64, (int fd, struct statvfs64 *status), statvfs64(path, status), fd, status)
+ON_FILE(int, fremovexattr, (int fd, const char *name), removexattr(path, name), fd, name)
+ON_FILE(int, fstatfs64, (int fd, struct statfs64 *status), statfs64(path, status), fd, status)
+ON_FILE(int, fstatvfs64, (int fd, struct statvfs64 *status), statvfs64(path, status), fd, status)
 
 HOOK int fstatfs(int fd, struct statfs *status)
 {

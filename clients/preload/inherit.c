@@ -10,31 +10,43 @@
 /* A placeholder of the program that started this one. */
 static void attach(int fd, const char *name)
 {
+    struct shared_source source = {.anchor = -ESTALE};
     const struct rule *rule;
     struct shared *shared;
     struct stat64 status;
     struct view *view;
     char path[PATH_MAX];
+    bool writable;
     int flags;
 
-    if (!placeholder_path(name, path, &flags)) {
+    if (!placeholder_path(name, path, &flags, &source.device, &source.inode)) {
         return;
     }
     rule = config_match(path);
-    if (rule == NULL || REAL(stat64)(path, &status) != 0) {
-        report_line("inherited descriptor %d: %s: %s", fd, path, rule == NULL ? "not an image here" : "is gone");
+    if (rule == NULL) {
+        report_line("inherited descriptor %d: %s: not an image here", fd, path);
         return;
     }
-    if (shared_attach(path, status.st_dev, status.st_ino,
-                      (flags & (O_ACCMODE | O_TRUNC)) != O_RDONLY && !rule->read_only, rule->flags, rule->options,
-                      &shared) < 0) {
+    source.anchor = anchor_make(path);
+    if (source.anchor < 0 || REAL(fstat64)(source.anchor, &status) != 0 || status.st_dev != source.device ||
+        status.st_ino != source.inode) {
+        report_line("inherited descriptor %d: %s: is gone, or another file has the name", fd, path);
+        anchor_end(source.anchor);
+        /* Every request fails, unless the image is open in another way. */
+        source.anchor = -ESTALE;
+        status = (struct stat64){.st_dev = source.device, .st_ino = source.inode};
+    }
+    source.flags = rule->flags;
+    source.options = rule->options;
+    writable = (flags & (O_ACCMODE | O_TRUNC)) != O_RDONLY && !rule->read_only;
+    if (shared_attach(&source, writable, &shared) < 0) {
         return;
     }
     flags = (flags & ~(O_APPEND | O_NONBLOCK | O_CLOEXEC | O_CREAT | O_EXCL | O_TRUNC)) |
             (REAL(fcntl64)(fd, F_GETFL) & (O_APPEND | O_NONBLOCK));
-    view = view_new(shared, rule, flags, &status);
+    view = view_new(shared, writable, rule, flags, &status);
     if (view == NULL) {
-        shared_put(shared);
+        shared_put(shared, writable);
         return;
     }
     atomic_store(&view->kernel_offset, true);
@@ -58,7 +70,7 @@ static void convert(int fd, const struct rule *rule)
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     taken = REAL(open64)(link, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR | O_CLOEXEC);
     if (taken >= 0) {
-        taken = image_take(taken, rule, flags, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
+        taken = image_take(taken, rule, flags, NULL, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
     }
     view = taken >= 0 ? view_get(taken) : NULL;
     if (view == NULL) {

@@ -89,11 +89,15 @@ static __attribute__((noinline)) const struct rule *descriptor_rule(int fd)
     return image_name_of(fd, name, sizeof name) ? config_match(name) : NULL;
 }
 
-bool placeholder_path(const char *name, char path[PATH_MAX], int *flags)
+bool placeholder_path(const char *name, char path[PATH_MAX], int *flags, dev_t *device, ino_t *inode)
 {
     char *end;
 
     *flags = (int)strtoul(name, &end, 16);
+    if (*end == ':') {
+        *device = strtoul(end + 1, &end, 16);
+        *inode = *end == ':' ? strtoul(end + 1, &end, 16) : 0;
+    }
     if (*end != ':' || strlen(end) >= PATH_MAX) {
         return false;
     }
@@ -111,6 +115,8 @@ bool image_name_of_other(const char *path, char name[PATH_MAX])
     char link[PATH_MAX];
     size_t before;
     ssize_t length;
+    dev_t device;
+    ino_t inode;
     int flags;
 
     if (descriptor_name(path, &before) == NULL || descriptor_of(path) >= 0) {
@@ -122,7 +128,7 @@ bool image_name_of_other(const char *path, char name[PATH_MAX])
     }
     link[length] = '\0';
     if (strncmp(link, placeholder, sizeof placeholder - 1) == 0) {
-        return placeholder_path(link + sizeof placeholder - 1, name, &flags);
+        return placeholder_path(link + sizeof placeholder - 1, name, &flags, &device, &inode);
     }
     strcpy(name, link);
     return true;
@@ -176,16 +182,17 @@ bool is_placeholder(int fd)
 }
 
 /* The program's descriptor: takes the place of `fd`. 0 or -errno. */
-static int place(int fd, const char *path, int flags)
+static int place(int fd, const char *path, const struct stat64 *status, int flags)
 {
     char name[NAME_MAX_BYTES + 1];
     int length, memory, result;
 
-    length = snprintf(name, sizeof name, NAME_BEGINNING "%x:%s", (unsigned)flags, path);
+    length = snprintf(name, sizeof name, NAME_BEGINNING "%x:%lx:%lx:%s", (unsigned)flags, (unsigned long)status->st_dev,
+                      (unsigned long)status->st_ino, path);
     if (length >= (int)sizeof name) {
         /* Another program cannot find it by this name. */
         snprintf(name, sizeof name, NAME_BEGINNING);
-        NOT_SERVED("exec", "a path that is longer than 230 bytes");
+        NOT_SERVED("exec", "a path that is longer than some 210 bytes");
     }
     memory = placeholder_new(name, flags);
     if (memory < 0) {
@@ -196,7 +203,45 @@ static int place(int fd, const char *path, int flags)
     return result;
 }
 
-int image_take(int fd, const struct rule *rule, int flags, bool empty)
+/* 0, or the -errno that `anchor` is. */
+static int source_of(int anchor, const struct stat64 *status, const struct rule *rule, struct shared_source *source)
+{
+    *source = (struct shared_source){
+        .anchor = anchor,
+        .device = status->st_dev,
+        .inode = status->st_ino,
+        .flags = rule->flags,
+        .options = rule->options,
+    };
+    return anchor < 0 ? anchor : 0;
+}
+
+/* What the library needs of a new file, which the program may want without. */
+static const mode_t OWNER = S_IRUSR | S_IWUSR;
+
+/* Opens the image; a new file, of this `mode`, is made so only then. */
+static int open_shared(int fd, const struct stat64 *status, const struct rule *rule, bool writable, const mode_t *mode,
+                       struct shared **shared)
+{
+    struct shared_source source;
+    mode_t wanted = status->st_mode & 07777 & ~(mode != NULL ? OWNER & ~*mode : 0);
+    bool lacks = mode != NULL && (wanted & OWNER) != OWNER;
+    int result = source_of(anchor_make_fd(fd), status, rule, &source);
+
+    if (result == 0 && lacks && REAL(fchmod)(fd, wanted | OWNER) != 0) {
+        anchor_end(source.anchor);
+        result = -errno;
+    }
+    if (result == 0) {
+        result = shared_open(&source, writable, shared);
+    }
+    if (lacks) {
+        REAL(fchmod)(fd, wanted);
+    }
+    return result;
+}
+
+int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, bool empty)
 {
     const char *const create_options[] = {"lazy_refcounts=on", NULL};
     bool writable = wants_write(flags) && !rule->read_only;
@@ -213,16 +258,17 @@ int image_take(int fd, const struct rule *rule, int flags, bool empty)
     } else if (!image_name_of(fd, path, sizeof path)) {
         result = -ENAMETOOLONG;
     } else {
+        empty = empty && status.st_size == 0;
         result = empty ? qcow2_create_fd(fd, 0, create_options) : 0;
         if (result == 0) {
-            result = shared_open(path, status.st_dev, status.st_ino, writable, rule->flags, rule->options, &shared);
+            result = open_shared(fd, &status, rule, writable, mode, &shared);
         }
         if (result < 0) {
             report_line("open: %s: %s (%s)", path, qcow2_last_error(), strerrorname_np(-result));
         }
     }
     if (result == 0) {
-        view = view_new(shared, rule, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY), &status);
+        view = view_new(shared, writable, rule, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY), &status);
         result = view == NULL ? -ENOMEM : 0;
     }
     if (result == 0 && (flags & O_TRUNC) != 0 && !rule->device && !empty) {
@@ -231,7 +277,7 @@ int image_take(int fd, const struct rule *rule, int flags, bool empty)
         atomic_store(&view->flags, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY));
     }
     if (result == 0) {
-        result = place(fd, path, flags);
+        result = place(fd, path, &status, flags);
     }
     if (result == 0) {
         view_link(fd, view);
@@ -242,7 +288,7 @@ int image_take(int fd, const struct rule *rule, int flags, bool empty)
         atomic_store(&view->dying, 1);
         view_finish(view);
     } else if (shared != NULL) {
-        shared_put(shared);
+        shared_put(shared, writable);
     }
     return result;
 }
@@ -250,7 +296,7 @@ int image_take(int fd, const struct rule *rule, int flags, bool empty)
 /* Makes a file that is not there. `*made`: it is to be removed again where it becomes no image. A descriptor or -errno. */
 static int make_file(int directory, const char *path, int flags, mode_t mode, bool *made)
 {
-    int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, fd = REAL(openat64)(directory, path, how | O_EXCL, mode);
+    int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, fd = REAL(openat64)(directory, path, how | O_EXCL, mode | OWNER);
     struct stat64 status;
 
     *made = fd >= 0;
@@ -268,7 +314,19 @@ static int make_file(int directory, const char *path, int flags, mode_t mode, bo
     return fd < 0 ? -errno : fd;
 }
 
-int image_open(int directory, const char *path, int flags, mode_t mode)
+/* The image of a view, through another open file description. */
+static int open_again(struct view *view, int flags)
+{
+    int fd;
+
+    if (view->rule->read_only && wants_write(flags)) {
+        return -EROFS;
+    }
+    fd = REAL(open64)(view->shared->link, (wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY);
+    return fd < 0 ? -errno : image_take(fd, view->rule, flags, NULL, false);
+}
+
+static int open_named(int directory, const char *path, int flags, mode_t mode)
 {
     const struct rule *rule = image_rule(path);
     char name[PATH_MAX];
@@ -288,9 +346,8 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     }
     fd = descriptor_of(path);
     if (fd >= 0 && is_view(fd)) {
-        /* Opened anew, by the image's own name. */
         struct view *view = view_get(fd);
-        int again = view != NULL ? image_open(AT_FDCWD, view->shared->path, flags & ~O_CREAT, mode) : -EBADF;
+        int again = view != NULL ? open_again(view, flags & ~O_CREAT) : -EBADF;
 
         if (view != NULL) {
             view_release(view);
@@ -325,49 +382,21 @@ int image_open(int directory, const char *path, int flags, mode_t mode)
     if (fd < 0) {
         return fd;
     }
-    result = image_take(fd, rule, flags, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
+    result = image_take(fd, rule, flags, made ? &mode : NULL, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
     if (result < 0 && made) {
         unlinkat(directory, path, 0);
     }
     return result;
 }
 
-int64_t image_size(int directory, const char *path, const struct stat64 *status)
+int image_open(int directory, const char *path, int flags, mode_t mode)
 {
-    struct shared *shared = shared_find(status->st_dev, status->st_ino);
-    qcow2_image *image = NULL;
-    int64_t size;
-    int fd;
+    int result;
 
-    if (shared != NULL) {
-        size = shared_enter(shared, &image);
-        if (size == 0) {
-            size = (int64_t)atomic_load(&shared->size);
-            shared_leave(shared);
-        }
-        shared_put(shared);
-        if (size >= 0) {
-            return size;
-        }
-    }
-    fd = REAL(openat64)(directory, path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0) {
-        return -errno;
-    }
-    size = qcow2_open_fd(fd, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_NO_LOCK, NULL, &image);
-    if (size == 0) {
-        char value[SHARED_LENGTH_BYTES];
-
-        size = qcow2_length(image);
-        qcow2_close(image);
-        if (size >= 0) {
-            ssize_t length = REAL(fgetxattr)(fd, SHARED_LENGTH, value, sizeof value);
-
-            size = (int64_t)shared_length(value, length, (uint64_t)size);
-        }
-    }
-    REAL(close)(fd);
-    return size;
+    shared_begin();
+    result = open_named(directory, path, flags, mode);
+    shared_end();
+    return result;
 }
 
 int64_t image_size_at(int fd, const struct stat64 *status, const struct rule **rule)

@@ -13,7 +13,7 @@
 /* Not an image: the C library's function answers. */
 enum { NOT_AN_IMAGE = INT_MIN };
 
-/* What placeholders' names begin with; "FLAGS:PATH" follows. */
+/* What placeholders' names begin with; "FLAGS:DEVICE:INODE:PATH" follows. */
 #define NAME_BEGINNING "qcow2:"
 
 /*
@@ -22,7 +22,7 @@ enum { NOT_AN_IMAGE = INT_MIN };
  */
 int placeholder_new(const char *name, int flags);
 /* What a placeholder's name, after its beginning, says; false: nothing. */
-bool placeholder_path(const char *name, char path[PATH_MAX], int *flags);
+bool placeholder_path(const char *name, char path[PATH_MAX], int *flags, dev_t *device, ino_t *inode);
 
 /* What a descriptor refers to; false: nobody can say. */
 bool image_name_of(int fd, char *name, size_t room);
@@ -35,8 +35,11 @@ const struct rule *image_rule(const char *path);
 /* A descriptor, -errno, or NOT_AN_IMAGE. */
 int image_open(int directory, const char *path, int flags, mode_t mode);
 
-/* The image in the open file `fd`, which becomes the program's descriptor. -errno: it is closed. */
-int image_take(int fd, const struct rule *rule, int flags, bool empty);
+/*
+ * The image in the open file `fd`, which becomes the program's descriptor. -errno: it is closed. `mode`: what a new file
+ * was asked for with, or NULL.
+ */
+int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, bool empty);
 
 /* Virtual size of the image in a file that stat says is regular; -errno. */
 int64_t image_size(int directory, const char *path, const struct stat64 *status);

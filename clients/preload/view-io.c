@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "real.h"
 #include "view-requests.h"
@@ -98,7 +99,8 @@ static ssize_t read_at(struct view *view, qcow2_image *image, const struct iovec
 }
 
 /* Where a write goes: `offset`, or the end, made longer so that no other write begins there. */
-static off_t target(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset)
+static off_t target(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
+                    uint64_t *before)
 {
     size_t length;
 
@@ -109,11 +111,15 @@ static off_t target(struct view *view, qcow2_image *image, const struct iovec *i
     if (view->rule->device || length == 0) {
         return (off_t)atomic_load(&view->shared->size);
     }
-    return shared_append(view->shared, image, length < REQUEST_MAX ? length : REQUEST_MAX);
+    offset = shared_append(view->shared, image, length < REQUEST_MAX ? length : REQUEST_MAX);
+    if (offset >= 0) {
+        *before = (uint64_t)offset;
+    }
+    return offset;
 }
 
 /* A device does not grow: what fits is written. */
-static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, uint64_t offset)
+static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, uint64_t offset, uint64_t *before)
 {
     uint64_t size = atomic_load_explicit(&view->shared->size, memory_order_acquire);
     int result;
@@ -124,16 +130,27 @@ static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, ui
     if (view->rule->device) {
         return offset < size ? (ssize_t)(size - offset) : -ENOSPC;
     }
-    result = shared_grow(view->shared, image, offset + length);
+    result = shared_grow(view->shared, image, offset + length, before);
     return result < 0 ? result : (ssize_t)length;
 }
 
+static ssize_t write_room(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
+                          bool durable)
+{
+    if (durable || (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_DSYNC) != 0) {
+        return qcow2_pwritev2(image, iov, count, (uint64_t)offset, QCOW2_REQ_FUA);
+    }
+    return count == 1 ? qcow2_pwrite(image, iov->iov_base, iov->iov_len, (uint64_t)offset)
+                      : qcow2_pwritev(image, iov, count, (uint64_t)offset);
+}
+
+/* `before`: what the size was if it has been raised for this write, SAME_SIZE otherwise. */
 static ssize_t write_at(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
-                        bool durable)
+                        bool durable, uint64_t before)
 {
     size_t length = iov_length(iov, count);
     struct iovec cut[IOV_MAX];
-    ssize_t room;
+    ssize_t room, result;
 
     if (length == 0) {
         return 0;
@@ -141,7 +158,7 @@ static ssize_t write_at(struct view *view, qcow2_image *image, const struct iove
     if (unlikely(atomic_load_explicit(&view->shared->has_times, memory_order_relaxed))) {
         atomic_store(&view->shared->has_times, false);
     }
-    room = room_for(view, image, length < REQUEST_MAX ? length : REQUEST_MAX, (uint64_t)offset);
+    room = room_for(view, image, length < REQUEST_MAX ? length : REQUEST_MAX, (uint64_t)offset, &before);
     if (room < 0) {
         return room;
     }
@@ -149,11 +166,11 @@ static ssize_t write_at(struct view *view, qcow2_image *image, const struct iove
         count = iov_cut(cut, iov, count, (size_t)room);
         iov = cut;
     }
-    if (durable || (atomic_load_explicit(&view->flags, memory_order_relaxed) & O_DSYNC) != 0) {
-        return qcow2_pwritev2(image, iov, count, (uint64_t)offset, QCOW2_REQ_FUA);
+    result = write_room(view, image, iov, count, offset, durable);
+    if (unlikely(result < 0) && before != SAME_SIZE) {
+        shared_take_back(view->shared, image, before, (uint64_t)offset + (uint64_t)room);
     }
-    return count == 1 ? qcow2_pwrite(image, iov->iov_base, iov->iov_len, (uint64_t)offset)
-                      : qcow2_pwritev(image, iov, count, (uint64_t)offset);
+    return result;
 }
 
 ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t offset)
@@ -181,6 +198,7 @@ ssize_t view_preadv(struct view *view, const struct iovec *iov, int count, off_t
 
 ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_t offset, bool durable)
 {
+    uint64_t size_before = SAME_SIZE;
     qcow2_image *image;
     ssize_t result;
 
@@ -196,8 +214,8 @@ ssize_t view_pwritev(struct view *view, const struct iovec *iov, int count, off_
     }
     result = view_enter(view, &image);
     if (result == 0) {
-        offset = target(view, image, iov, count, offset);
-        result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
+        offset = target(view, image, iov, count, offset, &size_before);
+        result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable, size_before);
         shared_leave(view->shared);
     }
     return result;
@@ -296,6 +314,7 @@ ssize_t view_read(int fd, struct view *view, const struct iovec *iov, int count)
 
 ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count, bool durable)
 {
+    uint64_t size_before = SAME_SIZE;
     qcow2_image *image;
     ssize_t result;
     off_t before, offset;
@@ -312,8 +331,8 @@ ssize_t view_write(int fd, struct view *view, const struct iovec *iov, int count
         return result;
     }
     before = view_offset_begin(fd, view);
-    offset = target(view, image, iov, count, before);
-    result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable);
+    offset = target(view, image, iov, count, before, &size_before);
+    result = offset < 0 ? offset : write_at(view, image, iov, count, offset, durable, size_before);
     view_offset_end(fd, view, before, result > 0 ? offset + result : before);
     shared_leave(view->shared);
     return result;

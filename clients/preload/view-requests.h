@@ -35,4 +35,7 @@ off_t view_offset_begin(int fd, struct view *view);
 /* `before` is what view_offset_begin said. */
 void view_offset_end(int fd, struct view *view, off_t before, off_t offset);
 
+/* The size has not been changed for a write. */
+#define SAME_SIZE UINT64_MAX
+
 #endif

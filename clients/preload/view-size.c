@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /* Offsets, sizes and what changes them. */
 #include <string.h>
-#include <sys/sysmacros.h>
 
 #include "real.h"
 #include "view-requests.h"
@@ -130,11 +129,11 @@ int view_truncate(struct view *view, off_t size)
 
 static int zero_range(struct view *view, qcow2_image *image, int mode, uint64_t offset, uint64_t length)
 {
-    uint64_t size = atomic_load(&view->shared->size), end = offset + length;
+    uint64_t size = atomic_load(&view->shared->size), end = offset + length, before = SAME_SIZE;
+    int result;
 
     if (end > size && (mode & FALLOC_FL_KEEP_SIZE) == 0) {
-        int result = shared_grow(view->shared, image, end);
-
+        result = shared_grow(view->shared, image, end, &before);
         if (result < 0) {
             return result;
         }
@@ -147,7 +146,11 @@ static int zero_range(struct view *view, qcow2_image *image, int mode, uint64_t 
         /* To the end of the last sector, so that whole clusters can go. */
         end = (uint64_t)qcow2_length(image);
     }
-    return qcow2_write_zeroes(image, offset, end - offset, (mode & FALLOC_FL_PUNCH_HOLE) != 0 ? QCOW2_REQ_UNMAP : 0);
+    result = qcow2_write_zeroes(image, offset, end - offset, (mode & FALLOC_FL_PUNCH_HOLE) != 0 ? QCOW2_REQ_UNMAP : 0);
+    if (result < 0 && before != SAME_SIZE) {
+        shared_take_back(view->shared, image, before, size);
+    }
+    return result;
 }
 
 int view_allocate(struct view *view, int mode, off_t offset, off_t length)
@@ -198,32 +201,4 @@ int64_t view_size(struct view *view)
         shared_leave(view->shared);
     }
     return size;
-}
-
-void view_dress(const struct rule *rule, uint64_t size, struct stat64 *status)
-{
-    if (rule->device) {
-        status->st_mode = (status->st_mode & ~(mode_t)S_IFMT) | S_IFBLK;
-        /* Numbers that Linux keeps for experiments. */
-        status->st_rdev = makedev(240, status->st_ino & 0xfffff);
-        status->st_size = 0;
-        return;
-    }
-    status->st_size = (off_t)size;
-}
-
-int view_status(struct view *view, struct stat64 *status)
-{
-    int64_t size = view_size(view);
-
-    if (size < 0) {
-        return (int)size;
-    }
-    if (REAL(stat64)(view->shared->path, status) != 0 || status->st_ino != view->status.st_ino ||
-        status->st_dev != view->status.st_dev) {
-        /* It has been renamed or removed. */
-        *status = view->status;
-    }
-    view_dress(view->rule, (uint64_t)size, status);
-    return 0;
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/sysmacros.h>
 
 #include "real.h"
 
@@ -47,6 +48,7 @@ struct view *view_get(int fd)
 static int finish(struct view *view)
 {
     struct shared *shared = view->shared;
+    bool writable = view->writable;
 
     view->shared = NULL;
     atomic_fetch_sub(&views, 1);
@@ -54,7 +56,7 @@ static int finish(struct view *view)
     view->next_free = pool;
     pool = view;
     pthread_mutex_unlock(&pool_lock);
-    return shared_put(shared);
+    return shared_put(shared, writable);
 }
 
 void view_finish(struct view *view)
@@ -73,7 +75,8 @@ static int drop(struct view *view)
     return atomic_load(&view->refs) == 0 && atomic_exchange(&view->dying, 0) == 1 ? finish(view) : 0;
 }
 
-struct view *view_new(struct shared *shared, const struct rule *rule, int flags, const struct stat64 *status)
+struct view *view_new(struct shared *shared, bool writable, const struct rule *rule, int flags,
+                      const struct stat64 *status)
 {
     struct view *view;
 
@@ -91,6 +94,7 @@ struct view *view_new(struct shared *shared, const struct rule *rule, int flags,
         pthread_mutex_init(&view->lock, NULL);
     }
     view->shared = shared;
+    view->writable = writable;
     view->rule = rule;
     view->status = *status;
     view->offset = 0;
@@ -157,4 +161,30 @@ void views_before_fork(void)
 void views_after_fork(void)
 {
     pthread_mutex_unlock(&pool_lock);
+}
+
+void view_dress(const struct rule *rule, uint64_t size, struct stat64 *status)
+{
+    if (rule->device) {
+        status->st_mode = (status->st_mode & ~(mode_t)S_IFMT) | S_IFBLK;
+        /* Numbers that Linux keeps for experiments. */
+        status->st_rdev = makedev(240, status->st_ino & 0xfffff);
+        status->st_size = 0;
+        return;
+    }
+    status->st_size = (off_t)size;
+}
+
+int view_status(struct view *view, struct stat64 *status)
+{
+    int64_t size = view_size(view);
+
+    if (size < 0) {
+        return (int)size;
+    }
+    if (REAL(fstat64)(view->shared->anchor, status) != 0) {
+        *status = view->status;
+    }
+    view_dress(view->rule, (uint64_t)size, status);
+    return 0;
 }

@@ -14,7 +14,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#include "../lib/shared.h"
+#include "shared.h"
 #include "config.h"
 
 enum { VIEWS_MAX = 65536 };
@@ -34,6 +34,8 @@ struct view {
     /* Orders users of `offset`. Taken after shared_enter, so that nobody has it across a fork. */
     pthread_mutex_t lock;
     struct shared *shared;
+    /* How `shared` was asked for. */
+    bool writable;
     const struct rule *rule;
     struct stat64 status;
     struct view *next_free;
@@ -64,7 +66,8 @@ static inline void view_release(struct view *view)
 }
 
 /* NULL: no memory. The view has no descriptor yet. Takes over the caller's count of `shared`. */
-struct view *view_new(struct shared *shared, const struct rule *rule, int flags, const struct stat64 *status);
+struct view *view_new(struct shared *shared, bool writable, const struct rule *rule, int flags,
+                      const struct stat64 *status);
 
 /* Makes `fd` one more descriptor of the view; what it was before goes. */
 void view_link(int fd, struct view *view);

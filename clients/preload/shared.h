@@ -4,8 +4,8 @@
  * suspended, that is flushed and closed while its users stay; the next request opens it again. So it is across a
  * fork: neither process has it open then, and whoever asks first takes it.
  */
-#ifndef CLIENTS_SHARED_H
-#define CLIENTS_SHARED_H
+#ifndef PRELOAD_SHARED_H
+#define PRELOAD_SHARED_H
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -14,15 +14,18 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include "qcow2.h"
+#include "anchor.h"
 
 struct shared {
     struct shared *next;
     dev_t device;
     ino_t inode;
-    char *path;
-    /* Both under the list's lock. */
+    /* The file, whatever its name is now; a name by which it is found. */
+    int anchor;
+    char link[ANCHOR_LINK_BYTES];
+    /* All under the list's lock. */
     unsigned opens;
+    unsigned writers;
     const char *const *options;
     uint64_t flags;
     /* Under `opening`. */
@@ -40,6 +43,8 @@ struct shared {
     /* The file has the attribute below; it takes none. */
     bool has_length;
     bool no_length;
+    /* Suspended while the virtual size was ahead. */
+    bool ahead;
     /* Times that a user has set: closing the image must not change them, a write does. */
     atomic_bool has_times;
     struct timespec times[2];
@@ -48,29 +53,41 @@ struct shared {
 /*
  * A file that grows changes its length with each write; a change of the virtual size takes several syncs, and is of whole
  * sectors. So the virtual size goes ahead, until the image is closed, and the length is in this attribute of the
- * image's file: "LENGTH SIZE NEXT-SIZE", which counts while one of them is the virtual size. A file system that keeps no
- * attributes has every length rounded up to 512.
+ * image's file: "LENGTH SIZE NEXT-SIZE". It is raised before anything is written there. Programs that know nothing of it
+ * may write past it: so it counts only while one of the sizes is the virtual size and what is past it reads as zeroes. A
+ * file system that keeps no attributes has every length rounded up to 512.
  */
 #define SHARED_LENGTH "user.libqcow2.length"
 
 enum { SHARED_LENGTH_BYTES = 64 };
 
-/* The length that the attribute's value and a virtual size make. */
+/* The length that the attribute's value and a virtual size make, if shared_tail_is_zero. */
 uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
+bool shared_tail_is_zero(qcow2_image *image, uint64_t length, uint64_t virtual_size);
 
-/* `options` are open options that must stay, `flags` are QCOW2_OPEN_*; they count at the first open. -errno, and qcow2_last_error says why. */
-int shared_open(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags, const char *const *options,
-                struct shared **out);
+/* Where an image is, and how it is opened. */
+struct shared_source {
+    /* Becomes the callee's, whatever it returns. */
+    int anchor;
+    dev_t device;
+    ino_t inode;
+    /* QCOW2_OPEN_*; they count at the first open. */
+    uint64_t flags;
+    /* Open options, which must stay. */
+    const char *const *options;
+};
+
+/* -errno, and qcow2_last_error says why. */
+int shared_open(const struct shared_source *source, bool writable, struct shared **out);
 
 /* The same, suspended: nothing is opened before the first request. */
-int shared_attach(const char *path, dev_t device, ino_t inode, bool writable, uint64_t flags,
-                  const char *const *options, struct shared **out);
+int shared_attach(const struct shared_source *source, bool writable, struct shared **out);
 
-/* One user more; NULL where this process has no such image. */
+/* One user more, who only reads; NULL where this process has no such image. */
 struct shared *shared_find(dev_t device, ino_t inode);
 
-/* One user less; the last one closes. What qcow2_close says. */
-int shared_put(struct shared *shared);
+/* One user less, who had it with this `writable`; the last one closes. What qcow2_close says. */
+int shared_put(struct shared *shared, bool writable);
 
 /* Opens a suspended image. */
 int shared_enter_slow(struct shared *shared, qcow2_image **image);
@@ -87,34 +104,57 @@ void shared_suspend_all(void);
  * image is then left as a kill would leave it.
  */
 extern _Thread_local int shared_inside;
+/* No thread is cancelled there: it would keep locks, and leave the engine in the middle of something. */
+extern _Thread_local int shared_cancel_state;
+
+/* In this order, for a signal handler in between does the same. */
+static inline void shared_begin(void)
+{
+    if (shared_inside++ == 0) {
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &shared_cancel_state);
+    }
+}
+
+static inline void shared_end(void)
+{
+    if (shared_inside == 1) {
+        pthread_setcancelstate(shared_cancel_state, NULL);
+    }
+    shared_inside--;
+}
 
 /* 0 with an image that stays open until shared_leave, or -errno. */
 static inline int shared_enter(struct shared *shared, qcow2_image **image)
 {
-    shared_inside++;
+    shared_begin();
     atomic_fetch_add(&shared->users, 1);
     *image = atomic_load(&shared->image);
     if (__builtin_expect(*image != NULL, 1)) {
         return 0;
     }
     atomic_fetch_sub(&shared->users, 1);
-    shared_inside--;
+    shared_end();
     return shared_enter_slow(shared, image);
 }
 
 static inline void shared_leave(struct shared *shared)
 {
     atomic_fetch_sub_explicit(&shared->users, 1, memory_order_release);
-    shared_inside--;
+    shared_end();
     if (__builtin_expect(atomic_load_explicit(&shared_ending, memory_order_relaxed), 0)) {
         shared_suspend(shared);
     }
 }
 
-/* Between enter and leave: makes room for a write that ends at `end`, or sets the size. 0 or -errno. */
-int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end);
+/*
+ * Between enter and leave: makes room for a write that ends at `end`, or sets the size. 0 or -errno. `before`: the size
+ * that it was, if that has changed.
+ */
+int shared_grow(struct shared *shared, qcow2_image *image, uint64_t end, uint64_t *before);
 /* Makes the file `length` longer: where the new part begins, or -errno. */
 int64_t shared_append(struct shared *shared, qcow2_image *image, uint64_t length);
+/* After the write for which the size was raised has failed. */
+void shared_take_back(struct shared *shared, qcow2_image *image, uint64_t before, uint64_t end);
 int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size);
 
 /* After the file's times have been set by name. */
