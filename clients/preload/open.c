@@ -382,7 +382,8 @@ static int open_named(int directory, const char *path, int flags, mode_t mode)
     if (fd < 0) {
         return fd;
     }
-    result = image_take(fd, rule, flags, made ? &mode : NULL, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
+    result =
+        image_take(fd, rule, flags, made ? &mode : NULL, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
     if (result < 0 && made) {
         unlinkat(directory, path, 0);
     }
@@ -391,11 +392,12 @@ static int open_named(int directory, const char *path, int flags, mode_t mode)
 
 int image_open(int directory, const char *path, int flags, mode_t mode)
 {
-    int result;
+    int result, cancel;
 
-    shared_begin();
+    /* Parts of it take locks. */
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     result = open_named(directory, path, flags, mode);
-    shared_end();
+    pthread_setcancelstate(cancel, NULL);
     return result;
 }
 
