@@ -314,6 +314,14 @@ static int make_file(int directory, const char *path, int flags, mode_t mode, bo
     return fd < 0 ? -errno : fd;
 }
 
+static int open_file(int directory, const char *path, int flags)
+{
+    int how = (wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW);
+    int fd = REAL(openat64)(directory, path, how);
+
+    return fd < 0 ? -errno : fd;
+}
+
 /* The image of a view, through another open file description. */
 static int open_again(struct view *view, int flags)
 {
@@ -372,13 +380,7 @@ static int open_named(int directory, const char *path, int flags, mode_t mode)
     if (rule->read_only && wants_write(flags)) {
         return -EROFS;
     }
-    if (absent) {
-        fd = make_file(directory, path, flags, mode, &made);
-    } else {
-        fd = REAL(openat64)(directory, path,
-                            (wants_write(flags) ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (flags & O_NOFOLLOW));
-        fd = fd < 0 ? -errno : fd;
-    }
+    fd = absent ? make_file(directory, path, flags, mode, &made) : open_file(directory, path, flags);
     if (fd < 0) {
         return fd;
     }
