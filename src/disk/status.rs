@@ -29,4 +29,9 @@ impl Status {
         let host = self.host.map(|h| h + self.length);
         alike && host == next.host
     }
+
+    /// What it says of the range without its first `bytes` bytes, of which there are fewer than `length`.
+    pub(crate) fn after(&self, bytes: u64) -> Status {
+        Status { length: self.length - bytes, host: self.host.map(|h| h + bytes), ..*self }
+    }
 }

@@ -69,26 +69,31 @@ fn copy_down(top: &Core, base: &Disk, progress: &mut dyn FnMut(u64, u64) -> bool
     top.settle_runs()?;
     let length = top.length();
     let mut buffer = Aligned::default();
-    let mut at = 0;
+    let (mut at, mut end) = (0, 0);
     while at < length {
         if !progress(at, length) {
             return Err(Error::new(ErrorKind::Cancelled, "commit: the caller asked to stop"));
         }
-        let status = top.status(at, length - at, true)?;
-        if !status.allocated {
-            at += status.length;
-        } else if status.zero {
-            // What the base has there goes.
-            let flags = ZeroFlags { unmap: true, no_fallback: false };
-            base.write_zeroes(at, status.length, flags, false)?;
-            at += status.length;
-        } else {
-            let bytes = status.length.min(CHUNK_BYTES);
-            let part = buffer.first(bytes as usize);
-            top.read(GuestOffset(at), &mut [IoSliceMut::new(part)])?;
-            base.write(at, &[IoSlice::new(part)], false)?;
-            at += bytes;
+        // Up to `end` is data; a long extent is looked up once, not once for each part.
+        if at == end {
+            let status = top.status(at, length - at, true)?;
+            if !status.allocated || status.zero {
+                if status.allocated {
+                    // What the base has there goes.
+                    let flags = ZeroFlags { unmap: true, no_fallback: false };
+                    base.write_zeroes(at, status.length, flags, false)?;
+                }
+                at += status.length;
+                end = at;
+                continue;
+            }
+            end = at + status.length;
         }
+        let bytes = (end - at).min(CHUNK_BYTES);
+        let part = buffer.first(bytes as usize);
+        top.read(GuestOffset(at), &mut [IoSliceMut::new(part)])?;
+        base.write(at, &[IoSlice::new(part)], false)?;
+        at += bytes;
     }
     base.flush()
 }

@@ -17,6 +17,8 @@ use std::io::IoSlice;
 
 /// Least bytes that are compared at once.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// Most guest bytes that are looked up at once: what is beyond a part that is copied is looked up again.
+const LOOK_BYTES: u64 = 64 << 20;
 
 /// Makes `backing` the backing file of `handle`, recorded as `name` and `format`; `None`: no backing file.
 /// `progress(done, total)` in guest bytes; `false` cancels.
@@ -135,7 +137,7 @@ impl Work<'_, '_> {
             if !progress(at, length) {
                 return Err(Error::new(ErrorKind::Cancelled, "rebase: the caller asked to stop"));
             }
-            let status = core.status(at, length - at, true)?;
+            let status = core.status(at, (length - at).min(LOOK_BYTES), true)?;
             if status.allocated {
                 at += status.length;
                 continue;
