@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -159,6 +160,54 @@ static void full(int flags)
     CHECK_EQ(close(fd), 0);
 }
 
+static const off_t FAR = 8 << 20;
+static const size_t FAR_BYTES = 16 << 20;
+static atomic_bool far_ends;
+
+/* Writes that the host has no room for, past what the others write. */
+static void *write_far(void *fd)
+{
+    char *bytes = calloc(1, FAR_BYTES);
+    long failed = 0;
+
+    while (!atomic_load(&far_ends)) {
+        failed += pwrite(*(int *)fd, bytes, FAR_BYTES, FAR) < 0;
+    }
+    free(bytes);
+    return (void *)failed;
+}
+
+/* What another write has made longer, and fails: what was written in between stays. */
+static void full_beside_others(void)
+{
+    struct rlimit before, limit;
+    char bytes[4096], found[4096];
+    int fd = open_new("beside.qcow2"), written[500], count = 0;
+    pthread_t thread;
+    void *failed;
+
+    CHECK_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+    limit = (struct rlimit){8 << 20, before.rlim_max};
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, write_far, &fd), 0);
+    memset(bytes, 'b', sizeof bytes);
+    for (int i = 0; i < 500; i++) {
+        usleep(300);
+        if (pwrite(fd, bytes, sizeof bytes, (off_t)i * (off_t)sizeof bytes) == (ssize_t)sizeof bytes) {
+            written[count++] = i;
+        }
+    }
+    atomic_store(&far_ends, true);
+    CHECK_EQ(pthread_join(thread, &failed), 0);
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+    CHECK((long)failed > 2 && count > 100);
+    for (int i = 0; i < count; i++) {
+        CHECK_EQ(pread(fd, found, sizeof found, (off_t)written[i] * (off_t)sizeof found), (ssize_t)sizeof found);
+        CHECK_FILLED(found, sizeof found, 'b');
+    }
+    CHECK_EQ(close(fd), 0);
+}
+
 /* When nobody writes any more, others may read. */
 static void last_writer(void)
 {
@@ -284,6 +333,7 @@ int main(int argc, char **argv)
     changed();
     full(0);
     full(O_APPEND);
+    full_beside_others();
     last_writer();
     settled();
     cancelled();

@@ -2,10 +2,24 @@
 /* Images that a process is started with, as descriptors. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <unistd.h>
 
 #include "open.h"
 #include "real.h"
 #include "report.h"
+
+/*
+ * Whether a placeholder is of this user's making, or root's: another user's names a file that this process would open with
+ * its own rights. Programs with rights of their own take none.
+ */
+static bool is_trusted(int fd)
+{
+    struct stat64 status;
+
+    return getauxval(AT_SECURE) == 0 && REAL(fstat64)(fd, &status) == 0 &&
+           (status.st_uid == 0 || status.st_uid == geteuid());
+}
 
 /* A placeholder of the program that started this one. */
 static void attach(int fd, const char *name)
@@ -20,6 +34,10 @@ static void attach(int fd, const char *name)
     int flags;
 
     if (!placeholder_path(name, path, &flags, &source.device, &source.inode)) {
+        return;
+    }
+    if (!is_trusted(fd)) {
+        report_line("descriptor %d: %s: another user's", fd, path);
         return;
     }
     rule = config_match(path);
@@ -68,7 +86,7 @@ static void convert(int fd, const struct rule *rule)
         return;
     }
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    taken = REAL(open64)(link, (flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR | O_CLOEXEC);
+    taken = REAL(open64)(link, ((flags & O_ACCMODE) == O_RDONLY ? O_RDONLY : O_RDWR) | O_CLOEXEC);
     if (taken >= 0) {
         taken = image_take(taken, rule, flags, NULL, status.st_size == 0 && (flags & O_ACCMODE) != O_RDONLY);
     }

@@ -84,7 +84,9 @@ void length_read(struct shared *shared, qcow2_image *image, uint64_t virtual_siz
 
     shared->virtual_size = virtual_size;
     shared->has_length = value_length > 0;
-    atomic_store(&shared->size, shared_tail_is_zero(image, length, virtual_size) ? length : virtual_size);
+    length = shared_tail_is_zero(image, length, virtual_size) ? length : virtual_size;
+    atomic_store(&shared->size, length);
+    atomic_store(&shared->reached, length);
 }
 
 /* `next`: what the virtual size is about to become. Whether the file keeps it. */
@@ -206,10 +208,9 @@ int64_t shared_append(struct shared *shared, qcow2_image *image, uint64_t length
     return result < 0 ? result : (int64_t)size;
 }
 
-/* With `resizing` held. */
-static int resize(struct shared *shared, qcow2_image *image, uint64_t size)
+/* With `resizing` held; `before` is the size so far. */
+static int resize(struct shared *shared, qcow2_image *image, uint64_t size, uint64_t before)
 {
-    uint64_t before = atomic_load(&shared->size);
     int result;
 
     forget_length(shared);
@@ -236,17 +237,27 @@ int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)
         return -EFBIG;
     }
     pthread_mutex_lock(&shared->resizing);
-    result = resize(shared, image, size);
+    result = resize(shared, image, size, atomic_load(&shared->size));
+    if (result == 0 && atomic_load(&shared->reached) > size) {
+        atomic_store(&shared->reached, size);
+    }
     pthread_mutex_unlock(&shared->resizing);
     return result;
 }
 
 void shared_take_back(struct shared *shared, qcow2_image *image, uint64_t before, uint64_t end)
 {
+    uint64_t reached;
+
     pthread_mutex_lock(&shared->resizing);
     /* Otherwise another write lies past it. */
     if (atomic_load(&shared->size) == end) {
-        resize(shared, image, before);
+        reached = atomic_load(&shared->reached);
+        before = reached > before ? reached : before;
+        /* From now on whoever writes past it makes the file longer, and waits for that. */
+        atomic_store(&shared->size, before);
+        reached = atomic_load(&shared->reached);
+        resize(shared, image, reached > before ? reached : before, end);
     }
     pthread_mutex_unlock(&shared->resizing);
 }

@@ -224,7 +224,12 @@ static int get(const struct shared_source *source, bool writable, bool now, stru
         made = true;
         shared = new_shared(source, now);
     }
-    if (!made || shared == NULL) {
+    if (!made && atomic_load(&shared->image) == NULL && !anchor_is(shared->anchor, shared->device, shared->inode)) {
+        /* It was attached where its name was lost, and has one now. */
+        anchor_end(shared->anchor);
+        shared->anchor = source->anchor;
+        anchor_link(source->anchor, shared->link);
+    } else if (!made || shared == NULL) {
         anchor_end(source->anchor);
     }
     result = shared == NULL ? -ENOMEM : add_user(shared, writable, now);

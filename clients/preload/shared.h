@@ -38,6 +38,8 @@ struct shared {
     atomic_int users;
     /* Bytes, as a raw file would have them. Changes under `resizing`, as all that follows. */
     atomic_uint_fast64_t size;
+    /* Writes that have not made the file longer end here at most: it is not taken back past that. */
+    atomic_uint_fast64_t reached;
     pthread_mutex_t resizing;
     uint64_t virtual_size;
     /* The file has the attribute below; it takes none. */
@@ -121,6 +123,23 @@ static inline void shared_end(void)
         pthread_setcancelstate(shared_cancel_state, NULL);
     }
     shared_inside--;
+}
+
+/*
+ * Whether a write that ends at `end`, between enter and leave, is inside the file. The write is counted first, then the
+ * size is asked for (again): a write that fails lowers the size first, then asks what is counted.
+ */
+static inline bool shared_holds(struct shared *shared, uint64_t end)
+{
+    uint_fast64_t reached;
+
+    if (end > atomic_load(&shared->size)) {
+        return false;
+    }
+    reached = atomic_load(&shared->reached);
+    while (__builtin_expect(reached < end, 0) && !atomic_compare_exchange_weak(&shared->reached, &reached, end)) {
+    }
+    return end <= atomic_load(&shared->size);
 }
 
 /* 0 with an image that stays open until shared_leave, or -errno. */

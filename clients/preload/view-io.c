@@ -121,17 +121,21 @@ static off_t target(struct view *view, qcow2_image *image, const struct iovec *i
 /* A device does not grow: what fits is written. */
 static ssize_t room_for(struct view *view, qcow2_image *image, size_t length, uint64_t offset, uint64_t *before)
 {
-    uint64_t size = atomic_load_explicit(&view->shared->size, memory_order_acquire);
-    int result;
+    /* An append has made the file longer already. While a write is waited for that fails, another may make it longer. */
+    while (*before == SAME_SIZE && unlikely(!shared_holds(view->shared, offset + length))) {
+        int result;
 
-    if (__builtin_expect(offset + length <= size, 1)) {
-        return (ssize_t)length;
+        if (view->rule->device) {
+            uint64_t size = atomic_load(&view->shared->size);
+
+            return offset < size ? (ssize_t)(size - offset) : -ENOSPC;
+        }
+        result = shared_grow(view->shared, image, offset + length, before);
+        if (result < 0) {
+            return result;
+        }
     }
-    if (view->rule->device) {
-        return offset < size ? (ssize_t)(size - offset) : -ENOSPC;
-    }
-    result = shared_grow(view->shared, image, offset + length, before);
-    return result < 0 ? result : (ssize_t)length;
+    return (ssize_t)length;
 }
 
 static ssize_t write_room(struct view *view, qcow2_image *image, const struct iovec *iov, int count, off_t offset,
@@ -278,7 +282,7 @@ ssize_t view_pwrite(struct view *view, const void *buffer, size_t count, off_t o
         if (result < 0) {
             return result;
         }
-        if ((uint64_t)offset + count <= atomic_load_explicit(&view->shared->size, memory_order_acquire)) {
+        if (shared_holds(view->shared, (uint64_t)offset + count)) {
             result = qcow2_pwrite(image, buffer, count, (uint64_t)offset);
             shared_leave(view->shared);
             return result;
