@@ -36,6 +36,17 @@ same || fail "read-only: another disk"
 "$run" -q --via preload dd if=raw of=new.qcow2 bs=1M status=none
 "$tools/qcow2-img" compare -f raw -F qcow2 raw new.qcow2 >/dev/null || fail "a new image: another disk"
 
+# Descriptors that a shell has opened: a mount over the name does not change them.
+[ "$("$run" -q sha256sum <disk.qcow2)" = "$(sha256sum <raw)" ] || fail "an inherited descriptor: another sum"
+! "$run" --via fuse cat <disk.qcow2 >out 2>/dev/null && [ ! -s out ] || fail "by FUSE in spite of an inherited descriptor"
+cp disk.qcow2 longer.qcow2
+(cat raw; printf '0123456789') >longer
+"$run" -q sh -c 'printf 01234; printf 56789' >>longer.qcow2
+[ "$("$run" -q --via preload cat longer.qcow2 | sha256sum)" = "$(sha256sum <longer)" ] || fail "an inherited descriptor: not at the end"
+"$tools/qcow2-img" check -q longer.qcow2 || fail "an inherited descriptor: damaged"
+"$run" -q cat raw >made.qcow2
+"$tools/qcow2-img" compare -f raw -F qcow2 raw made.qcow2 >/dev/null || fail "an inherited empty file: another disk"
+
 # Images of any name: by --image, by what is in them, by another name; and whatever the environment says.
 wanted=$(sha256sum <raw)
 cp disk.qcow2 any.img && ln -s any.img link

@@ -116,6 +116,34 @@ int images_add_arguments(struct images *images, char *const arguments[])
     return 0;
 }
 
+int images_add_descriptors(struct images *images)
+{
+    enum { MOST = 1024 };
+    int result = 0;
+
+    for (int fd = 0; fd < MOST && result == 0; fd++) {
+        char link[64], name[PATH_MAX];
+        struct stat status;
+        ssize_t length;
+
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        length = readlink(link, name, sizeof name - 1);
+        if (length <= 0 || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+            continue;
+        }
+        name[length] = '\0';
+        if (name[0] != '/' || !has_suffix(name)) {
+            continue;
+        }
+        /* An empty one becomes an image; one that is open for writing alone cannot be looked at. */
+        images->inherited = images->inherited || status.st_size == 0 || qcow2_probe_fd(fd) != 0;
+        if (status.st_size != 0 && qcow2_probe_fd(fd) != 0) {
+            result = images_add_named(images, name);
+        }
+    }
+    return result;
+}
+
 void images_merge(struct images *images)
 {
     int kept = 0;

@@ -171,6 +171,9 @@ static const char *why_not_fuse(const char *server, const struct images *images,
     if (why == NULL && images->missing && route == ANY) {
         why = "an image is yet to be made";
     }
+    if (why == NULL && images->inherited) {
+        why = "the program is started with a descriptor of an image";
+    }
     if (why == NULL && images->count == 0) {
         why = "no image is among the arguments";
     }
@@ -230,7 +233,7 @@ int main(int argc, char **argv)
         {"version", no_argument, NULL, 'V'},   {NULL, 0, NULL, 0},
     };
     bool only_check = false, read_only = false, wrong = false;
-    struct images images = {NULL, 0, false};
+    struct images images = {NULL, 0, false, false};
     enum route route = ANY;
     int option, result = 0;
 
@@ -257,6 +260,9 @@ int main(int argc, char **argv)
     }
     if (result == 0) {
         result = images_add_arguments(&images, argv + optind + 1);
+    }
+    if (result == 0) {
+        result = images_add_descriptors(&images);
     }
     return result != 0 ? result : run(route, read_only, &images, argv + optind);
 }

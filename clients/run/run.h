@@ -30,12 +30,17 @@ struct images {
     int count;
     /* A name among the arguments is that of an image which is not there yet. */
     bool missing;
+    /* The program is started with a descriptor of an image, which a mount over its name does not change. */
+    bool inherited;
 };
 
 /* What --image names. 0 or an exit status, said. */
 int images_add_named(struct images *images, const char *name);
 /* What the arguments of a program name. 0 or an exit status, said. */
 int images_add_arguments(struct images *images, char *const arguments[]);
+
+/* What the program is started with as descriptors, as by a shell's "<". 0 or an exit status, said. */
+int images_add_descriptors(struct images *images);
 
 /* Each file once, whatever names it has. */
 void images_merge(struct images *images);
