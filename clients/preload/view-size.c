@@ -194,8 +194,12 @@ int view_flush(struct view *view)
 int64_t view_size(struct view *view)
 {
     qcow2_image *image;
-    int64_t size = shared_enter(view->shared, &image);
+    int64_t size;
 
+    if (unlikely(view_interrupted())) {
+        return (int64_t)atomic_load(&view->shared->size);
+    }
+    size = shared_enter(view->shared, &image);
     if (size == 0) {
         size = (int64_t)atomic_load(&view->shared->size);
         shared_leave(view->shared);
