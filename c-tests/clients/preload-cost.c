@@ -112,11 +112,39 @@ static double round_ns(void (*call)(off_t))
     return ((double)(end.tv_sec - start.tv_sec) * 1e9 + (double)(end.tv_nsec - start.tv_nsec)) / CALLS;
 }
 
+enum { MULTIPLICATIONS = 20 };
+
+/* One after the other: 1 ns each at 3 GHz. */
+static void multiply(off_t at)
+{
+    uint64_t value = (uint64_t)at | 1;
+
+    for (int i = 0; i < MULTIPLICATIONS; i++) {
+        value *= 6364136223846793005u;
+        __asm__ volatile("" : "+r"(value));
+    }
+    sink = (long)value;
+}
+
+/* How much slower than at 3 GHz this machine is, at least 1. The limits are for 3 GHz. */
+static double slowness(void)
+{
+    double least = 1e12;
+
+    for (int i = 0; i < ROUNDS; i++) {
+        double ns = round_ns(multiply) / MULTIPLICATIONS;
+
+        least = ns < least ? ns : least;
+    }
+    return least > 1 ? least : 1;
+}
+
 /* Rounds alternate, and the quickest of each counts: a machine that is busy only makes rounds longer. */
 static int compare(const char *name, void (*plain)(off_t), void (*shim)(off_t), double limit)
 {
     double least_plain = 1e12, least_shim = 1e12;
 
+    limit *= slowness();
     /* What a busy machine hides, more rounds find. */
     for (int i = 0; i < ROUNDS || (i < MORE_ROUNDS && least_shim - least_plain > limit); i++) {
         double a = round_ns(plain), b = round_ns(shim);
