@@ -184,58 +184,6 @@ int open_options_default(struct open_options *options, const char *key, const ch
     return open_options_value(options, key) != NULL ? 0 : set_item(options, key, value, error);
 }
 
-/* Copies one "key=value" of a list into `item`, with each pair of commas as one. Returns where the next one begins. */
-static const char *next_item(const char *text, char *item)
-{
-    while (*text != '\0' && (*text != ',' || text[1] == ',')) {
-        text += *text == ',';
-        *item++ = *text++;
-    }
-    *item = '\0';
-    return *text == ',' ? text + 1 : text;
-}
-
-int open_options_parse(struct open_options *options, const char *text, char **error)
-{
-    char *item = malloc(strlen(text) + 1);
-    int ret = 0;
-
-    if (item == NULL) {
-        *error = NULL;
-        return -ENOMEM;
-    }
-    while (ret == 0 && *text != '\0') {
-        text = next_item(text, item);
-        char *equals = strchr(item, '=');
-
-        if (equals != NULL) {
-            *equals = '\0';
-        }
-        if (*item != '\0') {
-            ret = open_options_set(options, item, equals != NULL ? equals + 1 : "on", error);
-        }
-    }
-    free(item);
-    return ret;
-}
-
-int open_options_environment(struct open_options *options, const char *variable, char **error)
-{
-    const char *text = getenv(variable);
-    char *why;
-    int ret;
-
-    if (text == NULL) {
-        return 0;
-    }
-    ret = open_options_parse(options, text, &why);
-    if (ret < 0) {
-        refuse(error, ret, "%s: %s", variable, why != NULL ? why : "out of memory");
-        free(why);
-    }
-    return ret;
-}
-
 const char *open_options_value(const struct open_options *options, const char *key)
 {
     size_t at = find(options, key);

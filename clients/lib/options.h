@@ -35,12 +35,6 @@ int open_options_set(struct open_options *options, const char *key, const char *
 /* For an option of the library: only where no value has been given. */
 int open_options_default(struct open_options *options, const char *key, const char *value, char **error);
 
-/* "key=value,key=value"; a comma in a value is written twice, and a key alone means "on". */
-int open_options_parse(struct open_options *options, const char *text, char **error);
-
-/* open_options_parse of an environment variable, which may be missing. */
-int open_options_environment(struct open_options *options, const char *variable, char **error);
-
 /* What was given for an option of the library, or NULL. Valid until the next change. */
 const char *open_options_value(const struct open_options *options, const char *key);
 

@@ -80,7 +80,7 @@ static void convert(int fd, const struct rule *rule)
     struct stat64 status;
     struct view *view;
     char link[64];
-    int taken;
+    int taken, kept;
 
     if (flags < 0 || (flags & O_PATH) != 0 || REAL(fstat64)(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
         return;
@@ -96,7 +96,8 @@ static void convert(int fd, const struct rule *rule)
         report_line("inherited descriptor %d cannot be served", fd);
         taken = placeholder_new(NAME_BEGINNING, 0);
     }
-    if (taken >= 0 && REAL(dup2)(taken, fd) >= 0 && view != NULL) {
+    kept = REAL(fcntl64)(fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0;
+    if (taken >= 0 && REAL(dup3)(taken, fd, kept) >= 0 && view != NULL) {
         view->offset = offset;
         view_link(fd, view);
         HIT("inherited descriptor");
