@@ -31,10 +31,10 @@ CALLS = {
 }
 INSTRUCTIONS = {
     # case: the function whose calls are counted, instructions of one operation with all that it calls
-    'read 4 KiB': ('qcow2_pread', 369),
+    'read 4 KiB': ('qcow2_pread', 277),
     'read 1 MiB': ('qcow2_pread', 3527),
-    'read 4 KiB below 16 overlays': ('qcow2_pread', 501),
-    'overwrite 4 KiB': ('qcow2_pwrite', 428),
+    'read 4 KiB below 16 overlays': ('qcow2_pread', 424),
+    'overwrite 4 KiB': ('qcow2_pwrite', 341),
     'allocate 1 MiB': ('qcow2_pwrite', 26750),
     'allocate 4 KiB, one flush': ('qcow2_pwrite', 3520),
     'allocate 4 KiB and flush, eager': ('qcow2_flush', 2980),
