@@ -167,8 +167,8 @@ pub(super) fn with_shortcut(
 /// Neither a count nor a code.
 const MORE_TO_DO: i64 = i64::MIN;
 
-/// The call's value, or the code of its failure, which the thread remembers. No result goes through memory in parts:
-/// that would cost a warm read a tenth of all that it takes here.
+/// The call's value, or the code of its failure, which the thread remembers. No result goes through memory in parts,
+/// which a processor waits for.
 #[inline(always)]
 fn run(guarded: &Guarded, call: impl FnOnce(&Guarded) -> Result<i64>) -> i64 {
     let checked = AssertUnwindSafe(|| match guarded.is_usable() {
