@@ -4,6 +4,7 @@
 #include "../test.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
@@ -343,11 +344,15 @@ static void threads(void)
 enum { CREATORS = 6, FILES = 25 };
 
 /* Each part is there, whoever has made the file; a process waits for the one that has it. */
-static void create_together(int file, int creator)
+static void create_together(int file, int creator, atomic_int *arrived)
 {
     char name[64], bytes[UNIT];
     int fd;
 
+    atomic_fetch_add(arrived, 1);
+    while (atomic_load(arrived) < (file + 1) * CREATORS) {
+        sched_yield();
+    }
     snprintf(name, sizeof name, "created-%d.qcow2", file);
     fd = open(test_path(name), O_RDWR | O_CREAT, 0600);
     CHECK(fd >= 0);
@@ -358,14 +363,17 @@ static void create_together(int file, int creator)
 
 static void creators(void)
 {
+    atomic_int *arrived = mmap(NULL, sizeof *arrived, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     pid_t children[CREATORS];
     char name[64], byte;
 
     for (int i = 0; i < CREATORS; i++) {
         children[i] = fork();
         if (children[i] == 0) {
+            /* One that fails is waited for by the others. */
+            alarm(20);
             for (int file = 0; file < FILES; file++) {
-                create_together(file, i);
+                create_together(file, i, arrived);
             }
             _exit(0);
         }
