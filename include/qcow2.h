@@ -510,6 +510,22 @@ typedef struct qcow2_io_ops {
      * is refused for its `struct_size` or for fields that this version does not know. Optional.
      */
     void (*close)(void *opaque);
+    /*
+     * For tests against faults: told what the engine is about to do here, by the names of the stock tools' driver for
+     * faults: read_aio, write_aio (guest data), l1_update, l2_load, l2_update, reftable_load, reftable_update,
+     * refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
+     * l1_grow_activate_table, l2_alloc_write, cluster_alloc (of tables), cluster_free, reftable_grow, refblock_alloc,
+     * refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
+     * refblock_alloc_switch_table, empty_image_prepare, vmstate_load, vmstate_save. More may come. `name` is static. It
+     * may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
+     */
+    void (*event)(void *opaque, const char *name);
+    /*
+     * What the storage knows about a range: `*flags` becomes QCOW2_EXTENT_ZERO where it reads as zeroes, else
+     * QCOW2_EXTENT_DATA, and `*run` for how many bytes from `offset` on this holds, at least 1. Asked only about what a
+     * sync has covered. Optional: without it all of it is data.
+     */
+    int (*block_status)(void *opaque, uint64_t offset, uint64_t length, uint64_t *run, uint32_t *flags);
 } qcow2_io_ops;
 
 /* What an image asks for when it names another file. */
