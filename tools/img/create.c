@@ -138,7 +138,7 @@ static int create_image(struct create_job *job)
     job->prefix = text_format("%s: ", job->name);
     if (strncmp(job->name, "json:", 5) == 0) {
         error_report("%s: Unknown protocol 'json'", job->name);
-    } else if (image_from_name(&target, job->name, "raw", false, &error) < 0) {
+    } else if (image_target(&target, job->name, &error) < 0) {
         error_report("%s: %s", job->name, error);
     } else if (prepare(job) == EXIT_SUCCESS) {
         if (!job->args.quiet) {

@@ -167,6 +167,18 @@ int create_image_file(const struct create_options *options, const char *prefix, 
 /* Whether there is a block device. It keeps its size and what it held before an image is made on it. */
 bool file_is_device(const char *path);
 
+/* --- the nodes below an image, part of info --- */
+
+struct node;
+void print_child_nodes(FILE *out, const struct node *node);
+void json_child_nodes(struct json *json, const struct node *node);
+void json_file_specific(struct json *json, const struct node *node);
+/* What it takes on the host; negative: nobody can tell. */
+int64_t node_disk_bytes(const struct node *node);
+bool node_tells_dirty(const struct node *node);
+/* The name of what a qcow2 image is on, where that is no file; allocated or NULL. */
+char *name_below(const struct node *root);
+
 /* --- snapshots, also part of info --- */
 
 bool snapshots_are_readable(qcow2_image *image, const char *name);

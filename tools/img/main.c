@@ -1,8 +1,10 @@
 /* qcow2-img: the commands of qemu-img, for qcow2 and raw images, over libqcow2.
    SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include <getopt.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "img.h"
 
@@ -53,10 +55,18 @@ static void print_help(void)
     printf("\nFormats: qcow2 raw\n");
 }
 
+/* Whoever was to read what is printed has gone. */
+static bool nobody_reads(void)
+{
+    struct pollfd output = {.fd = STDOUT_FILENO, .events = POLLOUT};
+
+    return poll(&output, 1, 0) > 0 && (output.revents & POLLERR) != 0;
+}
+
 /* A full disk must not look like success. */
 static int finish(int result)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout)) {
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || nobody_reads()) {
         return result;
     }
     error_report("Could not write to standard output");

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "node.h"
 
 struct map_entry {
     uint64_t start;
@@ -14,6 +15,7 @@ struct map_output {
     bool json;
     bool any;
     struct chain chain;
+    char *top_name; /* of what the image is on, where that is no file; or NULL */
 };
 
 static const char *truth(bool value)
@@ -37,6 +39,14 @@ static void print_json_entry(struct map_output *output, const struct map_entry *
     output->any = true;
 }
 
+static const char *layer_name(struct map_output *output, size_t depth)
+{
+    if (depth == 0 && output->top_name) {
+        return output->top_name;
+    }
+    return chain_reach(&output->chain, depth) ? output->chain.data_names.items[depth] : "?";
+}
+
 static bool print_human_entry(struct map_output *output, const struct map_entry *entry)
 {
     uint32_t flags = entry->extent.flags;
@@ -50,8 +60,7 @@ static bool print_human_entry(struct map_output *output, const struct map_entry 
         return false;
     }
     printf("%#-16llx%#-16llx%#-16llx%s\n", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
-           (unsigned long long)entry->extent.host_offset,
-           chain_reach(&output->chain, depth) ? output->chain.data_names.items[depth] : "?");
+           (unsigned long long)entry->extent.host_offset, layer_name(output, depth));
     return true;
 }
 
@@ -137,6 +146,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
+        output.top_name = name_below(spec.tree->root);
         output.json = args.json;
         chain_init(&output.chain, spec.path, spec.format);
         result = print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
@@ -145,6 +155,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
             result = EXIT_FAILURE;
         }
     }
+    free(output.top_name);
     image_spec_free(&spec);
     return result;
 }
