@@ -99,8 +99,7 @@ struct run {
     bool found;
 };
 
-static int take_extents(void *opaque, const char *context, uint64_t offset, uint32_t *entries, size_t count,
-                        int *error)
+static int take_extents(void *opaque, const char *context, uint64_t offset, uint32_t *entries, size_t count, int *error)
 {
     struct run *run = opaque;
 
