@@ -261,7 +261,8 @@ static int open_node(struct node *node, uint64_t flags, const struct string_list
     struct place place;
     int ret;
 
-    if (format && strcmp(node->driver->name, "raw") == 0 && child->driver->read == NULL && !node_is_file(child)) {
+    if (format && strcmp(node->driver->name, "raw") == 0 && child->driver->read == NULL && !node_is_file(child) &&
+        child->image == NULL) {
         ret = open_node(child, flags, options, image, error); /* a raw disk on a disk adds nothing to it */
         return ret == 0 ? check_options(node, image, error) : ret;
     }

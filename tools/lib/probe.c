@@ -119,9 +119,12 @@ const char *node_probe(struct node *node, char **error)
         length = qcow2_length(node->image);
         part.iov_len = length < PROBE_BYTES ? (size_t)length : PROBE_BYTES;
         ret = (int)qcow2_preadv(node->image, &part, 1, 0);
-        qcow2_close(node->image);
-        node->image = NULL;
-        node->image_is_child = false;
+        if (node_is_file(node->children[0])) {
+            /* Otherwise it stays open, for what is above: what is below can be opened but once. */
+            qcow2_close(node->image);
+            node->image = NULL;
+            node->image_is_child = false;
+        }
     } else {
         ops = node_ops(node, node->driver);
         length = ops->length(node);
