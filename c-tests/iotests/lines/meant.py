@@ -15,7 +15,7 @@ RULES = [
     rule("Failed creates", r"img (create|convert|dd)\b", r"^files$", "", ""),
     rule("Failed creates", r"img (create|convert|dd)\b.* ; ", r"^(rc|stderr|stdout)$", "^1$|^$|No such file or directory", ""),
     rule("Crashes", r"img rebase", r"^(rc|stderr|stdout)$|^layout ", r"^-6$|^$|Assertion|PROGRESS|^\(", ""),
-    rule("Checks open nothing else", r"img check\b.*--image-opts", r"^(rc|stderr|stdout)$",
+    rule("Checks open nothing else", r"img check\b", r"^(rc|stderr|stdout)$",
          r"^1$|^$|Could not open (backing file|'gone)", "^0$|^$|No errors"),
     rule("Repairs of leaks", r"img check\b.*(-r|--repair)[ =]?leaks", r"^image ", '"dirty-flag": false', '"dirty-flag": true'),
     rule("Steps of progress", r"img compare\b.* (-p|--progress)\b", r"^stdout$", "PROGRESS", "PROGRESS"),
