@@ -19,6 +19,7 @@ RULES = [
          r"^1$|^$|Could not open (backing file|'gone)", "^0$|^$|No errors"),
     rule("Repairs of leaks", r"img check\b.*(-r|--repair)[ =]?leaks", r"^image ", '"dirty-flag": false', '"dirty-flag": true'),
     rule("Steps of progress", r"img compare\b.* (-p|--progress)\b", r"^stdout$", "PROGRESS", "PROGRESS"),
+    rule("Holes in files", r"img map\b.*(-f ?|--format[= ])raw .*\.qcow2", r"^stdout$", "^Offset", "^Offset"),
     rule("Extent size hints", r"extent_size_hint", r"^stderr$", "extent size hint", ""),
     rule("Damaged targets", r"broken\.qcow2", r"^stderr$", "qcow2_free_clusters failed", ""),
 ]
