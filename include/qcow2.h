@@ -221,6 +221,9 @@
 /* qcow2_convert: workers write as they come, not in the order of the disk. */
 #define QCOW2_CONVERT_ANY_ORDER 16
 
+/* qcow2_convert: sectors of the source that cannot be read become zeroes. */
+#define QCOW2_CONVERT_SALVAGE 32
+
 /* qcow2_compare: sizes must be equal, and each range allocated and zero in the same way. */
 #define QCOW2_COMPARE_STRICT 1
 
@@ -836,6 +839,12 @@ typedef struct qcow2_convert_params {
     uint32_t workers;
     /* 0. */
     uint32_t reserved;
+    /* Where in the target the source begins, a multiple of 512: several disks one after another make one. */
+    uint64_t target_offset;
+    /* With QCOW2_CONVERT_SALVAGE: told each sector that became zeroes, as QCOW2_MSG_ERROR. May be NULL. */
+    qcow2_message_fn message;
+    /* Passed to `message`. */
+    void *message_opaque;
 } qcow2_convert_params;
 
 /* How long an image file gets. */
@@ -1214,6 +1223,19 @@ int qcow2_commit(qcow2_image *image,
                  void *progress_opaque);
 
 /*
+ * As qcow2_commit, into the layer `depth` below the image (1: its backing file): what the image and all layers above
+ * that one show is written there. With a depth above 1 nothing is emptied: the image and the layers in between stay
+ * as they are, and show what they showed as long as the layer is not written otherwise.
+ *
+ * Returns 0 or -errno: EINVAL (depth is 0, or the chain ends before), and as qcow2_commit.
+ */
+int qcow2_commit_to(qcow2_image *image,
+                    uint32_t depth,
+                    uint64_t flags,
+                    qcow2_progress_fn progress,
+                    void *progress_opaque);
+
+/*
  * The CRC-32 (IEEE) of all guest bytes, in time proportional to what is allocated. Equal before and after a
  * copy, a repair or a crash recovery that changed nothing. With the open option check-threads, more threads read, which
  * end with the call; `progress` is called on the caller's. Returns 0 or -errno as qcow2_pread, ECANCELED.
@@ -1345,11 +1367,11 @@ int qcow2_compare(qcow2_image *image,
                   void *progress_opaque);
 
 /*
- * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long; what
- * is past the source's length stays. Each guest byte of the range is read and written once, in time proportional to
- * what is allocated; other requests on the handles go on meanwhile, and a target that somebody else writes holds a
- * mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the caller's
- * thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
+ * Copies what `source` shows to the start of `target`, or to the place in it that `params` name: another open disk, qcow2
+ * or raw, that is at least as long; what is outside the copied range stays. Each guest byte of the range is read and written
+ * once, in time proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
+ * else writes holds a mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the
+ * caller's thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
  * qcow2_close of `target`.
  *
  * Returns 0 or -errno: EINVAL (parameters, the same disk twice, a target that is too short), EROFS, ENOTSUP (a raw

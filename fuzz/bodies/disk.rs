@@ -328,6 +328,9 @@ impl<'a> Disk<'a> {
             sparse_bytes: 512,
             workers: 1,
             reserved: 0,
+            target_offset: 0,
+            message: None,
+            message_opaque: std::ptr::null_mut(),
         };
         let mut left = u32::MAX;
         // SAFETY: open handles; everything else lives across the call.

@@ -62,7 +62,7 @@ PAGES = [
          constants=["QCOW2_CHECK_", "QCOW2_MSG_", "QCOW2_FINDING_"], features=["Checking and repairing"],
          see=["qcow2_open(3)", "qcow2-img(1)"]),
     Page("qcow2_commit", "write an overlay into its backing file, or change the backing file",
-         functions=["qcow2_commit", "qcow2_rebase", "qcow2_change_backing_file", "qcow2_make_empty"],
+         functions=["qcow2_commit", "qcow2_commit_to", "qcow2_rebase", "qcow2_change_backing_file", "qcow2_make_empty"],
          constants=["QCOW2_COMMIT_", "QCOW2_REBASE_"], see=["qcow2_open(3)", "qcow2_stream(3)"]),
     Page("qcow2_stream", "make what the backing files hold the image's own",
          functions=["qcow2_stream"], features=["Stream and copy on read"], see=["qcow2_commit(3)"]),

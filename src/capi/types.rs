@@ -117,6 +117,8 @@ pub const QCOW2_CONVERT_TARGET_ZERO: u64 = 0x4;
 pub const QCOW2_CONVERT_ALLOCATE: u64 = 0x8;
 /// qcow2_convert: workers write as they come, not in the order of the disk.
 pub const QCOW2_CONVERT_ANY_ORDER: u64 = 0x10;
+/// qcow2_convert: sectors of the source that cannot be read become zeroes.
+pub const QCOW2_CONVERT_SALVAGE: u64 = 0x20;
 
 /// qcow2_compare: sizes must be equal, and each range allocated and zero in the same way.
 pub const QCOW2_COMPARE_STRICT: u64 = 0x1;

@@ -6,6 +6,8 @@
 #include "img.h"
 #include "node.h"
 
+enum { OPTION_PICTURE = OPTION_OWN };
+
 struct map_entry {
     uint64_t start;
     qcow2_extent extent;
@@ -131,6 +133,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
     qcow2_image *image = NULL;
     int64_t start = 0, max_length = INT64_MAX;
     const char *name;
+    bool picture = false;
     int code, result = EXIT_FAILURE;
 
     while ((code = next_option(command, argc, argv)) != -1) {
@@ -140,6 +143,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
         if (code == 'l' && !parse_bytes(optarg, "max length", &max_length)) {
             return EXIT_FAILURE;
         }
+        picture = picture || code == OPTION_PICTURE;
         if (code != 's' && code != 'l') {
             take_image_option(&args, command, code);
         }
@@ -149,7 +153,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
         output.top_name = name_below(spec.tree->root);
         output.json = args.json;
         chain_init(&output.chain, spec.path, spec.format);
-        result = print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
+        result = picture ? print_picture(image) : print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
         chain_free(&output.chain);
         if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
@@ -172,6 +176,7 @@ const struct img_command img_map = {
                                            IMG_OBJECT,
                                            {'s', "start-offset", "OFFSET", "first byte of the disk to look at"},
                                            {'l', "max-length", "LENGTH", "how many bytes of the disk to look at"},
+                                           {OPTION_PICTURE, "picture", NULL, "draw the whole of it, as SVG"},
                                            IMG_END},
     .run = run_map,
 };
