@@ -58,7 +58,9 @@ pub mod ops {
         pub use crate::ops::inactive::{inactivate, invalidate};
     }
     pub mod open {
-        pub use crate::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+        pub use crate::ops::open::{
+            Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, SecretRequest, Secrets,
+        };
     }
     pub mod rebase {
         pub use crate::ops::rebase::rebase;
