@@ -8,11 +8,13 @@ use qcow2::testing::crypto::{Algorithm, Hash, Spec};
 use qcow2::testing::disk::{Disk, ZeroFlags};
 use qcow2::testing::error::{ErrorKind, Result};
 use qcow2::testing::ops::check::CheckOptions;
+use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, SecretRequest, Secrets};
 use qcow2::testing::ops::snapshot::{self, SnapshotRef};
 use qcow2::testing::options::OpenOptions;
 use std::io::IoSlice;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use testkit::images::new_image;
@@ -56,6 +58,20 @@ fn make(folder: &Path, name: &str, options: &str) -> PathBuf {
     let (file, size) = (path.to_str().unwrap(), SIZE.to_string());
     qemu(&["qemu-img", "create", "-q", "--object", &secret, "-f", "qcow2", "-o", &options, file, &size]);
     path
+}
+
+/// Opens a chain whose disks have secrets of their own, by depth.
+fn open_chain(path: &Path, secrets: &[&[u8]]) -> Result<Handle> {
+    let mut source = |request: &SecretRequest, room: &mut [u8]| {
+        Ok(secrets.get(request.depth).map(|secret| {
+            room[..secret.len()].copy_from_slice(secret);
+            secret.len()
+        }))
+    };
+    let secrets = Secrets { source: Some(&mut source), progress: None };
+    let flags = OpenFlags { allow_recorded: true, ..OpenFlags::default() };
+    let options = OpenOptions::default();
+    Opening { flags, options, resolver: None, messages: None, secrets }.open(&Origin::Path(path.to_owned()))
 }
 
 fn open_with(path: &Path, flags: OpenFlags, secret: Option<&[u8]>) -> Result<Handle> {
@@ -342,4 +358,86 @@ fn what_an_encrypted_image_cannot_do_is_refused() {
     let status = handle.disk().status(0, SIZE, false).unwrap();
     assert_eq!((status.data, status.zero, status.host, status.length), (true, false, None, 65536));
     handle.close().unwrap();
+}
+
+#[test]
+fn every_disk_of_a_chain_has_a_key_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, top) = (folder.path().join("base"), folder.path().join("top"));
+    make_own(&base, OWN[3]);
+    let (mut rng, mut model) = (Rng::new(3), vec![0; SIZE as usize]);
+    let handle = open(&base);
+    (0..20).for_each(|_| step(&mut rng, handle.disk(), &mut model));
+    handle.close().unwrap();
+    let named = format!("backing_file={}", base.display());
+    let mut bytes = new_image(SIZE, &[&named, "backing_fmt=qcow2", "cluster_size=4k"]).contents();
+    bytes[35] = 1;
+    std::fs::write(&top, bytes).unwrap();
+    let handle = open_chain(&top, &[b"another", SECRET]).unwrap();
+    assert!(read(handle.disk(), 0, SIZE as usize) == model, "what shows through");
+    (0..40).for_each(|_| step(&mut rng, handle.disk(), &mut model));
+    assert!(read(handle.disk(), 0, SIZE as usize) == model);
+    handle.close().unwrap();
+    let refused = open_chain(&top, &[b"another", b"another"]).err().expect("a wrong secret below");
+    assert_eq!(refused.kind(), ErrorKind::WrongSecret);
+    let handle = open_chain(&top, &[b"another", SECRET]).unwrap();
+    commit(&handle, false, None, &mut |_, _| true).unwrap();
+    assert!(read(handle.disk(), 0, SIZE as usize) == model);
+    handle.close().unwrap();
+    let handle = open(&base);
+    assert!(read(handle.disk(), 0, SIZE as usize) == model, "what was committed");
+    handle.close().unwrap();
+}
+
+const SCAN: &str = "QCOW2_TEST_SCAN";
+
+/// Where this process has `key`, given inverted, in memory that a core dump would have.
+fn find_in_memory(inverted: &[u8]) -> Option<u64> {
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let (mut range, mut scanned) = (0..0, 0);
+    for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        if let Some((Some(from), Some(to))) = first.split_once('-').map(|(a, b)| (number(a), number(b))) {
+            range = from..to;
+        }
+        let Some(flags) = line.strip_prefix("VmFlags:") else { continue };
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let dumped = !flags.split(' ').any(|flag| flag == "dd");
+        if !dumped || !flags.contains(" wr") || memory.read_exact_at(&mut bytes, range.start).is_err() {
+            continue;
+        }
+        scanned += bytes.len();
+        let same = |window: &[u8]| window.iter().zip(inverted).all(|(byte, other)| *byte == !*other);
+        if let Some(at) = bytes.windows(inverted.len()).position(same) {
+            return Some(range.start + at as u64);
+        }
+    }
+    assert!(scanned > 1 << 16, "only {scanned} bytes of memory were looked at");
+    None
+}
+
+/// A process of its own opens the image, for this one has made the key.
+#[test]
+fn the_key_is_in_no_memory_that_a_core_dump_has() {
+    let inverted = |bytes: &[u8]| bytes.iter().map(|b| !b).collect::<Vec<u8>>();
+    if let Some(path) = std::env::var_os(SCAN) {
+        let handle = open(Path::new(&path));
+        handle.disk().write(0, &[IoSlice::new(&CANARY)], false).unwrap();
+        // Inverted from the start: 0xff, 0xfe and so on.
+        let key: Vec<u8> = (0..32u8).map(|i| 0xff - i).collect();
+        assert_eq!(find_in_memory(&key), None, "the first half of the key");
+        handle.close().unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own");
+    make_own(&path, OWN[3]);
+    let test = "the_key_is_in_no_memory_that_a_core_dump_has";
+    let program = std::env::current_exe().unwrap();
+    let done = Command::new(program).args([test, "--exact"]).env(SCAN, &path).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    // The search finds what is there.
+    let here = std::hint::black_box(vec![0x5au8; 40]);
+    assert!(find_in_memory(&inverted(&here)).is_some());
 }
