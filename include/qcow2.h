@@ -269,6 +269,12 @@
 /* qcow2_resolve_request: an external data file. */
 #define QCOW2_NODE_DATA_FILE 2
 
+/* qcow2_secret_request: AES with the secret as its key, crypt_method 1. */
+#define QCOW2_ENCRYPTION_AES 1
+
+/* qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2. */
+#define QCOW2_ENCRYPTION_LUKS 2
+
 /* qcow2_bitmap_info: the bitmap was not saved and may be wrong. */
 #define QCOW2_BITMAP_IN_USE 1
 
@@ -446,6 +452,12 @@
 /* The host, or a callback, answered with this errno. */
 #define QCOW2_ERROR_HOST 19
 
+/* The image is encrypted, and no secret was given: ENOKEY. */
+#define QCOW2_ERROR_NO_SECRET 20
+
+/* The secret opens no key slot of the image: EKEYREJECTED. */
+#define QCOW2_ERROR_WRONG_SECRET 21
+
 /* An open disk. Opaque. Any number of threads may use one handle at once. */
 typedef struct qcow2_image qcow2_image;
 
@@ -582,6 +594,31 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
 /* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
 typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
 
+/* What an encrypted image asks for when it is opened. */
+typedef struct qcow2_secret_request {
+    /* Set by the library. */
+    size_t struct_size;
+    /* QCOW2_ENCRYPTION_*: what the secret is for. */
+    int encryption;
+    /* How far below the top image it is, whose depth is 0. */
+    int depth;
+    /* Where the image was opened, for messages. */
+    const char *file;
+} qcow2_secret_request;
+
+/*
+ * Puts the secret of an image into `buffer`, which holds `buffer_bytes` bytes (64 KiB), and returns how many it has put
+ * there. The buffer is in memory that no core dump and no forked child has, and is wiped after use. -ENOKEY: there is
+ * none; another -errno is the error of the open. Called by the thread that opens, inside its call.
+ */
+typedef int64_t (*qcow2_secret_fn)(void *opaque,
+                                   const qcow2_secret_request *request,
+                                   void *buffer,
+                                   size_t buffer_bytes);
+
+/* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
+typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
 /* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`. */
 typedef struct qcow2_open_params {
     /* sizeof(qcow2_open_params), set by the caller. */
@@ -606,6 +643,17 @@ typedef struct qcow2_open_params {
     qcow2_message_fn message;
     /* Handed to `message`. Both are kept: qcow2_close calls them, too, so what this points to must live until then. */
     void *message_opaque;
+    /*
+     * Has the secrets of encrypted images. May be NULL: then an open of one fails (-ENOKEY), but with
+     * QCOW2_OPEN_METADATA_ONLY, which needs none.
+     */
+    qcow2_secret_fn secret;
+    /* Handed to `secret`. */
+    void *secret_opaque;
+    /* Takes the progress of deriving keys, whose cost the image chooses: up to hours. May be NULL. */
+    qcow2_progress_fn progress;
+    /* Handed to `progress`. */
+    void *progress_opaque;
 } qcow2_open_params;
 
 /* Where the bytes of a guest range come from. See qcow2_block_status. */
@@ -789,9 +837,6 @@ typedef struct qcow2_check_result {
     uint64_t image_end_offset;
 } qcow2_check_result;
 
-/* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
-typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
-
 /* Something that a check has found. Numbers that its kind does not name are 0. */
 typedef struct qcow2_finding {
     /* Set by the library. */
@@ -965,7 +1010,8 @@ const char *qcow2_version(void);
  *
  * Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
  * all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
- * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
+ * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), ENOKEY (encrypted, and no secret was given: qcow2_open_with
+ * takes one), EKEYREJECTED (the secret opens no key slot), ECANCELED (`progress` returned non-zero), EPERM (names a backing file or a data file, not allowed),
  * ELOOP, ENOENT and what else the host says.
  */
 int qcow2_open(const char *path,
@@ -997,7 +1043,7 @@ int qcow2_probe_fd(int fd);
 
 /*
  * The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
- * receiver of repair messages. Otherwise as qcow2_open.
+ * receiver of repair messages, and a source of secrets for encrypted images. Otherwise as qcow2_open.
  */
 int qcow2_open_with(const qcow2_open_params *params, qcow2_image **image);
 

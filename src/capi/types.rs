@@ -154,6 +154,11 @@ pub const QCOW2_NODE_BACKING: i32 = 1;
 /// qcow2_resolve_request: an external data file.
 pub const QCOW2_NODE_DATA_FILE: i32 = 2;
 
+/// qcow2_secret_request: AES with the secret as its key, crypt_method 1.
+pub const QCOW2_ENCRYPTION_AES: i32 = 1;
+/// qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2.
+pub const QCOW2_ENCRYPTION_LUKS: i32 = 2;
+
 /// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
 pub const QCOW2_BITMAP_IN_USE: u32 = 0x1;
 /// qcow2_bitmap_info: the bitmap tracks every write.

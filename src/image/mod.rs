@@ -7,11 +7,13 @@
 
 mod buffers;
 mod chain;
+mod cipher;
 mod compressed;
 mod copy;
 mod core;
 mod cut;
 mod data_file;
+mod encrypted;
 mod format;
 mod inflate;
 mod inflation;
@@ -26,6 +28,7 @@ mod status;
 mod stream;
 mod structure;
 mod unfinished;
+mod unlock;
 mod vm_state;
 mod write;
 mod zero;
