@@ -69,7 +69,7 @@ static int create_target(struct convert_job *job)
     }
     if (strncmp(job->target_name, "json:", 5) == 0) {
         error_report("Unknown protocol 'json'");
-    } else if (*job->target_name && image_from_name(&named, job->target_name, "raw", false, &error) < 0) {
+    } else if (*job->target_name && image_target(&named, job->target_name, &error) < 0) {
         error_report("%s", error);
     } else {
         result = prepare_options(job, &options);
