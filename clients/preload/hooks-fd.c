@@ -203,6 +203,12 @@ static inline int any_fcntl(int fd, int command, void *argument)
     if (is_view(fd)) {
         return image_fcntl(fd, command, argument);
     }
+    if (command == F_GETFL) {
+        int flags = REAL(fcntl64)(fd, command, argument);
+
+        /* Most opens are with it (hooks-open.c), which their callers have not asked for. */
+        return flags < 0 ? flags : flags & ~O_NOFOLLOW;
+    }
     return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? number_made(REAL(fcntl64)(fd, command, argument))
                                                             : REAL(fcntl64)(fd, command, argument);
 }

@@ -142,11 +142,15 @@ static FILE *open_plain(const char *path, const char *mode)
 static FILE *open_stream(const char *path, const char *mode)
 {
     const char *plain;
+    char name[PATH_MAX];
     FILE *file;
     int flags, fd;
 
     if (image_rule(path) == NULL) {
-        return open_plain(path, mode);
+        if (!image_link(AT_FDCWD, path, name)) {
+            return open_plain(path, mode);
+        }
+        path = name;
     }
     plain = mode_flags(mode, &flags);
     if (plain == NULL) {
@@ -270,8 +274,13 @@ static FILE *reopen_any(const char *path, const char *mode, FILE *file)
 {
     const struct rule *rule = path != NULL ? image_rule(path) : NULL;
     struct stat64 status;
+    char name[PATH_MAX];
     int fd;
 
+    if (path != NULL && rule == NULL && image_link(AT_FDCWD, path, name)) {
+        path = name;
+        rule = image_rule(path);
+    }
     if (rule != NULL && (REAL(stat64)(path, &status) != 0 || S_ISREG(status.st_mode))) {
         return reopen_image(path, mode, file);
     }

@@ -32,6 +32,9 @@ bool image_name_of_other(const char *path, char name[PATH_MAX]);
 /* Whether a name may be an image's: the rule, or NULL. Names of descriptors, as /dev/stdin, count. */
 const struct rule *image_rule(const char *path);
 
+/* Whether a symbolic link leads to what has an image's name: that name, for the same `directory`. Keeps errno. */
+bool image_link(int directory, const char *path, char name[PATH_MAX]);
+
 /* A descriptor, -errno, or NOT_AN_IMAGE. */
 int image_open(int directory, const char *path, int flags, mode_t mode);
 
