@@ -2,6 +2,8 @@
 /* Descriptors as such: close, dup, fcntl. */
 #include "hooks.h"
 
+#include <sys/file.h>
+
 static int close_image(int fd)
 {
     int result;
@@ -158,6 +160,39 @@ static int lock_placeholder(int fd, int flags, int command, struct flock *wanted
     if (get && result == 0) {
         *wanted = lock;
     }
+    return result;
+}
+
+/* On the image's file, by a descriptor of the view's: the library's own locks are of bytes, which do not meet these. */
+static int lock_file(struct view *view, int operation)
+{
+    int fd = atomic_load(&view->lock_fd), none = -1;
+
+    if (fd < 0) {
+        fd = view_interrupted() ? -EDEADLK : anchor_open_file(view->shared->anchor);
+        if (fd >= 0 && !atomic_compare_exchange_strong(&view->lock_fd, &none, fd)) {
+            anchor_end(fd);
+            fd = none;
+        }
+    }
+    return fd < 0 ? (int)answer(fd) : REAL(flock)(fd, operation);
+}
+
+HOOK int flock(int fd, int operation)
+{
+    struct view *view;
+    int result;
+
+    if (!is_view(fd)) {
+        return REAL(flock)(fd, operation);
+    }
+    HIT("flock");
+    view = view_get(fd);
+    if (view == NULL) {
+        return (int)answer(-EBADF);
+    }
+    result = lock_file(view, operation);
+    view_release(view);
     return result;
 }
 

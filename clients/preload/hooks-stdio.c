@@ -2,6 +2,7 @@
 /* Streams. The C library's own read their descriptors past every hook, so that an image's is a cookie stream. */
 #include "hooks.h"
 
+#include <langinfo.h>
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,8 @@ struct stream {
     struct stream *next;
     FILE *file;
     int fd;
+    /* As fwide has it. */
+    int orientation;
 };
 
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -139,6 +142,18 @@ static FILE *open_plain(const char *path, const char *mode)
     return file;
 }
 
+/* Whether a stream of ours has the encoding that ",ccs=" asks for: the locale's alone. */
+static bool has_encoding(const char *mode)
+{
+    const char *asked = strstr(mode, ",ccs=");
+
+    if (asked == NULL || strcasecmp(asked + strlen(",ccs="), nl_langinfo(CODESET)) == 0) {
+        return true;
+    }
+    NOT_SERVED("fopen", "an encoding other than the locale's");
+    return false;
+}
+
 static FILE *open_stream(const char *path, const char *mode)
 {
     const char *plain;
@@ -156,6 +171,9 @@ static FILE *open_stream(const char *path, const char *mode)
     if (plain == NULL) {
         return answer(-EINVAL), NULL;
     }
+    if (!has_encoding(mode)) {
+        return answer(-EOPNOTSUPP), NULL;
+    }
     fd = image_open(AT_FDCWD, path, flags, 0666);
     if (fd == NOT_AN_IMAGE) {
         return open_plain(path, mode);
@@ -167,6 +185,8 @@ static FILE *open_stream(const char *path, const char *mode)
     file = make_stream(fd, plain);
     if (file == NULL) {
         close(fd);
+    } else if (strstr(mode, ",ccs=") != NULL) {
+        stream_wide(file, 1);
     }
     return file;
 }
@@ -216,6 +236,28 @@ static int descriptor(const FILE *file)
     }
     pthread_mutex_unlock(&list_lock);
     return fd;
+}
+
+bool stream_is_ours(const FILE *file)
+{
+    return descriptor(file) >= 0;
+}
+
+int stream_wide(const FILE *file, int mode)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&list_lock);
+    for (struct stream *stream = list; stream != NULL; stream = stream->next) {
+        if (stream->file == file) {
+            if (stream->orientation == 0) {
+                stream->orientation = mode > 0 ? 1 : mode < 0 ? -1 : 0;
+            }
+            result = stream->orientation;
+        }
+    }
+    pthread_mutex_unlock(&list_lock);
+    return result;
 }
 
 HOOK int fileno(FILE *file)

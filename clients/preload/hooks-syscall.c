@@ -3,6 +3,7 @@
 #include "hooks.h"
 
 #include <linux/openat2.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
@@ -86,6 +87,7 @@ static bool by_descriptor(long number, const long *a, long *result)
     case SYS_fstat: *result = fstat(I(0), P(1)); return true;
     case SYS_ftruncate: *result = ftruncate(I(0), a[1]); return true;
     case SYS_fallocate: *result = fallocate(I(0), I(1), a[2], a[3]); return true;
+    case SYS_flock: *result = flock(I(0), I(1)); return true;
     case SYS_fsync: *result = fsync(I(0)); return true;
     case SYS_fdatasync: *result = fdatasync(I(0)); return true;
     case SYS_syncfs: *result = syncfs(I(0)); return true;

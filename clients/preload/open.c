@@ -249,14 +249,14 @@ static int open_shared(int fd, const struct stat64 *status, const struct rule *r
 static int fill_empty(int fd, bool create, struct stat64 *status)
 {
     const char *const options[] = {"lazy_refcounts=on", NULL};
-    bool locked = flock(fd, create ? LOCK_EX : LOCK_SH) == 0;
+    bool locked = REAL(flock)(fd, create ? LOCK_EX : LOCK_SH) == 0;
     int result = REAL(fstat64)(fd, status) != 0 ? -errno : 0;
 
     if (result == 0 && status->st_size == 0 && create) {
         result = qcow2_create_fd(fd, 0, options);
     }
     if (locked) {
-        flock(fd, LOCK_UN);
+        REAL(flock)(fd, LOCK_UN);
     }
     return result;
 }

@@ -24,6 +24,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -87,6 +88,28 @@
     F(int, fstatvfs64, (int, struct statvfs64 *))                                                                      \
     F(FILE *, fopen64, (const char *, const char *))                                                                   \
     F(FILE *, freopen64, (const char *, const char *, FILE *))                                                         \
+    F(wint_t, fgetwc, (FILE *))                                                                                        \
+    F(wint_t, getwc, (FILE *))                                                                                         \
+    F(wint_t, fgetwc_unlocked, (FILE *))                                                                               \
+    F(wint_t, getwc_unlocked, (FILE *))                                                                                \
+    F(wint_t, fputwc, (wchar_t, FILE *))                                                                               \
+    F(wint_t, putwc, (wchar_t, FILE *))                                                                                \
+    F(wint_t, fputwc_unlocked, (wchar_t, FILE *))                                                                      \
+    F(wint_t, putwc_unlocked, (wchar_t, FILE *))                                                                       \
+    F(wchar_t *, fgetws, (wchar_t *, int, FILE *))                                                                     \
+    F(wchar_t *, fgetws_unlocked, (wchar_t *, int, FILE *))                                                            \
+    F(wchar_t *, __fgetws_chk, (wchar_t *, size_t, int, FILE *))                                                       \
+    F(wchar_t *, __fgetws_unlocked_chk, (wchar_t *, size_t, int, FILE *))                                              \
+    F(int, fputws, (const wchar_t *, FILE *))                                                                          \
+    F(int, fputws_unlocked, (const wchar_t *, FILE *))                                                                 \
+    F(wint_t, ungetwc, (wint_t, FILE *))                                                                               \
+    F(int, fwide, (FILE *, int))                                                                                       \
+    F(int, vfwprintf, (FILE *, const wchar_t *, va_list))                                                              \
+    F(int, __vfwprintf_chk, (FILE *, int, const wchar_t *, va_list))                                                   \
+    F(int, vfwscanf, (FILE *, const wchar_t *, va_list))                                                               \
+    F(int, __isoc99_vfwscanf, (FILE *, const wchar_t *, va_list))                                                      \
+    F(int, __isoc23_vfwscanf, (FILE *, const wchar_t *, va_list))                                                      \
+    F(int, flock, (int, int))                                                                                          \
     F(FILE *, fdopen, (int, const char *))                                                                             \
     F(int, fileno, (FILE *))                                                                                           \
     F(FILE *, popen, (const char *, const char *))                                                                     \
