@@ -159,6 +159,35 @@ static void attributes(void)
     close(fd);
 }
 
+/* A stream becomes that of another file, which has its number then. */
+static void reopened(void)
+{
+    char name[5000], text[32] = "";
+    FILE *stream;
+    int number;
+
+    snprintf(name, sizeof name, "%s.txt", path);
+    stream = fopen(name, "w");
+    CHECK(stream != NULL && fputs("plain", stream) >= 0 && fclose(stream) == 0);
+    close(make("text of it"));
+    stream = fopen(path, "r");
+    CHECK(stream != NULL);
+    number = fileno(stream);
+    CHECK_EQ(fgetc(stream), 't');
+    stream = freopen(name, "r", stream);
+    CHECK(stream != NULL && fgets(text, sizeof text, stream) != NULL && strcmp(text, "plain") == 0);
+    CHECK(feof(stream) && fileno(stream) == number);
+    stream = freopen(name, "a+", stream);
+    CHECK(stream != NULL && !feof(stream) && ftell(stream) == 0);
+    CHECK(fputs(" and more", stream) >= 0);
+    rewind(stream);
+    CHECK(fgets(text, sizeof text, stream) != NULL && strcmp(text, "plain and more") == 0);
+    CHECK_EQ(fclose(stream), 0);
+    CHECK_EQ(fcntl(number, F_GETFD), -1);
+    content("text of it");
+    CHECK_EQ(unlink(name), 0);
+}
+
 /* Root may open what others may not. */
 static void as_another_user(void)
 {
@@ -194,6 +223,7 @@ static void all(void)
     far_places();
     through_link();
     attributes();
+    reopened();
     as_another_user();
 }
 

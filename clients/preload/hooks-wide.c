@@ -213,8 +213,8 @@ static int print_wide(FILE *file, int flag, const wchar_t *format, va_list argum
     if (memory == NULL) {
         return -1;
     }
-    length = flag < 0 ? REAL(vfwprintf)(memory, format, arguments)
-                      : REAL(__vfwprintf_chk)(memory, flag, format, arguments);
+    length =
+        flag < 0 ? REAL(vfwprintf)(memory, format, arguments) : REAL(__vfwprintf_chk)(memory, flag, format, arguments);
     REAL(fclose)(memory);
     stream_wide(file, 1);
     flockfile(file);
@@ -259,20 +259,12 @@ HOOK int __vwprintf_chk(int flag, const wchar_t *format, va_list arguments)
     va_end(arguments);                                                                                                 \
     return result;
 
-HOOK int fwprintf(FILE *file, const wchar_t *format, ...)
-{
-    WITH_LIST(vfwprintf(file, format, arguments), format)
-}
+HOOK int fwprintf(FILE *file, const wchar_t *format, ...){WITH_LIST(vfwprintf(file, format, arguments), format)}
 
-HOOK int wprintf(const wchar_t *format, ...)
-{
-    WITH_LIST(vfwprintf(stdout, format, arguments), format)
-}
+HOOK int wprintf(const wchar_t *format, ...){WITH_LIST(vfwprintf(stdout, format, arguments), format)}
 
-HOOK int __fwprintf_chk(FILE *file, int flag, const wchar_t *format, ...)
-{
-    WITH_LIST(__vfwprintf_chk(file, flag, format, arguments), format)
-}
+HOOK int __fwprintf_chk(FILE *file, int flag, const wchar_t *format,
+                        ...){WITH_LIST(__vfwprintf_chk(file, flag, format, arguments), format)}
 
 HOOK int __wprintf_chk(int flag, const wchar_t *format, ...)
 {
@@ -287,8 +279,8 @@ static int scan_none(FILE *file)
 
 /* Under each of the names that C's standards have given them. */
 #define SCAN(prefix)                                                                                                   \
-    HOOK int hook_##prefix##vfwscanf(FILE *file, const wchar_t *format, va_list arguments) __asm__(#prefix             \
-                                                                                                   "vfwscanf");        \
+    HOOK int hook_##prefix##vfwscanf(FILE *file, const wchar_t *format,                                                \
+                                     va_list arguments) __asm__(#prefix "vfwscanf");                                   \
     HOOK int hook_##prefix##vwscanf(const wchar_t *format, va_list arguments) __asm__(#prefix "vwscanf");              \
     HOOK int hook_##prefix##fwscanf(FILE *file, const wchar_t *format, ...) __asm__(#prefix "fwscanf");                \
     HOOK int hook_##prefix##wscanf(const wchar_t *format, ...) __asm__(#prefix "wscanf");                              \
