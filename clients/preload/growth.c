@@ -3,9 +3,11 @@
 #include "growth.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/xattr.h>
 
 #include "length.h"
+#include "report.h"
 
 enum {
     AHEAD_LEAST = 1 << 20,
@@ -31,10 +33,15 @@ static bool write_lengths(struct shared *shared, struct file_length next)
     struct file_length now = {atomic_load(&shared->size), shared->virtual_size};
     char value[LENGTH_VALUE_BYTES];
     size_t bytes = length_value(value, now, next);
+    static atomic_bool reported;
 
     if (!shared->no_length && setxattr(shared->link, LENGTH_ATTRIBUTE, value, bytes, 0) == 0) {
         shared->has_length = true;
     } else {
+        if (!shared->no_length && !atomic_exchange(&reported, true)) {
+            report_line("the file system keeps no attributes (%s): lengths are those of whole sectors of %d bytes",
+                        strerrorname_np(errno), (int)LENGTH_SECTOR);
+        }
         shared->no_length = true;
     }
     return !shared->no_length;
