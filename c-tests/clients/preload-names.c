@@ -3,7 +3,9 @@
 #include "../test.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
 
@@ -188,6 +190,33 @@ static void reopened(void)
     CHECK_EQ(unlink(name), 0);
 }
 
+static int visit(const char *name, const struct stat *status, int kind)
+{
+    (void)name;
+    (void)status;
+    (void)kind;
+    return 0;
+}
+
+/* A walk shows files' lengths, and the report says so. */
+static void walked(const char *shim)
+{
+    char self[4096] = "", setting[5000];
+
+    CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+    snprintf(setting, sizeof setting, "LIBQCOW2_REPORT=%s", test_path("report"));
+    CHECK_EQ(test_run((const char *const[]){"env", setting, self, shim, "walk", NULL}), 0);
+    CHECK_EQ(test_run((const char *const[]){"grep", "-q", "not served: ftw", test_path("report"), NULL}), 0);
+}
+
+/* What is renamed by number is renamed as by name. */
+static void by_number(void)
+{
+    close(make("text"));
+    CHECK_EQ(syscall(SYS_renameat, AT_FDCWD, path, AT_FDCWD, test_path("another.img")), -1);
+    CHECK_EQ(errno, EXDEV);
+}
+
 /* Root may open what others may not. */
 static void as_another_user(void)
 {
@@ -234,8 +263,13 @@ int main(int argc, char **argv)
         execv("/proc/self/exe", argv);
         return 1;
     }
+    if (argc > 2) {
+        return ftw("/dev/null", visit, 4);
+    }
     snprintf(path, sizeof path, "%s", test_path("image.qcow2"));
     all();
+    by_number();
+    walked(argv[1]);
     CHECK_EQ(test_run((const char *const[]){"env", "LD_PRELOAD=", "grep", "-q", "^QFI", path, NULL}), 0);
     snprintf(path, sizeof path, "%s", test_path("raw"));
     all();

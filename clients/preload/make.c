@@ -52,7 +52,7 @@ int fill_empty(int fd, bool create, bool cut, struct stat64 *status)
     return result;
 }
 
-/* What has been linked at `path`, of the file `fd`, whose own name in /proc stays that of a file without any. */
+/* `fd` becomes what has been linked at `path`, it itself: its own name in /proc stays that of a file without any. */
 static int open_linked(int directory, const char *path, int fd)
 {
     struct stat64 made, found;
@@ -68,11 +68,16 @@ static int open_linked(int directory, const char *path, int fd)
     if (lacks) {
         REAL(fchmod)(fd, made.st_mode & 07777);
     }
-    if (named >= 0 && (REAL(fstat64)(named, &found) != 0 || made.st_ino != found.st_ino || made.st_dev != found.st_dev)) {
+    if (named >= 0 &&
+        (REAL(fstat64)(named, &found) != 0 || made.st_ino != found.st_ino || made.st_dev != found.st_dev)) {
         REAL(close)(named);
         return -EEXIST;
     }
-    return named < 0 ? -errno : named;
+    if (named < 0 || REAL(dup3)(named, fd, O_CLOEXEC) < 0) {
+        return -errno;
+    }
+    REAL(close)(named);
+    return 0;
 }
 
 /* The whole image before its name, so that a kill leaves none or all. -EEXIST, or another -errno: not in this way. */
@@ -96,6 +101,9 @@ static int make_whole(int directory, const char *path, mode_t mode)
     }
     if (result == 0) {
         result = open_linked(directory, path, fd);
+    }
+    if (result == 0) {
+        return fd;
     }
     REAL(close)(fd);
     return result;

@@ -9,6 +9,8 @@
 #include <aio.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <fts.h>
+#include <ftw.h>
 #include <pty.h>
 #include <setjmp.h>
 #include <spawn.h>
@@ -110,6 +112,12 @@
     F(int, __isoc99_vfwscanf, (FILE *, const wchar_t *, va_list))                                                      \
     F(int, __isoc23_vfwscanf, (FILE *, const wchar_t *, va_list))                                                      \
     F(int, flock, (int, int))                                                                                          \
+    F(int, ftw, (const char *, __ftw_func_t, int))                                                                     \
+    F(int, ftw64, (const char *, __ftw64_func_t, int))                                                                 \
+    F(int, nftw, (const char *, __nftw_func_t, int, int))                                                              \
+    F(int, nftw64, (const char *, __nftw64_func_t, int, int))                                                          \
+    F(FTS *, fts_open, (char *const *, int, int (*)(const FTSENT **, const FTSENT **)))                                \
+    F(FTS64 *, fts64_open, (char *const *, int, int (*)(const FTSENT64 **, const FTSENT64 **)))                        \
     F(FILE *, fdopen, (int, const char *))                                                                             \
     F(int, fileno, (FILE *))                                                                                           \
     F(FILE *, popen, (const char *, const char *))                                                                     \
