@@ -7,9 +7,11 @@ use qcow2::testing::crypto::luks::{new_header, parse_mode, seal, HEADER_BYTES};
 use qcow2::testing::crypto::{Algorithm, Hash, Spec};
 use qcow2::testing::disk::{Disk, ZeroFlags};
 use qcow2::testing::error::{ErrorKind, Result};
+use qcow2::testing::ops::amend::amend;
 use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::inactive::{inactivate, invalidate};
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, SecretRequest, Secrets};
 use qcow2::testing::ops::snapshot::{self, SnapshotRef};
 use qcow2::testing::options::OpenOptions;
@@ -440,4 +442,42 @@ fn the_key_is_in_no_memory_that_a_core_dump_has() {
     // The search finds what is there.
     let here = std::hint::black_box(vec![0x5au8; 40]);
     assert!(find_in_memory(&inverted(&here)).is_some());
+}
+
+#[test]
+fn an_image_that_comes_back_under_another_key_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own");
+    make_own(&path, OWN[3]);
+    let handle = open(&path);
+    handle.disk().write(0, &[IoSlice::new(&[1; 65536])], false).unwrap();
+    inactivate(&handle).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    // Each key has its own digest, 112 bytes into the header.
+    let at = 112 + bytes.windows(6).position(|w| w == b"LUKS\xba\xbe").unwrap() as u64;
+    let digest = bytes[at as usize];
+    file.write_all_at(&[digest ^ 1], at).unwrap();
+    let refused = invalidate(&handle, None, None).unwrap_err().to_string();
+    assert_eq!(refused, "the image is encrypted in another way than before: open it anew");
+    file.write_all_at(&[digest], at).unwrap();
+    invalidate(&handle, None, None).unwrap();
+    assert_eq!(read(handle.disk(), 0, 65536), [1; 65536]);
+    handle.close().unwrap();
+}
+
+#[test]
+fn zeroes_of_an_encrypted_image_stay_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own");
+    make_own(&path, OWN[3]);
+    let handle = open(&path);
+    handle.disk().write(0, &[IoSlice::new(&[1; 65536])], false).unwrap();
+    handle.disk().write_zeroes(0, 65536, ZeroFlags::default(), false).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let refused = amend(&handle, &["compat=0.10"], &mut |_, _| true).unwrap_err();
+    assert_eq!(refused.to_string(), "Cannot downgrade an encrypted image with clusters of zeroes");
+    assert_eq!(read(handle.disk(), 0, 65536), [0; 65536]);
+    handle.close().unwrap();
+    assert_eq!(before.len(), std::fs::read(&path).unwrap().len());
 }
