@@ -245,6 +245,8 @@ static void node_free(struct node *node)
     list_free(&node->backing_items);
     list_free(&node->image_options);
     pthread_mutex_destroy(&node->end_lock);
+    pthread_mutex_destroy(&node->flight_lock);
+    pthread_cond_destroy(&node->landed);
     free(node->filename);
     free(node->unknown);
     free(node);
@@ -429,6 +431,8 @@ int node_build(struct node_tree *tree, struct string_list *items, const char *fi
     made->tree = tree;
     made->cache = tree->cache;
     pthread_mutex_init(&made->end_lock, NULL);
+    pthread_mutex_init(&made->flight_lock, NULL);
+    pthread_cond_init(&made->landed, NULL);
     if (json) {
         ret = json_flatten(filename + 5, items, error);
         filename = NULL;

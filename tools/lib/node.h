@@ -79,6 +79,9 @@ struct node {
     qcow2_image *image;
     struct node_limits limits;
     pthread_mutex_t end_lock; /* growing */
+    struct in_flight *in_flight;
+    pthread_mutex_t flight_lock;
+    pthread_cond_t landed;
     qcow2_io_ops ops;
     void *state;
 };
@@ -108,6 +111,15 @@ struct node *node_child(const struct node *node, const char *name);
 char *node_name(const struct node *node);
 /* The table of functions by which the library gets at what a node shows; `requests` has them. */
 const qcow2_io_ops *node_ops(struct node *node, const struct node_driver *requests);
+/* A change that is under way: whole units of the node's alignment. */
+struct in_flight {
+    uint64_t offset, end;
+    bool padded; /* it writes back what it has read beside its own bytes: nothing else may change them meanwhile */
+    struct in_flight *next;
+};
+/* Waits until nothing under way forbids it. */
+void in_flight_begin(struct node *node, struct in_flight *change);
+void in_flight_end(struct node *node, struct in_flight *change);
 /* Requests that go to the first child as they are. */
 extern const struct node_driver node_through;
 /* Whether it is a file that the library opens by its path. */

@@ -236,11 +236,14 @@ static int ops_pwritev(void *opaque, const struct iovec *iov, int count, uint64_
 {
     struct node *node = opaque;
     struct span span;
+    struct in_flight change;
     int ret = span_init(&span, node, iov_bytes(iov, count), offset);
 
     if (ret < 0) {
         return ret;
     }
+    change = (struct in_flight){span.offset, span.offset + span.bytes, span.head > 0 || span.tail > 0, NULL};
+    in_flight_begin(node, &change);
     ret = fill_ends(node, &span);
     if (ret == 0) {
         gather(span.buffer + span.head, iov, count);
@@ -248,6 +251,7 @@ static int ops_pwritev(void *opaque, const struct iovec *iov, int count, uint64_
         ret = write_pieces(node, span.buffer, span.bytes, span.offset);
         tell(node, "pwritev_done");
     }
+    in_flight_end(node, &change);
     free(span.buffer);
     return ret;
 }
@@ -299,8 +303,11 @@ static int ops_discard(void *opaque, uint64_t offset, uint64_t length)
     }
     while (offset < end && ret == 0) {
         uint64_t piece = least(end - offset, node->limits.max_discard);
+        struct in_flight change = {offset, offset + piece, false, NULL};
 
+        in_flight_begin(node, &change);
         ret = node->requests->discard(node, piece, offset);
+        in_flight_end(node, &change);
         note_change(node);
         offset += piece;
     }
@@ -337,9 +344,12 @@ static int ops_write_zeroes(void *opaque, uint64_t offset, uint64_t length)
     offset += head;
     while (ret == 0 && end > offset && end - offset >= (align > 1 ? align : 1)) {
         uint64_t piece = least(align > 1 ? (end - offset) / align * align : end - offset, node->limits.max_zero);
+        struct in_flight change = {offset, offset + piece, false, NULL};
 
+        in_flight_begin(node, &change);
         tell(node, "pwritev_zero");
         ret = node->requests->zero(node, piece, offset);
+        in_flight_end(node, &change);
         note_change(node);
         if (ret == -ENOTSUP) {
             ret = zero_by_writing(node, piece, offset);
