@@ -42,6 +42,7 @@ static char *add_layer(struct chain *chain, const char *name, const char *format
     char *next = NULL, *error = NULL, *data = NULL;
 
     *added = false;
+    spec.recorded = chain->paths.count > 0;
     /* Names only: whoever uses the layers holds the locks. */
     if (image_from_name(&spec, name, format, false, &error) == 0 &&
         image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image, &error) ==

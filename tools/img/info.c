@@ -277,6 +277,7 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
     qcow2_info info;
     int result = EXIT_FAILURE;
 
+    spec.recorded = job->seen.count > 0;
     if (!seen_before(job, name) &&
         open_image(&job->args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
         if (image_info(image, &info) && bitmaps_are_readable(image, &info, name) &&

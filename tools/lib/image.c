@@ -213,6 +213,7 @@ static int build(struct image_spec *spec, uint64_t flags, char **error)
         spec->tree->flags |= QCOW2_OPEN_READ_ONLY; /* what is written goes elsewhere */
     }
     spec->tree->cache = spec->cache;
+    spec->tree->recorded = spec->recorded;
     for (size_t i = 0; i < spec->items.count; i++) {
         list_add(&items, spec->items.items[i]);
     }

@@ -300,7 +300,7 @@ static int open_nbd(struct node *node, struct string_list *items, char **error)
     int ret = take_server(items, error);
 
     node->state = state;
-    if (ret == 0 && node->tree->recorded) {
+    if (ret == 0 && node->recorded) {
         ret = refuse(error, -EPERM, text_copy("The driver 'nbd' is for the user to name, not for an image"));
     }
     ret = ret == 0 ? check_address(items, error) : ret;

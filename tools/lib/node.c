@@ -421,24 +421,51 @@ static int fill(struct node *node, struct string_list *items, const char *filena
     return ret == 0 ? take_rest(node, items, error) : ret;
 }
 
+int node_enter(struct node_tree *tree, char **error)
+{
+    if (tree->depth == NODE_DEPTH_LIMIT || tree->made > NODE_LIMIT) {
+        return refuse(error, -ELOOP, text_copy("Images and nodes are nested too deep, or are too many"));
+    }
+    tree->depth++;
+    return 0;
+}
+
+void node_leave(struct node_tree *tree)
+{
+    tree->depth--;
+}
+
+static int build(struct node *node, struct string_list *items, const char *filename, bool protocol, char **error)
+{
+    int ret = node_enter(node->tree, error);
+
+    if (ret < 0) {
+        return ret;
+    }
+    if (filename != NULL && starts_with(filename, "json:")) {
+        ret = json_flatten(filename + 5, items, error);
+        filename = NULL;
+    }
+    ret = ret == 0 ? choose_driver(node, items, filename, protocol, error) : ret;
+    ret = ret == 0 ? fill(node, items, filename, error) : ret;
+    node_leave(node->tree);
+    return ret;
+}
+
 int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
                struct node **node, char **error)
 {
     struct node *made = memory_or_exit(calloc(1, sizeof(*made)));
-    bool json = filename != NULL && starts_with(filename, "json:");
-    int ret = 0;
+    int ret;
 
     made->tree = tree;
     made->cache = tree->cache;
+    made->recorded = tree->recorded;
+    tree->made++;
     pthread_mutex_init(&made->end_lock, NULL);
     pthread_mutex_init(&made->flight_lock, NULL);
     pthread_cond_init(&made->landed, NULL);
-    if (json) {
-        ret = json_flatten(filename + 5, items, error);
-        filename = NULL;
-    }
-    ret = ret == 0 ? choose_driver(made, items, filename, protocol, error) : ret;
-    ret = ret == 0 ? fill(made, items, filename, error) : ret;
+    ret = build(made, items, filename, protocol, error);
     if (ret < 0) {
         node_free(made);
         return ret;

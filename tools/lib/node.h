@@ -56,7 +56,15 @@ struct node_tree {
     struct string_list backing_paths; /* that the resolver has answered */
     char *refusal;                    /* why a name that an image records means nothing */
     bool recorded;                    /* an image, and not the user, names what is being built */
+    size_t depth, made;               /* how deep opens are in each other, and how many nodes there have been */
 };
+
+#define NODE_DEPTH_LIMIT 200
+#define NODE_LIMIT 4096
+
+/* One level deeper, which node_leave ends: 0, or -ELOOP with *error. An image may name itself. */
+int node_enter(struct node_tree *tree, char **error);
+void node_leave(struct node_tree *tree);
 
 struct node {
     const struct node_driver *driver;
@@ -72,6 +80,7 @@ struct node {
     struct string_list image_options; /* for the library */
     struct cache_mode cache;
     uint64_t flags; /* QCOW2_OPEN_* beside those of the tree */
+    bool recorded; /* an image, and not the user, names it */
     bool ask_read_only;
     bool probed;
     bool changed;        /* since the last flush; atomic */

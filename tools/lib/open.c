@@ -74,6 +74,19 @@ static char *seen_from_here(struct node *node, const char *recorded)
     return name;
 }
 
+/* Builds what items and a name describe; `recorded`: an image has a part in them. */
+static int build_as(struct node_tree *tree, bool recorded, struct string_list *items, const char *name, bool protocol,
+                    struct node **node, char **error)
+{
+    bool before = tree->recorded;
+    int ret;
+
+    tree->recorded = recorded;
+    ret = node_build(tree, items, name, protocol, node, error);
+    tree->recorded = before;
+    return ret;
+}
+
 /* Builds the node of a backing file that is not a plain file name, or that options say something about. */
 static int build_backing(struct resolve_state *state, struct node *above, const qcow2_resolve_request *request,
                          struct node **backing)
@@ -94,11 +107,19 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
             list_addf(&items, "driver=%s", request->format);
         }
     }
-    state->tree->recorded = !named;
-    ret = node_build(state->tree, &items, name, false, backing, &state->tree->refusal);
-    state->tree->recorded = false;
+    ret = build_as(state->tree, !named || above->recorded, &items, name, false, backing, &state->tree->refusal);
     list_free(&items);
     free(name);
+    return ret;
+}
+
+/* A data file whose name is no path: what is said about backing files is not for it. */
+static int build_data_file(struct resolve_state *state, const qcow2_resolve_request *request, struct node **node)
+{
+    struct string_list items = {NULL, 0};
+    int ret = build_as(state->tree, true, &items, request->recorded_name, true, node, &state->tree->refusal);
+
+    list_free(&items);
     return ret;
 }
 
@@ -145,30 +166,42 @@ static int answer_path(struct node_tree *tree, const qcow2_resolve_request *requ
     return 0;
 }
 
-static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer)
+static int resolve_by_node(struct resolve_state *state, struct node *above, const qcow2_resolve_request *request,
+                           qcow2_resolve_answer *answer)
 {
-    struct resolve_state *state = opaque;
     bool backing = request->kind == QCOW2_NODE_BACKING;
-    struct node *above = layer(state, backing ? request->depth - 1 : request->depth), *node = NULL;
-    bool asked = backing && above != NULL && above->backing_items.count > 0;
-    int ret;
+    struct node *node = NULL;
+    int ret = node_enter(state->tree, &state->tree->refusal);
 
-    free(state->tree->refusal);
-    state->tree->refusal = NULL;
-    if (request->resolved_path != NULL && !asked) {
-        return answer_path(state->tree, request, answer);
+    if (ret < 0) {
+        return ret;
     }
-    ret = build_backing(state, above, request, &node);
+    ret = backing ? build_backing(state, above, request, &node) : build_data_file(state, request, &node);
     if (ret == 0) {
         ret = answer_with(state->tree, node, answer, &state->tree->refusal);
     }
-    if (node != NULL && above != NULL && above->backing == NULL) {
+    if (node != NULL && backing && above != NULL && above->backing == NULL) {
         above->backing = node;
     } else if (node != NULL) {
         node->backing = state->tree->spare; /* lives as long as the tree */
         state->tree->spare = node;
     }
+    node_leave(state->tree);
     return ret;
+}
+
+static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_resolve_answer *answer)
+{
+    struct resolve_state *state = opaque;
+    bool backing = request->kind == QCOW2_NODE_BACKING;
+    struct node *above = layer(state, backing ? request->depth - 1 : request->depth);
+
+    free(state->tree->refusal);
+    state->tree->refusal = NULL;
+    if (request->resolved_path != NULL && !(backing && above != NULL && above->backing_items.count > 0)) {
+        return answer_path(state->tree, request, answer);
+    }
+    return resolve_by_node(state, above, request, answer);
 }
 
 /* --- opening --- */
@@ -204,8 +237,12 @@ static int open_with(struct node *node, qcow2_open_params *params, const struct 
     params->message = print_message;
     ret = qcow2_open_with(params, image);
     if (ret < 0) {
-        *error = node->tree->refusal != NULL ? text_format("Could not open backing file: %s", node->tree->refusal)
-                                             : text_copy(failure_text());
+        char *refusal = node->tree->refusal;
+
+        node->tree->refusal = NULL;
+        *error = refusal == NULL ? text_copy(failure_text())
+                                 : text_format("%s%s", ret == -ELOOP ? "" : "Could not open backing file: ", refusal);
+        free(refusal);
     }
     list_free(&options);
     return ret;
@@ -225,7 +262,7 @@ static int check_backing_given(struct node *node, qcow2_image *image, char **err
     for (size_t i = 0; i < node->backing_items.count; i++) {
         list_add(&items, node->backing_items.items[i]);
     }
-    ret = node_build(node->tree, &items, NULL, false, &node->backing, &why);
+    ret = build_as(node->tree, node->recorded, &items, NULL, false, &node->backing, &why);
     if (ret == 0 && info.backing_file == NULL) {
         ret = refuse(&why, -ENOTSUP, text_copy("The image names none that it could replace"));
     }
@@ -295,8 +332,12 @@ int node_open_child(struct node *child, char **error)
     if (child->ask_read_only) {
         flags |= QCOW2_OPEN_READ_ONLY;
     }
-    ret = open_node(child, flags, NULL, &child->image, error);
-    child->image_is_child = ret == 0;
+    ret = node_enter(child->tree, error);
+    if (ret == 0) {
+        ret = open_node(child, flags, NULL, &child->image, error);
+        child->image_is_child = ret == 0;
+        node_leave(child->tree);
+    }
     return ret;
 }
 
