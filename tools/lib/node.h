@@ -88,6 +88,7 @@ struct node {
     qcow2_image *image;
     struct node_limits limits;
     pthread_mutex_t end_lock; /* growing */
+    pthread_mutex_t flush_lock;
     struct in_flight *in_flight;
     pthread_mutex_t flight_lock;
     pthread_cond_t landed;
@@ -157,6 +158,9 @@ int take_flag(struct string_list *items, const char *key, bool *value, char **er
 /* Takes every "PREFIX.key=..." out as "key=...". */
 void take_group(struct string_list *items, const char *prefix, struct string_list *group);
 
+/* Takes the options that every node has, and those of a file: 0, or -EINVAL with *error. */
+int node_take_general(struct node *node, struct string_list *items, char **error);
+int node_take_file_options(struct node *node, struct string_list *items, char **error);
 /* Whether the library takes an open option of that name. */
 bool library_knows(const char *key);
 

@@ -167,6 +167,9 @@ static int span_init(struct span *span, const struct node *node, uint64_t bytes,
 {
     uint64_t align = node->limits.align > 1 ? node->limits.align : 1;
 
+    if (bytes > INT64_MAX - 2 * align || offset > INT64_MAX - 2 * align - bytes) {
+        return -EFBIG;
+    }
     span->head = offset % align;
     span->offset = offset - span->head;
     span->bytes = (span->head + bytes + align - 1) / align * align;
@@ -256,21 +259,22 @@ static int ops_pwritev(void *opaque, const struct iovec *iov, int count, uint64_
     return ret;
 }
 
+/* Who finds nothing to do has waited for a flush that is under way: what it makes stable may be his. */
 static int ops_sync(void *opaque)
 {
     struct node *node = opaque;
-
-    int ret;
+    int ret = 0;
 
     tell(node, "flush_to_os");
-    if (!__atomic_exchange_n(&node->changed, false, __ATOMIC_SEQ_CST)) {
-        return 0;
+    pthread_mutex_lock(&node->flush_lock);
+    if (__atomic_exchange_n(&node->changed, false, __ATOMIC_SEQ_CST)) {
+        tell(node, "flush_to_disk");
+        ret = node->requests->flush(node);
     }
-    tell(node, "flush_to_disk");
-    ret = node->requests->flush(node);
     if (ret < 0) {
         note_change(node);
     }
+    pthread_mutex_unlock(&node->flush_lock);
     return ret;
 }
 
