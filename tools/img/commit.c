@@ -129,6 +129,7 @@ static int run_commit(const struct img_command *command, int argc, char **argv)
         }
     }
     name = one_file_name(&args, command, argc, argv);
+    spec.writes_below = true;
     if (name && set_cache(&spec, cache, "Invalid cache option") == EXIT_SUCCESS &&
         open_image(&args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = commit_open(image, &args, &spec, name, base, keep);

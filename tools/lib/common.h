@@ -88,6 +88,7 @@ struct image_spec {
     bool bare;       /* `name` is a file's name, with or without a protocol; otherwise the items name the image */
     bool by_options; /* named by --image-opts: messages do not repeat it */
     bool recorded;   /* named by an image, and not by the user */
+    bool writes_below; /* images below are written to */
     bool probed_raw; /* set by image_open */
     struct node_tree *tree;
 };

@@ -386,11 +386,11 @@ static int open_copy_on_read(struct node *node, struct string_list *items, char 
     int ret;
 
     (void)items;
-    if (strcmp(format_below(node), "qcow2") == 0 && (node->tree->flags & QCOW2_OPEN_READ_ONLY) == 0) {
+    if (strcmp(format_below(node), "qcow2") == 0 && !node_is_read_only(node)) {
         list_add(&child->image_options, "copy-on-read=on");
     }
     ret = node_open_child(child, error);
-    if (ret == 0 && (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0) {
+    if (ret == 0 && node_is_read_only(node)) {
         return refuse(error, -EPERM, text_copy("Block node is read-only"));
     }
     return ret;

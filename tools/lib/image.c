@@ -214,6 +214,7 @@ static int build(struct image_spec *spec, uint64_t flags, char **error)
     }
     spec->tree->cache = spec->cache;
     spec->tree->recorded = spec->recorded;
+    spec->tree->writes_below = spec->writes_below;
     for (size_t i = 0; i < spec->items.count; i++) {
         list_add(&items, spec->items.items[i]);
     }

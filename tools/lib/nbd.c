@@ -292,7 +292,7 @@ static int open_nbd(struct node *node, struct string_list *items, char **error)
 {
     static const char *const keys[] = {"path", "host", "port", "export", "open-timeout", "reconnect-delay"};
     struct nbd_state *state = memory_or_exit(calloc(1, sizeof(*state)));
-    bool read_only = (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0 || node->ask_read_only;
+    bool read_only = node_is_read_only(node) || node->ask_read_only;
     const struct qcow2_storage_driver *driver;
     struct qcow2_storage_limits limits = {1, 0};
     struct string_list options = {NULL, 0};

@@ -58,6 +58,11 @@ int node_build_child(struct node *node, struct string_list *items, const char *n
     return ret;
 }
 
+bool node_is_read_only(const struct node *node)
+{
+    return (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0 || node->read_only;
+}
+
 struct node *node_file(struct node *node)
 {
     while (node != NULL && node->driver != NULL && !node->driver->needs_filename) {
@@ -295,6 +300,7 @@ int node_build(struct node_tree *tree, struct string_list *items, const char *fi
     made->tree = tree;
     made->cache = tree->cache;
     made->recorded = tree->recorded;
+    made->read_only = tree->read_only;
     tree->made++;
     pthread_mutex_init(&made->end_lock, NULL);
     pthread_mutex_init(&made->flush_lock, NULL);

@@ -56,6 +56,8 @@ struct node_tree {
     struct string_list backing_paths; /* that the resolver has answered */
     char *refusal;                    /* why a name that an image records means nothing */
     bool recorded;                    /* an image, and not the user, names what is being built */
+    bool read_only;                   /* what is being built is below a backing file */
+    bool writes_below;                /* backing files are written to, by a commit */
     size_t depth, made;               /* how deep opens are in each other, and how many nodes there have been */
 };
 
@@ -80,7 +82,8 @@ struct node {
     struct string_list image_options; /* for the library */
     struct cache_mode cache;
     uint64_t flags; /* QCOW2_OPEN_* beside those of the tree */
-    bool recorded; /* an image, and not the user, names it */
+    bool recorded;  /* an image, and not the user, names it */
+    bool read_only; /* it is, or is below, a backing file */
     bool ask_read_only;
     bool probed;
     bool changed;        /* since the last flush; atomic */
@@ -113,6 +116,8 @@ void node_tree_free(struct node_tree *tree);
 /* "Unknown protocol" is a NULL. */
 const struct node_driver *node_find_driver(const char *name);
 const struct node_driver *node_find_protocol(const char *filename);
+/* Whether nobody may write to it, by the open or because of where it is. */
+bool node_is_read_only(const struct node *node);
 /* The first file below and including this node, NULL: none. */
 struct node *node_file(struct node *node);
 /* The child by its name, NULL: none. */

@@ -74,16 +74,24 @@ static char *seen_from_here(struct node *node, const char *recorded)
     return name;
 }
 
-/* Builds what items and a name describe; `recorded`: an image has a part in them. */
-static int build_as(struct node_tree *tree, bool recorded, struct string_list *items, const char *name, bool protocol,
-                    struct node **node, char **error)
+struct builder {
+    struct node_tree *tree;
+    bool recorded;  /* an image has a part in the items or the name */
+    bool read_only; /* nobody writes to the node */
+};
+
+static int build_as(struct builder as, struct string_list *items, const char *name, bool protocol, struct node **node,
+                    char **error)
 {
-    bool before = tree->recorded;
+    struct node_tree *tree = as.tree;
+    bool recorded = tree->recorded, read_only = tree->read_only;
     int ret;
 
-    tree->recorded = recorded;
+    tree->recorded = as.recorded;
+    tree->read_only = as.read_only && !tree->writes_below;
     ret = node_build(tree, items, name, protocol, node, error);
-    tree->recorded = before;
+    tree->recorded = recorded;
+    tree->read_only = read_only;
     return ret;
 }
 
@@ -107,7 +115,8 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
             list_addf(&items, "driver=%s", request->format);
         }
     }
-    ret = build_as(state->tree, !named || above->recorded, &items, name, false, backing, &state->tree->refusal);
+    ret = build_as((struct builder){state->tree, !named || above->recorded, true}, &items, name, false, backing,
+                   &state->tree->refusal);
     list_free(&items);
     free(name);
     return ret;
@@ -117,7 +126,8 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
 static int build_data_file(struct resolve_state *state, const qcow2_resolve_request *request, struct node **node)
 {
     struct string_list items = {NULL, 0};
-    int ret = build_as(state->tree, true, &items, request->recorded_name, true, node, &state->tree->refusal);
+    struct builder as = {state->tree, true, state->top->read_only || request->depth > 0};
+    int ret = build_as(as, &items, request->recorded_name, true, node, &state->tree->refusal);
 
     list_free(&items);
     return ret;
@@ -262,7 +272,7 @@ static int check_backing_given(struct node *node, qcow2_image *image, char **err
     for (size_t i = 0; i < node->backing_items.count; i++) {
         list_add(&items, node->backing_items.items[i]);
     }
-    ret = build_as(node->tree, node->recorded, &items, NULL, false, &node->backing, &why);
+    ret = build_as((struct builder){node->tree, node->recorded, true}, &items, NULL, false, &node->backing, &why);
     if (ret == 0 && info.backing_file == NULL) {
         ret = refuse(&why, -ENOTSUP, text_copy("The image names none that it could replace"));
     }
@@ -329,7 +339,7 @@ int node_open_child(struct node *child, char **error)
     if (child->image != NULL) {
         return 0;
     }
-    if (child->ask_read_only) {
+    if (child->ask_read_only || child->read_only) {
         flags |= QCOW2_OPEN_READ_ONLY;
     }
     ret = node_enter(child->tree, error);

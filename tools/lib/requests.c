@@ -403,7 +403,7 @@ const struct node_driver node_through = {
 
 const qcow2_io_ops *node_ops(struct node *node, const struct node_driver *requests)
 {
-    bool read_only = (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0;
+    bool read_only = node_is_read_only(node);
 
     node->requests = requests;
     node->ops = (qcow2_io_ops){
