@@ -71,6 +71,18 @@ struct node *node_file(struct node *node)
     return node;
 }
 
+char *node_no_directory(const struct node *node)
+{
+    while (!node->driver->needs_filename && node->child_count > 0) {
+        node = node->children[0];
+    }
+    if (node->driver->needs_filename) {
+        return NULL;
+    }
+    return text_format("Cannot generate a base directory for %s nodes",
+                       same(node->driver->name, "nbd") ? "NBD" : node->driver->name);
+}
+
 char *node_name(const struct node *node)
 {
     while (node->filename == NULL && node->child_count > 0) {

@@ -55,6 +55,7 @@ struct node_tree {
     struct node *spare;               /* below layers that the library has opened by itself, chained by `backing` */
     struct string_list backing_paths; /* that the resolver has answered */
     char *refusal;                    /* why a name that an image records means nothing */
+    bool refusal_alone;               /* it says all */
     bool recorded;                    /* an image, and not the user, names what is being built */
     bool read_only;                   /* what is being built is below a backing file */
     bool writes_below;                /* backing files are written to, by a commit */
@@ -120,6 +121,8 @@ const struct node_driver *node_find_protocol(const char *filename);
 bool node_is_read_only(const struct node *node);
 /* The first file below and including this node, NULL: none. */
 struct node *node_file(struct node *node);
+/* What it says where an image has a relative name and no directory, NULL: it has one; allocated. */
+char *node_no_directory(const struct node *node);
 /* The child by its name, NULL: none. */
 struct node *node_child(const struct node *node, const char *name);
 /* What the node is called: a path, or as the stock tools name one without; allocated. */

@@ -58,6 +58,15 @@ static struct node *layer(struct resolve_state *state, int depth)
     return node;
 }
 
+/* Whether a recorded name is relative to nothing; then with *why. */
+static bool no_directory(const struct node *node, const char *recorded, char **why)
+{
+    bool relative = *recorded != '/' && !has_protocol(recorded);
+
+    *why = relative && node != NULL ? node_no_directory(node) : NULL;
+    return *why != NULL;
+}
+
 /* The name of a file that is recorded in the image of `node`, as seen from here; allocated. */
 static char *seen_from_here(struct node *node, const char *recorded)
 {
@@ -109,6 +118,11 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
         list_add(&items, above->backing_items.items[i]);
     }
     if (!named) {
+        if (request->resolved_path == NULL && no_directory(above, request->recorded_name, &state->tree->refusal)) {
+            state->tree->refusal_alone = true;
+            list_free(&items);
+            return -EINVAL;
+        }
         name = request->resolved_path != NULL ? path_as_name(request->resolved_path)
                                               : seen_from_here(above, request->recorded_name);
         if (request->format != NULL && list_value(&items, "driver") == NULL && strncmp(name, "json:", 5) != 0) {
@@ -208,6 +222,7 @@ static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_res
 
     free(state->tree->refusal);
     state->tree->refusal = NULL;
+    state->tree->refusal_alone = false;
     if (request->resolved_path != NULL && !(backing && above != NULL && above->backing_items.count > 0)) {
         return answer_path(state->tree, request, answer);
     }
@@ -248,10 +263,11 @@ static int open_with(struct node *node, qcow2_open_params *params, const struct 
     ret = qcow2_open_with(params, image);
     if (ret < 0) {
         char *refusal = node->tree->refusal;
+        bool alone = node->tree->refusal_alone || ret == -ELOOP;
 
         node->tree->refusal = NULL;
         *error = refusal == NULL ? text_copy(failure_text())
-                                 : text_format("%s%s", ret == -ELOOP ? "" : "Could not open backing file: ", refusal);
+                                 : text_format("%s%s", alone ? "" : "Could not open backing file: ", refusal);
         free(refusal);
     }
     list_free(&options);
