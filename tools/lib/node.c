@@ -303,11 +303,9 @@ static int build(struct node *node, struct string_list *items, const char *filen
     return ret;
 }
 
-int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
-               struct node **node, char **error)
+static struct node *make(struct node_tree *tree)
 {
     struct node *made = memory_or_exit(calloc(1, sizeof(*made)));
-    int ret;
 
     made->tree = tree;
     made->cache = tree->cache;
@@ -318,11 +316,32 @@ int node_build(struct node_tree *tree, struct string_list *items, const char *fi
     pthread_mutex_init(&made->flush_lock, NULL);
     pthread_mutex_init(&made->flight_lock, NULL);
     pthread_cond_init(&made->landed, NULL);
-    ret = build(made, items, filename, protocol, error);
+    return made;
+}
+
+int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
+               struct node **node, char **error)
+{
+    struct node *made = make(tree);
+    int ret = build(made, items, filename, protocol, error);
+
     if (ret < 0) {
         node_free(made);
         return ret;
     }
     *node = made;
     return 0;
+}
+
+struct node *node_over(struct node *child)
+{
+    struct node *made = make(child->tree);
+
+    made->driver = node_find_driver("raw");
+    made->recorded = child->recorded;
+    made->read_only = child->read_only;
+    made->child_names[0] = text_copy("file");
+    made->children[0] = child;
+    made->child_count = 1;
+    return made;
 }

@@ -104,6 +104,8 @@ struct node {
    built. `protocol`: a bare file name is a file and no image. */
 int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
                struct node **node, char **error);
+/* A raw node over one that has been built. */
+struct node *node_over(struct node *child);
 /* The child `name` that "NAME.*" and "NAME" among the items describe, or `filename`; *child is NULL where there is none. */
 int node_build_child(struct node *node, struct string_list *items, const char *name, const char *filename,
                      bool protocol, char **error);

@@ -44,18 +44,12 @@ static int place_of(struct node *node, struct node *reader, struct place *place,
 
 struct resolve_state {
     struct node_tree *tree;
-    struct node *top;
+    struct node *layers[NODE_DEPTH_LIMIT + 1]; /* by depth; NULL: the library has opened it by itself */
 };
 
-/* The node of that depth below the top; NULL: the library has opened it by itself. */
-static struct node *layer(struct resolve_state *state, int depth)
+static struct node *layer(const struct resolve_state *state, int depth)
 {
-    struct node *node = state->top;
-
-    while (node != NULL && depth-- > 0) {
-        node = node->backing;
-    }
-    return node;
+    return depth <= NODE_DEPTH_LIMIT ? state->layers[depth] : NULL;
 }
 
 /* Whether a recorded name is relative to nothing; then with *why. */
@@ -104,6 +98,16 @@ static int build_as(struct builder as, struct string_list *items, const char *na
     return ret;
 }
 
+/* Whether options say what an answer to the library cannot: then the node is opened by itself, and read through. */
+static bool says_more(const struct node *node)
+{
+    const struct node *file = node->child_count > 0 && node_is_file(node->children[0]) ? node->children[0] : NULL;
+
+    return node->driver->read == NULL && !node_is_file(node) &&
+           (node->flags != 0 || (file != NULL && file->flags != 0) ||
+            list_value(&node->image_options, "data-file") != NULL);
+}
+
 /* Builds the node of a backing file that is not a plain file name, or that options say something about. */
 static int build_backing(struct resolve_state *state, struct node *above, const qcow2_resolve_request *request,
                          struct node **backing)
@@ -133,6 +137,12 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
                    &state->tree->refusal);
     list_free(&items);
     free(name);
+    if (ret == 0 && (*backing)->unknown != NULL) {
+        return refuse(&state->tree->refusal, -EINVAL, text_copy((*backing)->unknown));
+    }
+    if (ret == 0 && says_more(*backing)) {
+        *backing = node_over(*backing);
+    }
     return ret;
 }
 
@@ -140,7 +150,7 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
 static int build_data_file(struct resolve_state *state, const qcow2_resolve_request *request, struct node **node)
 {
     struct string_list items = {NULL, 0};
-    struct builder as = {state->tree, true, state->top->read_only || request->depth > 0};
+    struct builder as = {state->tree, true, state->layers[0]->read_only || request->depth > 0};
     int ret = build_as(as, &items, request->recorded_name, true, node, &state->tree->refusal);
 
     list_free(&items);
@@ -204,6 +214,9 @@ static int resolve_by_node(struct resolve_state *state, struct node *above, cons
     if (ret == 0) {
         ret = answer_with(state->tree, node, answer, &state->tree->refusal);
     }
+    if (node != NULL && backing && request->depth <= NODE_DEPTH_LIMIT) {
+        state->layers[request->depth] = node;
+    }
     if (node != NULL && backing && above != NULL && above->backing == NULL) {
         above->backing = node;
     } else if (node != NULL) {
@@ -242,11 +255,29 @@ static const char *chosen_cache(const struct node *node)
     return cache_option(cache);
 }
 
+static const char backing_failed[] = "Could not open backing file: ", names_none[] = "The image names none that it could replace";
+
+/* Nobody gives a backing file to an image below that names none. */
+static int check_layers(const struct resolve_state *state, qcow2_image **image, char **error)
+{
+    for (int depth = 1; depth < NODE_DEPTH_LIMIT; depth++) {
+        const struct node *node = state->layers[depth];
+
+        if (node != NULL && node->backing_items.count > 0 && state->layers[depth + 1] == NULL) {
+            qcow2_close(*image);
+            *image = NULL;
+            return refuse(error, -ENOTSUP, text_format("%s%s", backing_failed, names_none));
+        }
+    }
+    return 0;
+}
+
 static int open_with(struct node *node, qcow2_open_params *params, const struct string_list *more, qcow2_image **image,
                      char **error)
 {
-    struct resolve_state state = {node->tree, node};
+    struct resolve_state state = {.tree = node->tree, .layers = {node}};
     struct string_list options = {NULL, 0};
+    char *refusal;
     int ret;
 
     for (size_t i = 0; i < node->image_options.count; i++) {
@@ -261,16 +292,16 @@ static int open_with(struct node *node, qcow2_open_params *params, const struct 
     params->resolve_opaque = &state;
     params->message = print_message;
     ret = qcow2_open_with(params, image);
-    if (ret < 0) {
-        char *refusal = node->tree->refusal;
-        bool alone = node->tree->refusal_alone || ret == -ELOOP;
-
-        node->tree->refusal = NULL;
-        *error = refusal == NULL ? text_copy(failure_text())
-                                 : text_format("%s%s", alone ? "" : "Could not open backing file: ", refusal);
-        free(refusal);
-    }
     list_free(&options);
+    if (ret == 0) {
+        return check_layers(&state, image, error);
+    }
+    refusal = node->tree->refusal;
+    node->tree->refusal = NULL;
+    *error = refusal == NULL ? text_copy(failure_text())
+                             : text_format("%s%s", node->tree->refusal_alone || ret == -ELOOP ? "" : backing_failed,
+                                           refusal);
+    free(refusal);
     return ret;
 }
 
@@ -290,10 +321,10 @@ static int check_backing_given(struct node *node, qcow2_image *image, char **err
     }
     ret = build_as((struct builder){node->tree, node->recorded, true}, &items, NULL, false, &node->backing, &why);
     if (ret == 0 && info.backing_file == NULL) {
-        ret = refuse(&why, -ENOTSUP, text_copy("The image names none that it could replace"));
+        ret = refuse(&why, -ENOTSUP, text_copy(names_none));
     }
     if (ret < 0 && info.backing_file == NULL) {
-        *error = text_format("Could not open backing file: %s", why);
+        *error = text_format("%s%s", backing_failed, why);
     }
     list_free(&items);
     free(why);
