@@ -209,6 +209,10 @@ static int take_backing(struct node *node, struct string_list *items, char **err
     take_group(items, "backing", &node->backing_items);
     if (reference != NULL && *reference == '\0') {
         node->flags |= QCOW2_OPEN_NO_BACKING;
+        for (size_t i = 0; i < node->backing_items.count; i++) {
+            list_addf(items, "backing.%s", node->backing_items.items[i]); /* which nothing takes */
+        }
+        list_free(&node->backing_items);
     } else if (reference != NULL) {
         ret = refuse(error, -ENODEV,
                      text_format("Could not open backing file: Cannot find device='%s' nor node-name='%s'", reference,
