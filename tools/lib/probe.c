@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PROBE_BYTES 2048
+#define PROBE_BYTES 512
 
 struct mark {
     const char *format;
