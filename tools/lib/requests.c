@@ -65,7 +65,7 @@ int node_child_zero(struct node *node, uint64_t bytes, uint64_t offset)
 {
     int ret = grow(node, offset + bytes);
 
-    return ret < 0 ? ret : qcow2_write_zeroes(below(node), offset, bytes, QCOW2_REQ_UNMAP);
+    return ret < 0 ? ret : qcow2_write_zeroes(below(node), offset, bytes, 0);
 }
 
 int node_child_discard(struct node *node, uint64_t bytes, uint64_t offset)
