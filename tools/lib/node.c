@@ -42,11 +42,10 @@ int node_build_child(struct node *node, struct string_list *items, const char *n
                      text_copy("Cannot reference an existing block device with additional options or a new filename"));
     } else if (reference != NULL) {
         ret = refuse(error, -ENODEV, text_format("Cannot find device='%s' nor node-name='%s'", reference, reference));
+    } else if ((filename != NULL || group.count > 0) && node->child_count == NODE_CHILD_LIMIT) {
+        ret = refuse(error, -EINVAL, text_copy("Too many children"));
     } else if (filename != NULL || group.count > 0) {
         ret = node_build(node->tree, &group, filename, protocol, &child, error);
-    }
-    if (ret == 0 && child != NULL && node->child_count == NODE_CHILD_LIMIT) {
-        ret = refuse(error, -EINVAL, text_copy("Too many children"));
     }
     if (ret == 0 && child != NULL) {
         child->cache.writethrough = false; /* a matter of the node that the guest writes to */
