@@ -108,6 +108,30 @@ static bool says_more(const struct node *node)
             list_value(&node->image_options, "data-file") != NULL);
 }
 
+/* What the image above records about it: items, and a name, allocated, or NULL. */
+static int name_backing(struct resolve_state *state, struct node *above, const qcow2_resolve_request *request,
+                        struct string_list *items, char **name)
+{
+    char **why = &state->tree->refusal;
+    int ret = 0;
+
+    if (request->resolved_path != NULL) {
+        *name = path_as_name(request->resolved_path);
+    } else if (strncmp(request->recorded_name, "json:", 5) == 0) {
+        ret = json_flatten(request->recorded_name + 5, items, why);
+    } else if (no_directory(above, request->recorded_name, why)) {
+        state->tree->refusal_alone = true;
+        return -EINVAL;
+    } else {
+        *name = seen_from_here(above, request->recorded_name);
+    }
+    if (request->format != NULL) {
+        free(list_take(items, "driver")); /* what is said beside the name counts */
+        list_addf(items, "driver=%s", request->format);
+    }
+    return ret;
+}
+
 /* Builds the node of a backing file that is not a plain file name, or that options say something about. */
 static int build_backing(struct resolve_state *state, struct node *above, const qcow2_resolve_request *request,
                          struct node **backing)
@@ -116,22 +140,17 @@ static int build_backing(struct resolve_state *state, struct node *above, const 
     bool named = above != NULL && (list_value(&above->backing_items, "file.filename") != NULL ||
                                    list_value(&above->backing_items, "file.driver") != NULL);
     char *name = NULL;
-    int ret;
+    int ret = 0;
 
-    for (size_t i = 0; above != NULL && i < above->backing_items.count; i++) {
-        list_add(&items, above->backing_items.items[i]);
-    }
     if (!named) {
-        if (request->resolved_path == NULL && no_directory(above, request->recorded_name, &state->tree->refusal)) {
-            state->tree->refusal_alone = true;
-            list_free(&items);
-            return -EINVAL;
-        }
-        name = request->resolved_path != NULL ? path_as_name(request->resolved_path)
-                                              : seen_from_here(above, request->recorded_name);
-        if (request->format != NULL && list_value(&items, "driver") == NULL && strncmp(name, "json:", 5) != 0) {
-            list_addf(&items, "driver=%s", request->format);
-        }
+        ret = name_backing(state, above, request, &items, &name);
+    }
+    for (size_t i = 0; above != NULL && i < above->backing_items.count; i++) {
+        list_add(&items, above->backing_items.items[i]); /* what is last counts */
+    }
+    if (ret < 0) {
+        list_free(&items);
+        return ret;
     }
     ret = build_as((struct builder){state->tree, !named || above->recorded, true}, &items, name, false, backing,
                    &state->tree->refusal);
@@ -255,7 +274,8 @@ static const char *chosen_cache(const struct node *node)
     return cache_option(cache);
 }
 
-static const char backing_failed[] = "Could not open backing file: ", names_none[] = "The image names none that it could replace";
+static const char backing_failed[] = "Could not open backing file: ",
+                  names_none[] = "The image names none that it could replace";
 
 /* Nobody gives a backing file to an image below that names none. */
 static int check_layers(const struct resolve_state *state, qcow2_image **image, char **error)
@@ -298,9 +318,9 @@ static int open_with(struct node *node, qcow2_open_params *params, const struct 
     }
     refusal = node->tree->refusal;
     node->tree->refusal = NULL;
-    *error = refusal == NULL ? text_copy(failure_text())
-                             : text_format("%s%s", node->tree->refusal_alone || ret == -ELOOP ? "" : backing_failed,
-                                           refusal);
+    *error = refusal == NULL
+                 ? text_copy(failure_text())
+                 : text_format("%s%s", node->tree->refusal_alone || ret == -ELOOP ? "" : backing_failed, refusal);
     free(refusal);
     return ret;
 }
@@ -357,7 +377,16 @@ static int open_node(struct node *node, uint64_t flags, const struct string_list
 
     if (format && strcmp(node->driver->name, "raw") == 0 && child->driver->read == NULL && !node_is_file(child) &&
         child->image == NULL) {
-        ret = open_node(child, flags, options, image, error); /* a raw disk on a disk adds nothing to it */
+        struct string_list both = {NULL, 0};
+
+        for (size_t i = 0; i < node->image_options.count; i++) {
+            list_add(&both, node->image_options.items[i]);
+        }
+        for (size_t i = 0; options != NULL && i < options->count; i++) {
+            list_add(&both, options->items[i]);
+        }
+        ret = open_node(child, flags | node->flags, &both, image, error); /* a raw disk on a disk adds nothing to it */
+        list_free(&both);
         return ret == 0 ? check_options(node, image, error) : ret;
     }
     ret = place_of(format ? child : node, node, &place, error);
@@ -369,7 +398,7 @@ static int open_node(struct node *node, uint64_t flags, const struct string_list
     params.io_opaque = place.opaque;
     params.flags = flags | node->flags | QCOW2_OPEN_ALLOW_RECORDED;
     if (child != NULL && node_is_file(child)) {
-        params.flags |= child->flags & QCOW2_OPEN_NO_LOCK;
+        params.flags |= child->flags & (QCOW2_OPEN_NO_LOCK | QCOW2_OPEN_FORCE_SHARE);
     }
     if (strcmp(node->driver->name, "qcow2") != 0) {
         params.flags |= QCOW2_OPEN_RAW;
