@@ -12,6 +12,8 @@
 #include <pthread.h>
 
 #define NODE_CHILD_LIMIT 32
+#define NODE_DEPTH_LIMIT 200
+#define NODE_LIMIT 4096
 
 /* Bytes that requests of a driver keep to; 0: no rule. */
 struct node_limits {
@@ -59,11 +61,9 @@ struct node_tree {
     bool recorded;                    /* an image, and not the user, names what is being built */
     bool read_only;                   /* what is being built is below a backing file */
     bool writes_below;                /* backing files are written to, by a commit */
-    size_t depth, made;               /* how deep opens are in each other, and how many nodes there have been */
+    struct node *layers[NODE_DEPTH_LIMIT + 1]; /* of the image that is open, by depth; NULL: the library's own file */
+    size_t depth, made; /* how deep opens are in each other, and how many nodes there have been */
 };
-
-#define NODE_DEPTH_LIMIT 200
-#define NODE_LIMIT 4096
 
 /* One level deeper, which node_leave ends: 0, or -ELOOP with *error. An image may name itself. */
 int node_enter(struct node_tree *tree, char **error);
@@ -121,6 +121,8 @@ const struct node_driver *node_find_driver(const char *name);
 const struct node_driver *node_find_protocol(const char *filename);
 /* Whether nobody may write to it, by the open or because of where it is. */
 bool node_is_read_only(const struct node *node);
+/* Whether offsets that the library tells of a layer are those in a file. */
+bool node_tells_offsets(const struct node_tree *tree, int depth);
 /* The first file below and including this node, NULL: none. */
 struct node *node_file(struct node *node);
 /* What it says where an image has a relative name and no directory, NULL: it has one; allocated. */

@@ -101,11 +101,14 @@ static int build_as(struct builder as, struct string_list *items, const char *na
 /* Whether options say what an answer to the library cannot: then the node is opened by itself, and read through. */
 static bool says_more(const struct node *node)
 {
-    const struct node *file = node->child_count > 0 && node_is_file(node->children[0]) ? node->children[0] : NULL;
-
     return node->driver->read == NULL && !node_is_file(node) &&
-           (node->flags != 0 || (file != NULL && file->flags != 0) ||
-            list_value(&node->image_options, "data-file") != NULL);
+           ((node->flags & QCOW2_OPEN_NO_BACKING) != 0 || list_value(&node->image_options, "data-file") != NULL);
+}
+
+/* Whether it is a format on a file, with nothing between. */
+static bool is_straight(const struct node *node)
+{
+    return node->driver->read == NULL && node->child_count > 0 && node_is_file(node->children[0]);
 }
 
 /* What the image above records about it: items, and a name, allocated, or NULL. */
@@ -173,6 +176,10 @@ static int build_data_file(struct resolve_state *state, const qcow2_resolve_requ
     int ret = build_as(as, &items, request->recorded_name, true, node, &state->tree->refusal);
 
     list_free(&items);
+    if (ret == 0 && node_file(*node) != *node && (strcmp((*node)->driver->name, "raw") != 0 || !is_straight(*node))) {
+        ret = refuse(&state->tree->refusal, -ENOTSUP,
+                     text_format("A data file by the driver '%s' is not supported", (*node)->driver->name));
+    }
     return ret;
 }
 
@@ -261,6 +268,13 @@ static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_res
     return resolve_by_node(state, above, request, answer);
 }
 
+bool node_tells_offsets(const struct node_tree *tree, int depth)
+{
+    const struct node *node = depth > 0 && depth <= NODE_DEPTH_LIMIT ? tree->layers[depth] : NULL;
+
+    return node == NULL || node_is_file(node) || is_straight(node);
+}
+
 /* --- opening --- */
 
 static const char *chosen_cache(const struct node *node)
@@ -314,6 +328,9 @@ static int open_with(struct node *node, qcow2_open_params *params, const struct 
     ret = qcow2_open_with(params, image);
     list_free(&options);
     if (ret == 0) {
+        if (node->tree->depth == 0) {
+            memcpy(node->tree->layers, state.layers, sizeof(state.layers));
+        }
         return check_layers(&state, image, error);
     }
     refusal = node->tree->refusal;
