@@ -9,15 +9,20 @@
 
 #define QCOW2_STORAGE_DRIVER "qcow2_storage_driver_1"
 
+/* Each structure begins with its size in bytes, as whoever made it knows it; the other side uses nothing behind that. */
+
 struct qcow2_storage_limits {
+    size_t struct_size;    /* set by the caller */
     uint64_t align;        /* bytes; requests are multiples of it */
     uint64_t max_transfer; /* bytes of a read or a write, of a discard or of zeroes */
 };
 
 struct qcow2_storage_driver {
+    size_t struct_size; /* set by the plugin */
     const char *name;
     /* Opens what "key=value" options say, a NULL behind them. Fills *ops, *opaque and *limits: 0, or -errno with
-       *message, which the caller frees by free(). */
+       *message, which the caller frees by free(). ops->struct_size is what the caller has room for; it becomes what is
+       filled, if that is less. */
     int (*open)(const char *const *options, int read_only, qcow2_io_ops *ops, void **opaque,
                 struct qcow2_storage_limits *limits, char **message);
 };

@@ -18,6 +18,7 @@
 struct disk {
     struct nbd_handle *nbd;
     bool has_status;
+    uint64_t align; /* bytes; a power of two */
 };
 
 static int failed(void)
@@ -28,6 +29,14 @@ static int failed(void)
     return code > 0 ? -code : -EIO;
 }
 
+/* A server that has gone is an error of the medium, whatever the host says about its socket. */
+static int request_failed(struct disk *disk)
+{
+    int code = failed();
+
+    return nbd_aio_is_dead(disk->nbd) > 0 || nbd_aio_is_closed(disk->nbd) > 0 ? -EIO : code;
+}
+
 /* libnbd takes one request of a thread at a time; those of several threads wait for each other in it. */
 static int disk_preadv(void *opaque, const struct iovec *iov, int count, uint64_t offset)
 {
@@ -35,7 +44,7 @@ static int disk_preadv(void *opaque, const struct iovec *iov, int count, uint64_
 
     for (int i = 0; i < count; i++) {
         if (iov[i].iov_len > 0 && nbd_pread(disk->nbd, iov[i].iov_base, iov[i].iov_len, offset, 0) < 0) {
-            return failed();
+            return request_failed(disk);
         }
         offset += iov[i].iov_len;
     }
@@ -48,7 +57,7 @@ static int disk_pwritev(void *opaque, const struct iovec *iov, int count, uint64
 
     for (int i = 0; i < count; i++) {
         if (iov[i].iov_len > 0 && nbd_pwrite(disk->nbd, iov[i].iov_base, iov[i].iov_len, offset, 0) < 0) {
-            return failed();
+            return request_failed(disk);
         }
         offset += iov[i].iov_len;
     }
@@ -62,7 +71,7 @@ static int disk_sync(void *opaque)
     if (nbd_can_flush(disk->nbd) <= 0) {
         return 0;
     }
-    return nbd_flush(disk->nbd, 0) < 0 ? failed() : 0;
+    return nbd_flush(disk->nbd, 0) < 0 ? request_failed(disk) : 0;
 }
 
 static int64_t disk_length(void *opaque)
@@ -70,7 +79,7 @@ static int64_t disk_length(void *opaque)
     struct disk *disk = opaque;
     int64_t length = nbd_get_size(disk->nbd);
 
-    return length < 0 ? failed() : length;
+    return length < 0 ? request_failed(disk) : length;
 }
 
 static int disk_discard(void *opaque, uint64_t offset, uint64_t length)
@@ -80,7 +89,7 @@ static int disk_discard(void *opaque, uint64_t offset, uint64_t length)
     if (nbd_can_trim(disk->nbd) <= 0) {
         return -ENOTSUP;
     }
-    return nbd_trim(disk->nbd, length, offset, 0) < 0 ? failed() : 0;
+    return nbd_trim(disk->nbd, length, offset, 0) < 0 ? request_failed(disk) : 0;
 }
 
 static int disk_write_zeroes(void *opaque, uint64_t offset, uint64_t length)
@@ -90,7 +99,7 @@ static int disk_write_zeroes(void *opaque, uint64_t offset, uint64_t length)
     if (nbd_can_zero(disk->nbd) <= 0) {
         return -ENOTSUP;
     }
-    return nbd_zero(disk->nbd, length, offset, 0) < 0 ? failed() : 0;
+    return nbd_zero(disk->nbd, length, offset, LIBNBD_CMD_FLAG_NO_HOLE) < 0 ? request_failed(disk) : 0;
 }
 
 struct run {
@@ -119,6 +128,7 @@ static int disk_status(void *opaque, uint64_t offset, uint64_t length, uint64_t 
 {
     struct disk *disk = opaque;
     struct run run = {.offset = offset, .length = length};
+    uint64_t end;
     nbd_extent_callback callback = {.callback = take_extents, .user_data = &run};
 
     *flags = QCOW2_EXTENT_DATA;
@@ -127,10 +137,13 @@ static int disk_status(void *opaque, uint64_t offset, uint64_t length, uint64_t 
         return 0;
     }
     length = length < MOST_BYTES ? length : MOST_BYTES;
-    if (nbd_block_status(disk->nbd, length, offset, callback, 0) < 0) {
-        return failed();
+    run.offset = offset / disk->align * disk->align;
+    end = (offset + length + disk->align - 1) / disk->align * disk->align;
+    if (nbd_block_status(disk->nbd, end - run.offset, run.offset, callback, 0) < 0) {
+        return request_failed(disk);
     }
-    if (run.found && run.length > 0) {
+    if (run.found && run.offset + run.length > offset) {
+        run.length -= offset - run.offset;
         *run_length = run.length < length ? run.length : length;
         *flags = (run.flags & LIBNBD_STATE_ZERO) != 0 ? QCOW2_EXTENT_ZERO : QCOW2_EXTENT_DATA;
     }
@@ -243,6 +256,8 @@ static int open_disk(const char *const *options, int read_only, qcow2_io_ops *op
 {
     struct disk *disk = calloc(1, sizeof(*disk));
     const char *export = option(options, "export");
+    qcow2_io_ops functions;
+    int64_t minimum, maximum;
     int ret;
 
     *message = NULL;
@@ -260,8 +275,7 @@ static int open_disk(const char *const *options, int read_only, qcow2_io_ops *op
         disk_close(disk);
         return ret;
     }
-    *ops = (qcow2_io_ops){
-        .struct_size = sizeof(*ops),
+    functions = (qcow2_io_ops){
         .preadv = disk_preadv,
         .pwritev = nbd_is_read_only(disk->nbd) > 0 ? NULL : disk_pwritev,
         .sync = disk_sync,
@@ -271,15 +285,19 @@ static int open_disk(const char *const *options, int read_only, qcow2_io_ops *op
         .close = disk_close,
         .block_status = disk_status,
     };
+    functions.struct_size = ops->struct_size < sizeof(functions) ? ops->struct_size : sizeof(functions);
+    memcpy(ops, &functions, functions.struct_size);
     *opaque = disk;
-    limits->align = nbd_get_block_size(disk->nbd, LIBNBD_SIZE_MINIMUM) > 1
-                        ? (uint64_t)nbd_get_block_size(disk->nbd, LIBNBD_SIZE_MINIMUM)
-                        : 1;
-    limits->max_transfer = MOST_BYTES;
+    minimum = nbd_get_block_size(disk->nbd, LIBNBD_SIZE_MINIMUM);
+    maximum = nbd_get_block_size(disk->nbd, LIBNBD_SIZE_MAXIMUM);
+    disk->align = minimum > 1 ? (uint64_t)minimum : 1;
+    limits->align = disk->align;
+    limits->max_transfer =
+        maximum > minimum && maximum < (int64_t)MOST_BYTES ? (uint64_t)maximum / disk->align * disk->align : MOST_BYTES;
     return 0;
 }
 
-static const struct qcow2_storage_driver driver = {.name = "nbd", .open = open_disk};
+static const struct qcow2_storage_driver driver = {.struct_size = sizeof(driver), .name = "nbd", .open = open_disk};
 
 __attribute__((visibility("default"))) const struct qcow2_storage_driver *qcow2_storage_driver_1(void);
 

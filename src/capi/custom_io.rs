@@ -218,7 +218,7 @@ fn not_supported() -> io::Error {
 impl Storage for CustomIo {
     fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         let Some(preadv) = self.ops.preadv else { return Err(not_supported()) };
-        if !(purpose == Purpose::L2 && self.is_newborn(offset, buffers)) {
+        if self.ops.event.is_some() && !(purpose == Purpose::L2 && self.is_newborn(offset, buffers)) {
             self.tell(Event::of_read(purpose));
         }
         let mut at = offset;

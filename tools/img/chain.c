@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "node.h"
 
 char *resolve_recorded(const char *image_path, const char *recorded)
 {
@@ -16,6 +17,15 @@ char *resolve_recorded(const char *image_path, const char *recorded)
 
     free(path);
     return name;
+}
+
+char *recorded_below(const struct image_spec *spec, const char *recorded)
+{
+    char *why = *recorded == '/' || has_protocol(recorded) ? NULL : node_no_directory(spec->tree->root);
+    bool nowhere = why != NULL;
+
+    free(why);
+    return nowhere ? NULL : resolve_recorded(spec->path, recorded);
 }
 
 void chain_init(struct chain *chain, const char *path, const char *format)
@@ -42,6 +52,7 @@ static char *add_layer(struct chain *chain, const char *name, const char *format
     char *next = NULL, *error = NULL, *data = NULL;
 
     *added = false;
+    spec.recorded = chain->paths.count > 0;
     /* Names only: whoever uses the layers holds the locks. */
     if (image_from_name(&spec, name, format, false, &error) == 0 &&
         image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image, &error) ==
@@ -53,7 +64,7 @@ static char *add_layer(struct chain *chain, const char *name, const char *format
             free(data);
             free(chain->next_format);
             chain->next_format = info.backing_format ? text_copy(info.backing_format) : NULL;
-            next = info.backing_file ? resolve_recorded(spec.path, info.backing_file) : NULL;
+            next = info.backing_file ? recorded_below(&spec, info.backing_file) : NULL;
             *added = true;
         }
         qcow2_close(image);

@@ -1,9 +1,11 @@
 /* qcow2-img commit.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "img.h"
+#include "node.h"
 
 static bool same_file(const char *left, const char *right)
 {
@@ -67,8 +69,43 @@ static size_t choose_base(const struct image_spec *spec, const qcow2_info *info,
     return depth;
 }
 
-static int commit_image(qcow2_image *image, size_t depth, bool keep)
+/* Whether the format of the layer to write to was guessed, and guessed raw. */
+static bool guessed_raw(qcow2_image *image, const struct image_spec *spec, size_t depth)
 {
+    qcow2_info info = {.struct_size = sizeof(info)};
+
+    if (qcow2_get_node_info(image, (uint32_t)depth, &info) < 0 || info.version > 0 ||
+        (depth == 1 && list_value(&spec->items, "backing.driver") != NULL) ||
+        qcow2_get_node_info(image, (uint32_t)depth - 1, &info) < 0) {
+        return false;
+    }
+    return info.backing_file && !info.backing_format && strncmp(info.backing_file, "json:", 5) != 0;
+}
+
+/* The start of such a layer does not become what would be guessed as another format the next time. */
+static int check_start(qcow2_image *image, const struct image_spec *spec, size_t depth)
+{
+    unsigned char block[512] = {0};
+    int64_t length = qcow2_length(image);
+    ssize_t count = length;
+
+    if (!guessed_raw(image, spec, depth)) {
+        return 0;
+    }
+    if (length > 0) {
+        count = qcow2_pread(image, block, length < (int64_t)sizeof(block) ? (size_t)length : sizeof(block), 0);
+    }
+    return count < 0 ? (int)count : strcmp(probe_bytes(block, sizeof(block)), "raw") == 0 ? 0 : -EPERM;
+}
+
+static int commit_image(qcow2_image *image, const struct image_spec *spec, size_t depth, bool keep)
+{
+    int result = check_start(image, spec, depth);
+
+    if (result < 0) {
+        error_report("Block job failed: %s", strerror(-result));
+        return EXIT_FAILURE;
+    }
     if (qcow2_commit_to(image, (uint32_t)depth, keep ? QCOW2_COMMIT_KEEP : 0, progress_update, NULL) < 0) {
         error_report("%s", failure_text());
         return EXIT_FAILURE;
@@ -90,7 +127,7 @@ static int commit_open(qcow2_image *image, const struct image_args *args, const 
         depth = choose_base(spec, &info, name, base);
     }
     if (depth > 0) {
-        result = commit_image(image, depth, keep);
+        result = commit_image(image, spec, depth, keep);
     }
     progress_end();
     if (close_image(image) != EXIT_SUCCESS) {
@@ -129,6 +166,7 @@ static int run_commit(const struct img_command *command, int argc, char **argv)
         }
     }
     name = one_file_name(&args, command, argc, argv);
+    spec.writes_below = true;
     if (name && set_cache(&spec, cache, "Invalid cache option") == EXIT_SUCCESS &&
         open_image(&args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = commit_open(image, &args, &spec, name, base, keep);

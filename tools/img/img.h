@@ -118,6 +118,8 @@ void progress_end(void);
 
 /* A name recorded in an image, as seen from where the tool runs. Allocated. */
 char *resolve_recorded(const char *image_path, const char *recorded);
+/* The same for an open image; NULL where it is relative and the image is in no directory. */
+char *recorded_below(const struct image_spec *spec, const char *recorded);
 /* Host files of the layers of a chain, found on demand. */
 struct chain {
     struct string_list data_names; /* per depth: where data is */

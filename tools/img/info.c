@@ -15,6 +15,7 @@ struct info_job {
     FILE *out;
     struct json json;
     struct string_list seen;
+    bool chain;
 };
 
 static bool encrypted(const qcow2_info *info)
@@ -127,7 +128,9 @@ static void print_human(FILE *out, qcow2_image *image, const struct node *root, 
     }
     if (info->backing_file) {
         fprintf(out, "backing file: %s", info->backing_file);
-        if (strcmp(below, info->backing_file) != 0) {
+        if (!below) {
+            fprintf(out, " (cannot determine actual path)");
+        } else if (strcmp(below, info->backing_file) != 0) {
             fprintf(out, " (actual path: %s)", below);
         }
         putc('\n', out);
@@ -277,6 +280,7 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
     qcow2_info info;
     int result = EXIT_FAILURE;
 
+    spec.recorded = job->seen.count > 0;
     if (!seen_before(job, name) &&
         open_image(&job->args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
         if (image_info(image, &info) && bitmaps_are_readable(image, &info, name) &&
@@ -289,7 +293,7 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
 
             char *shown = node_name(spec.tree->root);
 
-            *below = info.backing_file ? resolve_recorded(spec.path, info.backing_file) : NULL;
+            *below = info.backing_file ? recorded_below(&spec, info.backing_file) : NULL;
             *below_format = info.backing_format ? text_copy(info.backing_format) : NULL;
             if (job->args.json) {
                 print_json(&job->json, image, spec.tree->root, &info, shown, *below);
@@ -299,6 +303,11 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
             }
             free(shown);
             result = EXIT_SUCCESS;
+            if (job->chain && info.backing_file && !*below) {
+                error_report("Could not determine absolute backing filename, but backing filename '%s' present",
+                             info.backing_file);
+                result = EXIT_FAILURE;
+            }
         }
         if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
@@ -308,12 +317,12 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
     return result;
 }
 
-static int print_all(struct info_job *job, const char *name, bool chain)
+static int print_all(struct info_job *job, const char *name)
 {
     char *below = text_copy(name), *format = job->args.format ? text_copy(job->args.format) : NULL;
     int result = EXIT_SUCCESS;
 
-    if (job->args.json && chain) {
+    if (job->args.json && job->chain) {
         json_open(&job->json, NULL, '[');
     }
     while (below && result == EXIT_SUCCESS) {
@@ -325,11 +334,11 @@ static int print_all(struct info_job *job, const char *name, bool chain)
         job->args.image_opts = false;
         free(this_name);
         free(this_format);
-        if (!chain) {
+        if (!job->chain) {
             break;
         }
     }
-    if (job->args.json && chain) {
+    if (job->args.json && job->chain) {
         json_close(&job->json, ']');
     }
     free(below);
@@ -343,12 +352,11 @@ static int run_info(const struct img_command *command, int argc, char **argv)
     char *text = NULL;
     size_t length = 0;
     const char *name;
-    bool chain = false;
     int code, result;
 
     while ((code = next_option(command, argc, argv)) != -1) {
         if (code == 'b') {
-            chain = true;
+            job.chain = true;
         } else {
             take_image_option(&job.args, command, code);
         }
@@ -360,7 +368,7 @@ static int run_info(const struct img_command *command, int argc, char **argv)
     /* Nothing is printed about a chain that cannot be followed to its end. */
     job.out = memory_or_exit(open_memstream(&text, &length));
     job.json.out = job.out;
-    result = print_all(&job, name, chain);
+    result = print_all(&job, name);
     fclose(job.out);
     if (result == EXIT_SUCCESS) {
         fwrite(text, 1, length, stdout);

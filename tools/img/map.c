@@ -17,6 +17,7 @@ struct map_output {
     bool json;
     bool any;
     struct chain chain;
+    const struct node_tree *tree;
     char *top_name; /* of what the image is on, where that is no file; or NULL */
 };
 
@@ -108,6 +109,9 @@ static int print_map(qcow2_image *image, struct map_output *output, uint64_t sta
             error_report("Failed to read image metadata: %s", failure_text());
             return EXIT_FAILURE;
         }
+        if (!node_tells_offsets(output->tree, extent.depth)) {
+            extent.flags &= ~(uint32_t)QCOW2_EXTENT_HOST_OFFSET;
+        }
         if (!merge(&current, &extent)) {
             if (current.extent.length && !print_entry(output, &current)) {
                 return EXIT_FAILURE;
@@ -150,6 +154,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
+        output.tree = spec.tree;
         output.top_name = name_below(spec.tree->root);
         output.json = args.json;
         chain_init(&output.chain, spec.path, spec.format);

@@ -85,9 +85,14 @@ static int check_start(const struct iovec *parts, int count, int64_t offset)
     unsigned char block[512];
     size_t at = (size_t)offset;
     int64_t length = qcow2_length(io.image);
+    ssize_t ret;
 
-    if (!io.spec.probed_raw || offset >= 512 || length < 512 || qcow2_pread(io.image, block, sizeof(block), 0) < 0) {
+    if (!io.spec.probed_raw || offset >= 512 || length < 512) {
         return 0;
+    }
+    ret = qcow2_pread(io.image, block, sizeof(block), 0);
+    if (ret < 0) {
+        return (int)ret;
     }
     for (int i = 0; i < count && at < sizeof(block); i++) {
         size_t bytes = parts[i].iov_len < sizeof(block) - at ? parts[i].iov_len : sizeof(block) - at;

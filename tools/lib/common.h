@@ -85,9 +85,11 @@ struct image_spec {
     struct string_list options; /* library keys that the tool adds */
     struct string_list items;   /* what the user says, by --image-opts, json: or -o: "file.filename=x" */
     struct cache_mode cache;
-    bool bare;       /* `name` is a file's name, with or without a protocol; otherwise the items name the image */
-    bool by_options; /* named by --image-opts: messages do not repeat it */
-    bool probed_raw; /* set by image_open */
+    bool bare;         /* `name` is a file's name, with or without a protocol; otherwise the items name the image */
+    bool by_options;   /* named by --image-opts: messages do not repeat it */
+    bool recorded;     /* named by an image, and not by the user */
+    bool writes_below; /* images below are written to */
+    bool probed_raw;   /* set by image_open */
     struct node_tree *tree;
 };
 

@@ -177,11 +177,22 @@ static int window_fits(uint64_t range_end, const struct window *window)
     return window->has_size && range_end > window->size ? -ENOSPC : 0;
 }
 
+/* How much of a range is inside; what is behind it shows zeroes. */
+static uint64_t window_holds(const struct window *window, uint64_t bytes, uint64_t offset)
+{
+    if (!window->has_size || offset + bytes <= window->size) {
+        return bytes;
+    }
+    return offset < window->size ? window->size - offset : 0;
+}
+
 static int window_read(struct node *node, void *buffer, size_t bytes, uint64_t offset)
 {
     const struct window *window = node->state;
+    size_t held = (size_t)window_holds(window, bytes, offset);
 
-    return node_child_read(node, buffer, bytes, offset + window->offset);
+    memset((char *)buffer + held, 0, bytes - held);
+    return held > 0 ? node_child_read(node, buffer, held, offset + window->offset) : 0;
 }
 
 static int window_write(struct node *node, const void *buffer, size_t bytes, uint64_t offset)
@@ -230,8 +241,14 @@ static int window_truncate(struct node *node, uint64_t length)
 static int window_status(struct node *node, uint64_t offset, uint64_t length, uint64_t *run, uint32_t *flags)
 {
     const struct window *window = node->state;
+    uint64_t held = window_holds(window, length, offset);
 
-    return node_child_status(node, offset + window->offset, length, run, flags);
+    if (held == 0) {
+        *run = length;
+        *flags = QCOW2_EXTENT_ZERO;
+        return 0;
+    }
+    return node_child_status(node, offset + window->offset, held, run, flags);
 }
 
 static const struct node_driver window_driver = {
@@ -369,11 +386,11 @@ static int open_copy_on_read(struct node *node, struct string_list *items, char 
     int ret;
 
     (void)items;
-    if (strcmp(format_below(node), "qcow2") == 0 && (node->tree->flags & QCOW2_OPEN_READ_ONLY) == 0) {
+    if (strcmp(format_below(node), "qcow2") == 0 && !node_is_read_only(node)) {
         list_add(&child->image_options, "copy-on-read=on");
     }
     ret = node_open_child(child, error);
-    if (ret == 0 && (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0) {
+    if (ret == 0 && node_is_read_only(node)) {
         return refuse(error, -EPERM, text_copy("Block node is read-only"));
     }
     return ret;

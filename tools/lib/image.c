@@ -213,6 +213,8 @@ static int build(struct image_spec *spec, uint64_t flags, char **error)
         spec->tree->flags |= QCOW2_OPEN_READ_ONLY; /* what is written goes elsewhere */
     }
     spec->tree->cache = spec->cache;
+    spec->tree->recorded = spec->recorded;
+    spec->tree->writes_below = spec->writes_below;
     for (size_t i = 0; i < spec->items.count; i++) {
         list_add(&items, spec->items.items[i]);
     }
@@ -221,6 +223,23 @@ static int build(struct image_spec *spec, uint64_t flags, char **error)
     }
     ret = node_build(spec->tree, &items, spec->bare ? spec->name : NULL, false, &spec->tree->root, error);
     list_free(&items);
+    return ret;
+}
+
+/* A disk that is written to has no node that is only read. */
+static int check_access(const struct node *node, char **error)
+{
+    int ret = 0;
+
+    if ((node->flags & QCOW2_OPEN_FORCE_SHARE) != 0) {
+        return refuse(error, -EINVAL, text_copy("force-share=on can only be used with read-only images"));
+    }
+    if (node->ask_read_only) {
+        return refuse(error, -EACCES, text_copy("Block node is read-only"));
+    }
+    for (size_t i = 0; i < node->child_count && ret == 0; i++) {
+        ret = check_access(node->children[i], error);
+    }
     return ret;
 }
 
@@ -240,6 +259,12 @@ int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, cha
     }
     if (root->ask_read_only && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
         return refuse(error, -EACCES, text_copy("Block node is read-only"));
+    }
+    if ((spec->tree->flags & QCOW2_OPEN_READ_ONLY) == 0) {
+        ret = check_access(root, error);
+        if (ret < 0) {
+            return ret;
+        }
     }
     ret = node_open_root(root, flags, &spec->options, image, error);
     spec->cache = root->cache;

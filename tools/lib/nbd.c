@@ -273,6 +273,7 @@ static int nbd_status(struct node *node, uint64_t offset, uint64_t length, uint6
 static const struct qcow2_storage_driver *load(char **error)
 {
     static void *library;
+    const struct qcow2_storage_driver *driver;
     qcow2_storage_driver_fn find;
 
     if (library == NULL) {
@@ -285,22 +286,28 @@ static const struct qcow2_storage_driver *load(char **error)
         *error = text_format("The driver 'nbd' cannot be loaded: %s", why != NULL ? why : "no entry");
         return NULL;
     }
-    return find();
+    driver = find();
+    if (driver->struct_size < sizeof(*driver)) {
+        *error = text_copy("The driver 'nbd' cannot be loaded: it is of another version");
+        return NULL;
+    }
+    return driver;
 }
 
 static int open_nbd(struct node *node, struct string_list *items, char **error)
 {
     static const char *const keys[] = {"path", "host", "port", "export", "open-timeout", "reconnect-delay"};
     struct nbd_state *state = memory_or_exit(calloc(1, sizeof(*state)));
-    bool read_only = (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0 || node->ask_read_only;
+    bool read_only = node_is_read_only(node) || node->ask_read_only;
     const struct qcow2_storage_driver *driver;
-    struct qcow2_storage_limits limits = {1, 0};
+    struct qcow2_storage_limits limits = {.struct_size = sizeof(limits), .align = 1};
     struct string_list options = {NULL, 0};
     char *message = NULL;
     int ret = take_server(items, error);
 
     node->state = state;
-    if (ret == 0 && node->tree->recorded) {
+    state->ops.struct_size = sizeof(state->ops);
+    if (ret == 0 && node->recorded) {
         ret = refuse(error, -EPERM, text_copy("The driver 'nbd' is for the user to name, not for an image"));
     }
     ret = ret == 0 ? check_address(items, error) : ret;

@@ -1,7 +1,6 @@
 /* Building the tree of nodes.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "node.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,155 +14,6 @@ static bool same(const char *a, const char *b)
 static bool starts_with(const char *text, const char *start)
 {
     return strncmp(text, start, strlen(start)) == 0;
-}
-
-/* --- taking items apart --- */
-
-int take_size(struct string_list *items, const char *key, uint64_t *value, char **error)
-{
-    char *text = list_take(items, key);
-    int ret = text != NULL ? parse_size(text, value) : 0;
-
-    if (ret == -ERANGE) {
-        *error = text_format("Value '%s' is out of range for parameter '%s'", text, key);
-    } else if (ret < 0) {
-        *error = text_format("Parameter '%s' expects a non-negative number below 2^64\n"
-                             "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                             "and exabytes, respectively.",
-                             key);
-    }
-    free(text);
-    return ret < 0 ? -EINVAL : 0;
-}
-
-int take_flag(struct string_list *items, const char *key, bool *value, char **error)
-{
-    char *text = list_take(items, key);
-    int ret = text != NULL ? parse_bool(text, value) : 0;
-
-    free(text);
-    return ret < 0 ? refuse(error, ret, text_format("Parameter '%s' expects 'on' or 'off'", key)) : 0;
-}
-
-void take_group(struct string_list *items, const char *prefix, struct string_list *group)
-{
-    size_t length = strlen(prefix), kept = 0;
-
-    for (size_t i = 0; i < items->count; i++) {
-        if (strncmp(items->items[i], prefix, length) == 0 && items->items[i][length] == '.') {
-            list_add(group, items->items[i] + length + 1);
-            free(items->items[i]);
-        } else {
-            items->items[kept++] = items->items[i];
-        }
-    }
-    items->count = kept;
-    if (items->items != NULL) {
-        items->items[kept] = NULL;
-    }
-}
-
-/* --- options that every node has --- */
-
-static int one_of(struct string_list *items, const char *key, const char *const *allowed, char **error)
-{
-    char *value = list_take(items, key);
-    int ret = 0;
-
-    for (size_t i = 0; value != NULL && (allowed[i] == NULL || !same(value, allowed[i])); i++) {
-        if (allowed[i] == NULL) {
-            ret = refuse(error, -EINVAL, text_format("invalid parameter value: %s", value));
-            break;
-        }
-    }
-    if (ret == 0 && value != NULL) {
-        list_addf(items, "%s=%s", key, value);
-    }
-    free(value);
-    return ret;
-}
-
-static int take_name(struct node *node, struct string_list *items, char **error)
-{
-    char *name = list_take(items, "node-name");
-    size_t i = 0;
-    int ret = 0;
-
-    if (name == NULL) {
-        return 0;
-    }
-    if (isalpha((unsigned char)name[0])) {
-        while (isalnum((unsigned char)name[i]) || (name[i] != '\0' && strchr("-._", name[i]) != NULL)) {
-            i++;
-        }
-    }
-    if (i == 0 || name[i] != '\0') {
-        ret = refuse(error, -EINVAL, text_format("Invalid node-name: '%s'", name));
-    } else if (list_value(&node->tree->names, name) != NULL) {
-        ret = refuse(error, -EINVAL, text_format("Duplicate nodes with node-name='%s'", name));
-    } else {
-        list_addf(&node->tree->names, "%s=", name);
-    }
-    free(name);
-    return ret;
-}
-
-static int take_discard(struct node *node, struct string_list *items, char **error)
-{
-    char *mode = list_take(items, "discard");
-    bool unmap = mode != NULL && (same(mode, "unmap") || same(mode, "on"));
-    int ret = 0;
-
-    if (mode != NULL && !unmap && !same(mode, "ignore") && !same(mode, "off")) {
-        ret = refuse(error, -EINVAL, text_copy("Invalid discard option"));
-    } else if (mode != NULL) {
-        list_addf(&node->image_options, "discard=%s", unmap ? "unmap" : "ignore");
-    }
-    free(mode);
-    return ret;
-}
-
-static int take_general(struct node *node, struct string_list *items, char **error)
-{
-    static const char *const detect[] = {"off", "on", "unmap", NULL};
-    bool share = false, ignored;
-    char *zeroes;
-
-    if (take_name(node, items, error) < 0 || take_flag(items, "read-only", &node->ask_read_only, error) < 0 ||
-        take_flag(items, "auto-read-only", &ignored, error) < 0 || take_flag(items, "force-share", &share, error) < 0 ||
-        take_flag(items, "cache.direct", &node->cache.direct, error) < 0 ||
-        take_flag(items, "cache.no-flush", &node->cache.no_flush, error) < 0 ||
-        one_of(items, "detect-zeroes", detect, error) < 0 || take_discard(node, items, error) < 0) {
-        return -EINVAL;
-    }
-    node->flags |= share ? QCOW2_OPEN_FORCE_SHARE : 0;
-    zeroes = list_take(items, "detect-zeroes");
-    if (zeroes != NULL) {
-        list_addf(&node->image_options, "detect-zeroes=%s", zeroes);
-        free(zeroes);
-    }
-    return 0;
-}
-
-static int take_file_options(struct node *node, struct string_list *items, char **error)
-{
-    static const char *const locking[] = {"auto", "on", "off", NULL};
-    static const char *const aio[] = {"threads", "native", "io_uring", NULL};
-    static const char *const ignored[] = {"aio", "aio-max-batch", "pr-manager", "drop-cache", "x-check-cache-dropped"};
-    char *lock;
-
-    if (one_of(items, "locking", locking, error) < 0 || one_of(items, "aio", aio, error) < 0) {
-        return -EINVAL;
-    }
-    lock = list_take(items, "locking");
-    if (lock != NULL && same(lock, "off")) {
-        node->flags |= QCOW2_OPEN_NO_LOCK;
-    }
-    free(lock);
-    for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++) {
-        free(list_take(items, ignored[i]));
-    }
-    return 0;
 }
 
 /* --- children --- */
@@ -192,11 +42,10 @@ int node_build_child(struct node *node, struct string_list *items, const char *n
                      text_copy("Cannot reference an existing block device with additional options or a new filename"));
     } else if (reference != NULL) {
         ret = refuse(error, -ENODEV, text_format("Cannot find device='%s' nor node-name='%s'", reference, reference));
+    } else if ((filename != NULL || group.count > 0) && node->child_count == NODE_CHILD_LIMIT) {
+        ret = refuse(error, -EINVAL, text_copy("Too many children"));
     } else if (filename != NULL || group.count > 0) {
         ret = node_build(node->tree, &group, filename, protocol, &child, error);
-    }
-    if (ret == 0 && child != NULL && node->child_count == NODE_CHILD_LIMIT) {
-        ret = refuse(error, -EINVAL, text_copy("Too many children"));
     }
     if (ret == 0 && child != NULL) {
         child->cache.writethrough = false; /* a matter of the node that the guest writes to */
@@ -208,12 +57,29 @@ int node_build_child(struct node *node, struct string_list *items, const char *n
     return ret;
 }
 
+bool node_is_read_only(const struct node *node)
+{
+    return (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0 || node->read_only;
+}
+
 struct node *node_file(struct node *node)
 {
     while (node != NULL && node->driver != NULL && !node->driver->needs_filename) {
         node = node->child_count > 0 ? node->children[0] : NULL;
     }
     return node;
+}
+
+char *node_no_directory(const struct node *node)
+{
+    while (!node->driver->needs_filename && node->child_count > 0) {
+        node = node->children[0];
+    }
+    if (node->driver->needs_filename) {
+        return NULL;
+    }
+    return text_format("Cannot generate a base directory for %s nodes",
+                       same(node->driver->name, "nbd") ? "NBD" : node->driver->name);
 }
 
 char *node_name(const struct node *node)
@@ -245,6 +111,9 @@ static void node_free(struct node *node)
     list_free(&node->backing_items);
     list_free(&node->image_options);
     pthread_mutex_destroy(&node->end_lock);
+    pthread_mutex_destroy(&node->flush_lock);
+    pthread_mutex_destroy(&node->flight_lock);
+    pthread_cond_destroy(&node->landed);
     free(node->filename);
     free(node->unknown);
     free(node);
@@ -309,23 +178,6 @@ static int choose_driver(struct node *node, struct string_list *items, const cha
     return 0;
 }
 
-bool library_knows(const char *key)
-{
-    qcow2_option_info info;
-
-    if (same(key, "cache")) {
-        return false; /* spelled cache.direct and cache.no-flush here */
-    }
-    for (size_t i = 0; memset(&info, 0, sizeof(info)), info.struct_size = sizeof(info),
-                qcow2_option_list(QCOW2_SCOPE_OPEN, i, &info) == 0;
-         i++) {
-        if (same(key, info.name)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* What is left is the library's, or unknown: an error once all else is well, which for an image is when it is open. */
 static int take_rest(struct node *node, struct string_list *items, char **error)
 {
@@ -356,6 +208,10 @@ static int take_backing(struct node *node, struct string_list *items, char **err
     take_group(items, "backing", &node->backing_items);
     if (reference != NULL && *reference == '\0') {
         node->flags |= QCOW2_OPEN_NO_BACKING;
+        for (size_t i = 0; i < node->backing_items.count; i++) {
+            list_addf(items, "backing.%s", node->backing_items.items[i]); /* which nothing takes */
+        }
+        list_free(&node->backing_items);
     } else if (reference != NULL) {
         ret = refuse(error, -ENODEV,
                      text_format("Could not open backing file: Cannot find device='%s' nor node-name='%s'", reference,
@@ -398,7 +254,7 @@ static int fill(struct node *node, struct string_list *items, const char *filena
             ret = name != NULL ? unknown_driver(name, error) : -EIO;
         }
     }
-    ret = ret == 0 ? take_general(node, items, error) : ret;
+    ret = ret == 0 ? node_take_general(node, items, error) : ret;
     if (ret == 0 && format && node->child_count == 0) {
         ret = refuse(error, -EINVAL, text_copy("A block device must be specified for \"file\""));
     }
@@ -407,7 +263,7 @@ static int fill(struct node *node, struct string_list *items, const char *filena
         if (node->filename == NULL || *node->filename == '\0') {
             ret = refuse(error, -EINVAL, text_format("The '%s' block driver requires a file name", node->driver->name));
         }
-        ret = ret == 0 ? take_file_options(node, items, error) : ret;
+        ret = ret == 0 ? node_take_file_options(node, items, error) : ret;
         ret = ret == 0 ? check_exists(node->filename, error) : ret;
     }
     if (ret == 0 && same(node->driver->name, "qcow2")) {
@@ -419,22 +275,59 @@ static int fill(struct node *node, struct string_list *items, const char *filena
     return ret == 0 ? take_rest(node, items, error) : ret;
 }
 
-int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
-               struct node **node, char **error)
+int node_enter(struct node_tree *tree, char **error)
 {
-    struct node *made = memory_or_exit(calloc(1, sizeof(*made)));
-    bool json = filename != NULL && starts_with(filename, "json:");
-    int ret = 0;
+    if (tree->depth == NODE_DEPTH_LIMIT || tree->made > NODE_LIMIT) {
+        return refuse(error, -ELOOP, text_copy("Images and nodes are nested too deep, or are too many"));
+    }
+    tree->depth++;
+    return 0;
+}
 
-    made->tree = tree;
-    made->cache = tree->cache;
-    pthread_mutex_init(&made->end_lock, NULL);
-    if (json) {
+void node_leave(struct node_tree *tree)
+{
+    tree->depth--;
+}
+
+static int build(struct node *node, struct string_list *items, const char *filename, bool protocol, char **error)
+{
+    int ret = node_enter(node->tree, error);
+
+    if (ret < 0) {
+        return ret;
+    }
+    if (filename != NULL && starts_with(filename, "json:")) {
         ret = json_flatten(filename + 5, items, error);
         filename = NULL;
     }
-    ret = ret == 0 ? choose_driver(made, items, filename, protocol, error) : ret;
-    ret = ret == 0 ? fill(made, items, filename, error) : ret;
+    ret = ret == 0 ? choose_driver(node, items, filename, protocol, error) : ret;
+    ret = ret == 0 ? fill(node, items, filename, error) : ret;
+    node_leave(node->tree);
+    return ret;
+}
+
+static struct node *make(struct node_tree *tree)
+{
+    struct node *made = memory_or_exit(calloc(1, sizeof(*made)));
+
+    made->tree = tree;
+    made->cache = tree->cache;
+    made->recorded = tree->recorded;
+    made->read_only = tree->read_only;
+    tree->made++;
+    pthread_mutex_init(&made->end_lock, NULL);
+    pthread_mutex_init(&made->flush_lock, NULL);
+    pthread_mutex_init(&made->flight_lock, NULL);
+    pthread_cond_init(&made->landed, NULL);
+    return made;
+}
+
+int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
+               struct node **node, char **error)
+{
+    struct node *made = make(tree);
+    int ret = build(made, items, filename, protocol, error);
+
     if (ret < 0) {
         node_free(made);
         return ret;
@@ -443,27 +336,15 @@ int node_build(struct node_tree *tree, struct string_list *items, const char *fi
     return 0;
 }
 
-int node_reopen_options(const struct node *node, struct string_list *items, struct reopen_change *change, char **error)
+struct node *node_over(struct node *child)
 {
-    struct node_tree tree = {.root = NULL};
-    struct node scratch = {.driver = node->driver, .tree = &tree, .cache = change->cache};
-    int ret = take_general(&scratch, items, error);
+    struct node *made = make(child->tree);
 
-    for (size_t i = 0; i < items->count && ret == 0; i++) {
-        char *key = text_format("%.*s", (int)strcspn(items->items[i], "="), items->items[i]);
-
-        if (same(node->driver->name, "qcow2") && strncmp(key, "encrypt.", 8) == 0) {
-            /* The cipher stays what it is. */
-        } else if (same(node->driver->name, "qcow2") && library_knows(key)) {
-            list_add(&scratch.image_options, items->items[i]);
-        } else {
-            ret = refuse(error, -EINVAL, text_format("Cannot change the option '%s'", key));
-        }
-        free(key);
-    }
-    change->cache = scratch.cache;
-    change->read_only = scratch.ask_read_only;
-    change->options = scratch.image_options;
-    list_free(&tree.names);
-    return ret;
+    made->driver = node_find_driver("raw");
+    made->recorded = child->recorded;
+    made->read_only = child->read_only;
+    made->child_names[0] = text_copy("file");
+    made->children[0] = child;
+    made->child_count = 1;
+    return made;
 }

@@ -12,6 +12,8 @@
 #include <pthread.h>
 
 #define NODE_CHILD_LIMIT 32
+#define NODE_DEPTH_LIMIT 200
+#define NODE_LIMIT 4096
 
 /* Bytes that requests of a driver keep to; 0: no rule. */
 struct node_limits {
@@ -55,8 +57,17 @@ struct node_tree {
     struct node *spare;               /* below layers that the library has opened by itself, chained by `backing` */
     struct string_list backing_paths; /* that the resolver has answered */
     char *refusal;                    /* why a name that an image records means nothing */
+    bool refusal_alone;               /* it says all */
     bool recorded;                    /* an image, and not the user, names what is being built */
+    bool read_only;                   /* what is being built is below a backing file */
+    bool writes_below;                /* backing files are written to, by a commit */
+    struct node *layers[NODE_DEPTH_LIMIT + 1]; /* of the image that is open, by depth; NULL: the library's own file */
+    size_t depth, made; /* how deep opens are in each other, and how many nodes there have been */
 };
+
+/* One level deeper, which node_leave ends: 0, or -ELOOP with *error. An image may name itself. */
+int node_enter(struct node_tree *tree, char **error);
+void node_leave(struct node_tree *tree);
 
 struct node {
     const struct node_driver *driver;
@@ -72,6 +83,8 @@ struct node {
     struct string_list image_options; /* for the library */
     struct cache_mode cache;
     uint64_t flags; /* QCOW2_OPEN_* beside those of the tree */
+    bool recorded;  /* an image, and not the user, names it */
+    bool read_only; /* it is, or is below, a backing file */
     bool ask_read_only;
     bool probed;
     bool changed;        /* since the last flush; atomic */
@@ -79,6 +92,10 @@ struct node {
     qcow2_image *image;
     struct node_limits limits;
     pthread_mutex_t end_lock; /* growing */
+    pthread_mutex_t flush_lock;
+    struct in_flight *in_flight;
+    pthread_mutex_t flight_lock;
+    pthread_cond_t landed;
     qcow2_io_ops ops;
     void *state;
 };
@@ -87,6 +104,8 @@ struct node {
    built. `protocol`: a bare file name is a file and no image. */
 int node_build(struct node_tree *tree, struct string_list *items, const char *filename, bool protocol,
                struct node **node, char **error);
+/* A raw node over one that has been built. */
+struct node *node_over(struct node *child);
 /* The child `name` that "NAME.*" and "NAME" among the items describe, or `filename`; *child is NULL where there is none. */
 int node_build_child(struct node *node, struct string_list *items, const char *name, const char *filename,
                      bool protocol, char **error);
@@ -100,14 +119,29 @@ void node_tree_free(struct node_tree *tree);
 /* "Unknown protocol" is a NULL. */
 const struct node_driver *node_find_driver(const char *name);
 const struct node_driver *node_find_protocol(const char *filename);
+/* Whether nobody may write to it, by the open or because of where it is. */
+bool node_is_read_only(const struct node *node);
+/* Whether offsets that the library tells of a layer are those in a file. */
+bool node_tells_offsets(const struct node_tree *tree, int depth);
 /* The first file below and including this node, NULL: none. */
 struct node *node_file(struct node *node);
+/* What it says where an image has a relative name and no directory, NULL: it has one; allocated. */
+char *node_no_directory(const struct node *node);
 /* The child by its name, NULL: none. */
 struct node *node_child(const struct node *node, const char *name);
 /* What the node is called: a path, or as the stock tools name one without; allocated. */
 char *node_name(const struct node *node);
 /* The table of functions by which the library gets at what a node shows; `requests` has them. */
 const qcow2_io_ops *node_ops(struct node *node, const struct node_driver *requests);
+/* A change that is under way: whole units of the node's alignment. */
+struct in_flight {
+    uint64_t offset, end;
+    bool padded; /* it writes back what it has read beside its own bytes: nothing else may change them meanwhile */
+    struct in_flight *next;
+};
+/* Waits until nothing under way forbids it. */
+void in_flight_begin(struct node *node, struct in_flight *change);
+void in_flight_end(struct node *node, struct in_flight *change);
 /* Requests that go to the first child as they are. */
 extern const struct node_driver node_through;
 /* Whether it is a file that the library opens by its path. */
@@ -136,6 +170,9 @@ int take_flag(struct string_list *items, const char *key, bool *value, char **er
 /* Takes every "PREFIX.key=..." out as "key=...". */
 void take_group(struct string_list *items, const char *prefix, struct string_list *group);
 
+/* Takes the options that every node has, and those of a file: 0, or -EINVAL with *error. */
+int node_take_general(struct node *node, struct string_list *items, char **error);
+int node_take_file_options(struct node *node, struct string_list *items, char **error);
 /* Whether the library takes an open option of that name. */
 bool library_knows(const char *key);
 

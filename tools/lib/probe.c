@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PROBE_BYTES 2048
+#define PROBE_BYTES 512
 
 struct mark {
     const char *format;
@@ -98,38 +98,55 @@ const char *image_probe(const char *path)
     return count < 0 ? NULL : probe_bytes(bytes, (size_t)count);
 }
 
+/* Through the node's own functions. */
+static int probe_requests(struct node *node, struct iovec *part)
+{
+    const qcow2_io_ops *ops = node_ops(node, node->driver);
+    int64_t length = ops->length(node);
+
+    if (length < 0) {
+        return (int)length;
+    }
+    part->iov_len = (uint64_t)length < part->iov_len ? (size_t)length : part->iov_len;
+    return ops->preadv(node, part, 1, 0);
+}
+
+/* Through its image, which is open. */
+static int probe_image(struct node *node, struct iovec *part)
+{
+    int64_t length = qcow2_length(node->image);
+
+    if (length < 0) {
+        return (int)length;
+    }
+    part->iov_len = (uint64_t)length < part->iov_len ? (size_t)length : part->iov_len;
+    return (int)qcow2_preadv(node->image, part, 1, 0);
+}
+
 const char *node_probe(struct node *node, char **error)
 {
     char bytes[PROBE_BYTES];
     struct iovec part = {bytes, sizeof(bytes)};
-    const qcow2_io_ops *ops;
-    int64_t length;
-    const char *found;
     int ret;
 
     if (node_is_file(node)) {
-        found = image_probe(node->filename);
+        const char *found = image_probe(node->filename);
+
         return found != NULL ? found : "raw"; /* the open will say what is wrong */
     }
-    if (node->driver->read == NULL) {
-        ret = node_open_child(node, error);
-        if (ret < 0) {
+    if (node->driver->read != NULL) {
+        ret = probe_requests(node, &part);
+    } else {
+        if (node_open_child(node, error) < 0) {
             return NULL;
         }
-        length = qcow2_length(node->image);
-        part.iov_len = length < PROBE_BYTES ? (size_t)length : PROBE_BYTES;
-        ret = (int)qcow2_preadv(node->image, &part, 1, 0);
+        ret = probe_image(node, &part);
         if (node_is_file(node->children[0])) {
             /* Otherwise it stays open, for what is above: what is below can be opened but once. */
             qcow2_close(node->image);
             node->image = NULL;
             node->image_is_child = false;
         }
-    } else {
-        ops = node_ops(node, node->driver);
-        length = ops->length(node);
-        part.iov_len = length < PROBE_BYTES ? (size_t)length : PROBE_BYTES;
-        ret = ops->preadv(node, &part, 1, 0);
     }
     if (ret < 0) {
         *error = text_format("Could not read image for determining its format: %s", strerror(-ret));

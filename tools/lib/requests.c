@@ -65,7 +65,7 @@ int node_child_zero(struct node *node, uint64_t bytes, uint64_t offset)
 {
     int ret = grow(node, offset + bytes);
 
-    return ret < 0 ? ret : qcow2_write_zeroes(below(node), offset, bytes, QCOW2_REQ_UNMAP);
+    return ret < 0 ? ret : qcow2_write_zeroes(below(node), offset, bytes, 0);
 }
 
 int node_child_discard(struct node *node, uint64_t bytes, uint64_t offset)
@@ -167,6 +167,9 @@ static int span_init(struct span *span, const struct node *node, uint64_t bytes,
 {
     uint64_t align = node->limits.align > 1 ? node->limits.align : 1;
 
+    if (bytes > INT64_MAX - 2 * align || offset > INT64_MAX - 2 * align - bytes) {
+        return -EFBIG;
+    }
     span->head = offset % align;
     span->offset = offset - span->head;
     span->bytes = (span->head + bytes + align - 1) / align * align;
@@ -236,11 +239,14 @@ static int ops_pwritev(void *opaque, const struct iovec *iov, int count, uint64_
 {
     struct node *node = opaque;
     struct span span;
+    struct in_flight change;
     int ret = span_init(&span, node, iov_bytes(iov, count), offset);
 
     if (ret < 0) {
         return ret;
     }
+    change = (struct in_flight){span.offset, span.offset + span.bytes, span.head > 0 || span.tail > 0, NULL};
+    in_flight_begin(node, &change);
     ret = fill_ends(node, &span);
     if (ret == 0) {
         gather(span.buffer + span.head, iov, count);
@@ -248,25 +254,27 @@ static int ops_pwritev(void *opaque, const struct iovec *iov, int count, uint64_
         ret = write_pieces(node, span.buffer, span.bytes, span.offset);
         tell(node, "pwritev_done");
     }
+    in_flight_end(node, &change);
     free(span.buffer);
     return ret;
 }
 
+/* Who finds nothing to do has waited for a flush that is under way: what it makes stable may be his. */
 static int ops_sync(void *opaque)
 {
     struct node *node = opaque;
-
-    int ret;
+    int ret = 0;
 
     tell(node, "flush_to_os");
-    if (!__atomic_exchange_n(&node->changed, false, __ATOMIC_SEQ_CST)) {
-        return 0;
+    pthread_mutex_lock(&node->flush_lock);
+    if (__atomic_exchange_n(&node->changed, false, __ATOMIC_SEQ_CST)) {
+        tell(node, "flush_to_disk");
+        ret = node->requests->flush(node);
     }
-    tell(node, "flush_to_disk");
-    ret = node->requests->flush(node);
     if (ret < 0) {
         note_change(node);
     }
+    pthread_mutex_unlock(&node->flush_lock);
     return ret;
 }
 
@@ -299,8 +307,11 @@ static int ops_discard(void *opaque, uint64_t offset, uint64_t length)
     }
     while (offset < end && ret == 0) {
         uint64_t piece = least(end - offset, node->limits.max_discard);
+        struct in_flight change = {offset, offset + piece, false, NULL};
 
+        in_flight_begin(node, &change);
         ret = node->requests->discard(node, piece, offset);
+        in_flight_end(node, &change);
         note_change(node);
         offset += piece;
     }
@@ -337,9 +348,12 @@ static int ops_write_zeroes(void *opaque, uint64_t offset, uint64_t length)
     offset += head;
     while (ret == 0 && end > offset && end - offset >= (align > 1 ? align : 1)) {
         uint64_t piece = least(align > 1 ? (end - offset) / align * align : end - offset, node->limits.max_zero);
+        struct in_flight change = {offset, offset + piece, false, NULL};
 
+        in_flight_begin(node, &change);
         tell(node, "pwritev_zero");
         ret = node->requests->zero(node, piece, offset);
+        in_flight_end(node, &change);
         note_change(node);
         if (ret == -ENOTSUP) {
             ret = zero_by_writing(node, piece, offset);
@@ -389,7 +403,7 @@ const struct node_driver node_through = {
 
 const qcow2_io_ops *node_ops(struct node *node, const struct node_driver *requests)
 {
-    bool read_only = (node->tree->flags & QCOW2_OPEN_READ_ONLY) != 0;
+    bool read_only = node_is_read_only(node);
 
     node->requests = requests;
     node->ops = (qcow2_io_ops){

@@ -26,15 +26,30 @@ static int open_children(struct node *node, char **error)
     return ret;
 }
 
-/* The first error that one of the children has. */
+struct quorum {
+    uint64_t threshold;
+};
+
+/* Whether so many children are enough. */
+static bool enough(const struct node *node, size_t count)
+{
+    const struct quorum *quorum = node->driver == &node_quorum ? node->state : NULL;
+
+    return quorum != NULL ? count >= quorum->threshold : count == node->child_count;
+}
+
+/* On each child, also behind one that fails; the first error, where too many have one. */
 #define ON_ALL(node, call)                                                                                             \
     int ret = 0;                                                                                                       \
-    for (size_t i = 0; i < (node)->child_count && ret == 0; i++) {                                                     \
+    size_t done = 0;                                                                                                   \
+    for (size_t i = 0; i < (node)->child_count; i++) {                                                                 \
         struct node view = as_first((node)->children[i]);                                                              \
-        ret = call;                                                                                                    \
+        int one = call;                                                                                                \
         pthread_mutex_destroy(&view.end_lock);                                                                         \
+        done += one == 0;                                                                                              \
+        ret = ret == 0 ? one : ret;                                                                                    \
     }                                                                                                                  \
-    return ret
+    return enough(node, done) ? 0 : ret
 
 static int write_all(struct node *node, const void *buffer, size_t bytes, uint64_t offset)
 {
@@ -140,10 +155,6 @@ const struct node_driver node_blkverify = {
 
 /* --- quorum: what most children show --- */
 
-struct quorum {
-    uint64_t threshold;
-};
-
 static int quorum_children(struct node *node, struct string_list *items, char **error)
 {
     int ret = 0;
@@ -179,7 +190,13 @@ static int quorum_open(struct node *node, struct string_list *items, char **erro
     if (state->threshold > node->child_count) {
         return refuse(error, -ERANGE, text_copy("threshold may not exceed children count"));
     }
-    return open_children(node, error);
+    ret = open_children(node, error);
+    for (size_t i = 1; i < node->child_count && ret == 0; i++) {
+        if (qcow2_length(node->children[i]->image) != qcow2_length(node->children[0]->image)) {
+            ret = refuse(error, -EIO, text_copy("Could not refresh total sector count: Input/output error"));
+        }
+    }
+    return ret;
 }
 
 static void quorum_free(struct node *node)
