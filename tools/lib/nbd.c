@@ -279,6 +279,9 @@ static const struct qcow2_storage_driver *load(char **error)
     if (library == NULL) {
         library = dlopen("libqcow2-nbd.so", RTLD_NOW | RTLD_LOCAL);
     }
+    if (library == NULL) {
+        library = dlopen(PLUGIN_DIRECTORY "/libqcow2-nbd.so", RTLD_NOW | RTLD_LOCAL);
+    }
     find = library != NULL ? (qcow2_storage_driver_fn)(uintptr_t)dlsym(library, QCOW2_STORAGE_DRIVER) : NULL;
     if (find == NULL) {
         const char *why = dlerror();
