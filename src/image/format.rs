@@ -225,13 +225,13 @@ impl ExclusiveImage<'_> {
 
 impl Stopped for ExclusiveImage<'_> {
     fn settle(&self) -> Result<()> {
-        self.settle()
+        self.settle_with_bitmaps()
     }
 
     fn close(&self) -> Result<()> {
         match self.core().is_read_only() {
             true => Ok(()),
-            false => self.settle(),
+            false => self.settle_with_bitmaps(),
         }
     }
 
@@ -249,6 +249,7 @@ impl Stopped for ExclusiveImage<'_> {
 
     fn reload(&self, files: Files, settings: Settings) -> Result<()> {
         let settings = self.with_settings(&files, settings);
+        self.forget_bitmaps();
         self.reload_from(files.image, settings)
     }
 

@@ -15,7 +15,8 @@ impl Core {
     /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
     /// zeroes does so still.
     pub(crate) fn preallocate(&self, from: GuestOffset, to: GuestOffset, how: Preallocation) -> Result<()> {
-        let (io, alloc) = self.begin_write()?;
+        // The disk's contents stay.
+        let (io, alloc) = (self.io()?, self.structure_writer()?.alloc);
         let geometry = &self.geometry;
         let end = geometry.cluster_after(to);
         let mut at = geometry.cluster_index(from);
