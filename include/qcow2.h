@@ -836,8 +836,8 @@ typedef struct qcow2_measure_result {
     /* Bytes once every cluster is allocated. */
     uint64_t fully_allocated_bytes;
     /*
-     * Bytes that the source's bitmaps would add: 0; UINT64_MAX: one of the images cannot have any, or the source
-     * has some, which are not measured yet.
+     * Bytes that the source's dirty bitmaps would add, if all of their bits took room; UINT64_MAX: one of the images
+     * cannot have any, or those of the source are damaged.
      */
     uint64_t bitmaps_bytes;
 } qcow2_measure_result;

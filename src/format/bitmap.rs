@@ -93,6 +93,17 @@ pub fn table_entries(virtual_size: u64, granularity_bits: u8, geometry: &Geometr
     (bytes, geometry.clusters_ceil(bytes))
 }
 
+/// Bytes that bitmaps of a disk of `virtual_size` bytes take, with all of their bits, in clusters of so many bytes.
+pub fn stored_bytes(list: &[Bitmap], virtual_size: u64, cluster_bytes: u64) -> u64 {
+    let of = |bitmap: &Bitmap| {
+        let bits = virtual_size.div_ceil(1 << bitmap.granularity_bits).div_ceil(8);
+        let clusters = bits.div_ceil(cluster_bytes);
+        clusters * cluster_bytes + (clusters * 8).next_multiple_of(cluster_bytes)
+    };
+    let directory: u64 = list.iter().map(|bitmap| bitmap.stored_bytes() as u64).sum();
+    list.iter().map(of).sum::<u64>() + directory.next_multiple_of(cluster_bytes)
+}
+
 /// log2 of a granularity; fails unless it is a power of two from 512 to 2^31.
 pub fn granularity_bits(bytes: u64) -> Result<u8> {
     match bytes.is_power_of_two() && (1 << 9..=1 << 31).contains(&bytes) {

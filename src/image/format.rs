@@ -6,9 +6,11 @@ use crate::disk::{
     Disk, Draft, Files, Format, Names, PackedClusters, Parts, Settings, Status, Stopped, UseHost, ZeroFlags,
 };
 use crate::error::{Error, Result};
-use crate::format::extensions::{BACKING_FORMAT, BITMAPS, DATA_FILE};
+use crate::format::bitmap::stored_bytes;
+use crate::format::extensions::{BACKING_FORMAT, DATA_FILE};
 use crate::format::features::{INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use crate::format::Header;
+use crate::meta::bitmap_directory::load_bitmaps;
 use crate::meta::read_header;
 use crate::storage::access::Identity;
 use crate::storage::Storage;
@@ -204,9 +206,11 @@ impl Format for Image {
         self.write_packed(packed, offset, data)
     }
 
-    fn bitmaps_bytes(&self) -> Option<u64> {
-        let header = self.core().header();
-        (header.version >= 3 && header.extension(BITMAPS).is_none()).then_some(0)
+    fn bitmaps_bytes(&self, cluster_bytes: u64) -> Option<u64> {
+        let core = self.core();
+        let header = core.header();
+        let list = load_bitmaps(&**core.storage(), &header).ok().filter(|_| header.version >= 3)?;
+        Some(stored_bytes(&list, header.virtual_size, cluster_bytes))
     }
 
     fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

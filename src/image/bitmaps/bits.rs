@@ -124,6 +124,13 @@ impl Bits {
         (self.granules - (index << self.chunk_bits)).min(1 << self.chunk_bits)
     }
 
+    /// The table entry of a chunk that needs no place; `None`: it needs one. The last chunk of a disk needs one where all of
+    /// its bits are set: the stock tools take its entry for one of all the bits that the disk may get.
+    pub(crate) fn plain_entry(&self, index: u64, content: &Content<'_>) -> Option<u64> {
+        let granules = self.chunk_granules(index);
+        content.entry(granules).filter(|entry| *entry != ENTRY_ONES || granules == 1 << self.chunk_bits)
+    }
+
     /// Where a chunk begins, guest bytes.
     pub(crate) fn chunk_start(&self, index: u64) -> u64 {
         index << self.chunk_bits << self.granularity_bits
@@ -206,6 +213,9 @@ impl Bits {
 
     /// The first dirty range at or after `offset`, guest bytes: from where to where.
     pub(crate) fn next_dirty(&self, offset: u64, medium: &Medium) -> Result<Option<(u64, u64)>> {
+        if offset >= self.length {
+            return Ok(None);
+        }
         let Some(first) = self.find(offset >> self.granularity_bits, true, medium)? else { return Ok(None) };
         let end = self.find(first, false, medium)?.unwrap_or(self.granules);
         let (from, to) = (first << self.granularity_bits, end << self.granularity_bits);
@@ -303,8 +313,8 @@ impl Chunk {
 }
 
 impl Content<'_> {
-    /// The table entry of a chunk of `granules` bits that needs no place; `None`: it needs one.
-    pub(crate) fn entry(&self, granules: u64) -> Option<u64> {
+    /// The table entry of a chunk whose `granules` bits are alike.
+    fn entry(&self, granules: u64) -> Option<u64> {
         let Content::Words(words) = self else {
             return Some(if matches!(self, Content::Ones) { ENTRY_ONES } else { ENTRY_ZEROES });
         };

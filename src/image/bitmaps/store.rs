@@ -110,7 +110,7 @@ fn place_chunk<'a>(
 ) -> Result<Placed<'a>> {
     let granules = bits.chunk_granules(index);
     let content = bits.content(index, &shared.medium)?;
-    if let Some(entry) = content.entry(granules) {
+    if let Some(entry) = bits.plain_entry(index, &content) {
         return Ok(Placed { index, entry, room: None });
     }
     let bytes = content.encode(granules, geometry.cluster_bytes())?;

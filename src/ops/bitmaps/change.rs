@@ -73,7 +73,7 @@ impl<'a> Change<'a> {
     fn place(&mut self, bits: &Bits, number: u64) -> Result<u64> {
         let granules = bits.chunk_granules(number);
         let content = bits.content(number, self.parts.medium)?;
-        match content.entry(granules) {
+        match bits.plain_entry(number, &content) {
             Some(entry) => Ok(entry),
             None => {
                 let cluster_bytes = self.parts.geometry.cluster_bytes();

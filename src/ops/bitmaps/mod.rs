@@ -89,10 +89,7 @@ fn change_alone(
 
 /// Bits of which none are set, with nothing on the medium.
 fn clear_bits(core: &Core, granularity_bits: u8) -> Result<Bits> {
-    bits_of(core, granularity_bits, core.length(), ENTRY_ZEROES)
-}
-
-fn bits_of(core: &Core, granularity_bits: u8, virtual_size: u64, entry: u64) -> Result<Bits> {
+    let virtual_size = core.length();
     let (bytes, entries) = table_entries(virtual_size, granularity_bits, core.geometry());
     if bytes > MAX_BITS_BYTES || entries > u64::from(MAX_TABLE_ENTRIES) {
         let text = "Too much space will be occupied by the bitmap. Use larger granularity";
@@ -101,7 +98,7 @@ fn bits_of(core: &Core, granularity_bits: u8, virtual_size: u64, entry: u64) -> 
     if entries == 0 {
         return Err(Error::invalid("a disk of 0 bytes has nothing that a bitmap could track"));
     }
-    Bits::new(core.geometry(), granularity_bits, virtual_size, &vec![entry; entries as usize])
+    Bits::new(core.geometry(), granularity_bits, virtual_size, &vec![ENTRY_ZEROES; entries as usize])
 }
 
 /// A bitmap that has no table yet.
@@ -170,7 +167,8 @@ pub fn recover(handle: &Handle, name: &[u8]) -> Result<()> {
             return Err(Error::invalid(format!("Bitmap '{}' is consistent", bitmap.printable_name())));
         }
         bitmap.flags &= !FLAG_IN_USE;
-        let bits = bits_of(core, bitmap.granularity_bits, core.length(), ENTRY_ONES)?;
+        let bits = clear_bits(core, bitmap.granularity_bits)?;
+        bits.mark(0, core.length())?;
         change.replace_bits(index, &bits)
     })
 }
@@ -233,9 +231,6 @@ fn ranges_of(core: &Core, tracked: &Tracked) -> Result<Vec<(u64, u64)>> {
     while let Some((from, to)) = bits.next_dirty(at, core.medium())? {
         ranges.push((from, to));
         at = to;
-        if at >= core.length() {
-            break;
-        }
     }
     Ok(ranges)
 }
