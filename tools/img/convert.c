@@ -294,24 +294,6 @@ static int prepare_target(struct convert_job *job)
     return EXIT_SUCCESS;
 }
 
-/* Where there are none, copying them is easy. */
-static int check_bitmaps(qcow2_image *source)
-{
-    qcow2_info info;
-
-    if (!image_info(source, &info)) {
-        return EXIT_FAILURE;
-    }
-    if (info.version && !info.bitmap_count) {
-        return EXIT_SUCCESS;
-    }
-    if (info.version) {
-        return unsupported("--bitmaps");
-    }
-    error_report("Source lacks bitmap support");
-    return EXIT_FAILURE;
-}
-
 static int open_source(struct convert_job *job)
 {
     int64_t size;
@@ -324,7 +306,7 @@ static int open_source(struct convert_job *job)
     if (job->snapshot && open_snapshot(&job->source_spec, job->snapshot, &job->source) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
     }
-    if (job->bitmaps && check_bitmaps(job->source) != EXIT_SUCCESS) {
+    if (job->bitmaps && check_bitmaps(job->source, job->skip_broken_bitmaps) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
     }
     size = qcow2_length(job->source);
@@ -377,8 +359,14 @@ static int convert(struct convert_job *job)
     if (result == EXIT_SUCCESS) {
         result = prepare_target(job);
     }
+    if (result == EXIT_SUCCESS && job->bitmaps) {
+        result = check_bitmap_target(job->target);
+    }
     if (result == EXIT_SUCCESS) {
         result = copy_contents(job);
+    }
+    if (result == EXIT_SUCCESS && job->bitmaps) {
+        result = copy_bitmaps(job->source, job->target);
     }
     /* NULL if there was an error before it was opened. */
     if (close_image(job->target) != EXIT_SUCCESS) {
@@ -441,7 +429,7 @@ const struct img_command img_convert = {
             {'C', "copy-range-offloading", NULL, "do not look for zeroes in data"},
             {'r', "rate", "RATE", "accepted for compatibility, without effect"},
             {OPTION_SALVAGE, "salvage", NULL, "not supported yet"},
-            {OPTION_BITMAPS, "bitmaps", NULL, "not supported yet for a source that has bitmaps"},
+            {OPTION_BITMAPS, "bitmaps", NULL, "copy the dirty bitmaps, too"},
             {OPTION_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL,
              "with --bitmaps: leave out those that are broken"},
             IMG_END},

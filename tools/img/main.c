@@ -23,14 +23,13 @@ static int run_unsupported(const struct img_command *command, int argc, char **a
 
 static const struct img_command unsupported[] = {
     UNSUPPORTED("bench", "Measure the speed of requests"),
-    UNSUPPORTED("bitmap", "Change the bitmaps in an image"),
     UNSUPPORTED("dd", "Copy blocks of an image into another"),
 };
 
 static const struct img_command *const commands[] = {
-    &img_amend,   &unsupported[0], &unsupported[1], &img_check,      &img_checksum,    &img_commit,
-    &img_compare, &img_convert,    &img_create,     &unsupported[2], &img_dump_header, &img_info,
-    &img_map,     &img_measure,    &img_rebase,     &img_resize,     &img_snapshot,
+    &img_amend,   &unsupported[0], &img_bitmap, &img_check,      &img_checksum,    &img_commit,
+    &img_compare, &img_convert,    &img_create, &unsupported[1], &img_dump_header, &img_info,
+    &img_map,     &img_measure,    &img_rebase, &img_resize,     &img_snapshot,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
