@@ -32,6 +32,15 @@ case $name in
         "$program" crash.qcow2 0.3 1
         check crash.qcow2
         ;;
+    backup)
+        fill disk.qcow2
+        mkdir backups
+        "$program" disk.qcow2 full backups
+        fill other.qcow2
+        "$program" disk.qcow2 increment backups | grep '1.qcow2: 0 bytes'
+        check disk.qcow2
+        [ ! -x "$img" ] || "$img" compare disk.qcow2 backups/1.qcow2
+        ;;
     readcost) "$program" . 1 | grep 'times pread' ;;
     watch)
         fill disk.qcow2
