@@ -59,6 +59,20 @@ static void make_layer(unsigned layer, unsigned cluster_bits)
     test_close(image);
 }
 
+/* What the image and the layers between show goes into the layer `depth` below it, and nothing else changes. */
+static void commit_over_layers(qcow2_image *top, uint32_t depth)
+{
+    qcow2_image *layer;
+
+    CHECK_OK(qcow2_commit_to(top, depth, 0, NULL, NULL));
+    expect_shown(top);
+    layer = test_open(test_path(name_of(LAYERS - 1 - depth)),
+                      QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE | QCOW2_OPEN_ALLOW_RECORDED, NULL);
+    CHECK_EQ(qcow2_length(layer), (int64_t)FULL_PAGES * PAGE);
+    expect_shown(layer);
+    test_close(layer);
+}
+
 /* `bits` of the clusters of each layer. */
 static void a_chain_of(const unsigned *bits)
 {
@@ -73,6 +87,11 @@ static void a_chain_of(const unsigned *bits)
     /* What is in the image itself comes before what was found below. */
     fill_pages(top, PAGES / 8, FULL_PAGES, 100);
     expect_shown(top);
+    CHECK_ERROR(qcow2_commit_to(top, 0, 0, NULL, NULL), EINVAL);
+    CHECK_ERROR(qcow2_commit_to(top, LAYERS, 0, NULL, NULL), EINVAL);
+    for (uint32_t depth = LAYERS - 1; depth > 1; depth--) {
+        commit_over_layers(top, depth);
+    }
     /* What was found in a layer far below is now in the nearest one. */
     CHECK_OK(qcow2_commit(top, 0, NULL, NULL));
     expect_shown(top);

@@ -19,4 +19,4 @@ if [ "${1:-}" = --fix ]; then
 else
     set -- --dry-run --Werror
 fi
-git ls-files -z 'tools/*.[ch]' 'clients/*.[ch]' 'c-tests/*.[ch]' 'examples/*.[ch]' ':!c-tests/abi/*.h' | xargs -0 "$found" "$@"
+git ls-files -z 'tools/*.[ch]' 'clients/*.[ch]' 'plugins/*.[ch]' 'c-tests/*.[ch]' 'examples/*.[ch]' ':!c-tests/abi/*.h' | xargs -0 "$found" "$@"

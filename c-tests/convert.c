@@ -2,6 +2,7 @@
    holes, compressed clusters, backing files, a cancel, what is refused, and the signals of workers.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "test.h"
 
+#include <inttypes.h>
 #include <signal.h>
 #include <stdatomic.h>
 
@@ -221,11 +222,11 @@ static void refused(void)
     for (unsigned i = 0; i < 64; i++) {
         bad = good;
         bad.flags = UINT64_C(1) << i;
-        if (i > 4) {
+        if (i > 5) {
             CHECK_ERROR(qcow2_convert(source, target, &bad, NULL, NULL), EINVAL);
         }
     }
-    for (unsigned i = 0; i < 6; i++) {
+    for (unsigned i = 0; i < 8; i++) {
         bad = good;
         switch (i) {
         case 0: bad.workers = 0; break;
@@ -233,6 +234,8 @@ static void refused(void)
         case 2: bad.sparse_bytes = 100; break;
         case 3: bad.sparse_bytes = (16 << 20) + 512; break;
         case 4: bad.reserved = 1; break;
+        case 5: bad.target_offset = 100; break;
+        case 6: bad.target_offset = 512; break; /* there is no room behind it */
         default: bad.struct_size = 0; break;
         }
         CHECK_ERROR(qcow2_convert(source, target, &bad, NULL, NULL), EINVAL);
@@ -249,6 +252,141 @@ static void refused(void)
     CHECK_ERROR(qcow2_convert(source, target, &bad, NULL, NULL), ENOTSUP);
     test_close(target);
     test_close(source);
+}
+
+/* Several disks one after another, that begin and end in the middle of clusters. */
+static void one_after_another(void)
+{
+    static const uint64_t lengths[] = {700 * 512, 3 * MIB, 512, 1 * MIB - 1024};
+    uint64_t total = 0, at = 0;
+    char *parts[4];
+
+    for (int i = 0; i < 4; i++) {
+        char name[32];
+        qcow2_image *image;
+
+        snprintf(name, sizeof name, "part-%d.qcow2", i);
+        parts[i] = strdup(test_create(name, lengths[i], "cluster_size=4k", NULL));
+        image = test_open(parts[i], 0, NULL);
+        test_fill(image, lengths[i] > MIB ? MIB + 1000 : 0, lengths[i] > MIB ? 9000 : 512, i + 1);
+        test_fill(image, lengths[i] - 512, 512, i + 11);
+        test_close(image);
+        total += lengths[i];
+    }
+    for (unsigned way = 0; way < 12; way++) {
+        qcow2_convert_params params = {
+            .flags = (way & 1 ? QCOW2_CONVERT_COMPRESSED : 0) | (way & 2 ? QCOW2_CONVERT_TARGET_ZERO : 0),
+            .sparse_bytes = way & 2 ? 4096 : 0,
+            .workers = 1 + way % 3,
+        };
+        const char *path = test_create("whole.qcow2", total, way & 4 ? "cluster_size=512" : "cluster_size=64k", NULL);
+        qcow2_image *image;
+
+        for (int i = 0; i < 4; i++) {
+            struct seen seen = {0};
+
+            params.target_offset = i == 0 ? 0 : params.target_offset + lengths[i - 1];
+            CHECK_OK(copy(parts[i], 0, path, 0, params, &seen));
+        }
+        image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
+        at = 0;
+        for (int i = 0; i < 4; i++) {
+            if (lengths[i] > MIB) {
+                test_expect(image, at, MIB + 1000, 0);
+                test_expect(image, at + MIB + 1000, 9000, i + 1);
+            } else if (lengths[i] > 512) {
+                test_expect(image, at, 512, i + 1);
+                test_expect(image, at + 512, lengths[i] - 1024, 0);
+            }
+            test_expect(image, at + lengths[i] - 512, 512, i + 11);
+            at += lengths[i];
+        }
+        test_close(image);
+        test_expect_sound(path, false);
+    }
+    for (int i = 0; i < 4; i++) {
+        free(parts[i]);
+    }
+}
+
+#define BAD_START (2 * MIB)
+#define BAD_BYTES (70 * 512)
+static uint64_t told[200];
+static unsigned told_count;
+
+/* Reads of guest data fail where the image keeps it for the bad part; the image is one run from its first data on. */
+static uint64_t bad_host;
+
+static int read_with_holes(void *opaque, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+    uint64_t bytes = 0;
+
+    for (int i = 0; i < iovcnt; i++) {
+        bytes += iov[i].iov_len;
+    }
+    if (bad_host && offset < bad_host + BAD_BYTES && offset + bytes > bad_host) {
+        return -EIO;
+    }
+    return test_memory_ops.preadv(opaque, iov, iovcnt, offset);
+}
+
+static void take_lost(void *opaque, int kind, const char *text)
+{
+    CHECK(opaque == &told_count);
+    CHECK_EQ(kind, QCOW2_MSG_ERROR);
+    CHECK(told_count < 200);
+    CHECK_EQ(sscanf(text, "error while reading offset %" SCNu64 ": Input/output error", &told[told_count]), 1);
+    told_count++;
+}
+
+/* Sectors that cannot be read become zeroes and are told, once each; without the flag they are an error. */
+static void salvage(void)
+{
+    for (unsigned way = 0; way < 6; way++) {
+        struct test_memory from = TEST_MEMORY_INIT;
+        const char *const options[] = {"cluster_size=4k", NULL};
+        const char *path = test_create("salvaged.qcow2", 4 * MIB, NULL);
+        qcow2_io_ops ops = test_memory_ops;
+        qcow2_image *source, *target = test_open(path, 0, NULL);
+        qcow2_extent extent = {.struct_size = sizeof extent};
+        qcow2_convert_params params = {
+            .struct_size = sizeof params,
+            .flags = way & 1 ? QCOW2_CONVERT_COMPRESSED : 0,
+            .sparse_bytes = 4096,
+            .workers = 1 + way / 2,
+            .message = take_lost,
+            .message_opaque = &told_count,
+        };
+
+        bad_host = told_count = 0;
+        ops.preadv = read_with_holes;
+        CHECK_OK(qcow2_create_io(&test_memory_ops, &from, 4 * MIB, options));
+        CHECK_OK(test_memory_open(&ops, &from, 0, &source));
+        test_fill(source, 0, 4 * MIB, 5);
+        CHECK_OK(qcow2_flush(source));
+        CHECK_OK(qcow2_block_status(source, BAD_START, BAD_BYTES, 0, &extent));
+        CHECK(extent.flags & QCOW2_EXTENT_HOST_OFFSET && extent.length >= BAD_BYTES);
+        bad_host = extent.host_offset;
+        CHECK_ERROR(qcow2_convert(source, target, &params, NULL, NULL), EIO);
+        CHECK_EQ(told_count, 0);
+        test_close(target);
+        path = test_create("salvaged.qcow2", 4 * MIB, NULL);
+        target = test_open(path, 0, NULL);
+        params.flags |= QCOW2_CONVERT_SALVAGE;
+        CHECK_OK(qcow2_convert(source, target, &params, NULL, NULL));
+        CHECK_EQ(told_count, BAD_BYTES / 512);
+        for (unsigned i = 0; i < told_count; i++) {
+            CHECK_EQ(told[i], BAD_START + i * 512);
+        }
+        test_expect(target, 0, BAD_START, 5);
+        test_expect(target, BAD_START, BAD_BYTES, 0);
+        test_expect(target, BAD_START + BAD_BYTES, 2 * MIB - BAD_BYTES, 5);
+        bad_host = 0;
+        test_close(target);
+        test_close(source);
+        test_memory_free(&from);
+        test_expect_sound(path, false);
+    }
 }
 
 /* A storage of the caller's on both sides; its errors name the place and leave a sound image. */
@@ -344,6 +482,8 @@ int main(void)
     cancelled();
     refused();
     failing();
+    one_after_another();
+    salvage();
     signals();
     return 0;
 }

@@ -18,7 +18,7 @@ MESON, SOURCE, VERSION, TARGET = sys.argv[1:5]
 PREFIX, LIBDIR = "/usr", "lib/multi-arch"
 # A build leaves these out whose machine lacks what they need.
 OPTIONAL = {"libqcow2-preload.so*": "libqcow2-preload.so", "qcow2-run": "qcow2-run", "qcow2-fuse": "qcow2-fuse",
-            "nbdkit-qcow2-plugin.so": "nbdkit-qcow2-plugin.so"}
+            "nbdkit-qcow2-plugin.so": "nbdkit-qcow2-plugin.so", "libqcow2-nbd.so": "libqcow2-nbd.so"}
 # The manual is made and installed as whole folders.
 FOLDERS = ("man1", "man3", "man7", "html", "completions", "site-functions")
 

@@ -21,7 +21,7 @@ need=()
 for package in debhelper dh-exec dpkg-dev lintian meson mmdebstrap pkg-config; do
     dpkg-query -W -f '${Status}' $package 2>/dev/null | grep -q 'ok installed' || need+=($package)
 done
-if [ -z "$profiles" ]; then need+=(libfuse3-dev nbdkit-plugin-dev); fi
+if [ -z "$profiles" ]; then need+=(libfuse3-dev libnbd-dev nbdkit-plugin-dev); fi
 [ ${#need[@]} = 0 ] || apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null || exit 1
 
 version=$(sed -n '1s/^libqcow2 (\(.*\)).*/\1/p' "$top/debian/changelog")

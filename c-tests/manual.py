@@ -162,6 +162,8 @@ def tools_are_described(source, tools):
         check(shown == said, f"qcow2-io {name}: help has {shown - said}, the page {said - shown}")
         count += len(shown)
     check(count > 200, "only", count, "options")
+    done = run(sys.executable, "-B", source / "meson/manual/options.py")
+    check(done.returncode == 0, done.stderr)
 
 
 def examples_run(source, tools, scratch):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Fuzzes the C ABI with libFuzzer and the address sanitizer; stable Rust, no cargo-fuzz.
 #
-#   fuzz/run.sh TARGET [SECONDS]   image, header or structure, for 60 seconds; one line of summary at the end
+#   fuzz/run.sh TARGET [SECONDS]   image, header, structure or luks, for 60 seconds; one line of summary at the end
 #   fuzz/run.sh smoke              replays the committed corpora and fuzzes each target for 20 seconds
 #   fuzz/run.sh TARGET FILE        replays one input
 #
@@ -57,7 +57,7 @@ usage() {
 }
 
 case "${1:-}" in
-    image | header | structure)
+    image | header | structure | luks)
         build --bin "$1" || exit 1
         if [ -f "${2:-}" ]; then
             exec "$dir/target/$host/release/$1" "$2"

@@ -221,6 +221,9 @@
 /* qcow2_convert: workers write as they come, not in the order of the disk. */
 #define QCOW2_CONVERT_ANY_ORDER 16
 
+/* qcow2_convert: sectors of the source that cannot be read become zeroes. */
+#define QCOW2_CONVERT_SALVAGE 32
+
 /* qcow2_compare: sizes must be equal, and each range allocated and zero in the same way. */
 #define QCOW2_COMPARE_STRICT 1
 
@@ -265,6 +268,12 @@
 
 /* qcow2_resolve_request: an external data file. */
 #define QCOW2_NODE_DATA_FILE 2
+
+/* qcow2_secret_request: AES with the secret as its key, crypt_method 1. */
+#define QCOW2_ENCRYPTION_AES 1
+
+/* qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2. */
+#define QCOW2_ENCRYPTION_LUKS 2
 
 /* qcow2_bitmap_add: the bitmap tracks no changes yet. */
 #define QCOW2_BITMAP_DISABLED 1
@@ -446,6 +455,12 @@
 /* The host, or a callback, answered with this errno. */
 #define QCOW2_ERROR_HOST 19
 
+/* The image is encrypted, and no secret was given: ENOKEY. */
+#define QCOW2_ERROR_NO_SECRET 20
+
+/* The secret opens no key slot of the image: EKEYREJECTED. */
+#define QCOW2_ERROR_WRONG_SECRET 21
+
 /* An open disk. Opaque. Any number of threads may use one handle at once. */
 typedef struct qcow2_image qcow2_image;
 
@@ -513,6 +528,22 @@ typedef struct qcow2_io_ops {
      * is refused for its `struct_size` or for fields that this version does not know. Optional.
      */
     void (*close)(void *opaque);
+    /*
+     * For tests against faults: told what the engine is about to do here, by the names of the stock tools' driver for
+     * faults: read_aio, write_aio (guest data), l1_update, l2_load, l2_update, reftable_load, reftable_update,
+     * refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
+     * l1_grow_activate_table, l2_alloc_write, cluster_alloc (of tables), cluster_free, reftable_grow, refblock_alloc,
+     * refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
+     * refblock_alloc_switch_table, empty_image_prepare, vmstate_load, vmstate_save. More may come. `name` is static. It
+     * may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
+     */
+    void (*event)(void *opaque, const char *name);
+    /*
+     * What the storage knows about a range: `*flags` becomes QCOW2_EXTENT_ZERO where it reads as zeroes, else
+     * QCOW2_EXTENT_DATA, and `*run` for how many bytes from `offset` on this holds, at least 1. Asked only about what a
+     * sync has covered. Optional: without it all of it is data.
+     */
+    int (*block_status)(void *opaque, uint64_t offset, uint64_t length, uint64_t *run, uint32_t *flags);
 } qcow2_io_ops;
 
 /* What an image asks for when it names another file. */
@@ -566,6 +597,31 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
 /* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
 typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
 
+/* What an encrypted image asks for when it is opened. */
+typedef struct qcow2_secret_request {
+    /* Set by the library. */
+    size_t struct_size;
+    /* QCOW2_ENCRYPTION_*: what the secret is for. */
+    int encryption;
+    /* How far below the top image it is, whose depth is 0. */
+    int depth;
+    /* Where the image was opened, for messages. */
+    const char *file;
+} qcow2_secret_request;
+
+/*
+ * Puts the secret of an image into `buffer`, which holds `buffer_bytes` bytes (64 KiB), and returns how many it has put
+ * there. The buffer is in memory that no core dump and no forked child has, and is wiped after use. -ENOKEY: there is
+ * none; another -errno is the error of the open. Called by the thread that opens, inside its call.
+ */
+typedef int64_t (*qcow2_secret_fn)(void *opaque,
+                                   const qcow2_secret_request *request,
+                                   void *buffer,
+                                   size_t buffer_bytes);
+
+/* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
+typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
 /* Everything that an open can be given; begin with QCOW2_OPEN_PARAMS_INIT, or with zeroes and `struct_size`. */
 typedef struct qcow2_open_params {
     /* sizeof(qcow2_open_params), set by the caller. */
@@ -590,6 +646,17 @@ typedef struct qcow2_open_params {
     qcow2_message_fn message;
     /* Handed to `message`. Both are kept: qcow2_close calls them, too, so what this points to must live until then. */
     void *message_opaque;
+    /*
+     * Has the secrets of encrypted images. May be NULL: then an open of one fails (-ENOKEY), but with
+     * QCOW2_OPEN_METADATA_ONLY, which needs none.
+     */
+    qcow2_secret_fn secret;
+    /* Handed to `secret`. */
+    void *secret_opaque;
+    /* Takes the progress of deriving keys, whose cost the image chooses: up to hours. May be NULL. */
+    qcow2_progress_fn progress;
+    /* Handed to `progress`. */
+    void *progress_opaque;
 } qcow2_open_params;
 
 /* Where the bytes of a guest range come from. See qcow2_block_status. */
@@ -775,9 +842,6 @@ typedef struct qcow2_check_result {
     uint64_t image_end_offset;
 } qcow2_check_result;
 
-/* Takes the progress of a long call. A non-zero answer cancels it: the call then fails with -ECANCELED. */
-typedef int (*qcow2_progress_fn)(void *opaque, uint64_t done, uint64_t total);
-
 /* Something that a check has found. Numbers that its kind does not name are 0. */
 typedef struct qcow2_finding {
     /* Set by the library. */
@@ -825,6 +889,12 @@ typedef struct qcow2_convert_params {
     uint32_t workers;
     /* 0. */
     uint32_t reserved;
+    /* Where in the target the source begins, a multiple of 512: several disks one after another make one. */
+    uint64_t target_offset;
+    /* With QCOW2_CONVERT_SALVAGE: told each sector that became zeroes, as QCOW2_MSG_ERROR. May be NULL. */
+    qcow2_message_fn message;
+    /* Passed to `message`. */
+    void *message_opaque;
 } qcow2_convert_params;
 
 /* How long an image file gets. */
@@ -945,7 +1015,8 @@ const char *qcow2_version(void);
  *
  * Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
  * all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
- * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
+ * or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), ENOKEY (encrypted, and no secret was given: qcow2_open_with
+ * takes one), EKEYREJECTED (the secret opens no key slot), ECANCELED (`progress` returned non-zero), EPERM (names a backing file or a data file, not allowed),
  * ELOOP, ENOENT and what else the host says.
  */
 int qcow2_open(const char *path,
@@ -977,7 +1048,7 @@ int qcow2_probe_fd(int fd);
 
 /*
  * The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
- * receiver of repair messages. Otherwise as qcow2_open.
+ * receiver of repair messages, and a source of secrets for encrypted images. Otherwise as qcow2_open.
  */
 int qcow2_open_with(const qcow2_open_params *params, qcow2_image **image);
 
@@ -1203,6 +1274,19 @@ int qcow2_commit(qcow2_image *image,
                  void *progress_opaque);
 
 /*
+ * As qcow2_commit, into the layer `depth` below the image (1: its backing file): what the image and all layers above
+ * that one show is written there. With a depth above 1 nothing is emptied: the image and the layers in between stay
+ * as they are, and show what they showed as long as the layer is not written otherwise.
+ *
+ * Returns 0 or -errno: EINVAL (depth is 0, or the chain ends before), and as qcow2_commit.
+ */
+int qcow2_commit_to(qcow2_image *image,
+                    uint32_t depth,
+                    uint64_t flags,
+                    qcow2_progress_fn progress,
+                    void *progress_opaque);
+
+/*
  * The CRC-32 (IEEE) of all guest bytes, in time proportional to what is allocated. Equal before and after a
  * copy, a repair or a crash recovery that changed nothing. With the open option check-threads, more threads read, which
  * end with the call; `progress` is called on the caller's. Returns 0 or -errno as qcow2_pread, ECANCELED.
@@ -1334,11 +1418,11 @@ int qcow2_compare(qcow2_image *image,
                   void *progress_opaque);
 
 /*
- * Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long; what
- * is past the source's length stays. Each guest byte of the range is read and written once, in time proportional to
- * what is allocated; other requests on the handles go on meanwhile, and a target that somebody else writes holds a
- * mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the caller's
- * thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
+ * Copies what `source` shows to the start of `target`, or to the place in it that `params` name: another open disk, qcow2
+ * or raw, that is at least as long; what is outside the copied range stays. Each guest byte of the range is read and written
+ * once, in time proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
+ * else writes holds a mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the
+ * caller's thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
  * qcow2_close of `target`.
  *
  * Returns 0 or -errno: EINVAL (parameters, the same disk twice, a target that is too short), EROFS, ENOTSUP (a raw

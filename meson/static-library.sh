@@ -1,13 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# usage: static-library.sh CARGO SOURCE TARGET-DIR PROFILE OUTPUT DEPFILE
+# usage: static-library.sh CARGO SOURCE TARGET-DIR PROFILE OUTPUT DEPFILE [FEATURES]
 #
 # RUST_TARGET, if set, is the machine that it is built for, as rustup names it.
 # Builds the engine and packs it into one archive in which only the public functions are global: everything
 # else, the Rust runtime included, becomes local, so that it cannot meet another copy in the same program.
 set -eu
-cargo=$1 source=$2 target=$3 profile=$4 output=$5 depfile=$6
+cargo=$1 source=$2 target=$3 profile=$4 output=$5 depfile=$6 features=${7:-}
 ld=${LD:-ld} objcopy=${OBJCOPY:-objcopy} ar=${AR:-ar}
 
 # The committed header is installed: no build needs what makes it.
@@ -15,7 +15,7 @@ ld=${LD:-ld} objcopy=${OBJCOPY:-objcopy} ar=${AR:-ar}
 unset CARGO_TARGET_DIR
 # The library tells nobody where it was built. RUSTFLAGS of the environment replace this.
 "$cargo" --config "build.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']" \
-    rustc --no-default-features ${RUST_TARGET:+--target "$RUST_TARGET"} --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
+    rustc --no-default-features ${features:+--features "$features"} ${RUST_TARGET:+--target "$RUST_TARGET"} --locked --manifest-path "$source/Cargo.toml" --target-dir "$target" \
     --profile "$profile" --lib --crate-type staticlib
 made=$target${RUST_TARGET:+/$RUST_TARGET}
 case $profile in

@@ -45,6 +45,10 @@ pub enum ErrorKind {
     NotAllowed,
     /// No such item: `ENOENT`.
     NotFound,
+    /// The image is encrypted, and nobody has given a secret: `ENOKEY`.
+    NoSecret,
+    /// The secret opens no key slot: `EKEYREJECTED`.
+    WrongSecret,
     /// A loop or too deep a chain of backing files: `ELOOP`.
     Loop,
     /// The host answered with this errno.
@@ -71,6 +75,8 @@ impl ErrorKind {
             ErrorKind::Cancelled => libc::ECANCELED,
             ErrorKind::NotAllowed => libc::EPERM,
             ErrorKind::NotFound => libc::ENOENT,
+            ErrorKind::NoSecret => libc::ENOKEY,
+            ErrorKind::WrongSecret => libc::EKEYREJECTED,
             ErrorKind::Loop => libc::ELOOP,
             ErrorKind::Host(errno) => errno,
         }

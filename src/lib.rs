@@ -15,6 +15,7 @@
 //!                  test build
 //! planted          for every layer: mistakes that a test can switch on, and nothing in a library that is installed
 //! format, codec    qcow2's bytes <-> values; buffers -> buffers. No I/O, no policy
+//! crypto           sectors <-> encrypted sectors; LUKS headers and key slots. Pure, as format is
 //! options          one table of options: name, type, help, setter
 //! storage          bytes at offsets: file, memory, callbacks; locks; the gate; the clock of syncs
 //! disk             a disk of any format: what it can be asked, how it opens and stops; the raw disk
@@ -40,7 +41,7 @@
 //! | ---- | ----- |
 //! | a request of the guest | one verb, one file in `image`; what a raw disk does with it in `disk/raw.rs` |
 //! | work on the whole image (resize, snapshots, amend, bitmaps) | `ops`, by an `ExclusiveImage` and its `Parts` |
-//! | what turns guest bytes into stored ones | pure code in a layer beside `codec`; called by `image/payload.rs` alone, which has the guest's offset of what it stores. Beside it only a raw disk, and the preallocation of an image that nobody has open, store guest bytes |
+//! | what turns guest bytes into stored ones | pure code beside `codec`: a cipher in `crypto`; called by `image/payload.rs` alone, which has the guest's offset of what it stores. Beside it only a raw disk, and the preallocation of an image that nobody has open, store guest bytes |
 //! | what must know of every change of the guest's contents | in `Core::begin_change`, which each verb that changes them passes, with its range; what it remembers outlives a state: `image/session.rs` |
 //! | requests that complete later | a layer between `ops` and `capi`, over `Disk`. A pin, a claim and a reservation belong to the thread that took them |
 //! | another format of disks | a file that implements `disk::Format`, beside `disk/raw.rs`, and a row in `ops/formats`; `format` is qcow2's bytes |
@@ -145,10 +146,12 @@
 //! 10. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
 //! 11. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
 //! 12. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
-//! 13. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
+//! 13. Sectors of an encrypted image (`Cipher::sectors`): shared by writes of whole ones, alone to read, change and write
+//!     a part of one; across the I/O.
+//! 14. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
 //!     shared by writes past it, alone to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to
 //!     read, change and write one; across the call.
-//! 14. Owners of the overlap guard, and what waits to be free: for a look or a change of memory, never across a wait.
+//! 15. Owners of the overlap guard, and what waits to be free: for a look or a change of memory, never across a wait.
 //!
 //! A pin has a place of the gate for itself, where the state is, and publishes the epoch in which its request started:
 //! readers wait for nobody there but somebody alone. Readers of table pages take no lock
@@ -181,6 +184,7 @@
 mod alloc;
 pub mod capi;
 mod codec;
+mod crypto;
 mod disk;
 mod error;
 mod format;

@@ -81,6 +81,10 @@ plants! {
     ClaimSkipped,
     /// The overlap check accepts everything.
     OverlapCheckOff,
+    /// Sectors are numbered by the guest's offset where the host's is meant.
+    IvByGuestOffset,
+    /// The rest of a fresh cluster of an encrypted image is left as the host has it.
+    FreshClusterNotFilled,
 
     /// That a ticket is past orders nothing.
     PastTicketOrdersNothing,

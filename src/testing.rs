@@ -2,6 +2,15 @@
 //! changes with the engine.
 #![allow(missing_docs)]
 
+pub mod crypto {
+    pub mod luks {
+        pub use crate::crypto::luks::{
+            check_key, merge, new_header, parse_mode, seal, split, unlock, Header, HEADER_BYTES, SLOTS,
+            STRIPES,
+        };
+    }
+    pub use crate::crypto::{legacy_aes, Algorithm, Hash, IvGenerator, Mode, Sectors, Spec};
+}
 pub mod disk {
     pub use crate::disk::{Disk, ZeroFlags};
 }
@@ -9,7 +18,7 @@ pub mod error {
     pub use crate::error::{Error, ErrorKind, Result};
 }
 pub mod format {
-    pub use crate::format::Header;
+    pub use crate::format::{GuestOffset, Header, HostOffset};
 }
 pub mod image {
     pub use crate::image::{Image, SnapshotRef, StreamScope};
@@ -52,7 +61,9 @@ pub mod ops {
         pub use crate::ops::inactive::{inactivate, invalidate};
     }
     pub mod open {
-        pub use crate::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+        pub use crate::ops::open::{
+            Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, SecretRequest, Secrets,
+        };
     }
     pub mod rebase {
         pub use crate::ops::rebase::rebase;

@@ -52,6 +52,12 @@ fn headers() {
 }
 
 #[test]
+fn luks_headers() {
+    let replayed = replay("luks", bodies::luks::run);
+    assert_reaches(&replayed, "opened", |o| o.opened, 3);
+}
+
+#[test]
 fn images() {
     let replayed = replay("image", bodies::image::run);
     assert_reaches(&replayed, "opened", |o| o.opened, 25);

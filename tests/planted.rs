@@ -62,6 +62,7 @@ const READER: Level = level("parked reader", "races", "a_parked_reader", "1");
 const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
+const ENCRYPTED: Level = level("encrypted images", "encryption", "lists_on_images_made_here", "0.3");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -75,7 +76,7 @@ const PAGES: Level = model("models of pages", "loom::pages");
 
 const MODELS: [Level; 8] = [CLOCK, FLUSHES, PINS, GATE, STATE, CLAIMS, ACCESS, PAGES];
 
-const LEVELS: [Level; 20] = [
+const LEVELS: [Level; 21] = [
     PARTS,
     RULES,
     CUT,
@@ -95,6 +96,7 @@ const LEVELS: [Level; 20] = [
     DAMAGED_RULES,
     DAMAGED,
     MODEL,
+    ENCRYPTED,
     THREADS,
 ];
 
@@ -130,6 +132,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ShortWriteTakenForWhole => &[PARTS],
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
+        IvByGuestOffset | FreshClusterNotFilled => &[ENCRYPTED],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
         PinNotSeen | PinDatedLate | EpochNotEnded => &[PINS],

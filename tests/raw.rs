@@ -30,8 +30,13 @@ fn open_with(storage: Arc<dyn Storage>, flags: OpenFlags, base: Option<Arc<dyn S
         let origin = Origin::Custom(base.clone().expect("a base"));
         Ok(ResolveAnswer { origin, format: None })
     };
-    let mut opening =
-        Opening { flags, options: OpenOptions::default(), resolver: Some(&mut resolve), messages: None };
+    let mut opening = Opening {
+        flags,
+        options: OpenOptions::default(),
+        resolver: Some(&mut resolve),
+        messages: None,
+        secrets: Default::default(),
+    };
     Handle::open(&mut opening, &Origin::Custom(storage))
 }
 

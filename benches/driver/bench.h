@@ -42,6 +42,7 @@ struct workload {
     uint64_t count;            /* operations of all threads together; 0: the span once */
     uint64_t seed;
     unsigned threads, flush_every, depth;
+    unsigned pace;             /* microseconds from one operation of a thread to its next, where more than 0 */
     bool flusher;              /* one more thread flushes until the others are done, and each flush is timed */
     unsigned part, parts;      /* SHARE: of each `parts` blocks, spread by chance, the ones of `part` */
 };

@@ -4,7 +4,7 @@
    create qcow2|raw PATH SIZE [KEY=VALUE...]             timed
    open NAME ENGINE PATH [rw] [direct] [KEY=VALUE...]   options of qcow2_open
    run NAME op=read|write order=random|seq|stride|perm|share bs= span= [start= stride= count= seed= threads= flush=
-       final=1 depth= data=text part= parts= flusher=1]
+       final=1 depth= data=text part= parts= flusher=1 pace=]
    close NAME                                            timed
    opens ENGINE PATH N [KEY=VALUE...]                    open and close, N times
    check NAME [leaks] [errors] [text|numbers]            qcow2_check, timed; findings are taken as said, or not at all
@@ -152,6 +152,7 @@ static void command_run(char *const *words)
         .threads = (unsigned)number(words, "threads", "1"),
         .flush_every = (unsigned)number(words, "flush", "0"),
         .depth = (unsigned)number(words, "depth", "0"),
+        .pace = (unsigned)number(words, "pace", "0"),
         .flusher = number(words, "flusher", "0") != 0,
         .part = (unsigned)number(words, "part", "0"),
         .parts = (unsigned)number(words, "parts", "1"),

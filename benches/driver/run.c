@@ -168,6 +168,14 @@ static inline uint64_t place(const struct job *job, uint64_t i, uint64_t *state)
     }
 }
 
+static void wait_for(struct timespec *next, unsigned pace)
+{
+    next->tv_nsec += pace * 1000L;
+    next->tv_sec += next->tv_nsec / 1000000000;
+    next->tv_nsec %= 1000000000;
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, next, NULL);
+}
+
 static void *work(void *opaque)
 {
     struct job *job = opaque;
@@ -175,9 +183,11 @@ static void *work(void *opaque)
     const struct engine *engine = job->disk->engine;
     uint64_t state = mix(w->seed * 64 + job->number) | 1, count = w->count / w->threads;
     unsigned unflushed = 0;
+    struct timespec next;
 
     if (job->start != NULL)
         pthread_barrier_wait(job->start);
+    clock_gettime(CLOCK_MONOTONIC, &next);
     for (uint64_t k = 0; k < count; k++) {
         /* Threads read and write parts of their own one after the other, and take strides in turns. */
         uint64_t i = w->order == SEQUENTIAL || w->order == SHARE ? job->number * count + k : k * w->threads + job->number;
@@ -185,6 +195,8 @@ static void *work(void *opaque)
 
         if (w->order == SHARE && mix(i) % w->parts != w->part)
             continue;
+        if (w->pace > 0)
+            wait_for(&next, w->pace);
         if (w->text)
             fill_text(job->buffer, w->block, offset);
         if (w->write)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What cost must not grow with: each line at two sizes, or at two kinds of file."""
 import os
+import statistics
 
 from harness import Driver, command, counted_command
 from workloads.growth import GIB, KIB, MIB, TIB, Series, cpu_microseconds, label, median_of, microseconds
@@ -12,24 +13,39 @@ def power_of_two(count):
     return 1 << max(0, int(count).bit_length() - 1)
 
 
+def beside_raw(env, run, size, options='', counted=True):
+    """What a run takes on a new image and on a new raw file, in memory, where the host has no disk to wait for."""
+    path = env.path('steady.qcow2', True)
+    with Driver(env, counted=counted) as driver:
+        driver(f'create qcow2 {path} {size + MIB} {options}')
+        driver('memory')
+        driver(f'open d qcow2 {path} rw')
+        used = driver(f'run d {run}')
+        point = {'write us': cpu_microseconds(used), 'syncs': used['syncs'], 'memory': driver('memory')['peak']}
+        point['close ms'] = driver('close d')['wall'] * 1e3
+        env.remove('steady.qcow2')
+        driver(f'create raw {path} {size}')
+        driver(f'open r raw {path} rw')
+        point['raw write us'] = cpu_microseconds(driver(f'run r {run}'))
+    env.remove('steady.qcow2')
+    point['over raw'] = point['write us'] / point['raw write us']
+    return point
+
+
 def unflushed(env):
-    """Random allocations and no flush: time and memory of each must not grow with their number."""
+    """Random allocations and no flush: what each takes must not grow with their number; memory: the tables, while the
+    cache has room for them."""
     out = []
     for cluster in (64 * KIB, 512):
-        series = Series(f'unflushed-{cluster}', f'4 KiB allocations all over the disk, no flush, clusters of {label(cluster)}',
-                        'allocations', 'nothing; memory: what is not written yet, up to a bound',
-                        flat=('write us', 'memory', 'syncs'))
-        path, block = env.path('steady.qcow2'), min(cluster, 4 * KIB)
-        for count in (power_of_two(MIB // 8 // env.scale), power_of_two(MIB // env.scale)):
-            with Driver(env, counted=True) as driver:
-                driver(f'create qcow2 {path} {count * cluster + MIB} cluster_size={cluster}')
-                driver('memory')
-                driver(f'open d qcow2 {path} rw')
-                used = driver(f'run d op=write order=perm stride={cluster} bs={block} span={count * cluster} count={count}')
-                point = {'x': f'{count:,}', 'write us': cpu_microseconds(used), 'memory': driver('memory')['peak'],
-                         'syncs': used['syncs'], 'close ms': driver('close d')['wall'] * 1e3}
-            series.points.append(point)
-            env.remove('steady.qcow2')
+        # Small clusters need more tables than the cache has room for: to make some, counts are synced first.
+        flat = ('over raw', 'syncs') if cluster > 512 else ()
+        law = 'memory: the tables, up to the cache; small clusters: tables that have no room there'
+        series = Series(f'unflushed-{cluster}', f'allocations all over the disk, no flush, clusters of {label(cluster)}',
+                        'allocations', law, flat=flat)
+        for count in (power_of_two(MIB // 4 // env.scale), power_of_two(MIB // env.scale)):
+            size, block = count * cluster, min(cluster, 4 * KIB)
+            run = f'op=write order=perm stride={cluster} bs={block} span={size} count={count}'
+            series.points.append({'x': f'{count:,}', **beside_raw(env, run, size, f'cluster_size={cluster}')})
         out.append(series)
     return out
 
@@ -37,20 +53,9 @@ def unflushed(env):
 def sequential(env):
     """Large allocating writes in order: no sync that nobody asked for."""
     series = Series('sequential', '1 MiB allocating writes in order, no flush', 'written', 'nothing',
-                    flat=('write us', 'syncs'))
-    path = env.path('steady.qcow2')
+                    flat=('over raw', 'syncs', 'memory'))
     for size in (256 * MIB // env.scale, 4 * GIB // env.scale):
-        with Driver(env, counted=True) as driver:
-            driver(f'create qcow2 {path} {size}')
-            driver(f'open d qcow2 {path} rw')
-            used = driver(f'run d op=write order=seq bs=1M span={size}')
-            driver('close d')
-            driver(f'create raw {path}.raw {size}')
-            driver(f'open r raw {path}.raw rw')
-            raw = driver(f'run r op=write order=seq bs=1M span={size}')
-        series.points.append({'x': label(size), 'write us': cpu_microseconds(used), 'raw write us': cpu_microseconds(raw),
-                              'syncs': used['syncs']})
-        env.remove('steady.qcow2', 'steady.qcow2.raw')
+        series.points.append({'x': label(size), **beside_raw(env, f'op=write order=seq bs=1M span={size}', size)})
     return series
 
 
@@ -70,6 +75,8 @@ def copy_on_write(env):
                 driver(f'open r raw {base} rw')
                 run = f'stride={span // extents} bs={8 * KIB} count={extents}' if extents > 1 else f'stride={MIB} bs=1M'
                 driver(f'run r op=write order=stride span={span} {run}')
+                # So that the holes, too, are pages in memory.
+                driver(f'run r order=seq bs=1M span={span}')
                 driver('close r')
                 driver(f'create qcow2 {top} {span} backing_file={base} backing_fmt=raw')
                 driver(f'open d qcow2 {top} rw')
@@ -144,21 +151,26 @@ def whole_images(env):
 
 
 def warm_reads(env):
-    """4 KiB reads of cached data, beside the bare system call."""
+    """4 KiB reads of cached data, beside the bare system call to the same places of the same file."""
     series = Series('warm', '4 KiB reads of cached data', 'data', 'the host: pages and their tables',
-                    flat=('more than raw us',))
+                    flat=('more than the call us',))
     path = env.path('steady.qcow2', True)
     for size in (32 * MIB // env.scale, GIB // env.scale):
         with Driver(env) as driver, Driver(env) as raw:
-            for engine, to in (('qcow2', driver), ('raw', raw)):
-                to(f'create {engine} {path}.{engine} {size}')
-                to(f'open d {engine} {path}.{engine} rw')
-                to(f'run d op=write order=seq bs=1M span={size}')
-            text = f'run d bs=4k span={size} count={400000 // env.scale}'
-            ours, bare = median_of(driver, text), median_of(raw, text)
-        series.points.append({'x': label(size), 'read us': ours, 'raw read us': bare,
-                              'more than raw us': max(ours - bare, 0.001)})
-        env.remove('steady.qcow2.qcow2', 'steady.qcow2.raw')
+            driver(f'create qcow2 {path} {size}')
+            driver(f'open d qcow2 {path} rw')
+            driver(f'run d op=write order=seq bs=1M span={size}')
+            driver('close d')
+            driver(f'open d qcow2 {path}')
+            raw(f'open d floor {path}')
+            text, samples = f'run d bs=4k span={size} count={400000 // env.scale}', []
+            for _ in range(11):
+                samples.append((cpu_microseconds(driver(text)), cpu_microseconds(raw(text))))
+        ours, bare = (sorted(column)[len(samples) // 2] for column in zip(*samples))
+        more = sorted(ours - bare for ours, bare in samples)[len(samples) // 2]
+        series.points.append({'x': label(size), 'read us': ours, 'the call us': bare,
+                              'more than the call us': max(more, 0.001)})
+        env.remove('steady.qcow2')
     return series
 
 
@@ -185,12 +197,12 @@ def cluster_sizes(env):
 def closes(env):
     """A close writes what is held, and no more for what has been written before."""
     series = Series('close', 'close after 4 KiB writes, clusters of 512 bytes', 'writes',
-                    'nothing', flat=('close us',))
+                    'nothing, once the cache is full', flat=('close us',))
     path = env.path('steady.qcow2', True)
-    for count in (power_of_two(8192 // env.scale), power_of_two(131072 // env.scale)):
+    for count in (power_of_two(MIB // 8 // env.scale), power_of_two(MIB // 2 // env.scale)):
         with Driver(env) as driver:
             driver(f'create qcow2 {path} {count * 4096 + MIB} cluster_size=512')
-            driver(f'open d qcow2 {path} rw')
+            driver(f'open d qcow2 {path} rw l2-cache-size={4 * MIB // env.scale}')
             driver(f'run d op=write order=perm stride=4k bs=4k span={count * 4096}')
             point = {'x': f'{count:,}', 'close us': cpu_microseconds(driver('close d'))}
         series.points.append(point)
@@ -245,32 +257,46 @@ def findings(env):
     return series
 
 
+WRITES_PER_SECOND = 8000
+
+
 def flush_tails(env):
-    """How long a flush takes beside writers."""
+    """How long flushes take beside writers of a fixed pace: a faster writer would give each flush more to do."""
     out = []
-    for name, order in (('allocating', 'perm'), ('overwriting', 'random')):
-        series = Series(f'tails-{name}', f'flushes beside {name} 4 KiB writes, on a disk', 'writers',
-                        'what the writers have written meanwhile', flat=())
-        path, count = env.path('steady.qcow2'), power_of_two(16384 // env.scale)
-        span = count * 64 * KIB
+    for name in ('allocating', 'overwriting'):
+        series = Series(f'tails-{name}', f'flushes beside {WRITES_PER_SECOND} {name} 4 KiB writes a second, on a disk',
+                        'writers', 'what the writers have written meanwhile', flat=())
         for writers in (1, 8):
+            found = {'': [], 'raw ': []}
+            for _ in range(env.rounds):
+                for engine, prefix in (('qcow2', ''), ('raw', 'raw ')):
+                    found[prefix].append(tails(env, engine, name == 'allocating', writers))
             point = {'x': str(writers)}
-            for engine, prefix in (('qcow2', ''), ('raw', 'raw ')):
-                with Driver(env) as driver:
-                    driver(f'create {engine} {path} {span}')
-                    driver(f'open d {engine} {path} rw')
-                    if order == 'random':
-                        driver(f'run d op=write order=stride bs=4k stride=64k span={span} final=1')
-                    where = f'order=perm stride=64k span={span}' if order == 'perm' else f'order=random span={span // 16}'
-                    used = driver(f'run d op=write bs=4k {where} count={count} threads={writers} flusher=1')
-                    driver('close d')
-                point[f'{prefix}median ms'] = used['flush_median'] * 1e3
-                point[f'{prefix}p99 ms'] = used['flush_p99'] * 1e3
-                point[f'{prefix}worst ms'] = used['flush_worst'] * 1e3
-                env.remove('steady.qcow2')
+            for prefix, all_of in found.items():
+                point[f'{prefix}median ms'] = statistics.median(used['flush_median'] for used in all_of) * 1e3
+                point[f'{prefix}p99 ms'] = statistics.median(used['flush_p99'] for used in all_of) * 1e3
+                point[f'{prefix}longest ms'] = max(used['flush_worst'] for used in all_of) * 1e3
+                point[f'{prefix}flushes'] = sum(used['flushes'] for used in all_of)
             series.points.append(point)
         out.append(series)
     return out
+
+
+def tails(env, engine, allocating, writers):
+    path, count = env.path('steady.qcow2'), power_of_two(16384 // env.scale)
+    span = count * 64 * KIB
+    with Driver(env) as driver:
+        driver(f'create {engine} {path} {span}')
+        driver(f'open d {engine} {path} rw')
+        where = f'order=perm stride=64k span={span}'
+        if not allocating:
+            where = f'order=random span={span // 8}'
+            driver(f'run d op=write order=seq bs=1M span={span // 8} final=1')
+        pace = 1000000 * writers // WRITES_PER_SECOND
+        used = driver(f'run d op=write bs=4k {where} count={count} threads={writers} flusher=1 pace={pace}')
+        driver('close d')
+    env.remove('steady.qcow2')
+    return used
 
 
 SERIES = (unflushed, sequential, copy_on_write, random_clusters, whole_images, warm_reads, cluster_sizes, closes,

@@ -247,6 +247,55 @@ static void seeks_in_handlers(void)
     CHECK_EQ(close(handlers_fd), 0);
 }
 
+/* Opens and closes other images, the last descriptor of each, in the middle of the thread's own opens. */
+static void close_in_handler(int number)
+{
+    int saved = errno;
+    struct stat status;
+
+    (void)number;
+    if (handlers_fd >= 0) {
+        close(handlers_fd);
+        handlers_fd = -1;
+    }
+    if (stat(path, &status) < 0 && errno != EDEADLK) {
+        wrong = 1;
+    }
+    signals++;
+    errno = saved;
+}
+
+static void closes_in_handlers(void)
+{
+    struct itimerval often = {.it_interval = {.tv_usec = 300}, .it_value = {.tv_usec = 300}};
+    char other[4200];
+
+    snprintf(other, sizeof other, "%s-other.qcow2", path);
+    signals = wrong = 0;
+    handlers_fd = -1;
+    close(make("text"));
+    CHECK(signal(SIGALRM, close_in_handler) != SIG_ERR);
+    setitimer(ITIMER_REAL, &often, NULL);
+    while (signals < SIGNALS) {
+        int fd = open(other, O_RDWR | O_CREAT, 0600);
+
+        CHECK(fd >= 0);
+        handlers_fd = fd;
+        fd = open(path, O_RDWR);
+        CHECK(fd >= 0);
+        CHECK_EQ(pwrite(fd, "text", 4, 0), 4);
+        CHECK_EQ(close(fd), 0);
+    }
+    setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+    signal(SIGALRM, SIG_DFL);
+    CHECK_EQ(wrong, 0);
+    if (handlers_fd >= 0) {
+        CHECK_EQ(close(handlers_fd), 0);
+    }
+    content("text");
+    CHECK_EQ(unlink(other), 0);
+}
+
 static sigjmp_buf place;
 
 static void leave(int number)
@@ -350,6 +399,7 @@ static void all(void)
     becomes_daemon();
     locks();
     seeks_in_handlers();
+    closes_in_handlers();
     in_child(left_by_handler);
     printed();
     sent();

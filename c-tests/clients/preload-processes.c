@@ -4,6 +4,7 @@
 #include "../test.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
@@ -340,9 +341,64 @@ static void threads(void)
     CHECK_EQ(close(fd), 0);
 }
 
+enum { CREATORS = 6, FILES = 25 };
+
+/* Each part is there, whoever has made the file; a process waits for the one that has it. */
+static void create_together(int file, int creator, atomic_int *arrived)
+{
+    char name[64], bytes[UNIT];
+    int fd;
+
+    atomic_fetch_add(arrived, 1);
+    while (atomic_load(arrived) < (file + 1) * CREATORS) {
+        sched_yield();
+    }
+    snprintf(name, sizeof name, "created-%d.qcow2", file);
+    fd = open(test_path(name), O_RDWR | O_CREAT, 0600);
+    CHECK(fd >= 0);
+    memset(bytes, 'a' + creator, UNIT);
+    CHECK_EQ(pwrite(fd, bytes, UNIT, (off_t)creator * UNIT), UNIT);
+    CHECK_EQ(close(fd), 0);
+}
+
+static void creators(void)
+{
+    atomic_int *arrived = mmap(NULL, sizeof *arrived, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t children[CREATORS];
+    char name[64], byte;
+
+    for (int i = 0; i < CREATORS; i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            /* One that fails is waited for by the others. */
+            alarm(20);
+            for (int file = 0; file < FILES; file++) {
+                create_together(file, i, arrived);
+            }
+            _exit(0);
+        }
+    }
+    for (int i = 0; i < CREATORS; i++) {
+        CHECK_EQ(test_wait(children[i]), 0);
+    }
+    for (int file = 0; file < FILES; file++) {
+        int fd;
+
+        snprintf(name, sizeof name, "created-%d.qcow2", file);
+        fd = open(test_path(name), O_RDONLY);
+        CHECK(fd >= 0);
+        for (int i = 0; i < CREATORS; i++) {
+            CHECK_EQ(pread(fd, &byte, 1, (off_t)i * UNIT + UNIT - 1), 1);
+            CHECK_EQ(byte, 'a' + i);
+        }
+        CHECK_EQ(close(fd), 0);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    const char *const names[] = {"fork", "offset", "started", "reach", "lowest", "handler", "append", "threads"};
+    const char *const names[] = {"fork",    "offset", "started", "reach",    "lowest",
+                                 "handler", "append", "threads", "created-0"};
 
     if (argc > 1 && getenv("LD_PRELOAD") == NULL) {
         setenv("LD_PRELOAD", argv[1], 1);
@@ -358,6 +414,7 @@ int main(int argc, char **argv)
     ended_by_handler();
     appenders();
     threads();
+    creators();
     /* What is left are sound images. */
     unsetenv("LD_PRELOAD");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {

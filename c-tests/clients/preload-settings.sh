@@ -67,14 +67,15 @@ for name in empty text; do
     rm -f report
     expect "$name" "cat: $name.qcow2: Wrong medium type" "LIBQCOW2_REPORT=report cat $name.qcow2"
     reported "$name" "open: .*/$name.qcow2: .*EMEDIUMTYPE"
-    expect "$name, appended to" "bash: line 1: $name.qcow2: Wrong medium type" "echo x >>$name.qcow2"
 done
+expect "text, appended to" "bash: line 1: text.qcow2: Wrong medium type" "echo x >>text.qcow2"
 rm -f report
 expect damaged "cat: damaged.qcow2: Invalid argument" "LIBQCOW2_REPORT=report cat damaged.qcow2"
 reported damaged "open: .*/damaged.qcow2: .*EINVAL"
 expect "damaged, written" "bash: line 1: damaged.qcow2: Invalid argument" "echo x >damaged.qcow2"
 [ "$(head -c 3 damaged.qcow2)" = QFI ] || { echo "a damaged image was written to"; failed=1; }
 expect "what is no image is listed" "empty.qcow2 0" 'stat -c "%n %s" empty.qcow2'
+expect "empty, appended to" "2 x" 'echo x >>empty.qcow2; echo $(stat -c %s empty.qcow2) $(cat empty.qcow2)'
 
 # What was served and what was not.
 rm -f report

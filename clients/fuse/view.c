@@ -1,7 +1,7 @@
 /* The disk as a file of a FUSE file system.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "view.h"
 
-#include "length.h"
+#include "growth.h"
 #include "log.h"
 
 #include <errno.h>
@@ -19,7 +19,7 @@
 
 int view_begin(struct view *view, const char *path)
 {
-    int ret = stat(path, &view->original) < 0 ? -errno : length_begin(view);
+    int ret = stat(path, &view->original) < 0 ? -errno : growth_begin(view);
 
     if (ret < 0) {
         return ret;
@@ -181,7 +181,7 @@ static void on_setattr(fuse_req_t request, fuse_ino_t inode, struct stat *to, in
     }
     if ((which & FUSE_SET_ATTR_SIZE) != 0) {
         pthread_mutex_lock(&view->size_lock);
-        ret = length_set(view, (uint64_t)to->st_size, QCOW2_PREALLOC_OFF);
+        ret = growth_set(view, (uint64_t)to->st_size, QCOW2_PREALLOC_OFF);
         pthread_mutex_unlock(&view->size_lock);
         touch(view);
     }
@@ -286,7 +286,7 @@ static int grow_to(struct view *view, uint64_t end, int preallocation)
     if (end > view->length) {
         pthread_mutex_lock(&view->size_lock);
         if (end > view->length) {
-            ret = length_set(view, end, preallocation);
+            ret = growth_set(view, end, preallocation);
         }
         pthread_mutex_unlock(&view->size_lock);
     }

@@ -23,7 +23,7 @@ struct view {
     pthread_mutex_t size_lock; /* held to change the length */
     /* Bytes, as programs have made it. The disk ends with that sector, whose rest is zero. */
     atomic_uint_fast64_t length;
-    bool has_length;           /* the image's file has the attribute of length.c */
+    bool has_length;           /* the image's file has the attribute of clients/lib/length.h */
     pthread_mutex_t time_lock; /* of the next two */
     struct timespec modified;
     struct timespec accessed;

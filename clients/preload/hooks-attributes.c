@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/xattr.h>
 
+#include "length.h"
+
 enum { LIST_BYTES = 65536 };
 
 typedef ssize_t (*lister)(const char *path, char *names, size_t size);
@@ -18,7 +20,7 @@ static ssize_t list_others(lister list, const char *path, char *names, size_t si
     for (ssize_t at = 0; at < length;) {
         size_t part = strlen(all + at) + 1;
 
-        if (strcmp(all + at, SHARED_LENGTH) != 0) {
+        if (strcmp(all + at, LENGTH_ATTRIBUTE) != 0) {
             memmove(all + used, all + at, part);
             used += (ssize_t)part;
         }

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /* Images that a process is started with, as descriptors. */
+#include <linux/kcmp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "open.h"
 #include "real.h"
 #include "report.h"
+
+enum { INHERITED_MAX = 1024 };
 
 /*
  * Whether a placeholder is of this user's making, or root's: another user's names a file that this process would open with
@@ -72,15 +76,39 @@ static void attach(int fd, const char *name)
     HIT("inherited descriptor");
 }
 
-/* A container that a program without the shim has opened for this one. */
-static void convert(int fd, const struct rule *rule)
+/* Whether both are one open file description, with one offset; false also where the system does not tell. */
+static bool is_same_open(int fd, int other)
+{
+    return REAL(syscall)(SYS_kcmp, getpid(), getpid(), KCMP_FILE, fd, other) == 0;
+}
+
+/* `fd`, and each of `others` that is a copy of it, become what `taken` is. */
+static void replace(int fd, int taken, struct view *view, const int *others, int count)
+{
+    bool same[INHERITED_MAX];
+
+    for (int i = 0; i < count; i++) {
+        same[i] = others[i] == fd || is_same_open(fd, others[i]);
+    }
+    for (int i = 0; i < count; i++) {
+        int kept = same[i] && (REAL(fcntl64)(others[i], F_GETFD) & FD_CLOEXEC) != 0 ? O_CLOEXEC : 0;
+
+        if (same[i] && REAL(dup3)(taken, others[i], kept) >= 0 && view != NULL) {
+            view_link(others[i], view);
+            HIT("inherited descriptor");
+        }
+    }
+}
+
+/* A container that a program without the shim has opened for this one, perhaps as several descriptors (`others`). */
+static void convert(int fd, const struct rule *rule, const int *others, int count)
 {
     int flags = REAL(fcntl64)(fd, F_GETFL);
     off_t offset = REAL(lseek64)(fd, 0, SEEK_CUR);
     struct stat64 status;
     struct view *view;
     char link[64];
-    int taken, kept;
+    int taken;
 
     if (flags < 0 || (flags & O_PATH) != 0 || REAL(fstat64)(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
         return;
@@ -96,11 +124,11 @@ static void convert(int fd, const struct rule *rule)
         report_line("inherited descriptor %d cannot be served", fd);
         taken = placeholder_new(NAME_BEGINNING, 0);
     }
-    kept = REAL(fcntl64)(fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0;
-    if (taken >= 0 && REAL(dup3)(taken, fd, kept) >= 0 && view != NULL) {
+    if (view != NULL) {
         view->offset = offset;
-        view_link(fd, view);
-        HIT("inherited descriptor");
+    }
+    if (taken >= 0) {
+        replace(fd, taken, view, others, count);
     }
     if (view != NULL) {
         view_unlink(taken);
@@ -125,7 +153,8 @@ static struct view *view_of_same(int fd, const struct stat64 *status, int below)
     return NULL;
 }
 
-static void adopt(int fd, int below)
+/* `others`: all that there are, this one too. */
+static void adopt(int fd, int below, const int *others, int count)
 {
     const char placeholder[] = "/memfd:" NAME_BEGINNING;
     const struct rule *rule;
@@ -148,37 +177,40 @@ static void adopt(int fd, int below)
     }
     rule = name[0] == '/' ? config_match(name) : NULL;
     if (rule != NULL) {
-        convert(fd, rule);
+        convert(fd, rule, others, count);
     }
 }
 
 void adopt_descriptor(int fd)
 {
     if (!config_off) {
-        adopt(fd, views_highest() + 1);
+        adopt(fd, views_highest() + 1, &fd, 1);
     }
 }
 
 void adopt_descriptors(void)
 {
     DIR *directory = REAL(opendir)("/proc/self/fd");
-    int count = 0, fds[1024];
+    int count = 0, fds[INHERITED_MAX];
     struct dirent *entry;
 
     if (directory == NULL) {
-        for (int fd = 0; fd < 3; fd++) {
-            adopt(fd, 3);
+        for (; count < 3; count++) {
+            fds[count] = count;
+        }
+        for (int fd = 0; fd < count; fd++) {
+            adopt(fd, count, fds, count);
         }
         return;
     }
     /* All of them first: what is adopted opens more. */
-    while ((entry = readdir(directory)) != NULL && count < 1024) {
+    while ((entry = readdir(directory)) != NULL && count < INHERITED_MAX) {
         if (entry->d_name[0] != '.' && atoi(entry->d_name) != dirfd(directory)) {
             fds[count++] = atoi(entry->d_name);
         }
     }
     REAL(closedir)(directory);
     for (int i = 0; i < count; i++) {
-        adopt(fds[i], VIEWS_MAX);
+        adopt(fds[i], VIEWS_MAX, fds, count);
     }
 }

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 
 #include "real.h"
 #include "report.h"
@@ -241,9 +242,27 @@ static int open_shared(int fd, const struct stat64 *status, const struct rule *r
     return result;
 }
 
+/*
+ * Makes the image of a file without contents: one of those that may be about to do so does. Whoever only reads waits.
+ * `status` is what the file is then. 0 or -errno.
+ */
+static int fill_empty(int fd, bool create, struct stat64 *status)
+{
+    const char *const options[] = {"lazy_refcounts=on", NULL};
+    bool locked = flock(fd, create ? LOCK_EX : LOCK_SH) == 0;
+    int result = REAL(fstat64)(fd, status) != 0 ? -errno : 0;
+
+    if (result == 0 && status->st_size == 0 && create) {
+        result = qcow2_create_fd(fd, 0, options);
+    }
+    if (locked) {
+        flock(fd, LOCK_UN);
+    }
+    return result;
+}
+
 int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, bool empty)
 {
-    const char *const create_options[] = {"lazy_refcounts=on", NULL};
     bool writable = wants_write(flags) && !rule->read_only;
     struct shared *shared = NULL;
     struct view *view = NULL;
@@ -258,8 +277,7 @@ int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, b
     } else if (!image_name_of(fd, path, sizeof path)) {
         result = -ENAMETOOLONG;
     } else {
-        empty = empty && status.st_size == 0;
-        result = empty ? qcow2_create_fd(fd, 0, create_options) : 0;
+        result = status.st_size == 0 ? fill_empty(fd, empty, &status) : 0;
         if (result == 0) {
             result = open_shared(fd, &status, rule, writable, mode, &shared);
         }
@@ -271,7 +289,7 @@ int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, b
         view = view_new(shared, writable, rule, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY), &status);
         result = view == NULL ? -ENOMEM : 0;
     }
-    if (result == 0 && (flags & O_TRUNC) != 0 && !rule->device && !empty) {
+    if (result == 0 && (flags & O_TRUNC) != 0 && !rule->device && view_size(view) != 0) {
         atomic_fetch_or(&view->flags, O_RDWR);
         result = view_truncate(view, 0);
         atomic_store(&view->flags, flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_NOCTTY));
@@ -297,19 +315,11 @@ int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, b
 static int make_file(int directory, const char *path, int flags, mode_t mode, bool *made)
 {
     int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, fd = REAL(openat64)(directory, path, how | O_EXCL, mode | OWNER);
-    struct stat64 status;
 
     *made = fd >= 0;
-    if (fd < 0 && errno == EEXIST && (flags & (O_EXCL | O_NOFOLLOW)) == 0 &&
-        REAL(fstatat64)(directory, path, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(status.st_mode)) {
-        /* What a symbolic link leads to. */
-        fd = REAL(openat64)(directory, path, how, mode);
-    } else if (fd < 0) {
-        return -errno;
-    }
-    if (fd >= 0 && REAL(fstat64)(fd, &status) == 0 && status.st_size != 0) {
-        REAL(close)(fd);
-        return -EEXIST;
+    if (fd < 0 && errno == EEXIST && (flags & O_EXCL) == 0) {
+        /* What a symbolic link leads to, or what somebody else has made just now. */
+        fd = REAL(openat64)(directory, path, how | (flags & O_NOFOLLOW), mode);
     }
     return fd < 0 ? -errno : fd;
 }
@@ -384,8 +394,9 @@ static int open_named(int directory, const char *path, int flags, mode_t mode)
     if (fd < 0) {
         return fd;
     }
-    result =
-        image_take(fd, rule, flags, made ? &mode : NULL, absent || (status.st_size == 0 && (flags & O_TRUNC) != 0));
+    /* A file without contents, opened so that it would be made or cut, becomes an image. */
+    result = image_take(fd, rule, flags, made ? &mode : NULL,
+                        made || (wants_write(flags) && (flags & (O_CREAT | O_TRUNC)) != 0));
     if (result < 0 && made) {
         unlinkat(directory, path, 0);
     }

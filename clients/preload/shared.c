@@ -5,7 +5,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
-#include "length.h"
+#include "growth.h"
 #include "real.h"
 
 enum {
@@ -16,6 +16,7 @@ enum {
 
 atomic_bool shared_ending;
 _Thread_local int shared_inside;
+atomic_bool shared_later;
 _Thread_local int shared_cancel_state;
 
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -64,7 +65,7 @@ static int open_image(struct shared *shared, int patience_ms)
         qcow2_close(image);
         return (int)length;
     }
-    length_read(shared, image, (uint64_t)length);
+    growth_read(shared, image, (uint64_t)length);
     atomic_store(&shared->image, image);
     return 0;
 }
@@ -89,9 +90,9 @@ static int close_image(struct shared *shared, bool settle)
         sched_yield();
     }
     if (settle) {
-        length_settle(shared, image);
+        growth_settle(shared, image);
     }
-    shared->ahead = length_is_ahead(shared);
+    shared->ahead = growth_is_ahead(shared);
     result = qcow2_close(image);
     restore_times(shared);
     return result;
@@ -179,7 +180,7 @@ static int become_read_only(struct shared *shared)
     image = atomic_load(&shared->image);
     if (image != NULL) {
         pthread_mutex_lock(&shared->resizing);
-        length_settle(shared, image);
+        growth_settle(shared, image);
         pthread_mutex_unlock(&shared->resizing);
         result = qcow2_reopen(image, QCOW2_OPEN_READ_ONLY, NULL);
         restore_times(shared);

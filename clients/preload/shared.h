@@ -42,7 +42,7 @@ struct shared {
     atomic_uint_fast64_t reached;
     pthread_mutex_t resizing;
     uint64_t virtual_size;
-    /* The file has the attribute below; it takes none. */
+    /* The file has the attribute; it takes none. */
     bool has_length;
     bool no_length;
     /* Suspended while the virtual size was ahead. */
@@ -53,19 +53,10 @@ struct shared {
 };
 
 /*
- * A file that grows changes its length with each write; a change of the virtual size takes several syncs, and is of whole
- * sectors. So the virtual size goes ahead, until the image is closed, and the length is in this attribute of the
- * image's file: "LENGTH SIZE NEXT-SIZE". It is raised before anything is written there. Programs that know nothing of it
- * may write past it: so it counts only while one of the sizes is the virtual size and what is past it reads as zeroes. A
- * file system that keeps no attributes has every length rounded up to 512.
+ * A file that grows changes its length with each write; a change of the virtual size takes several syncs. So the virtual
+ * size goes ahead, until the image is closed, and the length is in the attribute of clients/lib/length.h, which is raised
+ * before anything is written there.
  */
-#define SHARED_LENGTH "user.libqcow2.length"
-
-enum { SHARED_LENGTH_BYTES = 64 };
-
-/* The length that the attribute's value and a virtual size make, if shared_tail_is_zero. */
-uint64_t shared_length(const char *value, ssize_t value_length, uint64_t virtual_size);
-bool shared_tail_is_zero(qcow2_image *image, uint64_t length, uint64_t virtual_size);
 
 /* Where an image is, and how it is opened. */
 struct shared_source {
@@ -109,6 +100,10 @@ extern _Thread_local int shared_inside;
 /* No thread is cancelled there: it would keep locks, and leave the engine in the middle of something. */
 extern _Thread_local int shared_cancel_state;
 
+/* A signal handler has left something to do: views.c does it. */
+extern atomic_bool shared_later;
+void shared_do_later(void);
+
 /* In this order, for a signal handler in between does the same. */
 static inline void shared_begin(void)
 {
@@ -123,6 +118,9 @@ static inline void shared_end(void)
         pthread_setcancelstate(shared_cancel_state, NULL);
     }
     shared_inside--;
+    if (__builtin_expect(atomic_load_explicit(&shared_later, memory_order_relaxed), 0) && shared_inside == 0) {
+        shared_do_later();
+    }
 }
 
 /*

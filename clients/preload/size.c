@@ -2,6 +2,7 @@
 /* How long an image is that the program has only named. */
 #include <string.h>
 
+#include "length.h"
 #include "open.h"
 #include "real.h"
 
@@ -11,22 +12,22 @@ static const uint64_t LOOK = QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_LOCK;
 /* The length of an image that is not open here. */
 static int64_t kept_length(int fd, int64_t virtual_size)
 {
-    char value[SHARED_LENGTH_BYTES], later[SHARED_LENGTH_BYTES];
-    ssize_t length = REAL(fgetxattr)(fd, SHARED_LENGTH, value, sizeof value), length_later;
-    uint64_t size = shared_length(value, length, (uint64_t)virtual_size);
+    char value[LENGTH_VALUE_BYTES], later[LENGTH_VALUE_BYTES];
+    ssize_t length = REAL(fgetxattr)(fd, LENGTH_ATTRIBUTE, value, sizeof value), length_later;
+    uint64_t size = length_of_value(value, length, (uint64_t)virtual_size);
     qcow2_image *image;
     bool counts;
 
     if (size == (uint64_t)virtual_size || qcow2_open_fd(fd, LOOK | QCOW2_OPEN_NO_BACKING, NULL, &image) < 0) {
         return (int64_t)size;
     }
-    counts = shared_tail_is_zero(image, size, (uint64_t)virtual_size);
+    counts = length_tail_is_zero(image, size, (uint64_t)virtual_size);
     qcow2_close(image);
     if (!counts) {
         /* Or it has just been raised. */
-        length_later = REAL(fgetxattr)(fd, SHARED_LENGTH, later, sizeof later);
+        length_later = REAL(fgetxattr)(fd, LENGTH_ATTRIBUTE, later, sizeof later);
         counts = length_later > 0 && (length_later != length || memcmp(value, later, (size_t)length) != 0);
-        size = counts ? shared_length(later, length_later, (uint64_t)virtual_size) : (uint64_t)virtual_size;
+        size = counts ? length_of_value(later, length_later, (uint64_t)virtual_size) : (uint64_t)virtual_size;
     }
     return (int64_t)size;
 }
@@ -70,6 +71,10 @@ int64_t image_size(int directory, const char *path, const struct stat64 *status)
     int64_t size;
     int cancel;
 
+    if (view_interrupted()) {
+        /* A signal handler, in the middle of a request: the images' list may be held. */
+        return -EDEADLK;
+    }
     /* Parts of it take locks. */
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     size = size_of(directory, path, status);

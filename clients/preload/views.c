@@ -18,6 +18,21 @@ static atomic_int views;
 /* Descriptors above it were never one of ours. */
 static atomic_int highest;
 
+/* What has a lock for so long has been left by longjmp. */
+enum { PATIENCE_S = 2 };
+
+static void lock_pool(void)
+{
+    shared_begin();
+    pthread_mutex_lock(&pool_lock);
+}
+
+static void unlock_pool(void)
+{
+    pthread_mutex_unlock(&pool_lock);
+    shared_end();
+}
+
 bool views_any(void)
 {
     return atomic_load(&views) != 0;
@@ -44,19 +59,40 @@ struct view *view_get(int fd)
     }
 }
 
+/* Views that a signal handler has left, in the middle of a request, to whoever it has interrupted. */
+static _Atomic(struct view *) left_over;
+
 /* The last use of a view that has no descriptors. */
 static int finish(struct view *view)
 {
     struct shared *shared = view->shared;
     bool writable = view->writable;
 
+    if (view_interrupted()) {
+        view->next_free = atomic_load(&left_over);
+        while (!atomic_compare_exchange_weak(&left_over, &view->next_free, view)) {
+        }
+        atomic_store(&shared_later, true);
+        return 0;
+    }
     view->shared = NULL;
     atomic_fetch_sub(&views, 1);
-    pthread_mutex_lock(&pool_lock);
+    lock_pool();
     view->next_free = pool;
     pool = view;
-    pthread_mutex_unlock(&pool_lock);
+    unlock_pool();
     return shared_put(shared, writable);
+}
+
+void shared_do_later(void)
+{
+    struct view *view, *next;
+
+    atomic_store(&shared_later, false);
+    for (view = atomic_exchange(&left_over, NULL); view != NULL; view = next) {
+        next = view->next_free;
+        finish(view);
+    }
 }
 
 void view_finish(struct view *view)
@@ -80,12 +116,12 @@ struct view *view_new(struct shared *shared, bool writable, const struct rule *r
 {
     struct view *view;
 
-    pthread_mutex_lock(&pool_lock);
+    lock_pool();
     view = pool;
     if (view != NULL) {
         pool = view->next_free;
     }
-    pthread_mutex_unlock(&pool_lock);
+    unlock_pool();
     if (view == NULL) {
         view = calloc(1, sizeof *view);
         if (view == NULL) {
@@ -138,6 +174,26 @@ void views_set_engine(int fd, bool engine)
     }
 }
 
+/* Whoever sees the flag asks the kernel, which must have it by then. */
+static void store_offset(int fd, struct view *view)
+{
+    struct timespec until;
+    bool locked;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += PATIENCE_S;
+    lock_pool();
+    locked = pthread_mutex_clocklock(&view->lock, CLOCK_MONOTONIC, &until) == 0;
+    if (!atomic_load(&view->kernel_offset)) {
+        REAL(lseek64)(fd, atomic_load(&view->offset), SEEK_SET);
+        atomic_store(&view->kernel_offset, true);
+    }
+    if (locked) {
+        pthread_mutex_unlock(&view->lock);
+    }
+    unlock_pool();
+}
+
 void views_store_offsets(void)
 {
     for (int fd = 0; fd <= views_highest(); fd++) {
@@ -146,21 +202,19 @@ void views_store_offsets(void)
         if (view == NULL) {
             continue;
         }
-        if (!atomic_exchange(&view->kernel_offset, true)) {
-            REAL(lseek64)(fd, view->offset, SEEK_SET);
-        }
+        store_offset(fd, view);
         view_release(view);
     }
 }
 
 void views_before_fork(void)
 {
-    pthread_mutex_lock(&pool_lock);
+    lock_pool();
 }
 
 void views_after_fork(void)
 {
-    pthread_mutex_unlock(&pool_lock);
+    unlock_pool();
 }
 
 void view_dress(const struct rule *rule, uint64_t size, struct stat64 *status)

@@ -156,6 +156,8 @@ impl Medium {
             discard: writable.then_some(discard::<DATA>),
             write_zeroes: writable.then_some(zeroes::<DATA>),
             close: None,
+            event: None,
+            block_status: None,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod header;
 pub mod image;
 pub mod layout;
+pub mod luks;
 pub mod medium;
 pub mod script;
 pub mod structure;

@@ -17,7 +17,7 @@ VALUES = {
     "leaks|all": "leaks all",
 }
 # Arguments that are neither a word of a list nor a file.
-FREE = {"SIZE", "BYTES", "COUNT", "RATE", "OFFSET", "LENGTH", "SNAPSHOT", "KEY=VALUE,...", "OBJDEF", "OBJECTDEF",
+FREE = {"SIZE", "BYTE", "DEPTH", "BYTES", "COUNT", "RATE", "OFFSET", "LENGTH", "SNAPSHOT", "KEY=VALUE,...", "OBJDEF", "OBJECTDEF",
         "TRACE", "SPEC", "STRING"}
 
 

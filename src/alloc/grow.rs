@@ -10,6 +10,7 @@ use crate::error::{room, zeroed, Result};
 use crate::format::{refcount, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
+use crate::storage::event::Event;
 use crate::storage::Purpose;
 
 /// Bytes of the file that new blocks count at least.
@@ -21,6 +22,7 @@ impl Ledger {
     /// that one sync for each would be most of the work.
     pub(super) fn add_block(&mut self, shared: &Shared, cluster: u64) -> Result<()> {
         let geometry = self.geometry();
+        shared.medium.storage().event(Event::RefcountBlockAlloc);
         if !self.table.has_entry_for(cluster) {
             return self.grow_table(shared, cluster);
         }
@@ -56,7 +58,9 @@ impl Ledger {
         let geometry = self.geometry();
         let length = bytes.len() as u64;
         let (table_index, offset) = (geometry.refcount_table_index(cluster), geometry.cluster_offset(home));
+        shared.medium.storage().event(Event::RefcountBlockAllocWrite);
         shared.medium.write_unlinked(Purpose::RefcountBlock, offset, &bytes)?;
+        shared.medium.storage().event(Event::RefcountBlockHookup);
         // The others are read when they are needed.
         bytes.truncate(geometry.cluster_bytes() as usize);
         self.table.adopt(shared, table_index, bytes)?;
@@ -82,6 +86,7 @@ impl Ledger {
     /// `start` is past everything that the old table can count, so all clusters from there on are free.
     fn grow_table(&mut self, shared: &Shared, start: u64) -> Result<()> {
         let geometry = self.geometry();
+        shared.medium.storage().event(Event::RefcountTableGrow);
         let first_block = geometry.refcount_table_index(start);
         let least_entries = (self.table.entries.len() * 3 / 2).max(first_block + 2);
         let row = Row::new(&geometry, start, 0, first_block, least_entries)?;
@@ -98,6 +103,8 @@ impl Ledger {
         entries.set_all(0, self.table.entries.stored().iter().copied());
         let first_index = start / per_block;
         let mut images = room("refcount blocks", blocks)?;
+        let tell = |event| shared.medium.storage().event(event);
+        tell(Event::RefcountTableBlocks);
         for i in 0..blocks {
             let (from, to) = ((first_index + i) * per_block, (first_index + i + 1) * per_block);
             let mut bytes = zeroed("refcount block", geometry.cluster_bytes())?;
@@ -111,7 +118,9 @@ impl Ledger {
         }
         let table_offset = geometry.cluster_offset(start + blocks);
         let bytes = entries.bytes(0, length)?;
+        tell(Event::RefcountTableWrite);
         shared.medium.write_unlinked(Purpose::RefcountTable, table_offset, &bytes)?;
+        tell(Event::RefcountTableSwitch);
         let old = (self.table.offset, self.table.entries.len() * 8);
         shared.header.change(|h| {
             h.refcount_table_offset = table_offset;

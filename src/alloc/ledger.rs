@@ -10,6 +10,7 @@ use crate::format::{Geometry, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::Release;
 use crate::planted::{planted, Plant};
+use crate::storage::event::Event;
 use crate::storage::medium::Ticket;
 
 /// Cluster 0 is the header: an image whose refcounts say otherwise is damaged.
@@ -259,6 +260,7 @@ impl Ledger {
                 _ => Ok(None),
             });
         for (from, to) in freed {
+            shared.medium.storage().event(Event::ClusterFree);
             self.hint = self.hint.min(from);
             self.packing = self.packing.filter(|p| !(from..to).contains(&self.geometry().cluster_index(*p)));
             if discard {

@@ -2,9 +2,10 @@
 
 use super::custom_io::qcow2_io_ops;
 use super::types::*;
+use crate::disk::Encryption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::formats::Driver;
-use crate::ops::open::{Named, ResolveAnswer, ResolveRequest};
+use crate::ops::open::{Named, ResolveAnswer, ResolveRequest, SecretRequest};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -61,6 +62,61 @@ pub type qcow2_resolve_fn = Option<
         answer: *mut qcow2_resolve_answer,
     ) -> c_int,
 >;
+
+/// What an encrypted image asks for when it is opened.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_secret_request {
+    /// Set by the library.
+    pub struct_size: usize,
+    /// QCOW2_ENCRYPTION_*: what the secret is for.
+    pub encryption: c_int,
+    /// How far below the top image it is, whose depth is 0.
+    pub depth: c_int,
+    /// Where the image was opened, for messages.
+    pub file: *const c_char,
+}
+
+/// Puts the secret of an image into `buffer`, which holds `buffer_bytes` bytes (64 KiB), and returns how many it has put
+/// there. The buffer is in memory that no core dump and no forked child has, and is wiped after use. -ENOKEY: there is
+/// none; another -errno is the error of the open. Called by the thread that opens, inside its call.
+pub type qcow2_secret_fn = Option<
+    unsafe extern "C" fn(
+        opaque: *mut c_void,
+        request: *const qcow2_secret_request,
+        buffer: *mut c_void,
+        buffer_bytes: usize,
+    ) -> i64,
+>;
+
+/// Asks the caller for a secret.
+pub(super) fn ask_secret(
+    function: unsafe extern "C" fn(*mut c_void, *const qcow2_secret_request, *mut c_void, usize) -> i64,
+    opaque: *mut c_void,
+    request: &SecretRequest,
+    room: &mut [u8],
+) -> Result<Option<usize>> {
+    let file = c_text(Some(request.file.as_bytes()));
+    let asked = qcow2_secret_request {
+        struct_size: std::mem::size_of::<qcow2_secret_request>(),
+        encryption: match request.encryption {
+            Encryption::Aes => QCOW2_ENCRYPTION_AES,
+            Encryption::Luks => QCOW2_ENCRYPTION_LUKS,
+        },
+        depth: request.depth as c_int,
+        file: file.as_ptr(),
+    };
+    // SAFETY: the struct and the buffer live across the call.
+    let answer = unsafe { function(opaque, &asked, room.as_mut_ptr().cast(), room.len()) };
+    match usize::try_from(answer) {
+        Ok(length) => Ok(Some(length)),
+        Err(_) if answer == -i64::from(libc::ENOKEY) => Ok(None),
+        Err(_) => {
+            let errno = if (-4095..0).contains(&answer) { -answer as i32 } else { libc::EPERM };
+            Err(Error::new(ErrorKind::Host(errno), format!("the secret of '{}' was refused", request.file)))
+        }
+    }
+}
 
 /// Hands progress to the caller; `false`: it asks to stop.
 pub(super) fn send_progress(function: qcow2_progress_fn, opaque: *mut c_void, done: u64, total: u64) -> bool {

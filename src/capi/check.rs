@@ -9,7 +9,7 @@ use super::types::*;
 use crate::error::{Error, Result};
 use crate::ops::check::{CheckOptions, CheckReport, Finding, Words};
 use crate::ops::checksum::checksum;
-use crate::ops::commit::commit;
+use crate::ops::commit::commit_to;
 use std::ffi::{c_int, c_void};
 
 fn result_of(report: &CheckReport) -> qcow2_check_result {
@@ -116,7 +116,30 @@ pub unsafe extern "C" fn qcow2_commit(
     with(image, |guarded| -> Result<i64> {
         check_flags("commit", flags, QCOW2_COMMIT_KEEP)?;
         let keep = flags & QCOW2_COMMIT_KEEP != 0;
-        commit(&guarded.handle, keep, None, &mut |done, total| {
+        commit_to(&guarded.handle, 1, keep, None, &mut |done, total| {
+            send_progress(progress, progress_opaque, done, total)
+        })?;
+        Ok(0)
+    }) as c_int
+}
+
+/// As qcow2_commit, into the layer `depth` below the image (1: its backing file): what the image and all layers above
+/// that one show is written there. With a depth above 1 nothing is emptied: the image and the layers in between stay
+/// as they are, and show what they showed as long as the layer is not written otherwise.
+///
+/// Returns 0 or -errno: EINVAL (depth is 0, or the chain ends before), and as qcow2_commit.
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_commit_to(
+    image: *mut qcow2_image,
+    depth: u32,
+    flags: u64,
+    progress: qcow2_progress_fn,
+    progress_opaque: *mut c_void,
+) -> c_int {
+    with(image, |guarded| -> Result<i64> {
+        check_flags("commit", flags, QCOW2_COMMIT_KEEP)?;
+        let keep = flags & QCOW2_COMMIT_KEEP != 0;
+        commit_to(&guarded.handle, depth, keep, None, &mut |done, total| {
             send_progress(progress, progress_opaque, done, total)
         })?;
         Ok(0)

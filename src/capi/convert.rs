@@ -3,9 +3,11 @@
 use super::callbacks::*;
 use super::edge::{take, with, Guarded};
 use super::flags::check_flags;
+use super::messages::*;
 use super::types::*;
 use crate::error::{Error, Result};
-use crate::ops::convert::{convert, ConvertOptions};
+use crate::ops::check::MessageKind;
+use crate::ops::convert::{convert_telling, ConvertOptions};
 use std::ffi::{c_int, c_void};
 
 /// How qcow2_convert copies.
@@ -24,13 +26,28 @@ pub struct qcow2_convert_params {
     pub workers: u32,
     /// 0.
     pub reserved: u32,
+    /// Where in the target the source begins, a multiple of 512: several disks one after another make one.
+    pub target_offset: u64,
+    /// With QCOW2_CONVERT_SALVAGE: told each sector that became zeroes, as QCOW2_MSG_ERROR. May be NULL.
+    pub message: qcow2_message_fn,
+    /// Passed to `message`.
+    pub message_opaque: *mut c_void,
 }
 
 impl qcow2_convert_params {
     fn usual() -> Self {
         let usual = ConvertOptions::default();
         let (sparse_bytes, workers) = (usual.sparse_bytes, usual.workers);
-        qcow2_convert_params { struct_size: 0, flags: 0, sparse_bytes, workers, reserved: 0 }
+        qcow2_convert_params {
+            struct_size: 0,
+            flags: 0,
+            sparse_bytes,
+            workers,
+            reserved: 0,
+            target_offset: 0,
+            message: None,
+            message_opaque: std::ptr::null_mut(),
+        }
     }
 
     fn options(&self) -> Result<ConvertOptions> {
@@ -38,7 +55,8 @@ impl qcow2_convert_params {
             | QCOW2_CONVERT_TOP_ONLY
             | QCOW2_CONVERT_TARGET_ZERO
             | QCOW2_CONVERT_ALLOCATE
-            | QCOW2_CONVERT_ANY_ORDER;
+            | QCOW2_CONVERT_ANY_ORDER
+            | QCOW2_CONVERT_SALVAGE;
         check_flags("convert", self.flags, KNOWN)?;
         if self.reserved != 0 {
             return Err(Error::invalid("reserved is not 0"));
@@ -52,15 +70,17 @@ impl qcow2_convert_params {
             any_order: has(QCOW2_CONVERT_ANY_ORDER),
             sparse_bytes: self.sparse_bytes,
             workers: self.workers,
+            target_offset: self.target_offset,
+            salvage: has(QCOW2_CONVERT_SALVAGE),
         })
     }
 }
 
-/// Copies what `source` shows to the start of `target`, another open disk, qcow2 or raw, that is at least as long; what
-/// is past the source's length stays. Each guest byte of the range is read and written once, in time proportional to
-/// what is allocated; other requests on the handles go on meanwhile, and a target that somebody else writes holds a
-/// mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the caller's
-/// thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
+/// Copies what `source` shows to the start of `target`, or to the place in it that `params` name: another open disk, qcow2
+/// or raw, that is at least as long; what is outside the copied range stays. Each guest byte of the range is read and written
+/// once, in time proportional to what is allocated; other requests on the handles go on meanwhile, and a target that somebody
+/// else writes holds a mixture. `params` may be NULL: no flags, holes of 4096 bytes, one worker. `progress` is called on the
+/// caller's thread; the functions of a caller's storage on those of the workers, too. Nothing is durable before a qcow2_flush or
 /// qcow2_close of `target`.
 ///
 /// Returns 0 or -errno: EINVAL (parameters, the same disk twice, a target that is too short), EROFS, ENOTSUP (a raw
@@ -90,9 +110,16 @@ pub unsafe extern "C" fn qcow2_convert(
             // SAFETY: the caller's struct.
             false => unsafe { take(params, qcow2_convert_params::usual(), "params") }?,
         };
-        convert(from.handle.disk(), to.handle.disk(), &params.options()?, &mut |done, total| {
-            send_progress(progress, progress_opaque, done, total)
-        })?;
+        let mut lost = |_: u64, error: &Error| {
+            send_message(params.message, params.message_opaque, MessageKind::Error, error.parts().summary);
+        };
+        convert_telling(
+            from.handle.disk(),
+            to.handle.disk(),
+            &params.options()?,
+            &mut lost,
+            &mut |done, total| send_progress(progress, progress_opaque, done, total),
+        )?;
         Ok(0)
     }) as c_int
 }

@@ -2,12 +2,15 @@
 
 use super::edge::take;
 use super::text::path;
+use super::types::QCOW2_EXTENT_ZERO;
 use crate::error::{Error, Result};
 use crate::ops::open::Origin;
 use crate::storage::end::{End, EndAlone};
+use crate::storage::event::Event;
 use crate::storage::{HostRun, Purpose, Storage, Traits};
 use std::ffi::{c_char, c_int, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// A caller's storage. The functions return 0 or -errno and move whole ranges; a read past the end fills
@@ -50,12 +53,39 @@ pub struct qcow2_io_ops {
     /// library's from the moment of that call. Not where nothing was handed over: the struct that names it, or this one,
     /// is refused for its `struct_size` or for fields that this version does not know. Optional.
     pub close: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
+    /// For tests against faults: told what the engine is about to do here, by the names of the stock tools' driver for
+    /// faults: read_aio, write_aio (guest data), l1_update, l2_load, l2_update, reftable_load, reftable_update,
+    /// refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
+    /// l1_grow_activate_table, l2_alloc_write, cluster_alloc (of tables), cluster_free, reftable_grow, refblock_alloc,
+    /// refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
+    /// refblock_alloc_switch_table, empty_image_prepare, vmstate_load, vmstate_save. More may come. `name` is static. It
+    /// may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
+    pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, name: *const c_char)>,
+    /// What the storage knows about a range: `*flags` becomes QCOW2_EXTENT_ZERO where it reads as zeroes, else
+    /// QCOW2_EXTENT_DATA, and `*run` for how many bytes from `offset` on this holds, at least 1. Asked only about what a
+    /// sync has covered. Optional: without it all of it is data.
+    pub block_status: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            offset: u64,
+            length: u64,
+            run: *mut u64,
+            flags: *mut u32,
+        ) -> c_int,
+    >,
 }
+
+/// No table has been made.
+const NOWHERE: u64 = u64::MAX;
+/// A table has been made that nobody has read from yet.
+const ANYWHERE: u64 = u64::MAX - 1;
 
 struct CustomIo {
     ops: qcow2_io_ops,
     opaque: *mut c_void,
     end: End,
+    /// Where the next read of a table that has just been made begins: it is no load for who listens.
+    newborn: AtomicU64,
 }
 
 // SAFETY: the contract of `qcow2_io_ops` allows calls from any thread, several at once.
@@ -64,6 +94,26 @@ unsafe impl Send for CustomIo {}
 unsafe impl Sync for CustomIo {}
 
 impl CustomIo {
+    /// Whether a read goes on through a table that has just been made.
+    fn is_newborn(&self, offset: u64, buffers: &[IoSliceMut<'_>]) -> bool {
+        let next = self.newborn.load(Ordering::SeqCst);
+        let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
+        let newborn = next == ANYWHERE || next == offset;
+        if newborn {
+            self.newborn.store(offset + bytes, Ordering::SeqCst);
+        }
+        newborn
+    }
+
+    fn tell(&self, event: Option<Event>) {
+        let (Some(tell), Some(event)) = (self.ops.event, event) else { return };
+        if event == Event::L2AllocWrite {
+            self.newborn.store(ANYWHERE, Ordering::SeqCst);
+        }
+        // SAFETY: the caller's function and opaque pointer; names are static.
+        unsafe { tell(self.opaque, event.name().as_ptr()) }
+    }
+
     /// Grows storage that has no `truncate`: by writing, for a write past the end extends. Zeroes all the way,
     /// for nobody says what the gap before such a write holds.
     fn extend(&self, length: u64) -> io::Result<()> {
@@ -122,10 +172,12 @@ pub(super) unsafe fn wrap(ops: *const qcow2_io_ops, opaque: *mut c_void) -> Resu
         discard: None,
         write_zeroes: None,
         close: None,
+        event: None,
+        block_status: None,
     };
     // SAFETY: the caller's pointer, checked for NULL.
     let ops = unsafe { take(ops, none, "io") }?;
-    let custom = CustomIo { ops, opaque, end: End::new(0) };
+    let custom = CustomIo { ops, opaque, end: End::new(0), newborn: AtomicU64::new(NOWHERE) };
     if custom.ops.preadv.is_none() || custom.ops.length.is_none() {
         return Err(Error::invalid("io: preadv and length are required"));
     }
@@ -164,8 +216,11 @@ fn not_supported() -> io::Error {
 }
 
 impl Storage for CustomIo {
-    fn read(&self, _: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         let Some(preadv) = self.ops.preadv else { return Err(not_supported()) };
+        if !(purpose == Purpose::L2 && self.is_newborn(offset, buffers)) {
+            self.tell(Event::of_read(purpose));
+        }
         let mut at = offset;
         for group in buffers.chunks_mut(1024) {
             // SAFETY: IoSliceMut has the layout of iovec; the buffers live across the call.
@@ -175,7 +230,8 @@ impl Storage for CustomIo {
         Ok(())
     }
 
-    fn write(&self, _: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        self.tell(Event::of_write(purpose));
         let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
         self.end.write(offset.saturating_add(bytes), || self.write_all(offset, buffers))
     }
@@ -208,8 +264,9 @@ impl Storage for CustomIo {
         Ok(now.max(length))
     }
 
-    fn write_zeroes(&self, _: Purpose, offset: u64, length: u64) -> io::Result<()> {
+    fn write_zeroes(&self, purpose: Purpose, offset: u64, length: u64) -> io::Result<()> {
         let Some(write_zeroes) = self.ops.write_zeroes else { return Err(not_supported()) };
+        self.tell(Event::of_write(purpose));
         // SAFETY: the caller's function and opaque pointer.
         answer(unsafe { write_zeroes(self.opaque, offset, length) })
     }
@@ -220,16 +277,27 @@ impl Storage for CustomIo {
         answer(unsafe { discard(self.opaque, offset, length) })
     }
 
+    fn event(&self, event: Event) {
+        self.tell(Some(event));
+    }
+
     fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
         Err(not_supported())
     }
 
-    fn host_run(&self, _: u64) -> io::Result<HostRun> {
-        Ok(HostRun { data: true, end: self.length()? })
+    fn host_run(&self, offset: u64) -> io::Result<HostRun> {
+        let end = self.length()?;
+        let Some(status) = self.ops.block_status.filter(|_| offset < end) else {
+            return Ok(HostRun { data: true, end });
+        };
+        let (mut run, mut flags) = (0, 0);
+        // SAFETY: the caller's function and opaque pointer; the places outlive the call.
+        answer(unsafe { status(self.opaque, offset, end - offset, &raw mut run, &raw mut flags) })?;
+        Ok(HostRun { data: flags & QCOW2_EXTENT_ZERO == 0, end: offset + run.clamp(1, end - offset) })
     }
 
     fn settle_runs(&self) -> io::Result<()> {
-        Ok(())
+        self.ops.block_status.map_or(Ok(()), |_| self.sync())
     }
 
     fn traits(&self) -> Traits {

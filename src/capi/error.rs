@@ -45,6 +45,10 @@ pub const QCOW2_ERROR_NOT_FOUND: u32 = 17;
 pub const QCOW2_ERROR_LOOP: u32 = 18;
 /// The host, or a callback, answered with this errno.
 pub const QCOW2_ERROR_HOST: u32 = 19;
+/// The image is encrypted, and no secret was given: ENOKEY.
+pub const QCOW2_ERROR_NO_SECRET: u32 = 20;
+/// The secret opens no key slot of the image: EKEYREJECTED.
+pub const QCOW2_ERROR_WRONG_SECRET: u32 = 21;
 
 fn number_of(kind: ErrorKind) -> u32 {
     match kind {
@@ -67,6 +71,8 @@ fn number_of(kind: ErrorKind) -> u32 {
         ErrorKind::NotFound => QCOW2_ERROR_NOT_FOUND,
         ErrorKind::Loop => QCOW2_ERROR_LOOP,
         ErrorKind::Host(_) => QCOW2_ERROR_HOST,
+        ErrorKind::NoSecret => QCOW2_ERROR_NO_SECRET,
+        ErrorKind::WrongSecret => QCOW2_ERROR_WRONG_SECRET,
     }
 }
 

@@ -13,7 +13,9 @@ use crate::ops::check::MessageKind;
 use crate::ops::formats::Driver;
 use crate::ops::handle::Handle;
 use crate::ops::inactive::{inactivate, invalidate};
-use crate::ops::open::{Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver};
+use crate::ops::open::{
+    Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver, SecretRequest, Secrets,
+};
 use crate::ops::probe::probe;
 use crate::options::OpenOptions;
 use std::ffi::{c_char, c_int, c_void};
@@ -46,6 +48,15 @@ pub struct qcow2_open_params {
     pub message: qcow2_message_fn,
     /// Handed to `message`. Both are kept: qcow2_close calls them, too, so what this points to must live until then.
     pub message_opaque: *mut c_void,
+    /// Has the secrets of encrypted images. May be NULL: then an open of one fails (-ENOKEY), but with
+    /// QCOW2_OPEN_METADATA_ONLY, which needs none.
+    pub secret: qcow2_secret_fn,
+    /// Handed to `secret`.
+    pub secret_opaque: *mut c_void,
+    /// Takes the progress of deriving keys, whose cost the image chooses: up to hours. May be NULL.
+    pub progress: qcow2_progress_fn,
+    /// Handed to `progress`.
+    pub progress_opaque: *mut c_void,
 }
 
 impl qcow2_open_params {
@@ -62,6 +73,10 @@ impl qcow2_open_params {
             resolve_opaque: std::ptr::null_mut(),
             message: None,
             message_opaque: std::ptr::null_mut(),
+            secret: None,
+            secret_opaque: std::ptr::null_mut(),
+            progress: None,
+            progress_opaque: std::ptr::null_mut(),
         }
     }
 }
@@ -97,10 +112,10 @@ unsafe fn origin_of(params: &qcow2_open_params) -> Result<Origin> {
     })
 }
 
-/// Runs `run` with the caller's resolver and receiver of messages.
+/// Runs `run` with the caller's resolver, receiver of messages, and secrets.
 fn with_callbacks<T>(
     params: &qcow2_open_params,
-    run: impl for<'a> FnOnce(Option<Resolver<'a>>, Option<Messages<'a>>) -> T,
+    run: impl for<'a> FnOnce(Option<Resolver<'a>>, Option<Messages<'a>>, Secrets<'a>) -> T,
 ) -> T {
     let mut ask = params.resolve.map(|function| {
         let opaque = params.resolve_opaque;
@@ -108,7 +123,13 @@ fn with_callbacks<T>(
     });
     let mut say =
         |kind: MessageKind, text: &str| send_message(params.message, params.message_opaque, kind, text);
-    run(ask.as_mut().map(|a| a as _), params.message.is_some().then_some(&mut say as _))
+    let mut ask_for_secret = params.secret.map(|function| {
+        let opaque = params.secret_opaque;
+        move |request: &SecretRequest, room: &mut [u8]| ask_secret(function, opaque, request, room)
+    });
+    let mut told = |done, total| send_progress(params.progress, params.progress_opaque, done, total);
+    let secrets = Secrets { source: ask_for_secret.as_mut().map(|a| a as _), progress: Some(&mut told) };
+    run(ask.as_mut().map(|a| a as _), params.message.is_some().then_some(&mut say as _), secrets)
 }
 
 unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Result<i64> {
@@ -123,8 +144,8 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     let origin = origin?;
     let flags = open_flags(params.flags)?;
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
-    let handle = with_callbacks(params, |resolver, messages| {
-        Handle::open(&mut Opening { flags, options, resolver, messages }, &origin)
+    let handle = with_callbacks(params, |resolver, messages, secrets| {
+        Handle::open(&mut Opening { flags, options, resolver, messages, secrets }, &origin)
     })?;
     let messages = Receiver { function: params.message, opaque: params.message_opaque };
     // SAFETY: as above. The box is taken back by `qcow2_close`.
@@ -147,7 +168,8 @@ pub extern "C" fn qcow2_version() -> *const c_char {
 ///
 /// Returns 0 or -errno: EINVAL (arguments, options, a header field out of its range), EMEDIUMTYPE (not a qcow2 image at
 /// all), ENOTSUP (version or feature, named), EFBIG (a table over its limit), EIO (corrupt, or the host), EAGAIN (in use by another program
-/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), EPERM (names a backing file or a data file, not allowed),
+/// or handle), EUCLEAN (dirty, with QCOW2_OPEN_NO_REPAIR), ENOKEY (encrypted, and no secret was given: qcow2_open_with
+/// takes one), EKEYREJECTED (the secret opens no key slot), ECANCELED (`progress` returned non-zero), EPERM (names a backing file or a data file, not allowed),
 /// ELOOP, ENOENT and what else the host says.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open(
@@ -196,7 +218,7 @@ pub unsafe extern "C" fn qcow2_probe_fd(fd: c_int) -> c_int {
 }
 
 /// The general form of open: by path, descriptor or callbacks, with a resolver for backing files and a
-/// receiver of repair messages. Otherwise as qcow2_open.
+/// receiver of repair messages, and a source of secrets for encrypted images. Otherwise as qcow2_open.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_open_with(
     params: *const qcow2_open_params,
@@ -289,7 +311,7 @@ pub unsafe extern "C" fn qcow2_invalidate(
             // SAFETY: the caller's struct.
             false => unsafe { take(params, qcow2_open_params::empty(), "params") }?,
         };
-        with_callbacks(&params, |resolver, messages| {
+        with_callbacks(&params, |resolver, messages, _| {
             guarded.changing(|handle| invalidate(handle, resolver, messages))
         })
         .map(|()| 0)

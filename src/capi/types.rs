@@ -117,6 +117,8 @@ pub const QCOW2_CONVERT_TARGET_ZERO: u64 = 0x4;
 pub const QCOW2_CONVERT_ALLOCATE: u64 = 0x8;
 /// qcow2_convert: workers write as they come, not in the order of the disk.
 pub const QCOW2_CONVERT_ANY_ORDER: u64 = 0x10;
+/// qcow2_convert: sectors of the source that cannot be read become zeroes.
+pub const QCOW2_CONVERT_SALVAGE: u64 = 0x20;
 
 /// qcow2_compare: sizes must be equal, and each range allocated and zero in the same way.
 pub const QCOW2_COMPARE_STRICT: u64 = 0x1;
@@ -151,6 +153,11 @@ pub const QCOW2_MSG_REPAIR: i32 = 3;
 pub const QCOW2_NODE_BACKING: i32 = 1;
 /// qcow2_resolve_request: an external data file.
 pub const QCOW2_NODE_DATA_FILE: i32 = 2;
+
+/// qcow2_secret_request: AES with the secret as its key, crypt_method 1.
+pub const QCOW2_ENCRYPTION_AES: i32 = 1;
+/// qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2.
+pub const QCOW2_ENCRYPTION_LUKS: i32 = 2;
 
 /// qcow2_bitmap_add: the bitmap tracks no changes yet.
 pub const QCOW2_BITMAP_DISABLED: u64 = 0x1;

@@ -12,7 +12,7 @@ mod range;
 pub mod raw;
 mod status;
 
-pub use opening::{Draft, Files, Names, Parts, Settings, Stopped};
+pub use opening::{Draft, Encryption, Files, Names, Parts, Settings, Stopped, Unlocking};
 pub use packed::PackedClusters;
 pub(crate) use range::{check_range, total};
 pub use status::Status;

@@ -79,6 +79,26 @@ pub struct Parts {
     pub inactive: bool,
 }
 
+/// How guest data is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// By the key of a LUKS header.
+    Luks,
+    /// By the older AES: the secret is the key.
+    Aes,
+}
+
+/// Puts a secret into the buffer, whose pages are made for it, and says how long it is; `None`: there is none.
+pub type AskSecret<'a> = dyn FnMut(Encryption, &mut [u8]) -> Result<Option<usize>> + 'a;
+
+/// What opens an encrypted disk.
+pub struct Unlocking<'a> {
+    /// Has the secret.
+    pub ask: &'a mut AskSecret<'a>,
+    /// Told how much of the derivation of keys is done, of how much; `false` stops it.
+    pub progress: &'a mut dyn FnMut(u64, u64) -> bool,
+}
+
 /// A file that has been found to be a disk of its format, and fit for its settings. Nothing has been written.
 pub trait Draft {
     /// The files that it records.
@@ -92,6 +112,10 @@ pub trait Draft {
     /// Whether it must be repaired before its first write.
     fn is_dirty(&self) -> bool {
         false
+    }
+    /// Before guest I/O: asks for the secret of a disk that has one, and finds the key. Nothing is written.
+    fn unlock(&mut self, _unlocking: &mut Unlocking<'_>) -> Result<()> {
+        Ok(())
     }
     /// The disk, once what it needs is open.
     fn open(self: Box<Self>, parts: Parts) -> Result<Disk>;

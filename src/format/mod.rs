@@ -16,7 +16,7 @@ pub mod structure;
 
 pub use geometry::Geometry;
 pub use header::Header;
-pub use offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
+pub use offset::{GuestCluster, GuestOffset, HostCluster, HostOffset, Offset};
 pub use structure::Structure;
 
 use crate::error::{room, Result};

@@ -58,6 +58,9 @@ impl Core {
     /// Fails unless the range is whole clusters of the disk.
     pub(crate) fn check_clusters(&self, offset: GuestOffset, bytes: u64) -> Result<()> {
         self.refuse_data_file("compressed clusters")?;
+        if !self.payload.zeroes_are_zero() {
+            return Err(Error::unsupported("Compression and encryption not supported at the same time"));
+        }
         check_range(self.virtual_size, offset.0, bytes)?;
         let (geometry, end) = (&self.geometry, offset + bytes);
         if geometry.in_cluster(offset) != 0 || (geometry.in_cluster(end) != 0 && end != self.disk_end()) {

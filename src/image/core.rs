@@ -2,11 +2,13 @@
 
 use super::bitmaps::{self, Tracker};
 use super::chain::{Below, Chain};
+use super::cipher::Cipher;
 use super::inflation::Inflation;
 use super::payload::Payload;
 use super::pool::Pool;
 use super::session::Session;
 use super::snapshot::{snapshot_header, SnapshotRef};
+use super::unlock::{encryption, no_secret};
 use super::{inactive_error, Disk};
 use crate::alloc::{Allocator, Pass, Shared};
 use crate::codec::{Codec, Compressor};
@@ -41,6 +43,8 @@ pub struct CoreSettings {
     pub backing: Option<Disk>,
     /// Where guest data is, for an image with an external data file.
     pub data_file: Option<Arc<dyn Storage>>,
+    /// What guest data is encrypted with.
+    pub cipher: Option<Arc<Cipher>>,
 }
 
 /// The parts that serve guest I/O.
@@ -78,19 +82,10 @@ pub struct Core {
     suspended: OnceLock<Error>,
     /// What is read where the image has holes becomes the image's own.
     pub(super) copies_on_read: bool,
+    /// A read has nothing to do but to read: nothing becomes the image's own, nothing is encrypted.
+    pub(super) reads_are_plain: bool,
     /// The snapshot table, once somebody has asked for it.
     snapshots: Mutex<Option<Arc<[Snapshot]>>>,
-}
-
-/// What guest I/O needs and this library does not serve yet: a reason to refuse, by name.
-fn not_served(header: &Header) -> Option<String> {
-    if header.crypt_method == 1 {
-        return Some("encryption method 1 (AES) is not served yet".into());
-    }
-    if header.crypt_method == 2 {
-        return Some("encryption method 2 (LUKS) is not served yet".into());
-    }
-    None
 }
 
 /// Everything that can be said against an open from the header alone, before a byte is written.
@@ -101,15 +96,17 @@ pub(crate) fn validate(header: &Header, settings: &CoreSettings) -> Result<()> {
     if settings.metadata_only {
         return Ok(());
     }
-    if let Some(reason) = not_served(header) {
-        return Err(Error::unsupported(format!("Unsupported qcow2 feature(s): {reason}")));
-    }
+    let encrypted = encryption(header)?.is_some();
     if !settings.read_only && header.incompatible & INCOMPAT_CORRUPT != 0 {
         let text = "qcow2: Image is corrupt; cannot be opened read/write";
         return Err(Error::new(ErrorKind::MarkedCorrupt, text));
     }
     if header.autoclear & AUTOCLEAR_RAW_DATA != 0 && !geometry.external_data {
         return Err(Error::invalid("data-file-raw requires a data file"));
+    }
+    if encrypted && header.autoclear & AUTOCLEAR_RAW_DATA != 0 {
+        // Such a file shows the disk to whoever reads it alone.
+        return Err(Error::unsupported("an encrypted image has no raw data file"));
     }
     if !settings.read_only && SnapshotRef::of(&settings.options).is_some() {
         return Err(Error::invalid("a snapshot can only be read: it needs a read-only open"));
@@ -129,6 +126,9 @@ fn check_ready(header: &Header, medium: &Medium, settings: &CoreSettings) -> Res
     if !settings.read_only && header.incompatible & INCOMPAT_DIRTY != 0 {
         let text = "the dirty bit is set: the image must be repaired before it is written";
         return Err(Error::new(ErrorKind::Dirty, text));
+    }
+    if encryption(header)?.is_some() && settings.cipher.is_none() {
+        return Err(no_secret());
     }
     if header.geometry().external_data && medium.data_file().is_none() {
         return Err(Error::invalid("'data-file' is required for this image"));
@@ -165,28 +165,26 @@ impl Core {
         let tracks = !settings.metadata_only && !settings.read_only;
         let load = || bitmaps::load(&shared, &header, &settings.options);
         let bitmaps = if tracks { session.bitmaps(load)? } else { None };
-        let io = match settings.metadata_only {
-            true => None,
-            false => Some(Self::load_io(&shared, &header, &settings)?),
-        };
-        let inflation = Inflation::new(codec, &geometry);
-        let compressors = Pool::default();
+        let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
+        let cipher = settings.cipher.clone().filter(|_| header.crypt_method != 0);
         let writes_are_plain = !settings.read_only
+            && cipher.is_none()
             && options.detect_zeroes == DetectZeroes::Off
             && !options.cache.sync_each_write()
             && !options.metadata_writethrough;
+        let copies_on_read = options.copy_on_read;
+        let reads_are_plain = !copies_on_read && cipher.is_none();
         Ok(Core {
             session,
-            payload: Payload::new(&shared.medium, &shared.guard, geometry.external_data),
+            payload: Payload::new(&shared.medium, &shared.guard, geometry.external_data, cipher),
             shared,
             geometry,
             virtual_size,
             codec,
-            inflation,
-            compressors,
-            copies_on_read: settings.options.copy_on_read,
+            inflation: Inflation::new(codec, &geometry),
+            compressors: Pool::default(),
             settings,
             io,
             bitmaps,
@@ -195,6 +193,8 @@ impl Core {
             raw_data_file,
             writes_are_plain: AtomicBool::new(writes_are_plain),
             suspended: OnceLock::new(),
+            copies_on_read,
+            reads_are_plain,
             snapshots: Mutex::default(),
         })
     }
@@ -203,7 +203,7 @@ impl Core {
     pub(super) fn inactive(&self) -> Core {
         Core {
             session: Arc::clone(&self.session),
-            payload: Payload::new(&self.shared.medium, &self.shared.guard, self.geometry.external_data),
+            payload: Payload::new(&self.shared.medium, &self.shared.guard, self.geometry.external_data, None),
             shared: self.shared.clone(),
             geometry: self.geometry,
             virtual_size: self.virtual_size,
@@ -219,6 +219,7 @@ impl Core {
             writes_are_plain: AtomicBool::new(false),
             suspended: OnceLock::new(),
             copies_on_read: false,
+            reads_are_plain: false,
             snapshots: Mutex::default(),
         }
     }

@@ -1,9 +1,12 @@
 //! What an image is among disks of other formats.
 
+use super::cipher::Cipher;
 use super::core::validate;
+use super::unlock::unlock;
 use super::{CoreSettings, ExclusiveImage, Image};
 use crate::disk::{
-    Disk, Draft, Files, Format, Names, PackedClusters, Parts, Settings, Status, Stopped, UseHost, ZeroFlags,
+    Disk, Draft, Files, Format, Names, PackedClusters, Parts, Settings, Status, Stopped, Unlocking, UseHost,
+    ZeroFlags,
 };
 use crate::error::{Error, Result};
 use crate::format::bitmap::stored_bytes;
@@ -45,7 +48,7 @@ impl Image {
     pub fn draft(storage: Arc<dyn Storage>, settings: Settings) -> Result<Box<dyn Draft>> {
         let (header, _) = read_header(&*storage)?;
         validate(&header, &core_settings(settings.clone()))?;
-        let draft = ImageDraft { storage, header, settings };
+        let draft = ImageDraft { storage, header, settings, cipher: None };
         if draft.settings.options.data_file.is_some() && !draft.has_data_file() {
             return Err(Error::invalid("'data-file' can only be set for images with an external data file"));
         }
@@ -55,7 +58,7 @@ impl Image {
 
 fn core_settings(settings: Settings) -> CoreSettings {
     let Settings { options, read_only, metadata_only } = settings;
-    CoreSettings { options, read_only, metadata_only, backing: None, data_file: None }
+    CoreSettings { options, read_only, metadata_only, backing: None, data_file: None, cipher: None }
 }
 
 fn names(header: &Header) -> Names {
@@ -72,6 +75,7 @@ struct ImageDraft {
     storage: Arc<dyn Storage>,
     header: Header,
     settings: Settings,
+    cipher: Option<Arc<Cipher>>,
 }
 
 impl Draft for ImageDraft {
@@ -87,10 +91,16 @@ impl Draft for ImageDraft {
         self.header.incompatible & INCOMPAT_DIRTY != 0
     }
 
+    fn unlock(&mut self, unlocking: &mut Unlocking<'_>) -> Result<()> {
+        self.cipher = unlock(&self.header, &*self.storage, unlocking)?;
+        Ok(())
+    }
+
     fn open(self: Box<Self>, parts: Parts) -> Result<Disk> {
         let mut settings = core_settings(self.settings);
         settings.metadata_only |= parts.inactive;
         (settings.backing, settings.data_file) = (parts.backing, parts.data_file);
+        settings.cipher = self.cipher;
         let image = Image::open(self.storage, settings)?;
         if parts.inactive {
             image.exclusive().deactivate();

@@ -9,6 +9,7 @@
 //! for ([`Written`], R2). Streams of compressed clusters have no place of their own at the guest: they are stored as they
 //! are.
 
+use super::cipher::Cipher;
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, HostOffset};
 use crate::meta::guard::Owner;
@@ -49,33 +50,69 @@ pub(crate) struct Payload {
     guard: Arc<OverlapGuard>,
     /// In a file of their own, where nothing else is.
     apart: bool,
+    /// What they are encrypted with.
+    cipher: Option<Arc<Cipher>>,
 }
 
 impl Payload {
-    pub(super) fn new(medium: &Arc<Medium>, guard: &Arc<OverlapGuard>, apart: bool) -> Payload {
-        Payload { medium: Arc::clone(medium), guard: Arc::clone(guard), apart }
+    pub(super) fn new(
+        medium: &Arc<Medium>,
+        guard: &Arc<OverlapGuard>,
+        apart: bool,
+        cipher: Option<Arc<Cipher>>,
+    ) -> Payload {
+        Payload { medium: Arc::clone(medium), guard: Arc::clone(guard), apart, cipher }
     }
 
     /// Whether what the host has as zeroes reads as zeroes for the guest: clusters that were never written, holes, and
     /// ranges that the host zeroes or copies by itself.
     pub(crate) fn zeroes_are_zero(&self) -> bool {
-        true
+        self.cipher.is_none()
     }
 
     /// Fills `buffers`.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn read(&self, place: Place, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        match &self.cipher {
+            None => self.medium.read_data(place.host, buffers),
+            Some(cipher) => self.read_encrypted(cipher, place, buffers),
+        }
+    }
+
+    /// As `read`, of bytes that are stored as they are.
+    #[inline(always)]
+    pub(super) fn read_plain(&self, place: Place, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        debug_assert!(self.cipher.is_none());
         self.medium.read_data(place.host, buffers)
+    }
+
+    /// Fills `buffers` with what is stored.
+    pub(super) fn read_stored(&self, place: Place, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.medium.read_data(place.host, buffers)
+    }
+
+    /// Writes what is to be stored.
+    pub(super) fn write_stored(&self, place: Place, bytes: &[u8]) -> Result<Written> {
+        self.medium.write_data(place.host, &[IoSlice::new(bytes)])
+    }
+
+    /// For an entry that says zero, whatever its cluster holds; and before the first of several writes.
+    pub(super) fn nothing_written(&self) -> Written {
+        self.medium.written()
     }
 
     /// Writes `buffers`.
     #[inline]
     pub(crate) fn write(&self, place: Place, buffers: &[IoSlice<'_>]) -> Result<Written> {
         self.check(place.host, buffers.iter().map(|b| b.len() as u64).sum())?;
-        self.medium.write_data(place.host, buffers)
+        match &self.cipher {
+            None => self.medium.write_data(place.host, buffers),
+            Some(cipher) => self.write_encrypted(cipher, place, buffers),
+        }
     }
 
-    /// Writes `bytes` where a look tells that nothing else is there; `None`: it cannot, and nothing was done.
+    /// Writes `bytes`, which are stored as they are, where a look tells that nothing else is there; `None`: it cannot, and
+    /// nothing was done.
     #[inline(always)]
     pub(super) fn write_clear(&self, place: Place, bytes: &[u8]) -> Option<Result<Written>> {
         let clear = self.guard.is_clear(place.host, bytes.len() as u64);
@@ -101,6 +138,9 @@ impl Payload {
 
     /// Makes `bytes` read as zeroes, which nothing points to yet.
     pub(crate) fn zero(&self, place: Place, bytes: u64) -> Result<Written> {
+        if let Some(cipher) = &self.cipher {
+            return self.zero_encrypted(cipher, place, bytes);
+        }
         let zeroed = |storage: &dyn Storage| zero_range(storage, Purpose::Data, place.host.0, bytes);
         self.medium.reshape_data(zeroed)??;
         Ok(self.medium.written())

@@ -4,7 +4,7 @@ use super::core::Io;
 use super::payload::Place;
 use super::Core;
 use crate::alloc::Allocator;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, NewEntry};
@@ -18,6 +18,10 @@ impl Core {
         // The disk's contents stay.
         let (io, alloc) = (self.io()?, self.structure_writer()?.alloc);
         let geometry = &self.geometry;
+        if !self.payload.zeroes_are_zero() && geometry.version < 3 {
+            // Its entries cannot say zero, and zeroes of the host are none.
+            return Err(Error::unsupported("preallocation of an encrypted image needs version 3"));
+        }
         let end = geometry.cluster_after(to);
         let mut at = geometry.cluster_index(from);
         while at < end {
@@ -67,8 +71,11 @@ impl Core {
         let host = geometry.cluster_offset(reserved.first_cluster());
         let bytes = count << geometry.cluster_bits;
         let place = Place { guest: geometry.cluster_offset(at), host };
+        let encrypted = !self.payload.zeroes_are_zero();
         let filled = match reserved.filled_with_zeroes() {
             Ok(filled) => filled,
+            // Their entries will say zero.
+            Err(reserved) if encrypted => reserved.filled(self.payload.nothing_written()),
             Err(reserved) => reserved.filled(self.payload.zero(place, bytes)?),
         };
         if let Err(e) = self.payload.take_room(place, bytes, how) {
@@ -79,6 +86,7 @@ impl Core {
         // Subclusters beside those that are zeroes may show a backing file.
         let (alloc, zero) = match old {
             L2Entry::Plain(m) if m.zero != 0 => (0, m.zero),
+            _ if encrypted => (0, geometry.all_subclusters()),
             _ => (geometry.all_subclusters(), 0),
         };
         io.map.link_run(claim, at, count, filled, &mut |index| {
@@ -103,10 +111,12 @@ impl Core {
         let bytes = to.min(self.disk_end()) - from;
         let written = self.payload.take_room(Place::apart(from), bytes, how)?;
         // As in a new image: subclusters that nobody has written are not there.
-        let alloc = if geometry.extended_l2 { 0 } else { 1 };
+        let encrypted = !self.payload.zeroes_are_zero();
+        let alloc = if geometry.extended_l2 || encrypted { 0 } else { 1 };
+        let zero = if encrypted { geometry.all_subclusters() } else { 0 };
         for cluster in first.to(first + count) {
             let host = Some(HostOffset(geometry.cluster_offset(cluster).0));
-            let mapping = Mapping { host, copied: true, alloc, zero: 0 };
+            let mapping = Mapping { host, copied: true, alloc, zero };
             match written {
                 Some(written) => {
                     io.map.relink(claim, cluster, NewEntry { new: mapping.into(), dropped: None }, written)?

@@ -354,7 +354,7 @@ fn chain_below(core: &Core) -> Option<Chain<Core>> {
     let generation = Arc::clone(image.session.generation());
     let seen = generation.load(Ordering::SeqCst);
     let below = image.core();
-    if !below.is_read_only() {
+    if !below.is_read_only() || !below.payload.zeroes_are_zero() {
         return None;
     }
     let nearest = Layer::new(Arc::clone(&below), generation, seen);

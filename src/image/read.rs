@@ -13,11 +13,11 @@ impl Core {
     #[inline(always)]
     pub(super) fn read_short(&self, offset: GuestOffset, buffer: &mut [u8]) -> Result<bool> {
         let bytes = buffer.len() as u64;
-        if self.copies_on_read || bytes > self.virtual_size || offset.0 > self.virtual_size - bytes {
+        if !self.reads_are_plain || bytes > self.virtual_size || offset.0 > self.virtual_size - bytes {
             return Ok(false);
         }
         let Some((payload, host)) = self.find_data(offset, bytes) else { return Ok(false) };
-        payload.read(Place { guest: offset, host }, &mut [IoSliceMut::new(buffer)])?;
+        payload.read_plain(Place { guest: offset, host }, &mut [IoSliceMut::new(buffer)])?;
         Ok(true)
     }
 

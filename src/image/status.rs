@@ -39,7 +39,8 @@ impl Core {
             zero: true,
             allocated: true,
             compressed: false,
-            host: extent.host.map(|host| host.0),
+            // Where bytes are that are not as the guest sees them helps nobody.
+            host: extent.host.map(|host| host.0).filter(|_| self.payload.zeroes_are_zero()),
             in_data_file: self.geometry.external_data && extent.host.is_some(),
             depth: 0,
         };
@@ -63,6 +64,9 @@ impl Core {
     /// count: a part of a cluster that was never written is no preallocation.
     fn status_of_data(&self, extent: &Extent, own: Status) -> Result<Status> {
         let data = Status { data: true, zero: false, ..own };
+        if !self.payload.zeroes_are_zero() {
+            return Ok(data);
+        }
         let Some(host) = extent.host else { return Ok(data) };
         let end = host + extent.length;
         if let Some(hole_end) = self.host_hole(host, end) {

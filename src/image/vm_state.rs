@@ -6,6 +6,7 @@ use super::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_L1_BYTES;
 use crate::format::GuestOffset;
+use crate::storage::event::Event;
 use std::io::IoSlice;
 
 impl Core {
@@ -56,6 +57,7 @@ impl Core {
 
     pub(super) fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let (from, _) = self.vm_state_range(offset, buffer.len() as u64)?;
+        self.storage().event(Event::VmStateLoad);
         self.read_range(GuestOffset(from), buffer)
     }
 
@@ -64,6 +66,7 @@ impl Core {
         let (from, end) = self.vm_state_range(offset, bytes.len() as u64)?;
         // The disk's contents stay, and with them bitmaps that say what has changed.
         let alloc = self.structure_writer()?.alloc;
+        self.storage().event(Event::VmStateSave);
         let io = self.io()?;
         if end > io.map.room() {
             return Ok(false);

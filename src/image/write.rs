@@ -263,7 +263,7 @@ impl Core {
         if geometry.external_data {
             full.to = full.to.min(disk_end);
         }
-        let was_zero = self.payload.zeroes_are_zero()
+        let was_zero = (self.payload.zeroes_are_zero() || planted(Plant::FreshClusterNotFilled))
             && (self.is_void(&run.old)
                 || self.reads_zero(run_start + full.from, full.to.min(disk_end) - full.from)?);
         let fresh = reserved.as_ref().is_some_and(|r| r.is_fresh());

@@ -8,6 +8,7 @@ use crate::format::{GuestCluster, HostCluster};
 use crate::meta::guard::Owner;
 use crate::meta::page::Change;
 use crate::meta::Release;
+use crate::storage::event::Event;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
 use crate::sync::locked;
@@ -80,7 +81,11 @@ impl Map {
         let dropped = (old.table_offset() != 0)
             .then(|| Release::of(Owner::ANY_L2, HostCluster(geometry.cluster_index(old.table_offset())), 1));
         self.check_release(&dropped)?;
+        // Counted in a block that is there, or asks for one: the stock engine tells both alike.
+        self.shared.medium.storage().event(Event::ClusterAlloc);
+        self.shared.medium.storage().event(Event::RefcountBlockAlloc);
         let reserved = allocator.reserve(1)?;
+        self.shared.medium.storage().event(Event::L2AllocWrite);
         let offset = geometry.cluster_offset(reserved.first_cluster());
         self.shared.guard.check(Owner(0), offset, bytes)?;
         let filled = self.fill_table(reserved, offset.0, old)?;

@@ -66,7 +66,13 @@ pub fn size_of_new(origin: &Origin, options: &CreateOptions) -> Result<u64> {
     };
     let flags =
         OpenFlags { read_only: true, force_share: true, metadata_only: true, format, ..OpenFlags::default() };
-    let mut opening = Opening { flags, options: OpenOptions::default(), resolver: None, messages: None };
+    let mut opening = Opening {
+        flags,
+        options: OpenOptions::default(),
+        resolver: None,
+        messages: None,
+        secrets: Default::default(),
+    };
     let below = opening.open(&Origin::Path(path)).map_err(|e| e.within("Could not open backing file"))?;
     Ok(below.disk().length())
 }

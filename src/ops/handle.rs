@@ -4,7 +4,7 @@ use super::check::{in_words, CheckOptions, CheckReport, Findings, Messages};
 use super::formats::Driver;
 use super::open::files::Role;
 use super::open::origin::Origin;
-use super::open::params::{OpenFlags, Opening};
+use super::open::params::{OpenFlags, Opening, Secrets};
 use crate::disk::{inactive_error, Disk, Files, Stopped};
 use crate::error::{Error, Result};
 use crate::options::OpenOptions;
@@ -27,7 +27,13 @@ impl HandleState {
 
     /// As an open that asks for what is in force.
     pub(super) fn opening(&self) -> Opening<'static> {
-        Opening { flags: self.flags, options: self.options.clone(), resolver: None, messages: None }
+        Opening {
+            flags: self.flags,
+            options: self.options.clone(),
+            resolver: None,
+            messages: None,
+            secrets: Secrets::default(),
+        }
     }
 }
 
@@ -141,7 +147,7 @@ impl Handle {
         let flags = OpenFlags { read_only, no_repair, ..state.flags };
         let stopped = self.disk.stop();
         stopped.settle()?;
-        let mut opening = Opening { flags, options, resolver: None, messages };
+        let mut opening = Opening { flags, options, resolver: None, messages, secrets: Secrets::default() };
         stopped.check(&opening.settings())?;
         let files = self.reopen_files(&state, &opening)?;
         match self.reload(&*stopped, &files, &mut opening) {

@@ -9,7 +9,7 @@ use super::check::Messages;
 use super::handle::{Handle, HandleState};
 use super::open::files::Role;
 use super::open::origin::Origin;
-use super::open::params::{Opening, Resolver, Seen};
+use super::open::params::{Opening, Resolver, Secrets, Seen};
 use crate::disk::{Draft, Files, Stopped};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -65,7 +65,8 @@ fn opening_of<'a>(
     resolver: Option<Resolver<'a>>,
     messages: Option<Messages<'a>>,
 ) -> Box<Opening<'a>> {
-    Box::new(Opening { flags: state.flags, options: state.options.clone(), resolver, messages })
+    let secrets = Secrets::default();
+    Box::new(Opening { flags: state.flags, options: state.options.clone(), resolver, messages, secrets })
 }
 
 /// A disk that is being taken back, while those below it are. A chain is as deep as the calls that walk it: what they

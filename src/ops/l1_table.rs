@@ -7,6 +7,7 @@ use crate::format::{GuestOffset, HostOffset};
 use crate::image::{Core, ExclusiveImage};
 use crate::meta::guard::Owner;
 use crate::meta::{Release, Settler};
+use crate::storage::event::Event;
 use crate::storage::medium::Ticket;
 use crate::storage::Purpose;
 
@@ -35,13 +36,17 @@ fn grow(core: &Core, entries: u64) -> Result<()> {
     if old.l1_table_offset != 0 {
         parts.guard.check_release(Owner::ACTIVE_L1, old_first, old_clusters)?;
     }
+    let tell = |event| parts.medium.storage().event(event);
+    tell(Event::L1GrowAlloc);
     let reserved = parts.alloc.reserve_contiguous(clusters)?;
     let mut bytes = zeroed("L1 table", clusters << geometry.cluster_bits)?;
     parts.map.copy_l1(&mut bytes);
     let offset = geometry.cluster_offset(reserved.first_cluster()).0;
+    tell(Event::L1GrowWrite);
     parts.medium.write_unlinked(Purpose::L1, offset, &bytes)?;
     // Counts and contents are durable before the header points to the table (R1, R5).
     parts.alloc.advance()?;
+    tell(Event::L1GrowActivate);
     parts.header.change(|h| {
         h.l1_table_offset = offset;
         h.l1_size = entries as u32;
@@ -75,6 +80,7 @@ pub(super) fn make_empty(image: &ExclusiveImage<'_>) -> Result<()> {
     core.zero_raw_disk()?;
     // What goes is found on the medium.
     image.settle()?;
+    core.parts()?.medium.storage().event(Event::EmptyPrepare);
     drop_tables(image, 0)?;
     core.give_back_data(GuestOffset(0), core.disk_end())?;
     image.settle()?;

@@ -15,6 +15,7 @@ mod data_file;
 pub mod device;
 mod direct;
 pub mod end;
+pub mod event;
 pub mod file;
 pub mod flusher;
 pub mod gate;
@@ -28,6 +29,7 @@ pub mod names;
 
 use crate::error::{Error, ErrorKind, Result};
 use access::{Access, FileOptions, Identity};
+use event::Event;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::path::PathBuf;
@@ -135,6 +137,8 @@ pub trait Storage: Send + Sync {
     fn copy_source(&self) -> Option<i32> {
         None
     }
+    /// The engine comes to a point that no purpose of a read or a write tells. Only a storage for tests listens.
+    fn event(&self, _event: Event) {}
     /// What this storage can do.
     fn traits(&self) -> Traits;
     /// A device: it keeps its length, and what it held before.

@@ -9,30 +9,37 @@ use source::{blank, c_functions, calls, functions, inherent_impl, words_after, S
 use std::collections::{BTreeMap, HashSet};
 
 /// What each top-level module may use besides itself. Later ones are higher.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("error", &[]),
     ("sync", &[]),
     ("format", &["error"]),
     ("codec", &["error", "format"]),
+    ("crypto", &["error", "format"]),
     ("options", &["error", "format"]),
     ("storage", &["error", "sync", "format", "codec"]),
     ("disk", &["error", "sync", "format", "options", "storage"]),
     ("meta", &["error", "sync", "format", "codec", "options", "storage"]),
     ("alloc", &["error", "sync", "format", "codec", "options", "storage", "meta"]),
     ("map", &["error", "sync", "format", "codec", "options", "storage", "meta", "alloc"]),
-    ("image", &["error", "sync", "format", "codec", "options", "storage", "disk", "meta", "alloc", "map"]),
+    (
+        "image",
+        &["error", "sync", "format", "codec", "crypto", "options", "storage", "disk", "meta", "alloc", "map"],
+    ),
     (
         "ops",
-        &["error", "sync", "format", "codec", "options", "storage", "disk", "meta", "alloc", "map", "image"],
+        &[
+            "error", "sync", "format", "codec", "crypto", "options", "storage", "disk", "meta", "alloc",
+            "map", "image",
+        ],
     ),
     (
         "capi",
         &[
-            "error", "sync", "format", "codec", "options", "storage", "disk", "meta", "alloc", "map",
-            "image", "ops",
+            "error", "sync", "format", "codec", "crypto", "options", "storage", "disk", "meta", "alloc",
+            "map", "image", "ops",
         ],
     ),
-    ("testing", &["error", "format", "options", "storage", "disk", "image", "ops"]),
+    ("testing", &["error", "format", "crypto", "options", "storage", "disk", "image", "ops"]),
     ("loom", &["error", "sync", "format", "storage", "meta", "map", "image"]),
 ];
 

@@ -106,7 +106,8 @@ fn c02_a_slow_hole_punch_hits_nothing_that_is_in_use_again() {
     let setup = Setup { sectors: 96, prefill: 48, ..Setup::default() };
     let recorder = setup.recorder();
     let options = OpenOptions::parse(&["discard=unmap"]).unwrap();
-    let mut opening = Opening { flags: WRITABLE, options, resolver: None, messages: None };
+    let mut opening =
+        Opening { flags: WRITABLE, options, resolver: None, messages: None, secrets: Default::default() };
     let handle = opening.open(&Origin::Custom(recorder.clone())).unwrap();
     let hold = recorder.hold(Kind::Discard, None);
     handle.disk().discard(40 * SECTOR, 8 * SECTOR).unwrap();
@@ -379,9 +380,9 @@ fn c08_a_refused_open_changes_nothing() {
     for (at, byte, kind) in [
         (79usize, 0x20u8, ErrorKind::Unsupported), // an unknown incompatible feature
         (79, 0x02, ErrorKind::MarkedCorrupt),
-        (79, 0x04, ErrorKind::Invalid),     // a data file without a name
-        (35, 0x02, ErrorKind::Unsupported), // encryption
-        (23, 40, ErrorKind::Invalid),       // cluster size
+        (79, 0x04, ErrorKind::Invalid), // a data file without a name
+        (35, 0x02, ErrorKind::Invalid), // encryption, and an autoclear bit of a data file
+        (23, 40, ErrorKind::Invalid),   // cluster size
     ] {
         let mut bytes = with_unknown_parts();
         put(&mut bytes, 8, &[0; 12]); // without a backing file

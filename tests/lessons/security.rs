@@ -54,8 +54,13 @@ fn security_backing_name_is_never_opened() {
                 Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base)), format: None })
             };
             let options = OpenOptions::parse::<&str>(&[]).unwrap();
-            let mut opening =
-                Opening { flags: READ_ONLY, options, resolver: Some(&mut resolver), messages: None };
+            let mut opening = Opening {
+                flags: READ_ONLY,
+                options,
+                resolver: Some(&mut resolver),
+                messages: None,
+                secrets: Default::default(),
+            };
             let handle = opening.open(&Origin::Custom(top)).unwrap();
             assert!(read(&handle, 0, 512) == hostile[..512]);
             assert_eq!(asked.get(), 1);
@@ -293,7 +298,13 @@ fn security_loops_and_endless_chains_end() {
         Ok(ResolveAnswer { origin: Origin::Custom(memory(link.clone())), format: None })
     };
     let options = OpenOptions::parse::<&str>(&[]).unwrap();
-    let mut opening = Opening { flags: READ_ONLY, options, resolver: Some(&mut resolver), messages: None };
+    let mut opening = Opening {
+        flags: READ_ONLY,
+        options,
+        resolver: Some(&mut resolver),
+        messages: None,
+        secrets: Default::default(),
+    };
     let begun = Instant::now();
     let error = opening.open(&Origin::Custom(memory(link.clone()))).map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Loop, "{error}");

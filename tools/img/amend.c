@@ -12,16 +12,29 @@ struct amend_job {
     struct image_args args;
     char *option_text; /* all -o, joined */
     const char *cache;
-    double last;
 };
+
+static int print_luks_help(void)
+{
+    puts("Amend options for 'luks':");
+    print_option_help("iter-time", "num", "Time to spend in PBKDF in milliseconds");
+    print_option_help("keyslot", "num", "Select a single keyslot to modify explicitly");
+    print_option_help("new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase");
+    print_option_help("old-secret", "str", "Select all keyslots that match this password");
+    print_option_help("state", "str", "Select new state of affected keyslots (active/inactive)");
+    return EXIT_SUCCESS;
+}
 
 static int print_help(const char *format)
 {
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
+    if (strcmp(format, "luks") == 0) {
+        return print_luks_help();
+    }
     if (strcmp(format, "qcow2") != 0) {
-        error_report(strcmp(format, "raw") == 0 ? "Format driver '%s' does not support option amendment"
-                                                : "Unknown file format '%s'",
+        error_report(format_is_known(format) ? "Format driver '%s' does not support option amendment"
+                                             : "Unknown file format '%s'",
                      format);
         return EXIT_FAILURE;
     }
@@ -32,29 +45,35 @@ static int print_help(const char *format)
     return EXIT_SUCCESS;
 }
 
+/* Names and types, before anything is begun. */
+static int check_options(const struct amend_job *job)
+{
+    struct create_options options;
+    int result;
+
+    amend_options_init(&options);
+    result = create_options_parse(&options, "", job->option_text);
+    create_options_free(&options);
+    return result;
+}
+
 static int amend(struct amend_job *job, qcow2_image *image)
 {
     struct string_list items = {0};
     const char **options;
-    bool progress = job->args.progress && !job->args.quiet;
     int result;
 
+    if (check_options(job) != EXIT_SUCCESS) {
+        return EXIT_FAILURE;
+    }
     split_options(&items, job->option_text, false);
     options = memory_or_exit(calloc(items.count + 1, sizeof(*options)));
     for (size_t i = 0; i < items.count; i++) {
         options[i] = items.items[i];
     }
-    if (progress) {
-        print_progress(&job->last, 0, 1);
-    }
-    result = qcow2_amend(image, options, 0, progress ? print_progress : NULL, &job->last);
-    if (result == 0 && progress) {
-        job->last = -1.0;
-        print_progress(&job->last, 1, 1);
-    }
-    if (progress) {
-        putchar('\n');
-    }
+    progress_print(0.0);
+    result = qcow2_amend(image, options, 0, progress_update, NULL);
+    progress_print(100.0);
     if (result < 0) {
         qcow2_error_detail parts;
 
@@ -91,7 +110,7 @@ static int amend_image(struct amend_job *job, const char *name, bool help)
 
 static int run_amend(const struct img_command *command, int argc, char **argv)
 {
-    struct amend_job job = {.last = -1.0};
+    struct amend_job job = {0};
     const char *name;
     bool help = false;
     int code, result = EXIT_SUCCESS;
@@ -120,7 +139,9 @@ static int run_amend(const struct img_command *command, int argc, char **argv)
         error_report("--image-opts and --format are mutually exclusive");
         result = EXIT_FAILURE;
     } else {
+        progress_init(job.args.progress && !job.args.quiet);
         result = amend_image(&job, name, help);
+        progress_end();
     }
     free(job.option_text);
     return result;

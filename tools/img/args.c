@@ -152,7 +152,8 @@ bool take_image_option(struct image_args *args, const struct img_command *comman
         if (problem) {
             error_report("%s", problem);
             free(problem);
-            exit(EXIT_FAILURE);
+            /* Where 1 means that the images differ. */
+            exit(strcmp(command->name, "compare") == 0 ? 2 : EXIT_FAILURE);
         }
         return true;
     default: return false;
@@ -172,14 +173,38 @@ const char *one_file_name(const struct image_args *args, const struct img_comman
     return argv[optind];
 }
 
-bool parse_bytes(const char *text, const char *what, int64_t *bytes)
+bool parse_bytes_within(const char *text, const char *what, int64_t least, int64_t most, int64_t *bytes)
 {
     int result = parse_size_i64(text, bytes);
 
-    if (result == -ERANGE) {
-        error_report("Invalid %s specified. Must be between 0 and %lld.", what, (long long)INT64_MAX);
-    } else if (result < 0) {
+    if (result == -ERANGE || (result == 0 && (*bytes < least || *bytes > most))) {
+        error_report("Invalid %s specified. Must be between %lld and %lld.", what, (long long)least, (long long)most);
+        return false;
+    }
+    if (result < 0) {
         error_report("Invalid %s specified: '%s'.", what, text);
     }
     return result == 0;
+}
+
+bool parse_bytes(const char *text, const char *what, int64_t *bytes)
+{
+    return parse_bytes_within(text, what, 0, INT64_MAX, bytes);
+}
+
+bool parse_count_within(const char *text, const char *what, int64_t least, int64_t most, int64_t *number)
+{
+    char *end;
+
+    errno = 0;
+    *number = strtoll(text, &end, 0);
+    if (end == text || *end != '\0') {
+        error_report("Invalid %s specified: '%s'.", what, text);
+        return false;
+    }
+    if (errno == ERANGE || *number < least || *number > most) {
+        error_report("Invalid %s specified. Must be between %lld and %lld.", what, (long long)least, (long long)most);
+        return false;
+    }
+    return true;
 }

@@ -109,9 +109,9 @@ static int change_bitmap(const struct bitmap_job *job, const char *name, const c
 
     /* Nothing of the disk is read. */
     if (open_image(&job->args, name, QCOW2_OPEN_NO_BACKING | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image) &&
-        (!job->source_name || open_image(&source_args, job->source_name,
-                                         QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_BACKING | QCOW2_OPEN_ALLOW_RECORDED,
-                                         &source_spec, &source))) {
+        (!job->source_name ||
+         open_image(&source_args, job->source_name,
+                    QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_NO_BACKING | QCOW2_OPEN_ALLOW_RECORDED, &source_spec, &source))) {
         result = act_on(job, image, source, bitmap);
     }
     qcow2_close(source);

@@ -21,7 +21,7 @@ char *resolve_recorded(const char *image_path, const char *recorded)
 void chain_init(struct chain *chain, const char *path, const char *format)
 {
     memset(chain, 0, sizeof(*chain));
-    chain->next_path = path_as_name(path);
+    chain->next_path = name_is_file(path) ? path_as_name(path) : text_copy(path);
     chain->next_format = format ? text_copy(format) : NULL;
 }
 

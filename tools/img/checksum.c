@@ -24,7 +24,6 @@ static int run_checksum(const struct img_command *command, int argc, char **argv
     struct image_spec spec = {0};
     qcow2_image *image = NULL;
     const char *name;
-    double last = -1.0;
     uint32_t crc = 0;
     int code, result = EXIT_FAILURE;
 
@@ -33,15 +32,14 @@ static int run_checksum(const struct img_command *command, int argc, char **argv
     }
     name = one_file_name(&args, command, argc, argv);
     use_processors(&spec);
+    progress_init(args.progress);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
         result = EXIT_SUCCESS;
-        if (qcow2_checksum(image, &crc, args.progress ? print_progress : NULL, &last) < 0) {
+        if (qcow2_checksum(image, &crc, progress_update, NULL) < 0) {
             error_report("%s", failure_text());
             result = EXIT_FAILURE;
         }
-        if (args.progress) {
-            putchar('\n');
-        }
+        progress_end();
         if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
         }

@@ -54,36 +54,26 @@ static size_t find_base(const struct image_spec *spec, const char *base)
     return found;
 }
 
-static int check_base(const struct image_spec *spec, const char *name, const char *base)
+/* The depth of the layer to write to; 0 after a message. */
+static size_t choose_base(const struct image_spec *spec, const qcow2_info *info, const char *name, const char *base)
 {
-    size_t depth = base ? find_base(spec, base) : 1;
+    size_t depth = base ? find_base(spec, base) : info->backing_file ? 1 : 0;
 
-    if (depth == 0) {
+    if (depth == 0 && base) {
         error_report("Did not find '%s' in the backing chain of '%s'", base, name);
-    } else if (depth > 1) {
-        error_report("Committing over more than one layer (-b '%s') is not supported yet", base);
+    } else if (depth == 0) {
+        error_report("Image does not have a backing file");
     }
-    return depth == 1 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return depth;
 }
 
-static int commit_image(qcow2_image *image, const struct image_args *args, bool keep)
+static int commit_image(qcow2_image *image, size_t depth, bool keep)
 {
-    bool progress = args->progress && !args->quiet;
-    double last = -1.0;
-    int status;
-
-    if (progress) {
-        print_progress(&last, 0, 1);
-    }
-    status = qcow2_commit(image, keep ? QCOW2_COMMIT_KEEP : 0, progress ? print_progress : NULL, &last);
-    if (status < 0) {
+    if (qcow2_commit_to(image, (uint32_t)depth, keep ? QCOW2_COMMIT_KEEP : 0, progress_update, NULL) < 0) {
         error_report("%s", failure_text());
         return EXIT_FAILURE;
     }
-    if (progress) {
-        print_progress(&last, 1, 1);
-        putchar('\n');
-    }
+    progress_print(100.0);
     return EXIT_SUCCESS;
 }
 
@@ -91,20 +81,18 @@ static int commit_open(qcow2_image *image, const struct image_args *args, const 
                        const char *name, const char *base, bool keep)
 {
     qcow2_info info;
+    size_t depth = 0;
     int result = EXIT_FAILURE;
 
+    progress_init(args->progress && !args->quiet);
+    progress_print(0.0);
     if (image_info(image, &info)) {
-        if (base) {
-            result = check_base(spec, name, base);
-        } else if (info.backing_file) {
-            result = EXIT_SUCCESS;
-        } else {
-            error_report("Image does not have a backing file");
-        }
+        depth = choose_base(spec, &info, name, base);
     }
-    if (result == EXIT_SUCCESS) {
-        result = commit_image(image, args, keep);
+    if (depth > 0) {
+        result = commit_image(image, depth, keep);
     }
+    progress_end();
     if (close_image(image) != EXIT_SUCCESS) {
         result = EXIT_FAILURE;
     }

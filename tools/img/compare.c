@@ -20,18 +20,7 @@ struct comparison {
     const char *formats[2];
     bool strict;
     struct side sides[2];
-    double progress;
 };
-
-static int show_progress(void *opaque, uint64_t done, uint64_t total)
-{
-    struct comparison *job = opaque;
-
-    if (job->args.progress && !job->args.quiet) {
-        print_progress(&job->progress, done, total);
-    }
-    return 0;
-}
 
 static int report_failure(const struct comparison *job, const qcow2_compare_result *found, int error)
 {
@@ -52,8 +41,9 @@ static int compare_images(struct comparison *job)
     qcow2_compare_result found = {.struct_size = sizeof(found)};
     int error;
 
+    progress_print(0.0);
     error = qcow2_compare(job->sides[0].image, job->sides[1].image, job->strict ? QCOW2_COMPARE_STRICT : 0, &found,
-                          show_progress, job);
+                          progress_update, NULL);
     if (!job->args.quiet && !job->strict && left != right &&
         ((error == 0 && found.verdict == QCOW2_COMPARE_SAME) || found.offset >= common)) {
         puts("Warning: Image size mismatch!");
@@ -98,7 +88,7 @@ static bool open_side(struct comparison *job, int number, const char *cache)
 
 static int run_compare(const struct img_command *command, int argc, char **argv)
 {
-    struct comparison job = {.progress = -1.0};
+    struct comparison job = {0};
     const char *cache = NULL;
     int code, result = COMPARE_OPEN_FAILED;
 
@@ -120,12 +110,11 @@ static int run_compare(const struct img_command *command, int argc, char **argv)
     }
     job.sides[0].name = argv[optind];
     job.sides[1].name = argv[optind + 1];
+    progress_init(job.args.progress && !job.args.quiet);
     if (open_side(&job, 0, cache) && open_side(&job, 1, cache)) {
         result = compare_images(&job);
-        if (job.args.progress && !job.args.quiet) {
-            putchar('\n');
-        }
     }
+    progress_end();
     for (int i = 0; i < 2; i++) {
         qcow2_close(job.sides[i].image);
         image_spec_free(&job.sides[i].spec);

@@ -102,8 +102,7 @@ static int find_size(struct create_job *job)
 static int prepare(struct create_job *job)
 {
     if (!create_options_init(&job->options, job->format, true)) {
-        error_report("%s: Unknown file format '%s'", job->name, job->format);
-        return EXIT_FAILURE;
+        return report_no_creation(job->prefix, job->format);
     }
     if ((job->option_text && create_options_parse(&job->options, job->prefix, job->option_text) != EXIT_SUCCESS) ||
         find_size(job) != EXIT_SUCCESS || set_backing(job) != EXIT_SUCCESS) {
@@ -138,7 +137,7 @@ static int create_image(struct create_job *job)
     job->prefix = text_format("%s: ", job->name);
     if (strncmp(job->name, "json:", 5) == 0) {
         error_report("%s: Unknown protocol 'json'", job->name);
-    } else if (image_from_name(&target, job->name, "raw", false, &error) < 0) {
+    } else if (image_target(&target, job->name, &error) < 0) {
         error_report("%s: %s", job->name, error);
     } else if (prepare(job) == EXIT_SUCCESS) {
         if (!job->args.quiet) {
@@ -175,7 +174,7 @@ static int run_create(const struct img_command *command, int argc, char **argv)
     job.format = job.args.format ? job.args.format : "raw";
     job.name = optind < argc ? argv[optind++] : NULL;
     if (result == EXIT_SUCCESS && help) {
-        result = create_options_print_help(job.format, job.name != NULL);
+        result = create_options_print_help("", job.format, job.name != NULL);
     } else if (result == EXIT_SUCCESS && !job.name) {
         result = usage_error(command, "Expecting image file name");
     } else if (result == EXIT_SUCCESS) {

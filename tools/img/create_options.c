@@ -61,9 +61,10 @@ bool create_options_init(struct create_options *options, const char *format, boo
 
     memset(options, 0, sizeof(*options));
     options->qcow2 = strcmp(format, "qcow2") == 0;
-    if (!options->qcow2 && strcmp(format, "raw") != 0) {
+    if (!creatable(format)) {
         return false;
     }
+    file_level = file_level || strcmp(format, "file") == 0;
     for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
         add_option(options,
                    &(struct create_option){.key = info.name, .type = info.type, .help = info.help, .recorded = true});
@@ -75,6 +76,17 @@ bool create_options_init(struct create_options *options, const char *format, boo
         add_option(options, &file_options[i]);
     }
     return true;
+}
+
+void amend_options_init(struct create_options *options)
+{
+    qcow2_option_info info = {.struct_size = sizeof(info)};
+
+    memset(options, 0, sizeof(*options));
+    options->amends = true;
+    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_AMEND, i, &info) == 0; i++) {
+        add_option(options, &(struct create_option){.key = info.name, .type = info.type, .help = info.help});
+    }
 }
 
 void create_options_free(struct create_options *options)
@@ -176,6 +188,20 @@ static int set_typed(struct create_option *option, const char *prefix, const cha
     return EXIT_SUCCESS;
 }
 
+/* With a value that its type can take. */
+static bool is_creation_option(const char *key, const char *value)
+{
+    bool on;
+    qcow2_option_info info = {.struct_size = sizeof(info)};
+
+    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
+        if (strcmp(info.name, key) == 0) {
+            return strncmp(info.type, "bool", 4) != 0 || parse_bool(value, &on) == 0;
+        }
+    }
+    return false;
+}
+
 int create_options_parse(struct create_options *options, const char *prefix, const char *text)
 {
     struct string_list items = {0};
@@ -191,6 +217,9 @@ int create_options_parse(struct create_options *options, const char *prefix, con
             result = set_typed(option, prefix, items.items[i] + length + 1);
         } else {
             error_report("%sInvalid parameter '%s'", prefix, key);
+            if (options->amends && is_creation_option(key, items.items[i] + length + 1)) {
+                fprintf(stderr, "This option is only supported for image creation\n");
+            }
             result = EXIT_FAILURE;
         }
         free(key);
@@ -276,13 +305,29 @@ int create_options_join(char **option_text, const char *text)
     return EXIT_SUCCESS;
 }
 
-int create_options_print_help(const char *format, bool file_level)
+/* Of a format that we do not make: the file's options are among them where the format has none of that name. */
+static void add_foreign_options(struct create_options *options, const char *format, bool file_level)
+{
+    const char *key, *type, *help;
+
+    memset(options, 0, sizeof(*options));
+    for (size_t i = 0; foreign_options(format, i, &key, &type, &help); i++) {
+        add_option(options, &(struct create_option){.key = key, .type = type, .help = help});
+    }
+    for (size_t i = 0; options->count > 0 && file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
+        add_option(options, &file_options[i]);
+    }
+}
+
+int create_options_print_help(const char *prefix, const char *format, bool file_level)
 {
     struct create_options options;
 
     if (!create_options_init(&options, format, file_level)) {
-        error_report("Unknown file format '%s'", format);
-        return EXIT_FAILURE;
+        add_foreign_options(&options, format, file_level);
+    }
+    if (options.count == 0) {
+        return report_no_creation(prefix, format);
     }
     if (file_level) {
         puts("Supported options:");

@@ -97,8 +97,22 @@ bool image_info(qcow2_image *image, qcow2_info *info);
 int set_cache(struct image_spec *spec, const char *mode, const char *what);
 /* An operand in bytes: prints "Invalid WHAT specified..." */
 bool parse_bytes(const char *text, const char *what, int64_t *bytes);
-/* qcow2_progress_fn: the percentage, on stdout. */
-int print_progress(void *opaque, uint64_t done, uint64_t total);
+/* The same between limits. */
+bool parse_bytes_within(const char *text, const char *what, int64_t least, int64_t most, int64_t *bytes);
+/* A plain number between limits, decimal or with a prefix. */
+bool parse_count_within(const char *text, const char *what, int64_t least, int64_t most, int64_t *number);
+
+/* --- progress: one job for each process. A SIGUSR1 has it on stderr where -p does not show it --- */
+
+void progress_init(bool shown);
+/* qcow2_progress_fn; shows steps of two percent. */
+int progress_update(void *opaque, uint64_t done, uint64_t total);
+/* What progress_update is told is a part of `total`, after `before`. */
+void progress_part(uint64_t before, uint64_t total);
+/* Shows it whatever was shown before. */
+void progress_print(double percent);
+/* The newline after it all, before errors are told or after: where the stock tool has it. */
+void progress_end(void);
 
 /* --- backing chains --- */
 
@@ -115,6 +129,9 @@ void chain_init(struct chain *chain, const char *path, const char *format);
 void chain_free(struct chain *chain);
 /* False when the chain is shorter or a layer cannot be opened (no message then). */
 bool chain_reach(struct chain *chain, size_t depth);
+
+/* What map --picture prints: 0 or 1. */
+int print_picture(qcow2_image *image);
 
 /* --- JSON, laid out as the stock tool does --- */
 
@@ -143,9 +160,12 @@ struct create_options {
     struct create_option *items;
     size_t count;
     bool qcow2;
+    bool amends; /* of amend: others of creation are told apart from what nobody knows */
 };
 /* "qcow2" or "raw"; false for any other format. `file_level`: with the options of the host file. */
 bool create_options_init(struct create_options *options, const char *format, bool file_level);
+/* Those that amend takes, for create_options_parse. */
+void amend_options_init(struct create_options *options);
 void create_options_free(struct create_options *options);
 /* Adds one -o to the joined ones, NULL at first: 0, or 1 after a message. */
 int create_options_join(char **option_text, const char *text);
@@ -161,11 +181,31 @@ void create_options_help(const struct create_options *options);
 /* One line of -o help. */
 void print_option_help(const char *key, const char *type, const char *help);
 /* What -o help prints; 0 or 1. */
-int create_options_print_help(const char *format, bool file_level);
+int create_options_print_help(const char *prefix, const char *format, bool file_level);
+/* Whether we make such images: qcow2, raw, and file, which is raw. */
+bool creatable(const char *format);
+/* Whether the stock tool has the format. */
+bool format_is_known(const char *format);
+/* Says that we do not make such images; returns 1. */
+int report_no_creation(const char *prefix, const char *format);
+/* The options of a format that only the stock tool makes, in order: false after the last one. */
+bool foreign_options(const char *format, size_t index, const char **key, const char **type, const char **help);
 /* Makes or empties the file, with what the options say: 0, or 1 after a message with that prefix. */
 int create_image_file(const struct create_options *options, const char *prefix, const char *path, int64_t size);
 /* Whether there is a block device. It keeps its size and what it held before an image is made on it. */
 bool file_is_device(const char *path);
+
+/* --- the nodes below an image, part of info --- */
+
+struct node;
+void print_child_nodes(FILE *out, const struct node *node);
+void json_child_nodes(struct json *json, const struct node *node);
+void json_file_specific(struct json *json, const struct node *node);
+/* What it takes on the host; negative: nobody can tell. */
+int64_t node_disk_bytes(const struct node *node);
+bool node_tells_dirty(const struct node *node);
+/* The name of what a qcow2 image is on, where that is no file; allocated or NULL. */
+char *name_below(const struct node *root);
 
 /* --- snapshots, also part of info --- */
 
@@ -184,7 +224,8 @@ int copy_bitmaps(qcow2_image *source, qcow2_image *target);
 
 /* --- the commands --- */
 
-extern const struct img_command img_amend, img_bitmap, img_check, img_checksum, img_commit, img_compare, img_convert,
-    img_create, img_dump_header, img_info, img_map, img_measure, img_rebase, img_resize, img_snapshot;
+extern const struct img_command img_amend, img_bench, img_bitmap, img_check, img_checksum, img_commit, img_compare,
+    img_convert, img_create, img_dd, img_dump_header, img_info, img_map, img_measure, img_rebase, img_resize,
+    img_snapshot;
 
 #endif

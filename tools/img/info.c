@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "node.h"
 
 #define CRYPT_AES 1
 #define SECTOR_BYTES 512
@@ -105,11 +106,16 @@ static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info
             info->extended_l2 ? "true" : "false");
 }
 
-static void print_human(FILE *out, qcow2_image *image, const qcow2_info *info, const char *name, const char *below)
+static void print_human(FILE *out, qcow2_image *image, const struct node *root, const qcow2_info *info,
+                        const char *name, const char *below)
 {
-    fprintf(out, "image: %s\nfile format: %s\n", name, info->version ? "qcow2" : "raw");
+    fprintf(out, "image: %s\nfile format: %s\n", name, root->driver->name);
     print_size(out, "", "virtual size", info->virtual_size, true);
-    print_size(out, "", "disk size", info->allocated_bytes, false);
+    if (node_disk_bytes(root) < 0) {
+        fputs("disk size: unavailable\n", out);
+    } else {
+        print_size(out, "", "disk size", (uint64_t)node_disk_bytes(root), false);
+    }
     if (encrypted(info)) {
         fputs("encrypted: yes\n", out);
     }
@@ -133,35 +139,10 @@ static void print_human(FILE *out, qcow2_image *image, const qcow2_info *info, c
     if (info->version) {
         print_specific(out, image, info);
     }
-    fprintf(out, "Child node '/file':\n    filename: %s\n    protocol type: file\n", name);
-    print_size(out, "    ", "file length", info->file_length, true);
-    print_size(out, "    ", "disk size", info->allocated_bytes, false);
+    print_child_nodes(out, root);
 }
 
 /* --- JSON --- */
-
-static void json_file_node(struct json *json, const qcow2_info *info, const char *name)
-{
-    json_open(json, "children", '[');
-    json_open(json, NULL, '{');
-    json_string(json, "name", "file");
-    json_open(json, "info", '{');
-    json_open(json, "children", '[');
-    json_close(json, ']');
-    json_number(json, "virtual-size", info->file_length);
-    json_string(json, "filename", name);
-    json_string(json, "format", "file");
-    json_number(json, "actual-size", info->allocated_bytes);
-    json_open(json, "format-specific", '{');
-    json_string(json, "type", "file");
-    json_open(json, "data", '{');
-    json_close(json, '}');
-    json_close(json, '}');
-    json_bool(json, "dirty-flag", false);
-    json_close(json, '}');
-    json_close(json, '}');
-    json_close(json, ']');
-}
 
 static void json_bitmaps(struct json *json, qcow2_image *image)
 {
@@ -220,11 +201,11 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
     json_close(json, '}');
 }
 
-static void print_json(struct json *json, qcow2_image *image, const qcow2_info *info, const char *name,
-                       const char *below)
+static void print_json(struct json *json, qcow2_image *image, const struct node *root, const qcow2_info *info,
+                       const char *name, const char *below)
 {
     json_open(json, NULL, '{');
-    json_file_node(json, info, name);
+    json_child_nodes(json, root);
     if (info->backing_format) {
         json_string(json, "backing-filename-format", info->backing_format);
     }
@@ -234,11 +215,14 @@ static void print_json(struct json *json, qcow2_image *image, const qcow2_info *
     if (info->version) {
         json_number(json, "cluster-size", 1ull << info->cluster_bits);
     }
-    json_string(json, "format", info->version ? "qcow2" : "raw");
-    json_number(json, "actual-size", info->allocated_bytes);
+    json_string(json, "format", root->driver->name);
+    if (node_disk_bytes(root) >= 0) {
+        json_number(json, "actual-size", (uint64_t)node_disk_bytes(root));
+    }
     if (info->version) {
         json_specific(json, image, info);
     }
+    json_file_specific(json, root);
     if (below) {
         json_string(json, "full-backing-filename", below);
     }
@@ -248,7 +232,9 @@ static void print_json(struct json *json, qcow2_image *image, const qcow2_info *
     if (info->backing_file) {
         json_string(json, "backing-filename", info->backing_file);
     }
-    json_bool(json, "dirty-flag", info->dirty);
+    if (node_tells_dirty(root)) {
+        json_bool(json, "dirty-flag", info->dirty);
+    }
     json_close(json, '}');
 }
 
@@ -301,16 +287,17 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
                 info.virtual_size = info.file_length;
             }
 
-            const char *shown = spec.path ? spec.path : name;
+            char *shown = node_name(spec.tree->root);
 
             *below = info.backing_file ? resolve_recorded(spec.path, info.backing_file) : NULL;
             *below_format = info.backing_format ? text_copy(info.backing_format) : NULL;
             if (job->args.json) {
-                print_json(&job->json, image, &info, shown, *below);
+                print_json(&job->json, image, spec.tree->root, &info, shown, *below);
             } else {
                 fputs(job->seen.count > 1 ? "\n" : "", job->out);
-                print_human(job->out, image, &info, shown, *below);
+                print_human(job->out, image, spec.tree->root, &info, shown, *below);
             }
+            free(shown);
             result = EXIT_SUCCESS;
         }
         if (close_image(image) != EXIT_SUCCESS) {

@@ -4,6 +4,9 @@
 #include <string.h>
 
 #include "img.h"
+#include "node.h"
+
+enum { OPTION_PICTURE = OPTION_OWN };
 
 struct map_entry {
     uint64_t start;
@@ -14,6 +17,7 @@ struct map_output {
     bool json;
     bool any;
     struct chain chain;
+    char *top_name; /* of what the image is on, where that is no file; or NULL */
 };
 
 static const char *truth(bool value)
@@ -37,6 +41,14 @@ static void print_json_entry(struct map_output *output, const struct map_entry *
     output->any = true;
 }
 
+static const char *layer_name(struct map_output *output, size_t depth)
+{
+    if (depth == 0 && output->top_name) {
+        return output->top_name;
+    }
+    return chain_reach(&output->chain, depth) ? output->chain.data_names.items[depth] : "?";
+}
+
 static bool print_human_entry(struct map_output *output, const struct map_entry *entry)
 {
     uint32_t flags = entry->extent.flags;
@@ -50,8 +62,7 @@ static bool print_human_entry(struct map_output *output, const struct map_entry 
         return false;
     }
     printf("%#-16llx%#-16llx%#-16llx%s\n", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
-           (unsigned long long)entry->extent.host_offset,
-           chain_reach(&output->chain, depth) ? output->chain.data_names.items[depth] : "?");
+           (unsigned long long)entry->extent.host_offset, layer_name(output, depth));
     return true;
 }
 
@@ -122,6 +133,7 @@ static int run_map(const struct img_command *command, int argc, char **argv)
     qcow2_image *image = NULL;
     int64_t start = 0, max_length = INT64_MAX;
     const char *name;
+    bool picture = false;
     int code, result = EXIT_FAILURE;
 
     while ((code = next_option(command, argc, argv)) != -1) {
@@ -131,20 +143,23 @@ static int run_map(const struct img_command *command, int argc, char **argv)
         if (code == 'l' && !parse_bytes(optarg, "max length", &max_length)) {
             return EXIT_FAILURE;
         }
+        picture = picture || code == OPTION_PICTURE;
         if (code != 's' && code != 'l') {
             take_image_option(&args, command, code);
         }
     }
     name = one_file_name(&args, command, argc, argv);
     if (name && open_image(&args, name, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
+        output.top_name = name_below(spec.tree->root);
         output.json = args.json;
         chain_init(&output.chain, spec.path, spec.format);
-        result = print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
+        result = picture ? print_picture(image) : print_map(image, &output, (uint64_t)start, (uint64_t)max_length);
         chain_free(&output.chain);
         if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;
         }
     }
+    free(output.top_name);
     image_spec_free(&spec);
     return result;
 }
@@ -161,6 +176,7 @@ const struct img_command img_map = {
                                            IMG_OBJECT,
                                            {'s', "start-offset", "OFFSET", "first byte of the disk to look at"},
                                            {'l', "max-length", "LENGTH", "how many bytes of the disk to look at"},
+                                           {OPTION_PICTURE, "picture", NULL, "draw the whole of it, as SVG"},
                                            IMG_END},
     .run = run_map,
 };

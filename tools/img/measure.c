@@ -44,7 +44,8 @@ static int check_preallocation(const char *mode)
 static bool matters(const struct measure_job *job, const char *key)
 {
     return strcmp(key, "size") != 0 && strcmp(key, "lazy_refcounts") != 0 &&
-           (strcmp(key, "preallocation") != 0 || !create_option_text(&job->options, "backing_file"));
+           (strcmp(key, "preallocation") != 0 || !create_option_text(&job->options, "backing_file")) &&
+           (strcmp(key, "backing_fmt") != 0 || create_option_text(&job->options, "backing_file"));
 }
 
 static bool is_full(const struct measure_job *job)
@@ -104,13 +105,24 @@ static void print_measured(const struct measure_job *job, const qcow2_measure_re
     json_close(&json, '}');
 }
 
+/* Returns 1. */
+static int report_no_measure(const char *format)
+{
+    const char *key, *type, *help;
+
+    if (!foreign_options(format, 0, &key, &type, &help)) {
+        return report_no_creation("", format);
+    }
+    error_report("Block driver '%s' does not support size measurement", format);
+    return EXIT_FAILURE;
+}
+
 static int measure_image(struct measure_job *job)
 {
     qcow2_measure_result measured = {.struct_size = sizeof(measured)};
 
     if (!create_options_init(&job->options, job->format, true)) {
-        error_report("Unknown file format '%s'", job->format);
-        return EXIT_FAILURE;
+        return report_no_measure(job->format);
     }
     if (job->option_text && create_options_parse(&job->options, "", job->option_text) != EXIT_SUCCESS) {
         error_report("Invalid options for file format '%s'", job->format);

@@ -59,21 +59,3 @@ int set_cache(struct image_spec *spec, const char *mode, const char *what)
     image_cache(spec, cache);
     return EXIT_SUCCESS;
 }
-
-int print_progress(void *opaque, uint64_t done, uint64_t total)
-{
-    double percent = total ? (double)done / (double)total * 100.0 : 100.0;
-    double *last = opaque;
-
-    /* Steps of two percent, as in the stock tool. */
-    if (percent < 100.0 && *last >= 0.0 && percent - *last < 2.0) {
-        return 0;
-    }
-    if (percent <= *last) {
-        return 0;
-    }
-    *last = percent;
-    printf("    (%3.2f/100%%)\r", percent);
-    fflush(stdout);
-    return 0;
-}

@@ -13,7 +13,6 @@ struct rebase_job {
     const char *name; /* -b as given; NULL or "": none */
     const char *format, *cache, *backing_cache;
     bool unsafe, compress;
-    double last;
 };
 
 /* Whether a header may record the format: the library knows, and measuring changes nothing. */
@@ -52,18 +51,14 @@ static int open_backing(struct rebase_job *job)
 
 static int change(struct rebase_job *job)
 {
-    bool progress = job->args.progress && !job->args.quiet;
     const char *format = job->name && *job->name ? job->format : NULL;
     int result;
 
-    if (progress) {
-        print_progress(&job->last, 0, 1);
-    }
     if (job->unsafe) {
         result = qcow2_change_backing_file(job->image, job->name, format);
     } else {
         result = qcow2_rebase(job->image, job->backing, job->name, format, job->compress ? QCOW2_REBASE_COMPRESSED : 0,
-                              progress ? print_progress : NULL, &job->last);
+                              progress_update, NULL);
     }
     if (result < 0) {
         const char *text = result == -ENOTSUP || (result == -EINVAL && strlen(job->name ? job->name : "") > 1023)
@@ -75,14 +70,32 @@ static int change(struct rebase_job *job)
         } else {
             error_report("%s", text);
         }
+    }
+    progress_print(100.0);
+    return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* What the header cannot take, before anything is copied; the stock tool copies first. */
+static int check_change(const struct rebase_job *job)
+{
+    if (job->name && *job->name && !job->format) {
+        error_report("Could not change the backing file to '%s': backing format must be specified", job->name);
+        progress_print(100.0);
         return EXIT_FAILURE;
     }
-    if (progress) {
-        job->last = -1.0;
-        print_progress(&job->last, 1, 1);
-        putchar('\n');
-    }
     return EXIT_SUCCESS;
+}
+
+/* 0, or 1 after a message. */
+static int check_compression(const struct rebase_job *job)
+{
+    qcow2_info info;
+
+    if (!job->compress || (image_info(job->image, &info) && info.version)) {
+        return EXIT_SUCCESS;
+    }
+    error_report("Compression not supported for this file format");
+    return EXIT_FAILURE;
 }
 
 static int rebase_image(struct rebase_job *job, const char *name)
@@ -96,8 +109,11 @@ static int rebase_image(struct rebase_job *job, const char *name)
     if (!open_image(&writable, name, flags, &job->spec, &job->image)) {
         return EXIT_FAILURE;
     }
-    if (!job->format || check_format(job->format) == EXIT_SUCCESS) {
+    if (check_compression(job) == EXIT_SUCCESS && (!job->format || check_format(job->format) == EXIT_SUCCESS)) {
         result = job->unsafe || !job->name || !*job->name ? EXIT_SUCCESS : open_backing(job);
+    }
+    if (result == EXIT_SUCCESS) {
+        result = check_change(job);
     }
     if (result == EXIT_SUCCESS) {
         result = change(job);
@@ -111,7 +127,7 @@ static int rebase_image(struct rebase_job *job, const char *name)
 
 static int run_rebase(const struct img_command *command, int argc, char **argv)
 {
-    struct rebase_job job = {.last = -1.0};
+    struct rebase_job job = {0};
     const char *name;
     int code, result = EXIT_FAILURE;
 
@@ -129,9 +145,14 @@ static int run_rebase(const struct img_command *command, int argc, char **argv)
     name = one_file_name(&job.args, command, argc, argv);
     if (name && !job.unsafe && !job.name) {
         result = usage_error(command, "Must specify backing file (-b) or use unsafe mode (-u)");
-    } else if (name && set_cache(&job.spec, job.cache, "Invalid cache option") == EXIT_SUCCESS &&
-               set_cache(&job.backing_spec, job.backing_cache, "Invalid source cache option") == EXIT_SUCCESS) {
-        result = rebase_image(&job, name);
+    } else if (name) {
+        progress_init(job.args.progress && !job.args.quiet);
+        progress_print(0.0);
+        if (set_cache(&job.spec, job.cache, "Invalid cache option") == EXIT_SUCCESS &&
+            set_cache(&job.backing_spec, job.backing_cache, "Invalid source cache option") == EXIT_SUCCESS) {
+            result = rebase_image(&job, name);
+        }
+        progress_end();
     }
     image_spec_free(&job.spec);
     image_spec_free(&job.backing_spec);

@@ -140,11 +140,16 @@ static bool change_snapshot(qcow2_image *image, int action, const char *name)
             result = qcow2_snapshot_apply(image, NULL, name);
         }
         if (result < 0) {
-            error_report("Could not apply snapshot '%s': Failed to load snapshot: %s", name, strerror(-result));
+            qcow2_info info = {.struct_size = sizeof(info)};
+            bool is_raw = qcow2_get_info(image, &info) == 0 && info.version == 0;
+
+            error_report("Could not apply snapshot '%s': %s%s", name, is_raw ? "" : "Failed to load snapshot: ",
+                         is_raw ? "Block driver does not support snapshots" : strerror(-result));
         }
     } else {
         result = qcow2_snapshot_delete(image, NULL, name);
-        if (result == -ENOENT) {
+        /* Where there can be none, there is none of that name. */
+        if (result == -ENOENT || result == -ENOTSUP) {
             error_report("Could not delete snapshot '%s': snapshot not found", name);
         } else if (result < 0) {
             error_report("Could not delete snapshot '%s': %s", name, strerror(-result));

@@ -8,113 +8,54 @@
 #include <string.h>
 #include <time.h>
 
-#define READ_HELP                                                                                                      \
-    " -C, -- one line of numbers instead of the report\n"                                                              \
-    " -P, -- check that the data is this byte, repeated\n"                                                             \
-    " -q, -- no report\n"                                                                                              \
-    " -r, -- accepted; there is nothing to register\n"                                                                 \
-    " -v, -- show the data as a hex dump\n"
-#define WRITE_HELP                                                                                                     \
-    " -C, -- one line of numbers instead of the report\n"                                                              \
-    " -f, -- durable when the command returns\n"                                                                       \
-    " -P, -- fill with this byte instead of 0xcd\n"                                                                    \
-    " -q, -- no report\n"                                                                                              \
-    " -r, -- accepted; there is nothing to register\n"
-#define ZERO_HELP                                                                                                      \
-    " -u, -- with -z: the space may be given back\n"                                                                   \
-    " -z, -- write zeroes without sending them as data\n"
-#define AIO_HELP                                                                                                       \
-    " The result is shown by the next command that waits (aio_flush does nothing\n"                                    \
-    " else); the command itself succeeds even when the request does not.\n"                                            \
-    " -i, -- only count an invalid request\n"
-
 const struct io_command io_commands[] = {
-    {"abort", NULL, 0, 0, 0, NULL, "simulate a program crash using abort(3)", NULL, NULL, cmd_abort},
-    {"aio_flush", NULL, 0, 0, NEEDS_FILE | WAITS, NULL, "completes all outstanding aio requests", NULL, NULL,
-     cmd_aio_flush},
+    {"abort", NULL, 0, 0, 0, NULL, "simulate a program crash using abort(3)", NULL, cmd_abort},
+    {"aio_flush", NULL, 0, 0, NEEDS_FILE | WAITS, NULL, "completes all outstanding aio requests", NULL, cmd_aio_flush},
     {"aio_read", NULL, 2, -1, NEEDS_FILE, "[-Ciqrv] [-P pattern] off len [len..]",
-     "asynchronously reads a number of bytes", " Reads as readv does, without waiting.\n" AIO_HELP READ_HELP, "CiP:qrv",
-     cmd_aio_read},
+     "asynchronously reads a number of bytes", "CiP:qrv", cmd_aio_read},
     {"aio_write", NULL, 2, -1, NEEDS_FILE | NEEDS_WRITE, "[-Cfiqruz] [-P pattern] off len [len..]",
-     "asynchronously writes a number of bytes",
-     " Writes as writev does, without waiting.\n" AIO_HELP WRITE_HELP ZERO_HELP, "CfiP:qruz", cmd_aio_write},
-    {"alloc", "a", 1, 2, NEEDS_FILE | WAITS, "offset [count]", "checks if offset is allocated in the file", NULL, NULL,
+     "asynchronously writes a number of bytes", "CfiP:qruz", cmd_aio_write},
+    {"alloc", "a", 1, 2, NEEDS_FILE | WAITS, "offset [count]", "checks if offset is allocated in the file", NULL,
      cmd_alloc},
     {"break", NULL, 2, 2, NEEDS_FILE, "event tag", "sets a breakpoint on event and tags the stopped request as tag",
-     NULL, NULL, cmd_break},
-    {"close", "c", 0, 0, NEEDS_FILE | WAITS, NULL, "close the current open file", NULL, NULL, cmd_close},
+     NULL, cmd_break},
+    {"close", "c", 0, 0, NEEDS_FILE | WAITS, NULL, "close the current open file", NULL, cmd_close},
     {"discard", "d", 2, -1, NEEDS_FILE | NEEDS_WRITE | WAITS, "[-Cq] off len",
-     "discards a number of bytes at a specified offset",
-     " Says that the range is not needed any more: whole clusters are given back.\n"
-     " -C, -- one line of numbers instead of the report\n"
-     " -q, -- no report\n",
-     "Cq", cmd_discard},
-    {"flush", "f", 0, 0, NEEDS_FILE | WAITS, NULL, "flush all in-core file state to disk", NULL, NULL, cmd_flush},
-    {"help", "?", 0, 1, 0, "[command]", "help for one or all commands", NULL, NULL, cmd_help},
-    {"info", "i", 0, 0, NEEDS_FILE, NULL, "prints information about the current file", NULL, NULL, cmd_info},
-    {"length", "l", 0, 0, NEEDS_FILE, NULL, "gets the length of the current file", NULL, NULL, cmd_length},
-    {"map", NULL, 0, 0, NEEDS_FILE | WAITS, "", "prints the allocated areas of a file", NULL, NULL, cmd_map},
+     "discards a number of bytes at a specified offset", "Cq", cmd_discard},
+    {"flush", "f", 0, 0, NEEDS_FILE | WAITS, NULL, "flush all in-core file state to disk", NULL, cmd_flush},
+    {"help", "?", 0, 1, 0, "[command]", "help for one or all commands", NULL, cmd_help},
+    {"info", "i", 0, 0, NEEDS_FILE, NULL, "prints information about the current file", NULL, cmd_info},
+    {"length", "l", 0, 0, NEEDS_FILE, NULL, "gets the length of the current file", NULL, cmd_length},
+    {"map", NULL, 0, 0, NEEDS_FILE | WAITS, "", "prints the allocated areas of a file", NULL, cmd_map},
     {"open", "o", 1, -1, 0, "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path",
-     " The image that all other commands use; there is one at a time.\n"
-     " -r, -- read-only\n"
-     " -U, -- also when somebody else writes to it (needs -r)\n"
-     " -n, -- as -t none\n"
-     " -t, -- cache mode: none, writeback, writethrough, directsync, unsafe\n"
-     " -d, -- discard mode: unmap or ignore\n"
-     " -o, -- key=value,... : driver, file.filename and the library's open options\n"
-     " -k, -i, -- accepted with -n; requests are synchronous\n"
-     " -s, -- write to a temporary overlay that ends with the program\n"
-     " -C, -- keep what the backing chain shows when it is read\n",
      "Cd:i:knro:st:U", cmd_open},
-    {"quit", "q", 0, -1, 0, NULL, "exit the program", NULL, NULL, cmd_quit},
+    {"quit", "q", 0, -1, 0, NULL, "exit the program", NULL, cmd_quit},
     {"read", "r", 2, -1, NEEDS_FILE | WAITS, "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
-     "reads a number of bytes at a specified offset",
-     " Example: 'read -P 0xcd 64k 4k' checks 4 KiB at offset 64 KiB.\n"
-     " -b, -- from the VM state\n" READ_HELP " -p, -- ignored\n"
-     " -s, -- with -P: check from this byte of the buffer on\n"
-     " -l, -- with -P: check this many bytes\n",
-     "bCl:pP:qrs:v", cmd_read},
+     "reads a number of bytes at a specified offset", "bCl:pP:qrs:v", cmd_read},
     {"readv", NULL, 2, -1, NEEDS_FILE | WAITS, "[-Cqrv] [-P pattern] off len [len..]",
-     "reads a number of bytes at a specified offset", " One request into one buffer for each length.\n" READ_HELP,
-     "CP:qrv", cmd_readv},
-    {"remove_break", NULL, 1, 1, NEEDS_FILE, "tag", "remove a breakpoint by tag", NULL, NULL, cmd_break},
+     "reads a number of bytes at a specified offset", "CP:qrv", cmd_readv},
+    {"remove_break", NULL, 1, 1, NEEDS_FILE, "tag", "remove a breakpoint by tag", NULL, cmd_break},
     {"reopen", NULL, 0, -1, NEEDS_FILE | WAITS, "[(-r|-w)] [-c cache] [-o options]",
-     "reopens an image with new options",
-     " Example: 'reopen -o lazy-refcounts=on'\n"
-     " -r, -- read-only from now on\n"
-     " -w, -- writable from now on\n"
-     " -c, -- another cache mode\n"
-     " -o, -- other open options; those not named keep their values\n",
-     "c:o:rw", cmd_reopen},
-    {"resume", NULL, 1, 1, NEEDS_FILE, "tag", "resumes the request tagged as tag", NULL, NULL, cmd_break},
-    {"sigraise", NULL, 1, 1, 0, "signal", "raises a signal",
-     " Example: 'sigraise 9' ends the program at once, without closing the image.\n", NULL, cmd_sigraise},
-    {"sleep", NULL, 1, 1, WAITS, NULL, "waits for the given value in milliseconds", NULL, NULL, cmd_sleep},
+     "reopens an image with new options", "c:o:rw", cmd_reopen},
+    {"resume", NULL, 1, 1, NEEDS_FILE, "tag", "resumes the request tagged as tag", NULL, cmd_break},
+    {"sigraise", NULL, 1, 1, 0, "signal", "raises a signal", NULL, cmd_sigraise},
+    {"sleep", NULL, 1, 1, WAITS, NULL, "waits for the given value in milliseconds", NULL, cmd_sleep},
     {"truncate", "t", 1, 3, NEEDS_FILE | NEEDS_WRITE | WAITS, "[-m prealloc_mode] off",
-     "truncates the current file at the given offset", NULL, "m:", cmd_truncate},
-    {"wait_break", NULL, 1, 1, NEEDS_FILE, "tag", "waits for the suspension of a request", NULL, NULL, cmd_break},
+     "truncates the current file at the given offset", "m:", cmd_truncate},
+    {"wait_break", NULL, 1, 1, NEEDS_FILE, "tag", "waits for the suspension of a request", NULL, cmd_break},
     {"write", "w", 2, -1, NEEDS_FILE | NEEDS_WRITE | WAITS, "[-bcCfnqruz] [-P pattern | -s source_file] off len",
-     "writes a number of bytes at a specified offset",
-     " Example: 'write -z 1M 64k' makes 64 KiB at offset 1 MiB read as zeroes.\n"
-     " -b, -- to the VM state\n"
-     " -c, -- compressed: whole clusters that are not allocated yet\n" WRITE_HELP ZERO_HELP
-     " -n, -- with -z: fail rather than write zero bytes\n"
-     " -p, -- ignored\n"
-     " -s, -- fill with the contents of this file, repeated\n",
-     "bcCfnpP:qrs:uz", cmd_write},
+     "writes a number of bytes at a specified offset", "bcCfnpP:qrs:uz", cmd_write},
     {"writev", NULL, 2, -1, NEEDS_FILE | NEEDS_WRITE | WAITS, "[-Cfqr] [-P pattern] off len [len..]",
-     "writes a number of bytes at a specified offset", " One request from one buffer for each length.\n" WRITE_HELP,
-     "CfP:qr", cmd_writev},
+     "writes a number of bytes at a specified offset", "CfP:qr", cmd_writev},
     {"zone_append", "zap", 3, 4, NEEDS_FILE | NEEDS_WRITE, "offset len [len..]",
-     "append write a number of bytes at a specified offset", NULL, NULL, cmd_zone},
-    {"zone_close", "zc", 2, 2, NEEDS_FILE, "offset len", "close a range of zones in zone block device", NULL, NULL,
-     cmd_zone},
-    {"zone_finish", "zf", 2, 2, NEEDS_FILE, "offset len", "finish a range of zones in zone block device", NULL, NULL,
+     "append write a number of bytes at a specified offset", NULL, cmd_zone},
+    {"zone_close", "zc", 2, 2, NEEDS_FILE, "offset len", "close a range of zones in zone block device", NULL, cmd_zone},
+    {"zone_finish", "zf", 2, 2, NEEDS_FILE, "offset len", "finish a range of zones in zone block device", NULL,
      cmd_zone},
     {"zone_open", "zo", 2, 2, NEEDS_FILE, "offset len", "explicit open a range of zones in zone block device", NULL,
-     NULL, cmd_zone},
-    {"zone_report", "zrp", 2, 2, NEEDS_FILE, "offset number", "report zone information", NULL, NULL, cmd_zone},
-    {"zone_reset", "zrs", 2, 2, NEEDS_FILE, "offset len", "reset a zone write pointer in zone block device", NULL, NULL,
+     cmd_zone},
+    {"zone_report", "zrp", 2, 2, NEEDS_FILE, "offset number", "report zone information", NULL, cmd_zone},
+    {"zone_reset", "zrs", 2, 2, NEEDS_FILE, "offset len", "reset a zone write pointer in zone block device", NULL,
      cmd_zone},
 };
 const size_t io_command_count = sizeof(io_commands) / sizeof(io_commands[0]);
@@ -171,7 +112,7 @@ static int run_command(const struct io_command *command, int argc, char **argv)
         return -EACCES;
     }
     if ((command->flags & WAITS) != 0) {
-        io_finish_pending();
+        io_show_finished();
     }
     optind = 0;
     return command->run(command, argc, argv);
@@ -242,9 +183,7 @@ int cmd_help(const struct io_command *command, int argc, char **argv)
         return -EINVAL;
     }
     io_usage(command);
-    if (command->details != NULL) {
-        printf("\n%s\n", command->details);
-    }
+    fputs(io_help_text(command->name), stdout);
     return 0;
 }
 
@@ -296,24 +235,6 @@ int cmd_abort(const struct io_command *command, int argc, char **argv)
 {
     (void)command, (void)argc, (void)argv;
     abort(); /* what stdout still holds is lost, as with any crash */
-}
-
-/* The library has no points to stop at; the stock tool answers so for drivers without them. */
-int cmd_break(const struct io_command *command, int argc, char **argv)
-{
-    const char *reason = strerror(ENOTSUP);
-
-    (void)argc;
-    if (strcmp(command->name, "break") == 0) {
-        printf("Could not set breakpoint: %s\n", reason);
-    } else if (strcmp(command->name, "remove_break") == 0) {
-        printf("Could not remove breakpoint %s: %s\n", argv[1], reason);
-    } else if (strcmp(command->name, "resume") == 0) {
-        printf("Could not resume request: %s\n", reason);
-    } else {
-        printf("Could not wait for breakpoint %s: %s\n", argv[1], reason);
-    }
-    return -ENOTSUP;
 }
 
 int cmd_zone(const struct io_command *command, int argc, char **argv)

@@ -13,9 +13,6 @@ struct io_state {
     bool read_only;
     bool quit;
     struct image_spec spec; /* of the open image; reopen adds to it */
-    FILE *pending;          /* results of asynchronous commands, shown when something waits for them */
-    char *pending_text;
-    size_t pending_bytes;
 };
 extern struct io_state io;
 
@@ -31,7 +28,6 @@ struct io_command {
     unsigned flags;
     const char *arguments; /* for the synopsis, or NULL */
     const char *summary;
-    const char *details;                                                 /* long help, or NULL */
     const char *options;                                                 /* for getopt, or NULL */
     int (*run)(const struct io_command *command, int argc, char **argv); /* 0 or -errno, text already printed */
 };
@@ -41,11 +37,30 @@ extern const size_t io_command_count;
 /* Runs one line; 0 or -errno. */
 int io_run_line(const char *line);
 const struct io_command *io_find_command(const char *name);
+/* What "help COMMAND" says after the synopsis; may be empty. */
+const char *io_help_text(const char *command);
 /* "read [-abCqrv] ... -- reads ..." on stdout; returns -EINVAL for the caller to return. */
 int io_usage(const struct io_command *command);
-/* Where asynchronous commands leave their results, and what shows them. */
-FILE *io_pending(void);
-void io_finish_pending(void);
+
+/* --- asynchronous requests (aio.c) --- */
+
+struct io_task {
+    void (*run)(struct io_task *task); /* prints its result to `out` */
+    void (*free)(struct io_task *task);
+    FILE *out;
+    char *text;
+    size_t bytes;
+    bool threaded;
+    struct io_task *next;
+};
+/* Takes the task over. */
+void io_submit(struct io_task *task);
+/* Prints the results of requests that have ended. */
+void io_show_finished(void);
+/* Waits for all of them first. */
+void io_wait_for_all(void);
+/* The same, and lets go on what stands at a breakpoint. */
+void io_let_go(void);
 
 /* Numbers of command arguments; a complaint goes to stdout. */
 bool io_number(const char *text, int64_t *value);

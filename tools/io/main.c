@@ -1,53 +1,41 @@
 /* qcow2-io: reads and writes images by command, as qemu-io does.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "io.h"
 
+#include <errno.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct io_state io;
 
-FILE *io_pending(void)
-{
-    if (io.pending == NULL) {
-        io.pending = memory_or_exit(open_memstream(&io.pending_text, &io.pending_bytes));
-    }
-    return io.pending;
-}
-
-void io_finish_pending(void)
-{
-    if (io.pending != NULL) {
-        fclose(io.pending);
-        fwrite(io.pending_text, 1, io.pending_bytes, stdout);
-        free(io.pending_text);
-        io.pending = NULL;
-        io.pending_text = NULL;
-    }
-}
-
 static void print_help(void)
 {
     printf("Usage: %s [OPTIONS]... [-c STRING]... [file]\n"
-           "Reads and writes qcow2 and raw images by command\n"
+           "QEMU Disk exerciser\n"
            "\n"
-           "  --object OBJECTDEF   accepted and ignored: there are no objects\n"
-           "  --image-opts         FILE is an option string (driver=qcow2,file.filename=...)\n"
-           "  -c, --cmd STRING     run this command; may be repeated\n"
-           "  -f, --format FMT     qcow2 or raw instead of a guess\n"
-           "  -r, --read-only      open read-only\n"
-           "  -s, --snapshot       write to a temporary overlay\n"
-           "  -n, --nocache        same as -t none\n"
-           "  -C, --copy-on-read   what the backing chain shows is kept when it is read\n"
-           "  -m, --misalign       accepted and ignored\n"
-           "  -k, --native-aio     same as -i native\n"
-           "  -i, --aio=MODE       threads, native or io_uring: checked, then ignored\n"
-           "  -t, --cache=MODE     none, writeback, writethrough, directsync or unsafe\n"
-           "  -d, --discard=MODE   unmap or ignore\n"
-           "  -T, --trace SPEC     accepted and ignored\n"
-           "  -U, --force-share    open although somebody else writes (with -r)\n"
-           "  -h, --help           show this and exit\n"
-           "  -V, --version        show the version and exit\n"
+           "  --object OBJECTDEF   define an object such as 'secret' for\n"
+           "                       passwords and/or encryption keys\n"
+           "  --image-opts         treat file as option string\n"
+           "  -c, --cmd STRING     execute command with its arguments\n"
+           "                       from the given string\n"
+           "  -f, --format FMT     specifies the block driver to use\n"
+           "  -r, --read-only      export read-only\n"
+           "  -s, --snapshot       use snapshot file\n"
+           "  -n, --nocache        disable host cache, short for -t none\n"
+           "  -C, --copy-on-read   enable copy-on-read\n"
+           "  -m, --misalign       misalign allocations for O_DIRECT\n"
+           "  -k, --native-aio     use kernel AIO implementation\n"
+           "                       (Linux only, prefer use of -i)\n"
+           "  -i, --aio=MODE       use AIO mode (threads, native or io_uring)\n"
+           "  -t, --cache=MODE     use the given cache mode for the image\n"
+           "  -d, --discard=MODE   use the given discard mode for the image\n"
+           "  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]\n"
+           "                       specify tracing options\n"
+           "                       see qemu-img(1) man page for full description\n"
+           "  -U, --force-share    force shared permissions\n"
+           "  -h, --help           display this help and exit\n"
+           "  -V, --version        output version information and exit\n"
            "\n"
            "See '%s -c help' for information on available commands.\n",
            program_name, program_name);
@@ -154,6 +142,7 @@ int main(int argc, char **argv)
     int status;
 
     program_init(argv[0]);
+    signal(SIGUSR1, SIG_IGN);
     status = parse_program_options(argc, argv, &request, &lines);
     if (status < 0) {
         status = request.name != NULL && io_open(&request) < 0;
@@ -165,7 +154,7 @@ int main(int argc, char **argv)
         }
     }
     list_free(&lines);
-    if (fflush(stdout) != 0) {
+    if (fflush(stdout) != 0 && errno != EPIPE) {
         status = 1;
     }
     return status;

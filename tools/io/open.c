@@ -1,5 +1,6 @@
 /* qcow2-io: open, close, reopen.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "io.h"
+#include "node.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -19,25 +20,29 @@ static int specify(const struct io_open_request *request, char **error)
     int ret = 0;
 
     if (request->name != NULL) {
-        if (list_value(&request->options, "file.filename") != NULL) {
-            return fail(error, -EINVAL, "Can't specify 'file' and 'filename' options at the same time");
-        }
         ret = image_from_name(&io.spec, request->name, request->format, request->image_opts, error);
     }
     if (request->cache != NULL) {
         cache_parse(request->cache, &cache);
     }
-    /* The mode is a default; cache.* among the options overrides its parts. */
-    cache.direct |= io.spec.cache.direct;
-    cache.no_flush |= io.spec.cache.no_flush;
-    image_cache(&io.spec, cache);
-    if (ret == 0 && (request->name == NULL || request->options.count > 0)) {
-        ret = image_options(&io.spec, &request->options, error);
-    }
-    if (ret == 0 && request->discard != NULL && list_value(&io.spec.options, "discard") == NULL) {
+    image_cache(&io.spec, cache); /* a default; cache.* among the options overrides its parts */
+    image_items(&io.spec, &request->options);
+    if (ret == 0 && request->discard != NULL && list_value(&io.spec.items, "discard") == NULL) {
         image_discard(&io.spec, request->discard);
     }
     return ret;
+}
+
+static bool wants_direct(void)
+{
+    const char *given = list_value(&io.spec.items, "file.cache.direct");
+    bool direct = io.spec.cache.direct;
+
+    given = given != NULL ? given : list_value(&io.spec.items, "cache.direct");
+    if (given != NULL) {
+        parse_bool(given, &direct);
+    }
+    return direct;
 }
 
 static int refuse_unsupported(const struct io_open_request *request, char **error)
@@ -45,7 +50,7 @@ static int refuse_unsupported(const struct io_open_request *request, char **erro
     if (request->copy_on_read && request->read_only) {
         return fail(error, -EINVAL, "Can't use copy-on-read on read-only device");
     }
-    if (request->aio != NULL && strcmp(request->aio, "native") == 0 && !io.spec.cache.direct) {
+    if (request->aio != NULL && strcmp(request->aio, "native") == 0 && !wants_direct()) {
         return fail(error, -EINVAL,
                     "aio=native was specified, but it requires cache.direct=on, which was not specified.");
     }
@@ -95,17 +100,32 @@ int io_open(const struct io_open_request *request)
     return ret;
 }
 
+/* What the host refused to take at the close, as the stock engine puts it. */
+static void report_close(int ret)
+{
+    qcow2_error_detail parts;
+
+    failure_parts(&parts);
+    if (io.spec.tree != NULL && strcmp(io.spec.tree->root->driver->name, "qcow2") == 0 &&
+        parts.kind != QCOW2_ERROR_MARKED_CORRUPT && parts.kind != QCOW2_ERROR_CORRUPT) {
+        error_report("Failed to flush the L2 table cache: %s", strerror(-ret));
+        error_report("Failed to flush the refcount block cache: %s", strerror(-ret));
+    } else {
+        error_report("%s", failure_text());
+    }
+}
+
 int io_close(void)
 {
     int ret;
 
-    io_finish_pending();
+    io_let_go();
     if (io.image == NULL) {
         return 0;
     }
     ret = qcow2_close(io.image);
     if (ret < 0 && !io.told_corrupt) {
-        error_report("%s", failure_text());
+        report_close(ret);
     }
     io.image = NULL;
     io.told_corrupt = false;
@@ -247,83 +267,33 @@ static int reopen_arguments(struct reopen_request *request, const struct io_comm
     return 0;
 }
 
-/* What names the image cannot change; saying the same again is fine. */
-static int check_fixed(struct string_list *options, const char *key, const char *now, char **error)
-{
-    char *value = list_take(options, key);
-    int ret = 0;
-
-    if (value != NULL && (now == NULL || strcmp(value, now) != 0)) {
-        const char *dot = strrchr(key, '.');
-
-        *error = text_format("Cannot change the option '%s'", dot != NULL ? dot + 1 : key);
-        ret = -EINVAL;
-    }
-    free(value);
-    return ret;
-}
-
-static int reopen_options(struct reopen_request *request, struct image_spec *spec, char **error)
-{
-    const char *format = io.spec.format != NULL ? io.spec.format : io.spec.probed_raw ? "raw" : "qcow2";
-    int ret = check_fixed(&request->options, "driver", format, error);
-
-    ret = ret == 0 ? check_fixed(&request->options, "file.driver", "file", error) : ret;
-    ret = ret == 0 ? check_fixed(&request->options, "file.filename", io.spec.path, error) : ret;
-    ret = ret == 0 ? check_fixed(&request->options, "node-name", NULL, error) : ret;
-    ret = ret == 0 ? check_fixed(&request->options, "force-share", NULL, error) : ret;
-    for (size_t i = 0; i < request->options.count && ret == 0; i++) {
-        char *key = text_copy(request->options.items[i]);
-        char *value = strchr(key, '=');
-
-        *value++ = '\0';
-        if (strncmp(key, "file.", 5) == 0) {
-            *error = text_format("Cannot change the option '%s'", key + 5);
-            ret = -EINVAL;
-        } else if (strcmp(key, "backing") == 0) {
-            *error = text_format("Cannot find device='%s' nor node-name='%s'", value, value);
-            ret = -ENODEV;
-        } else {
-            ret = image_option(spec, key, value, error);
-            if (ret == -ENOENT) {
-                free(*error);
-                ret = refuse(error, -EINVAL, text_format("Cannot change the option '%s'", key));
-            }
-        }
-        free(key);
-    }
-    if (ret == 0 && spec->ask_read_only && !io.read_only) {
-        *error = text_copy("Read-only block node '#block0' cannot support read-write users");
-        ret = -EACCES;
-    }
-    return ret;
-}
-
 static int reopen(struct reopen_request *request, char **error)
 {
-    struct image_spec spec = {.cache = io.spec.cache};
-    const char *access = list_value(&request->options, "read-only");
+    struct reopen_change change = {.cache = io.spec.cache};
     bool read_only = request->access != 0 ? request->access == 'r' : io.read_only;
-    int ret = reopen_options(request, &spec, error);
+    int ret = image_reopen_options(&io.spec, io.image, &request->options, &change, error);
 
-    if (access != NULL) {
-        read_only = spec.ask_read_only;
+    if (ret == 0 && change.read_only && !io.read_only) {
+        ret = refuse(error, -EACCES, text_copy("Read-only block node '#block0' cannot support read-write users"));
+    }
+    if (list_value(&request->options, "read-only") != NULL) {
+        read_only = change.read_only;
     }
     if (request->cache != NULL) {
-        cache_parse(request->cache, &spec.cache);
+        cache_parse(request->cache, &change.cache);
     }
     if (ret == 0) {
-        list_add(&spec.options, cache_option(spec.cache));
-        ret = qcow2_reopen(io.image, read_only ? QCOW2_OPEN_READ_ONLY : 0, list_options(&spec.options));
+        list_add(&change.options, cache_option(change.cache));
+        ret = qcow2_reopen(io.image, read_only ? QCOW2_OPEN_READ_ONLY : 0, list_options(&change.options));
         if (ret < 0) {
             *error = text_copy(failure_text());
         }
     }
     if (ret == 0) {
         io.read_only = read_only;
-        io.spec.cache = spec.cache;
+        io.spec.cache = change.cache;
     }
-    image_spec_free(&spec);
+    list_free(&change.options);
     return ret;
 }
 

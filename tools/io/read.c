@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct read_options {
@@ -141,46 +142,66 @@ int cmd_read(const struct io_command *command, int argc, char **argv)
     return ret;
 }
 
-static int read_vector(FILE *out, struct read_options *options, char *const *arguments, int *result)
-{
+/* A vectored request with what it needs. */
+struct read_task {
+    struct io_task task;
+    struct read_options options;
     struct io_vector vector;
-    uint64_t start;
-    ssize_t count;
+};
 
-    if (!io_vector_parse(&vector, arguments, 0xab)) {
-        return -EINVAL;
-    }
-    options->length = vector.bytes;
-    start = monotonic_nanoseconds();
-    count = qcow2_preadv(io.image, vector.parts, vector.count, (uint64_t)vector.offset);
+static int read_vector(FILE *out, const struct read_options *options, const struct io_vector *vector)
+{
+    uint64_t start = monotonic_nanoseconds();
+    ssize_t count = qcow2_preadv(io.image, vector->parts, vector->count, (uint64_t)vector->offset);
+
     if (count < 0) {
-        *result = io_failed(out, "readv", (int)count, vector.offset, vector.bytes);
-    } else {
-        *result = show(out, options, vector.buffer, vector.offset, vector.bytes, monotonic_nanoseconds() - start);
+        return io_failed(out, "readv", (int)count, vector->offset, vector->bytes);
     }
-    io_vector_free(&vector);
-    return 0;
+    return show(out, options, vector->buffer, vector->offset, vector->bytes, monotonic_nanoseconds() - start);
 }
 
 int cmd_readv(const struct io_command *command, int argc, char **argv)
 {
     struct read_options options;
-    int result = 0, ret = parse_options(command, argc, argv, &options);
+    struct io_vector vector;
+    int ret = parse_options(command, argc, argv, &options);
 
     if (ret == 0 && optind > argc - 2) {
         ret = io_usage(command);
     }
-    if (ret == 0) {
-        ret = read_vector(stdout, &options, argv + optind, &result);
+    if (ret < 0) {
+        return ret;
     }
-    return ret < 0 ? ret : result;
+    if (!io_vector_parse(&vector, argv + optind, 0xab)) {
+        return -EINVAL;
+    }
+    options.length = vector.bytes;
+    ret = read_vector(stdout, &options, &vector);
+    io_vector_free(&vector);
+    return ret;
 }
 
-/* The request is made at once; only its result waits, as that of a request still in flight would. */
+static void run_task(struct io_task *task)
+{
+    struct read_task *read = (struct read_task *)task;
+
+    read_vector(task->out, &read->options, &read->vector);
+}
+
+static void free_task(struct io_task *task)
+{
+    struct read_task *read = (struct read_task *)task;
+
+    io_vector_free(&read->vector);
+    free(read);
+}
+
 int cmd_aio_read(const struct io_command *command, int argc, char **argv)
 {
+    struct read_task *task;
     struct read_options options;
-    int result = 0, ret = parse_options(command, argc, argv, &options);
+    struct io_vector vector;
+    int ret = parse_options(command, argc, argv, &options);
 
     if (ret < 0) {
         return ret;
@@ -192,5 +213,12 @@ int cmd_aio_read(const struct io_command *command, int argc, char **argv)
     if (optind > argc - 2) {
         return io_usage(command);
     }
-    return read_vector(io_pending(), &options, argv + optind, &result);
+    if (!io_vector_parse(&vector, argv + optind, 0xab)) {
+        return -EINVAL;
+    }
+    options.length = vector.bytes;
+    task = memory_or_exit(malloc(sizeof(*task)));
+    *task = (struct read_task){.task = {.run = run_task, .free = free_task}, .options = options, .vector = vector};
+    io_submit(&task->task);
+    return 0;
 }

@@ -1,9 +1,11 @@
 /* qcow2-io: write, writev, aio_write, discard, flush.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "io.h"
+#include "node.h"
 
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct write_options {
@@ -77,11 +79,33 @@ static int write_zeroes(const struct write_options *options, int64_t offset, int
     return qcow2_write_zeroes(io.image, (uint64_t)offset, (uint64_t)bytes, flags);
 }
 
+/* The start of a disk whose format was guessed does not become what would be guessed as another one the next time. */
+static int check_start(const struct iovec *parts, int count, int64_t offset)
+{
+    unsigned char block[512];
+    size_t at = (size_t)offset;
+    int64_t length = qcow2_length(io.image);
+
+    if (!io.spec.probed_raw || offset >= 512 || length < 512 || qcow2_pread(io.image, block, sizeof(block), 0) < 0) {
+        return 0;
+    }
+    for (int i = 0; i < count && at < sizeof(block); i++) {
+        size_t bytes = parts[i].iov_len < sizeof(block) - at ? parts[i].iov_len : sizeof(block) - at;
+
+        memcpy(block + at, parts[i].iov_base, bytes);
+        at += bytes;
+    }
+    return strcmp(probe_bytes(block, sizeof(block)), "raw") == 0 ? 0 : -EPERM;
+}
+
 static int write_data(const struct write_options *options, const struct iovec *parts, int count, int64_t offset)
 {
     uint64_t flags = (options->fua ? QCOW2_REQ_FUA : 0) | (options->compressed ? QCOW2_REQ_COMPRESSED : 0);
-    ssize_t ret;
+    ssize_t ret = check_start(parts, count, offset);
 
+    if (ret < 0) {
+        return (int)ret;
+    }
     if (options->vm_state) {
         ret = qcow2_vmstate_write(io.image, parts[0].iov_base, parts[0].iov_len, (uint64_t)offset);
     } else {
@@ -153,65 +177,98 @@ int cmd_write(const struct io_command *command, int argc, char **argv)
     return write_buffer(&options, offset, bytes);
 }
 
-/* -EINVAL for arguments that make no request; what the request itself did goes to *result. */
-static int write_vector(FILE *out, const char *what, const struct write_options *options, char *const *arguments,
-                        int *result)
-{
+/* A vectored request, or one for zeroes, with what it needs. */
+struct write_task {
+    struct io_task task;
+    struct write_options options;
     struct io_vector vector;
-    uint64_t start;
+    int64_t offset, bytes;
+};
 
-    if (!io_vector_parse(&vector, arguments, options->pattern)) {
-        return -EINVAL;
+static int write_vector(FILE *out, const char *what, const struct write_options *options,
+                        const struct io_vector *vector)
+{
+    uint64_t start = monotonic_nanoseconds();
+    int ret = write_data(options, vector->parts, vector->count, vector->offset);
+
+    if (ret < 0) {
+        return io_failed(out, what, ret, vector->offset, vector->bytes);
     }
-    start = monotonic_nanoseconds();
-    *result = write_data(options, vector.parts, vector.count, vector.offset);
-    if (*result < 0) {
-        *result = io_failed(out, what, *result, vector.offset, vector.bytes);
-    } else {
-        report(out, options, start, vector.offset, vector.bytes);
-    }
-    io_vector_free(&vector);
+    report(out, options, start, vector->offset, vector->bytes);
     return 0;
 }
 
 int cmd_writev(const struct io_command *command, int argc, char **argv)
 {
     struct write_options options;
-    int result = 0, ret = parse_options(command, argc, argv, &options);
+    struct io_vector vector;
+    int ret = parse_options(command, argc, argv, &options);
 
     if (ret == 0 && optind > argc - 2) {
         ret = io_usage(command);
     }
-    if (ret == 0) {
-        ret = write_vector(stdout, "writev", &options, argv + optind, &result);
+    if (ret < 0) {
+        return ret;
     }
-    return ret < 0 ? ret : result;
-}
-
-static int aio_write_zeroes(const struct write_options *options, char *const *arguments)
-{
-    int64_t offset, bytes;
-    uint64_t start;
-    int ret;
-
-    if (!io_number(arguments[0], &offset) || !io_number(arguments[1], &bytes)) {
+    if (!io_vector_parse(&vector, argv + optind, options.pattern)) {
         return -EINVAL;
     }
-    start = monotonic_nanoseconds();
-    ret = write_zeroes(options, offset, bytes);
-    if (ret < 0) {
-        io_failed(io_pending(), "aio_write", ret, offset, bytes);
-    } else {
-        report(io_pending(), options, start, offset, bytes);
+    ret = write_vector(stdout, "writev", &options, &vector);
+    io_vector_free(&vector);
+    return ret;
+}
+
+static void run_task(struct io_task *task)
+{
+    struct write_task *write = (struct write_task *)task;
+    uint64_t start = monotonic_nanoseconds();
+    int ret;
+
+    if (!write->options.zero) {
+        write_vector(task->out, "aio_write", &write->options, &write->vector);
+        return;
     }
+    ret = write_zeroes(&write->options, write->offset, write->bytes);
+    if (ret < 0) {
+        io_failed(task->out, "aio_write", ret, write->offset, write->bytes);
+    } else {
+        report(task->out, &write->options, start, write->offset, write->bytes);
+    }
+}
+
+static void free_task(struct io_task *task)
+{
+    struct write_task *write = (struct write_task *)task;
+
+    if (!write->options.zero) {
+        io_vector_free(&write->vector);
+    }
+    free(write);
+}
+
+static int submit(const struct write_options *options, char *const *arguments)
+{
+    struct write_task made = {.task = {.run = run_task, .free = free_task}, .options = *options}, *task;
+    bool good;
+
+    if (options->zero) {
+        good = io_number(arguments[0], &made.offset) && io_number(arguments[1], &made.bytes);
+    } else {
+        good = io_vector_parse(&made.vector, arguments, options->pattern);
+    }
+    if (!good) {
+        return -EINVAL;
+    }
+    task = memory_or_exit(malloc(sizeof(*task)));
+    *task = made;
+    io_submit(&task->task);
     return 0;
 }
 
-/* The request is made at once; only its result waits, as that of a request still in flight would. */
 int cmd_aio_write(const struct io_command *command, int argc, char **argv)
 {
     struct write_options options;
-    int result = 0, ret = parse_options(command, argc, argv, &options);
+    int ret = parse_options(command, argc, argv, &options);
 
     if (ret < 0) {
         return ret;
@@ -231,16 +288,7 @@ int cmd_aio_write(const struct io_command *command, int argc, char **argv)
         printf("-u requires -z to be specified\n");
         return -EINVAL;
     }
-    if (options.zero) {
-        return aio_write_zeroes(&options, argv + optind);
-    }
-    return write_vector(io_pending(), "aio_write", &options, argv + optind, &result);
-}
-
-int cmd_aio_flush(const struct io_command *command, int argc, char **argv)
-{
-    (void)command, (void)argc, (void)argv; /* the results were shown before this was called */
-    return 0;
+    return submit(&options, argv + optind);
 }
 
 int cmd_flush(const struct io_command *command, int argc, char **argv)

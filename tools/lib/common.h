@@ -75,34 +75,47 @@ struct cache_mode {
 /* none, off, writeback, writethrough, directsync, unsafe: false for anything else. */
 bool cache_parse(const char *mode, struct cache_mode *cache);
 
-/* How the user named an image, turned into what the library takes. */
+struct node_tree;
+
+/* How the user named an image, and once it is open its tree of nodes (node.h). */
 struct image_spec {
-    char *name; /* as typed, for messages */
-    char *path;
-    char *format;               /* "qcow2", "raw"; NULL: probe */
-    struct string_list options; /* library keys */
-    uint64_t flags;             /* QCOW2_OPEN_* the name asked for */
-    char *backing_path;         /* from backing.file.filename: replaces what the image records */
-    char *backing_format;
+    char *name;                 /* as typed, for messages */
+    char *path;                 /* of the file, where the name tells */
+    char *format;               /* a driver; NULL: probe */
+    struct string_list options; /* library keys that the tool adds */
+    struct string_list items;   /* what the user says, by --image-opts, json: or -o: "file.filename=x" */
     struct cache_mode cache;
-    bool by_options;    /* named by --image-opts: messages do not repeat it */
-    bool ask_read_only; /* read-only=on was in the options */
-    bool probed_raw;    /* set by image_open */
+    bool bare;       /* `name` is a file's name, with or without a protocol; otherwise the items name the image */
+    bool by_options; /* named by --image-opts: messages do not repeat it */
+    bool probed_raw; /* set by image_open */
+    struct node_tree *tree;
 };
 
 void image_spec_free(struct image_spec *spec);
 /* "nbd:..." has a protocol, "./nbd:..." is a path. */
 bool has_protocol(const char *name);
+/* Whether nothing but a file of this host has such a name. */
+bool name_is_file(const char *name);
 /* A name that means the file at `path` whatever colons are in it; allocated. */
 char *path_as_name(const char *path);
-/* The one place that knows names: plain paths, "file:", "json:{...}" and, with `image_opts`,
+/* The one place that knows names: plain paths, names with a protocol, "json:{...}" and, with `image_opts`,
    "driver=qcow2,file.filename=...". 0 or -errno with *error allocated: the stock tool's text without any prefix. */
 int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error);
-/* One open option in the stock tool's spelling ("key", "value"): mapped, ignored where harmless, or refused; -ENOENT is
-   for a key that the format does not have, and for nothing else. */
-int image_option(struct image_spec *spec, const char *key, const char *value, char **error);
-/* All "key=value" items of a list, as "open -o" and "--image-opts" have them; may name the image as well. */
-int image_options(struct image_spec *spec, const struct string_list *items, char **error);
+/* The same for a file that is to be made, whose path it gives. */
+int image_target(struct image_spec *spec, const char *name, char **error);
+/* More items, as "open -o" has them; they may name the image as well. */
+void image_items(struct image_spec *spec, const struct string_list *items);
+/* What "reopen -o" changes: 0 or -errno with *error. `change` comes with the cache mode that is in force. */
+struct reopen_change {
+    struct cache_mode cache;
+    bool read_only;
+    struct string_list options; /* for the library */
+};
+int image_reopen_options(const struct image_spec *spec, qcow2_image *image, const struct string_list *given,
+                         struct reopen_change *change, char **error);
+/* {"driver": "qcow2", "file": {"filename": "x"}} becomes "driver=qcow2", "file.filename=x"; true and false
+   become on and off; null is left out, except that "backing" becomes empty. 0 or -EINVAL with *error allocated. */
+int json_flatten(const char *text, struct string_list *items, char **error);
 /* unmap/on or ignore/off: false for anything else. */
 bool image_discard(struct image_spec *spec, const char *mode);
 void image_cache(struct image_spec *spec, struct cache_mode cache);
@@ -112,7 +125,8 @@ const char *cache_option(struct cache_mode cache);
 /* Opens with the backing chain; `flags` are added to those of the spec. Prints the warning about a guessed format.
    0 or -errno with *error as above ("Could not open 'x': No such file or directory"). */
 int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error);
-/* "qcow2" or "raw", from the first bytes; NULL when the file cannot be read. */
+/* What the first bytes look like, also what is no driver here ("vmdk"); "raw" where they look like nothing; NULL when the
+   file cannot be read. */
 const char *image_probe(const char *path);
 /* A qcow2_message_fn: one line on stderr. */
 void print_message(void *opaque, int kind, const char *text);

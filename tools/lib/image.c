@@ -1,8 +1,6 @@
 /* From what the user calls an image to an open handle.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-#include "common.h"
-#include "json_options.h"
+#include "node.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,18 +13,20 @@ static bool same(const char *a, const char *b)
 
 static void set_text(char **field, const char *text)
 {
+    char *copy = text != NULL ? text_copy(text) : NULL;
+
     free(*field);
-    *field = text != NULL ? text_copy(text) : NULL;
+    *field = copy;
 }
 
 void image_spec_free(struct image_spec *spec)
 {
+    node_tree_free(spec->tree);
     free(spec->name);
     free(spec->path);
     free(spec->format);
-    free(spec->backing_path);
-    free(spec->backing_format);
     list_free(&spec->options);
+    list_free(&spec->items);
     memset(spec, 0, sizeof(*spec));
 }
 
@@ -78,255 +78,16 @@ bool image_discard(struct image_spec *spec, const char *mode)
     return true;
 }
 
-static int flag_option(const char *key, const char *value, bool *result, char **error)
-{
-    if (parse_bool(value, result) == 0) {
-        return 0;
-    }
-    return refuse(error, -EINVAL, text_format("Parameter '%s' expects 'on' or 'off'", key));
-}
-
-static int flag_bit_option(const char *key, const char *value, uint64_t bit, uint64_t *flags, char **error)
-{
-    bool on = false;
-    int ret = flag_option(key, value, &on, error);
-
-    if (ret == 0) {
-        *flags = on ? *flags | bit : *flags & ~bit;
-    }
-    return ret;
-}
-
-static int node_name_option(const char *value, char **error)
-{
-    size_t i = 0;
-
-    if (isalpha((unsigned char)value[0])) {
-        while (isalnum((unsigned char)value[i]) || (value[i] != '\0' && strchr("-._", value[i]) != NULL)) {
-            i++;
-        }
-    }
-    if (i == 0 || value[i] != '\0') {
-        return refuse(error, -EINVAL, text_format("Invalid node-name: '%s'", value));
-    }
-    return 0;
-}
-
-static int one_of(const char *value, const char *const *allowed, char **error)
-{
-    for (size_t i = 0; allowed[i] != NULL; i++) {
-        if (same(value, allowed[i])) {
-            return 0;
-        }
-    }
-    return refuse(error, -EINVAL, text_format("invalid parameter value: %s", value));
-}
-
-/* Options of the file below the image. */
-static int file_option(struct image_spec *spec, const char *key, const char *value, char **error)
-{
-    static const char *const locking[] = {"auto", "on", "off", NULL};
-    static const char *const aio[] = {"threads", "native", "io_uring", NULL};
-    bool ignored;
-    int ret;
-
-    if (same(key, "locking")) {
-        ret = one_of(value, locking, error);
-        if (ret == 0 && same(value, "off")) {
-            spec->flags |= QCOW2_OPEN_NO_LOCK;
-        }
-        return ret;
-    }
-    if (same(key, "aio")) {
-        return one_of(value, aio, error);
-    }
-    if (same(key, "node-name")) {
-        return node_name_option(value, error);
-    }
-    if (same(key, "cache.direct")) {
-        return flag_option(key, value, &spec->cache.direct, error);
-    }
-    if (same(key, "cache.no-flush")) {
-        return flag_option(key, value, &spec->cache.no_flush, error);
-    }
-    if (same(key, "read-only") || same(key, "auto-read-only") || same(key, "force-share")) {
-        return flag_option(key, value, &ignored, error);
-    }
-    return refuse(error, -EINVAL, text_format("Block protocol 'file' doesn't support the option '%s'", key));
-}
-
-static int backing_option(struct image_spec *spec, const char *key, const char *value, char **error)
-{
-    if (same(key, "driver")) {
-        set_text(&spec->backing_format, value);
-    } else if (same(key, "file.filename")) {
-        set_text(&spec->backing_path, value);
-    } else if (!same(key, "file.driver") && !same(key, "node-name") && !same(key, "file.node-name")) {
-        return refuse(error, -ENOTSUP, text_format("The option 'backing.%s' is not supported", key));
-    }
-    return 0;
-}
-
-static int data_file_option(struct image_spec *spec, const char *key, const char *value, char **error)
-{
-    if (same(key, "filename")) {
-        free(list_take(&spec->options, "data-file"));
-        list_addf(&spec->options, "data-file=%s", value);
-    } else if (same(key, "driver") && !same(value, "file")) {
-        return refuse(error, -EINVAL, text_format("Unknown driver '%s'", value));
-    } else if (!same(key, "driver") && !same(key, "node-name")) {
-        return refuse(error, -ENOTSUP, text_format("The option 'data-file.%s' is not supported", key));
-    }
-    return 0;
-}
-
-static bool library_knows(const char *key)
-{
-    qcow2_option_info info;
-
-    if (same(key, "cache")) {
-        return false; /* spelled cache.direct and cache.no-flush here */
-    }
-    for (size_t i = 0; memset(&info, 0, sizeof(info)), info.struct_size = sizeof(info),
-                qcow2_option_list(QCOW2_SCOPE_OPEN, i, &info) == 0;
-         i++) {
-        if (same(key, info.name)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-int image_option(struct image_spec *spec, const char *key, const char *value, char **error)
-{
-    static const char *const detect[] = {"off", "on", "unmap", NULL};
-    const char *format = spec->format != NULL ? spec->format : "qcow2";
-    bool ignored;
-
-    if (strncmp(key, "file.", 5) == 0) {
-        return file_option(spec, key + 5, value, error);
-    }
-    if (strncmp(key, "backing.", 8) == 0) {
-        return backing_option(spec, key + 8, value, error);
-    }
-    if (strncmp(key, "data-file.", 10) == 0 && !same(format, "raw")) {
-        return data_file_option(spec, key + 10, value, error);
-    }
-    if (same(key, "data-file") && !same(format, "raw")) {
-        return refuse(error, -ENODEV, text_format("Cannot find device='%s' nor node-name='%s'", value, value));
-    }
-    if (same(key, "backing")) {
-        spec->flags |= QCOW2_OPEN_NO_BACKING;
-        return *value == '\0' ? 0
-                              : refuse(error, -ENODEV, text_format("Cannot find device='' nor node-name='%s'", value));
-    }
-    if (same(key, "read-only")) {
-        return flag_option(key, value, &spec->ask_read_only, error);
-    }
-    if (same(key, "force-share")) {
-        return flag_bit_option(key, value, QCOW2_OPEN_FORCE_SHARE, &spec->flags, error);
-    }
-    if (same(key, "auto-read-only")) {
-        return flag_option(key, value, &ignored, error);
-    }
-    if (same(key, "node-name") || same(key, "cache.direct") || same(key, "cache.no-flush")) {
-        return file_option(spec, key, value, error);
-    }
-    if (same(key, "discard")) {
-        return image_discard(spec, value) ? 0 : refuse(error, -EINVAL, text_copy("Invalid discard option"));
-    }
-    if (same(key, "detect-zeroes") && one_of(value, detect, error) != 0) {
-        return -EINVAL;
-    }
-    if (!same(key, "detect-zeroes") && (same(format, "raw") || !library_knows(key))) {
-        return refuse(error, -ENOENT, text_format("Block format '%s' does not support the option '%s'", format, key));
-    }
-    list_addf(&spec->options, "%s=%s", key, value);
-    return 0;
-}
-
-/* A raw node without a window of its own adds nothing to the qcow2 node below it. */
-static void drop_raw_layer(struct string_list *items)
-{
-    const char *driver = list_value(items, "driver");
-    const char *below = list_value(items, "file.driver");
-
-    if (driver == NULL || below == NULL || !same(driver, "raw") || (!same(below, "qcow2") && !same(below, "raw"))) {
-        return;
-    }
-    free(list_take(items, "driver"));
-    for (size_t i = 0; i < items->count; i++) {
-        if (strncmp(items->items[i], "file.", 5) == 0) {
-            memmove(items->items[i], items->items[i] + 5, strlen(items->items[i] + 5) + 1);
-        }
-    }
-}
-
-/* Takes driver, file.driver and the file's name out of the items. */
-static int image_node(struct image_spec *spec, struct string_list *items, char **error)
-{
-    char *driver = list_take(items, "driver");
-    char *below = list_take(items, "file.driver");
-    char *reference = list_take(items, "file"); /* a node by name: there are none */
-    bool is_file = driver != NULL && same(driver, "file");
-    char *path = list_take(items, is_file ? "filename" : "file.filename");
-    int ret = 0;
-
-    if (driver != NULL && !is_file && !same(driver, "qcow2") && !same(driver, "raw")) {
-        ret = refuse(error, -EINVAL, text_format("Unknown driver '%s'", driver));
-    } else if (below != NULL && !same(below, "file")) {
-        ret = refuse(error, -EINVAL, text_format("Unknown driver '%s'", below));
-    } else if (reference != NULL) {
-        ret = refuse(
-            error, -ENODEV,
-            spec->path == NULL
-                ? text_format("Cannot find device='%s' nor node-name='%s'", reference, reference)
-                : text_copy("Cannot reference an existing block device with additional options or a new filename"));
-    } else if (path == NULL && spec->path == NULL) {
-        if (is_file || below != NULL) {
-            ret = refuse(error, -EINVAL, text_copy("The 'file' block driver requires a file name"));
-        } else if (driver != NULL) {
-            ret = refuse(error, -EINVAL, text_copy("A block device must be specified for \"file\""));
-        } else {
-            ret = refuse(error, -EINVAL, text_copy("Must specify either driver or file"));
-        }
-    }
-    if (ret == 0 && driver != NULL) {
-        set_text(&spec->format, is_file ? "raw" : driver);
-    }
-    if (ret == 0 && path != NULL) {
-        set_text(&spec->path, path);
-    }
-    free(driver);
-    free(below);
-    free(reference);
-    free(path);
-    return ret;
-}
-
-int image_options(struct image_spec *spec, const struct string_list *items, char **error)
-{
-    struct string_list rest = {NULL, 0};
-    int ret;
-
-    for (size_t i = 0; i < items->count; i++) {
-        list_add(&rest, items->items[i]);
-    }
-    drop_raw_layer(&rest);
-    ret = image_node(spec, &rest, error);
-    for (size_t i = 0; i < rest.count && ret == 0; i++) {
-        char *equals = strchr(rest.items[i], '=');
-
-        *equals = '\0';
-        ret = image_option(spec, rest.items[i], equals + 1, error);
-    }
-    list_free(&rest);
-    return ret;
-}
-
 bool has_protocol(const char *name)
 {
     return name[strcspn(name, ":/")] == ':';
+}
+
+bool name_is_file(const char *name)
+{
+    const struct node_driver *driver = node_find_protocol(name);
+
+    return driver == NULL || driver->needs_filename;
 }
 
 char *path_as_name(const char *path)
@@ -334,40 +95,298 @@ char *path_as_name(const char *path)
     return text_format("%s%s", has_protocol(path) ? "./" : "", path);
 }
 
-int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error)
+void image_items(struct image_spec *spec, const struct string_list *items)
+{
+    const char *path, *driver;
+
+    for (size_t i = 0; i < items->count; i++) {
+        list_add(&spec->items, items->items[i]);
+    }
+    path = list_value(&spec->items, "file.filename");
+    path = path != NULL ? path : list_value(&spec->items, "filename");
+    driver = list_value(&spec->items, "driver");
+    if (path != NULL) {
+        set_text(&spec->path, path);
+    }
+    if (driver != NULL) {
+        set_text(&spec->format, same(driver, "file") ? "raw" : driver);
+    }
+}
+
+static int from_items(struct image_spec *spec, const char *name, bool json, char **error)
 {
     struct string_list items = {NULL, 0};
+    int ret = 0;
+
+    if (json) {
+        ret = json_flatten(name + 5, &items, error);
+    } else {
+        split_options(&items, name, true);
+        if (list_value(&items, "backing") != NULL && *list_value(&items, "backing") == '\0') {
+            warn_report("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
+    }
+    if (ret == 0) {
+        image_items(spec, &items);
+    }
+    list_free(&items);
+    return ret;
+}
+
+int image_from_name(struct image_spec *spec, const char *name, const char *format, bool image_opts, char **error)
+{
     bool json = !image_opts && strncmp(name, "json:", 5) == 0;
     bool protocol = has_protocol(name);
-    int ret = 0;
+    const struct node_driver *driver = format != NULL ? node_find_driver(format) : NULL;
 
     set_text(&spec->name, name);
     spec->by_options = image_opts;
-    if (format != NULL && !same(format, "qcow2") && !same(format, "raw")) {
+    if (format != NULL && driver == NULL) {
         return refuse(error, -EINVAL, text_format("Unknown driver '%s'", format));
     }
     set_text(&spec->format, format);
     if (image_opts || json) {
-        if (json) {
-            ret = json_flatten(name + 5, &items, error);
-        } else {
-            split_options(&items, name, true);
-            if (list_value(&items, "backing") != NULL && *list_value(&items, "backing") == '\0') {
-                warn_report("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
-            }
+        int ret = from_items(spec, name, json, error);
+
+        if (ret == 0 && format != NULL) {
+            free(list_take(&spec->items, "driver")); /* what is said beside the name counts */
+            set_text(&spec->format, format);
         }
-        ret = ret == 0 ? image_options(spec, &items, error) : ret;
-        list_free(&items);
         return ret;
     }
-    if (protocol && strncmp(name, "file:", 5) != 0) {
+    driver = node_find_protocol(name);
+    if (driver == NULL) {
         return refuse(error, -EINVAL, text_format("Unknown protocol '%.*s'", (int)strcspn(name, ":"), name));
     }
-    name += protocol ? 5 : 0;
+    spec->bare = true;
+    if (protocol && same(driver->name, "file")) {
+        name += 5;
+        protocol = false;
+        if (*name == '\0') {
+            return refuse(error, -EINVAL, text_copy("The 'file' block driver requires a file name"));
+        }
+        free(spec->path);
+        spec->path = path_as_name(name);
+        return 0;
+    }
     if (*name == '\0') {
         return refuse(error, -EINVAL, text_copy("The 'file' block driver requires a file name"));
     }
-    free(spec->path);
-    spec->path = protocol ? path_as_name(name) : text_copy(name);
+    set_text(&spec->path, name);
     return 0;
+}
+
+int image_target(struct image_spec *spec, const char *name, char **error)
+{
+    int ret = image_from_name(spec, name, "raw", false, error);
+    const struct node_driver *driver = ret == 0 && spec->bare ? node_find_protocol(name) : NULL;
+
+    if (driver != NULL && !driver->needs_filename) {
+        return refuse(error, -ENOTSUP,
+                      text_format("Protocol driver '%s' does not support image creation", driver->name));
+    }
+    return ret;
+}
+
+static void warn_guessed(const struct image_spec *spec)
+{
+    char *name = node_name(spec->tree->root);
+
+    fprintf(stderr,
+            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write operations on block 0"
+            " will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            name);
+    free(name);
+}
+
+static int build(struct image_spec *spec, uint64_t flags, char **error)
+{
+    struct string_list items = {NULL, 0};
+    int ret;
+
+    node_tree_free(spec->tree); /* of an earlier open */
+    spec->tree = memory_or_exit(calloc(1, sizeof(*spec->tree)));
+    spec->tree->flags = flags;
+    if (list_value(&spec->options, "snapshot") != NULL) {
+        spec->tree->flags |= QCOW2_OPEN_READ_ONLY; /* what is written goes elsewhere */
+    }
+    spec->tree->cache = spec->cache;
+    for (size_t i = 0; i < spec->items.count; i++) {
+        list_add(&items, spec->items.items[i]);
+    }
+    if (spec->format != NULL && list_value(&items, "driver") == NULL) {
+        list_addf(&items, "driver=%s", spec->format);
+    }
+    ret = node_build(spec->tree, &items, spec->bare ? spec->name : NULL, false, &spec->tree->root, error);
+    list_free(&items);
+    return ret;
+}
+
+int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error)
+{
+    struct node *root, *file;
+    int ret = build(spec, flags, error);
+
+    if (ret < 0) {
+        return ret;
+    }
+    root = spec->tree->root;
+    spec->tree->flags |= root->flags & QCOW2_OPEN_FORCE_SHARE;
+    flags |= root->flags;
+    if ((flags & QCOW2_OPEN_FORCE_SHARE) != 0 && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
+        return refuse(error, -EINVAL, text_copy("force-share=on can only be used with read-only images"));
+    }
+    if (root->ask_read_only && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
+        return refuse(error, -EACCES, text_copy("Block node is read-only"));
+    }
+    ret = node_open_root(root, flags, &spec->options, image, error);
+    spec->cache = root->cache;
+    spec->probed_raw = root->probed && same(root->driver->name, "raw");
+    file = node_file(root);
+    free(spec->path);
+    spec->path = file != NULL ? text_copy(file->filename) : node_name(root);
+    if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0 &&
+        list_value(&spec->options, "snapshot") == NULL) {
+        warn_guessed(spec);
+    }
+    return ret;
+}
+
+/* --- changing options while it is open --- */
+
+/* What names the image cannot change; saying the same again is fine. */
+static int check_fixed(struct string_list *items, const char *key, const char *now, char **error)
+{
+    char *value = list_take(items, key);
+    const char *dot = strrchr(key, '.');
+    int ret = 0;
+
+    if (value != NULL && (now == NULL || !same(value, now))) {
+        ret = refuse(error, -EINVAL, text_format("Cannot change the option '%s'", dot != NULL ? dot + 1 : key));
+    }
+    free(value);
+    return ret;
+}
+
+/* What every node takes; a value that is none is refused. */
+static int take_general_items(struct string_list *items, char **error)
+{
+    static const char *const flags[] = {"auto-read-only", "cache.direct", "cache.no-flush"};
+    bool ignored;
+    int ret = 0;
+
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && ret == 0; i++) {
+        ret = take_flag(items, flags[i], &ignored, error);
+    }
+    free(list_take(items, "discard"));
+    free(list_take(items, "detect-zeroes"));
+    return ret;
+}
+
+static int cannot_change(const char *item, char **error)
+{
+    char *key = text_format("%.*s", (int)strcspn(item, "="), item);
+    const char *dot = strrchr(key, '.');
+    int ret = refuse(error, -EINVAL, text_format("Cannot change the option '%s'", dot != NULL ? dot + 1 : key));
+
+    free(key);
+    return ret;
+}
+
+/* A file below the image: which one it is stays, and most of how it is open. */
+static int check_file(struct string_list *items, const char *driver, const char *path, bool *read_only, char **error)
+{
+    struct string_list group = {NULL, 0};
+    int ret;
+
+    take_group(items, "file", &group);
+    ret = check_fixed(&group, "driver", driver, error);
+    ret = ret == 0 ? check_fixed(&group, "filename", path, error) : ret;
+    ret = ret == 0 ? take_flag(&group, "read-only", read_only, error) : ret;
+    ret = ret == 0 ? take_general_items(&group, error) : ret;
+    if (ret == 0 && group.count > 0) {
+        ret = cannot_change(group.items[0], error);
+    }
+    list_free(&group);
+    return ret;
+}
+
+/* The images below stay what they are; options of their format are looked at and no more. */
+static int check_backing(qcow2_image *image, struct string_list *items, char **error)
+{
+    struct string_list group = {NULL, 0};
+    char *above = NULL;
+    int ret = 0;
+
+    take_group(items, "backing", &group);
+    for (uint32_t depth = 1; group.count > 0 && ret == 0; depth++) {
+        qcow2_info info = {.struct_size = sizeof(info)};
+        struct string_list next = {NULL, 0};
+        bool ignored = false, qcow2;
+
+        free(above);
+        above = qcow2_get_node_info(image, depth - 1, &info) == 0 && info.backing_file != NULL
+                    ? text_copy(info.backing_file)
+                    : NULL;
+        qcow2 = qcow2_get_node_info(image, depth, &info) == 0 && info.version > 0;
+        take_group(&group, "backing", &next);
+        ret = check_fixed(&group, "driver", qcow2 ? "qcow2" : "raw", error);
+        ret = ret == 0 ? check_file(&group, "file", above, &ignored, error) : ret;
+        ret = ret == 0 ? take_flag(&group, "read-only", &ignored, error) : ret;
+        ret = ret == 0 ? take_general_items(&group, error) : ret;
+        for (size_t i = 0; i < group.count && ret == 0; i++) {
+            char *key = text_format("%.*s", (int)strcspn(group.items[i], "="), group.items[i]);
+
+            ret = qcow2 && library_knows(key) ? 0 : cannot_change(group.items[i], error);
+            free(key);
+        }
+        list_free(&group);
+        group = next;
+    }
+    list_free(&group);
+    free(above);
+    return ret;
+}
+
+static int check_references(struct string_list *items, char **error)
+{
+    static const char *const keys[] = {"backing", "file", "data-file"};
+    int ret = 0;
+
+    for (size_t i = 0; i < 3 && ret == 0; i++) {
+        char *reference = list_take(items, keys[i]);
+
+        if (reference != NULL) {
+            ret = i < 2 ? refuse(error, -ENODEV, text_format("Cannot find device='' nor node-name='%s'", reference))
+                        : cannot_change(keys[i], error);
+        }
+        free(reference);
+    }
+    return ret;
+}
+
+int image_reopen_options(const struct image_spec *spec, qcow2_image *image, const struct string_list *given,
+                         struct reopen_change *change, char **error)
+{
+    const struct node *root = spec->tree->root;
+    const char *below = root->child_count > 0 ? root->children[0]->driver->name : NULL;
+    struct string_list items = {NULL, 0};
+    bool file_read_only = false;
+    int ret;
+
+    for (size_t i = 0; i < given->count; i++) {
+        list_add(&items, given->items[i]);
+    }
+    ret = check_fixed(&items, "driver", root->driver->name, error);
+    ret = ret == 0 ? check_fixed(&items, "node-name", NULL, error) : ret;
+    ret = ret == 0 ? check_fixed(&items, "force-share", NULL, error) : ret;
+    ret = ret == 0 ? check_file(&items, below, spec->path, &file_read_only, error) : ret;
+    ret = ret == 0 ? check_backing(image, &items, error) : ret;
+    ret = ret == 0 ? check_references(&items, error) : ret;
+    ret = ret == 0 ? node_reopen_options(root, &items, change, error) : ret;
+    change->read_only = change->read_only || file_read_only;
+    list_free(&items);
+    return ret;
 }

@@ -32,6 +32,8 @@ void program_init(const char *argv0)
     fill_standard_descriptors();
     /* A limit on the length of files is an error of the write that meets it. */
     signal(SIGXFSZ, SIG_IGN);
+    /* Nobody need read what is printed: an image is closed in any case. */
+    signal(SIGPIPE, SIG_IGN);
 
     const char *slash = argv0 != NULL ? strrchr(argv0, '/') : NULL;
 

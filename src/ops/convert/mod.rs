@@ -46,6 +46,10 @@ pub struct ConvertOptions {
     pub sparse_bytes: u64,
     /// Threads, the caller's among them.
     pub workers: u32,
+    /// Where in the target the source begins: a multiple of 512.
+    pub target_offset: u64,
+    /// Sectors that cannot be read become zeroes, and are told.
+    pub salvage: bool,
 }
 
 impl Default for ConvertOptions {
@@ -58,16 +62,28 @@ impl Default for ConvertOptions {
             any_order: false,
             sparse_bytes: 4096,
             workers: 1,
+            target_offset: 0,
+            salvage: false,
         }
     }
 }
 
-/// Copies `source` to the start of `target`. `progress(done, total)` in guest bytes, on the caller's thread; `false`
-/// cancels.
+/// Copies `source` into `target`. `progress(done, total)` in guest bytes, on the caller's thread; `false` cancels.
 pub fn convert(
     source: &Disk,
     target: &Disk,
     options: &ConvertOptions,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<()> {
+    convert_telling(source, target, options, &mut |_, _| (), progress)
+}
+
+/// As `convert`; `lost`, on the caller's thread, is told the guest offset of each sector that could not be read.
+pub fn convert_telling(
+    source: &Disk,
+    target: &Disk,
+    options: &ConvertOptions,
+    lost: &mut dyn FnMut(u64, &Error),
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
     let cluster_bytes = validate(source, target, options)?;
@@ -86,7 +102,12 @@ pub fn convert(
         turn: Mutex::default(),
         turned: Condvar::new(),
         read_bytes: AtomicU64::new(0),
+        lost: Mutex::default(),
     };
+    if options.salvage || options.target_offset != 0 {
+        job.offload.forbid();
+    }
+    let mut tell = || lock(&job.lost).drain(..).for_each(|(at, e)| lost(at, &e));
     std::thread::scope(|scope| {
         // A host that has no more threads to give has fewer workers.
         let help = |_| helper::start(scope, || job.work(&mut || true));
@@ -96,12 +117,14 @@ pub fn convert(
             if options.compressed || job.read_bytes.load(Ordering::Relaxed) > ALONE_BYTES {
                 helpers.get_or_insert_with(|| (1..options.workers).map_while(help).collect());
             }
+            tell();
             progress(job.done.load(Ordering::Relaxed), total)
         });
         for helper in helpers.into_iter().flatten() {
             helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
         }
     });
+    tell();
     if let Some((_, error)) = locked(job.failure.into_inner()) {
         return Err(error);
     }
@@ -117,7 +140,13 @@ fn validate(source: &Disk, target: &Disk, options: &ConvertOptions) -> Result<u6
     if target.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "convert: the target is open read-only"));
     }
-    if target.length() < source.length() {
+    if options.target_offset % SECTOR_BYTES != 0 {
+        return Err(Error::invalid(format!(
+            "target_offset is {}: it is a multiple of 512",
+            options.target_offset
+        )));
+    }
+    if target.length().checked_sub(options.target_offset).is_none_or(|room| room < source.length()) {
         return Err(Error::invalid("output file is smaller than input file"));
     }
     if options.sparse_bytes % 512 != 0 || options.sparse_bytes > MAX_SPARSE_BYTES {
@@ -171,6 +200,8 @@ struct Job<'a> {
     turned: Condvar,
     /// Bytes of a copy without compression that went through memory.
     read_bytes: AtomicU64,
+    /// Sectors that could not be read, until the caller's thread tells them.
+    lost: Mutex<Vec<(u64, Error)>>,
 }
 
 #[derive(Default)]
@@ -253,7 +284,7 @@ impl Job<'_> {
                 match (kind, packed.get(index)) {
                     (Kind::Zero, _) => self.put_zeroes(at, part.len() as u64)?,
                     (Kind::Data, Some(packed)) => {
-                        let put = self.target.write_packed(packed, at, part);
+                        let put = self.target.write_packed(packed, self.to(at), part);
                         put.map_err(|e| (at, told("writing at byte", at, e)))?;
                     }
                     (Kind::Data, None) | (Kind::Short, _) => self.put_data(at, part)?,
@@ -289,11 +320,18 @@ impl Job<'_> {
         Ok(runs)
     }
 
-    /// The runs of whole clusters, and that of a last cluster that the source ends in.
+    /// The runs of whole clusters, and those of clusters that the source begins or ends in.
     fn cluster_runs(&self, offset: u64, data: &[u8]) -> Vec<(Range<usize>, Kind)> {
         let mut runs: Vec<_> = self.runs(offset, data).collect();
-        let whole = data.len() - data.len() % self.cluster_bytes as usize;
-        let ends_target = offset + data.len() as u64 == self.target.length();
+        let end = self.to(offset) + data.len() as u64;
+        let whole = data.len() - data.len().min((end % self.cluster_bytes) as usize);
+        let ends_target = end == self.target.length();
+        let head = (self.to(offset).next_multiple_of(self.cluster_bytes) - self.to(offset)) as usize;
+        if let Some((first, Kind::Data)) = runs.first_mut().filter(|_| head > 0) {
+            let part = (0..first.end.min(head), Kind::Short);
+            first.start = part.0.end;
+            runs.insert(0, part);
+        }
         if let Some((last, Kind::Data)) = runs.last_mut().filter(|(r, _)| r.end > whole && !ends_target) {
             let tail = (last.start.max(whole)..last.end, Kind::Short);
             last.end = tail.0.start;
@@ -305,7 +343,30 @@ impl Job<'_> {
 
     fn read(&self, offset: u64, data: &mut [u8]) -> Placed<()> {
         let read = self.source.read(offset, &mut [IoSliceMut::new(data)]);
-        read.map_err(|e| (offset, told("reading at byte", offset, e)))
+        match read {
+            Err(_) if self.options.salvage => self.read_sectors(offset, data),
+            read => read.map_err(|e| (offset, told("reading at byte", offset, e))),
+        }
+    }
+
+    /// What can be read, sector by sector; the others are zeroes.
+    fn read_sectors(&self, offset: u64, data: &mut [u8]) -> Placed<()> {
+        for (index, sector) in data.chunks_mut(SECTOR_BYTES as usize).enumerate() {
+            if self.stop.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let at = offset + index as u64 * SECTOR_BYTES;
+            if let Err(e) = self.source.read(at, &mut [IoSliceMut::new(sector)]) {
+                sector.fill(0);
+                lock(&self.lost).push((at, told("reading offset", at, e)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where in the target an offset of the source is.
+    fn to(&self, offset: u64) -> u64 {
+        offset + self.options.target_offset
     }
 
     /// As far as the host can, and the rest by way of `buffer`.
@@ -357,12 +418,12 @@ impl Job<'_> {
             return Ok(());
         }
         let flags = ZeroFlags { unmap: true, no_fallback: false };
-        let put = self.target.write_zeroes(offset, length, flags, false);
+        let put = self.target.write_zeroes(self.to(offset), length, flags, false);
         put.map_err(|e| (offset, told("writing at byte", offset, e)))
     }
 
     fn put_data(&self, offset: u64, data: &[u8]) -> Placed<()> {
-        let put = self.target.write(offset, &[IoSlice::new(data)], false);
+        let put = self.target.write(self.to(offset), &[IoSlice::new(data)], false);
         put.map_err(|e| (offset, told("writing at byte", offset, e)))
     }
 
@@ -373,9 +434,10 @@ impl Job<'_> {
             true => Some(self.cluster_bytes),
             false => Some(self.options.sparse_bytes),
         };
+        let to = self.to(offset);
         let end_of = move |at: usize| match unit {
             None => data.len(),
-            Some(unit) => data.len().min(at + (unit - (offset + at as u64) % unit) as usize),
+            Some(unit) => data.len().min(at + (unit - (to + at as u64) % unit) as usize),
         };
         let zero = move |at: usize| unit.is_some() && is_zero(&data[at..end_of(at)]);
         let mut start = 0;
@@ -399,18 +461,18 @@ impl Job<'_> {
             return Ok(Vec::new());
         }
         let packed = runs.iter().map(|(run, kind)| match kind {
-            Kind::Data => self.target.pack(offset + run.start as u64, &data[run.clone()]),
+            Kind::Data => self.target.pack(self.to(offset) + run.start as u64, &data[run.clone()]),
             _ => Ok(PackedClusters::default()),
         });
         packed.collect()
     }
 }
 
-/// The words of the stock tool, with what the library knows in brackets.
+/// The words of the stock tool; what the library knows is a detail.
 fn told(what: &str, offset: u64, error: Error) -> Error {
     let host = Error::host(
         format_args!("error while {what} {offset}"),
         &io::Error::from_raw_os_error(error.errno()),
     );
-    Error::new(error.kind(), format!("{host} ({error})"))
+    Error::new(error.kind(), host.parts().summary).because(error)
 }

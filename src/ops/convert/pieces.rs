@@ -3,6 +3,7 @@
 use super::ConvertOptions;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::format::geometry::SECTOR_BYTES;
 use crate::sync::locked;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -41,6 +42,10 @@ pub(super) struct Pieces<'a> {
     length: u64,
     top_only: bool,
     allocate: bool,
+    /// What cannot be looked up is read as data, which is salvaged then.
+    salvage: bool,
+    /// Offset in the target of the source's start: pieces are cut where the target's clusters end.
+    shift: u64,
     /// Pieces of data end at multiples of it.
     piece_bytes: u64,
     /// Compressing: pieces are whole clusters of so many bytes.
@@ -70,6 +75,8 @@ impl<'a> Pieces<'a> {
             source,
             length,
             top_only: options.top_only,
+            salvage: options.salvage,
+            shift: options.target_offset,
             allocate: options.allocate,
             piece_bytes,
             cluster_bytes: options.compressed.then_some(cluster_bytes),
@@ -100,7 +107,7 @@ impl<'a> Pieces<'a> {
         let offset = next.at;
         let end = match next.what {
             What::Zeroes | What::Below => next.end,
-            What::Data | What::ZeroData => next.end.min((offset / self.piece_bytes + 1) * self.piece_bytes),
+            What::Data | What::ZeroData => next.end.min(self.end_of_unit(offset, self.piece_bytes)),
         };
         let piece = Piece { number: next.number, offset, length: end - offset, what: next.what };
         next.at = end;
@@ -108,9 +115,19 @@ impl<'a> Pieces<'a> {
         Ok(Some(piece))
     }
 
+    /// Where the unit of the target ends that `at` is in.
+    fn end_of_unit(&self, at: u64, unit: u64) -> u64 {
+        ((at + self.shift) / unit + 1) * unit - self.shift
+    }
+
     /// End and kind of the extent at `at`.
     fn extent(&self, at: u64) -> Result<(u64, What)> {
-        let status = self.source.status(at, self.length - at, self.top_only)?;
+        let status = match self.source.status(at, self.length - at, self.top_only) {
+            Err(_) if self.salvage => {
+                return Ok((self.length.min(self.end_of_unit(at, SECTOR_BYTES)), What::Data))
+            }
+            status => status?,
+        };
         let zero = status.zero || !status.data;
         let what = match () {
             _ if self.top_only && !status.allocated => What::Below,
@@ -125,7 +142,7 @@ impl<'a> Pieces<'a> {
     /// all over a file are not copied one by one.
     fn extents(&self, known: &mut (Range<u64>, What), at: u64) -> Result<(u64, What)> {
         let (mut end, what) = self.known_extent(known, at)?;
-        let piece_end = self.length.min((at / self.piece_bytes + 1) * self.piece_bytes);
+        let piece_end = self.length.min(self.end_of_unit(at, self.piece_bytes));
         while what == What::Data && end < piece_end {
             let (next, kind) = self.known_extent(known, end)?;
             if kind != what {
@@ -153,7 +170,7 @@ impl<'a> Pieces<'a> {
         let (mut end, what) = look(at)?;
         if !matches!(what, What::Zeroes | What::Below) {
             let unit = if self.top_only { cluster_bytes } else { self.piece_bytes };
-            return Ok((length.min((at / unit + 1) * unit), What::Data));
+            return Ok((length.min(self.end_of_unit(at, unit)), What::Data));
         }
         while end < length {
             let (next, kind) = look(end)?;
@@ -162,10 +179,13 @@ impl<'a> Pieces<'a> {
             }
             end = next;
         }
-        let whole = if end < length { end / cluster_bytes * cluster_bytes } else { end };
+        let whole = match end < length {
+            true => ((end + self.shift) / cluster_bytes * cluster_bytes).saturating_sub(self.shift),
+            false => end,
+        };
         match whole > at {
             true => Ok((whole, what)),
-            false => Ok((length.min(at + cluster_bytes), What::Data)),
+            false => Ok((length.min(self.end_of_unit(at, cluster_bytes)), What::Data)),
         }
     }
 }

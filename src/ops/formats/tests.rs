@@ -122,7 +122,14 @@ fn stripes(fill: u8) -> Origin {
 }
 
 fn open(origin: &Origin, flags: OpenFlags) -> Result<Handle> {
-    Opening { flags, options: OpenOptions::default(), resolver: None, messages: None }.open(origin)
+    Opening {
+        flags,
+        options: OpenOptions::default(),
+        resolver: None,
+        messages: None,
+        secrets: Default::default(),
+    }
+    .open(origin)
 }
 
 fn first_byte(disk: &Disk) -> u8 {
@@ -159,7 +166,13 @@ fn it_stands_below_an_image_and_is_converted_from() {
     let format = Some(Driver::new(&STRIPES));
     let mut resolver = |_: &_| Ok(ResolveAnswer { origin: stripes(9), format });
     let (flags, options) = (OpenFlags::default(), OpenOptions::default());
-    let mut opening = Opening { flags, options, resolver: Some(&mut resolver), messages: None };
+    let mut opening = Opening {
+        flags,
+        options,
+        resolver: Some(&mut resolver),
+        messages: None,
+        secrets: Default::default(),
+    };
     let top = opening.open(&Origin::Custom(file)).unwrap();
     assert_eq!((first_byte(top.disk()), top.disk().backing_depth()), (9, 1));
     let file: Arc<dyn Storage> = Arc::new(Memory::default());

@@ -2,7 +2,7 @@
 
 use super::origin::Origin;
 use super::params::Opening;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::access::{Access, FileOptions};
 use crate::storage::file::FileStorage;
 use crate::storage::{check_access, names, Storage};
@@ -80,6 +80,7 @@ impl Opening<'_> {
 
 /// Opens what is at `origin`.
 pub(in crate::ops) fn storage_at(origin: &Origin, options: FileOptions) -> Result<Arc<dyn Storage>> {
+    let writable = options.writable;
     let (opened, what) = match origin {
         Origin::Custom(storage) => {
             check_access(storage.traits(), options.writable)?;
@@ -99,8 +100,12 @@ pub(in crate::ops) fn storage_at(origin: &Origin, options: FileOptions) -> Resul
             (FileStorage::from_fd(*fd, options), format!("file descriptor {fd} for {asked}"))
         }
     };
-    match opened {
-        Ok(file) => Ok(Arc::new(file)),
-        Err(e) => Err(Error::host(what, &e).about_file(origin.shown())),
+    match (opened, origin) {
+        (Ok(file), _) => Ok(Arc::new(file)),
+        (Err(e), Origin::Path(path)) if !writable && e.raw_os_error() == Some(libc::EISDIR) => {
+            let rule = format!("'file' driver requires '{}' to be a regular file", path.display());
+            Err(Error::new(ErrorKind::Host(libc::EISDIR), rule).about_file(origin.shown()))
+        }
+        (Err(e), _) => Err(Error::host(what, &e).about_file(origin.shown())),
     }
 }

@@ -13,7 +13,9 @@ mod temporary;
 
 pub use super::check::Messages;
 pub use origin::Origin;
-pub use params::{Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver};
+pub use params::{
+    Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver, SecretRequest, Secrets,
+};
 
 use super::handle::Handle;
 use crate::error::{Error, Result};

@@ -2,8 +2,8 @@
 
 use super::data_file::DataFile;
 use super::origin::Origin;
-use super::params::{Opening, Seen};
-use crate::disk::{Draft, Files, Parts};
+use super::params::{Opening, SecretRequest, Secrets, Seen};
+use crate::disk::{Draft, Files, Parts, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::{in_words, CheckOptions, CheckReport};
 use crate::ops::formats::Driver;
@@ -33,7 +33,10 @@ impl Opening<'_> {
         image: Arc<dyn Storage>,
         seen: &mut Seen,
     ) -> Result<Box<Node>> {
-        let draft = (self.flags.format.draft)(Arc::clone(&image), self.settings())?;
+        let mut draft = (self.flags.format.draft)(Arc::clone(&image), self.settings())?;
+        if !self.flags.metadata_only {
+            self.unlock(&mut *draft, origin, seen.len())?;
+        }
         seen.push(image.identity());
         let (data, data_origin) = match self.open_data_file(&*draft, seen)? {
             Some(DataFile { storage, origin }) => (Some(storage), Some(origin)),
@@ -41,6 +44,18 @@ impl Opening<'_> {
         };
         let state = HandleState::new(self.flags, self.options.clone(), Files { image, data });
         Ok(Box::new(Node { origin: origin.clone(), draft, state, data_origin }))
+    }
+
+    fn unlock(&mut self, draft: &mut dyn Draft, origin: &Origin, depth: usize) -> Result<()> {
+        let Secrets { source, progress } = &mut self.secrets;
+        let mut ask = |encryption, room: &mut [u8]| match source {
+            Some(source) => {
+                source(&SecretRequest { encryption, depth, file: origin.shown().to_string() }, room)
+            }
+            None => Ok(None),
+        };
+        let mut told = |done, total| progress.as_mut().is_none_or(|progress| progress(done, total));
+        draft.unlock(&mut Unlocking { ask: &mut ask, progress: &mut told })
     }
 
     /// The rest: `below` is open.

@@ -1,7 +1,7 @@
 //! What an open is given, for the whole chain.
 
 use super::origin::Origin;
-use crate::disk::Settings;
+use crate::disk::{Encryption, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::Messages;
 use crate::ops::formats::Driver;
@@ -97,6 +97,29 @@ pub(in crate::ops) type Seen = Vec<Option<Identity>>;
 /// Decides about each file that an image names.
 pub type Resolver<'a> = &'a mut dyn FnMut(&ResolveRequest) -> Result<ResolveAnswer>;
 
+/// An encrypted disk asks for its secret.
+#[derive(Debug)]
+pub struct SecretRequest {
+    /// Its method.
+    pub encryption: Encryption,
+    /// How far below the top disk it is.
+    pub depth: usize,
+    /// Where it was opened.
+    pub file: String,
+}
+
+/// Puts the secret of a disk into a buffer that is made for it, and says how long it is; `None`: there is none.
+pub type SecretSource<'a> = &'a mut dyn FnMut(&SecretRequest, &mut [u8]) -> Result<Option<usize>>;
+
+/// What opens encrypted disks.
+#[derive(Default)]
+pub struct Secrets<'a> {
+    /// Has the secrets.
+    pub source: Option<SecretSource<'a>>,
+    /// Told how much of the derivation of a key is done, of how much; `false` stops it.
+    pub progress: Option<&'a mut dyn FnMut(u64, u64) -> bool>,
+}
+
 /// Parameters that hold for the whole chain.
 pub struct Opening<'a> {
     /// Flags of the top node.
@@ -107,6 +130,8 @@ pub struct Opening<'a> {
     pub resolver: Option<Resolver<'a>>,
     /// Takes the messages of a repair.
     pub messages: Option<Messages<'a>>,
+    /// What opens encrypted disks.
+    pub secrets: Secrets<'a>,
 }
 
 impl Opening<'_> {

@@ -377,3 +377,70 @@ pub(super) fn sealed_memory(length: u64) -> File {
     assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_GROW) }, 0);
     file
 }
+
+/// A value in pages of its own, which hold keys: no core dump has them, a forked child finds zeroes there, they are locked
+/// into memory where the process may do that, and are wiped when it is dropped. It has no `Debug`.
+pub struct KeyPages<T> {
+    value: std::ptr::NonNull<T>,
+    bytes: usize,
+}
+
+// SAFETY: it owns its value as a box does.
+unsafe impl<T: Send> Send for KeyPages<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for KeyPages<T> {}
+
+impl<T> KeyPages<T> {
+    /// Moves `value` there; what it leaves behind is the caller's to wipe.
+    pub fn new(value: T) -> io::Result<KeyPages<T>> {
+        // A mapping of its own is aligned to a page, which is enough for anything that holds a key.
+        let bytes = std::mem::size_of::<T>().max(1);
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, of memory that nobody has.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Each is as good as the host has it; none is a reason to fail.
+        // SAFETY: the mapping from above, whole.
+        unsafe {
+            libc::madvise(start, bytes, libc::MADV_DONTDUMP);
+            libc::madvise(start, bytes, libc::MADV_WIPEONFORK);
+            libc::mlock(start, bytes);
+        }
+        let value_at = std::ptr::NonNull::new(start.cast::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: writable memory of its size and alignment.
+        unsafe { value_at.write(value) };
+        Ok(KeyPages { value: value_at, bytes })
+    }
+}
+
+impl<T> std::ops::Deref for KeyPages<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: written by `new`, there until the drop.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T> std::ops::DerefMut for KeyPages<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above; borrowed alone.
+        unsafe { self.value.as_mut() }
+    }
+}
+
+impl<T> Drop for KeyPages<T> {
+    fn drop(&mut self) {
+        // SAFETY: the value is dropped once, its bytes are overwritten, and nobody has the mapping any more.
+        unsafe {
+            std::ptr::drop_in_place(self.value.as_ptr());
+            for at in 0..self.bytes {
+                self.value.as_ptr().cast::<u8>().add(at).write_volatile(0);
+            }
+            libc::munmap(self.value.as_ptr().cast(), self.bytes);
+        }
+    }
+}

@@ -107,7 +107,7 @@ pub fn open_file(path: &Path, flags: OpenFlags, options: &[&str]) -> Result<Hand
 
 pub fn open_origin(origin: &Origin, flags: OpenFlags, options: &[&str]) -> Result<Handle> {
     let options = OpenOptions::parse(options)?;
-    Opening { flags, options, resolver: None, messages: None }.open(origin)
+    Opening { flags, options, resolver: None, messages: None, secrets: Default::default() }.open(origin)
 }
 
 /// Opens a storage, with the backing disk that it asks for.
@@ -122,7 +122,7 @@ pub fn open_over(
         let base = Arc::clone(base.expect("no backing disk was expected"));
         Ok(ResolveAnswer { origin: Origin::Custom(base), format: None })
     };
-    Opening { flags, options, resolver: Some(&mut resolver), messages: None }
+    Opening { flags, options, resolver: Some(&mut resolver), messages: None, secrets: Default::default() }
         .open(&Origin::Custom(Arc::clone(storage)))
 }
 

@@ -62,6 +62,7 @@ impl Pair {
             options: self.top.options(),
             resolver: Some(&mut resolver),
             messages: None,
+            secrets: Default::default(),
         };
         opening.open(&Origin::Custom(top))
     }
@@ -69,7 +70,13 @@ impl Pair {
     /// What the base shows by itself, as far as the overlay's sectors go.
     pub fn read_base(&self, base: Arc<dyn Storage>, sectors: usize) -> std::result::Result<Vec<u32>, String> {
         let flags = OpenFlags { format: self.base_format(), read_only: true, ..OpenFlags::default() };
-        let mut opening = Opening { flags, options: self.top.options(), resolver: None, messages: None };
+        let mut opening = Opening {
+            flags,
+            options: self.top.options(),
+            resolver: None,
+            messages: None,
+            secrets: Default::default(),
+        };
         let handle = opening.open(&Origin::Custom(base)).map_err(|e| format!("the base alone: {e}"))?;
         let mut tags = setup::read_all(&handle).map_err(|e| format!("the base alone: {e}"))?;
         tags.truncate(sectors);

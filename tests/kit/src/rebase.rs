@@ -73,14 +73,25 @@ fn open(setup: &Setup, storage: Arc<dyn Storage>, other: &[u8]) -> Result<Handle
         Ok(ResolveAnswer { origin: Origin::Custom(Arc::new(Memory::new(bytes))), format: None })
     };
     let flags = OpenFlags::default();
-    let mut opening =
-        Opening { flags, options: setup.options(), resolver: Some(&mut resolver), messages: None };
+    let mut opening = Opening {
+        flags,
+        options: setup.options(),
+        resolver: Some(&mut resolver),
+        messages: None,
+        secrets: Default::default(),
+    };
     opening.open(&Origin::Custom(storage))
 }
 
 fn open_raw(bytes: &[u8]) -> Result<Handle> {
     let flags = OpenFlags { format: Driver::RAW, read_only: true, ..OpenFlags::default() };
-    let mut opening = Opening { flags, options: Default::default(), resolver: None, messages: None };
+    let mut opening = Opening {
+        flags,
+        options: Default::default(),
+        resolver: None,
+        messages: None,
+        secrets: Default::default(),
+    };
     opening.open(&Origin::Custom(Arc::new(Memory::new(bytes.to_vec()))))
 }
 

@@ -178,6 +178,7 @@ impl Setup {
             options: self.options(),
             resolver: Some(&mut resolver),
             messages: None,
+            secrets: Default::default(),
         };
         opening.open(&Origin::Custom(storage))
     }
@@ -192,6 +193,7 @@ impl Setup {
             options: OpenOptions::parse(&[&format!("snapshot.name={name}")])?,
             resolver: Some(&mut resolver),
             messages: None,
+            secrets: Default::default(),
         };
         opening.open(&Origin::Custom(storage))
     }

@@ -1,13 +1,13 @@
 /* How long the file is, where that is not the disk's size.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-#ifndef CLIENTS_FUSE_LENGTH_H
-#define CLIENTS_FUSE_LENGTH_H
+#ifndef CLIENTS_FUSE_GROWTH_H
+#define CLIENTS_FUSE_GROWTH_H
 
 #include "view.h"
 
 /* Of an image that has been opened. 0 or -errno. */
-int length_begin(struct view *view);
+int growth_begin(struct view *view);
 
 /* Changes the length. 0 or -errno; view->size_lock is held. */
-int length_set(struct view *view, uint64_t length, int preallocation);
+int growth_set(struct view *view, uint64_t length, int preallocation);
 
 #endif

@@ -1,5 +1,5 @@
 /* A JSON object as flat open options.  SPDX-License-Identifier: MIT OR Apache-2.0 */
-#include "json_options.h"
+#include "common.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -1,0 +1,111 @@
+//! From a secret to the key of an image: the encryption header, its slots, or the older AES.
+
+use super::cipher::{Cipher, Key};
+use crate::crypto::luks::{self, HEADER_BYTES};
+use crate::crypto::{legacy_aes, wipe_stack, Sectors};
+use crate::disk::{Encryption, Unlocking};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{extensions, Header};
+use crate::storage::file::KeyPages;
+use crate::storage::{read_exact, Purpose, Storage};
+use std::sync::Arc;
+
+/// Longest secret, bytes.
+const MAX_SECRET_BYTES: usize = 64 << 10;
+
+/// Why there is no guest I/O on an encrypted image.
+pub(super) fn no_secret() -> Error {
+    let text = "Parameter 'encrypt.key-secret' is required for cipher";
+    Error::new(ErrorKind::NoSecret, text)
+}
+
+/// What encrypts the guest data of an image; `None`: nothing does.
+pub(super) fn encryption(header: &Header) -> Result<Option<Encryption>> {
+    match header.crypt_method {
+        0 => Ok(None),
+        1 => Ok(Some(Encryption::Aes)),
+        2 => Ok(Some(Encryption::Luks)),
+        method => Err(Error::invalid(format!("Unsupported encryption method {method}"))),
+    }
+}
+
+/// The LUKS header of an image and where it is.
+fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Header)> {
+    let Some(data) = header.extension(extensions::ENCRYPTION) else {
+        return Err(Error::invalid("CRYPTO header extension not found"));
+    };
+    let pointer = extensions::encryption(data)?;
+    if header.geometry().in_cluster(pointer.offset) != 0 {
+        let cluster = header.geometry().cluster_bytes();
+        return Err(Error::invalid(format!(
+            "Encryption header offset '{}' is not a multiple of cluster size '{cluster}'",
+            pointer.offset
+        )));
+    }
+    let mut bytes = [0; HEADER_BYTES];
+    read_exact(storage, Purpose::Header, pointer.offset, &mut bytes)
+        .map_err(|e| e.within("encryption header"))?;
+    let parsed = luks::Header::parse(&bytes)?;
+    if parsed.data_offset() > pointer.bytes {
+        let text = format!(
+            "encryption header of {:#x} bytes, its key slots end at {:#x}",
+            pointer.bytes,
+            parsed.data_offset()
+        );
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    Ok((pointer.offset, parsed))
+}
+
+/// Asks for the secret of an image, and finds its key; `None`: it is not encrypted.
+pub(super) fn unlock(
+    header: &Header,
+    storage: &dyn Storage,
+    unlocking: &mut Unlocking<'_>,
+) -> Result<Option<Arc<Cipher>>> {
+    let Some(method) = encryption(header)? else { return Ok(None) };
+    // What can be said without a secret is said first.
+    let luks = match method {
+        Encryption::Luks => {
+            let (at, parsed) = luks_header(header, storage)?;
+            parsed.spec.check()?;
+            Some((at, parsed))
+        }
+        Encryption::Aes => None,
+    };
+    let room = KeyPages::new([0u8; MAX_SECRET_BYTES]);
+    let mut secret = room.map_err(|e| Error::host("memory for a secret", &e))?;
+    let length = (unlocking.ask)(method, &mut *secret)?.ok_or_else(no_secret)?;
+    let secret = secret.get(..length).ok_or_else(|| {
+        Error::invalid(format!(
+            "a secret of {length} bytes, more than the {MAX_SECRET_BYTES} that there is room for"
+        ))
+    })?;
+    let key = match &luks {
+        None => legacy_aes(secret).map(Key::ByGuest),
+        Some((at, parsed)) => unlock_luks(*at, parsed, storage, secret, unlocking),
+    };
+    let cipher = Cipher::new(key?);
+    wipe_stack();
+    cipher.map(|cipher| Some(Arc::new(cipher)))
+}
+
+fn unlock_luks(
+    header_at: u64,
+    header: &luks::Header,
+    storage: &dyn Storage,
+    secret: &[u8],
+    unlocking: &mut Unlocking<'_>,
+) -> Result<Key> {
+    let mut read = |at: u64, out: &mut [u8]| {
+        read_exact(storage, Purpose::Header, header_at + at, out).map_err(|e| e.within("key material"))
+    };
+    let mut progress = |done, total| match (unlocking.progress)(done, total) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Cancelled, "unlocking: the caller asked to stop")),
+    };
+    match luks::unlock(header, secret, &mut read, &mut progress)? {
+        Some((_, key)) => Sectors::new(&header.spec, &key).map(Key::ByHost),
+        None => Err(Error::new(ErrorKind::WrongSecret, "Invalid password, cannot unlock any keyslot")),
+    }
+}
