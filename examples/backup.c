@@ -4,7 +4,8 @@
        qcow2-backup DISK increment DIRECTORY
 
    The backups are DIRECTORY/0.qcow2, 1.qcow2, ...: each has the one before as its backing file, so that each shows the
-   whole disk as it was. A crash at any time costs an increment that is larger than it need be, never a change.
+   whole disk as it was. Each gets its name when it is complete. A crash at any time costs an increment that is larger
+   than it need be, never a change.
    SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,6 +17,7 @@
 
 #define BITMAP "backup"
 #define FROZEN "backup-under-way"
+#define UNFINISHED "unfinished.qcow2"
 #define CHUNK_BYTES (1u << 20)
 
 static char buffer[CHUNK_BYTES];
@@ -122,8 +124,9 @@ static qcow2_image *create_backup(const char *directory, int number, uint64_t si
     const char *options[] = {backing, "backing_fmt=qcow2", NULL};
     qcow2_image *backup = NULL;
 
-    snprintf(path, sizeof(path), "%s/%d.qcow2", directory, number);
+    snprintf(path, sizeof(path), "%s/" UNFINISHED, directory);
     snprintf(backing, sizeof(backing), "backing_file=%d.qcow2", number - 1);
+    remove(path);
     if (qcow2_create(path, size, number > 0 ? options : NULL) < 0 ||
         qcow2_open(path, QCOW2_OPEN_ALLOW_RECORDED, NULL, &backup) < 0) {
         return NULL;
@@ -131,13 +134,31 @@ static qcow2_image *create_backup(const char *directory, int number, uint64_t si
     return backup;
 }
 
+/* Gives a backup that is complete its name. */
+static int name_backup(const char *directory, int number)
+{
+    char from[4096], to[4096];
+
+    snprintf(from, sizeof(from), "%s/" UNFINISHED, directory);
+    snprintf(to, sizeof(to), "%s/%d.qcow2", directory, number);
+    if (rename(from, to) < 0) {
+        perror(to);
+        return -1;
+    }
+    return 0;
+}
+
 static int back_up(qcow2_image *disk, const char *directory, int full)
 {
     int64_t size = qcow2_length(disk);
-    int number = full ? 0 : count_backups(directory), result;
+    int number = count_backups(directory), result;
     uint64_t bytes = 0;
     qcow2_image *backup;
 
+    if (full != (number == 0)) {
+        fprintf(stderr, "%s: %s\n", directory, full ? "there are backups already" : "there is no full backup");
+        return -1;
+    }
     if (size < 0 || freeze(disk, full) < 0) {
         return -1;
     }
@@ -149,6 +170,9 @@ static int back_up(qcow2_image *disk, const char *directory, int full)
     result = full ? copy_range(disk, backup, 0, (uint64_t)size) : copy_dirty(disk, backup, &bytes);
     if (qcow2_close(backup) < 0 && result == 0) {
         result = failed("close");
+    }
+    if (result == 0) {
+        result = name_backup(directory, number);
     }
     /* Now, and not before, nobody needs to know any more what it had to copy. */
     if (result == 0 && !full && qcow2_bitmap_remove(disk, FROZEN) < 0) {
