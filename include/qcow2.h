@@ -75,7 +75,7 @@
 
 /* For a variable of type qcow2_open_params: struct_size set, everything else "not given". */
 #define QCOW2_OPEN_PARAMS_INIT \
-    { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
+    { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
 
 /* For a variable of type qcow2_create_params: struct_size set, the size by option, everything else "not given". */
 #define QCOW2_CREATE_PARAMS_INIT \

@@ -31,6 +31,7 @@ int ENGINE(ftruncate64)(int fd, off_t length);
 int ENGINE(fallocate64)(int fd, int mode, off_t offset, off_t length);
 int ENGINE(ioctl)(int fd, unsigned long request, ...);
 off_t ENGINE(lseek64)(int fd, off_t offset, int whence);
+void *ENGINE(mmap)(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 void *ENGINE(mmap64)(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 int ENGINE(statx)(int directory, const char *path, int flags, unsigned mask, struct statx *status);
 long ENGINE(syscall)(long number, ...);
@@ -168,6 +169,11 @@ int ENGINE(ioctl)(int fd, unsigned long request, ...)
 off_t ENGINE(lseek64)(int fd, off_t offset, int whence)
 {
     return REAL(lseek64)(fd, offset, whence);
+}
+
+void *ENGINE(mmap)(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+{
+    return REAL(mmap64)(address, length, protection, flags, fd, offset);
 }
 
 void *ENGINE(mmap64)(void *address, size_t length, int protection, int flags, int fd, off_t offset)
