@@ -21,7 +21,8 @@ static const char *ranges(qcow2_image *image, const char *name)
 
     text[0] = 0;
     while ((found = qcow2_bitmap_next_dirty(image, name, at, &at, &length)) == 1 && used < sizeof text - 50) {
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s%" PRIu64 "+%" PRIu64, used ? " " : "", at, length);
+        used +=
+            (size_t)snprintf(text + used, sizeof text - used, "%s%" PRIu64 "+%" PRIu64, used ? " " : "", at, length);
         at += length;
     }
     CHECK_EQ(found, 0);
@@ -164,8 +165,7 @@ static void null_pointers(void)
 {
     qcow2_image *image = test_open(test_create("null.qcow2", SIZE, NULL), 0, NULL);
     int (*const plain[])(qcow2_image *, const char *) = {
-        qcow2_bitmap_remove, qcow2_bitmap_clear,   qcow2_bitmap_enable,
-        qcow2_bitmap_disable, qcow2_bitmap_recover,
+        qcow2_bitmap_remove, qcow2_bitmap_clear, qcow2_bitmap_enable, qcow2_bitmap_disable, qcow2_bitmap_recover,
     };
     qcow2_bitmap_info bitmap = {.struct_size = sizeof bitmap};
     uint64_t out;

@@ -140,12 +140,12 @@ static int run_bitmap(const struct img_command *command, int argc, char **argv)
             }
         }
     }
+    if (result == EXIT_SUCCESS) {
+        result = check_options(&job);
+    }
     if (result == EXIT_SUCCESS && argc - optind != 2) {
         error_report("Expecting filename and bitmap name");
         result = EXIT_FAILURE;
-    }
-    if (result == EXIT_SUCCESS) {
-        result = check_options(&job);
     }
     if (result == EXIT_SUCCESS) {
         result = change_bitmap(&job, argv[optind], argv[optind + 1]);
