@@ -501,6 +501,10 @@ class Runner:
                 side.leaks_allowed = False
         self.compare_all(full=True)
         for side in self.sides:
+            for number in range(self.script.bitmaps):
+                # No snapshot is applied beside bitmaps.
+                self.call(side, self.ours if side.label == "A" else self.stock, "img",
+                          ["bitmap", "--remove", NAME, "b%d" % number])
             for number, name in enumerate(sorted(side.model.snapshots)):
                 if number == 3:
                     break
