@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 
 enum { WRITES = 6000, UNIT = 3000 };
@@ -48,6 +49,24 @@ static struct ledger *map_ledger(const char *path)
     return map;
 }
 
+/* Of a file that is made shorter and longer. */
+static const off_t lengths[] = {3000001, 1000001};
+
+static int resizer(const char *path, const char *ledger_path)
+{
+    struct ledger *ledger = map_ledger(ledger_path);
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+
+    for (unsigned number = 0; ftruncate(fd, lengths[number % 2]) == 0; number++) {
+        if (pwrite(fd, "x", 1, lengths[number % 2] - 1) != 1) {
+            break;
+        }
+        atomic_store(&ledger->done, number + 1);
+    }
+    perror("ftruncate");
+    return 1;
+}
+
 static int writer(const char *path, const char *ledger_path, bool appends)
 {
     struct ledger *ledger = map_ledger(ledger_path);
@@ -66,7 +85,7 @@ static int writer(const char *path, const char *ledger_path, bool appends)
     return 0;
 }
 
-static unsigned kill_once(const char *self, const char *shim, const char *path, bool appends, uint64_t wait_us)
+static unsigned kill_once(const char *self, const char *shim, const char *path, const char *how, uint64_t wait_us)
 {
     const char *ledger_path = test_path("ledger");
     struct ledger *ledger;
@@ -79,7 +98,7 @@ static unsigned kill_once(const char *self, const char *shim, const char *path, 
     child = fork();
     if (child == 0) {
         setenv("LD_PRELOAD", shim, 1);
-        execl(self, self, "write", path, ledger_path, appends ? "append" : "place", (char *)NULL);
+        execl(self, self, "write", path, ledger_path, how, (char *)NULL);
         _exit(127);
     }
     while (atomic_load(&ledger->done) == 0 && kill(child, 0) == 0) {
@@ -96,8 +115,7 @@ static unsigned kill_once(const char *self, const char *shim, const char *path, 
     return done;
 }
 
-/* A file that was appended to is as long as what has been written, and perhaps one write more. */
-static void verify_length(const char *shim, const char *path, unsigned done)
+static long long length_of(const char *shim, const char *path)
 {
     char command[9000];
     long long length = -1;
@@ -108,6 +126,14 @@ static void verify_length(const char *shim, const char *path, unsigned done)
     CHECK(said != NULL);
     CHECK_EQ(fscanf(said, "%lld", &length), 1);
     CHECK_EQ(pclose(said), 0);
+    return length;
+}
+
+/* A file that was appended to is as long as what has been written, and perhaps one write more. */
+static void verify_length(const char *shim, const char *path, unsigned done)
+{
+    long long length = length_of(shim, path);
+
     CHECK(length == (long long)done * UNIT || length == (long long)(done + 1) * UNIT);
 }
 
@@ -135,7 +161,7 @@ int main(int argc, char **argv)
     ssize_t length;
 
     if (argc == 5) {
-        return writer(argv[2], argv[3], argv[4][0] == 'a');
+        return argv[4][0] == 't' ? resizer(argv[2], argv[3]) : writer(argv[2], argv[3], argv[4][0] == 'a');
     }
     CHECK(argc == 2);
     length = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -150,12 +176,22 @@ int main(int argc, char **argv)
         if (!appends) {
             test_create("killed.qcow2", PLACES * UNIT, "lazy_refcounts=on", NULL);
         }
-        done = kill_once(self, argv[1], path, appends, test_random(&seed) % 150000);
+        done = kill_once(self, argv[1], path, appends ? "append" : "place", test_random(&seed) % 150000);
         if (appends) {
             verify_length(argv[1], path, done);
         }
         verify(path, appends, done);
         total += done;
+    }
+    /* Where the file system keeps lengths. */
+    unlink(test_path("resized.qcow2"));
+    kill_once(self, argv[1], test_path("resized.qcow2"), "truncate", 1000);
+    for (unsigned i = 0; setxattr(test_path("resized.qcow2"), "user.test", "", 0, 0) == 0 && i < kills; i++) {
+        long long found;
+
+        kill_once(self, argv[1], test_path("resized.qcow2"), "truncate", test_random(&seed) % 10000);
+        found = length_of(argv[1], test_path("resized.qcow2"));
+        CHECK(found == lengths[0] || found == lengths[1]);
     }
     printf("%u kills, %" PRIu64 " writes verified\n", kills, total);
     return 0;

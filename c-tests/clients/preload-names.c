@@ -3,7 +3,9 @@
 #include "../test.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
 
@@ -159,6 +161,62 @@ static void attributes(void)
     close(fd);
 }
 
+/* A stream becomes that of another file, which has its number then. */
+static void reopened(void)
+{
+    char name[5000], text[32] = "";
+    FILE *stream;
+    int number;
+
+    snprintf(name, sizeof name, "%s.txt", path);
+    stream = fopen(name, "w");
+    CHECK(stream != NULL && fputs("plain", stream) >= 0 && fclose(stream) == 0);
+    close(make("text of it"));
+    stream = fopen(path, "r");
+    CHECK(stream != NULL);
+    number = fileno(stream);
+    CHECK_EQ(fgetc(stream), 't');
+    stream = freopen(name, "r", stream);
+    CHECK(stream != NULL && fgets(text, sizeof text, stream) != NULL && strcmp(text, "plain") == 0);
+    CHECK(feof(stream) && fileno(stream) == number);
+    stream = freopen(name, "a+", stream);
+    CHECK(stream != NULL && !feof(stream) && ftell(stream) == 0);
+    CHECK(fputs(" and more", stream) >= 0);
+    rewind(stream);
+    CHECK(fgets(text, sizeof text, stream) != NULL && strcmp(text, "plain and more") == 0);
+    CHECK_EQ(fclose(stream), 0);
+    CHECK_EQ(fcntl(number, F_GETFD), -1);
+    content("text of it");
+    CHECK_EQ(unlink(name), 0);
+}
+
+static int visit(const char *name, const struct stat *status, int kind)
+{
+    (void)name;
+    (void)status;
+    (void)kind;
+    return 0;
+}
+
+/* A walk shows files' lengths, and the report says so. */
+static void walked(const char *shim)
+{
+    char self[4096] = "", setting[5000];
+
+    CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+    snprintf(setting, sizeof setting, "LIBQCOW2_REPORT=%s", test_path("report"));
+    CHECK_EQ(test_run((const char *const[]){"env", setting, self, shim, "walk", NULL}), 0);
+    CHECK_EQ(test_run((const char *const[]){"grep", "-q", "not served: ftw", test_path("report"), NULL}), 0);
+}
+
+/* What is renamed by number is renamed as by name. */
+static void by_number(void)
+{
+    close(make("text"));
+    CHECK_EQ(syscall(SYS_renameat, AT_FDCWD, path, AT_FDCWD, test_path("another.img")), -1);
+    CHECK_EQ(errno, EXDEV);
+}
+
 /* Root may open what others may not. */
 static void as_another_user(void)
 {
@@ -194,6 +252,7 @@ static void all(void)
     far_places();
     through_link();
     attributes();
+    reopened();
     as_another_user();
 }
 
@@ -204,8 +263,13 @@ int main(int argc, char **argv)
         execv("/proc/self/exe", argv);
         return 1;
     }
+    if (argc > 2) {
+        return ftw("/dev/null", visit, 4);
+    }
     snprintf(path, sizeof path, "%s", test_path("image.qcow2"));
     all();
+    by_number();
+    walked(argv[1]);
     CHECK_EQ(test_run((const char *const[]){"env", "LD_PRELOAD=", "grep", "-q", "^QFI", path, NULL}), 0);
     snprintf(path, sizeof path, "%s", test_path("raw"));
     all();

@@ -89,6 +89,25 @@ said=$(LD_PRELOAD=$shim head -c 9 <c.qcow2)
 LD_PRELOAD=$shim sh -c 'echo new' >d.qcow2
 expect "a new image on stdout" new 'cat d.qcow2'
 
+expect "a name that looks like a removed one's" "text of a" \
+    'cp c.qcow2 "e (deleted).qcow2"; sh -c "head -c 9" <"e (deleted).qcow2"'
+
+if unshare -m umount -l /proc 2>/dev/null; then
+    rm -f report
+    expect "without /proc" "head: cannot open 'c.qcow2' for reading: Function not implemented" \
+        'export LIBQCOW2_REPORT=$PWD/report; unshare -m env -u LD_PRELOAD sh -c "umount -l /proc; export LD_PRELOAD=$LD_PRELOAD; head -c 3 c.qcow2; head -c 3 <c.qcow2"'
+    reported "without /proc" "head.*open: /proc is not mounted"
+    reported "without /proc" "head.*inherited descriptor: /proc is not mounted"
+fi
+
+mkdir plain-fs
+if unshare -m mount -t ramfs none plain-fs 2>/dev/null; then
+    rm -f report
+    expect "without attributes" 512 'export LIBQCOW2_REPORT=$PWD/report
+        unshare -m sh -c "mount -t ramfs none plain-fs; echo x >plain-fs/a.qcow2; stat -c %s plain-fs/a.qcow2"'
+    reported "without attributes" "keeps no attributes (EOPNOTSUPP)"
+fi
+
 # Two programs at once: one may write.
 expect "in use" "dd: failed to open 'c.qcow2': Device or resource busy" \
     'mkfifo hold; (exec 3<>c.qcow2; : >ready; read -r line <hold) & until [ -e ready ]; do sleep 0.05; done
@@ -114,6 +133,18 @@ printf 0123456789 | LD_PRELOAD=$shim dd of=s.qcow2 status=none
 "$tools/qcow2-io" -c 'write -P 120 0 512' s.qcow2 >/dev/null 2>&1
 expect "another's bytes in the last sector" "512 522" \
     'printf 0123456789 >>s.qcow2; echo $(tr -dc x <s.qcow2 | wc -c) $(stat -c %s s.qcow2)'
+
+# A kill in the middle of an open that makes an image leaves none, or all of it.
+head -c 70000 /dev/zero >z.qcow2
+expect "what an older kill has left" again 'echo again >z.qcow2; cat z.qcow2'
+for i in {1..25}; do
+    rm -f m.qcow2
+    LD_PRELOAD=$shim bash -c 'echo hello >m.qcow2' &
+    until [ -e m.qcow2 ] || ! kill -0 $! 2>/dev/null; do :; done
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+    LD_PRELOAD=$shim cat m.qcow2 >/dev/null || { echo "a killed maker's image"; failed=1; }
+done
 
 # Backing files are followed; a relative name is looked for beside the image.
 mkdir sub

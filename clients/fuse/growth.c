@@ -25,48 +25,40 @@ int growth_begin(struct view *view)
     return 0;
 }
 
-/* For whoever shows the disk as a file the next time, if the file system keeps attributes. */
-static void keep(struct view *view)
+/* For whoever shows the disk as a file the next time, if the file system keeps attributes. `next`: what is about to be. */
+static void keep(struct view *view, int descriptor, struct file_length now, struct file_length next)
 {
-    qcow2_info info = {.struct_size = sizeof(info)};
     char value[LENGTH_VALUE_BYTES];
 
-    if (qcow2_get_info(view->image, &info) < 0) {
-        return;
-    }
-    if (view->length != info.virtual_size) {
-        size_t bytes = length_value(value, view->length, info.virtual_size, info.virtual_size);
+    if (now.length != now.size || next.length != next.size) {
+        size_t bytes = length_value(value, now, next);
 
-        view->has_length |= fsetxattr(info.descriptor, LENGTH_ATTRIBUTE, value, bytes, 0) == 0;
+        view->has_length |= fsetxattr(descriptor, LENGTH_ATTRIBUTE, value, bytes, 0) == 0;
     } else if (view->has_length) {
-        fremovexattr(info.descriptor, LENGTH_ATTRIBUTE);
+        fremovexattr(descriptor, LENGTH_ATTRIBUTE);
         view->has_length = false;
     }
 }
 
 int growth_set(struct view *view, uint64_t length, int preallocation)
 {
-    int64_t before = qcow2_length(view->image);
-    uint64_t disk = length_round_up(length);
-    int ret = before < 0 ? (int)before : 0;
+    qcow2_info info = {.struct_size = sizeof(info)};
+    struct file_length next = {length, length_round_up(length)};
+    int ret = length > INT64_MAX - LENGTH_SECTOR ? -EFBIG : qcow2_get_info(view->image, &info);
 
-    if (length > INT64_MAX - LENGTH_SECTOR) {
-        return -EFBIG;
+    /* What was there must not come back when it grows. */
+    if (ret == 0 && length < view->length && length < next.size) {
+        ret = qcow2_write_zeroes(view->image, length, next.size - length, 0);
     }
-    if (ret == 0 && (uint64_t)before != disk) {
-        ret = qcow2_truncate(view->image, disk, preallocation);
+    if (ret == 0 && info.virtual_size != next.size) {
+        /* A kill leaves one of both lengths. */
+        keep(view, info.descriptor, (struct file_length){view->length, info.virtual_size}, next);
+        ret = qcow2_truncate(view->image, next.size, preallocation);
     }
     if (ret < 0) {
         return ret;
     }
-    /* What was there must not come back when it grows. */
-    if (length < view->length && length < disk) {
-        ret = qcow2_write_zeroes(view->image, length, disk - length, 0);
-        if (ret < 0) {
-            length = view->length < disk ? view->length : disk;
-        }
-    }
     view->length = length;
-    keep(view);
-    return ret;
+    keep(view, info.descriptor, next, next);
+    return 0;
 }

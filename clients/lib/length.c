@@ -14,15 +14,21 @@ uint64_t length_round_up(uint64_t length)
     return (length + LENGTH_SECTOR - 1) / LENGTH_SECTOR * LENGTH_SECTOR;
 }
 
-size_t length_value(char value[LENGTH_VALUE_BYTES], uint64_t length, uint64_t size, uint64_t next)
+size_t length_value(char value[LENGTH_VALUE_BYTES], struct file_length now, struct file_length next)
 {
-    return (size_t)snprintf(value, LENGTH_VALUE_BYTES, "%" PRIu64 " %" PRIu64 " %" PRIu64, length, size, next);
+    int bytes =
+        snprintf(value, LENGTH_VALUE_BYTES, "%" PRIu64 " %" PRIu64 " %" PRIu64, now.length, now.size, next.size);
+
+    if (next.length != now.length) {
+        bytes += snprintf(value + bytes, LENGTH_VALUE_BYTES - (size_t)bytes, " %" PRIu64, next.length);
+    }
+    return (size_t)bytes;
 }
 
 uint64_t length_of_value(const char *value, ssize_t value_bytes, uint64_t size)
 {
     char text[LENGTH_VALUE_BYTES] = "", *end;
-    uint64_t length, then, next;
+    uint64_t length, then, next, next_length;
 
     if (value_bytes <= 0 || (size_t)value_bytes >= sizeof text) {
         return size;
@@ -31,7 +37,11 @@ uint64_t length_of_value(const char *value, ssize_t value_bytes, uint64_t size)
     length = strtoull(text, &end, 10);
     then = strtoull(end, &end, 10);
     next = strtoull(end, &end, 10);
-    return (then == size || next == size) && length <= size ? length : size;
+    next_length = *end == ' ' ? strtoull(end, &end, 10) : length;
+    if (then != size) {
+        length = next == size ? next_length : size;
+    }
+    return length <= size ? length : size;
 }
 
 /* A part that has been looked up, of up to READ_MOST bytes in all. */

@@ -27,6 +27,16 @@ int anchor_make_fd(int fd)
     return anchor_make(link);
 }
 
+int anchor_open_file(int anchor)
+{
+    char link[ANCHOR_LINK_BYTES];
+    int fd;
+
+    anchor_link(anchor, link);
+    fd = engine_open64(link, O_RDONLY | O_CLOEXEC | O_NOCTTY, 0);
+    return fd < 0 ? -errno : fd;
+}
+
 void anchor_end(int anchor)
 {
     if (anchor >= 0) {

@@ -17,6 +17,8 @@ enum { ANCHOR_LINK_BYTES = 32 };
 /* Of what `path` is, -errno. */
 int anchor_make(const char *path);
 int anchor_make_fd(int fd);
+/* Another open file description of the file, for reading. */
+int anchor_open_file(int anchor);
 void anchor_end(int anchor);
 
 void anchor_link(int anchor, char link[ANCHOR_LINK_BYTES]);

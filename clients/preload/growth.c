@@ -3,9 +3,11 @@
 #include "growth.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/xattr.h>
 
 #include "length.h"
+#include "report.h"
 
 enum {
     AHEAD_LEAST = 1 << 20,
@@ -25,19 +27,30 @@ void growth_read(struct shared *shared, qcow2_image *image, uint64_t virtual_siz
     atomic_store(&shared->reached, length);
 }
 
-/* `next`: what the virtual size is about to become. Whether the file keeps it. */
-static bool write_length(struct shared *shared, uint64_t next)
+/* `next`: what is about to be. Whether the file keeps it. */
+static bool write_lengths(struct shared *shared, struct file_length next)
 {
+    struct file_length now = {atomic_load(&shared->size), shared->virtual_size};
     char value[LENGTH_VALUE_BYTES];
-    size_t bytes;
+    size_t bytes = length_value(value, now, next);
+    static atomic_bool reported;
 
-    bytes = length_value(value, atomic_load(&shared->size), shared->virtual_size, next);
     if (!shared->no_length && setxattr(shared->link, LENGTH_ATTRIBUTE, value, bytes, 0) == 0) {
         shared->has_length = true;
     } else {
+        if (!shared->no_length && !atomic_exchange(&reported, true)) {
+            report_line("the file system keeps no attributes (%s): lengths are those of whole sectors of %d bytes",
+                        strerrorname_np(errno), (int)LENGTH_SECTOR);
+        }
         shared->no_length = true;
     }
     return !shared->no_length;
+}
+
+/* `next`: what the virtual size is about to become. */
+static bool write_length(struct shared *shared, uint64_t next)
+{
+    return write_lengths(shared, (struct file_length){atomic_load(&shared->size), next});
 }
 
 static void forget_length(struct shared *shared)
@@ -147,22 +160,29 @@ int64_t shared_append(struct shared *shared, qcow2_image *image, uint64_t length
 /* With `resizing` held; `before` is the size so far. */
 static int resize(struct shared *shared, qcow2_image *image, uint64_t size, uint64_t before)
 {
-    int result;
+    uint64_t disk = length_round_up(size);
+    int result, zeroed = 0;
 
-    forget_length(shared);
-    result = set_virtual_size(shared, image, length_round_up(size));
     /* What lies past the end reads as zeroes when the end moves over it again. */
-    if (result == 0 && size < before && size % LENGTH_SECTOR != 0) {
-        result = qcow2_write_zeroes(image, size, length_round_up(size) - size, 0);
+    if (size < before && size < disk) {
+        zeroed = qcow2_write_zeroes(image, size, disk - size, 0);
+        size = zeroed == 0 ? size : before < disk ? before : disk;
     }
+    /* A kill leaves one of both lengths. */
+    if (disk != shared->virtual_size && (shared->has_length || size != disk)) {
+        write_lengths(shared, (struct file_length){size, disk});
+    }
+    result = set_virtual_size(shared, image, disk);
     if (result < 0) {
         size = before < shared->virtual_size ? before : shared->virtual_size;
     }
     atomic_store(&shared->size, size);
     if (size != shared->virtual_size) {
         write_length(shared, shared->virtual_size);
+    } else {
+        forget_length(shared);
     }
-    return result;
+    return result < 0 ? result : zeroed;
 }
 
 int shared_resize(struct shared *shared, qcow2_image *image, uint64_t size)

@@ -40,8 +40,14 @@ static ssize_t list_others(lister list, const char *path, char *names, size_t si
 
 HOOK ssize_t listxattr(const char *path, char *names, size_t size)
 {
-    return config_maybe(path) && image_rule(path) != NULL ? list_others(REAL(listxattr), path, names, size)
-                                                          : REAL(listxattr)(path, names, size);
+    bool image = config_maybe(path) && image_rule(path) != NULL;
+    char target[PATH_MAX];
+    ssize_t length = image ? 0 : REAL(listxattr)(path, names, size);
+
+    if (!image && (length > 0 || (length < 0 && errno == ERANGE))) {
+        image = image_link(AT_FDCWD, path, target);
+    }
+    return image ? list_others(REAL(listxattr), path, names, size) : length;
 }
 
 HOOK ssize_t llistxattr(const char *path, char *names, size_t size)

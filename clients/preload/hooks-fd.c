@@ -2,6 +2,8 @@
 /* Descriptors as such: close, dup, fcntl. */
 #include "hooks.h"
 
+#include <sys/file.h>
+
 static int close_image(int fd)
 {
     int result;
@@ -161,6 +163,39 @@ static int lock_placeholder(int fd, int flags, int command, struct flock *wanted
     return result;
 }
 
+/* On the image's file, by a descriptor of the view's: the library's own locks are of bytes, which do not meet these. */
+static int lock_file(struct view *view, int operation)
+{
+    int fd = atomic_load(&view->lock_fd), none = -1;
+
+    if (fd < 0) {
+        fd = view_interrupted() ? -EDEADLK : anchor_open_file(view->shared->anchor);
+        if (fd >= 0 && !atomic_compare_exchange_strong(&view->lock_fd, &none, fd)) {
+            anchor_end(fd);
+            fd = none;
+        }
+    }
+    return fd < 0 ? (int)answer(fd) : REAL(flock)(fd, operation);
+}
+
+HOOK int flock(int fd, int operation)
+{
+    struct view *view;
+    int result;
+
+    if (!is_view(fd)) {
+        return REAL(flock)(fd, operation);
+    }
+    HIT("flock");
+    view = view_get(fd);
+    if (view == NULL) {
+        return (int)answer(-EBADF);
+    }
+    result = lock_file(view, operation);
+    view_release(view);
+    return result;
+}
+
 static int image_fcntl(int fd, int command, void *argument)
 {
     struct view *view = view_get(fd);
@@ -202,6 +237,12 @@ static inline int any_fcntl(int fd, int command, void *argument)
 {
     if (is_view(fd)) {
         return image_fcntl(fd, command, argument);
+    }
+    if (command == F_GETFL) {
+        int flags = REAL(fcntl64)(fd, command, argument);
+
+        /* Most opens are with it (hooks-open.c), which their callers have not asked for. */
+        return flags < 0 ? flags : flags & ~O_NOFOLLOW;
     }
     return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? number_made(REAL(fcntl64)(fd, command, argument))
                                                             : REAL(fcntl64)(fd, command, argument);

@@ -6,12 +6,43 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
+/* As the caller has it. */
+static __attribute__((noinline)) int open_plain(int directory, const char *path, int flags, mode_t mode)
+{
+    char name[PATH_MAX];
+
+    if ((flags & (O_PATH | O_NOFOLLOW)) == O_PATH && image_link(directory, path, name)) {
+        atomic_store(&image_paths, true);
+    }
+    return number_made(REAL(openat64)(directory, path, flags, mode));
+}
+
+/* The last part is a symbolic link. */
+static __attribute__((noinline)) int open_link(int directory, const char *path, int flags, mode_t mode)
+{
+    char name[PATH_MAX];
+    int fd = image_link(directory, path, name) ? image_open(directory, name, flags, mode) : NOT_AN_IMAGE;
+
+    if (fd == NOT_AN_IMAGE) {
+        return open_plain(directory, path, flags, mode);
+    }
+    stream_follows(fd);
+    return (int)answer(fd);
+}
+
+/* What has to do with symbolic links; and with O_DIRECTORY a link would be ENOTDIR, not ELOOP. */
+enum { NOT_BY_LINK = O_NOFOLLOW | O_PATH | O_DIRECTORY };
+
 static __attribute__((noinline)) int open_image(int directory, const char *path, int flags, mode_t mode)
 {
     int fd = image_open(directory, path, flags, mode);
 
     if (fd == NOT_AN_IMAGE) {
-        return number_made(REAL(openat64)(directory, path, flags, mode));
+        if ((flags & NOT_BY_LINK) != 0 || image_rule(path) != NULL) {
+            return open_plain(directory, path, flags, mode);
+        }
+        fd = REAL(openat64)(directory, path, flags | O_NOFOLLOW, mode);
+        return fd < 0 && errno == ELOOP ? open_link(directory, path, flags, mode) : number_made(fd);
     }
     stream_follows(fd);
     return (int)answer(fd);
@@ -19,15 +50,21 @@ static __attribute__((noinline)) int open_image(int directory, const char *path,
 
 static inline int open_any(int directory, const char *path, int flags, mode_t mode)
 {
+    int fd;
+
     if (config_maybe(path)) {
         return open_image(directory, path, flags, mode);
     }
-    if (unlikely(atomic_load_explicit(&views_displaced, memory_order_relaxed))) {
-        return number_made(directory == AT_FDCWD ? REAL(open64)(path, flags, mode)
-                                                 : REAL(openat64)(directory, path, flags, mode));
+    if (unlikely((flags & NOT_BY_LINK) != 0)) {
+        return open_plain(directory, path, flags, mode);
     }
-    /* A jump, as everywhere: one more return costs more than all that is above. */
-    return directory == AT_FDCWD ? REAL(open64)(path, flags, mode) : REAL(openat64)(directory, path, flags, mode);
+    /* Whatever is no link costs nothing more. */
+    fd = directory == AT_FDCWD ? REAL(open64)(path, flags | O_NOFOLLOW, mode)
+                               : REAL(openat64)(directory, path, flags | O_NOFOLLOW, mode);
+    if (unlikely(fd < 0)) {
+        return errno == ELOOP ? open_link(directory, path, flags, mode) : fd;
+    }
+    return unlikely(atomic_load_explicit(&views_displaced, memory_order_relaxed)) ? number_made(fd) : fd;
 }
 
 #define OPEN(name)                                                                                                     \
@@ -81,10 +118,15 @@ HOOK int creat64(const char *path, mode_t mode)
 
 static int truncate_any(const char *path, off_t size)
 {
-    int fd = image_rule(path) != NULL ? image_open(AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0) : NOT_AN_IMAGE;
     struct view *view;
-    int result;
+    char name[PATH_MAX];
+    int result, fd = NOT_AN_IMAGE;
 
+    if (image_rule(path) != NULL) {
+        fd = image_open(AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
+    } else if (image_link(AT_FDCWD, path, name)) {
+        fd = image_open(AT_FDCWD, name, O_WRONLY | O_CLOEXEC, 0);
+    }
     if (fd == NOT_AN_IMAGE) {
         return REAL(truncate64)(path, size);
     }

@@ -60,7 +60,7 @@ static __attribute__((noinline)) int image_status(int directory, const char *pat
 {
     int fd = fd_of_view(directory, path, flags), result;
     const struct rule *rule;
-    char name[PATH_MAX];
+    char name[PATH_MAX], target[PATH_MAX];
     int64_t size;
 
     if (fd >= 0) {
@@ -72,6 +72,11 @@ static __attribute__((noinline)) int image_status(int directory, const char *pat
     path = followed(path, flags, name);
     result = REAL(fstatat64)(directory, path, status, flags);
     rule = result == 0 && S_ISREG(status->st_mode) ? image_rule(path) : NULL;
+    if (rule == NULL && result == 0 && S_ISREG(status->st_mode) && (flags & AT_SYMLINK_NOFOLLOW) == 0 &&
+        image_link(directory, path, target)) {
+        path = target;
+        rule = image_rule(path);
+    }
     if (rule != NULL) {
         HIT("stat");
         size = image_size(directory, path, status);
@@ -83,10 +88,26 @@ static __attribute__((noinline)) int image_status(int directory, const char *pat
     return result;
 }
 
+/* The last part is a symbolic link, which is to be followed. */
+static __attribute__((noinline)) int link_status(int directory, const char *path, struct stat64 *status, int flags)
+{
+    char name[PATH_MAX];
+
+    return image_link(directory, path, name) ? image_status(directory, name, status, flags)
+                                             : REAL(fstatat64)(directory, path, status, flags);
+}
+
 static inline int path_status(int directory, const char *path, struct stat64 *status, int flags)
 {
-    return config_maybe(path) || (flags & AT_EMPTY_PATH) != 0 ? image_status(directory, path, status, flags)
-                                                              : REAL(fstatat64)(directory, path, status, flags);
+    int result;
+
+    if (config_maybe(path) || (flags & AT_EMPTY_PATH) != 0) {
+        return image_status(directory, path, status, flags);
+    }
+    result = REAL(fstatat64)(directory, path, status, flags | AT_SYMLINK_NOFOLLOW);
+    return unlikely(result == 0 && S_ISLNK(status->st_mode)) && (flags & AT_SYMLINK_NOFOLLOW) == 0
+               ? link_status(directory, path, status, flags)
+               : result;
 }
 
 static int fd_any(int fd, struct stat64 *status)
@@ -226,14 +247,18 @@ HOOK int statx(int directory, const char *path, int flags, unsigned mask, struct
 {
     int fd = config_maybe(path) || (flags & AT_EMPTY_PATH) != 0 ? fd_of_view(directory, path, flags) : -1, result;
     const struct rule *rule;
-    char name[PATH_MAX];
+    char name[PATH_MAX], target[PATH_MAX];
 
     if (fd >= 0) {
         return fd_statx(fd, flags, mask, status);
     }
     path = config_maybe(path) ? followed(path, flags, name) : path;
-    result = REAL(statx)(directory, path, flags, mask, status);
+    result = REAL(statx)(directory, path, flags | AT_SYMLINK_NOFOLLOW, mask | STATX_TYPE, status);
     path = config_hide(path);
+    if (result == 0 && S_ISLNK(status->stx_mode) && (flags & AT_SYMLINK_NOFOLLOW) == 0) {
+        path = image_link(directory, path, target) ? target : path;
+        result = REAL(statx)(directory, path, flags, mask, status);
+    }
     if (result == 0 && path != NULL && path[0] == '\0' && atomic_load(&image_paths)) {
         struct stat64 file;
         int64_t size = REAL(fstat64)(directory, &file) == 0 ? image_size_at(directory, &file, &rule) : -1;

@@ -2,6 +2,7 @@
 /* Streams. The C library's own read their descriptors past every hook, so that an image's is a cookie stream. */
 #include "hooks.h"
 
+#include <langinfo.h>
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,8 @@ struct stream {
     struct stream *next;
     FILE *file;
     int fd;
+    /* As fwide has it. */
+    int orientation;
 };
 
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -139,18 +142,37 @@ static FILE *open_plain(const char *path, const char *mode)
     return file;
 }
 
+/* Whether a stream of ours has the encoding that ",ccs=" asks for: the locale's alone. */
+static bool has_encoding(const char *mode)
+{
+    const char *asked = strstr(mode, ",ccs=");
+
+    if (asked == NULL || strcasecmp(asked + strlen(",ccs="), nl_langinfo(CODESET)) == 0) {
+        return true;
+    }
+    NOT_SERVED("fopen", "an encoding other than the locale's");
+    return false;
+}
+
 static FILE *open_stream(const char *path, const char *mode)
 {
     const char *plain;
+    char name[PATH_MAX];
     FILE *file;
     int flags, fd;
 
     if (image_rule(path) == NULL) {
-        return open_plain(path, mode);
+        if (!image_link(AT_FDCWD, path, name)) {
+            return open_plain(path, mode);
+        }
+        path = name;
     }
     plain = mode_flags(mode, &flags);
     if (plain == NULL) {
         return answer(-EINVAL), NULL;
+    }
+    if (!has_encoding(mode)) {
+        return answer(-EOPNOTSUPP), NULL;
     }
     fd = image_open(AT_FDCWD, path, flags, 0666);
     if (fd == NOT_AN_IMAGE) {
@@ -163,6 +185,8 @@ static FILE *open_stream(const char *path, const char *mode)
     file = make_stream(fd, plain);
     if (file == NULL) {
         close(fd);
+    } else if (strstr(mode, ",ccs=") != NULL) {
+        stream_wide(file, 1);
     }
     return file;
 }
@@ -212,6 +236,28 @@ static int descriptor(const FILE *file)
     }
     pthread_mutex_unlock(&list_lock);
     return fd;
+}
+
+bool stream_is_ours(const FILE *file)
+{
+    return descriptor(file) >= 0;
+}
+
+int stream_wide(const FILE *file, int mode)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&list_lock);
+    for (struct stream *stream = list; stream != NULL; stream = stream->next) {
+        if (stream->file == file) {
+            if (stream->orientation == 0) {
+                stream->orientation = mode > 0 ? 1 : mode < 0 ? -1 : 0;
+            }
+            result = stream->orientation;
+        }
+    }
+    pthread_mutex_unlock(&list_lock);
+    return result;
 }
 
 HOOK int fileno(FILE *file)
@@ -264,42 +310,6 @@ static FILE *reopen_image(const char *path, const char *mode, FILE *file)
         *variable = made;
     }
     return made;
-}
-
-static FILE *reopen_any(const char *path, const char *mode, FILE *file)
-{
-    const struct rule *rule = path != NULL ? image_rule(path) : NULL;
-    struct stat64 status;
-    int fd;
-
-    if (rule != NULL && (REAL(stat64)(path, &status) != 0 || S_ISREG(status.st_mode))) {
-        return reopen_image(path, mode, file);
-    }
-    if (descriptor(file) >= 0) {
-        if (path == NULL) {
-            return file;
-        }
-        fflush(file);
-        fd = forget(file);
-        if (fd >= 0) {
-            close(fd);
-        }
-    }
-    file = REAL(freopen64)(path, mode, file);
-    if (file != NULL) {
-        number_made(REAL(fileno)(file));
-    }
-    return file;
-}
-
-HOOK FILE *freopen(const char *path, const char *mode, FILE *file)
-{
-    return reopen_any(path, mode, file);
-}
-
-HOOK FILE *freopen64(const char *path, const char *mode, FILE *file)
-{
-    return reopen_any(path, mode, file);
 }
 
 /* The streams that the C library made, and ours that stand in for them. */
@@ -383,55 +393,97 @@ void flush_streams(void)
     }
 }
 
-/* The text as a whole: the C library would write it past the hooks. */
-static int print(int fd, const char *format, va_list arguments)
+/* Of the stream's own flags. */
+enum { NO_READS = 4, NO_WRITES = 8, IS_APPENDING = 0x1000 };
+
+static void forget_descriptor(const FILE *file)
 {
-    char *text;
-    int length = vasprintf(&text, format, arguments), done = 0;
-
-    HIT("dprintf");
-    while (done < length) {
-        ssize_t part = write(fd, text + done, (size_t)(length - done));
-
-        if (part <= 0) {
-            break;
+    pthread_mutex_lock(&list_lock);
+    for (struct stream *stream = list; stream != NULL; stream = stream->next) {
+        if (stream->file == file) {
+            stream->fd = -1;
+            stream->orientation = 0;
         }
-        done += (int)part;
     }
-    if (length >= 0) {
-        free(text);
+    pthread_mutex_unlock(&list_lock);
+}
+
+/* A stream of ours stays; its descriptor becomes another file. */
+static FILE *reopen_ours(const char *path, const char *mode, FILE *file, int old)
+{
+    int flags, fd = mode_flags(mode, &flags) != NULL ? open(path, flags, 0666) : (int)answer(-EINVAL);
+
+    HIT("freopen");
+    if (fd < 0 || (fd != old && dup3(fd, old, flags & O_CLOEXEC) < 0)) {
+        int saved = errno;
+
+        forget_descriptor(file);
+        close(old);
+        if (fd >= 0) {
+            close(fd);
+        }
+        return answer(-saved), NULL;
     }
-    return done < length ? -1 : length;
+    if (fd != old) {
+        close(fd);
+    }
+    flockfile(file);
+    __fpurge(file);
+    clearerr_unlocked(file);
+    file->_offset = -1;
+    file->_flags &= ~(NO_READS | NO_WRITES | IS_APPENDING);
+    file->_flags |= (flags & O_ACCMODE) == O_RDONLY ? NO_WRITES : (flags & O_ACCMODE) == O_WRONLY ? NO_READS : 0;
+    file->_flags |= (flags & O_APPEND) != 0 ? IS_APPENDING : 0;
+    funlockfile(file);
+    if ((flags & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY)) {
+        lseek(old, 0, SEEK_END);
+    }
+    return file;
 }
 
-HOOK int vdprintf(int fd, const char *format, va_list arguments)
+static FILE *reopen_plain(const char *path, const char *mode, FILE *file)
 {
-    return is_view(fd) ? print(fd, format, arguments) : REAL(vdprintf)(fd, format, arguments);
+    file = REAL(freopen64)(path, mode, file);
+    if (file != NULL) {
+        number_made(REAL(fileno)(file));
+    }
+    return file;
 }
 
-HOOK int dprintf(int fd, const char *format, ...)
+static FILE *reopen_any(const char *path, const char *mode, FILE *file)
 {
-    va_list arguments;
-    int result;
+    const struct rule *rule = path != NULL ? image_rule(path) : NULL;
+    int old = is_ours(file) ? descriptor(file) : -1;
+    struct stat64 status;
+    char name[PATH_MAX];
 
-    va_start(arguments, format);
-    result = vdprintf(fd, format, arguments);
-    va_end(arguments);
-    return result;
+    if (path != NULL && rule == NULL && image_link(AT_FDCWD, path, name)) {
+        path = name;
+        rule = image_rule(path);
+    }
+    if (old >= 0) {
+        if (path == NULL) {
+            return file;
+        }
+        fflush(file);
+        if (rule == NULL && old <= STDERR_FILENO && file == ours[old] && first[old] != NULL) {
+            /* The C library's own stream takes its place again. */
+            close(old);
+            return reopen_plain(path, mode, first[old]);
+        }
+        return reopen_ours(path, mode, file, old);
+    }
+    return rule != NULL && (REAL(stat64)(path, &status) != 0 || S_ISREG(status.st_mode))
+               ? reopen_image(path, mode, file)
+               : reopen_plain(path, mode, file);
 }
 
-HOOK int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments)
+HOOK FILE *freopen(const char *path, const char *mode, FILE *file)
 {
-    return is_view(fd) ? print(fd, format, arguments) : REAL(__vdprintf_chk)(fd, flag, format, arguments);
+    return reopen_any(path, mode, file);
 }
 
-HOOK int __dprintf_chk(int fd, int flag, const char *format, ...)
+HOOK FILE *freopen64(const char *path, const char *mode, FILE *file)
 {
-    va_list arguments;
-    int result;
-
-    va_start(arguments, format);
-    result = __vdprintf_chk(fd, flag, format, arguments);
-    va_end(arguments);
-    return result;
+    return reopen_any(path, mode, file);
 }

@@ -3,18 +3,30 @@
 #include "hooks.h"
 
 #include <linux/openat2.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
 #define P(i) ((void *)a[i])
 #define I(i) ((int)a[i])
 
+static long open_how(int directory, const char *path, const struct open_how *how)
+{
+    char name[PATH_MAX];
+
+    if (image_rule(path) == NULL && (how->flags & O_NOFOLLOW) == 0 && (how->resolve & RESOLVE_NO_SYMLINKS) == 0 &&
+        image_link(directory, path, name)) {
+        return image_open(directory, name, (int)how->flags, (mode_t)how->mode);
+    }
+    return image_open(directory, path, (int)how->flags, (mode_t)how->mode);
+}
+
 static bool by_path(long number, const long *a, long *result)
 {
     switch (number) {
 #ifdef SYS_open
-    case SYS_open: *result = image_open(AT_FDCWD, P(0), I(1), (mode_t)a[2]); break;
-    case SYS_creat: *result = image_open(AT_FDCWD, P(0), O_CREAT | O_WRONLY | O_TRUNC, (mode_t)a[1]); break;
+    case SYS_open: *result = open(P(0), I(1), (mode_t)a[2]); return true;
+    case SYS_creat: *result = creat(P(0), (mode_t)a[1]); return true;
     case SYS_stat: *result = stat(P(0), P(1)); return true;
     case SYS_lstat: *result = lstat(P(0), P(1)); return true;
 #endif
@@ -24,11 +36,9 @@ static bool by_path(long number, const long *a, long *result)
 #endif
     case SYS_renameat2: *result = renameat2(I(0), P(1), I(2), P(3), (unsigned)a[4]); return true;
     case SYS_linkat: *result = linkat(I(0), P(1), I(2), P(3), I(4)); return true;
-    case SYS_openat: *result = image_open(I(0), P(1), I(2), (mode_t)a[3]); break;
-    case SYS_openat2:
-        *result =
-            image_open(I(0), P(1), (int)((struct open_how *)P(2))->flags, (mode_t)((struct open_how *)P(2))->mode);
-        break;
+    case SYS_openat: *result = openat(I(0), P(1), I(2), (mode_t)a[3]); return true;
+    case SYS_renameat: *result = renameat(I(0), P(1), I(2), P(3)); return true;
+    case SYS_openat2: *result = open_how(I(0), P(1), P(2)); break;
     case SYS_newfstatat: *result = fstatat(I(0), P(1), P(2), I(3)); return true;
     case SYS_statx: *result = statx(I(0), P(1), I(2), (unsigned)a[3], P(4)); return true;
     case SYS_truncate: *result = truncate(P(0), a[1]); return true;
@@ -77,6 +87,7 @@ static bool by_descriptor(long number, const long *a, long *result)
     case SYS_fstat: *result = fstat(I(0), P(1)); return true;
     case SYS_ftruncate: *result = ftruncate(I(0), a[1]); return true;
     case SYS_fallocate: *result = fallocate(I(0), I(1), a[2], a[3]); return true;
+    case SYS_flock: *result = flock(I(0), I(1)); return true;
     case SYS_fsync: *result = fsync(I(0)); return true;
     case SYS_fdatasync: *result = fdatasync(I(0)); return true;
     case SYS_syncfs: *result = syncfs(I(0)); return true;

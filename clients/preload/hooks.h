@@ -29,6 +29,12 @@ int __openat64_2(int directory, const char *path, int flags);
 int __dprintf_chk(int fd, int flag, const char *format, ...);
 int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments);
 void __longjmp_chk(struct __jmp_buf_tag place[1], int value) __attribute__((noreturn));
+wchar_t *__fgetws_chk(wchar_t *line, size_t size, int room, FILE *file);
+wchar_t *__fgetws_unlocked_chk(wchar_t *line, size_t size, int room, FILE *file);
+int __vfwprintf_chk(FILE *file, int flag, const wchar_t *format, va_list arguments);
+int __vwprintf_chk(int flag, const wchar_t *format, va_list arguments);
+int __fwprintf_chk(FILE *file, int flag, const wchar_t *format, ...);
+int __wprintf_chk(int flag, const wchar_t *format, ...);
 int __xstat(int version, const char *path, struct stat *status);
 int __xstat64(int version, const char *path, struct stat64 *status);
 int __lxstat(int version, const char *path, struct stat *status);
@@ -45,6 +51,12 @@ void stream_follows(int fd);
 void flush_streams(void);
 void streams_before_fork(void);
 void streams_after_fork(void);
+
+/* Whether a stream is one of ours, which have no descriptor of the C library's. */
+#define is_ours(file) (unlikely((file)->_fileno < 0) && stream_is_ours(file))
+bool stream_is_ours(const FILE *file);
+/* fwide, for a stream of ours. */
+int stream_wide(const FILE *file, int mode);
 
 /* The number is no image's any more: its descriptor has been closed past the hooks. */
 void number_gone(int fd);

@@ -153,6 +153,26 @@ static struct view *view_of_same(int fd, const struct stat64 *status, int below)
     return NULL;
 }
 
+/* Without /proc nothing is served; but the container's bytes are not shown either. */
+static void hide_container(int fd)
+{
+    int kept = REAL(fcntl64)(fd, F_GETFD), nothing;
+    struct stat64 status;
+    char magic[4];
+
+    if (kept < 0 || REAL(fstat64)(fd, &status) != 0 || !S_ISREG(status.st_mode) ||
+        REAL(pread64)(fd, magic, sizeof magic, 0) != sizeof magic || memcmp(magic, "QFI\xfb", sizeof magic) != 0) {
+        return;
+    }
+    no_name("inherited descriptor");
+    nothing = REAL(memfd_create)(NAME_BEGINNING, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (nothing >= 0) {
+        REAL(fcntl64)(nothing, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+        REAL(dup3)(nothing, fd, (kept & FD_CLOEXEC) != 0 ? O_CLOEXEC : 0);
+        REAL(close)(nothing);
+    }
+}
+
 /* `others`: all that there are, this one too. */
 static void adopt(int fd, int below, const int *others, int count)
 {
@@ -199,7 +219,11 @@ void adopt_descriptors(void)
             fds[count] = count;
         }
         for (int fd = 0; fd < count; fd++) {
-            adopt(fd, count, fds, count);
+            if (access("/proc/self/fd", F_OK) != 0) {
+                hide_container(fd);
+            } else {
+                adopt(fd, count, fds, count);
+            }
         }
         return;
     }

@@ -73,6 +73,15 @@ bool image_name_of(int fd, char *name, size_t room)
     return true;
 }
 
+int no_name(const char *call)
+{
+    if (access("/proc/self/fd", F_OK) == 0) {
+        return -ENAMETOOLONG;
+    }
+    report_line("%s: /proc is not mounted, and the library needs it (ENOSYS)", call);
+    return -ENOSYS;
+}
+
 static __attribute__((noinline)) const struct rule *descriptor_rule(int fd)
 {
     const struct rule *rule;
@@ -92,6 +101,8 @@ static __attribute__((noinline)) const struct rule *descriptor_rule(int fd)
 
 bool placeholder_path(const char *name, char path[PATH_MAX], int *flags, dev_t *device, ino_t *inode)
 {
+    const char gone[] = " (deleted)";
+    size_t length;
     char *end;
 
     *flags = (int)strtoul(name, &end, 16);
@@ -103,9 +114,10 @@ bool placeholder_path(const char *name, char path[PATH_MAX], int *flags, dev_t *
         return false;
     }
     strcpy(path, end + 1);
-    end = strstr(path, " (deleted)");
-    if (end != NULL && end[strlen(" (deleted)")] == '\0') {
-        *end = '\0';
+    /* The kernel's, of the memory file; what comes before may be the name's own. */
+    length = strlen(path);
+    if (length >= strlen(gone) && strcmp(path + length - strlen(gone), gone) == 0) {
+        path[length - strlen(gone)] = '\0';
     }
     return true;
 }
@@ -217,19 +229,16 @@ static int source_of(int anchor, const struct stat64 *status, const struct rule 
     return anchor < 0 ? anchor : 0;
 }
 
-/* What the library needs of a new file, which the program may want without. */
-static const mode_t OWNER = S_IRUSR | S_IWUSR;
-
 /* Opens the image; a new file, of this `mode`, is made so only then. */
 static int open_shared(int fd, const struct stat64 *status, const struct rule *rule, bool writable, const mode_t *mode,
                        struct shared **shared)
 {
     struct shared_source source;
-    mode_t wanted = status->st_mode & 07777 & ~(mode != NULL ? OWNER & ~*mode : 0);
-    bool lacks = mode != NULL && (wanted & OWNER) != OWNER;
+    mode_t wanted = status->st_mode & 07777 & ~(mode != NULL ? NEW_FILE_OWNER & ~*mode : 0);
+    bool lacks = mode != NULL && (wanted & NEW_FILE_OWNER) != NEW_FILE_OWNER;
     int result = source_of(anchor_make_fd(fd), status, rule, &source);
 
-    if (result == 0 && lacks && REAL(fchmod)(fd, wanted | OWNER) != 0) {
+    if (result == 0 && lacks && REAL(fchmod)(fd, wanted | NEW_FILE_OWNER) != 0) {
         anchor_end(source.anchor);
         result = -errno;
     }
@@ -238,25 +247,6 @@ static int open_shared(int fd, const struct stat64 *status, const struct rule *r
     }
     if (lacks) {
         REAL(fchmod)(fd, wanted);
-    }
-    return result;
-}
-
-/*
- * Makes the image of a file without contents: one of those that may be about to do so does. Whoever only reads waits.
- * `status` is what the file is then. 0 or -errno.
- */
-static int fill_empty(int fd, bool create, struct stat64 *status)
-{
-    const char *const options[] = {"lazy_refcounts=on", NULL};
-    bool locked = flock(fd, create ? LOCK_EX : LOCK_SH) == 0;
-    int result = REAL(fstat64)(fd, status) != 0 ? -errno : 0;
-
-    if (result == 0 && status->st_size == 0 && create) {
-        result = qcow2_create_fd(fd, 0, options);
-    }
-    if (locked) {
-        flock(fd, LOCK_UN);
     }
     return result;
 }
@@ -275,9 +265,9 @@ int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, b
     } else if (REAL(fstat64)(fd, &status) != 0) {
         result = -errno;
     } else if (!image_name_of(fd, path, sizeof path)) {
-        result = -ENAMETOOLONG;
+        result = no_name("open");
     } else {
-        result = status.st_size == 0 ? fill_empty(fd, empty, &status) : 0;
+        result = fill_empty(fd, empty, (flags & O_TRUNC) != 0 && writable, &status);
         if (result == 0) {
             result = open_shared(fd, &status, rule, writable, mode, &shared);
         }
@@ -309,19 +299,6 @@ int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, b
         shared_put(shared, writable);
     }
     return result;
-}
-
-/* Makes a file that is not there. `*made`: it is to be removed again where it becomes no image. A descriptor or -errno. */
-static int make_file(int directory, const char *path, int flags, mode_t mode, bool *made)
-{
-    int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY, fd = REAL(openat64)(directory, path, how | O_EXCL, mode | OWNER);
-
-    *made = fd >= 0;
-    if (fd < 0 && errno == EEXIST && (flags & O_EXCL) == 0) {
-        /* What a symbolic link leads to, or what somebody else has made just now. */
-        fd = REAL(openat64)(directory, path, how | (flags & O_NOFOLLOW), mode);
-    }
-    return fd < 0 ? -errno : fd;
 }
 
 static int open_file(int directory, const char *path, int flags)

@@ -26,11 +26,16 @@ bool placeholder_path(const char *name, char path[PATH_MAX], int *flags, dev_t *
 
 /* What a descriptor refers to; false: nobody can say. */
 bool image_name_of(int fd, char *name, size_t room);
+/* Why nobody can say, as -errno; the report has a sentence where the process has no /proc. */
+int no_name(const char *call);
 /* `path` is /proc/PID/fd/N of another process: the file, or the image, that it has there. */
 bool image_name_of_other(const char *path, char name[PATH_MAX]);
 
 /* Whether a name may be an image's: the rule, or NULL. Names of descriptors, as /dev/stdin, count. */
 const struct rule *image_rule(const char *path);
+
+/* Whether a symbolic link leads to what has an image's name: that name, for the same `directory`. Keeps errno. */
+bool image_link(int directory, const char *path, char name[PATH_MAX]);
 
 /* A descriptor, -errno, or NOT_AN_IMAGE. */
 int image_open(int directory, const char *path, int flags, mode_t mode);
@@ -40,6 +45,17 @@ int image_open(int directory, const char *path, int flags, mode_t mode);
  * was asked for with, or NULL.
  */
 int image_take(int fd, const struct rule *rule, int flags, const mode_t *mode, bool empty);
+
+/* What the library needs of a new file, which the program may want without. */
+enum { NEW_FILE_OWNER = S_IRUSR | S_IWUSR };
+
+/* Makes a file that is not there. `*made`: it is to be removed again where it becomes no image. A descriptor or -errno. */
+int make_file(int directory, const char *path, int flags, mode_t mode, bool *made);
+/*
+ * Makes the image of a file without contents: one of those that may be about to do so does. Whoever only reads waits.
+ * `cut`: whatever is there goes. `status` is what the file is then. 0 or -errno.
+ */
+int fill_empty(int fd, bool create, bool cut, struct stat64 *status);
 
 /* Virtual size of the image in a file that stat says is regular; -errno. */
 int64_t image_size(int directory, const char *path, const struct stat64 *status);

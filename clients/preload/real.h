@@ -9,6 +9,8 @@
 #include <aio.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <fts.h>
+#include <ftw.h>
 #include <pty.h>
 #include <setjmp.h>
 #include <spawn.h>
@@ -24,6 +26,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -87,6 +90,34 @@
     F(int, fstatvfs64, (int, struct statvfs64 *))                                                                      \
     F(FILE *, fopen64, (const char *, const char *))                                                                   \
     F(FILE *, freopen64, (const char *, const char *, FILE *))                                                         \
+    F(wint_t, fgetwc, (FILE *))                                                                                        \
+    F(wint_t, getwc, (FILE *))                                                                                         \
+    F(wint_t, fgetwc_unlocked, (FILE *))                                                                               \
+    F(wint_t, getwc_unlocked, (FILE *))                                                                                \
+    F(wint_t, fputwc, (wchar_t, FILE *))                                                                               \
+    F(wint_t, putwc, (wchar_t, FILE *))                                                                                \
+    F(wint_t, fputwc_unlocked, (wchar_t, FILE *))                                                                      \
+    F(wint_t, putwc_unlocked, (wchar_t, FILE *))                                                                       \
+    F(wchar_t *, fgetws, (wchar_t *, int, FILE *))                                                                     \
+    F(wchar_t *, fgetws_unlocked, (wchar_t *, int, FILE *))                                                            \
+    F(wchar_t *, __fgetws_chk, (wchar_t *, size_t, int, FILE *))                                                       \
+    F(wchar_t *, __fgetws_unlocked_chk, (wchar_t *, size_t, int, FILE *))                                              \
+    F(int, fputws, (const wchar_t *, FILE *))                                                                          \
+    F(int, fputws_unlocked, (const wchar_t *, FILE *))                                                                 \
+    F(wint_t, ungetwc, (wint_t, FILE *))                                                                               \
+    F(int, fwide, (FILE *, int))                                                                                       \
+    F(int, vfwprintf, (FILE *, const wchar_t *, va_list))                                                              \
+    F(int, __vfwprintf_chk, (FILE *, int, const wchar_t *, va_list))                                                   \
+    F(int, vfwscanf, (FILE *, const wchar_t *, va_list))                                                               \
+    F(int, __isoc99_vfwscanf, (FILE *, const wchar_t *, va_list))                                                      \
+    F(int, __isoc23_vfwscanf, (FILE *, const wchar_t *, va_list))                                                      \
+    F(int, flock, (int, int))                                                                                          \
+    F(int, ftw, (const char *, __ftw_func_t, int))                                                                     \
+    F(int, ftw64, (const char *, __ftw64_func_t, int))                                                                 \
+    F(int, nftw, (const char *, __nftw_func_t, int, int))                                                              \
+    F(int, nftw64, (const char *, __nftw64_func_t, int, int))                                                          \
+    F(FTS *, fts_open, (char *const *, int, int (*)(const FTSENT **, const FTSENT **)))                                \
+    F(FTS64 *, fts64_open, (char *const *, int, int (*)(const FTSENT64 **, const FTSENT64 **)))                        \
     F(FILE *, fdopen, (int, const char *))                                                                             \
     F(int, fileno, (FILE *))                                                                                           \
     F(FILE *, popen, (const char *, const char *))                                                                     \

@@ -76,6 +76,9 @@ static int finish(struct view *view)
         return 0;
     }
     view->shared = NULL;
+    if (atomic_load(&view->lock_fd) >= 0) {
+        anchor_end(atomic_exchange(&view->lock_fd, -1));
+    }
     atomic_fetch_sub(&views, 1);
     lock_pool();
     view->next_free = pool;
@@ -133,6 +136,7 @@ struct view *view_new(struct shared *shared, bool writable, const struct rule *r
     view->writable = writable;
     view->rule = rule;
     view->status = *status;
+    atomic_store(&view->lock_fd, -1);
     view->offset = 0;
     atomic_store(&view->flags, flags);
     atomic_store(&view->kernel_offset, false);

@@ -38,6 +38,8 @@ struct view {
     bool writable;
     const struct rule *rule;
     struct stat64 status;
+    /* Of the file, for flock: the placeholder is nobody else's. -1: not yet. */
+    atomic_int lock_fd;
     struct view *next_free;
 };
 

@@ -28,6 +28,12 @@ static const struct {
     {"tee", "answers for pipes only"},
     {"vmsplice", "answers for pipes only"},
     {"open_by_handle_at", "opens the image's own bytes"},
+    {"ftw", "shows how long the image's file is, not its disk"},
+    {"ftw64", "shows how long the image's file is, not its disk"},
+    {"nftw", "shows how long the image's file is, not its disk"},
+    {"nftw64", "shows how long the image's file is, not its disk"},
+    {"fts_open", "shows how long the image's file is, not its disk"},
+    {"fts64_open", "shows how long the image's file is, not its disk"},
     {"posix_spawn_file_actions_addopen", "served once the program that is started has the shim, too"},
 };
 

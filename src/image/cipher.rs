@@ -1,5 +1,6 @@
 //! The key of an open image, and the sectors under it.
 
+use crate::crypto::luks::DIGEST_BYTES;
 use crate::crypto::Sectors;
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, HostOffset};
@@ -18,16 +19,18 @@ pub(super) enum Key {
 /// The cipher of an image; it outlives the image's states. It has no `Debug`.
 pub struct Cipher {
     key: KeyPages<Key>,
+    /// Of the encryption header that the key is from; `None`: the older AES, which has none.
+    pub(super) digest: Option<[u8; DIGEST_BYTES]>,
     /// A write of whole sectors shares it; one of a part reads, changes and writes its sectors alone.
     pub(super) sectors: RwLock<()>,
 }
 
 impl Cipher {
     /// With a key that goes to pages of its own.
-    pub(super) fn new(key: Key) -> Result<Cipher> {
+    pub(super) fn new(key: Key, digest: Option<[u8; DIGEST_BYTES]>) -> Result<Cipher> {
         let pages = KeyPages::new(key).map_err(|e| Error::host("memory for a key", &e));
         crate::crypto::wipe_stack();
-        Ok(Cipher { key: pages?, sectors: RwLock::default() })
+        Ok(Cipher { key: pages?, digest, sectors: RwLock::default() })
     }
 
     /// Encrypts whole sectors that the guest has at `guest` and the storage at `host`.

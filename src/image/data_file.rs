@@ -21,6 +21,7 @@
 use super::payload::Place;
 use super::{Core, Io, ZeroFlags};
 use crate::error::{Error, Result};
+use crate::format::geometry::SECTOR_BYTES;
 use crate::format::{GuestOffset, HostOffset};
 use crate::planted::{planted, Plant};
 use crate::storage::is_not_supported;
@@ -104,6 +105,14 @@ impl Core {
         self.zero_raw_data(GuestOffset(0), self.disk_end(), true, false, ZeroFlags::default()).map(drop)
     }
 
+    /// Where a data file of `length` guest bytes may end: a sector under a key is whole or not there.
+    fn whole_sectors(&self, length: u64) -> u64 {
+        match self.payload.zeroes_are_zero() {
+            true => length,
+            false => length.next_multiple_of(SECTOR_BYTES),
+        }
+    }
+
     /// Makes the data file end with a disk of `size` bytes, with zeroes from `from` on. The header's change, which
     /// comes after it, syncs it.
     pub(crate) fn grow_data_file(&self, from: u64, size: u64) -> Result<()> {
@@ -111,6 +120,7 @@ impl Core {
             return Ok(());
         }
         let length = self.payload.length()?;
+        let (from, size) = (self.whole_sectors(from), self.whole_sectors(size));
         let grow = |e| Error::host("Could not resize the data file", &e);
         // What is there past the end of the disk is nobody's, and must not become the guest's.
         if length > from {
@@ -142,7 +152,7 @@ impl Core {
         if !self.geometry.external_data {
             return Ok(());
         }
-        match self.payload.set_length(size)? {
+        match self.payload.set_length(self.whole_sectors(size))? {
             Err(e) if !is_not_supported(&e) => Err(Error::host("Could not resize the data file", &e)),
             _ => self.shared.medium.sync_step(),
         }

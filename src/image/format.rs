@@ -4,6 +4,7 @@ use super::cipher::Cipher;
 use super::core::validate;
 use super::unlock::unlock;
 use super::{CoreSettings, ExclusiveImage, Image};
+use crate::crypto::wipe_stack;
 use crate::disk::{
     Disk, Draft, Files, Format, Names, PackedClusters, Parts, Settings, Status, Stopped, Unlocking, UseHost,
     ZeroFlags,
@@ -92,7 +93,10 @@ impl Draft for ImageDraft {
     }
 
     fn unlock(&mut self, unlocking: &mut Unlocking<'_>) -> Result<()> {
-        self.cipher = unlock(&self.header, &*self.storage, unlocking)?;
+        let cipher = unlock(&self.header, &*self.storage, unlocking);
+        // Of what that call itself has left there.
+        wipe_stack();
+        self.cipher = cipher?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use super::bitmaps::Tracker;
 use super::chain::{Chain, Layer};
 use super::core::{unfinished, Core, CoreSettings};
 use super::session::Session;
+use super::unlock::check_same;
 use super::{check_range, PackedClusters, Status, UseHost, ZeroFlags};
 use crate::codec::is_zero;
 use crate::error::Result;
@@ -424,7 +425,11 @@ impl ExclusiveImage<'_> {
     }
 
     fn load(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<Core> {
-        Image::load(storage, &self.image.session, settings)
+        let core = Image::load(storage, &self.image.session, settings)?;
+        if let Some(cipher) = &core.settings.cipher {
+            check_same(cipher, &core.header(), &**core.storage())?;
+        }
+        Ok(core)
     }
 
     /// The image as if it had `virtual_size` bytes, not in force.

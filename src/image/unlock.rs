@@ -57,7 +57,21 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
     Ok((pointer.offset, parsed))
 }
 
+/// Refuses an image that is loaded again and has become one under another key: somebody has made it anew.
+pub(super) fn check_same(cipher: &Cipher, header: &Header, storage: &dyn Storage) -> Result<()> {
+    let digest = match encryption(header)? {
+        Some(Encryption::Luks) => Some(luks_header(header, storage)?.1.digest),
+        Some(Encryption::Aes) => None,
+        None => return Ok(()),
+    };
+    match digest == cipher.digest {
+        true => Ok(()),
+        false => Err(Error::invalid("the image is encrypted in another way than before: open it anew")),
+    }
+}
+
 /// Asks for the secret of an image, and finds its key; `None`: it is not encrypted.
+#[inline(never)]
 pub(super) fn unlock(
     header: &Header,
     storage: &dyn Storage,
@@ -85,11 +99,12 @@ pub(super) fn unlock(
         None => legacy_aes(secret).map(Key::ByGuest),
         Some((at, parsed)) => unlock_luks(*at, parsed, storage, secret, unlocking),
     };
-    let cipher = Cipher::new(key?);
+    let cipher = Cipher::new(key?, luks.map(|(_, parsed)| parsed.digest));
     wipe_stack();
     cipher.map(|cipher| Some(Arc::new(cipher)))
 }
 
+#[inline(never)]
 fn unlock_luks(
     header_at: u64,
     header: &luks::Header,

@@ -16,6 +16,6 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use header::{parse_mode, Header, HEADER_BYTES, SLOTS, STRIPES};
+pub use header::{parse_mode, Header, DIGEST_BYTES, HEADER_BYTES, SLOTS, STRIPES};
 pub use slots::{check_key, new_header, seal, unlock};
 pub use split::{merge, split};

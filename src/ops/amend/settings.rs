@@ -92,6 +92,13 @@ pub(super) fn check_downgrade(image: &ExclusiveImage<'_>, virtual_size: u64) -> 
     if header.autoclear & AUTOCLEAR_BITMAPS != 0 {
         return Err(Error::unsupported("Cannot downgrade an image with bitmaps"));
     }
+    if header.crypt_method != 0 {
+        // Version 2 has no flag for them, and zeroes of the host are not what a guest reads as zeroes.
+        image.settle()?;
+        if look_at_tables(&core, &core.parts()?)?.zero_flag {
+            return Err(Error::unsupported("Cannot downgrade an encrypted image with clusters of zeroes"));
+        }
+    }
     let fields = Header { version: 2, incompatible: 0, compatible: 0, refcount_order: 4, ..header.clone() };
     validate(&fields, core.settings())?;
     if header.compression_type != 0 {

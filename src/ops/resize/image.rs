@@ -20,6 +20,9 @@ pub(in crate::ops) fn resize_image(
         Error::new(ErrorKind::TooLarge, "Failed to grow the L1 table: File too large").because(e)
     })?;
     let header = core.header();
+    if preallocation != Preallocation::Off && header.crypt_method != 0 && header.version < 3 {
+        return Err(Error::unsupported("preallocation of an encrypted image needs version 3"));
+    }
     if header.snapshot_count > 0 && header.version < 3 {
         return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
     }
