@@ -400,7 +400,12 @@ impl ExclusiveImage<'_> {
         let core = self.image.core();
         match core.suspended() {
             Some(why) => Err(unfinished(why.clone())),
-            None => core.store_bitmaps().and_then(|()| core.settle()),
+            None => {
+                // What guests have written first: bitmaps that cannot be stored stay in use, and take nothing with them.
+                core.settle()?;
+                let stored = core.store_bitmaps();
+                core.settle().and(stored)
+            }
         }
     }
 
@@ -455,6 +460,8 @@ impl ExclusiveImage<'_> {
 
     /// Loads an inactive image as it is now. On failure it stays inactive.
     pub fn activate(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        // Those of a load that failed are older than what the other side may have written since.
+        self.forget_bitmaps();
         let loaded = self.load(storage, settings);
         let core = loaded.inspect_err(|_| self.image.session.renew_latch())?;
         self.put(core);

@@ -85,7 +85,15 @@ pub(crate) fn load_table(
         return Err(Error::corrupt("bitmap directory", table, stored, rule));
     }
     let mut table = room("bitmap table", entries)?;
+    let length = storage.length().map_err(|e| Error::host("the length of the image file", &e))?;
     each_entry(storage, bitmap, geometry, &mut |clusters| {
+        for cluster in clusters {
+            if matches!(cluster, BitmapCluster::Host(offset) if *offset >= length) {
+                let table = format!("bitmap table of '{}'", bitmap.printable_name());
+                let BitmapCluster::Host(offset) = cluster else { continue };
+                return Err(Error::corrupt(table, "a cluster of bits", *offset, "inside the image file"));
+            }
+        }
         table.extend(clusters.iter().map(|cluster| match cluster {
             BitmapCluster::Zeroes => ENTRY_ZEROES,
             BitmapCluster::Ones => ENTRY_ONES,

@@ -1,4 +1,5 @@
 /* qcow2-img bitmap, and the bitmaps of convert.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -168,17 +169,26 @@ int check_bitmap_target(qcow2_image *target)
     return EXIT_SUCCESS;
 }
 
-static bool next_listed(qcow2_image *image, size_t index, qcow2_bitmap_info *bitmap)
+/* `result` becomes a failure where the list cannot be read, and not where it ends. */
+static bool next_listed(qcow2_image *image, size_t index, qcow2_bitmap_info *bitmap, int *result)
 {
+    int listed;
+
     memset(bitmap, 0, sizeof(*bitmap));
     bitmap->struct_size = sizeof(*bitmap);
-    return qcow2_bitmap_list(image, index, bitmap) == 0;
+    listed = qcow2_bitmap_list(image, index, bitmap);
+    if (listed < 0 && listed != -ENOENT) {
+        error_report("Failed to list bitmaps: %s", failure_text());
+        *result = EXIT_FAILURE;
+    }
+    return listed == 0;
 }
 
 int check_bitmaps(qcow2_image *source, bool skip_broken)
 {
     qcow2_info info;
     qcow2_bitmap_info bitmap;
+    int result = EXIT_SUCCESS;
 
     if (!image_info(source, &info)) {
         return EXIT_FAILURE;
@@ -187,7 +197,7 @@ int check_bitmaps(qcow2_image *source, bool skip_broken)
         error_report("Source lacks bitmap support");
         return EXIT_FAILURE;
     }
-    for (size_t index = 0; !skip_broken && next_listed(source, index, &bitmap); index++) {
+    for (size_t index = 0; !skip_broken && next_listed(source, index, &bitmap, &result); index++) {
         if (bitmap.flags & QCOW2_BITMAP_IN_USE) {
             error_report("Cannot copy inconsistent bitmap '%s'\n"
                          "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
@@ -195,7 +205,7 @@ int check_bitmaps(qcow2_image *source, bool skip_broken)
             return EXIT_FAILURE;
         }
     }
-    return EXIT_SUCCESS;
+    return result;
 }
 
 int copy_bitmaps(qcow2_image *source, qcow2_image *target)
@@ -203,7 +213,7 @@ int copy_bitmaps(qcow2_image *source, qcow2_image *target)
     qcow2_bitmap_info bitmap;
     int result = EXIT_SUCCESS;
 
-    for (size_t index = 0; result == EXIT_SUCCESS && next_listed(source, index, &bitmap); index++) {
+    for (size_t index = 0; result == EXIT_SUCCESS && next_listed(source, index, &bitmap, &result); index++) {
         char *name = text_format("%s", bitmap.name);
 
         if (bitmap.flags & QCOW2_BITMAP_IN_USE) {

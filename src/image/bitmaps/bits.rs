@@ -195,6 +195,9 @@ impl Bits {
 
     /// Guest bytes of the disk whose bits are set.
     pub(crate) fn dirty_bytes(&self, medium: &Medium) -> Result<u64> {
+        // First: bits only rise beside this, and a last granule that is not counted must not be cut.
+        let past = (self.granules << self.granularity_bits) - self.length;
+        let ends_dirty = past > 0 && self.find(self.granules - 1, true, medium)?.is_some();
         let mut granules = 0;
         for index in 0..self.chunk_count() {
             granules += match self.content(index, medium)? {
@@ -206,8 +209,6 @@ impl Bits {
             };
         }
         let bytes = granules << self.granularity_bits;
-        let past = (self.granules << self.granularity_bits) - self.length;
-        let ends_dirty = past > 0 && self.find(self.granules - 1, true, medium)?.is_some();
         Ok(if ends_dirty { bytes - past } else { bytes })
     }
 

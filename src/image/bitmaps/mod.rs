@@ -137,6 +137,8 @@ impl Tracker {
 
     #[cold]
     fn announce(&self, shared: &Shared) -> Result<()> {
+        // Which directory the file has must be known before its flags are written.
+        shared.header.decide()?;
         shared.header.clear_autoclear(AUTOCLEAR_BITMAPS)?;
         let mut directory = locked(self.directory.lock());
         if self.announced.load(Ordering::Acquire) {
@@ -176,11 +178,16 @@ impl Tracker {
     }
 }
 
+/// Whether the image is at fault, rather than the host.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported)
+}
+
 /// Loads the bitmaps of an image that is opened for writing. A directory that is damaged must not be lost by an open
 /// that nobody has told to lose it.
 pub(super) fn load(shared: &Shared, header: &Header, options: &OpenOptions) -> Result<Option<Tracker>> {
     match Tracker::load(shared, header) {
-        Err(_) if options.drop_damaged_bitmaps => Ok(None),
+        Err(e) if options.drop_damaged_bitmaps && is_damage(&e) => Ok(None),
         Err(e) => {
             let hint = "\nA read-only open does not need them; drop-damaged-bitmaps=on gives them up";
             Err(e.within("The bitmaps cannot be used").hint(hint))

@@ -54,6 +54,7 @@ impl Tracker {
     }
 
     fn settle_flags(&self, shared: &Shared) -> Result<()> {
+        shared.header.decide()?;
         let mut directory = locked(self.directory.lock());
         // First: whatever becomes of the write, the next change says again that they are in use.
         self.announced.store(false, Ordering::Relaxed);

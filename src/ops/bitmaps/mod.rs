@@ -10,10 +10,11 @@ mod resize;
 pub(super) use resize::Resized;
 
 use super::handle::Handle;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{room, Error, ErrorKind, Result};
 use crate::format::bitmap::*;
 use crate::image::bitmaps::{inconsistent, Bits, Tracked, Tracker};
 use crate::image::{Core, ExclusiveImage, Image};
+use crate::storage::medium::Medium;
 use change::Change;
 use std::sync::Arc;
 
@@ -195,7 +196,7 @@ pub fn rotate(handle: &Handle, name: &[u8], frozen: &[u8]) -> Result<()> {
 pub fn merge(handle: &Handle, target: &[u8], source: Option<&Handle>, source_name: &[u8]) -> Result<()> {
     let image = writable(handle)?;
     let other = match source {
-        Some(source) if !std::ptr::eq(source, handle) => Some(dirty_ranges(source, source_name)?),
+        Some(source) if !std::ptr::eq(source, handle) => Some(copy_of(source, source_name)?),
         _ => None,
     };
     let image = image.exclusive();
@@ -205,34 +206,42 @@ pub fn merge(handle: &Handle, target: &[u8], source: Option<&Handle>, source_nam
         let old = find(&tracker, target)?.bits()?;
         let table: Vec<u64> = old.table().collect();
         let bits = Bits::new(core.geometry(), change.list[index].granularity_bits, core.length(), &table)?;
-        let (length, ranges) = match &other {
-            Some((length, ranges)) => (*length, ranges.clone()),
-            None => (core.length(), ranges_of(core, find(&tracker, source_name)?)?),
-        };
+        let length = other.as_ref().map_or(core.length(), |(length, _)| *length);
         if length != core.length() {
             let sizes = format!("(destination size is {}, source size is {length})", core.length());
             return Err(Error::invalid(format!(
                 "Bitmaps are of different sizes {sizes} and can't be merged"
             )));
         }
-        ranges.iter().try_for_each(|(from, to)| bits.mark(*from, *to))?;
+        match &other {
+            Some((_, copy)) => mark_all(copy, core.medium(), &bits)?,
+            None => mark_all(find(&tracker, source_name)?.bits()?, core.medium(), &bits)?,
+        }
         change.put_bits(index, &bits)
     })
 }
 
-/// What is dirty in a bitmap of a disk, and how long the disk is.
-fn dirty_ranges(handle: &Handle, name: &[u8]) -> Result<(u64, Vec<(u64, u64)>)> {
-    image_of(handle)?
-        .with_bitmaps(|core, tracker| Ok((core.length(), ranges_of(core, find(&tracker, name)?)?)))
+/// A bitmap of another disk, and how long that is: nothing of the one disk is held while the other is waited for.
+fn copy_of(handle: &Handle, name: &[u8]) -> Result<(u64, Bits)> {
+    image_of(handle)?.with_bitmaps(|core, tracker| {
+        let tracked = find(&tracker, name)?;
+        let source = tracked.bits()?;
+        let mut table = room("bitmap table", source.chunk_count())?;
+        table.resize(source.chunk_count() as usize, ENTRY_ZEROES);
+        let copy = Bits::new(core.geometry(), tracked.entry.granularity_bits, core.length(), &table)?;
+        mark_all(source, core.medium(), &copy)?;
+        Ok((core.length(), copy))
+    })
 }
 
-fn ranges_of(core: &Core, tracked: &Tracked) -> Result<Vec<(u64, u64)>> {
-    let (bits, mut ranges, mut at) = (tracked.bits()?, Vec::new(), 0);
-    while let Some((from, to)) = bits.next_dirty(at, core.medium())? {
-        ranges.push((from, to));
+/// Sets in `target` what is set in `source`.
+fn mark_all(source: &Bits, medium: &Medium, target: &Bits) -> Result<()> {
+    let mut at = 0;
+    while let Some((from, to)) = source.next_dirty(at, medium)? {
+        target.mark(from, to)?;
         at = to;
     }
-    Ok(ranges)
+    Ok(())
 }
 
 /// Brings all bitmaps to the medium, durably: after it, until the next write, a crash costs nothing.

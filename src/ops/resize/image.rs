@@ -52,7 +52,8 @@ pub(in crate::ops) fn resize_image(
         .and_then(|()| put_size(image, &bitmaps, size));
     match resized {
         Ok(()) if size < old => image.core().cut_data_file(size),
-        Err(e) if size > old => {
+        // It may be in force, and what failed came after it.
+        Err(e) if size > old && image.core().header().virtual_size != size => {
             // The data file goes back to its length, if it can.
             let _ = image.core().cut_data_file(old);
             Err(e)
