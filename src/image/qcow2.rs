@@ -404,7 +404,8 @@ impl ExclusiveImage<'_> {
                 // What guests have written first: bitmaps that cannot be stored stay in use, and take nothing with them.
                 core.settle()?;
                 let stored = core.store_bitmaps();
-                core.settle().and(stored)
+                let settled = core.settle();
+                stored.and(settled)
             }
         }
     }
