@@ -32,6 +32,19 @@ case $name in
         "$program" crash.qcow2 0.3 1
         check crash.qcow2
         ;;
+    backup)
+        fill disk.qcow2
+        mkdir backups
+        "$program" disk.qcow2 full backups
+        "$program" disk.qcow2 increment backups | grep '1.qcow2: 0 bytes'
+        "$build/tools/qcow2-io" -c 'write -q -P 77 1M 70k' -c 'write -q -z 0 64k' disk.qcow2
+        "$program" disk.qcow2 increment backups | grep '2.qcow2: 196608 bytes'
+        ! "$program" disk.qcow2 full backups 2>/dev/null || fail 'a full backup over others'
+        check disk.qcow2
+        check backups/2.qcow2
+        "$img" compare disk.qcow2 backups/2.qcow2
+        ! "$img" compare disk.qcow2 backups/1.qcow2
+        ;;
     readcost) "$program" . 1 | grep 'times pread' ;;
     watch)
         fill disk.qcow2

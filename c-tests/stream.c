@@ -147,12 +147,25 @@ static void parts_and_refusals(void)
     test_close(image);
 }
 
+/* What the handle says is dirty in its one bitmap, and what the file says of it. */
+static uint64_t dirty_bytes(qcow2_image *image, uint32_t *flags_of_file)
+{
+    qcow2_bitmap_info bitmap = {.struct_size = sizeof(bitmap)};
+
+    CHECK_OK(qcow2_get_bitmap(image, 0, &bitmap));
+    *flags_of_file = bitmap.flags;
+    CHECK_OK(qcow2_bitmap_list(image, 0, &bitmap));
+    CHECK_EQ(bitmap.flags, QCOW2_BITMAP_AUTO);
+    return bitmap.dirty_bytes;
+}
+
 /* Bitmaps of the stock tool say what the guest has changed: nothing, by this. */
 static void bitmaps_stay(void)
 {
     const char *path = make_chain("cluster_size=65536", "lazy_refcounts=off");
     const char *const add[] = {"sh", "-c", "qemu-img bitmap --add -f qcow2 \"$0\" b >/dev/null 2>&1", path, NULL};
     qcow2_image *image;
+    uint32_t flags;
     char byte;
 
     if (test_run(add) != 0) {
@@ -162,11 +175,17 @@ static void bitmaps_stay(void)
     CHECK_EQ(qcow2_pread(image, &byte, 1, 0), 1);
     CHECK_OK(qcow2_stream(image, 0, SIZE, 0, 0, NULL, NULL));
     CHECK_EQ(qcow2_vmstate_write(image, "x", 1, 0), 1);
-    CHECK_EQ(test_info(image).autoclear_features & 1, 1);
+    CHECK_EQ(dirty_bytes(image, &flags), 0);
+    CHECK_EQ(flags, QCOW2_BITMAP_AUTO);
     test_fill(image, 0, 1, 9);
-    CHECK_EQ(test_info(image).autoclear_features & 1, 0);
+    CHECK_EQ(dirty_bytes(image, &flags), 65536);
+    CHECK_EQ(flags, QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
     test_close(image);
-    test_expect_sound(path, true); /* those of the bitmap that is void now */
+    test_expect_sound(path, false);
+    image = test_open(path, CHAIN | QCOW2_OPEN_READ_ONLY, NULL);
+    CHECK_EQ(dirty_bytes(image, &flags), 65536);
+    CHECK_EQ(flags, QCOW2_BITMAP_AUTO);
+    test_close(image);
 }
 
 static void by_reading(const char *one, const char *other)

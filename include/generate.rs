@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 19] = [
+const SOURCES: [&str; 20] = [
     "types",
     "messages",
     "callbacks",
@@ -21,6 +21,7 @@ const SOURCES: [&str; 19] = [
     "convert",
     "measure",
     "snapshot",
+    "bitmaps",
     "vm_state",
     "create",
     "options",

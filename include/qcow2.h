@@ -275,6 +275,9 @@
 /* qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2. */
 #define QCOW2_ENCRYPTION_LUKS 2
 
+/* qcow2_bitmap_add: the bitmap tracks no changes yet. */
+#define QCOW2_BITMAP_DISABLED 1
+
 /* qcow2_bitmap_info: the bitmap was not saved and may be wrong. */
 #define QCOW2_BITMAP_IN_USE 1
 
@@ -805,10 +808,12 @@ typedef struct qcow2_bitmap_info {
     const char *name;
     /* Guest bytes that one bit stands for. */
     uint64_t granularity;
-    /* QCOW2_BITMAP_*. */
+    /* QCOW2_BITMAP_IN_USE, QCOW2_BITMAP_AUTO. */
     uint32_t flags;
     /* 0. */
     uint32_t reserved;
+    /* Bytes of the disk that have changed; counted by qcow2_bitmap_list, 0 from qcow2_get_bitmap. */
+    uint64_t dirty_bytes;
 } qcow2_bitmap_info;
 
 /* What a check found and did. */
@@ -901,8 +906,8 @@ typedef struct qcow2_measure_result {
     /* Bytes once every cluster is allocated. */
     uint64_t fully_allocated_bytes;
     /*
-     * Bytes that the source's bitmaps would add: 0; UINT64_MAX: one of the images cannot have any, or the source
-     * has some, which are not measured yet.
+     * Bytes that the source's dirty bitmaps would add, if all of their bits took room; UINT64_MAX: one of the images
+     * cannot have any, or those of the source are damaged.
      */
     uint64_t bitmaps_bytes;
 } qcow2_measure_result;
@@ -1477,6 +1482,122 @@ int qcow2_snapshot_apply(qcow2_image *image, const char *id, const char *name);
 int qcow2_snapshot_delete(qcow2_image *image,
                           const char *id,
                           const char *name);
+
+/*
+ * Adds a dirty bitmap: from now on, each change of the disk sets the bits of what it touches. No bit is set yet.
+ * `granularity` is the number of guest bytes that one bit stands for, a power of two from 512 to 2^31; 0: a cluster,
+ * but from 4 KiB to 64 KiB. `flags`: 0 or QCOW2_BITMAP_DISABLED. `name` has 1 to 1023 bytes.
+ *
+ * Bitmaps are stored in the image by qcow2_close, qcow2_inactivate, qcow2_reopen and qcow2_bitmap_sync. A writer that is
+ * killed leaves the enabled ones inconsistent, if it had written anything since they were stored: they are good for
+ * qcow2_bitmap_remove and qcow2_bitmap_recover only. Writes, zeroes, discards and compressed writes set bits, also those
+ * that fail; snapshots, VM state and qcow2_stream do not. A disk that gets another size keeps its bitmaps. While an image
+ * has bitmaps no snapshot of it can be applied.
+ *
+ * The functions of bitmaps let requests of other threads wait; each is durable when it returns, and a crash before
+ * leaves all bitmaps as they were before, or as after it. They may be called from any thread.
+ *
+ * Returns 0 or -errno: EINVAL (name, granularity, a disk of 0 bytes), EEXIST, EFBIG (the bitmap would take more than 512
+ * MiB, or there are 65,535 bitmaps), EROFS, ENOTSUP (a raw disk, an image of version 2), ENOSPC, EIO.
+ * Specification: "Bitmaps".
+ */
+int qcow2_bitmap_add(qcow2_image *image,
+                     const char *name,
+                     uint64_t granularity,
+                     uint64_t flags);
+
+/*
+ * Removes a dirty bitmap; an inconsistent one, too. Returns 0 or -errno: ENOENT, EROFS, ENOTSUP, ENOSPC, EIO.
+ * Specification: "Bitmaps".
+ */
+int qcow2_bitmap_remove(qcow2_image *image, const char *name);
+
+/*
+ * Clears all bits of a dirty bitmap. Returns 0 or -errno: ENOENT, EINVAL (it is inconsistent), EROFS, ENOTSUP, ENOSPC,
+ * EIO. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_clear(qcow2_image *image,
+                       const char *name);
+
+/*
+ * Has a dirty bitmap track changes from now on; what changed while it was disabled is not in it. Returns 0 or -errno as
+ * qcow2_bitmap_clear. Specification: "Bitmaps", flag "auto".
+ */
+int qcow2_bitmap_enable(qcow2_image *image,
+                        const char *name);
+
+/*
+ * Has a dirty bitmap track no more changes; its bits stay. Returns 0 or -errno as qcow2_bitmap_clear.
+ * Specification: "Bitmaps", flag "auto".
+ */
+int qcow2_bitmap_disable(qcow2_image *image, const char *name);
+
+/*
+ * Sets in the dirty bitmap `target` all that is set in `source_name`: a bitmap of `source`, another open image with a
+ * disk of the same size, or, where `source` is NULL, of `image` itself. The granularities may differ. `source` may be
+ * open read-only; what somebody writes to it meanwhile may be missing.
+ *
+ * Returns 0 or -errno: ENOENT, EINVAL (one of them is inconsistent; the sizes of the disks differ), EROFS, ENOTSUP,
+ * ENOMEM, ENOSPC, EIO. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_merge(qcow2_image *image,
+                       const char *target,
+                       qcow2_image *source,
+                       const char *source_name);
+
+/*
+ * Hands over from one dirty bitmap to the next, for an incremental backup: the bits of `name` go to a new bitmap
+ * `frozen`, which is disabled, and `name` tracks on with no bit set. Requests wait meanwhile, so each write is in one of
+ * the two: what `frozen` says, copied from now on, is a backup as of any time after this call. When the backup is
+ * complete `frozen` is removed; when it has failed qcow2_bitmap_merge puts it back into `name`.
+ *
+ * Returns 0 or -errno: ENOENT, EEXIST (`frozen`), EINVAL (`name` is inconsistent or disabled; the name `frozen`), EFBIG,
+ * EROFS, ENOTSUP, ENOSPC, EIO. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_rotate(qcow2_image *image,
+                        const char *name,
+                        const char *frozen);
+
+/*
+ * Makes an inconsistent dirty bitmap usable again: all of the disk counts as changed. A backup then copies everything
+ * once, and goes on with increments. Returns 0 or -errno: ENOENT, EINVAL (it is consistent), EROFS, ENOTSUP, ENOSPC, EIO.
+ * Specification: "Bitmaps", flag "in_use".
+ */
+int qcow2_bitmap_recover(qcow2_image *image,
+                         const char *name);
+
+/*
+ * Stores all dirty bitmaps durably, with everything else that is not yet on the medium, as qcow2_close does: a crash
+ * before the next change of the disk leaves them consistent. Returns 0 or -errno: EROFS, ENOTSUP (a raw disk), ENOSPC,
+ * EIO. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_sync(qcow2_image *image);
+
+/*
+ * Dirty bitmap number `index`, counted from 0, as this handle has it, with what has been written through it: so
+ * QCOW2_BITMAP_IN_USE is set of an inconsistent bitmap only, where qcow2_get_bitmap shows what the file says.
+ * `dirty_bytes` is counted; of an inconsistent one it is the size of the disk. The name is valid until the next call of
+ * this function or of qcow2_get_bitmap on the handle.
+ *
+ * Returns 0, -ENOENT past the last one, or another -errno: EINVAL, EIO (the bitmaps are damaged), EFBIG (they are too
+ * large to be looked at), ENOTSUP (a raw disk), ENOMEM. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_list(qcow2_image *image,
+                      size_t index,
+                      qcow2_bitmap_info *bitmap);
+
+/*
+ * The first range that is dirty in a bitmap, at or after `offset`: its first byte to `start`, its length to `length`, as
+ * long as it is dirty without a gap. A range that begins before `offset` is cut there.
+ *
+ * Returns 1, 0 where nothing more is dirty, or -errno: ENOENT, EINVAL (it is inconsistent), ENOTSUP (a raw disk), EIO,
+ * ENOMEM. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_next_dirty(qcow2_image *image,
+                            const char *name,
+                            uint64_t offset,
+                            uint64_t *start,
+                            uint64_t *length);
 
 /*
  * Writes `count` bytes at `offset` of the VM state: what a machine has beside its disk, stored in the image past the

@@ -42,7 +42,7 @@
 //! | a request of the guest | one verb, one file in `image`; what a raw disk does with it in `disk/raw.rs` |
 //! | work on the whole image (resize, snapshots, amend, bitmaps) | `ops`, by an `ExclusiveImage` and its `Parts` |
 //! | what turns guest bytes into stored ones | pure code beside `codec`: a cipher in `crypto`; called by `image/payload.rs` alone, which has the guest's offset of what it stores. Beside it only a raw disk, and the preallocation of an image that nobody has open, store guest bytes |
-//! | what must know of every change of the guest's contents | beside `Core::begin_write`, which each verb that changes them passes; what it remembers outlives a state: `image/session.rs` |
+//! | what must know of every change of the guest's contents | in `Core::begin_change`, which each verb that changes them passes, with its range; what it remembers outlives a state: `image/session.rs` |
 //! | requests that complete later | a layer between `ops` and `capi`, over `Disk`. A pin, a claim and a reservation belong to the thread that took them |
 //! | another format of disks | a file that implements `disk::Format`, beside `disk/raw.rs`, and a row in `ops/formats`; `format` is qcow2's bytes |
 //! | another kind of storage | `storage::Storage`; the address in `ops/open/files.rs`, the names of protocols in `storage/names.rs` |
@@ -95,6 +95,7 @@
 //! | R4 | a cluster is reused after R3 and after every older reader is gone | `Release::epoch` against the gate's oldest pin |
 //! | R5 | a new table is written whole before anything points to it | `Map::make_table`, `alloc::grow` |
 //! | R6 | a multi-step operation is bracketed by the dirty bit, or leaves only leaks | each file in `ops` |
+//! | R7 | a bitmap that is believed covers every write that is on the medium | `Core::begin_change`, the announcement of `image/bitmaps` |
 //!
 //! Between barriers the count of anything pointed to only rises, so refcount blocks may be written at any
 //! time, pointers wait, and a crash can leak clusters but never share or lose them.
@@ -120,6 +121,11 @@
 //! that writes counts raises those of the next free clusters in one sector, so that pointers to these need not
 //! wait. A crash leaves them as leaks; it begins once barriers with counts come again and again.
 //!
+//! **Dirty bitmaps** say what the guest has changed. Who changes anything passes `Core::begin_change`, which marks the
+//! range in memory, before a byte is written. On the medium a bitmap is believed unless its in-use flag is set: so the
+//! flag is durable before the first change of a session, on enabled bitmaps, and goes when the bits are durable, at
+//! close, inactivate, reopen and `qcow2_bitmap_sync`. An open that changes nothing leaves them as they are.
+//!
 //! # Order of waiting
 //!
 //! Always in this order; each has one owner.
@@ -129,19 +135,23 @@
 //!    snapshots, commit, close). A conversion that is inside its source's gate enters the target's only when it
 //!    need not wait; a backing disk is read inside the gate of the disk above it.
 //! 3. List of snapshots, while somebody reads it for all who ask: across I/O.
-//! 4. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
-//! 5. Birth of an L2 table (`Map::birth`): across I/O.
-//! 6. Turn of the barrier (`storage::flusher`): one barrier runs, others wait for the next, which serves them all.
-//! 7. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
+//! 4. Announcement of the first change to the bitmaps (`image/bitmaps`): across a write of flags, a sync, and the header's
+//!    lock. Those who hold a claim have announced before.
+//! 5. Claim on guest clusters ([`map::Claims`]): requests that change a mapping; held across I/O; one at a time.
+//! 6. Birth of an L2 table (`Map::birth`): across I/O.
+//! 7. Turn of the barrier (`storage::flusher`): one barrier runs, others wait for the next, which serves them all.
+//! 8. Cache set under load (`meta::cache`): a load, and the write-out that makes room for it, is a slot that
 //!    others wait on; across I/O.
-//! 8. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
-//! 9. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
-//! 10. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
-//! 11. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
-//! 12. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
+//! 9. The dirty list's in-flight announcement, then a page's write-out turn (`meta::page`): across the write.
+//! 10. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
+//! 11. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
+//! 12. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
+//! 13. Sectors of an encrypted image (`Cipher::sectors`): shared by writes of whole ones, alone to read, change and write
+//!     a part of one; across the I/O.
+//! 14. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
 //!     shared by writes past it, alone to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to
 //!     read, change and write one; across the call.
-//! 13. Owners of the overlap guard, and what waits to be free: for a look or a change of memory, never across a wait.
+//! 15. Owners of the overlap guard, and what waits to be free: for a look or a change of memory, never across a wait.
 //!
 //! A pin has a place of the gate for itself, where the state is, and publishes the epoch in which its request started:
 //! readers wait for nobody there but somebody alone. Readers of table pages take no lock

@@ -61,6 +61,14 @@ plants! {
     DiscardShowsBacking,
     /// A header is written anew without the extensions that are not known (C8).
     ExtensionsDropped,
+    /// A change is not marked in the bitmaps (R7).
+    ChangeNotMarked,
+    /// What a write has changed is marked once it has been done (R7).
+    MarkedAfterWrite,
+    /// Bitmaps are not durably in use before the first change (R7).
+    InUseNotDurable,
+    /// Bitmaps are no longer in use before their bits are durable (R7).
+    BitmapsInUseTooShort,
     /// The error of a failed table write is swallowed.
     FailedWriteForgotten,
     /// A failed sync is tried again.

@@ -30,6 +30,9 @@ pub mod ops {
     pub mod backing {
         pub use crate::ops::backing::{change_backing_file, make_empty};
     }
+    pub mod bitmaps {
+        pub use crate::ops::bitmaps::*;
+    }
     pub mod check {
         pub use crate::ops::check::{check, in_words, CheckOptions, CheckReport, MessageKind};
     }

@@ -40,6 +40,7 @@ fn any_setup(rng: &mut Rng) -> Setup {
         snapshots: false,
         amends: false,
         data_file: None,
+        bitmaps: version == 3 && rng.one_in(3),
     }
 }
 

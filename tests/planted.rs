@@ -52,6 +52,10 @@ const DATA_FILE_RULES: Level = Level { name: "rules on a data file", rules: true
 const PAIRS_RULES: Level = Level { name: "rules on races", rules: true, ..PAIRS };
 const DAMAGED: Level = level("damaged images", "damaged", "", "1");
 const DAMAGED_RULES: Level = Level { name: "rules on damaged images", rules: true, ..DAMAGED };
+const BITMAPS: Level = level("power cut of bitmaps", "power_cut", "short_lists_with_bitmaps", "1");
+const BITMAP_RULES: Level = Level { name: "rules on bitmaps", rules: true, cuts: false, ..BITMAPS };
+const BITMAP_FAULTS: Level =
+    level("faults of bitmaps", "faults", "each_call_of_lists_with_bitmaps_fails", "1");
 const FAULTS: Level = level("faults", "faults", "each_call_fails", "0.3");
 const FINAL: Level = level("failed sync", "faults", "a_failed_sync_is_final", "1");
 const READER: Level = level("parked reader", "races", "a_parked_reader", "1");
@@ -72,7 +76,7 @@ const PAGES: Level = model("models of pages", "loom::pages");
 
 const MODELS: [Level; 8] = [CLOCK, FLUSHES, PINS, GATE, STATE, CLAIMS, ACCESS, PAGES];
 
-const LEVELS: [Level; 18] = [
+const LEVELS: [Level; 21] = [
     PARTS,
     RULES,
     CUT,
@@ -80,6 +84,9 @@ const LEVELS: [Level; 18] = [
     GROWTH,
     DATA_FILE_RULES,
     DATA_FILE,
+    BITMAP_RULES,
+    BITMAPS,
+    BITMAP_FAULTS,
     FAULTS,
     FINAL,
     READER,
@@ -115,6 +122,10 @@ fn catchers(plant: Plant) -> &'static [Level] {
         CopiedIgnored => &[RULES, CUT, PAIRS_RULES, PAIRS],
         DiscardShowsBacking => &[CUT, MODEL],
         ExtensionsDropped => &[RULES],
+        ChangeNotMarked => &[BITMAPS],
+        MarkedAfterWrite => &[BITMAP_FAULTS],
+        InUseNotDurable => &[BITMAP_RULES, BITMAPS],
+        BitmapsInUseTooShort => &[BITMAPS],
         FailedWriteForgotten => &[FAULTS],
         SyncRetried => &[FINAL],
         LinkedAfterFailedWrite => &[FAULTS],

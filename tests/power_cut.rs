@@ -1,5 +1,6 @@
 //! Power cuts after every event of many operation lists, with every choice of surviving writes.
 
+use testkit::bitmaps::BitmapOp;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::pair::{sweep_commit, Pair};
 use testkit::rebase::{sweep_rebase, Change, Other};
@@ -165,6 +166,44 @@ fn short_lists_with_snapshots_and_compressed_clusters() {
         }
     }
     run("short_lists_with_snapshots_and_compressed_clusters", 0, &share(lists));
+}
+
+/// All short lists in which bitmaps meet writes, discards, other sizes, reopens and kills (R7).
+#[test]
+fn short_lists_with_bitmaps() {
+    let (write, discard) = (Write { sector: 3, count: 2, fua: false }, Discard { sector: 3, count: 2 });
+    let bitmaps = |op| Bitmaps { op };
+    let (rotate, fold, sync) = (bitmaps(BitmapOp::Rotate), bitmaps(BitmapOp::Fold), bitmaps(BitmapOp::Sync));
+    let alphabets: [[Op; 4]; 5] = [
+        [write, Write { sector: 9, count: 1, fua: true }, sync, Reopen],
+        [write, rotate, fold, Flush],
+        [write, discard, bitmaps(BitmapOp::Toggle), sync],
+        [write, Resize { sectors: 9 }, Resize { sectors: 5000 }, Reopen],
+        [discard, bitmaps(BitmapOp::Recover), Kill, HandOver],
+    ];
+    let mut lists = Vec::new();
+    for (number, alphabet) in alphabets.into_iter().enumerate() {
+        for (lazy, backing) in [(false, None), (true, Some(90))] {
+            for length in 1..=4u32 {
+                // Of the longest lists every third one.
+                let wanted = |list: &usize| length < 4 || list % 3 == number % 3;
+                for list in (0..4usize.pow(length)).filter(wanted) {
+                    let op = |digit: u32| alphabet[list / 4usize.pow(digit) % 4];
+                    let setup = Setup {
+                        lazy,
+                        backing,
+                        sectors: 70,
+                        prefill: 8,
+                        bitmaps: true,
+                        ahead: list % 2 == 0,
+                        ..Setup::default()
+                    };
+                    lists.push((setup, (0..length).map(op).collect(), list as u64));
+                }
+            }
+        }
+    }
+    run("short_lists_with_bitmaps", 0, &share(lists));
 }
 
 /// All short lists in which settings change and change back over data, zero clusters and snapshots.

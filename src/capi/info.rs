@@ -2,6 +2,7 @@
 //! call that fills the same struct, or until close.
 
 use super::edge::{give, with, Guarded};
+use super::strings::keep;
 use super::types::*;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,20 +10,13 @@ use crate::format::extensions;
 use crate::format::features::*;
 use crate::format::Header;
 use crate::image::{Core, Image};
-use crate::ops::bitmaps::load_bitmaps;
+use crate::meta::bitmap_directory::load_bitmaps;
 use crate::ops::handle::Handle;
 use crate::ops::open::Origin;
 use crate::sync::locked;
-use std::ffi::{c_char, c_int, CString};
+use std::ffi::{c_int, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-
-fn keep(list: &mut Vec<CString>, text: Option<&[u8]>) -> *const c_char {
-    let Some(text) = text else { return std::ptr::null() };
-    let bytes = text.split(|b| *b == 0).next().unwrap_or_default();
-    list.push(CString::new(bytes).unwrap_or_default());
-    list.last().map_or(std::ptr::null(), |c| c.as_ptr())
-}
 
 fn empty_info() -> qcow2_info {
     // Written out in full it would only repeat the declaration.
@@ -221,6 +215,7 @@ pub unsafe extern "C" fn qcow2_get_bitmap(
             granularity: 1 << found.granularity_bits,
             flags: found.flags & (QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO),
             reserved: 0,
+            dirty_bytes: 0,
         };
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(answer, bitmap, "bitmap") }.map(|()| 0)

@@ -17,8 +17,8 @@ pub struct qcow2_measure_result {
     pub required_bytes: u64,
     /// Bytes once every cluster is allocated.
     pub fully_allocated_bytes: u64,
-    /// Bytes that the source's bitmaps would add: 0; UINT64_MAX: one of the images cannot have any, or the source
-    /// has some, which are not measured yet.
+    /// Bytes that the source's dirty bitmaps would add, if all of their bits took room; UINT64_MAX: one of the images
+    /// cannot have any, or those of the source are damaged.
     pub bitmaps_bytes: u64,
 }
 

@@ -14,6 +14,7 @@
 
 mod amend;
 mod backing;
+mod bitmaps;
 mod callbacks;
 mod check;
 mod compare;
@@ -39,6 +40,7 @@ mod vm_state;
 
 pub use amend::*;
 pub use backing::*;
+pub use bitmaps::*;
 pub use callbacks::*;
 pub use check::*;
 pub use compare::*;

@@ -159,6 +159,8 @@ pub const QCOW2_ENCRYPTION_AES: i32 = 1;
 /// qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2.
 pub const QCOW2_ENCRYPTION_LUKS: i32 = 2;
 
+/// qcow2_bitmap_add: the bitmap tracks no changes yet.
+pub const QCOW2_BITMAP_DISABLED: u64 = 0x1;
 /// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
 pub const QCOW2_BITMAP_IN_USE: u32 = 0x1;
 /// qcow2_bitmap_info: the bitmap tracks every write.
@@ -344,10 +346,12 @@ pub struct qcow2_bitmap_info {
     pub name: *const c_char,
     /// Guest bytes that one bit stands for.
     pub granularity: u64,
-    /// QCOW2_BITMAP_*.
+    /// QCOW2_BITMAP_IN_USE, QCOW2_BITMAP_AUTO.
     pub flags: u32,
     /// 0.
     pub reserved: u32,
+    /// Bytes of the disk that have changed; counted by qcow2_bitmap_list, 0 from qcow2_get_bitmap.
+    pub dirty_bytes: u64,
 }
 
 /// An internal snapshot. See qcow2_get_snapshot.

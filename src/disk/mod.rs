@@ -140,8 +140,8 @@ pub trait Format: Any + Send + Sync {
         Err(has_no(self.name(), COMPRESSED))
     }
 
-    /// Bytes of its bitmaps in another image, where it can have some: 0 of one that has none.
-    fn bitmaps_bytes(&self) -> Option<u64> {
+    /// Bytes of its bitmaps in an image with clusters of so many bytes, where it can have some: 0 of one that has none.
+    fn bitmaps_bytes(&self, _cluster_bytes: u64) -> Option<u64> {
         None
     }
 

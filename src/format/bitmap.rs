@@ -28,6 +28,14 @@ pub const FLAG_AUTO: u32 = 1 << 1;
 pub const FLAG_EXTRA_COMPATIBLE: u32 = 1 << 2;
 /// Type of a dirty tracking bitmap, the only one there is.
 pub const TYPE_DIRTY_TRACKING: u8 = 1;
+/// Bytes of `flags` in an entry, and where they are.
+pub const FLAGS_AT: usize = 12;
+/// Largest bitmap, bytes of bits, the reference implementation's limit.
+pub const MAX_BITS_BYTES: u64 = 0x2000_0000;
+/// A table entry of a cluster whose bits are all clear, and of one whose bits are all set: neither has a place.
+pub const ENTRY_ZEROES: u64 = 0;
+/// See `ENTRY_ZEROES`.
+pub const ENTRY_ONES: u64 = 1;
 /// Bits 9-55 of a table entry.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -77,6 +85,65 @@ pub fn decode_table_entry(
         _ if geometry.in_cluster(offset) != 0 => Err("host offset is not a multiple of the cluster size"),
         _ => Ok(BitmapCluster::Host(offset)),
     }
+}
+
+/// Bytes of bits and entries of the table of a bitmap, for a disk of `virtual_size` bytes.
+pub fn table_entries(virtual_size: u64, granularity_bits: u8, geometry: &Geometry) -> (u64, u64) {
+    let bytes = virtual_size.div_ceil(1 << granularity_bits).div_ceil(8);
+    (bytes, geometry.clusters_ceil(bytes))
+}
+
+/// Bytes that bitmaps of a disk of `virtual_size` bytes take, with all of their bits, in clusters of so many bytes.
+pub fn stored_bytes(list: &[Bitmap], virtual_size: u64, cluster_bytes: u64) -> u64 {
+    let of = |bitmap: &Bitmap| {
+        let bits = virtual_size.div_ceil(1 << bitmap.granularity_bits).div_ceil(8);
+        let clusters = bits.div_ceil(cluster_bytes);
+        clusters * cluster_bytes + (clusters * 8).next_multiple_of(cluster_bytes)
+    };
+    let directory: u64 = list.iter().map(|bitmap| bitmap.stored_bytes() as u64).sum();
+    list.iter().map(of).sum::<u64>() + directory.next_multiple_of(cluster_bytes)
+}
+
+/// log2 of a granularity; fails unless it is a power of two from 512 to 2^31.
+pub fn granularity_bits(bytes: u64) -> Result<u8> {
+    match bytes.is_power_of_two() && (1 << 9..=1 << 31).contains(&bytes) {
+        true => Ok(bytes.trailing_zeros() as u8),
+        false => {
+            let rule = "Granularity must be power of 2 and at least 512";
+            Err(Error::invalid(rule).detail(format!("{bytes}, and at most 2 GiB")))
+        }
+    }
+}
+
+/// The granularity of a bitmap when nobody says another one: a cluster, from 4 KiB to 64 KiB.
+pub fn default_granularity(geometry: &Geometry) -> u64 {
+    geometry.cluster_bytes().clamp(4 << 10, 64 << 10)
+}
+
+/// Fails unless a new bitmap may have this name.
+pub fn check_name(name: &[u8]) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::invalid("Bitmap name cannot be empty"));
+    }
+    if name.len() > usize::from(MAX_NAME_BYTES) {
+        return Err(Error::invalid(format!(
+            "Can't make bitmap '{}' persistent: Name length exceeds maximum ({MAX_NAME_BYTES} characters)",
+            printable(name)
+        )));
+    }
+    Ok(())
+}
+
+/// A name for messages: names come from the image, so control characters must not reach a terminal.
+pub fn printable(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// The bytes of a directory.
+pub fn encode_directory(list: &[Bitmap]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    list.iter().for_each(|bitmap| bitmap.encode(&mut bytes));
+    bytes
 }
 
 /// Refuses a pointer whose directory nobody may read. Called before memory for it is allocated.
@@ -133,9 +200,24 @@ impl Bitmap {
         Some((bitmap, end.div_ceil(8) * 8))
     }
 
-    /// The name for messages: names come from the image, so control characters must not reach a terminal.
+    /// The name for messages.
     pub fn printable_name(&self) -> String {
-        String::from_utf8_lossy(&self.name).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+        printable(&self.name)
+    }
+
+    /// Bytes of the entry, padded.
+    pub fn stored_bytes(&self) -> usize {
+        (FIXED_BYTES + self.extra.len() + self.name.len()).div_ceil(8) * 8
+    }
+
+    /// Whether it may lack changes: a writer did not come to storing it.
+    pub fn is_inconsistent(&self) -> bool {
+        self.flags & FLAG_IN_USE != 0
+    }
+
+    /// Whether it tracks changes.
+    pub fn is_enabled(&self) -> bool {
+        self.flags & FLAG_AUTO != 0
     }
 
     fn check(&self, geometry: &Geometry) -> Result<()> {
@@ -158,7 +240,6 @@ impl Bitmap {
     }
 
     /// Appends the entry with padding.
-    #[cfg(test)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.table_offset.to_be_bytes());
         out.extend(self.table_entries.to_be_bytes());

@@ -111,6 +111,15 @@ pub fn bitmaps(data: &[u8]) -> Result<BitmapsPointer> {
     })
 }
 
+/// The bitmaps extension.
+pub fn bitmaps_extension(pointer: &BitmapsPointer) -> Extension {
+    let mut data = vec![0; 24];
+    data[..4].copy_from_slice(&pointer.count.to_be_bytes());
+    data[8..16].copy_from_slice(&pointer.directory_bytes.to_be_bytes());
+    data[16..].copy_from_slice(&pointer.directory_offset.to_be_bytes());
+    Extension { kind: BITMAPS, data, offset: 0 }
+}
+
 /// Decodes the encryption pointer's payload.
 pub fn encryption(data: &[u8]) -> Result<EncryptionPointer> {
     if data.len() != 16 {

@@ -26,7 +26,7 @@ impl Core {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
         self.check_clusters(offset, bytes)?;
-        self.begin_write()?;
+        self.begin_change(offset, bytes)?;
         let mut source = Gather::new(buffers);
         let threads = self.settings.options.compress_threads.max(1) as usize;
         let step_bytes = ((threads * CLUSTERS_PER_THREAD) as u64) << self.geometry.cluster_bits;
@@ -126,7 +126,7 @@ impl Core {
         self.check_clusters(offset, data.len() as u64)?;
         let geometry = &self.geometry;
         debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
-        let (io, alloc) = self.begin_write()?;
+        let (io, alloc) = self.begin_change(offset, data.len() as u64)?;
         let first = geometry.cluster_index(offset);
         let mut index = 0;
         while index < packed.ends.len() {

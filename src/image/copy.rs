@@ -43,11 +43,11 @@ impl Core {
         source_offset: u64,
     ) -> Result<u64> {
         check_range(self.virtual_size, offset.0, length)?;
-        let (io, alloc) = self.begin_write()?;
         let geometry = &self.geometry;
         if geometry.in_cluster(offset) != 0 || !self.payload.zeroes_are_zero() {
             return Ok(0);
         }
+        let (io, alloc) = self.begin_change(offset, length)?;
         let (mut cluster, end) = (geometry.cluster_index(offset), geometry.cluster_index(offset + length));
         while cluster < end {
             self.relieve(io, alloc)?;

@@ -1,5 +1,6 @@
 //! The state of an open image: everything that was loaded from the medium, and what may be done with it.
 
+use super::bitmaps::{self, Tracker};
 use super::chain::{Below, Chain};
 use super::cipher::Cipher;
 use super::inflation::Inflation;
@@ -67,6 +68,8 @@ pub struct Core {
     pub(super) compressors: Pool<Compressor>,
     pub(super) settings: CoreSettings,
     pub(super) io: Option<Io>,
+    /// What knows of changes, of a writable image that has bitmaps.
+    pub(super) bitmaps: Option<Arc<Tracker>>,
     /// Somebody else may have the image: there is no guest I/O until it is read anew.
     inactive: bool,
     /// What reads pass through where the image has holes.
@@ -159,10 +162,10 @@ impl Core {
             medium,
             readers: Arc::clone(&session.readers),
         };
-        let io = match settings.metadata_only {
-            true => None,
-            false => Some(Self::load_io(&shared, &header, &settings)?),
-        };
+        let tracks = !settings.metadata_only && !settings.read_only;
+        let load = || bitmaps::load(&shared, &header, &settings.options);
+        let bitmaps = if tracks { session.bitmaps(load)? } else { None };
+        let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let cipher = settings.cipher.clone().filter(|_| header.crypt_method != 0);
@@ -184,6 +187,7 @@ impl Core {
             compressors: Pool::default(),
             settings,
             io,
+            bitmaps,
             inactive: false,
             chain: None,
             raw_data_file,
@@ -208,6 +212,7 @@ impl Core {
             compressors: Pool::default(),
             settings: self.settings.clone(),
             io: None,
+            bitmaps: None,
             inactive: true,
             chain: None,
             raw_data_file: self.raw_data_file,
@@ -255,20 +260,6 @@ impl Core {
                 "guest I/O on a handle that was opened for metadata only",
             )),
         }
-    }
-
-    /// Fails unless guest data may be changed; clears autoclear bits before the first change.
-    pub(crate) fn begin_write(&self) -> Result<(&Io, &Arc<Allocator>)> {
-        let io = self.io()?;
-        let Some(alloc) = &io.alloc else {
-            return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
-        };
-        self.check_writable()?;
-        if self.shared.header.autoclear_pending() {
-            // Bitmaps would go stale, so their bit goes first.
-            self.shared.header.clear_autoclear(0)?;
-        }
-        Ok((io, alloc))
     }
 
     /// Fails after a failed sync.
@@ -386,6 +377,11 @@ impl Core {
     /// The header as it stands.
     pub fn header(&self) -> Header {
         self.shared.header.header()
+    }
+
+    /// The image's storages.
+    pub(crate) fn medium(&self) -> &Medium {
+        &self.shared.medium
     }
 
     /// The image file.

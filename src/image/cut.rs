@@ -14,7 +14,7 @@ const MAX_PENDING_RUNS: u64 = 64 << 10;
 impl Core {
     /// Drops the entries of whole clusters past `size`.
     pub(crate) fn cut(&self, size: u64) -> Result<()> {
-        let (io, alloc) = self.begin_write()?;
+        let (io, alloc) = self.begin_change(GuestOffset(size), self.virtual_size.saturating_sub(size))?;
         let geometry = &self.geometry;
         let end = geometry.cluster_after(self.disk_end());
         let mut at = geometry.cluster_after(GuestOffset(size));

@@ -10,9 +10,11 @@ use crate::disk::{
     ZeroFlags,
 };
 use crate::error::{Error, Result};
-use crate::format::extensions::{BACKING_FORMAT, BITMAPS, DATA_FILE};
+use crate::format::bitmap::stored_bytes;
+use crate::format::extensions::{BACKING_FORMAT, DATA_FILE};
 use crate::format::features::{INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use crate::format::Header;
+use crate::meta::bitmap_directory::load_bitmaps;
 use crate::meta::read_header;
 use crate::storage::access::Identity;
 use crate::storage::Storage;
@@ -218,9 +220,11 @@ impl Format for Image {
         self.write_packed(packed, offset, data)
     }
 
-    fn bitmaps_bytes(&self) -> Option<u64> {
-        let header = self.core().header();
-        (header.version >= 3 && header.extension(BITMAPS).is_none()).then_some(0)
+    fn bitmaps_bytes(&self, cluster_bytes: u64) -> Option<u64> {
+        let core = self.core();
+        let header = core.header();
+        let list = load_bitmaps(&**core.storage(), &header).ok().filter(|_| header.version >= 3)?;
+        Some(stored_bytes(&list, header.virtual_size, cluster_bytes))
     }
 
     fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
@@ -239,13 +243,13 @@ impl ExclusiveImage<'_> {
 
 impl Stopped for ExclusiveImage<'_> {
     fn settle(&self) -> Result<()> {
-        self.settle()
+        self.settle_with_bitmaps()
     }
 
     fn close(&self) -> Result<()> {
         match self.core().is_read_only() {
             true => Ok(()),
-            false => self.settle(),
+            false => self.settle_with_bitmaps(),
         }
     }
 
@@ -263,6 +267,7 @@ impl Stopped for ExclusiveImage<'_> {
 
     fn reload(&self, files: Files, settings: Settings) -> Result<()> {
         let settings = self.with_settings(&files, settings);
+        self.forget_bitmaps();
         self.reload_from(files.image, settings)
     }
 

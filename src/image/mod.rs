@@ -5,8 +5,10 @@
 //! alone, bring everything to the medium and put a new core, loaded afresh, in its place. They are in `ops`: to them an
 //! [`ExclusiveImage`] and its core hand out their parts (`structure.rs`) and what guest I/O can do.
 
+pub(crate) mod bitmaps;
 mod buffers;
 mod chain;
+mod change;
 mod cipher;
 mod compressed;
 mod copy;

@@ -15,7 +15,8 @@ impl Core {
     /// Gives every cluster that `[from, to)` touches a place, with the host's room if that is asked for; what reads as
     /// zeroes does so still.
     pub(crate) fn preallocate(&self, from: GuestOffset, to: GuestOffset, how: Preallocation) -> Result<()> {
-        let (io, alloc) = self.begin_write()?;
+        // The disk's contents stay.
+        let (io, alloc) = (self.io()?, self.structure_writer()?.alloc);
         let geometry = &self.geometry;
         if !self.payload.zeroes_are_zero() && geometry.version < 3 {
             // Its entries cannot say zero, and zeroes of the host are none.

@@ -1,5 +1,6 @@
 //! An open qcow2 image as its users see it.
 
+use super::bitmaps::Tracker;
 use super::chain::{Chain, Layer};
 use super::core::{unfinished, Core, CoreSettings};
 use super::session::Session;
@@ -303,6 +304,16 @@ impl Image {
         Ok((self.core(), list))
     }
 
+    /// The bitmaps that are in force, with the state that has them.
+    pub(crate) fn with_bitmaps<T>(
+        &self,
+        look: impl FnOnce(&Core, Option<Arc<Tracker>>) -> Result<T>,
+    ) -> Result<T> {
+        let inside = self.enter();
+        let bitmaps = inside.bitmaps()?;
+        look(&inside, bitmaps)
+    }
+
     /// Drops what is kept of compressed clusters, and cached tables that were not used since the last call. An
     /// image whose whole mapping is cached and idle is brought to the medium and loaded anew.
     pub fn clean_caches(&self) -> Result<()> {
@@ -384,6 +395,26 @@ impl ExclusiveImage<'_> {
         }
     }
 
+    /// As `settle`, with bitmaps that are to be believed.
+    pub fn settle_with_bitmaps(&self) -> Result<()> {
+        let core = self.image.core();
+        match core.suspended() {
+            Some(why) => Err(unfinished(why.clone())),
+            None => {
+                // What guests have written first: bitmaps that cannot be stored stay in use, and take nothing with them.
+                core.settle()?;
+                let stored = core.store_bitmaps();
+                let settled = core.settle();
+                stored.and(settled)
+            }
+        }
+    }
+
+    /// The next state loads the bitmaps from the medium, which has all of them.
+    pub(crate) fn forget_bitmaps(&self) {
+        self.image.session.forget_bitmaps();
+    }
+
     /// The image itself.
     pub(super) fn image(&self) -> &Image {
         self.image
@@ -424,11 +455,14 @@ impl ExclusiveImage<'_> {
     /// Drops everything that is cached: somebody else may change the image from now on, and requests are refused.
     /// Everything is on the medium.
     pub fn deactivate(&self) {
+        self.forget_bitmaps();
         self.put(self.core().inactive());
     }
 
     /// Loads an inactive image as it is now. On failure it stays inactive.
     pub fn activate(&self, storage: Arc<dyn Storage>, settings: CoreSettings) -> Result<()> {
+        // Those of a load that failed are older than what the other side may have written since.
+        self.forget_bitmaps();
         let loaded = self.load(storage, settings);
         let core = loaded.inspect_err(|_| self.image.session.renew_latch())?;
         self.put(core);

@@ -3,6 +3,7 @@
 //! A state (`Core`) is what was loaded from the medium; a structure change replaces it. The gate has the state, so
 //! that a request finds it where it enters; the states have the session.
 
+use super::bitmaps::Tracker;
 use crate::error::{Error, Result};
 use crate::storage::flusher::Flusher;
 use crate::storage::gate::Readers;
@@ -24,6 +25,8 @@ pub(crate) struct Session {
     /// The header names another backing file than the one that is open: what would leave a hole, or show one, is
     /// refused, for nobody here knows what it will show.
     chain_left: AtomicBool,
+    /// What knows of changes, once it has been loaded; `None` in it: there are no bitmaps.
+    bitmaps: Mutex<Option<Option<Arc<Tracker>>>>,
 }
 
 impl Session {
@@ -35,6 +38,7 @@ impl Session {
             virtual_size: AtomicU64::new(0),
             generation: Arc::default(),
             chain_left: AtomicBool::new(false),
+            bitmaps: Mutex::default(),
         }
     }
 
@@ -73,6 +77,23 @@ impl Session {
     /// Whether the chain that is open is the one that the header means.
     pub(super) fn is_chain_kept(&self) -> bool {
         !self.chain_left.load(Ordering::SeqCst)
+    }
+
+    /// The bitmaps that go from state to state; where there are none yet, what `load` answers.
+    pub(super) fn bitmaps(
+        &self,
+        load: impl FnOnce() -> Result<Option<Tracker>>,
+    ) -> Result<Option<Arc<Tracker>>> {
+        let mut known = locked(self.bitmaps.lock());
+        if known.is_none() {
+            *known = Some(load()?.map(Arc::new));
+        }
+        Ok(known.clone().flatten())
+    }
+
+    /// The next state loads the bitmaps from the medium, which has all of them. Called alone.
+    pub(super) fn forget_bitmaps(&self) {
+        *locked(self.bitmaps.lock()) = None;
     }
 
     /// Notes whether the header names another backing file. Called alone.

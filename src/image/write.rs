@@ -48,8 +48,12 @@ impl Core {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
         check_range(self.virtual_size, offset.0, bytes)?;
-        let (io, alloc) = self.begin_write()?;
-        self.write_at(io, alloc, offset, bytes, buffers)
+        let (io, alloc) = self.begin_change(offset, bytes)?;
+        self.write_at(io, alloc, offset, bytes, buffers)?;
+        if planted(Plant::MarkedAfterWrite) {
+            self.mark_late(offset, bytes);
+        }
+        Ok(())
     }
 
     /// Writes to a range of the disk or of the VM state, which the L1 table has room for.
@@ -96,7 +100,10 @@ impl Core {
             return Ok(false);
         }
         match io.map.look(offset, length) {
-            Look::Data(host, true) if !self.shared.header.autoclear_pending() => {
+            Look::Data(host, true) => {
+                if self.shared.header.autoclear_pending() && !self.note_overwrite(offset, length)? {
+                    return Ok(false);
+                }
                 let Some(done) = self.payload.write_clear(Place { guest: offset, host }, bytes) else {
                     return Ok(false);
                 };

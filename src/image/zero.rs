@@ -36,7 +36,7 @@ impl Core {
     /// Makes `[offset, offset + length)` read as zeroes.
     pub(crate) fn write_zeroes(&self, offset: GuestOffset, length: u64, flags: ZeroFlags) -> Result<()> {
         check_range(self.virtual_size, offset.0, length)?;
-        let (io, _) = self.begin_write()?;
+        let (io, _) = self.begin_change(offset, length)?;
         if length == 0 {
             return Ok(());
         }
@@ -221,12 +221,12 @@ impl Core {
     /// Lets go of the whole clusters in `[offset, offset + length)`.
     pub(super) fn discard(&self, offset: GuestOffset, length: u64) -> Result<()> {
         check_range(self.virtual_size, offset.0, length)?;
-        let (io, _) = self.begin_write()?;
         // In version 2 an entry cannot say that it is zeroes where a backing file would show.
         let says_nothing = self.geometry.version < 3 && self.has_backing();
         if self.settings.options.discard == Discard::Ignore || says_nothing {
-            return Ok(());
+            return self.begin_change(offset, 0).map(drop);
         }
+        let (io, _) = self.begin_change(offset, length)?;
         let (first, last) = self.whole_clusters(offset, offset + length);
         if first >= last {
             return Ok(());

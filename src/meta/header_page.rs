@@ -46,7 +46,7 @@ pub struct HeaderPage {
     header: Mutex<(Header, Vec<u8>)>,
     dirty: AtomicBool,
     corrupt: AtomicBool,
-    /// Autoclear bits are still as another program left them.
+    /// Some autoclear bit is set, but for that of a raw data file.
     autoclear_pending: AtomicBool,
     /// The file may hold another sector than `header` has.
     undecided: AtomicBool,
@@ -85,7 +85,7 @@ impl HeaderPage {
         self.corrupt.load(Ordering::SeqCst)
     }
 
-    /// Whether the next guest write has to clear autoclear bits first.
+    /// Whether a change of the guest's contents has to clear autoclear bits first, or has bitmaps to tell.
     #[inline]
     pub fn autoclear_pending(&self) -> bool {
         self.autoclear_pending.load(Ordering::Relaxed)
@@ -113,7 +113,13 @@ impl HeaderPage {
         self.dirty.store(next.incompatible & INCOMPAT_DIRTY != 0, Ordering::SeqCst);
         *sector = bytes;
         *header = next;
+        self.note_autoclear(header);
         Ok(())
+    }
+
+    fn note_autoclear(&self, header: &Header) {
+        let pending = header.autoclear & !AUTOCLEAR_RAW_DATA != 0;
+        self.autoclear_pending.store(pending, Ordering::Relaxed);
     }
 
     /// Puts `new` in the place of the sector `old`, durably, after everything that was written before.
@@ -196,8 +202,6 @@ impl HeaderPage {
             next.autoclear &= kept;
             self.write(header, sector, next)?;
         }
-        // What is kept waits for a change that it does not survive.
-        self.autoclear_pending.store(header.autoclear & !AUTOCLEAR_RAW_DATA != 0, Ordering::Relaxed);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Called by `alloc` (header, refcount table) and `map` (L1, L2). Knows neither guests nor free clusters.
 
+pub(crate) mod bitmap_directory;
 pub mod cache;
 mod dirty_list;
 pub mod guard;

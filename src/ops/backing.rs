@@ -5,7 +5,7 @@ use super::l1_table;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::BACKING_FORMAT;
 use crate::format::header::MAX_BACKING_NAME_BYTES;
-use crate::format::Header;
+use crate::format::{GuestOffset, Header};
 use crate::image::{CoreSettings, ExclusiveImage, Image};
 use crate::options::CreateOptions;
 use std::sync::Arc;
@@ -92,5 +92,7 @@ pub(super) fn names(header: &Header) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
 pub fn make_empty(handle: &Handle) -> Result<()> {
     let image = writable(handle)?.exclusive();
     image.settle()?;
+    let core = image.core();
+    core.begin_change(GuestOffset(0), core.length())?;
     l1_table::make_empty(&image)
 }

@@ -72,10 +72,11 @@ pub(super) fn drop_tables(image: &ExclusiveImage<'_>, first: u64) -> Result<()> 
     image.complete(reload_without(Gone::entries(old, part)))
 }
 
-/// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes.
+/// Lets go of everything that the image holds: afterwards it shows its backing file, or zeroes. Where that is not what
+/// it has shown before, the caller has begun the change.
 pub(super) fn make_empty(image: &ExclusiveImage<'_>) -> Result<()> {
     let core = image.core();
-    core.begin_write()?;
+    core.structure_writer()?;
     core.zero_raw_disk()?;
     // What goes is found on the medium.
     image.settle()?;
@@ -83,7 +84,7 @@ pub(super) fn make_empty(image: &ExclusiveImage<'_>) -> Result<()> {
     drop_tables(image, 0)?;
     core.give_back_data(GuestOffset(0), core.disk_end())?;
     image.settle()?;
-    image.core().begin_write()?.1.cut_file()
+    image.core().structure_writer()?.alloc.cut_file()
 }
 
 /// Lets go of the VM state in the active table.

@@ -39,7 +39,9 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
     Ok(Measured {
         required_bytes: bytes(all - disk_clusters + held),
         fully_allocated_bytes: bytes(all),
-        bitmaps_bytes: source.filter(|_| options.version >= 3).and_then(|disk| disk.bitmaps_bytes()),
+        bitmaps_bytes: source
+            .filter(|_| options.version >= 3)
+            .and_then(|disk| disk.bitmaps_bytes(geometry.cluster_bytes())),
     })
 }
 

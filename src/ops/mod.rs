@@ -7,7 +7,7 @@
 
 pub mod amend;
 pub mod backing;
-pub(crate) mod bitmaps;
+pub mod bitmaps;
 pub mod check;
 pub mod checksum;
 pub mod commit;

@@ -45,7 +45,14 @@ pub(super) fn check_image(
     if repairs && core.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "repairing needs a writable open"));
     }
-    alone.settle()?;
+    match repairs {
+        // A repair may change what they are stored in.
+        true => {
+            alone.settle_with_bitmaps()?;
+            alone.forget_bitmaps();
+        }
+        false => alone.settle()?,
+    }
     let storage = Arc::clone(core.storage());
     if !repairs {
         return check(&*storage, options, findings, progress);

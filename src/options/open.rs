@@ -59,6 +59,8 @@ pub struct OpenOptions {
     pub snapshot_id: Option<OsString>,
     /// The name of the snapshot that is read instead of the disk.
     pub snapshot_name: Option<OsString>,
+    /// Bitmaps that are damaged are given up, instead of refusing to write the image.
+    pub drop_damaged_bitmaps: bool,
 }
 
 impl Default for OpenOptions {
@@ -89,6 +91,7 @@ impl Default for OpenOptions {
             snapshot: false,
             snapshot_id: None,
             snapshot_name: None,
+            drop_damaged_bitmaps: false,
         }
     }
 }
@@ -115,6 +118,7 @@ impl Table for OpenOptions {
         row("detect-zeroes", Text(|o, word| DetectZeroes::parse(word).map(|mode| o.detect_zeroes = mode)), Some("off"), "Turn writes of zeroes into zero clusters (allowed values: off, on, unmap)"),
         row("discard", Text(|o, word| Discard::parse(word).map(|mode| o.discard = mode)), Some("unmap"), "What a discard request does (allowed values: unmap, ignore)"),
         row("discard-no-unref", Bool(|o, on| o.discard_no_unref = on), Some("off"), "Keep the host clusters of discarded guest clusters"),
+        row("drop-damaged-bitmaps", Bool(|o, on| o.drop_damaged_bitmaps = on), Some("off"), "Write an image whose bitmaps are damaged; all of them are gone then, and a repair frees their clusters"),
         row("l2-cache-entry-size", Size(|o, bytes| o.l2_cache_entry_size = Some(bytes)), None, "Size of one entry of the L2 cache; default: 4 KiB, or a cluster where the cache holds the whole disk"),
         row("l2-cache-size", Size(|o, bytes| o.l2_cache_size = Some(bytes)), None, "Most memory for the L2 cache; default: what the whole disk needs, at most 32 MiB"),
         row("lazy-refcounts", Bool(|o, on| o.lazy_refcounts = Some(on)), None, "Postpone refcount updates; default: as the image says"),

@@ -6,6 +6,7 @@ mod whole;
 use qcow2::testing::error::ErrorKind;
 use qcow2::testing::ops::check::CheckOptions;
 use std::sync::Arc;
+use testkit::bitmaps::BitmapOp;
 use testkit::expect::Contents;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
@@ -207,6 +208,34 @@ fn each_call_on_a_data_file_fails() {
     let count = run_cases(&replay_line("faults", "each_call_on_a_data_file_fails", seed), &cases, &sweep);
     report("each_call_on_a_data_file_fails", cases.len(), count);
     assert!(count.enumerated > cases.len() as u64 * 5);
+}
+
+/// Bitmaps between writes, with each call failing once: none is believed without a change that is on the medium.
+#[test]
+fn each_call_of_lists_with_bitmaps_fails() {
+    let (write, over) = (Write { sector: 3, count: 4, fua: false }, Write { sector: 4, count: 2, fua: true });
+    let mut lists = Vec::new();
+    for op in BitmapOp::ALL {
+        let op = Bitmaps { op };
+        for list in [
+            vec![write, op, over, op, write],
+            vec![write, Reopen, over, op, Resize { sectors: 40 }, op],
+            vec![
+                write,
+                Bitmaps { op: BitmapOp::Rotate },
+                over,
+                op,
+                Resize { sectors: 6000 },
+                write,
+                HandOver,
+            ],
+        ] {
+            lists.push((Setup { bitmaps: true, prefill: 6, ..Setup::default() }, list, lists.len() as u64));
+        }
+    }
+    let lists = share(lists);
+    let count = run_cases("each_call_of_lists_with_bitmaps_fails", &lists, &sweep);
+    report("each_call_of_lists_with_bitmaps_fails", lists.len(), count);
 }
 
 /// An image that `op` makes sense on.

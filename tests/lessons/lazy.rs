@@ -37,6 +37,7 @@ const LAZY: Setup = Setup {
     snapshots: false,
     amends: false,
     data_file: None,
+    bitmaps: false,
 };
 
 fn write_op(sector: u64, count: u64) -> Op {

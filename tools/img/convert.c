@@ -138,8 +138,14 @@ static int convert(struct convert_job *job)
     if (result == EXIT_SUCCESS) {
         result = convert_prepare_target(job);
     }
+    if (result == EXIT_SUCCESS && job->bitmaps) {
+        result = check_bitmap_target(job->target);
+    }
     if (result == EXIT_SUCCESS) {
         result = convert_copy(job);
+    }
+    if (result == EXIT_SUCCESS && job->bitmaps) {
+        result = copy_bitmaps(job->sources[0].image, job->target);
     }
     /* NULL if there was an error before it was opened. */
     if (close_image(job->target) != EXIT_SUCCESS) {
@@ -204,7 +210,7 @@ const struct img_command img_convert = {
             {'C', "copy-range-offloading", NULL, "do not look for zeroes in data"},
             {'r', "rate", "RATE", "accepted for compatibility, without effect"},
             {OPTION_SALVAGE, "salvage", NULL, "what cannot be read becomes zeroes, with a warning"},
-            {OPTION_BITMAPS, "bitmaps", NULL, "not supported yet for a source that has bitmaps"},
+            {OPTION_BITMAPS, "bitmaps", NULL, "copy the dirty bitmaps, too"},
             {OPTION_SKIP_BROKEN_BITMAPS, "skip-broken-bitmaps", NULL,
              "with --bitmaps: leave out those that are broken"},
             IMG_END},

@@ -16,25 +16,6 @@ static uint32_t useful_workers(int64_t wanted)
     return (uint32_t)(wanted < most ? wanted : most);
 }
 
-/* Where there are none, copying them is easy. */
-static int check_bitmaps(qcow2_image *source)
-{
-    qcow2_info info;
-
-    if (!image_info(source, &info)) {
-        return EXIT_FAILURE;
-    }
-    if (info.version && !info.bitmap_count) {
-        return EXIT_SUCCESS;
-    }
-    if (info.version) {
-        error_report("convert --bitmaps is not supported yet");
-        return EXIT_FAILURE;
-    }
-    error_report("Source lacks bitmap support");
-    return EXIT_FAILURE;
-}
-
 static int open_source(struct convert_job *job, struct convert_source *source)
 {
     int64_t size;
@@ -80,7 +61,7 @@ int convert_open_sources(struct convert_job *job)
         }
         source->length = job->size = (uint64_t)qcow2_length(source->image);
     }
-    return job->bitmaps ? check_bitmaps(job->sources[0].image) : EXIT_SUCCESS;
+    return job->bitmaps ? check_bitmaps(job->sources[0].image, job->skip_broken_bitmaps) : EXIT_SUCCESS;
 }
 
 void convert_close_sources(struct convert_job *job)

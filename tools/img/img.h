@@ -215,9 +215,19 @@ bool snapshots_are_readable(qcow2_image *image, const char *name);
 void print_snapshot_list(FILE *out, qcow2_image *image);
 void json_snapshots(struct json *json, qcow2_image *image);
 
+/* --- bitmaps of convert --- */
+
+/* Whether the bitmaps of a source can be copied, or all but those that are broken: 0, or 1 after a message. */
+int check_bitmaps(qcow2_image *source, bool skip_broken);
+/* Whether a target can have bitmaps: 0, or 1 after a message. */
+int check_bitmap_target(qcow2_image *target);
+/* Copies those that are not broken, with a warning for each other: 0, or 1 after a message. */
+int copy_bitmaps(qcow2_image *source, qcow2_image *target);
+
 /* --- the commands --- */
 
-extern const struct img_command img_amend, img_bench, img_check, img_checksum, img_commit, img_compare, img_convert,
-    img_create, img_dd, img_dump_header, img_info, img_map, img_measure, img_rebase, img_resize, img_snapshot;
+extern const struct img_command img_amend, img_bench, img_bitmap, img_check, img_checksum, img_commit, img_compare,
+    img_convert, img_create, img_dd, img_dump_header, img_info, img_map, img_measure, img_rebase, img_resize,
+    img_snapshot;
 
 #endif

@@ -8,29 +8,10 @@
 
 #include "img.h"
 
-static int run_unsupported(const struct img_command *command, int argc, char **argv)
-{
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        next_option(command, argc, argv);
-    }
-    error_report("%s is not supported yet", command->name);
-    return EXIT_FAILURE;
-}
-
-#define UNSUPPORTED(command_name, does)                                                                                \
-    {                                                                                                                  \
-        .name = command_name, .summary = does " (not supported yet)", .operands = "...",                               \
-        .options = (const struct img_option[]){IMG_HELP, IMG_END}, .run = run_unsupported                              \
-    }
-
-static const struct img_command unsupported[] = {
-    UNSUPPORTED("bitmap", "Change the bitmaps in an image"),
-};
-
 static const struct img_command *const commands[] = {
-    &img_amend,   &img_bench,   &unsupported[0], &img_check,  &img_checksum,    &img_commit,
-    &img_compare, &img_convert, &img_create,     &img_dd,     &img_dump_header, &img_info,
-    &img_map,     &img_measure, &img_rebase,     &img_resize, &img_snapshot,
+    &img_amend,   &img_bench,   &img_bitmap, &img_check,  &img_checksum,    &img_commit,
+    &img_compare, &img_convert, &img_create, &img_dd,     &img_dump_header, &img_info,
+    &img_map,     &img_measure, &img_rebase, &img_resize, &img_snapshot,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

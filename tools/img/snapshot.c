@@ -141,10 +141,15 @@ static bool change_snapshot(qcow2_image *image, int action, const char *name)
         }
         if (result < 0) {
             qcow2_info info = {.struct_size = sizeof(info)};
+            qcow2_bitmap_info bitmap = {.struct_size = sizeof(bitmap)};
             bool is_raw = qcow2_get_info(image, &info) == 0 && info.version == 0;
 
-            error_report("Could not apply snapshot '%s': %s%s", name, is_raw ? "" : "Failed to load snapshot: ",
-                         is_raw ? "Block driver does not support snapshots" : strerror(-result));
+            if (qcow2_bitmap_list(image, 0, &bitmap) == 0) {
+                error_report("Could not apply snapshot '%s': Device has active dirty bitmaps", name);
+            } else {
+                error_report("Could not apply snapshot '%s': %s%s", name, is_raw ? "" : "Failed to load snapshot: ",
+                             is_raw ? "Block driver does not support snapshots" : strerror(-result));
+            }
         }
     } else {
         result = qcow2_snapshot_delete(image, NULL, name);

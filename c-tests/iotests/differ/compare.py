@@ -45,9 +45,7 @@ the counters of `check` are equal, and so is the map, except
   the old bytes and the other the new ones;
 * no zeroes are in flight beside bytes in raw data files and in images with a backing file or extended L2 entries: where
   both meet in one cluster the stock tools now and then lose the ones or the others;
-* after a kill: each engine had flushed what it liked. The lists go on with one of the two images, on both sides;
-* images with bitmaps that ours wrote to: they lose their bitmaps, as the format wants from a writer that does not keep
-  them, and what these occupied is a leak. Contents and map stay comparable, `leaks` and `info` do not.
+* after a kill: each engine had flushed what it liked. The lists go on with one of the two images, on both sides.
 """
 
 from .tools import Failure
@@ -100,7 +98,6 @@ def without_choice(answer):
 def info_result(answer):
     """What `info` must say of both images after the same list."""
     data = dict(answer["format-specific"]["data"])
-    data.pop("bitmaps", None)
     return {"virtual-size": answer["virtual-size"], "cluster-size": answer["cluster-size"],
             "dirty-flag": answer["dirty-flag"], "data": data,
             "backing-filename": answer.get("backing-filename"),

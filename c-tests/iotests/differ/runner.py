@@ -26,9 +26,6 @@ STOCK_REFUSES = ("Cannot use preallocation for shrinking files", "Failed to zero
                  "is inconsistent and cannot be used")
 # Where clusters go is each engine's choice.
 CLUSTER_OFFSET = re.compile("0x[0-9a-f]+")
-# Ours say nothing about bitmaps that they do not know.
-BITMAP_WARNING = ("img: warning: a program lacking bitmap support modified this file, so all bitmaps are now considered "
-                  "inconsistent\nSome clusters may be leaked, run 'img check -r' on the image file to fix.")
 
 
 class Side:
@@ -40,8 +37,6 @@ class Side:
         self.model = None
         self.bases = []
         self.leaks_allowed = False
-        # Our tools have written to an image that has bitmaps.
-        self.bitmaps_lost = False
         # A writer was killed: the file may have contents past what the image knows of.
         self.killed = False
         # A kill of the stock tools left something that cannot be read.
@@ -162,16 +157,11 @@ class Runner:
             if b"failed" in done.stdout:
                 # The status of a killed writer does not tell.
                 raise Failure("io", "%s by %s: %s" % (side.label, writer.name, tail(done.stdout)))
-            self.note_writer(side, writer)
             if killed:
                 self.after_kill(side, writer, session.lazy)
             else:
                 side.model.flushed()
         return "killed" if killed else None
-
-    def note_writer(self, side, writer):
-        if writer is self.ours and self.script.bitmaps:
-            side.bitmaps_lost = True
 
     def after_kill(self, side, writer, lazy):
         side.leaks_allowed = side.killed = True
@@ -202,7 +192,6 @@ class Runner:
                 side.model = chosen.model.copy()
                 side.bases = [base.copy() for base in chosen.bases]
                 side.leaks_allowed = chosen.leaks_allowed
-                side.bitmaps_lost = chosen.bitmaps_lost
                 side.killed = chosen.killed
         self.parted = False
         shutil.rmtree(kept)
@@ -247,8 +236,7 @@ class Runner:
             if b"failed" in done.stdout:
                 raise Failure("io", "%s: %s" % (side.label, tail(done.stdout)))
             if len(arguments) > 2:
-                self.note_writer(side, writer)
-            model.flushed()
+                model.flushed()
         return None
 
     def free_clusters(self, side):
@@ -274,9 +262,8 @@ class Runner:
             done = self.call(side, writer, "img", arguments(side), expect=(0, 1))
             words = done.stderr.decode("utf-8", "replace") if done.returncode else ""
             for tools in self.tools():
-                words = words.replace(os.path.basename(tools.img), "img").replace(BITMAP_WARNING, "")
+                words = words.replace(os.path.basename(tools.img), "img")
             outcomes.append((side, done.returncode, words))
-            self.note_writer(side, writer)
         return outcomes
 
     def do_resize(self, step):
@@ -472,7 +459,7 @@ class Runner:
         report = answers[0][1]
         if not side.is_dirty():
             bad = [key for key in ("corruptions", "check-errors") if report.get(key)]
-            if report.get("leaks") and not side.leaks_allowed and not side.bitmaps_lost:
+            if report.get("leaks") and not side.leaks_allowed:
                 bad.append("leaks")
             if bad:
                 raise Failure("check", "check of %s: %s: %r" % (side.label, ", ".join(bad), report))
@@ -492,8 +479,7 @@ class Runner:
                 infos.append((side.label, self.ask(side, "info", compare.without_choice)))
         if self.parted:
             checks, maps = [checks[0]] * 2, [maps[0]] * 2
-        bitmaps = any(side.bitmaps_lost for side in self.sides)
-        leaks = not bitmaps and not any(side.leaks_allowed for side in self.sides)
+        leaks = not any(side.leaks_allowed for side in self.sides)
         compare.same_results("check", [(label, compare.check_result(answer, leaks)) for label, answer in checks])
         if full:
             compare.same_results("map", [
@@ -508,13 +494,17 @@ class Runner:
 
     def finish(self):
         for side in self.sides:
-            if side.leaks_allowed or side.bitmaps_lost or side.is_dirty():
+            if side.leaks_allowed or side.is_dirty():
                 # Each mends what the other left.
                 tools = self.repairer(side, self.stock if side.label == "A" else self.ours)
                 self.call(side, tools, "img", ["check", "-q", "-f", "qcow2", "-r", "all", NAME])
-                side.leaks_allowed = side.bitmaps_lost = False
+                side.leaks_allowed = False
         self.compare_all(full=True)
         for side in self.sides:
+            for number in range(self.script.bitmaps):
+                # No snapshot is applied beside bitmaps.
+                self.call(side, self.ours if side.label == "A" else self.stock, "img",
+                          ["bitmap", "--remove", NAME, "b%d" % number])
             for number, name in enumerate(sorted(side.model.snapshots)):
                 if number == 3:
                     break

@@ -17,8 +17,8 @@
 
 use super::HeaderPage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::extensions::{self, Extension};
-use crate::format::features::{encode_name_table, MIN_NAME_TABLE_CLUSTER_BYTES};
+use crate::format::extensions::{self, BitmapsPointer, Extension};
+use crate::format::features::{encode_name_table, AUTOCLEAR_BITMAPS, MIN_NAME_TABLE_CLUSTER_BYTES};
 use crate::format::geometry::{round_up, SECTOR_BYTES};
 use crate::format::header::{V2_BYTES, V3_BYTES, V3_MIN_BYTES};
 use crate::format::Header;
@@ -42,6 +42,12 @@ impl HeaderPage {
     /// Records another data file, `None`: none by name. Durable when it returns. The caller is alone.
     pub fn change_data_file(&self, name: Option<&[u8]>) -> Result<()> {
         self.rewrite(|header| with_data_file(header, name))
+    }
+
+    /// Has the header name another bitmap directory, `None`: none, of a disk of `virtual_size` bytes. Durable when it
+    /// returns. The caller is alone.
+    pub fn change_bitmaps(&self, directory: Option<&BitmapsPointer>, virtual_size: u64) -> Result<()> {
+        self.rewrite(|header| with_bitmaps(header, directory, virtual_size))
     }
 
     /// Makes it a header of version 2 or 3. Durable when it returns; the image is to be loaded anew. The caller is
@@ -76,6 +82,7 @@ impl HeaderPage {
             self.replace_sector(sector, &step.sector)?;
             cluster[..SECTOR].copy_from_slice(&step.sector);
             *header = Header::parse(&cluster)?;
+            self.note_autoclear(header);
             sector.copy_from_slice(&step.sector);
             end = step.tail_at + step.tail.len();
             used = used.max(end);
@@ -108,6 +115,19 @@ fn with_data_file(header: &Header, name: Option<&[u8]>) -> Header {
         let name = Extension { kind: extensions::DATA_FILE, data: name.to_vec(), offset: 0 };
         next.extensions.insert(after(&next, &[extensions::BACKING_FORMAT]), name);
     }
+    next
+}
+
+/// The extension is the last one, as the reference implementation has it.
+fn with_bitmaps(header: &Header, directory: Option<&BitmapsPointer>, virtual_size: u64) -> Header {
+    let mut next = header.clone();
+    next.extensions.retain(|e| e.kind != extensions::BITMAPS && e.kind != extensions::FILLER);
+    next.autoclear &= !AUTOCLEAR_BITMAPS;
+    if let Some(directory) = directory {
+        next.autoclear |= AUTOCLEAR_BITMAPS;
+        next.extensions.push(extensions::bitmaps_extension(directory));
+    }
+    next.virtual_size = virtual_size;
     next
 }
 

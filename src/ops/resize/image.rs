@@ -3,7 +3,7 @@
 use super::prepare::prepare;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ExclusiveImage;
-use crate::ops::bitmaps::{free_bitmaps, load_bitmaps};
+use crate::ops::bitmaps::Resized;
 use crate::ops::l1_table::{drop_vm_state, make_l1_room};
 use crate::options::Preallocation;
 
@@ -26,9 +26,8 @@ pub(in crate::ops) fn resize_image(
     if header.snapshot_count > 0 && header.version < 3 {
         return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
     }
-    // Of another size they mean nothing. Where nobody can read them, a repair frees them.
-    let bitmaps = load_bitmaps(&**core.storage(), &header).unwrap_or_default();
-    core.begin_write()?;
+    core.structure_writer()?;
+    let bitmaps = Resized::begin(image, size)?;
     let preallocation = match preallocation {
         // A raw data file has no holes that only the tables know of.
         Preallocation::Off if size > old && core.has_raw_data_file() => Preallocation::Metadata,
@@ -42,11 +41,6 @@ pub(in crate::ops) fn resize_image(
         return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
     }
     if size != old {
-        // A table that breaks a rule leaves leaks.
-        match free_bitmaps(&core.parts()?, &bitmaps) {
-            Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
-            _ => {}
-        }
         // It begins where the disk's L1 entries end: it would be part of the disk, or out of its place.
         drop_vm_state(image)?;
     }
@@ -55,10 +49,11 @@ pub(in crate::ops) fn resize_image(
     }
     let resized = make_l1_room(image, geometry.l1_entries_for(size))
         .and_then(|()| prepare(image, old, size, preallocation))
-        .and_then(|()| put_size(image, old, size));
+        .and_then(|()| put_size(image, &bitmaps, size));
     match resized {
         Ok(()) if size < old => image.core().cut_data_file(size),
-        Err(e) if size > old => {
+        // It may be in force, and what failed came after it.
+        Err(e) if size > old && image.core().header().virtual_size != size => {
             // The data file goes back to its length, if it can.
             let _ = image.core().cut_data_file(old);
             Err(e)
@@ -68,8 +63,12 @@ pub(in crate::ops) fn resize_image(
 }
 
 /// Puts another size in force. Everything is on the medium. A failure leaves the old one.
-fn put_size(image: &ExclusiveImage<'_>, old: u64, size: u64) -> Result<()> {
+fn put_size(image: &ExclusiveImage<'_>, bitmaps: &Resized, size: u64) -> Result<()> {
     let core = image.core();
+    let old = core.length();
+    if bitmaps.has_bitmaps() && size != old {
+        return bitmaps.put(image, size);
+    }
     let header = core.parts()?.header;
     header.change(|h| h.virtual_size = size)?;
     let loaded = image.load_again();

@@ -47,7 +47,7 @@ pub(super) fn prepare(
     image.put_sized(wide, old);
     let settled = image.settle();
     if prepared.is_err() && settled.is_ok() {
-        let _ = image.core().begin_write().and_then(|(_, alloc)| alloc.cut_file());
+        let _ = image.core().structure_writer().and_then(|parts| parts.alloc.cut_file());
     }
     prepared.and(settled)
 }
@@ -118,10 +118,10 @@ fn zero_what_shows(core: &Core, from: GuestOffset, to: GuestOffset) -> (bool, Re
 /// After a preallocation past `size` that failed: lets go of all that is there, and asks for as little room on the
 /// host as can be. What fails of this leaks, where nobody sees it.
 fn give_back_past(core: &Core, size: u64) -> Result<()> {
-    let (io, alloc) = core.begin_write()?;
-    let gone = io.map.abandon_tables(size.div_ceil(core.geometry().l2_table_guest_bytes()))?;
+    let parts = core.structure_writer()?;
+    let gone = parts.map.abandon_tables(size.div_ceil(core.geometry().l2_table_guest_bytes()))?;
     core.cut(size)?;
-    io.map.barrier()?;
-    alloc.settle_after(Ticket::PAST, gone);
+    parts.map.barrier()?;
+    parts.alloc.settle_after(Ticket::PAST, gone);
     Ok(())
 }

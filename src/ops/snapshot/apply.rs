@@ -4,8 +4,9 @@
 //! durable before the header names it (R1, R5); the old active tree is given back after that (R3).
 
 use super::{entry_of, table};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::entries::COPIED;
+use crate::format::GuestOffset;
 use crate::image::ExclusiveImage;
 use crate::meta::guard::Owner;
 use crate::ops::last_steps::{reload_without, Gone};
@@ -14,7 +15,10 @@ use crate::ops::tree::{keep, Flags, L1Table};
 /// Makes the disk what it was when snapshot number `index` was taken, its size too.
 pub(super) fn apply(image: &ExclusiveImage<'_>, index: usize) -> Result<()> {
     let core = image.core();
-    core.begin_write()?;
+    if core.bitmaps()?.is_some() {
+        return Err(Error::unsupported("Device has active dirty bitmaps"));
+    }
+    core.begin_change(GuestOffset(0), 0)?;
     let parts = core.structure_writer()?;
     image.settle()?;
     let list = table::load(&core)?;

@@ -1,5 +1,6 @@
 //! What each sector may hold: its value when it was last made durable, and every value given to it since.
 
+use crate::bitmaps::{BitmapOp, Verdicts};
 use crate::ops::Op;
 use crate::setup::{Mode, Setup, BACKING_TAG};
 use crate::SECTOR;
@@ -24,6 +25,12 @@ pub struct Expect {
     images: BTreeMap<String, Vec<Vec<u32>>>,
     /// The process has died: of what was not flushed, the disk and a raw data file may show different versions.
     pub killed: bool,
+    /// What each sector showed when the bitmaps were new, as far as the disk has had all of it ever since.
+    first: Vec<u32>,
+    /// The bitmaps have been stored, and nothing has changed since.
+    stored: bool,
+    /// A writer has died, and nobody has had the bitmaps recovered.
+    lost: bool,
 }
 
 /// What a medium holds: the disk's sectors, and those of each snapshot.
@@ -31,6 +38,7 @@ pub struct Expect {
 pub struct Contents {
     pub disk: Vec<u32>,
     pub snapshots: Vec<(String, Vec<u32>)>,
+    pub bitmaps: Verdicts,
 }
 
 impl Expect {
@@ -44,6 +52,9 @@ impl Expect {
             tables: vec![Vec::new()],
             images: BTreeMap::new(),
             killed: false,
+            first: setup.initial(),
+            stored: setup.bitmaps,
+            lost: false,
         }
     }
 
@@ -127,6 +138,9 @@ impl Expect {
 
     /// `op` starts; it writes `tag`.
     pub fn begin(&mut self, op: &Op, tag: u32) {
+        self.stored = false;
+        let least = op.new_size().unwrap_or(u64::MAX).min(self.first.len() as u64);
+        self.first.truncate(least as usize);
         if let Some(name) = self.name_of(op, tag) {
             self.begin_snapshot(op, &name);
         }
@@ -185,12 +199,16 @@ impl Expect {
             Op::Flush | Op::Reopen | Op::HandOver => self.all_durable(),
             Op::Kill => {
                 self.killed = true;
+                self.lost = true;
                 for s in 0..self.size() {
                     self.settle(s, reads(s), false)?;
                 }
             }
+            Op::Bitmaps { op: BitmapOp::Recover } => self.lost = false,
             _ => {}
         }
+        let stores = matches!(op, Op::Reopen | Op::HandOver | Op::Bitmaps { op: BitmapOp::Sync });
+        self.stored = self.setup.bitmaps && !self.lost && stores;
         Ok(())
     }
 
@@ -261,11 +279,29 @@ impl Expect {
         if !self.sizes.contains(&size) {
             return Err(format!("the disk has {size} sectors, may have {:?}", self.sizes));
         }
+        self.check_bitmaps(contents)?;
         let exact = killed && self.setup.mode != Mode::Writeback;
         let lists = if exact { &self.current } else { &self.sets };
         for (sector, (tag, may)) in tags.iter().zip(lists).enumerate() {
             if !may.contains(tag) && !may.contains(&UNKNOWN) {
                 return Err(format!("sector {sector} reads {tag:#x}, may be {may:x?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// R7: a bitmap that is believed has every change; and those are believed that must be.
+    fn check_bitmaps(&self, contents: &Contents) -> Result<(), String> {
+        for (name, verdict) in &contents.bitmaps {
+            let Some(dirty) = verdict else {
+                match self.stored {
+                    true => return Err(format!("bitmap '{name}' has been stored and is not believed")),
+                    false => continue,
+                }
+            };
+            let sectors = self.first.iter().zip(&contents.disk).zip(dirty);
+            if let Some(sector) = sectors.into_iter().position(|((old, new), dirty)| old != new && !dirty) {
+                return Err(format!("R7: sector {sector} has changed, bitmap '{name}' calls it clean"));
             }
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! The test kit: a storage double that records, fails and parks; operation lists with what each sector may
-//! hold; power-cut states; an independent parser with the ordering rules R1 to R6 on every trace.
+//! hold; power-cut states; an independent parser with the ordering rules R1 to R7 on every trace.
 //!
 //! Every random test takes its seed from the commit, or from `QCOW2_TEST_SEED`, and prints one line that
 //! replays a failure. `QCOW2_TEST_EFFORT` multiplies the number of cases (default 1).
@@ -11,6 +11,7 @@ macro_rules! tell {
         let _ = writeln!(std::io::stderr(), $($part)*);
     }};
 }
+pub mod bitmaps;
 pub mod counting;
 pub mod cut;
 pub mod expect;

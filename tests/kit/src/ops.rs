@@ -1,5 +1,6 @@
 //! Operation lists. `{:?}` of a list is code: paste it into a test after `use Op::*`.
 
+use crate::bitmaps::BitmapOp;
 use crate::rng::Rng;
 use crate::setup::{Mode, Setup};
 use qcow2::testing::options::Preallocation;
@@ -61,6 +62,10 @@ pub enum Op {
     /// Changes a setting; nothing happens where that is refused.
     Amend {
         option: &'static str,
+    },
+    /// Works on bitmaps, if the image began with some.
+    Bitmaps {
+        op: BitmapOp,
     },
 }
 
@@ -139,6 +144,7 @@ pub fn random_list(rng: &mut Rng, setup: &Setup, length: usize) -> Vec<Op> {
                 Amend { option: AMENDS[rng.below(AMENDS.len() as u64) as usize] }
             }
             () if setup.snapshots && rng.one_in(3) => random_snapshot_op(rng),
+            () if setup.bitmaps && rng.one_in(3) => Bitmaps { op: *rng.pick(&BitmapOp::ALL) },
             () if setup.backing.is_some() && rng.one_in(8) => random_stream(rng, setup.sectors),
             () => random_op(rng, setup.sectors, cluster_sectors),
         })
@@ -201,5 +207,6 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         snapshots: rng.one_in(3),
         amends: rng.one_in(4),
         data_file: None,
+        bitmaps: version == 3 && rng.one_in(3),
     }
 }

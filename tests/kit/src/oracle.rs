@@ -1,6 +1,7 @@
 //! A second, independent parser of an image: fields read straight from bytes, nothing of the library used. It never
 //! fails, and whoever has bytes in another shape says how to read them ([`Bytes`]).
 
+use crate::bitmaps::{bitmaps, directory};
 use std::collections::{HashMap, HashSet};
 
 /// Bits 9 to 55 of an entry.
@@ -181,6 +182,9 @@ pub enum Use {
         guest_cluster: u64,
     },
     Snapshots,
+    /// Bitmaps: their directory, their tables, and their bits.
+    Bitmaps,
+    BitmapTable,
     SnapshotL1 {
         number: u64,
     },
@@ -250,6 +254,15 @@ impl Owners {
             let number = number as u64;
             owners.add(&head, l1_offset, l1_size * 8, Use::SnapshotL1 { number });
             owners.add_tables(&head, bytes, (l1_offset, l1_size), Some(number));
+        }
+        if let Some((offset, length, _)) = directory(bytes) {
+            owners.add(&head, offset, length, Use::Bitmaps);
+        }
+        for bitmap in bitmaps(bytes) {
+            owners.add(&head, bitmap.table.0, bitmap.table.1 * 8, Use::BitmapTable);
+            for entry in bitmap.entries.iter().filter(|entry| **entry & OFFSET != 0) {
+                owners.add(&head, entry & OFFSET, cluster, Use::Bitmaps);
+            }
         }
         owners
     }

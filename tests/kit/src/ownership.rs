@@ -148,12 +148,44 @@ impl Trace<'_> {
     /// Snapshots, bitmaps and keys are written to their own clusters or to nobody's.
     pub(crate) fn aside(&mut self, head: &Head, event: &Event) -> Result<(), String> {
         let live = self.live()?;
-        let own = |u: &Use| matches!(u, Use::Snapshots) && event.purpose == Purpose::Snapshots;
+        let own = |u: &Use| match u {
+            Use::Snapshots => event.purpose == Purpose::Snapshots,
+            Use::Bitmaps | Use::BitmapTable => event.purpose == Purpose::Bitmaps,
+            _ => false,
+        };
+        if event.purpose == Purpose::Bitmaps {
+            self.bitmap_table(head, event)?;
+        }
         for cluster in
             event.offset >> head.cluster_bits..=(event.offset + event.length - 1) >> head.cluster_bits
         {
             if let Some(other) = live.uses(cluster).iter().find(|u| !own(u)) {
                 return Err(format!("C13: {:?} over host cluster {cluster}: {other:?}", event.purpose));
+            }
+        }
+        Ok(())
+    }
+
+    /// R1, R2 for each new pointer of a bitmap's table.
+    fn bitmap_table(&mut self, head: &Head, event: &Event) -> Result<(), String> {
+        let live = self.live()?;
+        if !live.uses(event.offset >> head.cluster_bits).iter().any(|u| matches!(u, Use::BitmapTable)) {
+            return Ok(());
+        }
+        let durable = Head::parse(&self.durable).ok_or("no durable header")?;
+        for (index, entry) in event.bytes.chunks_exact(8).enumerate() {
+            let (old, new) = (be64(&self.issued, event.offset as usize + index * 8), be64(entry, 0));
+            let target = new & OFFSET;
+            if target == 0 || old == new {
+                continue;
+            }
+            if !durable.is_dirty() && durable.count(&self.durable, target >> head.cluster_bits) == 0 {
+                return Err(format!("R1: the bits at {target:#x} have no durable count"));
+            }
+            let touches =
+                |e: &&Event| e.offset < target + head.cluster_bytes() && target < e.offset + e.length;
+            if self.pending().iter().filter(|e| e.what != What::Discard).any(|e| touches(&e)) {
+                return Err(format!("R2: the bits at {target:#x} are not durable"));
             }
         }
         Ok(())
@@ -180,7 +212,7 @@ impl Trace<'_> {
         if end > head.cluster_bytes() {
             return Err(format!("C13: a header of {end} bytes is longer than its cluster"));
         }
-        if self.names_may_change {
+        if self.names_may_change || names_bitmaps(&self.issued) {
             return self.header_names(event);
         }
         let known = KNOWN_BYTES[usize::from(head.version >= 3)];
@@ -196,11 +228,17 @@ impl Trace<'_> {
     }
 }
 
+/// Whether bitmaps are named, so that their place in the header may change.
+fn names_bitmaps(image: &[u8]) -> bool {
+    crate::bitmaps::directory(image).is_some()
+}
+
 /// The backing file's name with its format, and the extensions that a change of these has nothing to do with.
 type Names = ((Vec<u8>, Vec<u8>), Vec<(u64, Vec<u8>)>);
 
 fn names(image: &[u8]) -> Names {
     const FORMAT: u64 = 0xe279_2aca;
+    const BITMAPS: u64 = 0x2385_2875;
     /// The feature name table, which is text for people, and what fills an old place.
     const PASSED_OVER: [u64; 2] = [0x6803_f857, 0x7161_7369];
     let (offset, bytes) = (be64(image, 8) as usize, be32(image, 16) as usize);
@@ -212,6 +250,7 @@ fn names(image: &[u8]) -> Names {
         let data = image[at + 8..at + 8 + length].to_vec();
         match kind {
             FORMAT => format = data,
+            BITMAPS => {}
             kind if PASSED_OVER.contains(&kind) => {}
             kind => others.push((kind, data)),
         }

@@ -1,9 +1,10 @@
-//! The ordering rules R1 to R6 on a trace, by the independent parser; `ownership` has what may be written where.
+//! The ordering rules R1 to R7 on a trace, by the independent parser; `ownership` has what may be written where.
 //!
 //! At every event three views exist: `durable` (what a completed sync covers), `issued` (everything), and the
 //! events between them, of which any may survive. While the durable header is dirty, stored counts mean
 //! nothing, and only ownership and contents are judged.
 
+use crate::bitmaps::{check_change, directory};
 use crate::cut::apply;
 use crate::oracle::{be64, compressed, count_in, Head, Owners, Use, COMPRESSED, OFFSET};
 use crate::recorder::{Event, Recorder, What, Zeroed};
@@ -147,7 +148,10 @@ impl Trace<'_> {
             (What::Sync { .. }, _) => Ok(()),
             (What::SetLength, _) => self.length(&head, event.offset),
             (What::Discard, _) => self.unowned(&head, event.offset, event.length, "R4: discard of"),
-            (What::Write | What::Zeroes, Purpose::Data) => self.data(&head, event),
+            (What::Write | What::Zeroes, Purpose::Data) => {
+                self.marked(&head, event)?;
+                self.data(&head, event)
+            }
             (What::Zeroes, _) => self.unlinked(&head, event),
             (_, Purpose::Header) => self.header(&head, event),
             (_, Purpose::L1) => self.table(&head, event, 1),
@@ -155,6 +159,15 @@ impl Trace<'_> {
             (_, Purpose::RefcountTable) => self.table(&head, event, 3),
             (_, Purpose::RefcountBlock) => self.block(&head, event),
             (_, Purpose::Snapshots | Purpose::Bitmaps | Purpose::Encryption) => self.aside(&head, event),
+        }
+    }
+
+    /// R7: what is about to change is marked, or no bitmap is believed.
+    fn marked(&self, head: &Head, event: &Event) -> Result<(), String> {
+        let request = event.request.filter(|request| !request.unchanging);
+        match request.and_then(|request| request.guest) {
+            Some((from, to)) => check_change(&self.durable, from, to.min(head.size)),
+            None => Ok(()),
         }
     }
 
@@ -438,7 +451,11 @@ impl Trace<'_> {
             return Ok(());
         }
         let Some(next) = Head::parse(&*event.bytes) else { return Ok(()) };
-        let moved = (next.l1_offset, next.table_offset) != (head.l1_offset, head.table_offset);
+        let mut after = self.issued.clone();
+        apply(&mut after, event);
+        let bitmaps_moved = directory(&after) != directory(&self.issued);
+        let tables_moved = (next.l1_offset, next.table_offset) != (head.l1_offset, head.table_offset);
+        let moved = tables_moved || bitmaps_moved;
         let cleaned = head.is_dirty() && !next.is_dirty();
         let open = self.pending().iter().filter(|e| !matches!(e.what, What::Sync { .. } | What::Discard));
         if (moved || cleaned) && open.count() > 0 {

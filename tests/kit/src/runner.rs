@@ -2,7 +2,7 @@
 
 use crate::expect::Expect;
 use crate::ops::Op;
-use crate::recorder::Recorder;
+use crate::recorder::{as_unchanging, Recorder};
 use crate::setup::{self, Setup};
 use crate::SECTOR;
 use qcow2::testing::disk::ZeroFlags;
@@ -71,7 +71,12 @@ impl Runner {
         if matches!(op, Op::Amend { .. }) {
             recorder.amend();
         }
-        let answer = recorder.request(range, zeroes, || self.apply(handle, &op, name.as_deref(), tag));
+        let run = || self.apply(handle, &op, name.as_deref(), tag);
+        let answer = match op {
+            // What the disk shows stays.
+            Op::Stream { .. } => as_unchanging(|| recorder.request(range, zeroes, run)),
+            _ => recorder.request(range, zeroes, run),
+        };
         let after = self.recorder.events();
         if after > before {
             self.stages.push(Stage { first: before + 1, expect: running });
@@ -159,12 +164,18 @@ fn refused(op: &Op, e: &Error) -> bool {
             e.kind() == ErrorKind::Occupied || e.to_string().contains("a compressed write is whole clusters")
         }
         Op::Snapshot | Op::Apply { .. } => {
-            e.kind() == ErrorKind::Invalid && e.to_string().contains("refcount")
+            let text = e.to_string();
+            e.kind() == ErrorKind::Invalid && text.contains("refcount") || text.contains("dirty bitmaps")
         }
-        Op::Resize { .. } => e.to_string().contains("v2 image which has snapshots"),
+        Op::Resize { .. } => {
+            let text = e.to_string();
+            text.contains("v2 image which has snapshots") || text.contains("is inconsistent")
+        }
         Op::Grow { .. } => {
             let text = e.to_string();
-            text.contains("v2 image which has snapshots") || text.contains("used for shrinking")
+            text.contains("v2 image which has snapshots")
+                || text.contains("used for shrinking")
+                || text.contains("is inconsistent")
         }
         Op::Amend { .. } => matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported),
         _ => false,
@@ -257,6 +268,7 @@ pub fn apply_plain(handle: &Handle, op: &Op, tag: u32) -> Result<(), Error> {
         Op::Compressed { sector, count } => setup::write_compressed(handle, sector, count, tag),
         Op::HandOver => hand_over(handle),
         Op::Stream { sector, count, reads } => take_over(handle, sector, count, reads),
+        Op::Bitmaps { op } => op.run(handle, tag),
         // They need names and a new handle.
         Op::Reopen | Op::Kill | Op::Snapshot | Op::Apply { .. } | Op::Delete { .. } => Ok(()),
     }

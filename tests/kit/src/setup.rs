@@ -1,5 +1,6 @@
 //! An image to test on: its geometry, how it is opened, what is below it; and sectors that name themselves.
 
+use crate::bitmaps::add_bitmaps;
 use crate::recorder::{as_request, Recorder};
 use crate::SECTOR;
 use qcow2::testing::error::Result;
@@ -54,6 +55,8 @@ pub struct Setup {
     pub amends: bool,
     /// Guest data is in an external data file; `true`: a raw one.
     pub data_file: Option<bool>,
+    /// The image begins with bitmaps; random lists work on them.
+    pub bitmaps: bool,
 }
 
 impl Default for Setup {
@@ -73,6 +76,7 @@ impl Default for Setup {
             snapshots: false,
             amends: false,
             data_file: None,
+            bitmaps: false,
         }
     }
 }
@@ -100,9 +104,12 @@ impl Setup {
         let (storage, data) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
         let data_file = self.data_file.map(|_| &*data as &dyn Storage);
         create_with_data_file(&*storage, data_file, self.sectors * SECTOR, &options).expect("create");
-        if self.prefill > 0 {
+        if self.prefill > 0 || self.bitmaps {
             let handle = self.open_split(storage.clone(), data.clone()).expect("open for the prefill");
-            write(&handle, 0, self.prefill, PREFILL_TAG, false).expect("prefill");
+            if self.prefill > 0 {
+                write(&handle, 0, self.prefill, PREFILL_TAG, false).expect("prefill");
+            }
+            add_bitmaps(self, &handle).expect("bitmaps");
             handle.close().expect("close after the prefill");
         }
         (storage.contents(), data.contents())

@@ -113,7 +113,7 @@ pub fn recover(
 fn whole(disk: Vec<u32>) -> Result<Contents, String> {
     match disk.iter().position(|t| *t == BAD_TAG) {
         Some(sector) => Err(format!("sector {sector} holds what nobody wrote")),
-        None => Ok(Contents { disk, snapshots: Vec::new() }),
+        None => Ok(Contents { disk, snapshots: Vec::new(), bitmaps: Vec::new() }),
     }
 }
 

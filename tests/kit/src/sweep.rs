@@ -1,6 +1,7 @@
 //! The power-cut sweep of one operation list, the shrinking of lists that fail, and the sweep over many lists
 //! on all processors.
 
+use crate::bitmaps::{self, Verdicts};
 use crate::cut::{CrashState, Cutter, Keep};
 use crate::expect::Contents;
 use crate::ops::Op;
@@ -128,7 +129,18 @@ pub fn recover(setup: &Setup, medium: &Arc<Overlay>, was_dirty: bool) -> Result<
     let tags = setup::read_all(&handle).map_err(|e| format!("reading: {e}"))?;
     match tags.iter().position(|t| *t == BAD_TAG) {
         Some(sector) => Err(format!("sector {sector} holds what nobody wrote")),
-        None => Ok(Contents { disk: tags, snapshots: read_snapshots(setup, medium)? }),
+        None => Ok(Contents {
+            bitmaps: verdicts(setup, medium, &tags)?,
+            disk: tags,
+            snapshots: read_snapshots(setup, medium)?,
+        }),
+    }
+}
+
+fn verdicts(setup: &Setup, medium: &Arc<Overlay>, tags: &[u32]) -> Result<Verdicts, String> {
+    match setup.bitmaps {
+        true => bitmaps::verdicts(&medium.contents(), tags.len() as u64),
+        false => Ok(Vec::new()),
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     pub guest: Option<(u64, u64)>,
+    /// What the disk shows stays.
+    pub unchanging: bool,
 }
 
 fn next_stamp() -> u64 {
@@ -161,6 +163,8 @@ pub struct Kept {
 thread_local! {
     /// The request that this thread runs.
     static REQUEST: Cell<Option<Request>> = const { Cell::new(None) };
+    /// Requests of this thread leave what the disk shows as it is.
+    static UNCHANGING: Cell<bool> = const { Cell::new(false) };
     /// The number under which this thread's calls are parked.
     static ACTOR: Cell<u32> = const { Cell::new(0) };
 }
@@ -170,10 +174,18 @@ pub fn act_as(actor: u32) {
     ACTOR.set(actor);
 }
 
+/// Requests that `run` makes leave what the disk shows as it is.
+pub fn as_unchanging<T>(run: impl FnOnce() -> T) -> T {
+    UNCHANGING.set(true);
+    let answer = run();
+    UNCHANGING.set(false);
+    answer
+}
+
 /// Runs a request of this thread on `guest`, as part of the one that it runs already if there is one.
 pub fn as_request<T>(guest: Option<(u64, u64)>, run: impl FnOnce() -> T) -> T {
     let outer = REQUEST.get();
-    REQUEST.set(outer.or(Some(Request { guest })));
+    REQUEST.set(outer.or(Some(Request { guest, unchanging: UNCHANGING.get() })));
     let answer = run();
     REQUEST.set(outer);
     answer
@@ -399,7 +411,7 @@ impl Recorder {
 
     /// Threads that run no request of their own work for one on `guest`.
     pub fn helpers_work_on(&self, guest: (u64, u64)) {
-        self.lock().helped = Some(Request { guest: Some(guest) });
+        self.lock().helped = Some(Request { guest: Some(guest), unchanging: true });
     }
 
     /// The trace is not judged, and `reason` says why the rules do not hold for it.

@@ -1,0 +1,215 @@
+//! Dirty bitmaps of an open image: which parts of the disk have changed since some point in time.
+//!
+//! They are loaded when the image is opened for writing, and go from one state to the next with the session. Every
+//! change of the guest's contents comes by `Core::begin_change`, which marks its range in every enabled bitmap before
+//! anything is written; the bit stays set when the write fails, for some of it may be on the medium.
+//!
+//! R7: a bitmap that is believed covers every write that is on the medium. One that is in use is not believed. So the
+//! in-use flags are durable before the first change after the bitmaps were loaded or stored, on enabled bitmaps
+//! only: the **announcement**. They go when the bits are durable (`store`). A session that changes nothing
+//! announces nothing, and leaves every byte as it is.
+//!
+//! A write looks at a bit first, and sets it only if it is not set: a line of memory that all share is read by all.
+
+mod bits;
+mod store;
+
+pub(crate) use bits::Bits;
+
+use crate::alloc::Shared;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bitmap::{Bitmap, FLAGS_AT, FLAG_IN_USE};
+use crate::format::features::AUTOCLEAR_BITMAPS;
+use crate::format::geometry::SECTOR_BYTES;
+use crate::format::Header;
+use crate::meta::bitmap_directory::{load_directory, load_table};
+use crate::options::OpenOptions;
+use crate::planted::{planted, Plant};
+use crate::storage::Purpose;
+use crate::sync::locked;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Most table entries of all bitmaps of an image together: bounds the memory that they take.
+const MAX_ENTRIES: u64 = 1 << 22;
+
+/// One bitmap of the directory.
+pub(crate) struct Tracked {
+    /// As it was loaded.
+    pub(crate) entry: Bitmap,
+    /// Where its entry is in the directory.
+    at: usize,
+    /// `None`: it is inconsistent.
+    bits: Option<Arc<Bits>>,
+}
+
+/// The bitmaps of an image.
+pub(crate) struct Tracker {
+    list: Vec<Tracked>,
+    /// Those that changes are marked in.
+    enabled: Box<[Arc<Bits>]>,
+    /// The medium says that the enabled bitmaps are in use, durably, or there are none: changes may come.
+    announced: AtomicBool,
+    /// The medium may say that bitmaps are in use.
+    unstored: AtomicBool,
+    directory: Mutex<DirectoryBytes>,
+}
+
+/// The directory as the medium has it, or may have it.
+struct DirectoryBytes {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Tracker {
+    /// Loads the bitmaps of a disk; `None`: it has none that are in force.
+    pub(crate) fn load(shared: &Shared, header: &Header) -> Result<Option<Tracker>> {
+        let storage = &**shared.medium.storage();
+        let Some(directory) = load_directory(storage, header)? else { return Ok(None) };
+        let geometry = header.geometry();
+        let (mut list, mut at, mut entries) = (Vec::with_capacity(directory.list.len()), 0, 0);
+        for entry in directory.list {
+            let bits = match entry.is_inconsistent() {
+                true => None,
+                false => {
+                    entries += u64::from(entry.table_entries);
+                    if entries > MAX_ENTRIES {
+                        let text = format!("the bitmap tables have more than {MAX_ENTRIES} entries together");
+                        return Err(Error::new(ErrorKind::TooLarge, text));
+                    }
+                    let table = load_table(storage, &entry, &geometry, header.virtual_size)?;
+                    let bits = Bits::new(&geometry, entry.granularity_bits, header.virtual_size, &table)?;
+                    Some(Arc::new(bits))
+                }
+            };
+            let bytes = entry.stored_bytes();
+            list.push(Tracked { entry, at, bits });
+            at += bytes;
+        }
+        let enabled = list.iter().filter_map(Tracked::tracking).cloned().collect();
+        let bytes = DirectoryBytes { offset: directory.pointer.directory_offset, bytes: directory.bytes };
+        Ok(Some(Tracker {
+            list,
+            enabled,
+            announced: AtomicBool::new(false),
+            unstored: AtomicBool::new(false),
+            directory: Mutex::new(bytes),
+        }))
+    }
+
+    /// All bitmaps, in the order of their directory.
+    pub(crate) fn list(&self) -> &[Tracked] {
+        &self.list
+    }
+
+    /// Notes that guest bytes `[from, to)` are about to change; an error means that they must not. Called inside the
+    /// gate.
+    #[inline]
+    pub(super) fn note_change(&self, shared: &Shared, from: u64, to: u64) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        if !self.announced.load(Ordering::Acquire) {
+            self.announce(shared)?;
+        }
+        if planted(Plant::ChangeNotMarked) || planted(Plant::MarkedAfterWrite) {
+            return Ok(());
+        }
+        self.mark(from, to)
+    }
+
+    fn mark(&self, from: u64, to: u64) -> Result<()> {
+        self.enabled.iter().try_for_each(|bits| bits.mark(from, to))
+    }
+
+    /// A mistake that a test plants: the mark comes when the write is done.
+    #[cold]
+    pub(super) fn mark_late(&self, from: u64, to: u64) {
+        let _ = self.mark(from, to);
+    }
+
+    /// Whether changes need nothing but their marks.
+    #[inline]
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Acquire)
+    }
+
+    #[cold]
+    fn announce(&self, shared: &Shared) -> Result<()> {
+        // Which directory the file has must be known before its flags are written.
+        shared.header.decide()?;
+        shared.header.clear_autoclear(AUTOCLEAR_BITMAPS)?;
+        let mut directory = locked(self.directory.lock());
+        if self.announced.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if !self.enabled.is_empty() {
+            // Whatever becomes of the write: what the medium says is to be put right.
+            self.unstored.store(true, Ordering::Relaxed);
+            self.write_flags(&mut directory, shared, |flags| flags | FLAG_IN_USE)?;
+            if !planted(Plant::InUseNotDurable) {
+                shared.medium.sync_step()?;
+            }
+        }
+        self.announced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Changes the flags of enabled bitmaps on the medium, in whole sectors.
+    fn write_flags(
+        &self,
+        directory: &mut DirectoryBytes,
+        shared: &Shared,
+        change: impl Fn(u32) -> u32,
+    ) -> Result<()> {
+        let mut changed: Option<Range<usize>> = None;
+        for tracked in self.list.iter().filter(|t| t.tracking().is_some()) {
+            let at = tracked.at + FLAGS_AT;
+            directory.bytes[at..at + 4].copy_from_slice(&change(tracked.entry.flags).to_be_bytes());
+            changed = Some(changed.map_or(at, |range| range.start)..at + 4);
+        }
+        let Some(changed) = changed else { return Ok(()) };
+        let sector = SECTOR_BYTES as usize;
+        let from = changed.start / sector * sector;
+        let to = changed.end.next_multiple_of(sector).min(directory.bytes.len());
+        let bytes = &directory.bytes[from..to];
+        shared.medium.write_live(Purpose::Bitmaps, directory.offset + from as u64, bytes)
+    }
+}
+
+/// Whether the image is at fault, rather than the host.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported)
+}
+
+/// Loads the bitmaps of an image that is opened for writing. A directory that is damaged must not be lost by an open
+/// that nobody has told to lose it.
+pub(super) fn load(shared: &Shared, header: &Header, options: &OpenOptions) -> Result<Option<Tracker>> {
+    match Tracker::load(shared, header) {
+        Err(e) if options.drop_damaged_bitmaps && is_damage(&e) => Ok(None),
+        Err(e) => {
+            let hint = "\nA read-only open does not need them; drop-damaged-bitmaps=on gives them up";
+            Err(e.within("The bitmaps cannot be used").hint(hint))
+        }
+        loaded => loaded,
+    }
+}
+
+impl Tracked {
+    fn tracking(&self) -> Option<&Arc<Bits>> {
+        self.bits.as_ref().filter(|_| self.entry.is_enabled())
+    }
+
+    /// Its bits; an error where nobody may believe them.
+    pub(crate) fn bits(&self) -> Result<&Arc<Bits>> {
+        self.bits.as_ref().ok_or_else(|| inconsistent(&self.entry))
+    }
+}
+
+/// Why a bitmap is of no use.
+pub(crate) fn inconsistent(bitmap: &Bitmap) -> Error {
+    let text = format!("Bitmap '{}' is inconsistent and cannot be used", bitmap.printable_name());
+    let hint = "\nTry block-dirty-bitmap-remove to delete this bitmap from disk";
+    Error::invalid(text).hint(hint)
+}

@@ -1,0 +1,67 @@
+//! Where every change of the guest's contents begins, and what has to know of it.
+
+use super::bitmaps::Tracker;
+use super::{Core, Io};
+use crate::alloc::Allocator;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::GuestOffset;
+use std::sync::Arc;
+
+impl Core {
+    /// The way to every change of the guest's contents, in place or not: fails unless `length` bytes at `offset` may be
+    /// changed now. Whoever has to know of the change does when it returns (R7).
+    pub(crate) fn begin_change(&self, offset: GuestOffset, length: u64) -> Result<(&Io, &Arc<Allocator>)> {
+        let io = self.io()?;
+        let Some(alloc) = &io.alloc else {
+            return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
+        };
+        self.check_writable()?;
+        if self.shared.header.autoclear_pending() {
+            self.note_change(offset, length)?;
+        }
+        Ok((io, alloc))
+    }
+
+    #[inline(never)]
+    fn note_change(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        match &self.bitmaps {
+            Some(bitmaps) => bitmaps.note_change(&self.shared, offset.0, offset.0.saturating_add(length)),
+            // Bitmaps would go stale, so their bit goes first.
+            None => self.shared.header.clear_autoclear(0),
+        }
+    }
+
+    /// A mistake that a test plants.
+    pub(super) fn mark_late(&self, offset: GuestOffset, length: u64) {
+        if let Some(bitmaps) = &self.bitmaps {
+            bitmaps.mark_late(offset.0, offset.0 + length);
+        }
+    }
+
+    /// As `begin_change`, for a write that looks have cleared; `false`: there is more to it.
+    #[inline(never)]
+    pub(super) fn note_overwrite(&self, offset: GuestOffset, length: u64) -> Result<bool> {
+        match &self.bitmaps {
+            Some(bitmaps) if bitmaps.is_announced() => self.note_change(offset, length).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// The bitmaps that are in force, `None` where there are none. Of an image that is open read-only they are loaded when
+    /// somebody asks. Called inside the gate.
+    pub(crate) fn bitmaps(&self) -> Result<Option<Arc<Tracker>>> {
+        self.check_active()?;
+        match (&self.io, self.is_read_only()) {
+            (Some(_), false) => Ok(self.bitmaps.clone()),
+            _ => self.session.bitmaps(|| Tracker::load(&self.shared, &self.header())),
+        }
+    }
+
+    /// Brings the bitmaps to the medium, so that they are to be believed. The caller is alone.
+    pub(crate) fn store_bitmaps(&self) -> Result<()> {
+        match (&self.bitmaps, &self.io) {
+            (Some(bitmaps), Some(Io { alloc: Some(alloc), .. })) => bitmaps.store(&self.shared, alloc),
+            _ => Ok(()),
+        }
+    }
+}
