@@ -1,7 +1,8 @@
 //! Where every change of the guest's contents begins, and what has to know of it.
 
 use super::bitmaps::Tracker;
-use super::{Core, Io};
+use super::core::unfinished;
+use super::{Core, ExclusiveImage, Io};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::GuestOffset;
@@ -62,6 +63,26 @@ impl Core {
         match (&self.bitmaps, &self.io) {
             (Some(bitmaps), Some(Io { alloc: Some(alloc), .. })) => bitmaps.store(&self.shared, alloc),
             _ => Ok(()),
+        }
+    }
+}
+
+impl ExclusiveImage<'_> {
+    /// As `settle`, with bitmaps that are to be believed.
+    pub fn settle_with_bitmaps(&self) -> Result<()> {
+        let core = self.core();
+        match core.suspended() {
+            Some(why) => Err(unfinished(why.clone())),
+            None => {
+                // What guests have written first: bitmaps that cannot be stored stay in use, and take nothing with them.
+                core.settle()?;
+                if !core.bitmaps.as_ref().is_some_and(|bitmaps| bitmaps.is_unstored()) {
+                    return Ok(());
+                }
+                let stored = core.store_bitmaps();
+                let settled = core.settle();
+                stored.and(settled)
+            }
         }
     }
 }

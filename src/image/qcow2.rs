@@ -395,21 +395,6 @@ impl ExclusiveImage<'_> {
         }
     }
 
-    /// As `settle`, with bitmaps that are to be believed.
-    pub fn settle_with_bitmaps(&self) -> Result<()> {
-        let core = self.image.core();
-        match core.suspended() {
-            Some(why) => Err(unfinished(why.clone())),
-            None => {
-                // What guests have written first: bitmaps that cannot be stored stay in use, and take nothing with them.
-                core.settle()?;
-                let stored = core.store_bitmaps();
-                let settled = core.settle();
-                stored.and(settled)
-            }
-        }
-    }
-
     /// The next state loads the bitmaps from the medium, which has all of them.
     pub(crate) fn forget_bitmaps(&self) {
         self.image.session.forget_bitmaps();

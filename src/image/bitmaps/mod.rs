@@ -129,6 +129,11 @@ impl Tracker {
         let _ = self.mark(from, to);
     }
 
+    /// Whether the medium says that they are not to be believed.
+    pub(super) fn is_unstored(&self) -> bool {
+        self.unstored.load(Ordering::Relaxed)
+    }
+
     /// Whether changes need nothing but their marks.
     #[inline]
     pub(super) fn is_announced(&self) -> bool {
