@@ -178,10 +178,10 @@ pub(super) struct Replaced(Vec<ClusterRun>);
 
 impl Replaced {
     /// Loads the image anew, and counts down what has gone: not before, for whoever looks at the state before must find
-    /// it. What cannot be counted down leaks.
+    /// it. What cannot be counted down leaks. Done or kept for later: the directory is in force either way.
     pub(super) fn complete(self, image: &ExclusiveImage<'_>) -> Result<()> {
         image.forget_bitmaps();
-        image.complete(move |image| {
+        image.complete_later(move |image| {
             reload(image)?;
             let core = image.core();
             let lowered = core.structure_writer()?.alloc.lower_all(&mut self.0.clone(), Freed::ByChange);

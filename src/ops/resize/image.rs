@@ -62,7 +62,8 @@ pub(in crate::ops) fn resize_image(
     }
 }
 
-/// Puts another size in force. Everything is on the medium. A failure leaves the old one.
+/// Puts another size in force. Everything is on the medium. A failure leaves the old one, but where the header that has
+/// it, beside bitmaps, could not be written to its end.
 fn put_size(image: &ExclusiveImage<'_>, bitmaps: &Resized, size: u64) -> Result<()> {
     let core = image.core();
     let old = core.length();
