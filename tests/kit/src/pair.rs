@@ -271,7 +271,9 @@ fn commit_again(
     same(&handle, wanted)?;
     match committed {
         // A base whose bitmap was in use when it was left keeps its size until somebody gives that up.
-        Err(e) if pair.base.is_some_and(|base| base.bitmaps) && e.contains("is inconsistent") => return Ok(()),
+        Err(e) if pair.base.is_some_and(|base| base.bitmaps) && e.contains("is inconsistent") => {
+            return Ok(())
+        }
         committed => committed?,
     }
     handle.close().map_err(|e| format!("close: {e}"))?;
