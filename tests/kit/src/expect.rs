@@ -252,6 +252,11 @@ impl Expect {
         }
     }
 
+    /// A change has been refused, which bitmaps may have been told of: they are in use for nothing then.
+    pub fn refused(&mut self) {
+        self.stored = false;
+    }
+
     /// The disk has this size now, one of those that it may have. What is known past it stays: it may get longer again.
     pub fn has_size(&mut self, size: u64) {
         if self.sizes.contains(&size) {

@@ -85,6 +85,7 @@ impl Runner {
             Ok(()) => self.note_success(&op, name.as_deref(), tag, after)?,
             Err(e) if refused(&op, &e) => {
                 self.expect = saved;
+                self.expect.refused();
                 self.stages.push(Stage { first: after, expect: self.expect.clone() });
             }
             Err(e) => {
