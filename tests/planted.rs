@@ -43,7 +43,7 @@ const fn level(name: &'static str, binary: &'static str, test: &'static str, eff
 
 const PARTS: Level = level("parts", "qcow2", "storage::file", "1");
 const RULES: Level =
-    Level { rules: true, cuts: false, ..level("rules", "power_cut", "random_lists_on_random_images", "0.2") };
+    Level { rules: true, cuts: false, ..level("rules", "power_cut", "random_lists_on_random_images", "0.5") };
 const CUT: Level = level("power cut", "power_cut", "random_lists_on_random_images", "0.6");
 const GROWTH: Level = level("power cut of a table growth", "power_cut", "the_refcount_table_grows", "1");
 const GROWTH_RULES: Level = Level { name: "rules on a table growth", rules: true, cuts: false, ..GROWTH };
