@@ -17,42 +17,36 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Which file system it is, as in /proc/self/mountinfo. */
+/* Which file system it is. */
 struct device {
     unsigned major;
     unsigned minor;
 };
 
-static bool is_mounted(struct device device)
+/*
+ * What is on top there, if it is this one: another server may have come since. The link leads to that mount and no other.
+ */
+static bool is_on_top(const char *mountpoint, struct device device, char link[32])
 {
-    FILE *list = fopen("/proc/self/mountinfo", "re");
-    struct device found;
-    char *line = NULL;
-    size_t size = 0;
-    bool mounted = false;
+    int fd = open(mountpoint, O_PATH | O_CLOEXEC);
+    struct statx found;
 
-    while (list != NULL && !mounted && getline(&line, &size, list) > 0) {
-        mounted = sscanf(line, "%*d %*d %u:%u", &found.major, &found.minor) == 2 && found.major == device.major &&
-                  found.minor == device.minor;
-    }
-    free(line);
-    if (list != NULL) {
-        fclose(list);
-    }
-    return mounted;
+    snprintf(link, 32, "/proc/self/fd/%d", fd);
+    return fd >= 0 && statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &found) == 0 &&
+           found.stx_dev_major == device.major && found.stx_dev_minor == device.minor;
 }
 
 /* Standard input is the pipe: a device once it is mounted, a byte if all is well, and the end otherwise. */
 static _Noreturn void watch(const char *mountpoint)
 {
     struct device device;
-    char byte;
+    char byte, link[32];
 
     if (read(STDIN_FILENO, &device, sizeof(device)) != sizeof(device) || read(STDIN_FILENO, &byte, 1) != 0 ||
-        !is_mounted(device) || umount2(mountpoint, MNT_DETACH) == 0) {
+        !is_on_top(mountpoint, device, link) || umount2(link, MNT_DETACH) == 0) {
         _exit(0);
     }
-    /* Not root: this one is allowed to. */
+    /* Not root, or no /proc: this one is allowed to. */
     execlp("fusermount3", "fusermount3", "-u", "-z", "-q", "--", mountpoint, (char *)NULL);
     _exit(1);
 }
