@@ -2,7 +2,7 @@
 //! What they track is `image/bitmaps`.
 //!
 //! Each change holds the image alone: a request comes before all of it or after all of it. It begins with bitmaps that
-//! are stored, makes another directory ([`change`]), and ends with the image loaded anew.
+//! are stored, makes another directory ([`mod@change`]), and ends with the image loaded anew.
 
 mod change;
 mod resize;
