@@ -435,3 +435,20 @@ fn the_file_grows_before_a_barrier() {
     }
     run("the_file_grows_before_a_barrier", 0, &cases);
 }
+
+/// A kill leaves a table with a count too many; below it, entries that are alone in their clusters have their flags. A
+/// snapshot that left those alone had the next write change what it had kept.
+#[test]
+fn a_snapshot_over_a_leaked_count() {
+    let write = Write { sector: 45, count: 1, fua: false };
+    let ops = vec![Snapshot, write, Kill, Apply { pick: 0 }, Delete { pick: 0 }, Snapshot, write, Flush];
+    let mut lists = Vec::new();
+    for refcount_order in [1, 4] {
+        for mode in [Mode::Writeback, Mode::MetadataWritethrough] {
+            let setup =
+                Setup { refcount_order, mode, sectors: 90, prefill: 12, snapshots: true, ..Setup::default() };
+            lists.push((setup, ops.clone(), 1));
+        }
+    }
+    run("a_snapshot_over_a_leaked_count", 0, &lists);
+}

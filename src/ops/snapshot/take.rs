@@ -60,7 +60,7 @@ pub(super) fn take(image: &ExclusiveImage<'_>, new: &NewSnapshot) -> Result<()> 
     // Counts and contents are durable before a flag goes or the header points to them (R1, R2, R5).
     let changed = parts
         .make_durable()
-        .and_then(|()| active.set_flags(&parts, true, Flags::ClearOwned))
+        .and_then(|()| active.set_flags(&parts, true, Flags::Clear))
         .and_then(|()| table::replace(&core, &parts, table_offset, list.len()));
     if let Err(e) = changed {
         active.unraise(&parts);

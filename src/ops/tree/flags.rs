@@ -14,10 +14,9 @@ use crate::storage::Purpose;
 /// What a COPIED flag becomes.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Flags<'a> {
-    /// Cleared everywhere.
+    /// Cleared everywhere: below a table that counts as shared, too, for a count that has leaked says nothing of its
+    /// entries.
     Clear,
-    /// Cleared where the L1 entry has the flag: below a shared table no entry has it.
-    ClearOwned,
     /// Set exactly where the count is one.
     Match(&'a Allocator),
 }
@@ -25,7 +24,7 @@ pub(in crate::ops) enum Flags<'a> {
 impl Flags<'_> {
     fn of(&self, cluster: u64) -> Result<u64> {
         Ok(match self {
-            Flags::Clear | Flags::ClearOwned => 0,
+            Flags::Clear => 0,
             Flags::Match(alloc) if alloc.count(cluster)? == 1 => COPIED,
             Flags::Match(_) => 0,
         })
@@ -63,8 +62,7 @@ impl L1Table {
         let mut changed = room("L1 table", count as u64 * 8 / SECTOR_BYTES + 1)?;
         for index in 0..count {
             let table = self.l2_table(geometry, index)?;
-            let shared = matches!(flags, Flags::ClearOwned) && self.entries[index] & COPIED == 0;
-            if table == 0 || shared {
+            if table == 0 {
                 continue;
             }
             parts.medium.read_table(Purpose::L2, table, &mut bytes)?;
