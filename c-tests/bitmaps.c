@@ -193,8 +193,34 @@ static void null_pointers(void)
     test_close(image);
 }
 
+/* More than can be loaded again is refused before it is there: the image opens as before. */
+static void too_many_entries(void)
+{
+    const char *const options[] = {"cluster_size=512", NULL};
+    const char *path = test_path("entries.qcow2");
+    qcow2_image *image;
+    int result = 0, added = 0;
+    char name[16];
+
+    CHECK_OK(qcow2_create(path, 128ull << 30, options));
+    CHECK_OK(qcow2_open(path, 0, NULL, &image));
+    for (; result == 0 && added < 100; added += result == 0) {
+        snprintf(name, sizeof name, "b%d", added);
+        result = qcow2_bitmap_add(image, name, 512, 0);
+    }
+    CHECK_EQ(result, -EFBIG);
+    CHECK_EQ(added, 64);
+    CHECK_OK(qcow2_close(image));
+    CHECK_OK(qcow2_open(path, 0, NULL, &image));
+    CHECK_OK(qcow2_bitmap_remove(image, "b0"));
+    CHECK_OK(qcow2_close(image));
+}
+
 int main(void)
 {
+    if (!test_under_valgrind()) {
+        too_many_entries();
+    }
     tracking();
     inconsistent();
     refused();

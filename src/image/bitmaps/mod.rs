@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Most table entries of all bitmaps of an image together: bounds the memory that they take.
-const MAX_ENTRIES: u64 = 1 << 22;
+pub(crate) const MAX_ENTRIES: u64 = 1 << 22;
 
 /// One bitmap of the directory.
 pub(crate) struct Tracked {

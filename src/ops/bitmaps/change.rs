@@ -13,7 +13,7 @@ use crate::error::{room, Error, ErrorKind, Result};
 use crate::format::bitmap::*;
 use crate::format::extensions::{self, BitmapsPointer, BITMAPS};
 use crate::format::HostOffset;
-use crate::image::bitmaps::Bits;
+use crate::image::bitmaps::{Bits, MAX_ENTRIES};
 use crate::image::{Core, ExclusiveImage, Parts};
 use crate::meta::bitmap_directory::{each_entry, load_directory};
 use crate::meta::guard::Owner;
@@ -198,8 +198,18 @@ fn check_limits(list: &[Bitmap], directory_bytes: u64) -> Result<()> {
         let text = "Maximum number of persistent bitmaps is already reached";
         return Err(Error::new(ErrorKind::TooLarge, text));
     }
-    match directory_bytes > MAX_DIRECTORY_BYTES {
-        true => Err(Error::new(ErrorKind::TooLarge, "Not enough space in the bitmap directory")),
+    if directory_bytes > MAX_DIRECTORY_BYTES {
+        return Err(Error::new(ErrorKind::TooLarge, "Not enough space in the bitmap directory"));
+    }
+    // What could not be loaded again must not be put in force.
+    let used = list.iter().filter(|bitmap| !bitmap.is_inconsistent());
+    let entries: u64 = used.map(|bitmap| u64::from(bitmap.table_entries)).sum();
+    match entries > MAX_ENTRIES {
+        true => {
+            let text =
+                format!("the bitmap tables would have {entries} entries together, more than {MAX_ENTRIES}");
+            Err(Error::new(ErrorKind::TooLarge, text))
+        }
         false => Ok(()),
     }
 }
