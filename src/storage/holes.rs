@@ -7,7 +7,8 @@
 //!
 //! What was learned is remembered, for an answer may cost a walk over the file: data until the host may have less, holes
 //! until the next change. A walk begins a little before the place that is asked for, and each time twice as far before
-//! it, so that questions in any order cost one walk in all.
+//! it, so that questions in any order cost one walk in all; where runs are short, and perhaps more than can be remembered,
+//! it begins nearer, so that each question costs a few steps.
 
 use super::{is_not_supported, HostRun, Storage};
 use crate::sync::locked;
@@ -18,8 +19,12 @@ use std::sync::Mutex;
 
 /// Most runs that are remembered.
 const MAX_RUNS: usize = 32 << 10;
+/// Steps of a walk after which the next one begins nearer to the place that is asked for.
+const MANY_STEPS: u64 = 8;
 /// How far before the place that is asked for the second walk begins.
-const LOOK_BACK_BYTES: u64 = 1 << 20;
+const LOOK_BACK_BYTES: u64 = 16 << 10;
+/// Runs from this length on are remembered when there are many.
+const LONG_RUN_BYTES: u64 = 1 << 20;
 
 /// What was written before the file was opened counts as a change, too.
 pub struct Holes {
@@ -55,8 +60,11 @@ impl Memory {
             self.changes = changes;
         }
         if self.runs.len() >= MAX_RUNS {
-            self.runs.clear();
-            self.look_back = 0;
+            // Long ones cost a host more to tell again.
+            self.runs.retain(|start, run| run.end - start >= LONG_RUN_BYTES);
+            if self.runs.len() >= MAX_RUNS / 2 {
+                self.runs.clear();
+            }
         }
         while let Some((&inside, _)) = self.runs.range(start..run.end).next() {
             self.runs.remove(&inside);
@@ -116,11 +124,12 @@ impl Holes {
             let mut memory = locked(self.memory.lock());
             let before = memory.runs.range(..offset).next_back().map_or(0, |(_, run)| run.end);
             let start = offset.saturating_sub(memory.look_back).max(before.min(offset));
-            memory.look_back = memory.look_back.saturating_mul(2).max(LOOK_BACK_BYTES);
             (start, memory.forgotten)
         };
+        let mut steps = 0;
         loop {
             let run = storage.host_run(at)?;
+            steps += 1;
             if run.end <= at {
                 return storage.host_run(offset);
             }
@@ -129,6 +138,10 @@ impl Holes {
                 memory.learn(at, run, changes);
             }
             if run.end > offset {
+                memory.look_back = match steps > MANY_STEPS {
+                    true => memory.look_back / 4,
+                    false => memory.look_back.saturating_mul(2).max(LOOK_BACK_BYTES),
+                };
                 return Ok(run);
             }
             at = run.end;

@@ -131,3 +131,20 @@ fn memory_is_bounded() {
     assert!(locked(holes.memory.lock()).runs.len() <= MAX_RUNS);
     assert!(host.cost().0 <= 2 * clusters);
 }
+
+/// Found by an image whose clusters had 4 KiB of data each: every question walked from far before it, and what it had
+/// learned was gone by the next.
+#[test]
+fn more_runs_than_are_remembered_cost_a_few_steps_each() {
+    const RUN: u64 = 4096;
+    for runs in [50_000u64, 200_000] {
+        for order in orders(runs) {
+            let (host, holes) = (Host::new(RUN, runs * RUN), Holes::default());
+            for number in order {
+                holes.run(&host, number * RUN + 1).unwrap();
+            }
+            let (questions, _) = host.cost();
+            assert!(questions <= 24 * runs, "{questions} questions about {runs} runs");
+        }
+    }
+}
