@@ -121,7 +121,7 @@ impl Holes {
             return Ok(HostRun { data: true, end: storage.length()? });
         }
         let (mut at, forgotten) = {
-            let mut memory = locked(self.memory.lock());
+            let memory = locked(self.memory.lock());
             let before = memory.runs.range(..offset).next_back().map_or(0, |(_, run)| run.end);
             let start = offset.saturating_sub(memory.look_back).max(before.min(offset));
             (start, memory.forgotten)
