@@ -25,7 +25,8 @@ the counters of `check` are equal, and so is the map, except
 * amend to version 2 of an image with snapshots is done by ours on both sides: the stock tools change what a snapshot
   shows, and leave COPIED flags on what is shared;
 * amend to version 2 of an image with bitmaps is left out: the stock tools drop them, ours refuse;
-* check: leaks after a snapshot that failed for want of room in a count: the stock tools leave the tables;
+* a snapshot that failed for want of room in a count: the stock tools leave new tables as leaks, and COPIED flags on what
+  has two users then. The lists go on with the other image;
 * resize: the stock tools refuse --preallocation when the file is longer already than they would make it ("Cannot use
   preallocation for shrinking files"), which depends on where clusters went; and they cannot grow an image of version 2
   over a longer backing file ("Failed to zero out new clusters"), nor an image that has an unfinished bitmap after a kill. The lists go on with the other image;
