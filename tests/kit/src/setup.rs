@@ -20,6 +20,8 @@ pub const BACKING_TAG: u32 = 0x00ba_c000;
 pub const BAD_TAG: u32 = u32::MAX;
 /// The tag of what was there before the recording.
 pub const PREFILL_TAG: u32 = 0x00f1_1000;
+/// Sectors that are read with one call: a large disk costs no memory of its size.
+const MOST_AT_ONCE: u64 = 4096;
 
 /// Cache modes that differ in what is durable when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,10 +270,16 @@ pub fn write_compressed(handle: &Handle, sector: u64, count: u64, tag: u32) -> R
 
 /// The tags of `count` sectors.
 pub fn read(handle: &Handle, sector: u64, count: u64) -> Result<Vec<u32>> {
-    let mut bytes = vec![0; (count * SECTOR) as usize];
-    handle.disk().read(sector * SECTOR, &mut [IoSliceMut::new(&mut bytes)])?;
-    let tags = bytes.chunks_exact(SECTOR as usize).enumerate();
-    Ok(tags.map(|(i, b)| tag_of(b, sector + i as u64)).collect())
+    let mut bytes = vec![0; (count.min(MOST_AT_ONCE) * SECTOR) as usize];
+    let mut tags = Vec::with_capacity(count as usize);
+    for first in (sector..sector + count).step_by(MOST_AT_ONCE as usize) {
+        let part = (sector + count - first).min(MOST_AT_ONCE);
+        let bytes = &mut bytes[..(part * SECTOR) as usize];
+        handle.disk().read(first * SECTOR, &mut [IoSliceMut::new(bytes)])?;
+        let sectors = bytes.chunks_exact(SECTOR as usize).zip(first..);
+        tags.extend(sectors.map(|(bytes, sector)| tag_of(bytes, sector)));
+    }
+    Ok(tags)
 }
 
 /// The tags of all sectors.
