@@ -6,7 +6,7 @@ use qcow2::testing::storage::Purpose;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Duration;
-use testkit::race::{at_each_call, describe, Device, Part, Played, Point, Scene};
+use testkit::race::{at_each_call, describe, must_pass, Device, Part, Played, Point, Scene};
 use testkit::recorder::Kind;
 use testkit::rng::{base_seed, effort, hash_bytes, share, Rng};
 use testkit::rows::{named, Gives, Row, ROWS};
@@ -113,11 +113,9 @@ fn every_pair_with_the_first_one_parked() {
                 let parts = [Part { row: first, point: Some(point) }, Part { row: second, point: None }];
                 let played = covered.play(scene, &parts, &[0])?;
                 let (parked, passed) = (played.parked & 1 != 0, played.beside & 2 != 0);
-                // The contested table is in memory; those afar may be under load.
-                let must_pass = second.name == "read" && !first.alone && !first.loads;
                 // A commit ends with a flush beside others, and who is past a new end need not wait to hear it.
                 let must_wait = first.alone && first.name != "commit" && played.refused & 2 == 0;
-                match parked && (must_pass && !passed || must_wait && passed) {
+                match parked && (must_pass(&parts, 1) && !passed || must_wait && passed) {
                     true => Err(format!("passed: {passed}: {}\n{:?}", describe(&parts), scene.setup)),
                     false => Ok(parked),
                 }
