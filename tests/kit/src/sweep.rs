@@ -7,7 +7,7 @@ use crate::expect::Contents;
 use crate::ops::Op;
 use crate::oracle;
 use crate::overlay::Overlay;
-use crate::rng::{shrinks, Rng};
+use crate::rng::{most_cases, shrinks, Rng};
 use crate::runner::Runner;
 use crate::setup::{self, Setup, BAD_TAG};
 use qcow2::testing::ops::check::{check, in_words, CheckOptions, MessageKind};
@@ -265,8 +265,10 @@ fn halved(op: &Op) -> Option<Op> {
 /// A look at one list; the error is what is wrong.
 pub type Work = dyn Fn(&Setup, &[Op], &mut Rng) -> Result<Count, String> + Sync;
 
-/// Runs `work` for each case on all processors. Panics with the first failing list, shrunk, as code.
+/// Runs `work` for each case on all processors, or for the first `QCOW2_TEST_CASES` of them. Panics with the first failing
+/// list, shrunk, as code.
 pub fn run_cases(replay: &str, cases: &[(Setup, Vec<Op>, u64)], work: &Work) -> Count {
+    let cases = &cases[..most_cases().min(cases.len())];
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let totals = [const { AtomicU64::new(0) }; 5];
