@@ -156,7 +156,7 @@ rust_tests() {
     local cc=$compiler
     [ $libc = gnu ] || cc=$root/bin/musl-gcc
     env "CARGO_TARGET_${upper}_LINKER=$gnu-gcc" ${run:+"CARGO_TARGET_${upper}_RUNNER=$run"} "CC_$lower=$cc" \
-        "AR_$lower=$gnu-ar" "QCOW2_TEST_RUNNER=$run" cargo test --no-fail-fast --target "$rust" "${tests[@]}"
+        "AR_$lower=$gnu-ar" "QCOW2_TEST_RUNNER=$run" cargo test --no-default-features --no-fail-fast --target "$rust" "${tests[@]}"
 }
 
 c_tests() {
