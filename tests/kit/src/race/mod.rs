@@ -122,7 +122,7 @@ impl Scene {
         let (image, data) = setup.create_files();
         let storage = Arc::new(Memory::new(image));
         let data = setup.data_file.map(|_| Arc::new(Memory::new(data)));
-        let base = setup.backing.map(setup::backing_bytes).unwrap_or_default();
+        let base = setup.backing_file();
         let below = Arc::new(Memory::new(base.clone()));
         let handle = setup.open_files(storage.clone(), below, data.clone().map(|d| d as _)).expect("open");
         rows::prepare(&handle, snapshot).expect("prepare");
