@@ -1,6 +1,7 @@
 //! From a secret to the key of an image: the encryption header, its slots, or the older AES.
 
 use super::cipher::{Cipher, Key};
+use super::core::Core;
 use crate::crypto::luks::{self, HEADER_BYTES};
 use crate::crypto::{legacy_aes, wipe_stack, Sectors};
 use crate::disk::{Encryption, Unlocking};
@@ -55,6 +56,17 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
     Ok((pointer.offset, parsed))
+}
+
+impl Core {
+    /// The LUKS header as it is now; `None`: the image has none.
+    pub fn encryption_header(&self) -> Result<Option<luks::Header>> {
+        let header = self.header();
+        match encryption(&header)? {
+            Some(Encryption::Luks) => luks_header(&header, &**self.storage()).map(|(_, parsed)| Some(parsed)),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// Refuses an image that is loaded again and has become one under another key: somebody has made it anew.
