@@ -774,6 +774,46 @@ typedef struct qcow2_header_extension {
     const void *data;
 } qcow2_header_extension;
 
+/* What a LUKS header says. See qcow2_get_encryption. */
+typedef struct qcow2_encryption_info {
+    /* sizeof(qcow2_encryption_info), set by the caller. */
+    size_t struct_size;
+    /* The block cipher and the bits of its key: "aes-256". */
+    const char *cipher;
+    /* How blocks hang together: "xts". */
+    const char *mode;
+    /* What makes the IV of a sector: "plain64". */
+    const char *iv_generator;
+    /* The hash that the IV generator takes; NULL: it takes none. */
+    const char *iv_hash;
+    /* The hash of the key derivation: "sha256". */
+    const char *hash;
+    /* The UUID, as it is stored. */
+    const char *uuid;
+    /* Length of the header with all key slots, bytes: where a plain LUKS file has its data. */
+    uint64_t payload_offset;
+    /* Iterations of the digest by which a key is known to be the right one. */
+    uint32_t digest_iterations;
+    /* How many key slots there are, used or not. */
+    uint32_t slot_count;
+} qcow2_encryption_info;
+
+/* A key slot of a LUKS header. See qcow2_get_key_slot. */
+typedef struct qcow2_key_slot {
+    /* sizeof(qcow2_key_slot), set by the caller. */
+    size_t struct_size;
+    /* Where its material is, bytes from the start of the header. */
+    uint64_t key_offset;
+    /* Iterations of the key derivation. */
+    uint32_t iterations;
+    /* Stripes of its material. */
+    uint32_t stripes;
+    /* 1: a passphrase opens it; 0: it is free. */
+    uint32_t active;
+    /* 0. */
+    uint32_t reserved;
+} qcow2_key_slot;
+
 /* An internal snapshot. See qcow2_get_snapshot. */
 typedef struct qcow2_snapshot_info {
     /* sizeof(qcow2_snapshot_info), set by the caller. */
@@ -1230,6 +1270,32 @@ int qcow2_get_snapshot(qcow2_image *image, size_t index, qcow2_snapshot_info *sn
 int qcow2_get_bitmap(qcow2_image *image,
                      size_t index,
                      qcow2_bitmap_info *bitmap);
+
+/*
+ * What the LUKS header of an image says; no secret is needed for that. Returns 0, -ENOENT (there is none: the image is not
+ * encrypted, or by the older AES), EINVAL or EIO (the header is damaged), or another -errno. The strings are valid until
+ * the next call of this function.
+ */
+int qcow2_get_encryption(qcow2_image *image, qcow2_encryption_info *info);
+
+/*
+ * Key slot number `index` of an image's LUKS header, counted from 0. Returns 0, -ENOENT past the last one, or what
+ * qcow2_get_encryption does.
+ */
+int qcow2_get_key_slot(qcow2_image *image, size_t index, qcow2_key_slot *slot);
+
+/*
+ * Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in
+ * CBC mode, the last block filled up with bytes that say how many they are. `key` has `key_bytes` bytes, which must be
+ * 32, `iv` has `iv_bytes`, which must be 16; `data` is decrypted in place, and is left as it is where the lengths do not
+ * fit. Returns the length of the secret, or -EINVAL (a length, or the filling). Keeps no copy of any of them.
+ */
+int64_t qcow2_decrypt_secret(const void *key,
+                             size_t key_bytes,
+                             const void *iv,
+                             size_t iv_bytes,
+                             void *data,
+                             size_t data_bytes);
 
 /*
  * Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,

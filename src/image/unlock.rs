@@ -1,22 +1,18 @@
 //! From a secret to the key of an image: the encryption header, its slots, or the older AES.
 
 use super::cipher::{Cipher, Key};
+use super::core::Core;
 use crate::crypto::luks::{self, HEADER_BYTES};
 use crate::crypto::{legacy_aes, wipe_stack, Sectors};
-use crate::disk::{Encryption, Unlocking};
+use crate::disk::{Encryption, Secret, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{extensions, Header};
-use crate::storage::file::KeyPages;
 use crate::storage::{read_exact, Purpose, Storage};
 use std::sync::Arc;
 
-/// Longest secret, bytes.
-const MAX_SECRET_BYTES: usize = 64 << 10;
-
 /// Why there is no guest I/O on an encrypted image.
 pub(super) fn no_secret() -> Error {
-    let text = "Parameter 'encrypt.key-secret' is required for cipher";
-    Error::new(ErrorKind::NoSecret, text)
+    Secret::missing("encrypt.key-secret")
 }
 
 /// What encrypts the guest data of an image; `None`: nothing does.
@@ -57,6 +53,17 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
     Ok((pointer.offset, parsed))
 }
 
+impl Core {
+    /// The LUKS header as it is now; `None`: the image has none.
+    pub fn encryption_header(&self) -> Result<Option<luks::Header>> {
+        let header = self.header();
+        match encryption(&header)? {
+            Some(Encryption::Luks) => luks_header(&header, &**self.storage()).map(|(_, parsed)| Some(parsed)),
+            _ => Ok(None),
+        }
+    }
+}
+
 /// Refuses an image that is loaded again and has become one under another key: somebody has made it anew.
 pub(super) fn check_same(cipher: &Cipher, header: &Header, storage: &dyn Storage) -> Result<()> {
     let digest = match encryption(header)? {
@@ -87,17 +94,10 @@ pub(super) fn unlock(
         }
         Encryption::Aes => None,
     };
-    let room = KeyPages::new([0u8; MAX_SECRET_BYTES]);
-    let mut secret = room.map_err(|e| Error::host("memory for a secret", &e))?;
-    let length = (unlocking.ask)(method, &mut *secret)?.ok_or_else(no_secret)?;
-    let secret = secret.get(..length).ok_or_else(|| {
-        Error::invalid(format!(
-            "a secret of {length} bytes, more than the {MAX_SECRET_BYTES} that there is room for"
-        ))
-    })?;
+    let secret = Secret::ask(|room| (unlocking.ask)(method, room))?.ok_or_else(no_secret)?;
     let key = match &luks {
-        None => legacy_aes(secret).map(Key::ByGuest),
-        Some((at, parsed)) => unlock_luks(*at, parsed, storage, secret, unlocking),
+        None => legacy_aes(&secret).map(Key::ByGuest),
+        Some((at, parsed)) => unlock_luks(*at, parsed, storage, &secret, unlocking),
     };
     let cipher = Cipher::new(key?, luks.map(|(_, parsed)| parsed.digest));
     wipe_stack();

@@ -18,6 +18,7 @@ pub mod create_at;
 pub mod formats;
 pub mod handle;
 pub mod inactive;
+pub mod keys;
 mod l1_table;
 mod last_steps;
 pub mod measure;

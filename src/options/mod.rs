@@ -9,6 +9,7 @@
 mod amend;
 mod cache;
 mod create;
+mod encryption;
 mod list;
 mod open;
 mod parse;
@@ -20,6 +21,7 @@ mod words;
 pub use amend::AmendOptions;
 pub use cache::{cache_sizes, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
+pub use encryption::{NewEncryption, NewLuks, NewMethod};
 pub use list::list;
 pub use open::OpenOptions;
 pub use table::{OptionInfo, Scope};

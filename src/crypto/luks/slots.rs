@@ -82,6 +82,7 @@ pub fn new_header(
     digest_iterations: u32,
     uuid: String,
     random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    go_on: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Header> {
     spec.check()?;
     let slot_at = |index: usize| FIRST_SECTOR + index as u32 * material_sectors(spec.key_bytes);
@@ -89,6 +90,7 @@ pub fn new_header(
         |index| Slot { active: false, iterations: 0, salt: [0; SALT_BYTES], material_sector: slot_at(index) };
     let mut header = Header {
         spec,
+        iv_hash: None,
         hash,
         data_sector: slot_at(SLOTS),
         digest: [0; DIGEST_BYTES],
@@ -98,7 +100,7 @@ pub fn new_header(
         slots: std::array::from_fn(empty),
     };
     random(&mut header.digest_salt)?;
-    pbkdf2(hash, key, &header.digest_salt, digest_iterations, &mut header.digest, &mut |_| Ok(()))?;
+    pbkdf2(hash, key, &header.digest_salt, digest_iterations, &mut header.digest, go_on)?;
     wipe_stack();
     Ok(header)
 }

@@ -3,7 +3,8 @@
 //! A further format is a file that implements [`crate::disk::Format`] and [`Draft`], and a row here, among `ALL`.
 
 use super::check::{CheckOptions, CheckReport, Findings};
-use super::create::create_with_data_file;
+use super::create::create_with;
+use super::keys::NewKeys;
 use super::repair::{check_image, repair};
 use super::resize::image::resize_image as resize_image_to;
 use crate::disk::raw::RawDisk;
@@ -21,7 +22,8 @@ pub type Look = fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>;
 /// Gives a disk another size, in bytes.
 pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
 /// Makes an empty disk of a size, in bytes, in a file and, where the options say so, in a data file.
-pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions) -> Result<()>;
+pub type Create =
+    fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions, Option<&NewKeys>) -> Result<()>;
 /// Checks an open disk, and repairs it when asked. The last parameter is told what is done, and of how much.
 pub type Check =
     fn(&Disk, CheckOptions, Option<Findings<'_>>, &mut dyn FnMut(u64, u64) -> bool) -> Result<CheckReport>;
@@ -50,7 +52,7 @@ static QCOW2: Row = Row {
     name: Image::NAME,
     begins_with: Some(Image::begins_with),
     draft: Image::draft,
-    create: Some(create_with_data_file),
+    create: Some(create_with),
     check: Some(check_image),
     repair: Some(repair),
     resize: Some(resize_image),
@@ -97,9 +99,10 @@ impl Driver {
         data_file: Option<&dyn Storage>,
         virtual_size: u64,
         options: &CreateOptions,
+        keys: Option<&NewKeys>,
     ) -> Result<()> {
         match self.0.create {
-            Some(create) => create(storage, data_file, virtual_size, options),
+            Some(create) => create(storage, data_file, virtual_size, options, keys),
             None => Err(Error::unsupported(format!(
                 "Format driver '{}' does not support image creation",
                 self.name
