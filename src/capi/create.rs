@@ -109,7 +109,9 @@ pub unsafe extern "C" fn qcow2_create(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Path(super::text::path(path)?), None, size, options, SecretCallbacks::NONE) }) as c_int
+    enter(|| unsafe {
+        make(&Origin::Path(super::text::path(path)?), None, size, options, SecretCallbacks::NONE)
+    }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.
@@ -126,7 +128,9 @@ pub unsafe extern "C" fn qcow2_create_io(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options, SecretCallbacks::NONE) }) as c_int
+    enter(|| unsafe {
+        make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options, SecretCallbacks::NONE)
+    }) as c_int
 }
 
 /// The general form of create: the image, and its external data file, by path, descriptor or callbacks; encrypted ones,
@@ -156,7 +160,7 @@ pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -
             progress_opaque: p.progress_opaque,
         };
         let format = super::text::optional_text(p.format, "format")?;
-        if Driver::by_name(format.as_deref().unwrap_or("qcow2"))? != Driver::QCOW2 {
+        if Driver::by_name(format.unwrap_or("qcow2"))? != Driver::QCOW2 {
             return Err(Error::unsupported("only qcow2 images are made"));
         }
         make(&image, data_file.as_ref(), p.size, p.options, callbacks)

@@ -107,7 +107,8 @@ fn header_of(row: usize, depth: usize) -> ([u8; HEADER_BYTES], Vec<u8>, usize) {
     };
     let mut key = vec![0; key_bytes];
     random(&mut key).expect("a key");
-    let mut header = new_header(spec, hash, &key, 1, "kit".into(), &mut random).expect("a header");
+    let header = new_header(spec, hash, &key, 1, "kit".into(), &mut random, &mut |_| Ok(()));
+    let mut header = header.expect("a header");
     let used = depth % header.slots.len();
     let sectors = (header.material_bytes() as u32).div_ceil(512).next_multiple_of(FIRST_SECTOR);
     for (index, slot) in header.slots.iter_mut().enumerate() {
