@@ -85,7 +85,7 @@ words() {
 # The longest first. Two at a time: many tests are one thread's, and many wait for the disk, for a kill or for a signal.
 lanes 2 engine library rules words sanitizers fuzz_targets
 if [ -f "$build/build.ninja" ]; then
-    step "what a call costs: calls, instructions, time of processors" \
+    step "what calls cost, with nothing beside them" \
         meson test -C "$build" --suite cost --print-errorlogs --num-processes 1
 fi
 

@@ -10,7 +10,7 @@
 # missing afterwards.
 #
 # QCOW2_MACHINES: the build folder, build-machines by default. QCOW2_MACHINES_PROFILE: cargo's for the library that meson
-# builds, release by default; dev looks for overflows. QCOW2_MACHINES_RUST: names of Rust tests instead of all, `lib` for the
+# builds, release by default; checked looks for overflows. QCOW2_MACHINES_RUST: names of Rust tests instead of all, `lib` for the
 # unit tests. QCOW2_TEST_EFFORT: as everywhere, 0.2 by default, below which some tests say that they saw too little.
 set -u
 

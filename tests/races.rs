@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 use testkit::race::{at_each_call, describe, must_pass, Device, Part, Played, Point, Scene};
 use testkit::recorder::Kind;
-use testkit::rng::{base_seed, effort, hash_bytes, share, Rng};
+use testkit::rng::{base_seed, effort, hash_bytes, most_cases, share, Rng};
 use testkit::rows::{named, Gives, Row, ROWS};
 use testkit::setup::{self, Mode, Setup};
 use testkit::sweep::check_clean;
@@ -22,20 +22,31 @@ fn on_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<(), String> + Syn
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| {
-                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    if let Err(e) = work(job) {
-                        failures.lock().unwrap().push(e);
-                    }
-                    if failures.lock().unwrap().len() >= MOST_FAILURES {
-                        return;
-                    }
+            scope.spawn(|| loop {
+                let number = next.fetch_add(1, Ordering::SeqCst);
+                let Some(job) = jobs.get(number) else { return };
+                if let Err(e) = work(job) {
+                    failures.lock().unwrap().push((number, e));
+                }
+                if failures.lock().unwrap().len() >= MOST_FAILURES {
+                    return;
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "at least {} jobs have failed\n{}", failures.len(), failures.join("\n\n"));
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    if let Some((first, _)) = failures.first() {
+        let texts: Vec<&str> = failures.iter().map(|(_, text)| text.as_str()).collect();
+        panic!("case {first}: at least {} jobs have failed\n{}", texts.len(), texts.join("\n\n"));
+    }
+}
+
+/// A share of all, and of these the first ones only where a test of the kit says so.
+fn some_of<J>(jobs: Vec<J>) -> Vec<J> {
+    let mut jobs = share(jobs);
+    jobs.truncate(most_cases());
+    jobs
 }
 
 /// What races have covered.
@@ -97,7 +108,7 @@ fn every_pair_with_the_first_one_parked() {
         let named_again = |a: &Row, b: &Row| a.gives == Gives::Unbacked && b.name == "change backing file";
         jobs.extend(pairs.filter(|(_, a, b)| !named_again(a, b)));
     }
-    let jobs = share(jobs);
+    let jobs = some_of(jobs);
     let covered = Covered::default();
     let seed = base_seed();
     on_threads(&jobs, |(scene, first, second)| {
@@ -129,7 +140,8 @@ fn every_pair_with_the_first_one_parked() {
         jobs.len()
     );
     let pairs = jobs.len() as u64;
-    assert!(parked > 5 * pairs && beside > pairs, "the requests were not caught");
+    let few = most_cases() < usize::MAX;
+    assert!(few || parked > 5 * pairs && beside > pairs, "the requests were not caught");
 }
 
 /// Three threads and one table page: the first has it between memory and the file, the second changes it or
@@ -148,7 +160,7 @@ fn a_page_in_hand_is_waited_for() {
             jobs.extend(changing.iter().flat_map(|b| third.iter().map(move |c| (scene, first, *b, *c))));
         }
     }
-    let jobs = share(jobs);
+    let jobs = some_of(jobs);
     let covered = Covered::default();
     let both = AtomicU64::new(0);
     on_threads(&jobs, |(scene, first, second, third)| {

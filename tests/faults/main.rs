@@ -12,7 +12,7 @@ use testkit::ops::{random_list, random_setup, with_data_file, Op, Op::*};
 use testkit::oracle;
 use testkit::overlay::Overlay;
 use testkit::recorder::{Fault, Kind, Recorder, Refusals};
-use testkit::rng::{base_seed, cases, replay_line, share, Rng};
+use testkit::rng::{base_seed, cases, most_cases, replay_line, share, Rng};
 use testkit::runner::Runner;
 use testkit::setup::{self, Setup};
 use testkit::split;
@@ -117,7 +117,7 @@ fn left_on(setup: &Setup, recorder: &Recorder) -> Result<Contents, String> {
     let image = medium(recorder);
     match recorder.data_file() {
         Some(data) => split::recover(setup, &image, &medium(&data)).map(|(_, contents)| contents),
-        None => recover(setup, &image, oracle::is_dirty(&image.contents())),
+        None => recover(setup, &image, oracle::is_dirty(&image.start())),
     }
 }
 
@@ -185,7 +185,7 @@ fn each_call_fails() {
         .collect();
     let count = run_cases(&replay_line("faults", "each_call_fails", seed), &cases, &sweep);
     report("each_call_fails", cases.len(), count);
-    assert!(count.enumerated > 100);
+    assert!(most_cases() < usize::MAX || count.enumerated > 100);
 }
 
 /// The same with guest data in an external data file, whose calls fail too.

@@ -56,6 +56,10 @@ pub fn is_version_2(bytes: &[u8]) -> bool {
     be32(bytes, 4) == 2
 }
 
+pub fn has_snapshots(bytes: &[u8]) -> bool {
+    be32(bytes, 60) != 0
+}
+
 /// The header's fields that place tables, and those that say how these are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {

@@ -181,7 +181,7 @@ pub fn sweep_commit(
                 return Ok(());
             }
             count.opened += 1;
-            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).contents()));
+            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).start()));
             judge(pair, cutters, &states, &wanted).map_err(|e| {
                 let cuts = [cutters[0].cut, cutters[1].cut];
                 format!("cut after {cuts:?} events (overlay, base), survivors {keeps:?}: {e}")
@@ -231,7 +231,7 @@ fn judge(
     wanted: &[u32],
 ) -> std::result::Result<(), String> {
     let (top, base) = (cutters[0].medium(&states[0]), cutters[1].medium(&states[1]));
-    let dirty = oracle::is_dirty(&base.contents());
+    let dirty = oracle::is_dirty(&base.start());
     let handle = sound(pair, top, base.clone(), dirty, wanted)?;
     if states[0].hash.wrapping_add(states[1].hash) % COMMITTED_STATES == 0 {
         commit_again(pair, handle, &(base as _), wanted).map_err(|e| format!("committed again: {e}"))?;

@@ -248,7 +248,7 @@ impl Look<'_> {
                 }
                 count.opened += 1;
                 let medium = cutter.medium(&state);
-                count.repaired += u64::from(oracle::is_dirty(&medium.contents()));
+                count.repaired += u64::from(oracle::is_dirty(&medium.start()));
                 let is_new = self
                     .judge(medium)
                     .map_err(|e| format!("cut after {} events, survivors {keep:?}: {e}", cutter.cut))?;

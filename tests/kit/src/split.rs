@@ -51,7 +51,7 @@ pub fn sweep_split(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, St
                 return Ok(());
             }
             count.opened += 1;
-            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).contents()));
+            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).start()));
             judge(setup, cutters, &states, expect).map_err(|e| describe(cutters, keeps, e))
         })?;
         count.cuts += 1;

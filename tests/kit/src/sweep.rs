@@ -104,7 +104,7 @@ fn open_state(
 ) -> Result<Arc<Contents>, String> {
     count.opened += 1;
     let medium = cutter.medium(state);
-    let was_dirty = oracle::is_dirty(&medium.contents());
+    let was_dirty = oracle::is_dirty(&medium.start());
     count.repaired += u64::from(was_dirty);
     let tags = recover(setup, &medium, was_dirty)?;
     if state.hash % WRITTEN_STATES == 0 {
@@ -145,6 +145,9 @@ fn verdicts(setup: &Setup, medium: &Arc<Overlay>, tags: &[u32]) -> Result<Verdic
 }
 
 fn read_snapshots(setup: &Setup, medium: &Arc<Overlay>) -> Result<Vec<(String, Vec<u32>)>, String> {
+    if !oracle::has_snapshots(&medium.start()) {
+        return Ok(Vec::new());
+    }
     let names = oracle::snapshot_names(&medium.contents()).into_iter();
     let read = |name: String| {
         let handle =
