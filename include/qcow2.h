@@ -774,46 +774,6 @@ typedef struct qcow2_header_extension {
     const void *data;
 } qcow2_header_extension;
 
-/* What a LUKS header says. See qcow2_get_encryption. */
-typedef struct qcow2_encryption_info {
-    /* sizeof(qcow2_encryption_info), set by the caller. */
-    size_t struct_size;
-    /* The block cipher and the bits of its key: "aes-256". */
-    const char *cipher;
-    /* How blocks hang together: "xts". */
-    const char *mode;
-    /* What makes the IV of a sector: "plain64". */
-    const char *iv_generator;
-    /* The hash that the IV generator takes; NULL: it takes none. */
-    const char *iv_hash;
-    /* The hash of the key derivation: "sha256". */
-    const char *hash;
-    /* The UUID, as it is stored. */
-    const char *uuid;
-    /* Length of the header with all key slots, bytes: where a plain LUKS file has its data. */
-    uint64_t payload_offset;
-    /* Iterations of the digest by which a key is known to be the right one. */
-    uint32_t digest_iterations;
-    /* How many key slots there are, used or not. */
-    uint32_t slot_count;
-} qcow2_encryption_info;
-
-/* A key slot of a LUKS header. See qcow2_get_key_slot. */
-typedef struct qcow2_key_slot {
-    /* sizeof(qcow2_key_slot), set by the caller. */
-    size_t struct_size;
-    /* Where its material is, bytes from the start of the header. */
-    uint64_t key_offset;
-    /* Iterations of the key derivation. */
-    uint32_t iterations;
-    /* Stripes of its material. */
-    uint32_t stripes;
-    /* 1: a passphrase opens it; 0: it is free. */
-    uint32_t active;
-    /* 0. */
-    uint32_t reserved;
-} qcow2_key_slot;
-
 /* An internal snapshot. See qcow2_get_snapshot. */
 typedef struct qcow2_snapshot_info {
     /* sizeof(qcow2_snapshot_info), set by the caller. */
@@ -855,6 +815,46 @@ typedef struct qcow2_bitmap_info {
     /* Bytes of the disk that have changed; counted by qcow2_bitmap_list, 0 from qcow2_get_bitmap. */
     uint64_t dirty_bytes;
 } qcow2_bitmap_info;
+
+/* What a LUKS header says. See qcow2_get_encryption. */
+typedef struct qcow2_encryption_info {
+    /* sizeof(qcow2_encryption_info), set by the caller. */
+    size_t struct_size;
+    /* The block cipher and the bits of its key: "aes-256". */
+    const char *cipher;
+    /* How blocks hang together: "xts". */
+    const char *mode;
+    /* What makes the IV of a sector: "plain64". */
+    const char *iv_generator;
+    /* The hash that the IV generator takes; NULL: it takes none. */
+    const char *iv_hash;
+    /* The hash of the key derivation: "sha256". */
+    const char *hash;
+    /* The UUID, as it is stored. */
+    const char *uuid;
+    /* Length of the header with all key slots, bytes: where a plain LUKS file has its data. */
+    uint64_t payload_offset;
+    /* Iterations of the digest by which a key is known to be the right one. */
+    uint32_t digest_iterations;
+    /* How many key slots there are, used or not. */
+    uint32_t slot_count;
+} qcow2_encryption_info;
+
+/* A key slot of a LUKS header. See qcow2_get_key_slot. */
+typedef struct qcow2_key_slot {
+    /* sizeof(qcow2_key_slot), set by the caller. */
+    size_t struct_size;
+    /* Where its material is, bytes from the start of the header. */
+    uint64_t key_offset;
+    /* Iterations of the key derivation. */
+    uint32_t iterations;
+    /* Stripes of its material. */
+    uint32_t stripes;
+    /* 1: a passphrase opens it; 0: it is free. */
+    uint32_t active;
+    /* 0. */
+    uint32_t reserved;
+} qcow2_key_slot;
 
 /* What a check found and did. */
 typedef struct qcow2_check_result {
@@ -1276,13 +1276,16 @@ int qcow2_get_bitmap(qcow2_image *image,
  * encrypted, or by the older AES), EINVAL or EIO (the header is damaged), or another -errno. The strings are valid until
  * the next call of this function.
  */
-int qcow2_get_encryption(qcow2_image *image, qcow2_encryption_info *info);
+int qcow2_get_encryption(qcow2_image *image,
+                         qcow2_encryption_info *info);
 
 /*
  * Key slot number `index` of an image's LUKS header, counted from 0. Returns 0, -ENOENT past the last one, or what
  * qcow2_get_encryption does.
  */
-int qcow2_get_key_slot(qcow2_image *image, size_t index, qcow2_key_slot *slot);
+int qcow2_get_key_slot(qcow2_image *image,
+                       size_t index,
+                       qcow2_key_slot *slot);
 
 /*
  * Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in

@@ -1,12 +1,12 @@
-//! What encrypts an image, and the encryption of secrets themselves.
+//! What encrypts an image.
 
-use super::edge::{enter, give, with, Guarded};
+use super::edge::{give, with, Guarded};
 use super::strings::keep;
 use super::types::*;
-use crate::crypto::{luks, unpad, AesCbc, IvGenerator};
+use crate::crypto::{luks, IvGenerator};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Image;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 
 /// The LUKS header of an image.
 fn header_of(guarded: &Guarded) -> Result<luks::Header> {
@@ -79,33 +79,4 @@ pub unsafe extern "C" fn qcow2_get_key_slot(
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(answer, slot, "slot") }.map(|()| 0)
     }) as c_int
-}
-
-/// Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in
-/// CBC mode, the last block filled up with bytes that say how many they are. `key` has `key_bytes` bytes, which must be
-/// 32, `iv` has `iv_bytes`, which must be 16; `data` is decrypted in place, and is left as it is where the lengths do not
-/// fit. Returns the length of the secret, or -EINVAL (a length, or the filling). Keeps no copy of any of them.
-#[no_mangle]
-pub unsafe extern "C" fn qcow2_decrypt_secret(
-    key: *const c_void,
-    key_bytes: usize,
-    iv: *const c_void,
-    iv_bytes: usize,
-    data: *mut c_void,
-    data_bytes: usize,
-) -> i64 {
-    enter(|| {
-        if key.is_null() || iv.is_null() || data.is_null() {
-            return Err(Error::invalid("key, iv or data is NULL"));
-        }
-        // SAFETY: the caller's buffers, valid for the call; none is NULL.
-        let key = unsafe { std::slice::from_raw_parts(key.cast::<u8>(), key_bytes) };
-        // SAFETY: as above.
-        let iv = unsafe { std::slice::from_raw_parts(iv.cast::<u8>(), iv_bytes) };
-        // SAFETY: as above; nobody else uses it meanwhile.
-        let data = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), data_bytes) };
-        AesCbc::new(key, iv)?.decrypt(data)?;
-        crate::crypto::wipe_stack();
-        unpad(data).map(|length| length as i64)
-    })
 }
