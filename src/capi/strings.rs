@@ -7,6 +7,7 @@ use std::ffi::{c_char, CString};
 pub(super) struct Strings {
     pub(super) info: Vec<CString>,
     pub(super) extension: Vec<u8>,
+    pub(super) encryption: Vec<CString>,
     pub(super) node: Vec<CString>,
     pub(super) snapshots: Vec<CString>,
     pub(super) bitmaps: Vec<CString>,

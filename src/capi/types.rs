@@ -166,6 +166,9 @@ pub const QCOW2_SECRET_NEW: i32 = 1;
 /// qcow2_secret_request: an amend erases the key slots that this opens.
 pub const QCOW2_SECRET_OLD: i32 = 2;
 
+/// qcow2_amend: erase and overwrite key slots even if nothing opens the image afterwards.
+pub const QCOW2_AMEND_FORCE: u64 = 0x1;
+
 /// qcow2_bitmap_add: the bitmap tracks no changes yet.
 pub const QCOW2_BITMAP_DISABLED: u64 = 0x1;
 /// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
