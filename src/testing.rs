@@ -58,11 +58,12 @@ pub mod ops {
         pub use crate::ops::handle::Handle;
     }
     pub mod inactive {
-        pub use crate::ops::inactive::{inactivate, invalidate};
+        pub use crate::ops::inactive::{inactivate, invalidate, invalidate_with};
     }
     pub mod open {
         pub use crate::ops::open::{
-            Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, SecretRequest, Secrets,
+            Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, SecretKind, SecretRequest,
+            Secrets,
         };
     }
     pub mod rebase {

@@ -41,7 +41,7 @@ pub struct qcow2_create_params {
     pub data_io_opaque: *mut c_void,
     /// QCOW2_CREATE_*; unknown bits are -EINVAL.
     pub flags: u64,
-    /// "qcow2" or "luks"; NULL: "qcow2". A LUKS file has options of its own: see qcow2_format_option_list.
+    /// "qcow2" or "luks"; NULL: "qcow2". A LUKS file has options of its own: QCOW2_SCOPE_CREATE_LUKS.
     pub format: *const c_char,
     /// Has the secret of an encrypted image. It is asked for before anything is made. May be NULL: then an encrypted image
     /// is -ENOKEY.
@@ -109,7 +109,9 @@ pub unsafe extern "C" fn qcow2_create(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Path(super::text::path(path)?), None, size, options, SecretCallbacks::NONE) }) as c_int
+    enter(|| unsafe {
+        make(&Origin::Path(super::text::path(path)?), None, size, options, SecretCallbacks::NONE)
+    }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.
@@ -126,7 +128,9 @@ pub unsafe extern "C" fn qcow2_create_io(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options, SecretCallbacks::NONE) }) as c_int
+    enter(|| unsafe {
+        make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options, SecretCallbacks::NONE)
+    }) as c_int
 }
 
 /// The general form of create: the image, and its external data file, by path, descriptor or callbacks; encrypted ones,

@@ -1,7 +1,6 @@
 //! From a secret to the key of an image: the encryption header, its slots, or the older AES.
 
 use super::cipher::{Cipher, Key};
-use super::core::Core;
 use crate::crypto::luks::{self, HEADER_BYTES};
 use crate::crypto::{legacy_aes, wipe_stack, Sectors};
 use crate::disk::{Encryption, Secret, Unlocking};
@@ -16,7 +15,7 @@ pub(super) fn no_secret() -> Error {
 }
 
 /// What encrypts the guest data of an image; `None`: nothing does.
-pub(super) fn encryption(header: &Header) -> Result<Option<Encryption>> {
+pub(crate) fn encryption(header: &Header) -> Result<Option<Encryption>> {
     match header.crypt_method {
         0 => Ok(None),
         1 => Ok(Some(Encryption::Aes)),
@@ -53,27 +52,56 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
     Ok((pointer.offset, parsed))
 }
 
-impl Core {
-    /// The LUKS header as it is now; `None`: the image has none.
-    pub fn encryption_header(&self) -> Result<Option<luks::Header>> {
-        let header = self.header();
-        match encryption(&header)? {
-            Some(Encryption::Luks) => luks_header(&header, &**self.storage()).map(|(_, parsed)| Some(parsed)),
-            _ => Ok(None),
-        }
+/// The LUKS header of an image and where it is; `None`: it has none.
+pub(crate) fn encryption_header(
+    header: &Header,
+    storage: &dyn Storage,
+) -> Result<Option<(u64, luks::Header)>> {
+    match encryption(header)? {
+        Some(Encryption::Luks) => luks_header(header, storage).map(Some),
+        _ => Ok(None),
     }
+}
+
+/// Whether the key of `cipher` is the one that an image has now.
+fn is_same(cipher: Option<&Cipher>, header: &Header, storage: &dyn Storage) -> Result<bool> {
+    Ok(match (encryption(header)?, cipher) {
+        (None, cipher) => cipher.is_none(),
+        (Some(_), None) => false,
+        (Some(Encryption::Luks), Some(cipher)) => {
+            cipher.digest == Some(luks_header(header, storage)?.1.digest)
+        }
+        (Some(Encryption::Aes), Some(cipher)) => cipher.digest.is_none(),
+    })
 }
 
 /// Refuses an image that is loaded again and has become one under another key: somebody has made it anew.
 pub(super) fn check_same(cipher: &Cipher, header: &Header, storage: &dyn Storage) -> Result<()> {
-    let digest = match encryption(header)? {
-        Some(Encryption::Luks) => Some(luks_header(header, storage)?.1.digest),
-        Some(Encryption::Aes) => None,
-        None => return Ok(()),
-    };
-    match digest == cipher.digest {
+    match header.crypt_method == 0 || is_same(Some(cipher), header, storage)? {
         true => Ok(()),
         false => Err(Error::invalid("the image is encrypted in another way than before: open it anew")),
+    }
+}
+
+/// The key of an image that is loaded again: `cipher`, or, where the image has come to have another one, what a secret
+/// opens.
+pub(super) fn unlock_again(
+    cipher: Option<Arc<Cipher>>,
+    storage: &dyn Storage,
+    unlocking: &mut Unlocking<'_>,
+) -> Result<Option<Arc<Cipher>>> {
+    let (header, _) = crate::meta::read_header(storage)?;
+    if is_same(cipher.as_deref(), &header, storage)? {
+        return Ok(cipher);
+    }
+    let found = unlock(&header, storage, unlocking);
+    wipe_stack();
+    match (found, &cipher) {
+        (Err(e), Some(cipher)) if e.kind() == ErrorKind::NoSecret => {
+            check_same(cipher, &header, storage)?;
+            Err(e)
+        }
+        (found, _) => found,
     }
 }
 

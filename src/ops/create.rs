@@ -147,10 +147,8 @@ fn encode_header(
         extend(DATA_FILE, name.as_bytes().to_vec());
     }
     if let Some(volume) = volume {
-        let pointer = EncryptionPointer {
-            offset: geometry.cluster_offset(plan.encryption_at),
-            bytes: volume.bytes(),
-        };
+        let pointer =
+            EncryptionPointer { offset: geometry.cluster_offset(plan.encryption_at), bytes: volume.bytes() };
         extensions.push(encryption_extension(&pointer));
     }
     let mut extend = |kind, data| extensions.push(Extension { kind, data, offset: 0 });

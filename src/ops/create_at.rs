@@ -4,8 +4,8 @@
 //! and who fails removes what it has made itself and nothing else.
 
 use super::formats::Driver;
-use super::open::files::storage_at;
 use super::keys::NewKeys;
+use super::open::files::storage_at;
 use super::open::{OpenFlags, Opening, Origin, Secrets};
 use crate::error::{Error, Result};
 use crate::options::{CreateOptions, OpenOptions};

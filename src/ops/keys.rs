@@ -119,7 +119,11 @@ fn new_secret(
 
 impl NewVolume {
     /// A header for a new master key, which `secret` opens.
-    pub(in crate::ops) fn make(luks: &NewLuks, secret: &[u8], secrets: &mut Secrets<'_>) -> Result<NewVolume> {
+    pub(in crate::ops) fn make(
+        luks: &NewLuks,
+        secret: &[u8],
+        secrets: &mut Secrets<'_>,
+    ) -> Result<NewVolume> {
         let key = KeyPages::new([0u8; MAX_KEY_BYTES]);
         let mut key = key.map_err(|e| Error::host("memory for a key", &e))?;
         let key = &mut key[..luks.spec.key_bytes];
@@ -138,8 +142,7 @@ impl NewVolume {
         let of_slot = luks::iterations_for(speed, hash, luks.spec.key_bytes, time)?;
         let total = u64::from(of_digest) + luks::iterations_of(hash, of_slot, luks.spec.key_bytes);
         let mut told = |done| go_on(secrets, done, total);
-        let mut header =
-            luks::new_header(luks.spec, hash, key, of_digest, uuid()?, &mut random, &mut told)?;
+        let mut header = luks::new_header(luks.spec, hash, key, of_digest, uuid()?, &mut random, &mut told)?;
         header.iv_hash = luks.iv_hash;
         let mut told = |done, _| go_on(secrets, u64::from(of_digest) + done, total);
         let material = luks::seal(&mut header, 0, key, secret, of_slot, &mut random, &mut told)?;

@@ -21,7 +21,7 @@ mod words;
 pub use amend::AmendOptions;
 pub use cache::{cache_sizes, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
-pub use encryption::{NewEncryption, NewLuks, NewMethod};
+pub use encryption::{NewEncryption, NewLuks, NewMethod, SlotChange};
 pub use list::list;
 pub use open::OpenOptions;
 pub use table::{OptionInfo, Scope};

@@ -79,8 +79,6 @@ pub(super) enum Set<T> {
     Threads(fn(&mut T) -> &mut u32),
     Text(fn(&mut T, &str) -> Result<()>),
     Name(fn(&mut T, &OsStr)),
-    /// Of this type; what is kept is the option's name.
-    Unread(Kind, fn(&mut T, &'static str)),
 }
 
 impl<T> Set<T> {
@@ -91,7 +89,6 @@ impl<T> Set<T> {
             Set::Number(_) | Set::Threads(_) => Kind::Number,
             Set::Text(_) => Kind::Text,
             Set::Name(_) => Kind::Name,
-            Set::Unread(kind, _) => *kind,
         }
     }
 }
@@ -140,10 +137,6 @@ impl<T> Row<T> {
             Set::Threads(field) => *field(to) = threads(name, parse_number(name, text)?)?,
             Set::Text(set) => set(to, text)?,
             Set::Name(set) => set(to, OsStr::new(text)),
-            Set::Unread(kind, set) => {
-                check(kind, name, text)?;
-                set(to, name);
-            }
         }
         Ok(())
     }
@@ -152,16 +145,6 @@ impl<T> Row<T> {
 fn threads(name: &str, number: u64) -> Result<u32> {
     let fits = u32::try_from(number).ok().filter(|t| (1..=MAX_THREADS).contains(t));
     fits.ok_or_else(|| Error::invalid(format!("{name} is {number}: 1 to {MAX_THREADS}")))
-}
-
-/// Fails unless `text` is of the type `kind`.
-fn check(kind: Kind, name: &str, text: &str) -> Result<()> {
-    match kind {
-        Kind::Size => parse_size(name, text).map(drop),
-        Kind::Bool => parse_bool(name, text).map(drop),
-        Kind::Number => parse_number(name, text).map(drop),
-        Kind::Text | Kind::Name => Ok(()),
-    }
 }
 
 /// Whether `T` has an option called `name`.

@@ -74,6 +74,19 @@ fn open_slots(
     Ok(None)
 }
 
+/// The master key, where `passphrase` opens slot `index`.
+pub fn unlock_slot(
+    header: &Header,
+    index: usize,
+    passphrase: &[u8],
+    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
+    progress: Progress<'_>,
+) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    let mut alone = header.clone();
+    alone.slots.iter_mut().enumerate().for_each(|(other, slot)| slot.active &= other == index);
+    Ok(unlock(&alone, passphrase, read, progress)?.map(|(_, key)| key))
+}
+
 /// A header without an active slot, for a master key, where slots stand as the reference implementation puts them.
 pub fn new_header(
     spec: Spec,

@@ -22,8 +22,7 @@ pub type Look = fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>;
 /// Gives a disk another size, in bytes.
 pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
 /// Makes an empty disk of a size, in bytes, in a file and, where the options say so, in a data file.
-pub type Create =
-    fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions, Option<&NewKeys>) -> Result<()>;
+pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions, Option<&NewKeys>) -> Result<()>;
 /// Checks an open disk, and repairs it when asked. The last parameter is told what is done, and of how much.
 pub type Check =
     fn(&Disk, CheckOptions, Option<Findings<'_>>, &mut dyn FnMut(u64, u64) -> bool) -> Result<CheckReport>;
