@@ -26,7 +26,8 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
         return Err(Error::new(ErrorKind::TooLarge, text));
     }
     let disk_clusters = geometry.clusters_ceil(size);
-    let all = all_clusters(&geometry, size);
+    let header = options.encryption.as_ref().map_or(0, |encryption| encryption.header_bytes());
+    let all = all_clusters(&geometry, size) + geometry.clusters_ceil(header);
     let is_full = matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full);
     let held = match source {
         _ if is_full => disk_clusters,
