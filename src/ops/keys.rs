@@ -85,15 +85,15 @@ impl NewKeys {
 
     /// Asks for the secret of a new image called `file`, and makes what is to be stored of its key.
     pub fn make(encryption: &NewEncryption, file: &str, secrets: &mut Secrets<'_>) -> Result<NewKeys> {
-        let (method, option) = match &encryption.method {
-            NewMethod::Aes => (Encryption::Aes, "encrypt.key-secret"),
+        let method = match &encryption.method {
+            NewMethod::Aes => Encryption::Aes,
             NewMethod::Luks(luks) => {
                 check_material(&luks.spec)?;
-                (Encryption::Luks, "encrypt.key-secret")
+                Encryption::Luks
             }
         };
         let secret = new_secret(method, file, &encryption.secret, secrets)?;
-        let secret = secret.ok_or_else(|| Secret::missing(option))?;
+        let secret = secret.ok_or_else(|| Secret::missing(encryption.secret_option))?;
         match &encryption.method {
             NewMethod::Aes => Ok(NewKeys::Aes),
             NewMethod::Luks(luks) => Ok(NewKeys::Luks(Box::new(NewVolume::make(luks, &secret, secrets)?))),

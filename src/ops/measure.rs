@@ -46,6 +46,15 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
     })
 }
 
+/// Measures a plain LUKS file of `virtual_size` bytes; with a source, one that takes the source's data.
+pub fn measure_luks(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>) -> Result<Measured> {
+    let size = source.map_or(virtual_size, |disk| disk.length());
+    let header = options.encryption.as_ref().map_or(0, |encryption| encryption.header_bytes());
+    let too_large = || Error::new(ErrorKind::TooLarge, "The requested file size is too large");
+    let bytes = header.checked_add(size).ok_or_else(too_large)?;
+    Ok(Measured { required_bytes: bytes, fully_allocated_bytes: bytes, bitmaps_bytes: None })
+}
+
 /// Clusters of a file in which everything is allocated: header, tables, counts of all of them, data.
 fn all_clusters(geometry: &Geometry, size: u64) -> u64 {
     let data = geometry.clusters_ceil(size);

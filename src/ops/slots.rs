@@ -9,6 +9,7 @@ use super::keys::{check_material, go_on, random};
 use super::open::params::{SecretKind, SecretRequest, Secrets};
 use crate::crypto::luks::{self, Header, HEADER_BYTES, SLOTS};
 use crate::crypto::{wipe_stack, SECTOR_BYTES};
+use crate::disk::luks::wrong_secret;
 use crate::disk::{Encryption, Secret};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::SlotChange;
@@ -166,10 +167,6 @@ fn fill(
         steps.push((next, Step::Erase(other)));
     }
     Ok(Prepared(steps))
-}
-
-pub(in crate::ops) fn wrong_secret() -> Error {
-    Error::new(ErrorKind::WrongSecret, "Invalid password, cannot unlock any keyslot")
 }
 
 const IRREVERSIBLE: &str = "erase all the data in the image irreversibly - refusing operation";

@@ -34,6 +34,8 @@ pub struct NewEncryption {
     pub method: NewMethod,
     /// The name of the secret.
     pub secret: Option<String>,
+    /// The option that says it.
+    pub secret_option: &'static str,
 }
 
 impl NewEncryption {
@@ -176,7 +178,8 @@ impl EncryptionWords {
             },
             Some(word) => return Err(about(not_accepted("format", word))),
         };
-        Ok(Some(NewEncryption { method, secret: self.secret }))
+        let secret_option = "encrypt.key-secret";
+        Ok(Some(NewEncryption { method, secret: self.secret, secret_option }))
     }
 }
 

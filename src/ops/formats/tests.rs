@@ -100,6 +100,8 @@ static STRIPES: Row = Row {
     begins_with: Some(|start| start.starts_with(MAGIC)),
     draft,
     create: None,
+    measure: None,
+    create_options: |list| CreateOptions::parse(list),
     check: None,
     repair: None,
     resize: None,
