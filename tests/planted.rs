@@ -63,6 +63,7 @@ const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const ENCRYPTED: Level = level("encrypted images", "encryption", "lists_on_images_made_here", "0.3");
+const SLOTS: Level = level("key slots", "encryption_slots", "a_power_cut", "1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -76,7 +77,7 @@ const PAGES: Level = model("models of pages", "loom::pages");
 
 const MODELS: [Level; 8] = [CLOCK, FLUSHES, PINS, GATE, STATE, CLAIMS, ACCESS, PAGES];
 
-const LEVELS: [Level; 21] = [
+const LEVELS: [Level; 22] = [
     PARTS,
     RULES,
     CUT,
@@ -97,6 +98,7 @@ const LEVELS: [Level; 21] = [
     DAMAGED,
     MODEL,
     ENCRYPTED,
+    SLOTS,
     THREADS,
 ];
 
@@ -133,6 +135,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
         IvByGuestOffset | FreshClusterNotFilled => &[ENCRYPTED],
+        KeySlotOrder => &[SLOTS],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
         PinNotSeen | PinDatedLate | EpochNotEnded => &[PINS],

@@ -73,7 +73,7 @@ PAGES = [
          functions=["qcow2_amend", "qcow2_amend_with"], types=["qcow2_amend_params"], constants=["QCOW2_AMEND_"],
          features=["Amend"], see=["qcow2_create(3)", "qcow2-options(7)"]),
     Page("qcow2_convert", "copy one disk to another, and tell how long an image gets",
-         functions=["qcow2_convert", "qcow2_measure"], types=["qcow2_convert_params", "qcow2_measure_result"],
+         functions=["qcow2_convert", "qcow2_measure", "qcow2_measure_format"], types=["qcow2_convert_params", "qcow2_measure_result"],
          constants=["QCOW2_CONVERT_"], features=["Measuring, copying, comparing"],
          see=["qcow2_compare(3)", "qcow2_create(3)"]),
     Page("qcow2_compare", "compare two disks, or tell a disk by its checksum",

@@ -182,6 +182,10 @@ pub const QCOW2_SCOPE_CREATE: i32 = 1;
 pub const QCOW2_SCOPE_OPEN: i32 = 2;
 /// Options of qcow2_amend.
 pub const QCOW2_SCOPE_AMEND: i32 = 4;
+/// Options of qcow2_create_with for the format "luks".
+pub const QCOW2_SCOPE_CREATE_LUKS: i32 = 8;
+/// Options of qcow2_amend for a disk of the format "luks".
+pub const QCOW2_SCOPE_AMEND_LUKS: i32 = 16;
 
 /// Where the bytes of a guest range come from. See qcow2_block_status.
 #[repr(C)]

@@ -3,6 +3,7 @@
 use super::cipher::{Cipher, Key};
 use crate::crypto::luks::{self, HEADER_BYTES};
 use crate::crypto::{legacy_aes, wipe_stack, Sectors};
+use crate::disk::luks::master_key;
 use crate::disk::{Encryption, Secret, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{extensions, Header};
@@ -38,7 +39,7 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
         )));
     }
     let mut bytes = [0; HEADER_BYTES];
-    read_exact(storage, Purpose::Header, pointer.offset, &mut bytes)
+    read_exact(storage, Purpose::Encryption, pointer.offset, &mut bytes)
         .map_err(|e| e.within("encryption header"))?;
     let parsed = luks::Header::parse(&bytes)?;
     if parsed.data_offset() > pointer.bytes {
@@ -125,30 +126,10 @@ pub(super) fn unlock(
     let secret = Secret::ask(|room| (unlocking.ask)(method, room))?.ok_or_else(no_secret)?;
     let key = match &luks {
         None => legacy_aes(&secret).map(Key::ByGuest),
-        Some((at, parsed)) => unlock_luks(*at, parsed, storage, &secret, unlocking),
+        Some((at, parsed)) => master_key(*at, parsed, storage, &secret, unlocking)
+            .and_then(|key| Sectors::new(&parsed.spec, &key).map(Key::ByHost)),
     };
     let cipher = Cipher::new(key?, luks.map(|(_, parsed)| parsed.digest));
     wipe_stack();
     cipher.map(|cipher| Some(Arc::new(cipher)))
-}
-
-#[inline(never)]
-fn unlock_luks(
-    header_at: u64,
-    header: &luks::Header,
-    storage: &dyn Storage,
-    secret: &[u8],
-    unlocking: &mut Unlocking<'_>,
-) -> Result<Key> {
-    let mut read = |at: u64, out: &mut [u8]| {
-        read_exact(storage, Purpose::Header, header_at + at, out).map_err(|e| e.within("key material"))
-    };
-    let mut progress = |done, total| match (unlocking.progress)(done, total) {
-        true => Ok(()),
-        false => Err(Error::new(ErrorKind::Cancelled, "unlocking: the caller asked to stop")),
-    };
-    match luks::unlock(header, secret, &mut read, &mut progress)? {
-        Some((_, key)) => Sectors::new(&header.spec, &key).map(Key::ByHost),
-        None => Err(Error::new(ErrorKind::WrongSecret, "Invalid password, cannot unlock any keyslot")),
-    }
 }

@@ -9,6 +9,7 @@ use super::keys::{check_material, go_on, random};
 use super::open::params::{SecretKind, SecretRequest, Secrets};
 use crate::crypto::luks::{self, Header, HEADER_BYTES, SLOTS};
 use crate::crypto::{wipe_stack, SECTOR_BYTES};
+use crate::disk::luks::wrong_secret;
 use crate::disk::{Encryption, Secret};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::SlotChange;
@@ -137,7 +138,7 @@ fn fill(
         go_on(asking.secrets, done, total)
     })?;
     let Some((_, key)) = opened else { return Err(wrong_secret()) };
-    let speed = luks::speed(header.hash, &mut thread_time, &mut |_| go_on(asking.secrets, 0, u64::MAX))?;
+    let speed = luks::speed(header.hash, &mut thread_time, &mut |_| go_on(asking.secrets, 0, 1))?;
     let iterations = luks::iterations_for(speed, header.hash, header.spec.key_bytes, iter_time_ms)?;
     let mut next = header.clone();
     let mut steps = Vec::new();
@@ -166,10 +167,6 @@ fn fill(
         steps.push((next, Step::Erase(other)));
     }
     Ok(Prepared(steps))
-}
-
-pub(in crate::ops) fn wrong_secret() -> Error {
-    Error::new(ErrorKind::WrongSecret, "Invalid password, cannot unlock any keyslot")
 }
 
 const IRREVERSIBLE: &str = "erase all the data in the image irreversibly - refusing operation";

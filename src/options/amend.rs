@@ -52,19 +52,18 @@ impl Table for AmendOptions {
     ];
 }
 
+/// Why an option is not one of an amend; `is_known`: it is one of a create.
+pub(super) fn only_for_creation(key: &str, is_known: bool) -> Error {
+    let hint = if is_known { "\nThis option is only supported for image creation" } else { "" };
+    Error::invalid(format!("Invalid parameter '{key}'")).hint(hint)
+}
+
 impl AmendOptions {
     /// Options from `key=value` strings, each checked for its type.
     pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<AmendOptions> {
         let mut parsed = AmendOptions::default();
         for option in options {
-            let unknown = |key: &str| {
-                let hint = if is_create_option(key) {
-                    "\nThis option is only supported for image creation"
-                } else {
-                    ""
-                };
-                Error::invalid(format!("Invalid parameter '{key}'")).hint(hint)
-            };
+            let unknown = |key: &str| only_for_creation(key, is_create_option(key));
             assign(&mut parsed, option.as_ref(), unknown)?;
         }
         Ok(parsed)

@@ -1,6 +1,7 @@
 //! The options of encryption: words become a method, a cipher, a mode. Secrets are no options; what an option says in
 //! their place is a name by which whoever has the secret knows it.
 
+use crate::crypto::luks::new_header_bytes;
 use crate::crypto::{Algorithm, Hash, IvGenerator, Mode, Spec};
 use crate::error::{Error, Result};
 
@@ -33,6 +34,18 @@ pub struct NewEncryption {
     pub method: NewMethod,
     /// The name of the secret.
     pub secret: Option<String>,
+    /// The option that says it.
+    pub secret_option: &'static str,
+}
+
+impl NewEncryption {
+    /// Bytes of what is stored beside guest data.
+    pub fn header_bytes(&self) -> u64 {
+        match &self.method {
+            NewMethod::Aes => 0,
+            NewMethod::Luks(luks) => new_header_bytes(luks.spec.key_bytes),
+        }
+    }
 }
 
 /// What a new LUKS header says.
@@ -165,7 +178,8 @@ impl EncryptionWords {
             },
             Some(word) => return Err(about(not_accepted("format", word))),
         };
-        Ok(Some(NewEncryption { method, secret: self.secret }))
+        let secret_option = "encrypt.key-secret";
+        Ok(Some(NewEncryption { method, secret: self.secret, secret_option }))
     }
 }
 

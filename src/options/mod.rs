@@ -11,6 +11,7 @@ mod cache;
 mod create;
 mod encryption;
 mod list;
+mod luks;
 mod open;
 mod parse;
 mod table;

@@ -15,11 +15,16 @@ pub enum Scope {
     Open,
     /// Amending one that is open.
     Amend,
+    /// Creating a plain LUKS file.
+    CreateLuks,
+    /// Amending one that is open.
+    AmendLuks,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Scope; 3] = [Scope::Create, Scope::Open, Scope::Amend];
+    pub const ALL: [Scope; 5] =
+        [Scope::Create, Scope::Open, Scope::Amend, Scope::CreateLuks, Scope::AmendLuks];
 }
 
 /// What a value looks like.
@@ -112,7 +117,7 @@ impl<T> Row<T> {
         default: Option<&'static str>,
         help: &'static str,
     ) -> Self {
-        let runtime = !matches!(scope, Scope::Create);
+        let runtime = !matches!(scope, Scope::Create | Scope::CreateLuks);
         Row { info: OptionInfo { name, kind: set.kind(), default, help, scope, runtime }, set }
     }
 

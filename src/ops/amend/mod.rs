@@ -12,6 +12,7 @@ mod slots;
 use super::handle::Handle;
 use super::open::Secrets;
 use super::slots::Prepared;
+use crate::disk::luks::LuksDisk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ExclusiveImage, Image};
 use crate::ops::resize::image::resize_image;
@@ -52,6 +53,9 @@ pub fn amend_with(
     secrets: &mut Secrets<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
+    if let Some(disk) = handle.disk().find::<LuksDisk>() {
+        return slots::amend_luks(disk, handle, options, force, secrets, progress);
+    }
     let image = Image::of(handle.disk(), "options to amend").map_err(|_| {
         let name = handle.format().name;
         Error::unsupported(format!("Format driver '{name}' does not support option amendment"))
