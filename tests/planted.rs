@@ -70,6 +70,7 @@ const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const ENCRYPTED: Level = level("encrypted images", "encryption", "lists_on_images_made_here", "0.3");
+const SLOTS: Level = level("key slots", "encryption_slots", "a_power_cut", "1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -108,7 +109,7 @@ const MODELS: [Level; 16] = [
     LOADS,
 ];
 
-const LEVELS: [Level; 23] = [
+const LEVELS: [Level; 24] = [
     PARTS,
     RULES,
     CUT,
@@ -131,6 +132,7 @@ const LEVELS: [Level; 23] = [
     DAMAGED,
     MODEL,
     ENCRYPTED,
+    SLOTS,
     THREADS,
 ];
 
@@ -167,6 +169,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
         IvByGuestOffset | FreshClusterNotFilled => &[ENCRYPTED],
+        KeySlotOrder => &[SLOTS],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
         PinNotSeen | PinDatedLate | EpochNotEnded => &[PINS],

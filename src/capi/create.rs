@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::ops::create_at::{create_at, size_of_new};
 use crate::ops::formats::Driver;
 use crate::ops::open::Origin;
-use crate::options::CreateOptions;
 use std::ffi::{c_char, c_int, c_void};
 
 /// Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT, or with zeroes, `struct_size` and `size`.
@@ -41,7 +40,7 @@ pub struct qcow2_create_params {
     pub data_io_opaque: *mut c_void,
     /// QCOW2_CREATE_*; unknown bits are -EINVAL.
     pub flags: u64,
-    /// "qcow2" or "luks"; NULL: "qcow2". A LUKS file has options of its own: see qcow2_format_option_list.
+    /// "qcow2" or "luks"; NULL: "qcow2". A LUKS file has options of its own: QCOW2_SCOPE_CREATE_LUKS.
     pub format: *const c_char,
     /// Has the secret of an encrypted image. It is asked for before anything is made. May be NULL: then an encrypted image
     /// is -ENOKEY.
@@ -79,19 +78,21 @@ impl qcow2_create_params {
 }
 
 unsafe fn make(
+    format: Driver,
     origin: &Origin,
     data_file: Option<&Origin>,
     size: u64,
     options: *const *const c_char,
     callbacks: SecretCallbacks,
 ) -> Result<i64> {
-    let options = CreateOptions::parse(&unsafe { option_list(options) }?)?;
+    let list = unsafe { option_list(options) }?;
+    let options = (format.create_options)(&list)?;
     let size = match (size, options.size) {
         (u64::MAX, Some(size)) => size,
         (u64::MAX, None) => size_of_new(origin, &options)?,
         (size, _) => size,
     };
-    callbacks.with(|secrets| create_at(origin, data_file, size, &options, secrets)).map(|()| 0)
+    callbacks.with(|secrets| create_at(format, origin, data_file, size, &options, secrets)).map(|()| 0)
 }
 
 /// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
@@ -110,14 +111,23 @@ pub unsafe extern "C" fn qcow2_create(
     options: *const *const c_char,
 ) -> c_int {
     enter(|| unsafe {
-        make(&Origin::Path(super::text::path(path)?), None, size, options, SecretCallbacks::NONE)
+        make(
+            Driver::QCOW2,
+            &Origin::Path(super::text::path(path)?),
+            None,
+            size,
+            options,
+            SecretCallbacks::NONE,
+        )
     }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create_fd(fd: c_int, size: u64, options: *const *const c_char) -> c_int {
-    enter(|| unsafe { make(&Origin::Descriptor(fd), None, size, options, SecretCallbacks::NONE) }) as c_int
+    enter(|| unsafe {
+        make(Driver::QCOW2, &Origin::Descriptor(fd), None, size, options, SecretCallbacks::NONE)
+    }) as c_int
 }
 
 /// qcow2_create over a caller's storage; `close` of `io` is called before it returns.
@@ -129,7 +139,14 @@ pub unsafe extern "C" fn qcow2_create_io(
     options: *const *const c_char,
 ) -> c_int {
     enter(|| unsafe {
-        make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options, SecretCallbacks::NONE)
+        make(
+            Driver::QCOW2,
+            &Origin::Custom(custom_io::wrap(io, io_opaque)?),
+            None,
+            size,
+            options,
+            SecretCallbacks::NONE,
+        )
     }) as c_int
 }
 
@@ -160,9 +177,7 @@ pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -
             progress_opaque: p.progress_opaque,
         };
         let format = super::text::optional_text(p.format, "format")?;
-        if Driver::by_name(format.unwrap_or("qcow2"))? != Driver::QCOW2 {
-            return Err(Error::unsupported("only qcow2 images are made"));
-        }
-        make(&image, data_file.as_ref(), p.size, p.options, callbacks)
+        let format = Driver::by_name(format.unwrap_or("qcow2"))?;
+        make(format, &image, data_file.as_ref(), p.size, p.options, callbacks)
     }) as c_int
 }

@@ -1,111 +1,138 @@
-//! What encrypts an image, and the encryption of secrets themselves.
+//! What is told of an image's encryption.
 
-use super::edge::{enter, give, with, Guarded};
+use super::edge::{give, with};
 use super::strings::keep;
 use super::types::*;
-use crate::crypto::{luks, unpad, AesCbc, IvGenerator};
+use crate::crypto::luks::{Header, SLOTS, STRIPES};
+use crate::crypto::IvGenerator;
+use crate::disk::Encryption;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Image;
-use std::ffi::{c_int, c_void};
+use crate::ops::handle::Handle;
+use crate::ops::luks::{encryption_of, LuksHeader};
+use crate::sync::locked;
+use std::ffi::{c_char, c_int, CString};
 
-/// The LUKS header of an image.
-fn header_of(guarded: &Guarded) -> Result<luks::Header> {
-    let none = |text: String| Error::new(ErrorKind::NotFound, text);
-    let image = Image::of(guarded.handle.disk(), "encryption header").map_err(|e| none(e.to_string()))?;
-    image.core().encryption_header()?.ok_or_else(|| none("the image has no encryption header".into()))
+/// A key slot of a LUKS header.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct qcow2_key_slot {
+    /// Whether a secret opens it: 1 or 0.
+    pub active: u32,
+    /// Iterations of its key derivation; 0 of one that is not active.
+    pub iterations: u32,
+    /// Where its material is, bytes from the LUKS header's start.
+    pub material_offset: u64,
+    /// Stripes of its material.
+    pub stripes: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-/// What the LUKS header of an image says; no secret is needed for that. Returns 0, -ENOENT (there is none: the image is not
-/// encrypted, or by the older AES), EINVAL or EIO (the header is damaged), or another -errno. The strings are valid until
-/// the next call of this function.
+/// How an image is encrypted. Without a LUKS header only `encryption` means something.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct qcow2_encryption_info {
+    /// sizeof(qcow2_encryption_info), set by the caller.
+    pub struct_size: usize,
+    /// QCOW2_ENCRYPTION_*; 0: it is not.
+    pub encryption: c_int,
+    /// Iterations of the digest of the master key.
+    pub digest_iterations: u32,
+    /// "aes-256".
+    pub cipher: *const c_char,
+    /// "xts".
+    pub mode: *const c_char,
+    /// "plain64".
+    pub iv_generator: *const c_char,
+    /// "sha256"; NULL: the IV generator uses none.
+    pub iv_hash: *const c_char,
+    /// Hash of key derivation.
+    pub hash: *const c_char,
+    /// As text.
+    pub uuid: *const c_char,
+    /// Where the LUKS header is in the file, bytes.
+    pub header_offset: u64,
+    /// Where material ends and a plain LUKS file has its data, bytes from the LUKS header's start.
+    pub payload_offset: u64,
+    /// The key slots.
+    pub slots: [qcow2_key_slot; 8],
+}
+
+fn info_of(
+    found: Option<(Encryption, Option<LuksHeader>)>,
+    list: &mut Vec<CString>,
+) -> qcow2_encryption_info {
+    list.clear();
+    let mut info = qcow2_encryption_info {
+        struct_size: 0,
+        encryption: 0,
+        digest_iterations: 0,
+        cipher: std::ptr::null(),
+        mode: std::ptr::null(),
+        iv_generator: std::ptr::null(),
+        iv_hash: std::ptr::null(),
+        hash: std::ptr::null(),
+        uuid: std::ptr::null(),
+        header_offset: 0,
+        payload_offset: 0,
+        slots: [qcow2_key_slot::default(); SLOTS],
+    };
+    let Some((encryption, luks)) = found else { return info };
+    info.encryption = match encryption {
+        Encryption::Aes => QCOW2_ENCRYPTION_AES,
+        Encryption::Luks => QCOW2_ENCRYPTION_LUKS,
+    };
+    if let Some(LuksHeader { at, header }) = luks {
+        info.header_offset = at;
+        fill(&mut info, &header, list);
+    }
+    info
+}
+
+fn fill(info: &mut qcow2_encryption_info, header: &Header, list: &mut Vec<CString>) {
+    let spec = &header.spec;
+    let cipher = format!("{}-{}", spec.algorithm.name(), spec.cipher_key_bytes() * 8);
+    info.cipher = keep(list, Some(cipher.as_bytes()));
+    info.mode = keep(list, Some(spec.mode.name().as_bytes()));
+    info.iv_generator = keep(list, Some(spec.iv.name().as_bytes()));
+    if let IvGenerator::Essiv(hash) = spec.iv {
+        info.iv_hash = keep(list, Some(hash.name().as_bytes()));
+    }
+    info.hash = keep(list, Some(header.hash.name().as_bytes()));
+    info.uuid = keep(list, Some(header.uuid.as_bytes()));
+    info.digest_iterations = header.digest_iterations;
+    info.payload_offset = header.data_offset();
+    for (index, (slot, out)) in header.slots.iter().zip(&mut info.slots).enumerate() {
+        *out = qcow2_key_slot {
+            active: slot.active.into(),
+            iterations: if slot.active { slot.iterations } else { 0 },
+            material_offset: header.material_offset(index),
+            stripes: STRIPES,
+            reserved: 0,
+        };
+    }
+}
+
+/// How a disk of the chain is encrypted, as its file says now: depth 0 is `image` itself, 1 its backing file, and so on.
+/// No secret is needed. The strings are valid until the next call of this function on the handle. Returns 0, -ENOENT below
+/// the last disk, or another -errno (EINVAL, ENOTSUP, EIO: a LUKS header that is damaged or not known).
 #[no_mangle]
-pub unsafe extern "C" fn qcow2_get_encryption(
+pub unsafe extern "C" fn qcow2_get_encryption_info(
     image: *mut qcow2_image,
+    depth: u32,
     info: *mut qcow2_encryption_info,
 ) -> c_int {
     with(image, |guarded| {
-        let header = header_of(guarded)?;
-        let spec = &header.spec;
-        let mut strings = locked_list(guarded);
-        let list = &mut strings.encryption;
-        list.clear();
-        let cipher = format!("{}-{}", spec.algorithm.name(), spec.cipher_key_bytes() * 8);
-        let iv_hash = match spec.iv {
-            IvGenerator::Essiv(hash) => Some(hash.name().as_bytes()),
-            _ => None,
+        let look = |handle: &Handle| encryption_of(handle);
+        let found = match depth {
+            0 => Some(look(&guarded.handle)),
+            _ => guarded.handle.node_below(depth).map(|node| look(&node)),
         };
-        let answer = qcow2_encryption_info {
-            struct_size: 0,
-            cipher: keep(list, Some(cipher.as_bytes())),
-            mode: keep(list, Some(spec.mode.name().as_bytes())),
-            iv_generator: keep(list, Some(spec.iv.name().as_bytes())),
-            iv_hash: keep(list, iv_hash),
-            hash: keep(list, Some(header.hash.name().as_bytes())),
-            uuid: keep(list, Some(header.uuid.as_bytes())),
-            payload_offset: header.data_offset(),
-            digest_iterations: header.digest_iterations,
-            slot_count: luks::SLOTS as u32,
-        };
+        let none = || Error::new(ErrorKind::NotFound, format!("there is no disk at depth {depth}"));
+        let found: Result<_> = found.ok_or_else(none)?;
+        let mut strings = locked(guarded.strings.lock());
+        let answer = info_of(found?, &mut strings.encryption);
         // SAFETY: the caller's struct, checked for NULL.
         unsafe { give(answer, info, "info") }.map(|()| 0)
     }) as c_int
-}
-
-fn locked_list(guarded: &Guarded) -> std::sync::MutexGuard<'_, super::strings::Strings> {
-    crate::sync::locked(guarded.strings.lock())
-}
-
-/// Key slot number `index` of an image's LUKS header, counted from 0. Returns 0, -ENOENT past the last one, or what
-/// qcow2_get_encryption does.
-#[no_mangle]
-pub unsafe extern "C" fn qcow2_get_key_slot(
-    image: *mut qcow2_image,
-    index: usize,
-    slot: *mut qcow2_key_slot,
-) -> c_int {
-    with(image, |guarded| {
-        let header = header_of(guarded)?;
-        let Some(found) = header.slots.get(index) else {
-            return Err(Error::new(ErrorKind::NotFound, format!("there is no key slot number {index}")));
-        };
-        let answer = qcow2_key_slot {
-            struct_size: 0,
-            key_offset: header.material_offset(index),
-            iterations: found.iterations,
-            stripes: luks::STRIPES,
-            active: u32::from(found.active),
-            reserved: 0,
-        };
-        // SAFETY: the caller's struct, checked for NULL.
-        unsafe { give(answer, slot, "slot") }.map(|()| 0)
-    }) as c_int
-}
-
-/// Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in
-/// CBC mode, the last block filled up with bytes that say how many they are. `key` has `key_bytes` bytes, which must be
-/// 32, `iv` has `iv_bytes`, which must be 16; `data` is decrypted in place, and is left as it is where the lengths do not
-/// fit. Returns the length of the secret, or -EINVAL (a length, or the filling). Keeps no copy of any of them.
-#[no_mangle]
-pub unsafe extern "C" fn qcow2_decrypt_secret(
-    key: *const c_void,
-    key_bytes: usize,
-    iv: *const c_void,
-    iv_bytes: usize,
-    data: *mut c_void,
-    data_bytes: usize,
-) -> i64 {
-    enter(|| {
-        if key.is_null() || iv.is_null() || data.is_null() {
-            return Err(Error::invalid("key, iv or data is NULL"));
-        }
-        // SAFETY: the caller's buffers, valid for the call; none is NULL.
-        let key = unsafe { std::slice::from_raw_parts(key.cast::<u8>(), key_bytes) };
-        // SAFETY: as above.
-        let iv = unsafe { std::slice::from_raw_parts(iv.cast::<u8>(), iv_bytes) };
-        // SAFETY: as above; nobody else uses it meanwhile.
-        let data = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), data_bytes) };
-        AesCbc::new(key, iv)?.decrypt(data)?;
-        crate::crypto::wipe_stack();
-        unpad(data).map(|length| length as i64)
-    })
 }

@@ -166,6 +166,9 @@ pub const QCOW2_SECRET_NEW: i32 = 1;
 /// qcow2_secret_request: an amend erases the key slots that this opens.
 pub const QCOW2_SECRET_OLD: i32 = 2;
 
+/// qcow2_amend: erase and overwrite key slots even if nothing opens the image afterwards.
+pub const QCOW2_AMEND_FORCE: u64 = 0x1;
+
 /// qcow2_bitmap_add: the bitmap tracks no changes yet.
 pub const QCOW2_BITMAP_DISABLED: u64 = 0x1;
 /// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
@@ -179,6 +182,10 @@ pub const QCOW2_SCOPE_CREATE: i32 = 1;
 pub const QCOW2_SCOPE_OPEN: i32 = 2;
 /// Options of qcow2_amend.
 pub const QCOW2_SCOPE_AMEND: i32 = 4;
+/// Options of qcow2_create_with for the format "luks".
+pub const QCOW2_SCOPE_CREATE_LUKS: i32 = 8;
+/// Options of qcow2_amend for a disk of the format "luks".
+pub const QCOW2_SCOPE_AMEND_LUKS: i32 = 16;
 
 /// Where the bytes of a guest range come from. See qcow2_block_status.
 #[repr(C)]
@@ -359,50 +366,6 @@ pub struct qcow2_bitmap_info {
     pub reserved: u32,
     /// Bytes of the disk that have changed; counted by qcow2_bitmap_list, 0 from qcow2_get_bitmap.
     pub dirty_bytes: u64,
-}
-
-/// What a LUKS header says. See qcow2_get_encryption.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct qcow2_encryption_info {
-    /// sizeof(qcow2_encryption_info), set by the caller.
-    pub struct_size: usize,
-    /// The block cipher and the bits of its key: "aes-256".
-    pub cipher: *const c_char,
-    /// How blocks hang together: "xts".
-    pub mode: *const c_char,
-    /// What makes the IV of a sector: "plain64".
-    pub iv_generator: *const c_char,
-    /// The hash that the IV generator takes; NULL: it takes none.
-    pub iv_hash: *const c_char,
-    /// The hash of the key derivation: "sha256".
-    pub hash: *const c_char,
-    /// The UUID, as it is stored.
-    pub uuid: *const c_char,
-    /// Length of the header with all key slots, bytes: where a plain LUKS file has its data.
-    pub payload_offset: u64,
-    /// Iterations of the digest by which a key is known to be the right one.
-    pub digest_iterations: u32,
-    /// How many key slots there are, used or not.
-    pub slot_count: u32,
-}
-
-/// A key slot of a LUKS header. See qcow2_get_key_slot.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct qcow2_key_slot {
-    /// sizeof(qcow2_key_slot), set by the caller.
-    pub struct_size: usize,
-    /// Where its material is, bytes from the start of the header.
-    pub key_offset: u64,
-    /// Iterations of the key derivation.
-    pub iterations: u32,
-    /// Stripes of its material.
-    pub stripes: u32,
-    /// 1: a passphrase opens it; 0: it is free.
-    pub active: u32,
-    /// 0.
-    pub reserved: u32,
 }
 
 /// An internal snapshot. See qcow2_get_snapshot.

@@ -6,6 +6,7 @@
 //! refused otherwise. What differs between formats as files (how one is recognised, opened, made, checked, repaired,
 //! given another size) is in the table of `ops::formats`.
 
+pub mod luks;
 mod opening;
 mod packed;
 mod range;

@@ -4,6 +4,7 @@
 //! leaves a file that is not a qcow2 image, or the finished one. What was there before is made unrecognisable
 //! first, with a sync of its own.
 
+pub(super) mod luks;
 mod plan;
 
 use super::keys::{NewKeys, NewVolume};

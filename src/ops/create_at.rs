@@ -20,6 +20,7 @@ use std::sync::Arc;
 /// Creates an image at `origin`, in place of whatever is there, and its data file at `data_origin`, or where the options
 /// say. The files are locked meanwhile. What an encrypted one needs of `secrets` is asked for before.
 pub fn create_at(
+    format: Driver,
     origin: &Origin,
     data_origin: Option<&Origin>,
     virtual_size: u64,
@@ -42,7 +43,7 @@ pub fn create_at(
     let image = NewFile::open(origin, Access::Write)?;
     let data = data_origin.or(named.as_ref()).map(|at| NewFile::open(at, Access::WriteData)).transpose()?;
     let beside = data.as_ref().map(|d| &*d.storage);
-    Driver::QCOW2.create(&*image.storage, beside, virtual_size, options, keys.as_ref())?;
+    format.create(&*image.storage, beside, virtual_size, options, keys.as_ref())?;
     image.keep();
     if let Some(data) = data {
         data.keep();

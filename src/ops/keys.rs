@@ -85,15 +85,15 @@ impl NewKeys {
 
     /// Asks for the secret of a new image called `file`, and makes what is to be stored of its key.
     pub fn make(encryption: &NewEncryption, file: &str, secrets: &mut Secrets<'_>) -> Result<NewKeys> {
-        let (method, option) = match &encryption.method {
-            NewMethod::Aes => (Encryption::Aes, "encrypt.key-secret"),
+        let method = match &encryption.method {
+            NewMethod::Aes => Encryption::Aes,
             NewMethod::Luks(luks) => {
                 check_material(&luks.spec)?;
-                (Encryption::Luks, "encrypt.key-secret")
+                Encryption::Luks
             }
         };
         let secret = new_secret(method, file, &encryption.secret, secrets)?;
-        let secret = secret.ok_or_else(|| Secret::missing(option))?;
+        let secret = secret.ok_or_else(|| Secret::missing(encryption.secret_option))?;
         match &encryption.method {
             NewMethod::Aes => Ok(NewKeys::Aes),
             NewMethod::Luks(luks) => Ok(NewKeys::Luks(Box::new(NewVolume::make(luks, &secret, secrets)?))),
@@ -135,7 +135,7 @@ impl NewVolume {
 
     fn around(luks: &NewLuks, secret: &[u8], key: &[u8], secrets: &mut Secrets<'_>) -> Result<NewVolume> {
         let (hash, time) = (luks.hash, luks.iter_time_ms);
-        let speed = luks::speed(hash, &mut thread_time, &mut |_| go_on(secrets, 0, u64::MAX))?;
+        let speed = luks::speed(hash, &mut thread_time, &mut |_| go_on(secrets, 0, 1))?;
         // The digest of the master key costs an eighth of a slot's key of the same length.
         let of_digest = luks::iterations_for(speed, hash, DIGEST_BYTES, time)? / 8;
         let of_digest = of_digest.max(luks::MIN_ITERATIONS);

@@ -1,6 +1,7 @@
 //! The options of encryption: words become a method, a cipher, a mode. Secrets are no options; what an option says in
 //! their place is a name by which whoever has the secret knows it.
 
+use crate::crypto::luks::new_header_bytes;
 use crate::crypto::{Algorithm, Hash, IvGenerator, Mode, Spec};
 use crate::error::{Error, Result};
 
@@ -33,6 +34,18 @@ pub struct NewEncryption {
     pub method: NewMethod,
     /// The name of the secret.
     pub secret: Option<String>,
+    /// The option that says it.
+    pub secret_option: &'static str,
+}
+
+impl NewEncryption {
+    /// Bytes of what is stored beside guest data.
+    pub fn header_bytes(&self) -> u64 {
+        match &self.method {
+            NewMethod::Aes => 0,
+            NewMethod::Luks(luks) => new_header_bytes(luks.spec.key_bytes),
+        }
+    }
 }
 
 /// What a new LUKS header says.
@@ -143,7 +156,7 @@ pub(super) struct EncryptionWords {
 impl EncryptionWords {
     pub(super) fn read(self) -> Result<Option<NewEncryption>> {
         let format = match (self.format, self.alias) {
-            (Some(_), Some(_)) => {
+            (Some(_), Some(true)) => {
                 let text = "'encrypt.format' and its alias 'encryption' can't be used at the same time";
                 return Err(Error::invalid(text).about_option("encryption"));
             }
@@ -165,6 +178,76 @@ impl EncryptionWords {
             },
             Some(word) => return Err(about(not_accepted("format", word))),
         };
-        Ok(Some(NewEncryption { method, secret: self.secret }))
+        let secret_option = "encrypt.key-secret";
+        Ok(Some(NewEncryption { method, secret: self.secret, secret_option }))
+    }
+}
+
+/// What is to become of key slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotChange {
+    /// A secret opens one from now on.
+    Activate {
+        /// The name of the secret.
+        secret: String,
+        /// Which slot; `None`: the first free one.
+        slot: Option<u64>,
+        /// What a derivation is to cost, milliseconds of this machine.
+        iter_time_ms: u64,
+    },
+    /// What some hold is overwritten.
+    Erase {
+        /// The name of a secret: those that it opens.
+        secret: Option<String>,
+        /// Which slot.
+        slot: Option<u64>,
+    },
+}
+
+/// The options of a change of key slots as given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlotWords {
+    pub(super) state: Option<String>,
+    pub(super) new_secret: Option<String>,
+    pub(super) old_secret: Option<String>,
+    pub(super) keyslot: Option<u64>,
+    pub(super) iter_time: Option<u64>,
+}
+
+impl SlotWords {
+    pub(super) fn are_given(&self) -> bool {
+        *self != SlotWords::default()
+    }
+
+    /// What they ask for, in the order of the stock tools' refusals; `None`: nothing.
+    pub(super) fn read(&self) -> Result<Option<SlotChange>> {
+        if !self.are_given() {
+            return Ok(None);
+        }
+        let refused = |text: &str| Err(Error::invalid(text));
+        match self.state.as_deref() {
+            None => refused("Parameter 'state' is missing"),
+            Some("active") => match &self.new_secret {
+                None => refused("'new-secret' is required to activate a keyslot"),
+                Some(_) if self.old_secret.is_some() => {
+                    refused("'old-secret' must not be given when activating keyslots")
+                }
+                Some(secret) => Ok(Some(SlotChange::Activate {
+                    secret: secret.clone(),
+                    slot: self.keyslot,
+                    iter_time_ms: self.iter_time.unwrap_or(ITER_TIME_MS),
+                })),
+            },
+            Some("inactive") if self.new_secret.is_some() => {
+                refused("'new-secret' must not be given when erasing keyslots")
+            }
+            Some("inactive") if self.iter_time.is_some() => {
+                refused("'iter-time' must not be given when erasing keyslots")
+            }
+            Some("inactive") => {
+                Ok(Some(SlotChange::Erase { secret: self.old_secret.clone(), slot: self.keyslot }))
+            }
+            Some(word) => Err(not_accepted("state", word)),
+        }
     }
 }

@@ -73,3 +73,13 @@ int encrypt_check_layers(struct node *const *layers, qcow2_image *image, char **
     }
     return ret;
 }
+
+int64_t secret_by_name(void *opaque, const qcow2_secret_request *request, void *buffer, size_t room)
+{
+    int64_t ret = -ENOKEY;
+
+    if (request->name != NULL) {
+        ret = secret_password(request->name, buffer, room, opaque);
+    }
+    return ret;
+}

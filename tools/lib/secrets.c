@@ -481,6 +481,9 @@ int64_t secret_password(const char *id, void *buffer, size_t room, char **error)
             return refuse(error, -EINVAL, text_format("Data from secret %s is not valid UTF-8", id));
         }
     }
+    if (buffer == NULL) {
+        return (int64_t)secret->length;
+    }
     if (secret->length > room) {
         return refuse(error, -EFBIG, text_format("Secret '%s' has %zu bytes, more than %zu", id, secret->length, room));
     }

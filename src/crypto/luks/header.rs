@@ -213,6 +213,24 @@ impl Header {
         out
     }
 
+    /// Puts slot `index` as it is here into the header `out`, which keeps everything else.
+    pub fn put_slot(&self, index: usize, out: &mut [u8]) {
+        let range = Header::slot_range(index);
+        out[range.clone()].copy_from_slice(&self.encode()[range]);
+    }
+
+    /// Where a slot is in the header.
+    pub fn slot_range(index: usize) -> std::ops::Range<usize> {
+        let at = SLOTS_AT + index * SLOT_BYTES;
+        at..at + SLOT_BYTES
+    }
+
+    /// Makes slot `index` one that nothing opens.
+    pub fn clear_slot(&mut self, index: usize) {
+        let material_sector = self.slots[index].material_sector;
+        self.slots[index] = Slot { active: false, iterations: 0, salt: [0; SALT_BYTES], material_sector };
+    }
+
     /// Mode and IV generator as the header names them.
     pub fn mode_name(&self) -> String {
         let (mode, iv) = (self.spec.mode.name(), self.spec.iv.name());

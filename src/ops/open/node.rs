@@ -47,6 +47,16 @@ impl Opening<'_> {
     }
 
     fn unlock(&mut self, draft: &mut dyn Draft, origin: &Origin, depth: usize) -> Result<()> {
+        self.with_secret(origin, depth, |unlocking| draft.unlock(unlocking))
+    }
+
+    /// Runs `run` with what asks for the current secret of a disk.
+    pub(in crate::ops) fn with_secret<T>(
+        &mut self,
+        origin: &Origin,
+        depth: usize,
+        run: impl FnOnce(&mut Unlocking<'_>) -> T,
+    ) -> T {
         let Secrets { source, progress } = &mut self.secrets;
         let file = origin.shown().to_string();
         let mut ask = |encryption, room: &mut [u8]| match source {
@@ -57,7 +67,7 @@ impl Opening<'_> {
             None => Ok(None),
         };
         let mut told = |done, total| progress.as_mut().is_none_or(|progress| progress(done, total));
-        draft.unlock(&mut Unlocking { ask: &mut ask, progress: &mut told })
+        run(&mut Unlocking { ask: &mut ask, progress: &mut told })
     }
 
     /// The rest: `below` is open.

@@ -136,6 +136,17 @@ pub struct Secrets<'a> {
 }
 
 impl Secrets<'_> {
+    /// The same, for a call that is made meanwhile.
+    pub(in crate::ops) fn again(&mut self) -> Secrets<'_> {
+        Secrets {
+            source: self.source.as_mut().map(|source| &mut **source as SecretSource<'_>),
+            progress: match &mut self.progress {
+                Some(progress) => Some(&mut **progress),
+                None => None,
+            },
+        }
+    }
+
     /// Fills `room` with a secret, and says how long it is; `None`: there is none.
     pub(in crate::ops) fn ask(&mut self, request: &SecretRequest, room: &mut [u8]) -> Result<Option<usize>> {
         match &mut self.source {
