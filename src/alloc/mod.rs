@@ -34,6 +34,7 @@ use crate::error::Result;
 use crate::format::HostCluster;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::planted::{planted, Plant};
+use crate::storage::event::Event;
 use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
 use crate::sync::locked;
@@ -139,9 +140,23 @@ impl Allocator {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
-        self.shared.header.decide()?;
+        if !self.shared.header.is_ready() {
+            ledger = self.make_ready(ledger)?;
+        }
         self.settle(&mut ledger)?;
         Ok(Reserved::new(self, take(&mut ledger)?))
+    }
+
+    /// Before clusters are taken. Who listens may wait, and others may take clusters meanwhile.
+    #[cold]
+    fn make_ready<'a>(&'a self, ledger: MutexGuard<'a, Ledger>) -> Result<MutexGuard<'a, Ledger>> {
+        drop(ledger);
+        self.shared.medium.storage().event(Event::ClusterAlloc);
+        // Counted in a block that is there, or asks for one: the stock engine tells both alike.
+        self.shared.medium.storage().event(Event::RefcountBlockAlloc);
+        let ledger = self.lock();
+        self.shared.header.decide()?;
+        Ok(ledger)
     }
 
     /// Writes all counts, and what leads to new blocks. The next sync makes them durable, in a lazy image too.

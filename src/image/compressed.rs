@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
 use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, NewEntry};
+use crate::storage::event::Event;
 use crate::storage::helper;
 use std::borrow::Cow;
 use std::io::IoSlice;
@@ -127,6 +128,7 @@ impl Core {
         let geometry = &self.geometry;
         debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
         let (io, alloc) = self.begin_change(offset, data.len() as u64)?;
+        self.storage().event(Event::WriteCompressed);
         let first = geometry.cluster_index(offset);
         let mut index = 0;
         while index < packed.ends.len() {

@@ -44,7 +44,7 @@ events! {
     L2Update = c"l2_update",
     /// A new L2 table gets its contents.
     L2AllocWrite = c"l2_alloc_write",
-    /// Clusters for tables are looked for.
+    /// Clusters are looked for.
     ClusterAlloc = c"cluster_alloc",
     /// Clusters have become free.
     ClusterFree = c"cluster_free",
@@ -72,6 +72,16 @@ events! {
     RefcountTableSwitch = c"refblock_alloc_switch_table",
     /// The image lets go of everything that it holds.
     EmptyPrepare = c"empty_image_prepare",
+    /// What was read from below becomes the image's own.
+    CorWrite = c"cor_write",
+    /// Compressed clusters are read.
+    ReadCompressed = c"read_compressed",
+    /// Compressed clusters are written.
+    WriteCompressed = c"write_compressed",
+    /// A flush begins.
+    FlushToOs = c"flush_to_os",
+    /// What a flush has written is made durable.
+    FlushToDisk = c"flush_to_disk",
     /// VM state is read.
     VmStateLoad = c"vmstate_load",
     /// VM state is written.

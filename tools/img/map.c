@@ -105,8 +105,10 @@ static int print_map(qcow2_image *image, struct map_output *output, uint64_t sta
     while (at < end) {
         qcow2_extent extent = {.struct_size = sizeof(extent)};
 
-        if (qcow2_block_status(image, at, end - at, 0, &extent) < 0 || extent.length == 0) {
-            error_report("Failed to read image metadata: %s", failure_text());
+        int result = qcow2_block_status(image, at, end - at, 0, &extent);
+
+        if (result < 0 || extent.length == 0) {
+            error_report("Could not read file metadata: %s", strerror(-result));
             return EXIT_FAILURE;
         }
         if (!node_tells_offsets(output->tree, extent.depth)) {

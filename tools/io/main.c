@@ -37,7 +37,10 @@ static void print_help(void)
            "  -h, --help           display this help and exit\n"
            "  -V, --version        output version information and exit\n"
            "\n"
-           "See '%s -c help' for information on available commands.\n",
+           "See '%s -c help' for information on available commands.\n"
+           "\n"
+           "See <https://qemu.org/contribute/report-a-bug> for how to report bugs.\n"
+           "More information on the QEMU project at <https://qemu.org>.\n",
            program_name, program_name);
 }
 

@@ -124,11 +124,12 @@ int io_close(void)
         return 0;
     }
     ret = qcow2_close(io.image);
-    if (ret < 0 && !io.told_corrupt) {
+    if (ret < 0 && !io.ejected && tell_corruption() == CORRUPTION_NONE) {
         report_close(ret);
     }
     io.image = NULL;
-    io.told_corrupt = false;
+    io.ejected = false;
+    forget_corruption();
     image_spec_free(&io.spec);
     return ret;
 }

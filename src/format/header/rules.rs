@@ -46,40 +46,19 @@ impl Header {
             ));
         }
         if self.crypt_method > 2 {
-            return Err(Error::unsupported(format!("Unsupported encryption method {}", self.crypt_method)));
+            return Err(Error::unsupported(format!(
+                "Unsupported encryption method {}",
+                self.crypt_method as i32
+            )));
         }
         Ok(())
     }
 
-    /// Checks that tables are where and as large as they may be. `for_check` leaves out what a repair can mend.
+    /// Checks that tables are where and as large as they may be, in the order of the stock driver. `for_check` leaves out
+    /// what a repair can mend.
     pub fn check_tables(&self, for_check: bool) -> Result<()> {
         let geometry = self.geometry();
         let unaligned = |offset: u64| geometry.in_cluster(offset) != 0 || offset >= 1 << 63;
-        if self.virtual_size > geometry.max_virtual_size() {
-            return Err(too_large(
-                "Image is too big",
-                format!("size {}, the limit is {}", self.virtual_size, geometry.max_virtual_size()),
-            ));
-        }
-        if u64::from(self.l1_size) * 8 > MAX_L1_BYTES {
-            return Err(too_large(
-                "Active L1 table too large",
-                format!("l1_size {}, the limit is {}", self.l1_size, MAX_L1_BYTES / 8),
-            ));
-        }
-        if unaligned(self.l1_table_offset) || self.l1_table_offset >= MAX_HOST_OFFSET {
-            return Err(bad(
-                "Active L1 table offset invalid",
-                format!(
-                    "l1_table_offset {:#x}, must be a multiple of the cluster size below 2^56",
-                    self.l1_table_offset
-                ),
-            ));
-        }
-        let needed = geometry.l1_entries_for(self.virtual_size);
-        if needed > u64::from(self.l1_size) {
-            return Err(bad("L1 table is too small", format!("l1_size {}, {needed} needed", self.l1_size)));
-        }
         self.check_refcount_table(&geometry, for_check)?;
         if self.snapshot_count > MAX_SNAPSHOTS && !for_check {
             return Err(too_large(
@@ -97,6 +76,31 @@ impl Header {
                     self.snapshots_offset
                 ),
             ));
+        }
+        if u64::from(self.l1_size) * 8 > MAX_L1_BYTES {
+            return Err(too_large(
+                "Active L1 table too large",
+                format!("l1_size {}, the limit is {}", self.l1_size, MAX_L1_BYTES / 8),
+            ));
+        }
+        if unaligned(self.l1_table_offset) || self.l1_table_offset >= MAX_HOST_OFFSET {
+            return Err(bad(
+                "Active L1 table offset invalid",
+                format!(
+                    "l1_table_offset {:#x}, must be a multiple of the cluster size below 2^56",
+                    self.l1_table_offset
+                ),
+            ));
+        }
+        if self.virtual_size > geometry.max_virtual_size() {
+            return Err(too_large(
+                "Image is too big",
+                format!("size {}, the limit is {}", self.virtual_size, geometry.max_virtual_size()),
+            ));
+        }
+        let needed = geometry.l1_entries_for(self.virtual_size);
+        if needed > u64::from(self.l1_size) {
+            return Err(bad("L1 table is too small", format!("l1_size {}, {needed} needed", self.l1_size)));
         }
         Ok(())
     }
