@@ -8,6 +8,7 @@ use crate::ops::open::Origin;
 use crate::storage::end::{End, EndAlone};
 use crate::storage::event::Event;
 use crate::storage::{HostRun, Purpose, Storage, Traits};
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,8 +59,8 @@ pub struct qcow2_io_ops {
     /// refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
     /// l1_grow_activate_table, l2_alloc_write, cluster_alloc, cluster_free, reftable_grow, refblock_alloc,
     /// refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
-    /// refblock_alloc_switch_table, empty_image_prepare, read_compressed, write_compressed, cor_write (copy on read),
-    /// flush_to_os, flush_to_disk (as a flush begins), vmstate_load, vmstate_save. More may come. `name` is static. It
+    /// refblock_alloc_switch_table, empty_image_prepare, read_compressed, write_compressed, flush_to_os,
+    /// flush_to_disk (as a flush begins), vmstate_load, vmstate_save. More may come. `name` is static. It
     /// may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
     pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, name: *const c_char)>,
     /// What the storage knows about a range: `*flags` becomes QCOW2_EXTENT_ZERO where it reads as zeroes, else
@@ -80,6 +81,11 @@ pub struct qcow2_io_ops {
 const NOWHERE: u64 = u64::MAX;
 /// A table has been made that nobody has read from yet.
 const ANYWHERE: u64 = u64::MAX - 1;
+
+thread_local! {
+    /// What is read or written next has been told of: compressed clusters are data of a kind of their own.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
+}
 
 struct CustomIo {
     ops: qcow2_io_ops,
@@ -108,6 +114,10 @@ impl CustomIo {
 
     fn tell(&self, event: Option<Event>) {
         let (Some(tell), Some(event)) = (self.ops.event, event) else { return };
+        let told = TOLD.replace(matches!(event, Event::ReadCompressed | Event::WriteCompressed));
+        if told && matches!(event, Event::ReadData | Event::WriteData) {
+            return;
+        }
         if event == Event::L2AllocWrite {
             self.newborn.store(ANYWHERE, Ordering::SeqCst);
         }

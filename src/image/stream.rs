@@ -13,7 +13,6 @@ use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L2Entry, Mapping};
 use crate::format::GuestOffset;
 use crate::map::{Claim, NewEntry, Source};
-use crate::storage::event::Event;
 use std::io::IoSlice;
 
 /// Most bytes of one step, unless a cluster has more.
@@ -133,11 +132,9 @@ impl Core {
             backing.read_as_backing(from.0, &mut bytes)?;
         }
         if is_zero(&bytes) && geometry.version >= 3 {
-            self.storage().event(Event::CorWrite);
             self.hold_zeroes(io, &claim, from, to)?;
             return Ok(to - from);
         }
-        self.storage().event(Event::CorWrite);
         let buffers = [IoSlice::new(&bytes)];
         self.write_claimed(io, alloc, &claim, from, to, &Gather::new(&buffers))
     }

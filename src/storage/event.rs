@@ -72,8 +72,6 @@ events! {
     RefcountTableSwitch = c"refblock_alloc_switch_table",
     /// The image lets go of everything that it holds.
     EmptyPrepare = c"empty_image_prepare",
-    /// What was read from below becomes the image's own.
-    CorWrite = c"cor_write",
     /// Compressed clusters are read.
     ReadCompressed = c"read_compressed",
     /// Compressed clusters are written.

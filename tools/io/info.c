@@ -102,7 +102,7 @@ static void print_specific(const qcow2_info *info)
         printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
         return;
     }
-    printf("    lazy refcounts: %s\n", truth(info->lazy_refcounts));
+    printf("    lazy refcounts: %s\n", truth((uint32_t)(info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS)));
     print_bitmaps();
     printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
     if (info->data_file != NULL) {

@@ -37,6 +37,10 @@ extern const size_t io_command_count;
 /* A request to the open image: nothing is there any more once it has been marked corrupt. */
 #define IO_ASK(call) (io.ejected ? -ENOMEDIUM : (call))
 
+/* A line from the terminal, with editing and history; NULL at its end. */
+bool io_has_terminal(void);
+char *io_edit_line(const char *prompt);
+
 /* Runs one line; 0 or -errno. */
 int io_run_line(const char *line);
 const struct io_command *io_find_command(const char *name);

@@ -144,6 +144,34 @@ static char *corruption_words(const qcow2_error_detail *parts, const char *summa
                        (int)strcspn(at, " "), at, (unsigned long long)(offset > start ? offset : start), end);
 }
 
+static void tell(enum corruption found, const char *words)
+{
+    if (found > told) {
+        fprintf(stderr, "qcow2: %s\n", words);
+        told = found;
+    }
+}
+
+static char *seen_words(const char *summary, size_t length)
+{
+    return text_format("Image is corrupt: %.*s; further non-fatal corruption events will be suppressed", (int)length,
+                       summary);
+}
+
+/* A broken table that is the cause of an error with words of its own. */
+static void tell_cause(const char *cause)
+{
+    const char *end = cause != NULL ? strstr(cause, " [L1 entry ") : NULL;
+    char *words;
+
+    end = end == NULL && cause != NULL ? strstr(cause, " [L2 entry ") : end;
+    if (end != NULL) {
+        words = seen_words(cause, (size_t)(end - cause));
+        tell(CORRUPTION_SEEN, words);
+        free(words);
+    }
+}
+
 enum corruption tell_corruption_of_write(uint64_t offset, uint64_t cluster_size)
 {
     qcow2_error_detail parts;
@@ -159,15 +187,12 @@ enum corruption tell_corruption_of_write(uint64_t offset, uint64_t cluster_size)
     } else if (parts.kind == QCOW2_ERROR_CORRUPT &&
                (strcmp(parts.structure, "L1 entry") == 0 || strcmp(parts.structure, "L2 entry") == 0)) {
         found = CORRUPTION_SEEN;
-        words =
-            text_format("Image is corrupt: %s; further non-fatal corruption events will be suppressed", parts.summary);
+        words = seen_words(parts.summary, strlen(parts.summary));
     } else {
+        tell_cause(parts.cause);
         return CORRUPTION_NONE;
     }
-    if (found > told) {
-        fprintf(stderr, "qcow2: %s\n", words);
-        told = found;
-    }
+    tell(found, words);
     free(words);
     return found;
 }
