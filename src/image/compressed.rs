@@ -128,7 +128,6 @@ impl Core {
         let geometry = &self.geometry;
         debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
         let (io, alloc) = self.begin_change(offset, data.len() as u64)?;
-        self.storage().event(Event::WriteCompressed);
         let first = geometry.cluster_index(offset);
         let mut index = 0;
         while index < packed.ends.len() {
@@ -197,6 +196,7 @@ impl Core {
         let bytes = &packed.streams[packed.stream(indices.start).start..packed.stream(indices.end - 1).end];
         let host_start = places[0].1;
         self.inflation.forget(host_start, bytes.len() as u64);
+        self.storage().event(Event::WriteCompressed);
         let written = self.payload.write_streams(host_start, bytes)?;
         for (index, (reserved, host_offset)) in indices.zip(places) {
             let length = packed.stream(index).len() as u64;

@@ -46,6 +46,8 @@ events! {
     L2AllocWrite = c"l2_alloc_write",
     /// Clusters are looked for.
     ClusterAlloc = c"cluster_alloc",
+    /// Room for compressed clusters is looked for.
+    ClusterAllocBytes = c"cluster_alloc_bytes",
     /// Clusters have become free.
     ClusterFree = c"cluster_free",
     /// The refcount table is read.

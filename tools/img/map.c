@@ -32,7 +32,7 @@ static void print_json_entry(struct map_output *output, const struct map_entry *
 
     printf("%s{ \"start\": %llu, \"length\": %llu, \"depth\": %d, \"present\": %s, \"zero\": %s, \"data\": %s,"
            " \"compressed\": %s",
-           output->any ? ",\n" : "[", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
+           output->any ? ",\n" : "", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
            (int)entry->extent.depth, truth(flags & QCOW2_EXTENT_ALLOCATED), truth(flags & QCOW2_EXTENT_ZERO),
            truth(flags & QCOW2_EXTENT_DATA), truth(flags & QCOW2_EXTENT_COMPRESSED));
     if (flags & QCOW2_EXTENT_HOST_OFFSET) {
@@ -99,7 +99,9 @@ static int print_map(qcow2_image *image, struct map_output *output, uint64_t sta
     if (max_length < end && start < end - max_length) {
         end = start + max_length;
     }
-    if (!output->json) {
+    if (output->json) {
+        putchar('[');
+    } else {
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     }
     while (at < end) {

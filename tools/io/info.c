@@ -180,7 +180,7 @@ static int64_t allocated_run(int64_t offset, int64_t end, bool *allocated)
 
 int cmd_alloc(const struct io_command *command, int argc, char **argv)
 {
-    int64_t length = IO_ASK(qcow2_length(io.image)), offset, count = 512, sum = 0, run;
+    int64_t length = qcow2_length(io.image), offset, count = 512, sum = 0, run;
     char text[SIZE_TEXT_BYTES];
     bool allocated;
 
@@ -200,6 +200,7 @@ int cmd_alloc(const struct io_command *command, int argc, char **argv)
     for (int64_t at = offset; at < offset + count; at += run) {
         run = allocated_run(at, offset + count, &allocated);
         if (run < 0) {
+            io.ejected = io.ejected || tell_corruption() == CORRUPTION_MARKED;
             printf("is_allocated failed: %s\n", strerror((int)-run));
             return (int)run;
         }
@@ -223,6 +224,7 @@ int cmd_map(const struct io_command *command, int argc, char **argv)
     for (int64_t at = 0; at < length; at += run) {
         run = allocated_run(at, length, &allocated);
         if (run < 0) {
+            io.ejected = io.ejected || tell_corruption() == CORRUPTION_MARKED;
             error_report("Failed to get allocation status: %s", strerror((int)-run));
             return (int)run;
         }
