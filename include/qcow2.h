@@ -547,9 +547,10 @@ typedef struct qcow2_io_ops {
      * For tests against faults: told what the engine is about to do here, by the names of the stock tools' driver for
      * faults: read_aio, write_aio (guest data), l1_update, l2_load, l2_update, reftable_load, reftable_update,
      * refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
-     * l1_grow_activate_table, l2_alloc_write, cluster_alloc (of tables), cluster_free, reftable_grow, refblock_alloc,
-     * refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
-     * refblock_alloc_switch_table, empty_image_prepare, vmstate_load, vmstate_save. More may come. `name` is static. It
+     * l1_grow_activate_table, l2_alloc_write, cluster_alloc, cluster_alloc_bytes, cluster_free, reftable_grow,
+     * refblock_alloc, refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
+     * refblock_alloc_switch_table, empty_image_prepare, read_compressed, write_compressed, flush_to_os,
+     * flush_to_disk (as a flush begins), vmstate_load, vmstate_save. More may come. `name` is static. It
      * may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
      */
     void (*event)(void *opaque, const char *name);

@@ -168,6 +168,7 @@ struct create_options {
     struct create_option *items;
     size_t count;
     bool qcow2;
+    bool device; /* host_device: there must be one */
     bool amends; /* of amend: others of creation are told apart from what nobody knows */
 };
 /* "qcow2" or "raw"; false for any other format. `file_level`: with the options of the host file. */
