@@ -85,6 +85,8 @@ plants! {
     IvByGuestOffset,
     /// The rest of a fresh cluster of an encrypted image is left as the host has it.
     FreshClusterNotFilled,
+    /// A write of a part of a sector has nobody wait, and waits for nobody.
+    SectorTurnSkipped,
 
     /// That a ticket is past orders nothing.
     PastTicketOrdersNothing,

@@ -63,6 +63,11 @@ const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const ENCRYPTED: Level = level("encrypted images", "encryption", "lists_on_images_made_here", "0.3");
+const ENCRYPTED_CUT: Level =
+    level("power cut of encrypted images", "power_cut", "short_lists_on_encrypted_images", "0.2");
+const ENCRYPTED_RULES: Level =
+    Level { name: "rules on encrypted images", rules: true, cuts: false, ..ENCRYPTED_CUT };
+const TURNS: Level = level("parts of sectors", "encryption", "turns::a_part_of_a_sector", "1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -76,7 +81,7 @@ const PAGES: Level = model("models of pages", "loom::pages");
 
 const MODELS: [Level; 8] = [CLOCK, FLUSHES, PINS, GATE, STATE, CLAIMS, ACCESS, PAGES];
 
-const LEVELS: [Level; 21] = [
+const LEVELS: [Level; 24] = [
     PARTS,
     RULES,
     CUT,
@@ -97,6 +102,9 @@ const LEVELS: [Level; 21] = [
     DAMAGED,
     MODEL,
     ENCRYPTED,
+    ENCRYPTED_RULES,
+    ENCRYPTED_CUT,
+    TURNS,
     THREADS,
 ];
 
@@ -104,7 +112,7 @@ const LEVELS: [Level; 21] = [
 fn catchers(plant: Plant) -> &'static [Level] {
     match plant {
         NoBarrierBeforePointer => &[RULES, CUT],
-        ContentsNotWaitedFor => &[RULES, CUT],
+        ContentsNotWaitedFor => &[RULES, CUT, ENCRYPTED_RULES, ENCRYPTED_CUT],
         LengthNotWaitedFor => &[RULES, CUT],
         CountsNotWritten => &[RULES, CUT],
         SyncSkipped => &[RULES, CUT],
@@ -132,7 +140,9 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ShortWriteTakenForWhole => &[PARTS],
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
-        IvByGuestOffset | FreshClusterNotFilled => &[ENCRYPTED],
+        IvByGuestOffset => &[ENCRYPTED, ENCRYPTED_CUT],
+        FreshClusterNotFilled => &[ENCRYPTED, ENCRYPTED_RULES, ENCRYPTED_CUT],
+        SectorTurnSkipped => &[TURNS],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
         PinNotSeen | PinDatedLate | EpochNotEnded => &[PINS],
