@@ -6,6 +6,7 @@ use qcow2::testing::ops::checksum::checksum;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::compare::{compare, Verdict};
 use qcow2::testing::ops::convert::{convert, ConvertOptions};
+use qcow2::testing::ops::create::create_with_data_file;
 use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, Secrets};
@@ -14,7 +15,9 @@ use qcow2::testing::ops::resize::resize;
 use qcow2::testing::ops::snapshot::{self, SnapshotRef};
 use qcow2::testing::ops::stream::stream;
 use qcow2::testing::ops::vm_state;
-use qcow2::testing::options::{OpenOptions, Preallocation};
+use qcow2::testing::options::{CreateOptions, OpenOptions, Preallocation};
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::Storage;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +68,8 @@ impl Chain {
             0 => Encrypted::Aes,
             _ => Encrypted::any_luks(rng),
         };
-        let kind = rng.below(6);
+        // Version 2, which is 1, has no data files.
+        let kind = if name == "apart" { 2 + rng.below(4) } else { rng.below(6) };
         let mut options = match kind {
             0 => vec!["cluster_size=512"],
             1 => vec!["compat=0.10"],
@@ -76,7 +80,17 @@ impl Chain {
         };
         options.extend(below);
         options.extend(below.map(|_| "backing_fmt=qcow2"));
-        let mut bytes = new_image(SIZE, &options).contents();
+        // Snapshots, which the top one is to take, do not go with it.
+        let apart = kind != 1 && (name == "apart" || name != "top" && rng.one_in(4));
+        let data_file = format!("data_file={name}.data");
+        options.extend(apart.then_some(&*data_file));
+        let (image, data) = (Memory::default(), Memory::default());
+        let data_file = apart.then_some(&data as &dyn Storage);
+        create_with_data_file(&image, data_file, SIZE, &CreateOptions::parse(&options).unwrap()).unwrap();
+        if apart {
+            std::fs::write(self.path(&format!("{name}.data")), data.contents()).unwrap();
+        }
+        let mut bytes = image.contents();
         encrypt(&mut bytes, how, depth);
         std::fs::write(self.path(name), bytes).unwrap();
         (how, kind)
@@ -112,6 +126,10 @@ impl Chain {
         self.same(&handle, when);
         handle.close().unwrap();
         self.same(&self.open("top", 0, &[]), when);
+        self.scan(when);
+    }
+
+    fn scan(&self, when: &str) {
         for entry in std::fs::read_dir(self.folder.path()).unwrap() {
             let path = entry.unwrap().path();
             assert!(!has_canary(&path), "{when}: what the guest wrote is in {path:?}: {}", self.what);
@@ -126,7 +144,7 @@ impl Chain {
 
     /// A disk without a key that shows the same.
     fn plain(&self) -> Handle {
-        let storage = Arc::new(qcow2::testing::storage::memory::Memory::new(self.model.clone()));
+        let storage = Arc::new(Memory::new(self.model.clone()));
         Opening {
             flags: OpenFlags { format: Driver::RAW, ..OpenFlags::default() },
             options: OpenOptions::default(),
@@ -277,6 +295,28 @@ fn resize_with_preallocation_detected_zeroes_and_status() {
         handle.close().unwrap();
         handle = chain.open("top", 0, &[]);
         chain.judge(handle, "resize");
+    }
+}
+
+#[test]
+fn an_external_data_file() {
+    for mut chain in chains() {
+        let how = chain.make("apart", 0, Some("backing_file=middle"));
+        // Until now it shows what the middle one does.
+        let middle = chain.open("middle", 1, &[]);
+        chain.model = read(middle.disk(), 0, SIZE as usize);
+        middle.close().unwrap();
+        for round in 0..3 {
+            let handle = chain.open("apart", 0, &[]);
+            chain.same(&handle, &format!("{how:?}, round {round}"));
+            chain.steps(&handle, 20);
+            let size = chain.model.len() + 70_144;
+            resize(&handle, size as u64, Preallocation::Off).unwrap();
+            chain.model.resize(size, 0);
+            chain.same(&handle, &format!("{how:?}, resized, round {round}"));
+            handle.close().unwrap();
+        }
+        chain.scan("a data file");
     }
 }
 
