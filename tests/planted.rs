@@ -75,7 +75,7 @@ const ENCRYPTED_CUT: Level =
     level("power cut of encrypted images", "power_cut", "short_lists_on_encrypted_images", "0.2");
 const ENCRYPTED_RULES: Level =
     Level { name: "rules on encrypted images", rules: true, cuts: false, ..ENCRYPTED_CUT };
-const TURNS: Level = level("parts of sectors", "encryption", "turns::a_part_of_a_sector", "1");
+const SECTOR_TURNS: Level = level("parts of sectors", "encryption", "turns::a_part_of_a_sector", "1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -140,7 +140,7 @@ const LEVELS: [Level; 27] = [
     SLOTS,
     ENCRYPTED_RULES,
     ENCRYPTED_CUT,
-    TURNS,
+    SECTOR_TURNS,
     THREADS,
 ];
 
@@ -178,7 +178,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
         IvByGuestOffset => &[ENCRYPTED, ENCRYPTED_CUT],
         FreshClusterNotFilled => &[ENCRYPTED, ENCRYPTED_RULES, ENCRYPTED_CUT],
-        SectorTurnSkipped => &[TURNS],
+        SectorTurnSkipped => &[SECTOR_TURNS],
         KeySlotOrder => &[SLOTS],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
