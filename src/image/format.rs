@@ -2,7 +2,7 @@
 
 use super::cipher::Cipher;
 use super::core::validate;
-use super::unlock::{unlock, unlock_again};
+use super::unlock::{check_header, unlock, unlock_again};
 use super::{CoreSettings, ExclusiveImage, Image};
 use crate::crypto::wipe_stack;
 use crate::disk::{
@@ -49,6 +49,7 @@ impl Image {
     pub fn draft(storage: Arc<dyn Storage>, settings: Settings) -> Result<Box<dyn Draft>> {
         let (header, _) = read_header(&*storage)?;
         validate(&header, &core_settings(settings.clone()))?;
+        check_header(&header, &*storage)?;
         let draft = ImageDraft { storage, header, settings, cipher: None };
         if draft.settings.options.data_file.is_some() && !draft.has_data_file() {
             return Err(Error::invalid("'data-file' can only be set for images with an external data file"));

@@ -77,7 +77,12 @@ fn unlock(header: &Header, file: &dyn Storage, unlocking: &mut Unlocking<'_>) ->
     header.spec.check()?;
     let secret = Secret::ask(|room| (unlocking.ask)(Encryption::Luks, room))?;
     let secret = secret.ok_or_else(|| Secret::missing("key-secret"))?;
-    let key = master_key(0, header, file, &secret, unlocking)?;
+    let key = master_key(
+        header,
+        &secret,
+        &mut |at, out| read_exact(file, Purpose::Encryption, at, out),
+        unlocking,
+    )?;
     let sectors = Sectors::new(&header.spec, &key)?;
     let key = Key::new(sectors).map_err(|e| Error::host("memory for a key", &e));
     wipe_stack();
