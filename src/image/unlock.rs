@@ -22,7 +22,7 @@ pub(super) fn no_secret() -> Error {
 }
 
 /// What encrypts the guest data of an image; `None`: nothing does.
-pub(crate) fn encryption(header: &Header) -> Result<Option<Encryption>> {
+pub(super) fn encryption(header: &Header) -> Result<Option<Encryption>> {
     match header.crypt_method {
         0 => Ok(None),
         1 => Ok(Some(Encryption::Aes)),

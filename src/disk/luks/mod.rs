@@ -10,7 +10,8 @@ pub(crate) use key::{master_key, wrong_secret};
 
 use super::raw::{ExclusiveRaw, RawDisk};
 use super::{
-    Disk, Draft, Encryption, Files, Format, Parts, Secret, Settings, Status, Stopped, Unlocking, ZeroFlags,
+    Disk, Draft, Encryption, Files, Format, LuksHeader, Parts, Secret, Settings, Status, Stopped, Unlocking,
+    ZeroFlags,
 };
 use crate::crypto::luks::{Header, HEADER_BYTES};
 use crate::crypto::{wipe_stack, Sectors};
@@ -194,6 +195,11 @@ impl Format for LuksDisk {
 
     fn flush(&self) -> Result<()> {
         self.raw.flush()
+    }
+
+    fn encryption(&self) -> Result<Option<(Encryption, Option<LuksHeader>)>> {
+        let header = header_of(&*self.now().file)?;
+        Ok(Some((Encryption::Luks, Some(LuksHeader { at: 0, header }))))
     }
 
     fn as_any(&self) -> &dyn Any {
