@@ -207,7 +207,7 @@ const struct img_command img_create = {
     .options =
         (const struct img_option[]){IMG_HELP,
                                     IMG_QUIET,
-                                    {'f', "format", "FMT", "format of the new image, qcow2 or raw (default: raw)"},
+                                    {'f', "format", "FMT", "format of the new image, qcow2, luks or raw (default: raw)"},
                                     {'o', "options", "KEY=VALUE,...", "options of the format; -o help lists them"},
                                     {'b', "backing", "FILE", "the image holds what differs from this one"},
                                     {'F', "backing-format", "FMT", "format of the image given with -b"},

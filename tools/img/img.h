@@ -41,7 +41,7 @@ enum { OPTION_IMAGE_OPTS = 256, OPTION_OBJECT, OPTION_OUTPUT, OPTION_OWN };
     }
 #define IMG_FORMAT                                                                                                     \
     {                                                                                                                  \
-        'f', "format", "FMT", "image format, qcow2 or raw (default: look)"                                             \
+        'f', "format", "FMT", "image format, qcow2, luks or raw (default: look)"                                             \
     }
 #define IMG_IMAGE_OPTS                                                                                                 \
     {                                                                                                                  \

@@ -252,7 +252,7 @@ const struct img_command img_measure = {
                                            IMG_FORMAT,
                                            IMG_IMAGE_OPTS,
                                            {'O', "target-format", "FMT",
-                                            "format of the new image, qcow2 or raw (default: raw)"},
+                                            "format of the new image, qcow2, luks or raw (default: raw)"},
                                            {'o', "options", "KEY=VALUE,...", "options of that format"},
                                            {'s', "size", "SIZE", "the new image is empty and of this size"},
                                            {'l', "snapshot", "SNAPSHOT", "a snapshot of FILENAME instead of its disk"},
