@@ -416,6 +416,12 @@
 /* No finding, but what helps: a repair that drops extra data of snapshots. */
 #define QCOW2_FINDING_HINT_EXTRA 34
 
+/*
+ * An entry of a dirty bitmap's table whose cluster has another use, too: the bitmap is not to be believed. place: index
+ * of the entry; value: the entry; count: references. Its wrong refcount is a finding of its own, which is counted.
+ */
+#define QCOW2_FINDING_BITMAP_SHARED 35
+
 /* Nothing has failed on this thread. */
 #define QCOW2_ERROR_NONE 0
 
@@ -553,9 +559,10 @@ typedef struct qcow2_io_ops {
      * For tests against faults: told what the engine is about to do here, by the names of the stock tools' driver for
      * faults: read_aio, write_aio (guest data), l1_update, l2_load, l2_update, reftable_load, reftable_update,
      * refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
-     * l1_grow_activate_table, l2_alloc_write, cluster_alloc (of tables), cluster_free, reftable_grow, refblock_alloc,
-     * refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
-     * refblock_alloc_switch_table, empty_image_prepare, vmstate_load, vmstate_save. More may come. `name` is static. It
+     * l1_grow_activate_table, l2_alloc_write, cluster_alloc, cluster_alloc_bytes, cluster_free, reftable_grow,
+     * refblock_alloc, refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
+     * refblock_alloc_switch_table, empty_image_prepare, read_compressed, write_compressed, flush_to_os,
+     * flush_to_disk (as a flush begins), vmstate_load, vmstate_save. More may come. `name` is static. It
      * may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
      */
     void (*event)(void *opaque, const char *name);
@@ -1700,6 +1707,18 @@ int qcow2_bitmap_merge(qcow2_image *image,
                        const char *source_name);
 
 /*
+ * Adds a dirty bitmap that is what the bitmap `name` of `source` is, another open image with a disk of the same size: as
+ * large granules, the same bits, and it tracks changes if that one does. What is written to `source` meanwhile may be
+ * missing; whoever fills `image` with what `source` has does so before.
+ *
+ * Returns 0 or -errno: ENOENT, EEXIST, EINVAL (it is inconsistent; the sizes of the disks differ; both are one image),
+ * EFBIG, EROFS, ENOTSUP, ENOMEM, ENOSPC, EIO. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_copy(qcow2_image *image,
+                      qcow2_image *source,
+                      const char *name);
+
+/*
  * Hands over from one dirty bitmap to the next, for an incremental backup: the bits of `name` go to a new bitmap
  * `frozen`, which is disabled, and `name` tracks on with no bit set. Requests wait meanwhile, so each write is in one of
  * the two: what `frozen` says, copied from now on, is a backup as of any time after this call. When the backup is
@@ -1732,6 +1751,10 @@ int qcow2_bitmap_sync(qcow2_image *image);
  * QCOW2_BITMAP_IN_USE is set of an inconsistent bitmap only, where qcow2_get_bitmap shows what the file says.
  * `dirty_bytes` is counted; of an inconsistent one it is the size of the disk. The name is valid until the next call of
  * this function or of qcow2_get_bitmap on the handle.
+ *
+ * A handle that is open read-only loads them when it is asked first and answers from that, whatever another program
+ * stores meanwhile: for what is new, open again. Bitmaps are about the disk as it is now, also where the handle shows a
+ * snapshot: what has changed up to a snapshot is in the bitmap that was frozen (qcow2_bitmap_rotate) when it was taken.
  *
  * Returns 0, -ENOENT past the last one, or another -errno: EINVAL, EIO (the bitmaps are damaged), EFBIG (they are too
  * large to be looked at), ENOTSUP (a raw disk), ENOMEM. Specification: "Bitmaps".

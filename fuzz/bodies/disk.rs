@@ -215,6 +215,11 @@ impl<'a> Disk<'a> {
         opened.map(|()| Disk { image, medium })
     }
 
+    /// For what has no function here.
+    pub fn handle(&self) -> *mut qcow2_image {
+        self.image
+    }
+
     pub fn close(self) -> Answer<()> {
         let image = self.image;
         std::mem::forget(self);

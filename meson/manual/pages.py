@@ -86,7 +86,7 @@ PAGES = [
          see=["qcow2_vmstate_write(3)", "qcow2_open(3)"]),
     Page("qcow2_bitmap_add", "track what of a disk changes, by dirty bitmaps",
          functions=["qcow2_bitmap_add", "qcow2_bitmap_remove", "qcow2_bitmap_clear", "qcow2_bitmap_enable", "qcow2_bitmap_disable",
-                    "qcow2_bitmap_merge", "qcow2_bitmap_rotate", "qcow2_bitmap_recover", "qcow2_bitmap_sync", "qcow2_bitmap_list",
+                    "qcow2_bitmap_merge", "qcow2_bitmap_copy", "qcow2_bitmap_rotate", "qcow2_bitmap_recover", "qcow2_bitmap_sync", "qcow2_bitmap_list",
                     "qcow2_bitmap_next_dirty", "qcow2_get_bitmap"],
          types=["qcow2_bitmap_info"], constants=["QCOW2_BITMAP_"], features=["Dirty bitmaps"], aliases=["qcow2_bitmap"],
          see=["qcow2_snapshot_create(3)", "qcow2_get_info(3)", "qcow2-img(1)"]),

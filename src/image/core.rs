@@ -23,6 +23,7 @@ use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_
 use crate::meta::{HeaderPage, OverlapGuard};
 use crate::options::{cache_sizes, DetectZeroes, OpenOptions};
 use crate::planted::{planted, Plant};
+use crate::storage::event::Event;
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
 use crate::sync::locked;
@@ -162,10 +163,10 @@ impl Core {
             medium,
             readers: Arc::clone(&session.readers),
         };
+        let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let tracks = !settings.metadata_only && !settings.read_only;
         let load = || bitmaps::load(&shared, &header, &settings.options);
         let bitmaps = if tracks { session.bitmaps(load)? } else { None };
-        let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let cipher = settings.cipher.clone().filter(|_| header.crypt_method != 0);
@@ -298,6 +299,8 @@ impl Core {
     pub(crate) fn barrier(&self) -> Result<()> {
         match &self.io {
             Some(Io { map, alloc: Some(alloc) }) => {
+                self.storage().event(Event::FlushToOs);
+                self.storage().event(Event::FlushToDisk);
                 map.barrier()?;
                 if alloc.is_lazy() && planted(Plant::DirtyBitAfterEntry) {
                     self.shared.header.mark_dirty()?;

@@ -135,17 +135,29 @@ static int prepare(struct create_job *job)
     return EXIT_SUCCESS;
 }
 
+/* Of two complaints the one about the format comes first: always where it is unknown, and otherwise where the name is
+   that of nothing that could be made. */
+static bool creatable_here(const char *format, int found)
+{
+    const char *key, *type, *help;
+
+    return creatable(format) || foreign_options(format, 0, &key, &type, &help) ||
+           (format_is_known(format) && found != -ENOTSUP);
+}
+
 static int create_image(struct create_job *job)
 {
     struct image_spec target = {0};
     char *error = NULL;
-    int result = EXIT_FAILURE;
+    int result = EXIT_FAILURE, found = 0;
 
     job->prefix = text_format("%s: ", job->name);
     if (strncmp(job->name, "json:", 5) == 0) {
         error_report("%s: Unknown protocol 'json'", job->name);
-    } else if (image_target(&target, job->name, &error) < 0) {
+    } else if ((found = image_target(&target, job->name, &error)) < 0 && creatable_here(job->format, found)) {
         error_report("%s: %s", job->name, error);
+    } else if (found < 0) {
+        report_no_creation(job->prefix, job->format);
     } else if (prepare(job) == EXIT_SUCCESS) {
         if (!job->args.quiet) {
             printf("Formatting '%s', fmt=%s", job->name, job->format);
@@ -205,14 +217,15 @@ const struct img_command img_create = {
     .summary = "Create an image",
     .operands = "FILENAME [SIZE]",
     .options =
-        (const struct img_option[]){IMG_HELP,
-                                    IMG_QUIET,
-                                    {'f', "format", "FMT", "format of the new image, qcow2, luks or raw (default: raw)"},
-                                    {'o', "options", "KEY=VALUE,...", "options of the format; -o help lists them"},
-                                    {'b', "backing", "FILE", "the image holds what differs from this one"},
-                                    {'F', "backing-format", "FMT", "format of the image given with -b"},
-                                    {'u', "backing-unsafe", NULL, "do not look whether that image can be opened"},
-                                    IMG_OBJECT,
-                                    IMG_END},
+        (const struct img_option[]){
+            IMG_HELP,
+            IMG_QUIET,
+            {'f', "format", "FMT", "format of the new image, qcow2, luks or raw (default: raw)"},
+            {'o', "options", "KEY=VALUE,...", "options of the format; -o help lists them"},
+            {'b', "backing", "FILE", "the image holds what differs from this one"},
+            {'F', "backing-format", "FMT", "format of the image given with -b"},
+            {'u', "backing-unsafe", NULL, "do not look whether that image can be opened"},
+            IMG_OBJECT,
+            IMG_END},
     .run = run_create,
 };

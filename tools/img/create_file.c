@@ -109,6 +109,19 @@ static int create_raw(const struct create_options *options, const char *prefix, 
     if (mode < 0) {
         return EXIT_FAILURE;
     }
+    if (options->device && !file_is_device(path)) {
+        char *why =
+            access(path, F_OK) != 0
+                ? text_format("Could not open '%s': %s", path, strerror(errno))
+                : text_format("'host_device' driver requires '%s' to be either a character or block device", path);
+
+        error_report(
+            "%sProtocol driver 'host_device' does not support creating new images, so an existing image must be "
+            "selected as the target; however, opening the given target as an existing image failed: %s",
+            prefix, why);
+        free(why);
+        return EXIT_FAILURE;
+    }
     if (file_is_device(path)) {
         return create_on_device(prefix, path, size, mode);
     }

@@ -71,10 +71,11 @@ bool create_options_init(struct create_options *options, const char *format, boo
     memset(options, 0, sizeof(*options));
     options->qcow2 = strcmp(format, "qcow2") == 0;
     options->luks = strcmp(format, "luks") == 0;
+    options->device = strcmp(format, "host_device") == 0;
     if (!creatable(format)) {
         return false;
     }
-    file_level = file_level || strcmp(format, "file") == 0;
+    file_level = (file_level && !options->device) || strcmp(format, "file") == 0;
     for (size_t i = 0; (options->qcow2 || options->luks) && qcow2_option_list(creation_scope(options), i, &info) == 0;
          i++) {
         if (options->luks && strcmp(info.name, "preallocation") == 0) {

@@ -41,7 +41,7 @@ enum { OPTION_IMAGE_OPTS = 256, OPTION_OBJECT, OPTION_OUTPUT, OPTION_OWN };
     }
 #define IMG_FORMAT                                                                                                     \
     {                                                                                                                  \
-        'f', "format", "FMT", "image format, qcow2, luks or raw (default: look)"                                             \
+        'f', "format", "FMT", "image format, qcow2, luks or raw (default: look)"                                       \
     }
 #define IMG_IMAGE_OPTS                                                                                                 \
     {                                                                                                                  \
@@ -168,6 +168,7 @@ struct create_options {
     struct create_option *items;
     size_t count;
     bool qcow2, luks;
+    bool device; /* host_device: there must be one */
     bool amends; /* of amend: others of creation are told apart from what nobody knows */
 };
 /* "qcow2", "luks" or "raw"; false for any other format. `file_level`: with the options of the host file. */

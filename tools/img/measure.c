@@ -24,6 +24,10 @@ static void report_failure(void)
     qcow2_error_detail parts;
 
     failure_parts(&parts);
+    if (tell_corruption() != CORRUPTION_NONE) {
+        error_report("Unable to get block status: %s", failure_text());
+        return;
+    }
     if (strcmp(parts.option, "compat") == 0 && *parts.hint) {
         error_report("%s (use compat=1.1 or greater)", parts.summary);
     } else {

@@ -67,7 +67,9 @@ int close_image(qcow2_image *image)
     if (result == 0) {
         return EXIT_SUCCESS;
     }
-    error_report("%s", failure_text());
+    if (tell_corruption() == CORRUPTION_NONE) {
+        error_report("%s", failure_text());
+    }
     return EXIT_FAILURE;
 }
 

@@ -38,7 +38,10 @@ static void print_help(void)
            "  -h, --help           display this help and exit\n"
            "  -V, --version        output version information and exit\n"
            "\n"
-           "See '%s -c help' for information on available commands.\n",
+           "See '%s -c help' for information on available commands.\n"
+           "\n"
+           "See <https://qemu.org/contribute/report-a-bug> for how to report bugs.\n"
+           "More information on the QEMU project at <https://qemu.org>.\n",
            program_name, program_name);
 }
 
@@ -117,28 +120,41 @@ static int parse_program_options(int argc, char **argv, struct io_open_request *
     return -1;
 }
 
-static int run_stdin(void)
+/* NULL at the end. */
+static char *read_line(const char *prompt)
 {
     char *line = NULL;
     size_t room = 0;
     ssize_t length;
+
+    if (io_has_terminal()) {
+        return io_edit_line(prompt);
+    }
+    fputs(prompt, stdout);
+    fflush(stdout);
+    length = getline(&line, &room, stdin);
+    if (length < 0) {
+        free(line);
+        return NULL;
+    }
+    if (length > 0 && line[length - 1] == '\n') {
+        line[length - 1] = '\0';
+    }
+    return line;
+}
+
+static int run_stdin(void)
+{
+    char *prompt = text_format("%s> ", program_name), *line;
     int status = 0;
 
-    while (!io.quit) {
-        printf("%s> ", program_name);
-        fflush(stdout);
-        length = getline(&line, &room, stdin);
-        if (length < 0) {
-            break;
-        }
-        if (length > 0 && line[length - 1] == '\n') {
-            line[length - 1] = '\0';
-        }
+    while (!io.quit && (line = read_line(prompt)) != NULL) {
         if (io_run_line(line) < 0) {
             status = 1;
         }
+        free(line);
     }
-    free(line);
+    free(prompt);
     return status;
 }
 

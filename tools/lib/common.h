@@ -28,6 +28,18 @@ int refuse(char **error, int code, char *text);
 /* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
    environment also the details that the library adds. Valid until the next call. */
 const char *failure_text(void);
+
+/* What the stock engine says by itself when it meets a broken table, once for an image. */
+enum corruption {
+    CORRUPTION_NONE,   /* the last failure is of another kind */
+    CORRUPTION_SEEN,   /* an image that is only read */
+    CORRUPTION_MARKED, /* nothing more is done with the image */
+};
+enum corruption tell_corruption(void);
+/* The same of a write that begins at `offset`. */
+enum corruption tell_corruption_of_write(uint64_t offset, uint64_t cluster_size);
+/* The next image has told nothing yet. */
+void forget_corruption(void);
 /* The same failure in the library's parts. */
 void failure_parts(qcow2_error_detail *parts);
 

@@ -266,6 +266,7 @@ int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, cha
             return ret;
         }
     }
+    root->copies_on_read = list_value(&spec->options, "copy-on-read") != NULL;
     ret = node_open_root(root, flags, &spec->options, image, error);
     spec->cache = root->cache;
     spec->probed_raw = root->probed && same(root->driver->name, "raw");

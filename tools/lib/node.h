@@ -89,6 +89,7 @@ struct node {
     bool ask_read_only;
     bool probed;
     bool changed;        /* since the last flush; atomic */
+    bool copies_on_read; /* blkdebug: what is read where the image below has holes is written to it */
     bool image_is_child; /* its image is read through by the node above, which closes it */
     qcow2_image *image;
     struct node_limits limits;
@@ -161,6 +162,8 @@ int node_child_flush(struct node *node);
 int64_t node_child_length(struct node *node);
 int node_child_truncate(struct node *node, uint64_t length);
 int node_child_status(struct node *node, uint64_t offset, uint64_t length, uint64_t *run, uint32_t *flags);
+/* Whether the image of a child has all of a range by itself, and not from what is below it. */
+bool node_child_has(struct node *node, uint64_t offset, uint64_t bytes);
 
 /* What a reopen changes of a node; everything in `items` counts. 0, or -EINVAL with *error; frees nothing of *change. */
 int node_reopen_options(const struct node *node, struct string_list *items, struct reopen_change *change, char **error);

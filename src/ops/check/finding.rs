@@ -77,6 +77,9 @@ pub enum What {
     HintSnapshots,
     /// What helps against `SnapshotExtra`.
     HintExtra,
+    /// An entry of a bitmap's table whose cluster has another use, too: index, entry, references. It adds nothing to
+    /// what a wrong refcount has.
+    BitmapShared,
 }
 
 /// One finding.
@@ -133,6 +136,12 @@ impl<'a> Finding<'a> {
                 Name => line.push(self.name),
                 Place => place = line.push_decimal(self.place),
                 PlaceHex => line.push_hex(self.place),
+                PlaceStockHex => {
+                    if self.place > 0 {
+                        line.push("0x");
+                    }
+                    line.push_hex(self.place);
+                }
                 Value => _ = line.push_decimal(self.value),
                 ValueHex => line.push_hex(self.value),
                 Count => _ = line.push_decimal(self.count),
@@ -188,6 +197,8 @@ enum Part {
     Name,
     Place,
     PlaceHex,
+    /// As C's `%#x`: 0 is plain.
+    PlaceStockHex,
     Value,
     ValueHex,
     Count,
@@ -214,10 +225,10 @@ impl What {
 
 /// The words of all findings, in the order of `What`.
 #[rustfmt::skip]
-const WORDS: [(What, &[Part]); 34] = [
+const WORDS: [(What, &[Part]); 35] = [
     (What::Refcount, &[Fate, Text(" cluster "), Place, Text(" refcount="), Value, Text(" reference="), Count]),
     (What::RefcountUnreadable, &[Text("Can't get refcount for cluster "), Place, Text(": Input/output error")]),
-    (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: 0x"), PlaceHex, Text("); further non-fatal corruption events will be suppressed")]),
+    (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: "), PlaceStockHex, Text("); further non-fatal corruption events will be suppressed")]),
     (What::RefcountTableReserved, &[Text("ERROR refcount table entry "), Place, Text(" has reserved bits set")]),
     (What::RefcountBlockUnaligned, &[Text("ERROR refcount block "), Place, Text(" is not cluster aligned; refcount table entry corrupted")]),
     (What::RefcountBlockShared, &[Text("ERROR refcount block "), Place, Text(" refcount="), Count]),
@@ -249,6 +260,7 @@ const WORDS: [(What, &[Part]); 34] = [
     (What::HintAmend, &[Text("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing")]),
     (What::HintSnapshots, &[Text("You can force-remove all "), Count, Text(" overhanging snapshots with qemu-img check -r all")]),
     (What::HintExtra, &[Text("You can force-remove this extra metadata with qemu-img check -r all")]),
+    (What::BitmapShared, &[Text("ERROR bitmap table of '"), Name, Text("' entry "), Place, Text(": value 0x"), ValueHex, Text(": a cluster that nothing else has; this one has "), Count, Text(" uses")]),
 ];
 
 #[cfg(test)]
