@@ -137,7 +137,7 @@ static void refused(void)
         CHECK_TEXT(cases[i].text);
         CHECK_EQ(test_digest(path), digest);
     }
-    CHECK_ERROR(qcow2_amend(image, none, 1, NULL, NULL), EINVAL);
+    CHECK_ERROR(qcow2_amend(image, none, 2, NULL, NULL), EINVAL);
     test_close(image);
     image = test_open(path, QCOW2_OPEN_READ_ONLY, NULL);
     CHECK_ERROR(amend(image, "lazy_refcounts=on", NULL), EROFS);

@@ -228,6 +228,28 @@ static int64_t amend_image(void)
 {
     return qcow2_amend(NULL, NULL, 0, NULL, NULL);
 }
+static int64_t amend_with_image(void)
+{
+    qcow2_amend_params params = QCOW2_AMEND_PARAMS_INIT;
+    return qcow2_amend_with(NULL, &params);
+}
+static int64_t amend_with_params(void)
+{
+    return qcow2_amend_with(image, NULL);
+}
+static int64_t encryption_image(void)
+{
+    qcow2_encryption_info info = {.struct_size = sizeof info};
+    return qcow2_get_encryption_info(NULL, 0, &info);
+}
+static int64_t encryption_out(void)
+{
+    return qcow2_get_encryption_info(image, 0, NULL);
+}
+static int64_t measure_format(void)
+{
+    return qcow2_measure_format("luks", MIB, NULL, NULL, NULL);
+}
 static int64_t change_backing_file(void)
 {
     return qcow2_change_backing_file(NULL, NULL, NULL);
@@ -299,6 +321,11 @@ static const struct {
     {"open_with: path, fd and io", open_with_nothing_named},
     {"reopen: image", reopen},
     {"amend: image", amend_image},
+    {"amend_with: image", amend_with_image},
+    {"amend_with: params", amend_with_params},
+    {"get_encryption_info: image", encryption_image},
+    {"get_encryption_info: info", encryption_out},
+    {"measure_format: result", measure_format},
     {"get_bitmap: image", bitmap_image},
     {"clean_caches: image", clean_caches},
     {"pread: image", pread_image},

@@ -68,6 +68,7 @@ int main(void)
                                           "discard",
                                           "detect-zeroes"};
 
+    CHECK(walk(QCOW2_SCOPE_CREATE_LUKS) > 0 && walk(QCOW2_SCOPE_AMEND_LUKS) > 0);
     printf("%zu create options, %zu open options, %zu amend options\n", walk(QCOW2_SCOPE_CREATE),
            walk(QCOW2_SCOPE_OPEN), walk(QCOW2_SCOPE_AMEND));
     for (unsigned i = 0; i < sizeof of_create / sizeof of_create[0]; i++) {

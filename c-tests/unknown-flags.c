@@ -79,7 +79,7 @@ int main(void)
     each_unknown_bit(QCOW2_REQ_FUA | QCOW2_REQ_UNMAP | QCOW2_REQ_NO_FALLBACK, call_zeroes);
     each_unknown_bit(QCOW2_REQ_FUA | QCOW2_REQ_COMPRESSED, call_write);
     each_unknown_bit(QCOW2_COMMIT_KEEP, call_commit);
-    each_unknown_bit(0, call_amend);
+    each_unknown_bit(QCOW2_AMEND_FORCE, call_amend);
     each_unknown_bit(QCOW2_STATUS_TOP_ONLY, call_status);
     each_unknown_bit(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, call_check);
     each_unknown_bit(QCOW2_CHECK_REPAIR_LEAKS | QCOW2_CHECK_REPAIR_ERRORS, call_findings);

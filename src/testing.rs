@@ -48,9 +48,6 @@ pub mod ops {
     pub mod measure {
         pub use crate::ops::measure::{measure, Measured};
     }
-    pub mod luks {
-        pub use crate::ops::luks::{encryption_of, LuksHeader};
-    }
     pub mod convert {
         pub use crate::ops::convert::{convert, ConvertOptions};
     }

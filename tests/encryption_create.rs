@@ -7,7 +7,6 @@ use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::create::{create_at, create_with, NewKeys};
 use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
-use qcow2::testing::ops::luks::encryption_of;
 use qcow2::testing::ops::measure::measure;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, SecretKind, SecretRequest, Secrets};
 use qcow2::testing::options::{CreateOptions, OpenOptions};
@@ -154,7 +153,7 @@ fn told(path: &Path) -> Vec<String> {
 fn laid_out(path: &Path) -> (Vec<u8>, Option<Header>) {
     let bytes = std::fs::read(path).unwrap();
     let handle = open(path, "").unwrap();
-    let luks = encryption_of(&handle).unwrap().unwrap().1;
+    let luks = handle.disk().encryption().unwrap().unwrap().1;
     let header = luks.map(|luks| {
         let mut header = luks.header;
         header.digest = Default::default();
@@ -259,7 +258,7 @@ fn iterations_follow_the_time_that_is_asked_for() {
     let iterations = |time: &str| {
         create(&path, &["encrypt.format=luks", time], "hunter2").unwrap();
         let handle = open(&path, "").unwrap();
-        let header = encryption_of(&handle).unwrap().unwrap().1.unwrap().header;
+        let header = handle.disk().encryption().unwrap().unwrap().1.unwrap().header;
         (header.slots[0].iterations, header.digest_iterations)
     };
     assert_eq!(iterations("encrypt.iter-time=0"), (1000, 1000));

@@ -4,6 +4,7 @@
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::amend::amend_with;
 use qcow2::testing::ops::create::{create_with, NewKeys};
+use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, SecretKind, SecretRequest, Secrets};
 use qcow2::testing::options::{CreateOptions, OpenOptions};
@@ -260,6 +261,64 @@ fn a_failure_leaves_the_old_secrets_or_the_new_ones() {
             must_open(storage.memory.contents(), case, &format!("event {fails_at} fails"));
         }
         image = whole.memory.contents();
+    }
+}
+
+/// A creation in the file that somebody has used before: with keys that are made once.
+fn make(storage: &Noted, format: Driver, options: &CreateOptions, keys: &NewKeys) -> Result<()> {
+    format.create(storage, None, SIZE, options, Some(keys))
+}
+
+fn opens(format: Driver, bytes: Vec<u8>) -> Result<()> {
+    with_secrets("first", "", "", |secrets| {
+        let flags = OpenFlags { format, ..OpenFlags::default() };
+        let (options, secrets) = (OpenOptions::default(), std::mem::take(secrets));
+        let origin = Origin::Custom(Arc::new(Memory::new(bytes)));
+        Opening { flags, options, resolver: None, messages: None, secrets }.open(&origin)?.close()
+    })
+}
+
+/// What a creation has done when it fails, or is cut, is a disk that the secret opens, or none at all.
+#[test]
+fn a_creation_is_whole_or_nothing() {
+    let image = CreateOptions::parse(IMAGES[0]).unwrap();
+    let luks = CreateOptions::parse_luks(&["iter-time=0", "cipher-alg=aes-128"]).unwrap();
+    let mut rng = Rng::new(base_seed());
+    for (format, options) in [(Driver::QCOW2, image), (Driver::LUKS, luks)] {
+        let encryption = options.encryption.as_ref().unwrap();
+        let keys = with_secrets("", "first", "", |s| NewKeys::make(encryption, "here", s)).unwrap();
+        let used = vec![0xa5; 1 << 16];
+        let whole = Noted::new(used.clone(), None);
+        make(&whole, format, &options, &keys).unwrap();
+        opens(format, whole.memory.contents()).unwrap();
+        let events = std::mem::take(&mut *whole.events.lock().unwrap());
+        for fails_at in 0..events.len() {
+            let storage = Noted::new(used.clone(), Some(fails_at));
+            let failed = make(&storage, format, &options, &keys);
+            assert!(failed.is_err(), "{format:?}: event {fails_at} fails and nobody says so");
+            // Only a sync that fails after the last write has a disk before it.
+            let is_last = fails_at + 1 == events.len();
+            assert!(opens(format, storage.memory.contents()).is_err() || is_last);
+        }
+        for count in 0..=events.len() {
+            let synced =
+                events[..count].iter().rposition(|e| matches!(e, Event::Sync)).map_or(0, |at| at + 1);
+            for round in 0..cases(4) {
+                // The length is that of the finished file, whatever the rest is.
+                let mut bytes = vec![0; whole.memory.contents().len()];
+                for (index, event) in events[..count].iter().enumerate() {
+                    let Event::Write(at, data) = event else { continue };
+                    for (number, sector) in data.chunks(SECTOR).enumerate() {
+                        if index < synced || (round > 0 && rng.below(2) == 0) {
+                            put(&mut bytes, at + number * SECTOR, sector);
+                        }
+                    }
+                }
+                let begins = Driver::by_start(&bytes) == Some(format);
+                let done = opens(format, bytes);
+                assert_eq!(done.is_ok(), begins, "{format:?}: {count} events: {done:?}");
+            }
+        }
     }
 }
 

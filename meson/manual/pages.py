@@ -27,7 +27,7 @@ PAGES = [
          functions=["qcow2_open", "qcow2_open_fd", "qcow2_open_with", "qcow2_close", "qcow2_reopen"],
          types=["qcow2_image", "qcow2_open_params", "qcow2_resolve_fn", "qcow2_resolve_request", "qcow2_resolve_answer",
                 "qcow2_secret_fn", "qcow2_secret_request"],
-         constants=["QCOW2_OPEN_", "QCOW2_NODE_", "QCOW2_ENCRYPTION_"],
+         constants=["QCOW2_OPEN_", "QCOW2_NODE_", "QCOW2_ENCRYPTION_", "QCOW2_SECRET_"],
          features=["Backing chains", "Temporary overlays", "Reopening", "System calls after open"],
          example="README.md",
          see=["qcow2_create(3)", "qcow2_io_ops(3)", "qcow2-options(7)"]),

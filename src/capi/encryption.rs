@@ -5,10 +5,9 @@ use super::strings::keep;
 use super::types::*;
 use crate::crypto::luks::{Header, SLOTS, STRIPES};
 use crate::crypto::IvGenerator;
-use crate::disk::Encryption;
+use crate::disk::{Encryption, LuksHeader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::handle::Handle;
-use crate::ops::luks::{encryption_of, LuksHeader};
 use crate::sync::locked;
 use std::ffi::{c_char, c_int, CString};
 
@@ -123,7 +122,7 @@ pub unsafe extern "C" fn qcow2_get_encryption_info(
     info: *mut qcow2_encryption_info,
 ) -> c_int {
     with(image, |guarded| {
-        let look = |handle: &Handle| encryption_of(handle);
+        let look = |handle: &Handle| handle.disk().encryption();
         let found = match depth {
             0 => Some(look(&guarded.handle)),
             _ => guarded.handle.node_below(depth).map(|node| look(&node)),

@@ -14,7 +14,7 @@ pub mod raw;
 mod secret;
 mod status;
 
-pub use opening::{Draft, Encryption, Files, Names, Parts, Settings, Stopped, Unlocking};
+pub use opening::{Draft, Encryption, Files, LuksHeader, Names, Parts, Settings, Stopped, Unlocking};
 pub use packed::PackedClusters;
 pub(crate) use range::{check_range, total};
 pub use secret::Secret;
@@ -146,6 +146,11 @@ pub trait Format: Any + Send + Sync {
     /// Bytes of its bitmaps in an image with clusters of so many bytes, where it can have some: 0 of one that has none.
     fn bitmaps_bytes(&self, _cluster_bytes: u64) -> Option<u64> {
         None
+    }
+
+    /// How it is encrypted, as its file says now; `None`: it is not. No key is needed.
+    fn encryption(&self) -> Result<Option<(Encryption, Option<LuksHeader>)>> {
+        Ok(None)
     }
 
     /// Fills `buffer` from `offset` of the VM state.

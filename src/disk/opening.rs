@@ -2,6 +2,7 @@
 //! with it while its requests wait.
 
 use super::Disk;
+use crate::crypto::luks::Header;
 use crate::error::Result;
 use crate::options::OpenOptions;
 use crate::storage::Storage;
@@ -86,6 +87,14 @@ pub enum Encryption {
     Luks,
     /// By the older AES: the secret is the key.
     Aes,
+}
+
+/// A LUKS header, and where in its file it is.
+pub struct LuksHeader {
+    /// Bytes from the file's start.
+    pub at: u64,
+    /// As it is there now.
+    pub header: Header,
 }
 
 /// Puts a secret into the buffer, whose pages are made for it, and says how long it is; `None`: there is none.

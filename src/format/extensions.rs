@@ -123,7 +123,10 @@ pub fn bitmaps_extension(pointer: &BitmapsPointer) -> Extension {
 /// Decodes the encryption pointer's payload.
 pub fn encryption(data: &[u8]) -> Result<EncryptionPointer> {
     if data.len() != 16 {
-        return Err(Error::invalid(format!("encryption header extension: {} bytes, must be 16", data.len())));
+        return Err(Error::invalid(format!(
+            "CRYPTO header extension size {}, but expected size 16",
+            data.len()
+        )));
     }
     Ok(EncryptionPointer { offset: be64(data, 0), bytes: be64(data, 8) })
 }

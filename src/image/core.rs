@@ -493,5 +493,6 @@ fn index_other_tables(shared: &Shared, header: &Header) -> Result<()> {
             guard.add(Owner::BITMAP_DIRECTORY, pointer.directory_offset, pointer.directory_bytes);
         }
     }
+    super::unlock::index_header(guard, header)?;
     index_snapshots(guard, &**shared.medium.storage(), header)
 }

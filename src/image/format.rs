@@ -2,12 +2,12 @@
 
 use super::cipher::Cipher;
 use super::core::validate;
-use super::unlock::{unlock, unlock_again};
+use super::unlock::{check_header, encryption, encryption_header, unlock, unlock_again};
 use super::{CoreSettings, ExclusiveImage, Image};
 use crate::crypto::wipe_stack;
 use crate::disk::{
-    Disk, Draft, Files, Format, Names, PackedClusters, Parts, Settings, Status, Stopped, Unlocking, UseHost,
-    ZeroFlags,
+    Disk, Draft, Encryption, Files, Format, LuksHeader, Names, PackedClusters, Parts, Settings, Status,
+    Stopped, Unlocking, UseHost, ZeroFlags,
 };
 use crate::error::{Error, Result};
 use crate::format::bitmap::stored_bytes;
@@ -49,6 +49,7 @@ impl Image {
     pub fn draft(storage: Arc<dyn Storage>, settings: Settings) -> Result<Box<dyn Draft>> {
         let (header, _) = read_header(&*storage)?;
         validate(&header, &core_settings(settings.clone()))?;
+        check_header(&header, &*storage)?;
         let draft = ImageDraft { storage, header, settings, cipher: None };
         if draft.settings.options.data_file.is_some() && !draft.has_data_file() {
             return Err(Error::invalid("'data-file' can only be set for images with an external data file"));
@@ -225,6 +226,13 @@ impl Format for Image {
         let header = core.header();
         let list = load_bitmaps(&**core.storage(), &header).ok().filter(|_| header.version >= 3)?;
         Some(stored_bytes(&list, header.virtual_size, cluster_bytes))
+    }
+
+    fn encryption(&self) -> Result<Option<(Encryption, Option<LuksHeader>)>> {
+        let core = self.core();
+        let Some(method) = encryption(&core.header())? else { return Ok(None) };
+        let luks = encryption_header(&core.header(), &**core.storage())?;
+        Ok(Some((method, luks.map(|(at, header)| LuksHeader { at, header }))))
     }
 
     fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

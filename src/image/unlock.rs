@@ -6,9 +6,15 @@ use crate::crypto::{legacy_aes, wipe_stack, Sectors};
 use crate::disk::luks::master_key;
 use crate::disk::{Encryption, Secret, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::extensions::EncryptionPointer;
+use crate::format::geometry::MAX_HOST_OFFSET;
 use crate::format::{extensions, Header};
+use crate::meta::guard::{OverlapGuard, Owner};
 use crate::storage::{read_exact, Purpose, Storage};
 use std::sync::Arc;
+
+/// Longest header that is looked after. With the longest keys they have 2 MiB; an image may claim any length.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
 
 /// Why there is no guest I/O on an encrypted image.
 pub(super) fn no_secret() -> Error {
@@ -16,7 +22,7 @@ pub(super) fn no_secret() -> Error {
 }
 
 /// What encrypts the guest data of an image; `None`: nothing does.
-pub(crate) fn encryption(header: &Header) -> Result<Option<Encryption>> {
+pub(super) fn encryption(header: &Header) -> Result<Option<Encryption>> {
     match header.crypt_method {
         0 => Ok(None),
         1 => Ok(Some(Encryption::Aes)),
@@ -25,12 +31,18 @@ pub(crate) fn encryption(header: &Header) -> Result<Option<Encryption>> {
     }
 }
 
-/// The LUKS header of an image and where it is.
-fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Header)> {
-    let Some(data) = header.extension(extensions::ENCRYPTION) else {
-        return Err(Error::invalid("CRYPTO header extension not found"));
+/// Where the encryption header of an image is; refused where it is not what its method needs.
+fn pointer_of(header: &Header) -> Result<Option<EncryptionPointer>> {
+    let luks = encryption(header)? == Some(Encryption::Luks);
+    let pointer = match (header.extension(extensions::ENCRYPTION), luks) {
+        (None, false) => return Ok(None),
+        (None, true) => return Err(Error::invalid("Missing CRYPTO header for crypt method 2")),
+        (Some(_), false) => {
+            let text = "CRYPTO header extension only expected with LUKS encryption method";
+            return Err(Error::invalid(text));
+        }
+        (Some(data), true) => extensions::encryption(data)?,
     };
-    let pointer = extensions::encryption(data)?;
     if header.geometry().in_cluster(pointer.offset) != 0 {
         let cluster = header.geometry().cluster_bytes();
         return Err(Error::invalid(format!(
@@ -38,19 +50,37 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
             pointer.offset
         )));
     }
-    let mut bytes = [0; HEADER_BYTES];
-    read_exact(storage, Purpose::Encryption, pointer.offset, &mut bytes)
-        .map_err(|e| e.within("encryption header"))?;
-    let parsed = luks::Header::parse(&bytes)?;
-    if parsed.data_offset() > pointer.bytes {
-        let text = format!(
-            "encryption header of {:#x} bytes, its key slots end at {:#x}",
-            pointer.bytes,
-            parsed.data_offset()
-        );
-        return Err(Error::new(ErrorKind::Corrupt, text));
+    Ok(Some(pointer))
+}
+
+/// Fails where `[offset, offset + bytes)` of the encryption header is not in it.
+fn check_inside(pointer: &EncryptionPointer, offset: u64, bytes: u64) -> Result<()> {
+    match offset.checked_add(bytes).is_some_and(|end| end <= pointer.bytes) {
+        true => Ok(()),
+        false => Err(Error::invalid("Request for data outside of extension header").detail(format!(
+            "{bytes} bytes at {offset:#x} of an encryption header of {:#x} bytes",
+            pointer.bytes
+        ))),
     }
-    Ok((pointer.offset, parsed))
+}
+
+/// The LUKS header of an image and where it is; `None`: the image has none.
+fn luks_header(header: &Header, storage: &dyn Storage) -> Result<Option<(EncryptionPointer, luks::Header)>> {
+    let Some(pointer) = pointer_of(header)? else { return Ok(None) };
+    check_inside(&pointer, 0, HEADER_BYTES as u64)?;
+    let mut bytes = [0; HEADER_BYTES];
+    if pointer.offset > MAX_HOST_OFFSET {
+        let error = std::io::Error::from_raw_os_error(libc::EIO);
+        return Err(Error::host("Could not read encryption header", &error));
+    }
+    read_exact(storage, Purpose::Encryption, pointer.offset, &mut bytes)
+        .map_err(|e| e.within("Could not read encryption header"))?;
+    Ok(Some((pointer, luks::Header::parse(&bytes)?)))
+}
+
+/// Fails where nobody could make out how an image is encrypted. No secret is needed.
+pub(super) fn check_header(header: &Header, storage: &dyn Storage) -> Result<()> {
+    luks_header(header, storage).map(drop)
 }
 
 /// The LUKS header of an image and where it is; `None`: it has none.
@@ -58,10 +88,15 @@ pub(crate) fn encryption_header(
     header: &Header,
     storage: &dyn Storage,
 ) -> Result<Option<(u64, luks::Header)>> {
-    match encryption(header)? {
-        Some(Encryption::Luks) => luks_header(header, storage).map(Some),
-        _ => Ok(None),
+    Ok(luks_header(header, storage)?.map(|(pointer, luks)| (pointer.offset, luks)))
+}
+
+/// Adds the encryption header with its key material to the overlap index.
+pub(super) fn index_header(guard: &OverlapGuard, header: &Header) -> Result<()> {
+    if let Some(pointer) = pointer_of(header)? {
+        guard.add(Owner::ENCRYPTION, pointer.offset, pointer.bytes.min(MAX_HEADER_BYTES));
     }
+    Ok(())
 }
 
 /// Whether the key of `cipher` is the one that an image has now.
@@ -70,7 +105,7 @@ fn is_same(cipher: Option<&Cipher>, header: &Header, storage: &dyn Storage) -> R
         (None, cipher) => cipher.is_none(),
         (Some(_), None) => false,
         (Some(Encryption::Luks), Some(cipher)) => {
-            cipher.digest == Some(luks_header(header, storage)?.1.digest)
+            cipher.digest == luks_header(header, storage)?.map(|(_, luks)| luks.digest)
         }
         (Some(Encryption::Aes), Some(cipher)) => cipher.digest.is_none(),
     })
@@ -115,19 +150,23 @@ pub(super) fn unlock(
 ) -> Result<Option<Arc<Cipher>>> {
     let Some(method) = encryption(header)? else { return Ok(None) };
     // What can be said without a secret is said first.
-    let luks = match method {
-        Encryption::Luks => {
-            let (at, parsed) = luks_header(header, storage)?;
-            parsed.spec.check()?;
-            Some((at, parsed))
-        }
-        Encryption::Aes => None,
-    };
+    let luks = luks_header(header, storage)?;
+    if let Some((_, parsed)) = &luks {
+        parsed.spec.check()?;
+    }
     let secret = Secret::ask(|room| (unlocking.ask)(method, room))?.ok_or_else(no_secret)?;
     let key = match &luks {
         None => legacy_aes(&secret).map(Key::ByGuest),
-        Some((at, parsed)) => master_key(*at, parsed, storage, &secret, unlocking)
-            .and_then(|key| Sectors::new(&parsed.spec, &key).map(Key::ByHost)),
+        Some((pointer, parsed)) => master_key(
+            parsed,
+            &secret,
+            &mut |at, out| {
+                check_inside(pointer, at, out.len() as u64)?;
+                read_exact(storage, Purpose::Encryption, pointer.offset + at, out)
+            },
+            unlocking,
+        )
+        .and_then(|key| Sectors::new(&parsed.spec, &key).map(Key::ByHost)),
     };
     let cipher = Cipher::new(key?, luks.map(|(_, parsed)| parsed.digest));
     wipe_stack();

@@ -39,6 +39,9 @@ impl Owner {
     pub const INACTIVE_L2: Owner = Owner::of(Structure::InactiveL2);
     /// The bitmap directory.
     pub const BITMAP_DIRECTORY: Owner = Owner::of(Structure::BitmapDirectory);
+    /// The encryption header with its key material: checked where the header cluster is, whose part it would be if it had
+    /// room there. The reference implementation has no option for it, and does not check it.
+    pub const ENCRYPTION: Owner = Owner(1 << Structure::ALL.len());
     /// L2 tables: the disk and its snapshots share them.
     pub const ANY_L2: Owner = Owner(Self::ACTIVE_L2.0 | Self::INACTIVE_L2.0);
 
@@ -49,8 +52,7 @@ impl Owner {
 
     /// The first of a set that is not empty, as messages call it.
     fn first_name(self) -> &'static str {
-        let last = Structure::ALL.len() - 1;
-        Structure::ALL[(self.0.trailing_zeros() as usize).min(last)].name()
+        Structure::ALL.get(self.0.trailing_zeros() as usize).map_or("encryption header", |s| s.name())
     }
 }
 
@@ -122,9 +124,10 @@ fn filter_bit(cluster_index: u64) -> (usize, u64) {
 impl OverlapGuard {
     /// A guard that checks against the kinds in `checked` and marks the image corrupt when something hits.
     pub fn new(geometry: &Geometry, checked: u16, header: Option<Arc<HeaderPage>>) -> Self {
+        let with_header = if checked & Owner::HEADER.0 != 0 { Owner::ENCRYPTION.0 } else { 0 };
         OverlapGuard {
             cluster_bits: geometry.cluster_bits,
-            checked,
+            checked: checked | with_header,
             filter: (0..FILTER_WORDS).map(|_| AtomicU64::new(0)).collect(),
             owners: RwLock::default(),
             header,
@@ -331,6 +334,11 @@ mod tests {
         assert!(guard.check(Owner(0), HostOffset(0), 1025).is_err());
         guard.remove(Owner::ACTIVE_L2, 1024, 512);
         assert!(guard.check(Owner(0), HostOffset(0), 4096).is_ok());
+        guard.add(Owner::ENCRYPTION, 4096, 600);
+        assert!(guard.check(Owner::HEADER, HostOffset(4608), 512).is_err());
+        assert!(guard.check_release(Owner::NOBODY, HostCluster(8), 1).is_err());
+        let said = guard.check(Owner(0), HostOffset(4096), 1).unwrap_err().to_string();
+        assert!(said.contains("encryption header"), "{said}");
         guard.add(Owner::BITMAP_DIRECTORY, u64::MAX - 511, 1024);
         assert!(guard.check(Owner(0), HostOffset(u64::MAX - 511), 512).is_err());
         assert!(OverlapGuard::off().check(Owner(0), HostOffset(0), 4096).is_ok());

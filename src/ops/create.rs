@@ -139,23 +139,6 @@ fn encode_header(
 ) -> Result<Vec<u8>> {
     let geometry = plan.geometry;
     let is_v3 = options.version >= 3;
-    let mut extensions = Vec::new();
-    let mut extend = |kind, data| extensions.push(Extension { kind, data, offset: 0 });
-    if let Some(format) = &options.backing_format {
-        extend(BACKING_FORMAT, format.clone().into_bytes());
-    }
-    if let Some(name) = &options.data_file {
-        extend(DATA_FILE, name.as_bytes().to_vec());
-    }
-    if let Some(volume) = volume {
-        let pointer =
-            EncryptionPointer { offset: geometry.cluster_offset(plan.encryption_at), bytes: volume.bytes() };
-        extensions.push(encryption_extension(&pointer));
-    }
-    let mut extend = |kind, data| extensions.push(Extension { kind, data, offset: 0 });
-    if is_v3 && geometry.cluster_bytes() >= MIN_NAME_TABLE_CLUSTER_BYTES {
-        extend(FEATURE_NAMES, encode_name_table());
-    }
     let mut header = Header {
         version: options.version,
         backing_file_offset: 0,
@@ -176,7 +159,7 @@ fn encode_header(
         header_length: if is_v3 { V3_BYTES } else { V2_BYTES } as u32,
         compression_type: options.zstd.into(),
         extra: if is_v3 { vec![0; V3_BYTES - V3_MIN_BYTES - 1] } else { Vec::new() },
-        extensions,
+        extensions: extensions_of(plan, options, volume),
         backing_file: options.backing_file.as_ref().map(|name| name.as_bytes().to_vec()),
     };
     let assign = |why: &str| {
@@ -195,6 +178,27 @@ fn encode_header(
         };
         Error::new(e.kind(), text)
     })
+}
+
+/// In the order of the reference implementation.
+fn extensions_of(plan: &Plan, options: &CreateOptions, volume: Option<&NewVolume>) -> Vec<Extension> {
+    let geometry = plan.geometry;
+    let of = |kind, data| Extension { kind, data, offset: 0 };
+    let mut extensions = Vec::new();
+    if let Some(format) = &options.backing_format {
+        extensions.push(of(BACKING_FORMAT, format.clone().into_bytes()));
+    }
+    if let Some(name) = &options.data_file {
+        extensions.push(of(DATA_FILE, name.as_bytes().to_vec()));
+    }
+    if let Some(volume) = volume {
+        let offset = geometry.cluster_offset(plan.encryption_at);
+        extensions.push(encryption_extension(&EncryptionPointer { offset, bytes: volume.bytes() }));
+    }
+    if options.version >= 3 && geometry.cluster_bytes() >= MIN_NAME_TABLE_CLUSTER_BYTES {
+        extensions.push(of(FEATURE_NAMES, encode_name_table()));
+    }
+    extensions
 }
 
 fn incompatible(options: &CreateOptions) -> u64 {
@@ -381,16 +385,23 @@ fn prepare_data_file(storage: &dyn Storage, virtual_size: u64, preallocation: Pr
         Err(e) if !is_blank && is_not_supported(&e) => {}
         done => done.map_err(could_not)?,
     }
-    if preallocation == Preallocation::Falloc && virtual_size > 0 {
-        let reserved = reserve_range(storage, Purpose::Data, 0, virtual_size);
-        reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))?;
-    }
-    if preallocation == Preallocation::Full {
-        fill(storage, 0, virtual_size)?;
-    } else if !is_blank && virtual_size > 0 {
+    take_room(storage, 0, virtual_size, preallocation)?;
+    if preallocation != Preallocation::Full && !is_blank && virtual_size > 0 {
         zero_range(storage, Purpose::Data, 0, virtual_size)?;
     }
     sync(storage)
+}
+
+/// Gives a range as much of the host's room as is asked for.
+fn take_room(storage: &dyn Storage, start: u64, length: u64, preallocation: Preallocation) -> Result<()> {
+    match preallocation {
+        Preallocation::Falloc if length > 0 => {
+            let reserved = reserve_range(storage, Purpose::Data, start, length);
+            reserved.map_err(|e| Error::host("Could not preallocate data clusters", &e))
+        }
+        Preallocation::Full => fill(storage, start, length),
+        _ => Ok(()),
+    }
 }
 
 /// As `write_zero_bytes`, of the guest's data.

@@ -21,7 +21,6 @@ pub mod inactive;
 pub mod keys;
 mod l1_table;
 mod last_steps;
-pub mod luks;
 pub mod measure;
 pub mod open;
 pub mod probe;

@@ -26,7 +26,7 @@ pub struct AmendOptions {
     /// The autoclear feature bit.
     pub data_file_raw: Option<bool>,
     /// Key slots as given.
-    slots: SlotWords,
+    encryption: SlotWords,
 }
 
 const fn row(name: &'static str, set: Set<AmendOptions>, help: &'static str) -> Row<AmendOptions> {
@@ -41,11 +41,11 @@ impl Table for AmendOptions {
         row("compat", Text(|o, word| keep(&mut o.compat, word)), "Compatibility level (v2 [0.10] or v3 [1.1])"),
         row("data_file", Name(|o, file| o.data_file = Some(file.into())), "File name of an external data file"),
         row("data_file_raw", Bool(|o, on| o.data_file_raw = Some(on)), "The external data file must stay valid as a raw image"),
-        row("encrypt.iter-time", Number(|o, value| keep(&mut o.slots.iter_time, value)), "Time to spend in PBKDF in milliseconds"),
-        row("encrypt.keyslot", Number(|o, value| keep(&mut o.slots.keyslot, value)), "Select a single keyslot to modify explicitly"),
-        row("encrypt.new-secret", Text(|o, value| keep(&mut o.slots.new_secret, value)), "New secret to set in the matching keyslots. Empty string to erase"),
-        row("encrypt.old-secret", Text(|o, value| keep(&mut o.slots.old_secret, value)), "Select all keyslots that match this password"),
-        row("encrypt.state", Text(|o, value| keep(&mut o.slots.state, value)), "Select new state of affected keyslots (active/inactive)"),
+        row("encrypt.iter-time", Number(|o, value| keep(&mut o.encryption.iter_time, value)), "Time to spend in PBKDF in milliseconds"),
+        row("encrypt.keyslot", Number(|o, value| keep(&mut o.encryption.keyslot, value)), "Select a single keyslot to modify explicitly"),
+        row("encrypt.new-secret", Text(|o, value| keep(&mut o.encryption.new_secret, value)), "New secret to set in the matching keyslots. Empty string to erase"),
+        row("encrypt.old-secret", Text(|o, value| keep(&mut o.encryption.old_secret, value)), "Select all keyslots that match this password"),
+        row("encrypt.state", Text(|o, value| keep(&mut o.encryption.state, value)), "Select new state of affected keyslots (active/inactive)"),
         row("lazy_refcounts", Bool(|o, on| o.lazy_refcounts = Some(on)), "Postpone refcount updates"),
         row("refcount_bits", Number(|o, bits| keep(&mut o.refcount_bits, bits)), "Width of a reference count entry in bits"),
         row("size", Size(|o, bytes| o.size = Some(bytes)), "Virtual disk size"),
@@ -71,12 +71,12 @@ impl AmendOptions {
 
     /// Whether anything is said about key slots.
     pub fn names_slots(&self) -> bool {
-        self.slots.are_given()
+        self.encryption.are_given()
     }
 
     /// What is to become of key slots.
     pub fn slot_change(&self) -> Result<Option<SlotChange>> {
-        self.slots.read()
+        self.encryption.read()
     }
 
     /// Header version, 2 or 3.

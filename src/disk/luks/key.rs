@@ -3,21 +3,17 @@
 use crate::crypto::luks::{self, Header};
 use crate::disk::Unlocking;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{read_exact, Purpose, Storage};
 use zeroize::Zeroizing;
 
-/// The master key that `secret` opens in the header at `header_at` of a file.
+/// The master key that `secret` opens in a header; `read` fills a buffer from an offset from its start.
 #[inline(never)]
 pub(crate) fn master_key(
-    header_at: u64,
     header: &Header,
-    storage: &dyn Storage,
     secret: &[u8],
+    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     unlocking: &mut Unlocking<'_>,
 ) -> Result<Zeroizing<Vec<u8>>> {
-    let mut read = |at: u64, out: &mut [u8]| {
-        read_exact(storage, Purpose::Encryption, header_at + at, out).map_err(|e| e.within("key material"))
-    };
+    let mut read = |at: u64, out: &mut [u8]| read(at, out).map_err(|e| e.within("key material"));
     let mut progress = |done, total| match (unlocking.progress)(done, total) {
         true => Ok(()),
         false => Err(Error::new(ErrorKind::Cancelled, "unlocking: the caller asked to stop")),

@@ -10,7 +10,8 @@ pub(crate) use key::{master_key, wrong_secret};
 
 use super::raw::{ExclusiveRaw, RawDisk};
 use super::{
-    Disk, Draft, Encryption, Files, Format, Parts, Secret, Settings, Status, Stopped, Unlocking, ZeroFlags,
+    Disk, Draft, Encryption, Files, Format, LuksHeader, Parts, Secret, Settings, Status, Stopped, Unlocking,
+    ZeroFlags,
 };
 use crate::crypto::luks::{Header, HEADER_BYTES};
 use crate::crypto::{wipe_stack, Sectors};
@@ -77,7 +78,12 @@ fn unlock(header: &Header, file: &dyn Storage, unlocking: &mut Unlocking<'_>) ->
     header.spec.check()?;
     let secret = Secret::ask(|room| (unlocking.ask)(Encryption::Luks, room))?;
     let secret = secret.ok_or_else(|| Secret::missing("key-secret"))?;
-    let key = master_key(0, header, file, &secret, unlocking)?;
+    let key = master_key(
+        header,
+        &secret,
+        &mut |at, out| read_exact(file, Purpose::Encryption, at, out),
+        unlocking,
+    )?;
     let sectors = Sectors::new(&header.spec, &key)?;
     let key = Key::new(sectors).map_err(|e| Error::host("memory for a key", &e));
     wipe_stack();
@@ -187,8 +193,18 @@ impl Format for LuksDisk {
         self.raw.discard(offset, length)
     }
 
+    /// The host would copy what is not encrypted, or under another key.
+    fn write_from(&self, _offset: u64, _length: u64, _source: &dyn Storage, _at: u64) -> Result<u64> {
+        Ok(0)
+    }
+
     fn flush(&self) -> Result<()> {
         self.raw.flush()
+    }
+
+    fn encryption(&self) -> Result<Option<(Encryption, Option<LuksHeader>)>> {
+        let header = header_of(&*self.now().file)?;
+        Ok(Some((Encryption::Luks, Some(LuksHeader { at: 0, header }))))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -2,16 +2,14 @@
 //!
 //! The first sector of the header, without which nobody takes the file for one, is written last, as that of an image is.
 
-use super::{clear, sync, MAX_LENGTH_BYTES, SIZE_FROM_OPTIONS};
+use super::{clear, sync, take_room, MAX_LENGTH_BYTES, SIZE_FROM_OPTIONS};
 use crate::crypto::luks::HEADER_BYTES;
 use crate::disk::Secret;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::SECTOR_BYTES;
 use crate::ops::keys::NewKeys;
-use crate::options::{CreateOptions, Preallocation};
-use crate::storage::{
-    is_not_supported, reserve_range, write_all, write_zero_bytes, zero_range, Purpose, Storage,
-};
+use crate::options::CreateOptions;
+use crate::storage::{is_not_supported, write_all, zero_range, Purpose, Storage};
 use std::io;
 
 /// Makes a disk of `virtual_size` bytes, whose contents are anything; `keys` were made for the options.
@@ -46,12 +44,7 @@ pub(in crate::ops) fn create_luks(
         Err(e) if is_not_supported(&e) && storage.length().is_ok_and(|now| now >= length) => {}
         done => done.map_err(|e| could_not(&e))?,
     }
-    match options.preallocation {
-        Preallocation::Off | Preallocation::Metadata => {}
-        Preallocation::Falloc => reserve_range(storage, Purpose::Data, 0, length)
-            .map_err(|e| Error::host("preallocating the file", &e))?,
-        Preallocation::Full => write_zero_bytes(storage, Purpose::Data, data_at, size)?,
-    }
+    take_room(storage, data_at, size, options.preallocation)?;
     if !is_blank {
         zero_range(storage, Purpose::Encryption, SECTOR_BYTES, data_at - SECTOR_BYTES)?;
     }
