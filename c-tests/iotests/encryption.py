@@ -111,8 +111,8 @@ class KeyedTools(Tools):
         return [word for name in sorted(self.ciphers)
                 for word in ("--object", "secret,id=%s,data=pass of %s" % (self.secret(name), name))]
 
-    def run(self, program, arguments, directory, **more):
-        return super().run(program, self.keyed(program, arguments), directory, **more)
+    def run(self, program, arguments, directory, *more, **named):
+        return super().run(program, self.keyed(program, arguments), directory, *more, **named)
 
     def keyed(self, program, arguments):
         if "--image-opts" in arguments:

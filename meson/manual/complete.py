@@ -11,7 +11,7 @@ VALUES = {
     "--preallocation": "off metadata falloc full",
     "--discard": "unmap ignore",
     "--aio": "threads native io_uring",
-    "FMT": "qcow2 raw",
+    "FMT": "qcow2 luks raw",
     "MODE": "none writeback writethrough directsync unsafe",
     "human|json": "human json",
     "leaks|all": "leaks all",

@@ -64,6 +64,17 @@ impl Algorithm {
         Error::unsupported(text).detail("this build has AES alone")
     }
 
+    /// That an IV generator's hash gives a key of a length which it has none of, as the stock tools put it.
+    pub(super) fn no_cipher_for(self, key_bytes: usize) -> String {
+        let name = match self {
+            Algorithm::Aes => "AES",
+            Algorithm::Serpent => "Serpent",
+            Algorithm::Twofish => "Twofish",
+            Algorithm::Cast5 => return "Cipher cast5-128 not supported with essiv".into(),
+        };
+        format!("No {name} cipher with key size {key_bytes} available")
+    }
+
     /// Whether this build has it.
     pub fn is_served(self) -> bool {
         self == Algorithm::Aes || cfg!(feature = "more-ciphers")

@@ -112,9 +112,7 @@ impl Spec {
         }
         match self.iv {
             IvGenerator::Essiv(hash) if !algorithm.key_sizes().contains(&hash.bytes()) => {
-                let name = algorithm.name();
-                let text = format!("No {name} cipher with key size {} available", hash.bytes());
-                Err(Error::unsupported(text))
+                Err(Error::unsupported(algorithm.no_cipher_for(hash.bytes())))
             }
             _ => Ok(()),
         }

@@ -18,32 +18,20 @@ struct amend_job {
     bool force;
 };
 
-static int print_luks_help(void)
-{
-    puts("Amend options for 'luks':");
-    print_option_help("iter-time", "num", "Time to spend in PBKDF in milliseconds");
-    print_option_help("keyslot", "num", "Select a single keyslot to modify explicitly");
-    print_option_help("new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase");
-    print_option_help("old-secret", "str", "Select all keyslots that match this password");
-    print_option_help("state", "str", "Select new state of affected keyslots (active/inactive)");
-    return EXIT_SUCCESS;
-}
-
 static int print_help(const char *format)
 {
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
-    if (strcmp(format, "luks") == 0) {
-        return print_luks_help();
-    }
-    if (strcmp(format, "qcow2") != 0) {
+    bool luks = strcmp(format, "luks") == 0;
+
+    if (!luks && strcmp(format, "qcow2") != 0) {
         error_report(format_is_known(format) ? "Format driver '%s' does not support option amendment"
                                              : "Unknown file format '%s'",
                      format);
         return EXIT_FAILURE;
     }
-    puts("Amend options for 'qcow2':");
-    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_AMEND, i, &info) == 0; i++) {
+    printf("Amend options for '%s':\n", format);
+    for (size_t i = 0; qcow2_option_list(luks ? QCOW2_SCOPE_AMEND_LUKS : QCOW2_SCOPE_AMEND, i, &info) == 0; i++) {
         print_option_help(info.name, info.type, info.help);
     }
     return EXIT_SUCCESS;
@@ -55,7 +43,7 @@ static int check_options(const struct amend_job *job)
     struct create_options options;
     int result;
 
-    amend_options_init(&options);
+    amend_options_init(&options, strcmp(job->spec.tree->root->driver->name, "luks") == 0);
     result = create_options_parse(&options, "", job->option_text);
     create_options_free(&options);
     return result;
@@ -118,7 +106,10 @@ static int amend_image(struct amend_job *job, const char *name, bool help)
     if (set_cache(&job->spec, job->cache, "Invalid cache option") == EXIT_SUCCESS &&
         open_image(&job->args, name, QCOW2_OPEN_ALLOW_RECORDED, &job->spec, &image)) {
         if (image_info(image, &info)) {
-            result = help || info.version == 0 ? print_help(info.version ? "qcow2" : "raw") : amend(job, image);
+            const char *format = job->spec.tree->root->driver->name;
+            bool known = info.version != 0 || strcmp(format, "luks") == 0;
+
+            result = help || !known ? print_help(known ? format : "raw") : amend(job, image);
         }
         if (close_image(image) != EXIT_SUCCESS) {
             result = EXIT_FAILURE;

@@ -67,11 +67,12 @@ static int prepare_options(struct convert_job *job, struct create_options *optio
 /* The new image is opened with the secret that it has been made with. */
 static void keep_secret(struct convert_job *job, const struct create_options *options)
 {
-    const char *id = create_option_text(options, "encrypt.key-secret");
+    const char *key = options->luks ? "key-secret" : "encrypt.key-secret";
+    const char *id = create_option_text(options, key);
     struct string_list items = {0};
 
     if (id) {
-        list_addf(&items, "encrypt.key-secret=%s", id);
+        list_addf(&items, "%s=%s", key, id);
         image_items(&job->target_spec, &items);
         list_free(&items);
     }
@@ -101,7 +102,7 @@ static int create_target(struct convert_job *job)
         job->prefix = text_format("%s: error while converting %s: ", job->target_name, job->target_format);
         result = create_image_file(&options, job->prefix, named.path ? named.path : "", (int64_t)job->size);
         keep_secret(job, &options);
-        job->target_is_zero = options.qcow2 || !named.path || !file_is_device(named.path);
+        job->target_is_zero = options.qcow2 || (!options.luks && !(named.path && file_is_device(named.path)));
     }
     free(error);
     image_spec_free(&named);

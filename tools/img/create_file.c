@@ -9,7 +9,8 @@
 #include "img.h"
 #include "secrets.h"
 
-static int create_qcow2(const struct create_options *options, const char *prefix, const char *path, int64_t size)
+/* What the library makes: qcow2 and luks. */
+static int create_format(const struct create_options *options, const char *prefix, const char *path, int64_t size)
 {
     qcow2_create_params params = QCOW2_CREATE_PARAMS_INIT;
     struct string_list list = {0};
@@ -19,10 +20,13 @@ static int create_qcow2(const struct create_options *options, const char *prefix
     for (size_t i = 0; i < options->count; i++) {
         const struct create_option *option = &options->items[i];
 
-        if (option->text && option->recorded && strcmp(option->key, "size") != 0) {
+        bool ours = option->recorded || (options->luks && strcmp(option->key, "preallocation") == 0);
+
+        if (option->text && ours && strcmp(option->key, "size") != 0) {
             list_addf(&list, "%s=%s", option->key, option->text);
         }
     }
+    params.format = options->luks ? "luks" : "qcow2";
     params.path = path;
     params.size = (uint64_t)size;
     params.options = list_options(&list);
@@ -140,5 +144,6 @@ static int create_raw(const struct create_options *options, const char *prefix, 
 
 int create_image_file(const struct create_options *options, const char *prefix, const char *path, int64_t size)
 {
-    return options->qcow2 ? create_qcow2(options, prefix, path, size) : create_raw(options, prefix, path, size);
+    return options->qcow2 || options->luks ? create_format(options, prefix, path, size)
+                                           : create_raw(options, prefix, path, size);
 }

@@ -35,6 +35,10 @@ static const struct {
     {"extent_size_hint", NULL},
 };
 static const char *const raw_line_order[] = {"size", "nocow", "preallocation", "extent_size_hint"};
+static const char *const luks_line_order[] = {
+    "size",     "key-secret", "cipher-alg",      "cipher-mode", "ivgen-alg",     "ivgen-hash-alg",
+    "hash-alg", "iter-time",  "detached-header", "nocow",       "preallocation", "extent_size_hint",
+};
 
 static const struct create_option raw_options[] = {
     {.key = "size", .type = "size", .help = "Virtual disk size", .recorded = true},
@@ -55,22 +59,32 @@ static void add_option(struct create_options *options, const struct create_optio
     options->items[options->count++] = *option;
 }
 
+static int creation_scope(const struct create_options *options)
+{
+    return options->luks ? QCOW2_SCOPE_CREATE_LUKS : QCOW2_SCOPE_CREATE;
+}
+
 bool create_options_init(struct create_options *options, const char *format, bool file_level)
 {
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
     memset(options, 0, sizeof(*options));
     options->qcow2 = strcmp(format, "qcow2") == 0;
+    options->luks = strcmp(format, "luks") == 0;
     options->device = strcmp(format, "host_device") == 0;
     if (!creatable(format)) {
         return false;
     }
     file_level = (file_level && !options->device) || strcmp(format, "file") == 0;
-    for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
+    for (size_t i = 0; (options->qcow2 || options->luks) && qcow2_option_list(creation_scope(options), i, &info) == 0;
+         i++) {
+        if (options->luks && strcmp(info.name, "preallocation") == 0) {
+            continue; /* told of as the file's */
+        }
         add_option(options,
                    &(struct create_option){.key = info.name, .type = info.type, .help = info.help, .recorded = true});
     }
-    if (!options->qcow2) {
+    if (!options->qcow2 && !options->luks) {
         add_option(options, &raw_options[0]);
     }
     for (size_t i = 0; file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
@@ -79,13 +93,14 @@ bool create_options_init(struct create_options *options, const char *format, boo
     return true;
 }
 
-void amend_options_init(struct create_options *options)
+void amend_options_init(struct create_options *options, bool luks)
 {
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
     memset(options, 0, sizeof(*options));
     options->amends = true;
-    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_AMEND, i, &info) == 0; i++) {
+    options->luks = luks;
+    for (size_t i = 0; qcow2_option_list(luks ? QCOW2_SCOPE_AMEND_LUKS : QCOW2_SCOPE_AMEND, i, &info) == 0; i++) {
         add_option(options, &(struct create_option){.key = info.name, .type = info.type, .help = info.help});
     }
 }
@@ -190,12 +205,12 @@ static int set_typed(struct create_option *option, const char *prefix, const cha
 }
 
 /* With a value that its type can take. */
-static bool is_creation_option(const char *key, const char *value)
+static bool is_creation_option(const struct create_options *options, const char *key, const char *value)
 {
     bool on;
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
-    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
+    for (size_t i = 0; qcow2_option_list(creation_scope(options), i, &info) == 0; i++) {
         if (strcmp(info.name, key) == 0) {
             return strncmp(info.type, "bool", 4) != 0 || parse_bool(value, &on) == 0;
         }
@@ -218,7 +233,7 @@ int create_options_parse(struct create_options *options, const char *prefix, con
             result = set_typed(option, prefix, items.items[i] + length + 1);
         } else {
             error_report("%sInvalid parameter '%s'", prefix, key);
-            if (options->amends && is_creation_option(key, items.items[i] + length + 1)) {
+            if (options->amends && is_creation_option(options, key, items.items[i] + length + 1)) {
                 fprintf(stderr, "This option is only supported for image creation\n");
             }
             result = EXIT_FAILURE;
@@ -262,7 +277,10 @@ void create_options_print(const struct create_options *options, FILE *out)
         }
         return;
     }
-    for (size_t i = 0; i < sizeof(raw_line_order) / sizeof(raw_line_order[0]); i++) {
+    for (size_t i = 0; options->luks && i < sizeof(luks_line_order) / sizeof(luks_line_order[0]); i++) {
+        print_option(options, luks_line_order[i], NULL, out);
+    }
+    for (size_t i = 0; !options->luks && i < sizeof(raw_line_order) / sizeof(raw_line_order[0]); i++) {
         print_option(options, raw_line_order[i], NULL, out);
     }
 }

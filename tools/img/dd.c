@@ -182,9 +182,9 @@ const struct img_command img_dd = {
     .options =
         (const struct img_option[]){
             IMG_HELP,
-            {'f', "format", "FMT", "format of the input, qcow2 or raw (default: look)"},
+            {'f', "format", "FMT", "format of the input, qcow2, luks or raw (default: look)"},
             {OPTION_IMAGE_OPTS, "image-opts", NULL, "INPUT is a list driver=...,file.filename=..."},
-            {'O', "output-format", "FMT", "format of the output, qcow2 or raw (default: raw)"},
+            {'O', "output-format", "FMT", "format of the output, qcow2, luks or raw (default: raw)"},
             IMG_SHARE,
             IMG_OBJECT,
             IMG_END},

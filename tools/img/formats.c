@@ -18,18 +18,6 @@ struct option_row {
     const char *key, *type, *help;
 };
 
-static const struct option_row luks[] = {
-    {"cipher-alg", "str", "Name of encryption cipher algorithm"},
-    {"cipher-mode", "str", "Name of encryption cipher mode"},
-    {"detached-header", "bool (on/off)", "Create a detached LUKS header"},
-    {"hash-alg", "str", "Name of encryption hash algorithm"},
-    {"iter-time", "num", "Time to spend in PBKDF in milliseconds"},
-    {"ivgen-alg", "str", "Name of IV generator algorithm"},
-    {"ivgen-hash-alg", "str", "Name of IV generator hash algorithm"},
-    {"key-secret", "str", "ID of the secret that provides the keyslot passphrase"},
-    SIZE_ROW,
-    {NULL, NULL, NULL},
-};
 static const struct option_row parallels[] = {
     {"cluster_size", "size", "Parallels image cluster size"},
     SIZE_ROW,
@@ -110,7 +98,6 @@ static const struct {
     {"dmg", NULL},
     {"host_cdrom", device},
     {"host_device", device},
-    {"luks", luks},
     {"nbd", device},
     {"null-aio", NULL},
     {"null-co", NULL},
@@ -132,7 +119,7 @@ static const struct {
 
 bool creatable(const char *format)
 {
-    static const char *const names[] = {"qcow2", "raw", "file", "host_device"};
+    static const char *const names[] = {"qcow2", "luks", "raw", "file", "host_device"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(format, names[i]) == 0) {

@@ -41,7 +41,7 @@ enum { OPTION_IMAGE_OPTS = 256, OPTION_OBJECT, OPTION_OUTPUT, OPTION_OWN };
     }
 #define IMG_FORMAT                                                                                                     \
     {                                                                                                                  \
-        'f', "format", "FMT", "image format, qcow2 or raw (default: look)"                                             \
+        'f', "format", "FMT", "image format, qcow2, luks or raw (default: look)"                                       \
     }
 #define IMG_IMAGE_OPTS                                                                                                 \
     {                                                                                                                  \
@@ -167,14 +167,14 @@ struct create_option {
 struct create_options {
     struct create_option *items;
     size_t count;
-    bool qcow2;
+    bool qcow2, luks;
     bool device; /* host_device: there must be one */
     bool amends; /* of amend: others of creation are told apart from what nobody knows */
 };
-/* "qcow2" or "raw"; false for any other format. `file_level`: with the options of the host file. */
+/* "qcow2", "luks" or "raw"; false for any other format. `file_level`: with the options of the host file. */
 bool create_options_init(struct create_options *options, const char *format, bool file_level);
 /* Those that amend takes, for create_options_parse. */
-void amend_options_init(struct create_options *options);
+void amend_options_init(struct create_options *options, bool luks);
 void create_options_free(struct create_options *options);
 /* Adds one -o to the joined ones, NULL at first: 0, or 1 after a message. */
 int create_options_join(char **option_text, const char *text);
@@ -191,7 +191,7 @@ void create_options_help(const struct create_options *options);
 void print_option_help(const char *key, const char *type, const char *help);
 /* What -o help prints; 0 or 1. */
 int create_options_print_help(const char *prefix, const char *format, bool file_level);
-/* Whether we make such images: qcow2, raw, and file, which is raw. */
+/* Whether we make such images: qcow2, luks, raw, and file, which is raw. */
 bool creatable(const char *format);
 /* Whether the stock tool has the format. */
 bool format_is_known(const char *format);
@@ -221,8 +221,8 @@ char *shown_name(const struct node *root);
 
 /* --- what encrypts an image, part of info --- */
 
-/* False after a message: what it is encrypted by cannot be read. */
-bool encryption_is_readable(qcow2_image *image, const qcow2_info *info, const char *name);
+/* QCOW2_ENCRYPTION_* or 0; false after a message: it cannot be read. */
+bool encryption_is_readable(qcow2_image *image, int *encryption, const char *name);
 void json_luks(struct json *json, qcow2_image *image, bool in_qcow2);
 
 /* --- snapshots, also part of info --- */

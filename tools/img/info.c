@@ -85,6 +85,9 @@ static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info
     }
     print_bitmaps(out, image);
     fprintf(out, "    refcount bits: %u\n", (unsigned)info->refcount_bits);
+    if (info->data_file) {
+        fprintf(out, "    data file: %s\n", info->data_file);
+    }
     if (encrypted(info)) {
         fputs("    encrypt:\n", out);
     }
@@ -92,9 +95,6 @@ static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info
         print_luks(out, 8, image, true);
     } else if (encrypted(info)) {
         fputs("        format: aes\n", out);
-    }
-    if (info->data_file) {
-        fprintf(out, "    data file: %s\n", info->data_file);
     }
     if (info->version < 3) {
         return;
@@ -140,6 +140,9 @@ static void print_human(FILE *out, qcow2_image *image, const struct node *root, 
     print_snapshot_list(out, image);
     if (info->version) {
         print_specific(out, image, info);
+    } else if (encrypted(info)) {
+        fputs("Format specific information:\n", out);
+        print_luks(out, 4, image, false);
     }
     print_child_nodes(out, root);
 }
@@ -184,6 +187,9 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
     }
     json_bitmaps(json, image);
     json_number(json, "refcount-bits", info->refcount_bits);
+    if (info->data_file) {
+        json_string(json, "data-file", info->data_file);
+    }
     if (encrypted(info)) {
         json_open(json, "encrypt", '{');
         if (info->crypt_method == QCOW2_ENCRYPTION_LUKS) {
@@ -192,9 +198,6 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
             json_string(json, "format", "aes");
         }
         json_close(json, '}');
-    }
-    if (info->data_file) {
-        json_string(json, "data-file", info->data_file);
     }
     if (info->version >= 3) {
         if (has_data_file(info)) {
@@ -227,6 +230,13 @@ static void print_json(struct json *json, qcow2_image *image, const struct node 
     }
     if (info->version) {
         json_specific(json, image, info);
+    } else if (encrypted(info)) {
+        json_open(json, "format-specific", '{');
+        json_string(json, "type", "luks");
+        json_open(json, "data", '{');
+        json_luks(json, image, false);
+        json_close(json, '}');
+        json_close(json, '}');
     }
     json_file_specific(json, root);
     if (below) {
@@ -281,16 +291,17 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
     struct image_spec spec = {0};
     qcow2_image *image = NULL;
     qcow2_info info;
-    int result = EXIT_FAILURE;
+    int encryption = 0, result = EXIT_FAILURE;
 
     spec.recorded = job->seen.count > 0;
     if (!seen_before(job, name) &&
         open_image(&job->args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
-        if (image_info(image, &info) && encryption_is_readable(image, &info, name) &&
+        if (image_info(image, &info) && encryption_is_readable(image, &encryption, name) &&
             bitmaps_are_readable(image, &info, name) && snapshots_are_readable(image, name)) {
             /* Told in whole sectors, as the stock tool counts. */
             info.file_length = (info.file_length + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
-            if (info.version == 0) {
+            info.crypt_method = (uint32_t)encryption;
+            if (info.version == 0 && encryption == 0) {
                 info.virtual_size = info.file_length;
             }
 

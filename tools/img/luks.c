@@ -1,11 +1,12 @@
 /* What encrypts an image, part of info.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "img.h"
 
-bool encryption_is_readable(qcow2_image *image, const qcow2_info *info, const char *name)
+bool encryption_is_readable(qcow2_image *image, int *encryption, const char *name)
 {
     qcow2_encryption_info found = {.struct_size = sizeof(found)};
 
-    if (info->crypt_method != QCOW2_ENCRYPTION_LUKS || qcow2_get_encryption_info(image, 0, &found) == 0) {
+    if (qcow2_get_encryption_info(image, 0, &found) == 0) {
+        *encryption = found.encryption;
         return true;
     }
     error_report("Could not open '%s': %s", name, failure_text());

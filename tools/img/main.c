@@ -1,4 +1,4 @@
-/* qcow2-img: the commands of qemu-img, for qcow2 and raw images, over libqcow2.
+/* qcow2-img: the commands of qemu-img, for qcow2, luks and raw images, over libqcow2.
    SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include <getopt.h>
 #include <poll.h>
@@ -31,7 +31,7 @@ static void print_help(void)
     for (size_t i = 0; i < COMMANDS; i++) {
         printf("  %-12s %s\n", commands[i]->name, commands[i]->summary);
     }
-    printf("\nFormats: qcow2 raw\n");
+    printf("\nFormats: luks qcow2 raw\n");
 }
 
 /* Whoever was to read what is printed has gone. */

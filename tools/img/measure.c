@@ -45,24 +45,26 @@ static int check_preallocation(const char *mode)
     return EXIT_FAILURE;
 }
 
+/* Whether the image to be has a LUKS header. */
 static bool is_luks(const struct measure_job *job)
 {
     const char *format = create_option_text(&job->options, "encrypt.format");
 
-    return format && strcmp(format, "luks") == 0;
+    return job->options.luks || (format && strcmp(format, "luks") == 0);
 }
 
 /* The header of LUKS takes space, of which no secret is needed to tell how much; 0, or 1 after a message. */
 static int check_secret(const struct measure_job *job)
 {
-    const char *id = create_option_text(&job->options, "encrypt.key-secret");
+    const char *key = job->options.luks ? "key-secret" : "encrypt.key-secret";
+    const char *id = create_option_text(&job->options, key);
     char *why = NULL;
 
     if (!is_luks(job)) {
         return EXIT_SUCCESS;
     }
     if (!id) {
-        error_report("Parameter 'encrypt.key-secret' is required for cipher");
+        error_report("Parameter '%s' is required for cipher", key);
         return EXIT_FAILURE;
     }
     if (secret_password(id, NULL, 0, &why) < 0) {
@@ -79,7 +81,7 @@ static bool matters(const struct measure_job *job, const char *key)
     if (strncmp(key, "encrypt", 7) == 0) {
         return is_luks(job) && strcmp(key, "encryption") != 0 && strcmp(key, "encrypt.key-secret") != 0;
     }
-    return strcmp(key, "size") != 0 && strcmp(key, "lazy_refcounts") != 0 &&
+    return strcmp(key, "size") != 0 && strcmp(key, "key-secret") != 0 && strcmp(key, "lazy_refcounts") != 0 &&
            (strcmp(key, "preallocation") != 0 || !create_option_text(&job->options, "backing_file")) &&
            (strcmp(key, "backing_fmt") != 0 || create_option_text(&job->options, "backing_file"));
 }
@@ -91,7 +93,7 @@ static bool is_full(const struct measure_job *job)
     return mode && (strcmp(mode, "falloc") == 0 || strcmp(mode, "full") == 0);
 }
 
-static int measure_qcow2(struct measure_job *job, qcow2_measure_result *measured)
+static int measure_format(struct measure_job *job, qcow2_measure_result *measured)
 {
     struct string_list options = {0};
     int result;
@@ -110,7 +112,8 @@ static int measure_qcow2(struct measure_job *job, qcow2_measure_result *measured
     if (create_option_text(&job->options, "backing_file") && !create_option_text(&job->options, "backing_fmt")) {
         list_add(&options, "backing_fmt=raw");
     }
-    result = qcow2_measure((uint64_t)job->size, list_options(&options), job->source, measured);
+    result = qcow2_measure_format(job->options.luks ? "luks" : "qcow2", (uint64_t)job->size, list_options(&options),
+                                  job->source, measured);
     list_free(&options);
     if (result < 0) {
         report_failure();
@@ -170,8 +173,8 @@ static int measure_image(struct measure_job *job)
         error_report("%s", failure_text());
         return EXIT_FAILURE;
     }
-    if (job->options.qcow2) {
-        if (measure_qcow2(job, &measured) != EXIT_SUCCESS) {
+    if (job->options.qcow2 || job->options.luks) {
+        if (measure_format(job, &measured) != EXIT_SUCCESS) {
             return EXIT_FAILURE;
         }
     } else {
@@ -253,7 +256,7 @@ const struct img_command img_measure = {
                                            IMG_FORMAT,
                                            IMG_IMAGE_OPTS,
                                            {'O', "target-format", "FMT",
-                                            "format of the new image, qcow2 or raw (default: raw)"},
+                                            "format of the new image, qcow2, luks or raw (default: raw)"},
                                            {'o', "options", "KEY=VALUE,...", "options of that format"},
                                            {'s', "size", "SIZE", "the new image is empty and of this size"},
                                            {'l', "snapshot", "SNAPSHOT", "a snapshot of FILENAME instead of its disk"},

@@ -74,6 +74,7 @@ char *name_below(const struct node *root)
 char *shown_name(const struct node *root)
 {
     const char *secret = list_value(&root->encrypt, "key-secret");
+    bool luks = strcmp(root->driver->name, "luks") == 0;
     char *name = node_name(root), *text = NULL;
     size_t length = 0;
     FILE *out;
@@ -82,12 +83,21 @@ char *shown_name(const struct node *root)
         return name;
     }
     out = memory_or_exit(open_memstream(&text, &length));
-    fputs("json:{\"encrypt.key-secret\": ", out);
-    json_quoted(out, secret);
-    fprintf(out, ", \"driver\": \"%s\", \"file\": {\"driver\": \"%s\", \"filename\": ", root->driver->name,
+    fputs("json:{", out);
+    if (!luks) {
+        fputs("\"encrypt.key-secret\": ", out);
+        json_quoted(out, secret);
+        fputs(", ", out);
+    }
+    fprintf(out, "\"driver\": \"%s\", \"file\": {\"driver\": \"%s\", \"filename\": ", root->driver->name,
             root->children[0]->driver->name);
     json_quoted(out, name);
-    fputs("}}", out);
+    putc('}', out);
+    if (luks) {
+        fputs(", \"key-secret\": ", out);
+        json_quoted(out, secret);
+    }
+    putc('}', out);
     fclose(out);
     free(name);
     return text;

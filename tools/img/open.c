@@ -33,14 +33,11 @@ bool has_key(const struct image_args *args, const char *name, qcow2_image *image
 {
     struct image_spec spec = {0};
     qcow2_image *again = NULL;
-    qcow2_info info;
+    qcow2_encryption_info info = {.struct_size = sizeof(info)};
     char *error = NULL;
     int result;
 
-    if (!image_info(image, &info)) {
-        return false;
-    }
-    if (info.crypt_method == 0) {
+    if (qcow2_get_encryption_info(image, 0, &info) == 0 && info.encryption == 0) {
         return true;
     }
     result = image_from_name(&spec, name, args->format, args->image_opts, &error);

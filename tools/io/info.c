@@ -1,5 +1,6 @@
 /* qcow2-io: length, truncate, info, alloc, map.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "io.h"
+#include "node.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -119,9 +120,11 @@ static void print_specific(const qcow2_info *info)
     printf("    lazy refcounts: %s\n", truth((uint32_t)(info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS)));
     print_bitmaps();
     printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
-    print_encryption(info);
     if (info->data_file != NULL) {
         printf("    data file: %s\n", info->data_file);
+    }
+    print_encryption(info);
+    if (info->data_file != NULL) {
         printf("    data file raw: %s\n", truth(info->data_file_raw));
     }
     printf("    corrupt: %s\n", truth(info->corrupt));
@@ -156,7 +159,13 @@ int cmd_info(const struct io_command *command, int argc, char **argv)
         return ret;
     }
     if (info.version == 0) {
-        printf("format name: raw\ncluster size: 0 bytes\nvm state offset: 0 bytes\n");
+        bool luks = strcmp(io.spec.tree->root->driver->name, "luks") == 0;
+
+        printf("format name: %s\ncluster size: 0 bytes\nvm state offset: 0 bytes\n", luks ? "luks" : "raw");
+        if (luks) {
+            printf("Format specific information:\n");
+            print_luks(stdout, 4, io.image, false);
+        }
         return 0;
     }
     printf("format name: qcow2\ncluster size: %s\nvm state offset: %s\n",

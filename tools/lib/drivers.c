@@ -346,6 +346,10 @@ static int open_qcow2(struct node *node, struct string_list *items, char **error
 
 static const struct node_driver qcow2_driver = {.name = "qcow2", .open = open_qcow2};
 
+/* --- luks: a plain file of it --- */
+
+static const struct node_driver luks_driver = {.name = "luks"};
+
 /* --- filters over a format --- */
 
 static const char *format_below(const struct node *node)
@@ -424,9 +428,9 @@ static const struct node_driver copy_on_read_driver = {
 /* --- the table --- */
 
 static const struct node_driver *const drivers[] = {
-    &file_driver,    &device_driver,       &cdrom_driver,    &raw_driver,    &qcow2_driver,
-    &null_co_driver, &null_aio_driver,     &compress_driver, &node_blkdebug, &node_blkverify,
-    &node_quorum,    &copy_on_read_driver, &node_nbd,
+    &file_driver,    &device_driver,  &cdrom_driver,        &raw_driver,      &qcow2_driver,
+    &luks_driver,    &null_co_driver, &null_aio_driver,     &compress_driver, &node_blkdebug,
+    &node_blkverify, &node_quorum,    &copy_on_read_driver, &node_nbd,
 };
 
 const struct node_driver *node_find_driver(const char *name)

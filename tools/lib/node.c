@@ -267,6 +267,14 @@ static int fill(struct node *node, struct string_list *items, const char *filena
         ret = ret == 0 ? node_take_file_options(node, items, error) : ret;
         ret = ret == 0 ? check_exists(node->filename, error) : ret;
     }
+    if (ret == 0 && same(node->driver->name, "luks")) {
+        char *secret = list_take(items, "key-secret");
+
+        if (secret != NULL) {
+            list_addf(&node->encrypt, "key-secret=%s", secret);
+        }
+        free(secret);
+    }
     if (ret == 0 && same(node->driver->name, "qcow2")) {
         take_group(items, "encrypt", &node->encrypt);
         ret = take_backing(node, items, error);

@@ -183,9 +183,16 @@ static int build_data_file(struct resolve_state *state, const qcow2_resolve_requ
     return ret;
 }
 
+/* As the library calls it: what is no format of its own is raw to it. */
+static const char *format_of(const struct node *node)
+{
+    const char *name = node->driver->name;
+
+    return strcmp(name, "qcow2") == 0 || strcmp(name, "luks") == 0 ? name : "raw";
+}
+
 static int answer_with(struct node_tree *tree, struct node *node, qcow2_resolve_answer *answer, char **error)
 {
-    bool qcow2 = strcmp(node->driver->name, "qcow2") == 0;
     bool plain = node->driver->read == NULL && !node_is_file(node);
     struct place place;
     int ret = place_of(plain ? node->children[0] : node, node, &place, error);
@@ -200,7 +207,7 @@ static int answer_with(struct node_tree *tree, struct node *node, qcow2_resolve_
     answer->io = place.io;
     answer->io_opaque = place.opaque;
     answer->fd = -1;
-    answer->format = qcow2 ? "qcow2" : "raw";
+    answer->format = format_of(node);
     return 0;
 }
 
@@ -221,7 +228,7 @@ static int answer_path(struct node_tree *tree, const qcow2_resolve_request *requ
     if (format == NULL || strcmp(format, "raw") == 0 || strcmp(format, "file") == 0) {
         answer->format = "raw";
     } else {
-        answer->format = strcmp(format, "qcow2") == 0 ? "qcow2" : NULL;
+        answer->format = strcmp(format, "qcow2") == 0 ? "qcow2" : strcmp(format, "luks") == 0 ? "luks" : NULL;
     }
     return 0;
 }
@@ -450,9 +457,7 @@ static int open_node(struct node *node, uint64_t flags, const struct string_list
     if (child != NULL && node_is_file(child)) {
         params.flags |= child->flags & (QCOW2_OPEN_NO_LOCK | QCOW2_OPEN_FORCE_SHARE);
     }
-    if (strcmp(node->driver->name, "qcow2") != 0) {
-        params.flags |= QCOW2_OPEN_RAW;
-    }
+    params.format = format_of(node);
     ret = open_with(node, &params, options, image, error);
     return ret == 0 ? check_options(node, image, error) : ret;
 }

@@ -193,6 +193,11 @@ impl Format for LuksDisk {
         self.raw.discard(offset, length)
     }
 
+    /// The host would copy what is not encrypted, or under another key.
+    fn write_from(&self, _offset: u64, _length: u64, _source: &dyn Storage, _at: u64) -> Result<u64> {
+        Ok(0)
+    }
+
     fn flush(&self) -> Result<()> {
         self.raw.flush()
     }
