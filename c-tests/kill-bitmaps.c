@@ -20,7 +20,7 @@ enum { WRITERS = 3, SECTOR = 512, MAX_RUN = 24, SECTORS_EACH = 1024, SECTORS = W
 /* What the child has done, in memory that survives it. A sector holds the round of the last write to it; rounds only
    grow. */
 struct ledger {
-    _Atomic uint32_t begun[SECTORS];           /* set before a write */
+    _Atomic uint32_t begun[SECTORS];          /* set before a write */
     _Atomic uint32_t at_rotation[2][SECTORS]; /* `begun` after the rotation of an even or odd number had returned */
     _Atomic uint32_t round[WRITERS];
     _Atomic unsigned rotations, writes, failures;
@@ -59,14 +59,10 @@ static void stamp(unsigned char *sector, uint32_t value, uint64_t number)
 static int change(qcow2_image *image, uint64_t kind, unsigned char *buffer, unsigned first, unsigned count)
 {
     switch (kind) {
-    case 0:
-        return qcow2_write_zeroes(image, (uint64_t)first * SECTOR, count * SECTOR, 0);
-    case 1:
-        return qcow2_write_zeroes(image, (uint64_t)first * SECTOR, count * SECTOR, QCOW2_REQ_UNMAP);
-    case 2:
-        return qcow2_discard(image, (uint64_t)first * SECTOR, count * SECTOR);
-    default:
-        return qcow2_pwrite(image, buffer, count * SECTOR, (uint64_t)first * SECTOR) < 0 ? -1 : 0;
+    case 0: return qcow2_write_zeroes(image, (uint64_t)first * SECTOR, count * SECTOR, 0);
+    case 1: return qcow2_write_zeroes(image, (uint64_t)first * SECTOR, count * SECTOR, QCOW2_REQ_UNMAP);
+    case 2: return qcow2_discard(image, (uint64_t)first * SECTOR, count * SECTOR);
+    default: return qcow2_pwrite(image, buffer, count * SECTOR, (uint64_t)first * SECTOR) < 0 ? -1 : 0;
     }
 }
 
@@ -80,8 +76,8 @@ static void *write_some(void *opaque)
     for (unsigned done = 0; done < session->budget; done++) {
         uint32_t round = 1 + atomic_fetch_add(&ledger->round[writer->number], 1);
         unsigned count = 1 + (unsigned)(test_random(&writer->seed) % MAX_RUN);
-        unsigned first = writer->number * SECTORS_EACH +
-                         (unsigned)(test_random(&writer->seed) % (SECTORS_EACH - count + 1));
+        unsigned first =
+            writer->number * SECTORS_EACH + (unsigned)(test_random(&writer->seed) % (SECTORS_EACH - count + 1));
 
         pthread_rwlock_rdlock(&session->pause);
         for (unsigned i = 0; i < count; i++) {
@@ -137,23 +133,16 @@ static void one_session(const char *path, const char *option, struct ledger *led
     }
     while (atomic_load(&session.running) > 0) {
         switch (test_random(state) % 5) {
-        case 0:
-            rotate(&session);
-            break;
+        case 0: rotate(&session); break;
         case 1: /* a time in which they are to be believed */
             pthread_rwlock_wrlock(&session.pause);
             CHECK_OK(qcow2_bitmap_sync(session.image));
             sleep_microseconds(test_random(state) % 20000);
             pthread_rwlock_unlock(&session.pause);
             break;
-        case 2:
-            CHECK_OK(qcow2_bitmap_sync(session.image));
-            break;
-        case 3:
-            CHECK_OK(qcow2_flush(session.image));
-            break;
-        default:
-            sleep_microseconds(test_random(state) % 8000);
+        case 2: CHECK_OK(qcow2_bitmap_sync(session.image)); break;
+        case 3: CHECK_OK(qcow2_flush(session.image)); break;
+        default: sleep_microseconds(test_random(state) % 8000);
         }
     }
     for (unsigned t = 0; t < WRITERS; t++) {
@@ -407,8 +396,8 @@ int main(void)
     for (uint64_t i = 0; i < kills; i++) {
         believed += one_kill(seed + i, &writes);
     }
-    printf("%" PRIu64 " kills, %" PRIu64 " with bitmaps to be believed, %" PRIu64 " completed writes\n", kills, believed,
-           writes);
+    printf("%" PRIu64 " kills, %" PRIu64 " with bitmaps to be believed, %" PRIu64 " completed writes\n", kills,
+           believed, writes);
     /* A test that never finds any believes anything. */
     CHECK(kills < 30 || (believed > 0 && believed < kills));
     return 0;
