@@ -172,6 +172,12 @@ impl Error {
         error
     }
 
+    /// The same broken rule in the words that the stock tools have for it; ours go to the details.
+    pub fn in_stock_words(mut self, summary: impl Into<String>) -> Self {
+        self.told.detail = Some(std::mem::replace(&mut self.told.summary, summary.into()));
+        self
+    }
+
     /// An option or argument outside its range.
     pub fn invalid(summary: impl Into<String>) -> Self {
         Error::new(ErrorKind::Invalid, summary)
@@ -304,6 +310,14 @@ pub struct Parts<'a> {
     pub option: Option<&'static str>,
     /// The rule of the format that is broken.
     pub broken: Option<&'a Broken>,
+}
+
+/// A number as the stock tools print it in hexadecimal: 0 is plain.
+pub(crate) fn stock_hex(value: u64) -> String {
+    match value {
+        0 => "0".into(),
+        _ => format!("{value:#x}"),
+    }
 }
 
 /// The host's words for an errno.

@@ -169,7 +169,8 @@ fn make_own(path: &Path, (options, luks): Own) {
             Ok(())
         };
         let spec = Spec { algorithm, key_bytes, mode, iv };
-        let mut header = new_header(spec, hash, &key, 1000, "here".into(), &mut random).unwrap();
+        let mut header =
+            new_header(spec, hash, &key, 1000, "here".into(), &mut random, &mut |_| Ok(())).unwrap();
         let material = seal(&mut header, 3, &key, SECRET, 1000, &mut random, &mut |_, _| Ok(())).unwrap();
         let (at, length) = (bytes.len().next_multiple_of(cluster), header.data_offset() as usize);
         bytes.resize(at + length.next_multiple_of(cluster), 0);

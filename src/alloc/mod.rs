@@ -34,6 +34,7 @@ use crate::error::Result;
 use crate::format::HostCluster;
 use crate::meta::{HeaderPage, OverlapGuard, Release, Settler};
 use crate::planted::{planted, Plant};
+use crate::storage::event::Event;
 use crate::storage::gate::Readers;
 use crate::storage::medium::{Medium, Ticket};
 use crate::sync::locked;
@@ -125,23 +126,49 @@ impl Allocator {
     ///
     /// The run starts at the first free cluster. Dropping the result gives the clusters back.
     pub fn reserve(&self, cluster_count: u64) -> Result<Reserved<'_>> {
-        self.reserve_by(|ledger| ledger.take_run(&self.shared, cluster_count, self.is_lazy()))
+        self.reserve_by(Event::ClusterAlloc, |ledger| {
+            ledger.take_run(&self.shared, cluster_count, self.is_lazy())
+        })
     }
 
     /// As `reserve`, but exactly `cluster_count` clusters, for a table that must be contiguous.
     pub fn reserve_contiguous(&self, cluster_count: u64) -> Result<Reserved<'_>> {
-        self.reserve_by(|ledger| ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy()))
+        self.reserve_by(Event::ClusterAlloc, |ledger| {
+            ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy())
+        })
     }
 
-    fn reserve_by(&self, take: impl FnOnce(&mut Ledger) -> Result<Run>) -> Result<Reserved<'_>> {
+    fn reserve_by(
+        &self,
+        event: Event,
+        take: impl FnOnce(&mut Ledger) -> Result<Run>,
+    ) -> Result<Reserved<'_>> {
         self.shared.medium.latch().check()?;
         if self.is_lazy() && !planted(Plant::DirtyBitAfterEntry) {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
-        self.shared.header.decide()?;
+        if !self.shared.header.is_ready() {
+            ledger = self.make_ready(ledger, event)?;
+        }
         self.settle(&mut ledger)?;
         Ok(Reserved::new(self, take(&mut ledger)?))
+    }
+
+    /// Before clusters are taken. Who listens may wait, and others may take clusters meanwhile.
+    #[cold]
+    fn make_ready<'a>(
+        &'a self,
+        ledger: MutexGuard<'a, Ledger>,
+        event: Event,
+    ) -> Result<MutexGuard<'a, Ledger>> {
+        drop(ledger);
+        self.shared.medium.storage().event(event);
+        // Counted in a block that is there, or asks for one: the stock engine tells both alike.
+        self.shared.medium.storage().event(Event::RefcountBlockAlloc);
+        let ledger = self.lock();
+        self.shared.header.decide()?;
+        Ok(ledger)
     }
 
     /// Writes all counts, and what leads to new blocks. The next sync makes them durable, in a lazy image too.

@@ -3,7 +3,7 @@
 use super::entries::Entries;
 use super::Shared;
 use crate::codec::is_zero;
-use crate::error::{zeroed, Error, Result};
+use crate::error::{stock_hex, zeroed, Error, Result};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::geometry::{MAX_HOST_OFFSET, SECTOR_BYTES};
 use crate::format::{be64s, refcount, Geometry};
@@ -102,7 +102,9 @@ impl RefcountTable {
     #[cold]
     fn misplaced(&self, shared: &Shared, index: u64, entry: u64) -> Error {
         let rule = "block offset is not a multiple of the cluster size below 2^56";
-        let found = Error::corrupt("refcount table entry", index, entry, rule);
+        let block = stock_hex(entry & !REFCOUNT_TABLE_RESERVED);
+        let stock = format!("Refblock offset {block} unaligned (reftable index: {})", stock_hex(index));
+        let found = Error::corrupt("refcount table entry", index, entry, rule).in_stock_words(stock);
         match self.geometry.in_cluster(entry & !REFCOUNT_TABLE_RESERVED) {
             // A place that no file has is an error of the host's to the reference implementation.
             0 => found,

@@ -8,6 +8,7 @@ use crate::ops::open::Origin;
 use crate::storage::end::{End, EndAlone};
 use crate::storage::event::Event;
 use crate::storage::{HostRun, Purpose, Storage, Traits};
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,9 +57,10 @@ pub struct qcow2_io_ops {
     /// For tests against faults: told what the engine is about to do here, by the names of the stock tools' driver for
     /// faults: read_aio, write_aio (guest data), l1_update, l2_load, l2_update, reftable_load, reftable_update,
     /// refblock_load, refblock_update_part (just before that read or write); l1_grow_alloc_table, l1_grow_write_table,
-    /// l1_grow_activate_table, l2_alloc_write, cluster_alloc (of tables), cluster_free, reftable_grow, refblock_alloc,
-    /// refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
-    /// refblock_alloc_switch_table, empty_image_prepare, vmstate_load, vmstate_save. More may come. `name` is static. It
+    /// l1_grow_activate_table, l2_alloc_write, cluster_alloc, cluster_alloc_bytes, cluster_free, reftable_grow,
+    /// refblock_alloc, refblock_alloc_write, refblock_alloc_hookup, refblock_alloc_write_blocks, refblock_alloc_write_table,
+    /// refblock_alloc_switch_table, empty_image_prepare, read_compressed, write_compressed, flush_to_os,
+    /// flush_to_disk (as a flush begins), vmstate_load, vmstate_save. More may come. `name` is static. It
     /// may wait: the request stands still there, with what it holds. Optional, and costs nothing where it is not given.
     pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, name: *const c_char)>,
     /// What the storage knows about a range: `*flags` becomes QCOW2_EXTENT_ZERO where it reads as zeroes, else
@@ -79,6 +81,11 @@ pub struct qcow2_io_ops {
 const NOWHERE: u64 = u64::MAX;
 /// A table has been made that nobody has read from yet.
 const ANYWHERE: u64 = u64::MAX - 1;
+
+thread_local! {
+    /// What is read or written next has been told of: compressed clusters are data of a kind of their own.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
+}
 
 struct CustomIo {
     ops: qcow2_io_ops,
@@ -107,6 +114,10 @@ impl CustomIo {
 
     fn tell(&self, event: Option<Event>) {
         let (Some(tell), Some(event)) = (self.ops.event, event) else { return };
+        let told = TOLD.replace(matches!(event, Event::ReadCompressed | Event::WriteCompressed));
+        if told && matches!(event, Event::ReadData | Event::WriteData) {
+            return;
+        }
         if event == Event::L2AllocWrite {
             self.newborn.store(ANYWHERE, Ordering::SeqCst);
         }
@@ -279,6 +290,10 @@ impl Storage for CustomIo {
 
     fn event(&self, event: Event) {
         self.tell(Some(event));
+    }
+
+    fn listens(&self) -> bool {
+        self.ops.event.is_some()
     }
 
     fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {

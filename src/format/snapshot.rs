@@ -97,7 +97,8 @@ impl Snapshot {
         if sizes.extra_bytes > MAX_EXTRA_BYTES {
             let summary = format!("Too much extra metadata in snapshot table entry {index}");
             let detail = format!("{} bytes, the limit is {MAX_EXTRA_BYTES}", sizes.extra_bytes);
-            return Err(Error::new(ErrorKind::TooLarge, summary).detail(detail));
+            let hint = "\nYou can force-remove this extra metadata with qemu-img check -r all";
+            return Err(Error::new(ErrorKind::TooLarge, summary).hint(hint).detail(detail));
         }
         if (entry.len() as u64) < sizes.entry_bytes() {
             return Err(truncated());

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::{CompressedSpan, L2Entry};
 use crate::format::{GuestCluster, GuestOffset, HostOffset};
 use crate::map::{Claim, NewEntry};
+use crate::storage::event::Event;
 use crate::storage::helper;
 use std::borrow::Cow;
 use std::io::IoSlice;
@@ -197,6 +198,7 @@ impl Core {
         let bytes = &packed.streams[packed.stream(indices.start).start..packed.stream(indices.end - 1).end];
         let host_start = places[0].1;
         self.inflation.forget(host_start, bytes.len() as u64);
+        self.storage().event(Event::WriteCompressed);
         let written = self.payload.write_streams(host_start, bytes)?;
         for (index, (reserved, host_offset)) in indices.zip(places) {
             let length = packed.stream(index).len() as u64;

@@ -23,6 +23,7 @@ use crate::meta::snapshot_table::{index_snapshots, load_current_snapshots, load_
 use crate::meta::{HeaderPage, OverlapGuard};
 use crate::options::{cache_sizes, DetectZeroes, OpenOptions};
 use crate::planted::{planted, Plant};
+use crate::storage::event::Event;
 use crate::storage::medium::Medium;
 use crate::storage::Storage;
 use crate::sync::locked;
@@ -298,6 +299,8 @@ impl Core {
     pub(crate) fn barrier(&self) -> Result<()> {
         match &self.io {
             Some(Io { map, alloc: Some(alloc) }) => {
+                self.storage().event(Event::FlushToOs);
+                self.storage().event(Event::FlushToDisk);
                 map.barrier()?;
                 if alloc.is_lazy() && planted(Plant::DirtyBitAfterEntry) {
                     self.shared.header.mark_dirty()?;

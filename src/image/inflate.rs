@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::entries::CompressedSpan;
 use crate::format::{GuestOffset, HostOffset};
 use crate::map::{Map, Source};
+use crate::storage::event::Event;
 use std::sync::Arc;
 
 /// Most stored bytes that are read at once, unless one cluster has more.
@@ -103,6 +104,7 @@ impl Core {
             more.map_err(|_| Error::new(ErrorKind::NoMemory, "compressed cluster: no memory"))?;
             worker.stored.resize(bytes, 0);
         }
+        self.storage().event(Event::ReadCompressed);
         self.payload.read_stream(host_offset, &mut worker.stored[..bytes])
     }
 }

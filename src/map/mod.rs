@@ -17,8 +17,8 @@ pub use front::Look;
 pub use resolve::{Extent, Source};
 
 use crate::alloc::{Allocator, Shared};
-use crate::error::{room, Error, Result};
-use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2};
+use crate::error::{room, stock_hex, Error, Result};
+use crate::format::entries::{L1Entry, L2Entry, Mapping, RawL2, COMPRESSED, OFFSET_MASK, ZERO};
 use crate::format::geometry::SECTOR_BYTES;
 use crate::format::{index_in_memory, Geometry, GuestCluster};
 use crate::meta::guard::Owner;
@@ -180,8 +180,37 @@ impl Map {
         };
         decoded.map_err(|rule| {
             let index = format_args!("of guest cluster {cluster}").to_string();
-            self.broken(Error::corrupt("L2 entry", index, raw.descriptor, rule))
+            let found = Error::corrupt("L2 entry", index, raw.descriptor, rule);
+            self.broken(found.in_stock_words(self.stock_words(cluster, raw)))
         })
+    }
+
+    /// What the stock tools say of a broken entry.
+    #[cold]
+    fn stock_words(&self, cluster: GuestCluster, raw: RawL2) -> String {
+        let per_table = self.geometry.l2_entry_count();
+        let table = self.l1.entry(index_in_memory(cluster.0 / per_table)).descriptor;
+        let table = stock_hex(L1Entry(table).table_offset());
+        let index = stock_hex(cluster.0 % per_table);
+        let place = format!("(L2 offset: {table}, L2 index: {index})");
+        let offset = raw.descriptor & OFFSET_MASK;
+        if raw.descriptor & COMPRESSED != 0 {
+            format!("Compressed cluster entry found in image with external data file {place}")
+        } else if self.geometry.in_cluster(offset) != 0 {
+            format!("Cluster allocation offset {offset:#x} unaligned {place}")
+        } else if self.geometry.extended_l2 && raw.bitmap as u32 & (raw.bitmap >> 32) as u32 != 0 {
+            format!("Invalid cluster entry found  {place}")
+        } else if self.geometry.external_data && offset != self.geometry.cluster_offset(cluster).0 {
+            let guest = stock_hex(self.geometry.cluster_offset(cluster).0);
+            let host = stock_hex(offset);
+            format!(
+                "External data file host cluster offset {host} does not match guest cluster offset: {guest}, L2 index: {index})"
+            )
+        } else if raw.descriptor & ZERO != 0 && self.geometry.version < 3 {
+            format!("Zero cluster entry found in pre-v3 image {place}")
+        } else {
+            format!("Invalid cluster entry found  {place}")
+        }
     }
 
     /// An entry of an image with an external data file: every guest cluster is at its own offset there, where

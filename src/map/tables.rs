@@ -2,7 +2,7 @@
 
 use super::{Claim, Map};
 use crate::alloc::{Filled, Reserved};
-use crate::error::{zeroed, Error, ErrorKind, Result};
+use crate::error::{stock_hex, zeroed, Error, ErrorKind, Result};
 use crate::format::entries::{L1Entry, RawL2};
 use crate::format::{GuestCluster, HostCluster};
 use crate::meta::guard::Owner;
@@ -26,7 +26,8 @@ impl Map {
         // reports them.
         if self.geometry.in_cluster(table) != 0 {
             let rule = "L2 table offset must be a multiple of the cluster size";
-            return Err(self.broken(Error::corrupt("L1 entry", index, entry.0, rule)));
+            let stock = format!("L2 table offset {table:#x} unaligned (L1 index: {})", stock_hex(index));
+            return Err(self.broken(Error::corrupt("L1 entry", index, entry.0, rule).in_stock_words(stock)));
         }
         Ok(entry)
     }
@@ -81,9 +82,6 @@ impl Map {
         let dropped = (old.table_offset() != 0)
             .then(|| Release::of(Owner::ANY_L2, HostCluster(geometry.cluster_index(old.table_offset())), 1));
         self.check_release(&dropped)?;
-        // Counted in a block that is there, or asks for one: the stock engine tells both alike.
-        self.shared.medium.storage().event(Event::ClusterAlloc);
-        self.shared.medium.storage().event(Event::RefcountBlockAlloc);
         let reserved = allocator.reserve(1)?;
         self.shared.medium.storage().event(Event::L2AllocWrite);
         let offset = geometry.cluster_offset(reserved.first_cluster());

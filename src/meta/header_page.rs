@@ -17,7 +17,7 @@ use crate::planted::{planted, Plant};
 use crate::storage::medium::Medium;
 use crate::storage::{read_exact, Purpose, Storage};
 use crate::sync::locked;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// As much of the first cluster as is read at once: nearly every header is in it.
@@ -48,21 +48,27 @@ pub struct HeaderPage {
     corrupt: AtomicBool,
     /// Some autoclear bit is set, but for that of a raw data file.
     autoclear_pending: AtomicBool,
-    /// The file may hold another sector than `header` has.
-    undecided: AtomicBool,
+    /// What is to be done before a cluster is taken: [`UNDECIDED`], [`LISTENED`].
+    waiting: AtomicU8,
 }
+
+/// The file may hold another sector than `header` has.
+const UNDECIDED: u8 = 1;
+/// The storage wants to hear of it.
+const LISTENED: u8 = 2;
 
 impl HeaderPage {
     /// The page of a parsed header; `sector` holds the first 512 bytes of the image.
     pub fn new(medium: Arc<Medium>, header: Header, sector: Vec<u8>) -> Self {
         debug_assert_eq!(sector.len(), SECTOR_BYTES as usize);
+        let waiting = if medium.storage().listens() { LISTENED } else { 0 };
         HeaderPage {
             medium,
             dirty: AtomicBool::new(header.incompatible & INCOMPAT_DIRTY != 0),
             corrupt: AtomicBool::new(header.incompatible & INCOMPAT_CORRUPT != 0),
             autoclear_pending: AtomicBool::new(header.autoclear & !AUTOCLEAR_RAW_DATA != 0),
             header: Mutex::new((header, sector)),
-            undecided: AtomicBool::new(false),
+            waiting: AtomicU8::new(waiting),
         }
     }
 
@@ -128,7 +134,7 @@ impl HeaderPage {
             self.medium.sync_step()?;
         }
         if let Err(e) = self.medium.write_live(Purpose::Header, 0, new) {
-            self.undecided.store(true, Ordering::SeqCst);
+            self.waiting.fetch_or(UNDECIDED, Ordering::SeqCst);
             // What cannot be done now is done before anything that depends on it.
             let _ = self.write_again(old);
             return Err(e);
@@ -136,32 +142,38 @@ impl HeaderPage {
         if !planted(Plant::HeaderNotSynced) {
             self.medium.sync_step()?;
         }
-        self.undecided.store(false, Ordering::SeqCst);
+        self.waiting.fetch_and(!UNDECIDED, Ordering::SeqCst);
         Ok(())
     }
 
     fn write_again(&self, sector: &[u8]) -> Result<()> {
         self.medium.write_live(Purpose::Header, 0, sector)?;
         self.medium.sync_step()?;
-        self.undecided.store(false, Ordering::SeqCst);
+        self.waiting.fetch_and(!UNDECIDED, Ordering::SeqCst);
         Ok(())
     }
 
     /// Has the file hold the header that is in memory, durably, after a write of another one has failed (H1).
     #[inline]
     pub fn decide(&self) -> Result<()> {
-        match self.undecided.load(Ordering::Relaxed) {
-            false => Ok(()),
-            true => self.decide_now(),
+        match self.waiting.load(Ordering::Relaxed) & UNDECIDED {
+            0 => Ok(()),
+            _ => self.decide_now(),
         }
+    }
+
+    /// Whether nothing is to be done before a cluster is taken.
+    #[inline]
+    pub fn is_ready(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
     }
 
     #[cold]
     fn decide_now(&self) -> Result<()> {
         let guard = self.lock();
-        match self.undecided.load(Ordering::SeqCst) {
-            false => Ok(()),
-            true => self.write_again(&guard.1),
+        match self.waiting.load(Ordering::SeqCst) & UNDECIDED {
+            0 => Ok(()),
+            _ => self.write_again(&guard.1),
         }
     }
 

@@ -44,8 +44,10 @@ events! {
     L2Update = c"l2_update",
     /// A new L2 table gets its contents.
     L2AllocWrite = c"l2_alloc_write",
-    /// Clusters for tables are looked for.
+    /// Clusters are looked for.
     ClusterAlloc = c"cluster_alloc",
+    /// Room for compressed clusters is looked for.
+    ClusterAllocBytes = c"cluster_alloc_bytes",
     /// Clusters have become free.
     ClusterFree = c"cluster_free",
     /// The refcount table is read.
@@ -72,6 +74,14 @@ events! {
     RefcountTableSwitch = c"refblock_alloc_switch_table",
     /// The image lets go of everything that it holds.
     EmptyPrepare = c"empty_image_prepare",
+    /// Compressed clusters are read.
+    ReadCompressed = c"read_compressed",
+    /// Compressed clusters are written.
+    WriteCompressed = c"write_compressed",
+    /// A flush begins.
+    FlushToOs = c"flush_to_os",
+    /// What a flush has written is made durable.
+    FlushToDisk = c"flush_to_disk",
     /// VM state is read.
     VmStateLoad = c"vmstate_load",
     /// VM state is written.

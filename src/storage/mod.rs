@@ -139,6 +139,10 @@ pub trait Storage: Send + Sync {
     }
     /// The engine comes to a point that no purpose of a read or a write tells. Only a storage for tests listens.
     fn event(&self, _event: Event) {}
+    /// Whether it listens.
+    fn listens(&self) -> bool {
+        false
+    }
     /// What this storage can do.
     fn traits(&self) -> Traits;
     /// A device: it keeps its length, and what it held before.

@@ -71,9 +71,27 @@ static int check_options(const struct bitmap_job *job)
 }
 
 /* What the library says, without what it adds in brackets; its hint on a line of its own. */
-static void report_failure(const char *action, const char *bitmap)
+static void report_failure(qcow2_image *image, const struct action *action, const char *bitmap)
 {
-    error_report("Operation %s on bitmap %s failed: %s", action, bitmap, failure_text());
+    qcow2_info info = {.struct_size = sizeof(info)};
+
+    /* Version 2 and raw disks have no place for bitmaps: there is none, and none can stay. */
+    if (qcow2_get_info(image, &info) == 0 && info.version < 3) {
+        if (info.version == 0 && action->code == OPTION_ADD) {
+            error_report("Operation add on bitmap %s failed: Can't store persistent bitmaps to #block144: "
+                         "Operation not supported",
+                         bitmap);
+        } else if (action->code == OPTION_ADD) {
+            error_report("Operation add on bitmap %s failed: Can't make bitmap '%s' persistent in '#block144': "
+                         "Cannot store dirty bitmaps in qcow2 v2 files",
+                         bitmap, bitmap);
+        } else {
+            error_report("Operation %s on bitmap %s failed: Dirty bitmap '%s' not found", action_name(action->code),
+                         bitmap, bitmap);
+        }
+        return;
+    }
+    error_report("Operation %s on bitmap %s failed: %s", action_name(action->code), bitmap, failure_text());
 }
 
 static int act(const struct bitmap_job *job, qcow2_image *image, qcow2_image *source, const char *bitmap,
@@ -94,7 +112,7 @@ static int act_on(const struct bitmap_job *job, qcow2_image *image, qcow2_image 
 {
     for (size_t i = 0; i < job->count; i++) {
         if (act(job, image, source, bitmap, &job->actions[i]) < 0) {
-            report_failure(action_name(job->actions[i].code), bitmap);
+            report_failure(image, &job->actions[i], bitmap);
             return EXIT_FAILURE;
         }
     }
@@ -193,7 +211,7 @@ int check_bitmaps(qcow2_image *source, bool skip_broken)
     if (!image_info(source, &info)) {
         return EXIT_FAILURE;
     }
-    if (!info.version) {
+    if (info.version < 3) {
         error_report("Source lacks bitmap support");
         return EXIT_FAILURE;
     }

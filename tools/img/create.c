@@ -63,6 +63,13 @@ static int look_at_backing(struct create_job *job)
         result = image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_FORCE_SHARE, &image,
                             &error);
     }
+    if (lacks_key(result)) {
+        /* Its size can be told without. */
+        free(error);
+        error = NULL;
+        result =
+            image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image, &error);
+    }
     if (result < 0) {
         error_report("%s: %s\nCould not open backing image.", job->name, error ? error : strerror(-result));
     } else if (!job->backing_format) {
@@ -128,17 +135,29 @@ static int prepare(struct create_job *job)
     return EXIT_SUCCESS;
 }
 
+/* Of two complaints the one about the format comes first: always where it is unknown, and otherwise where the name is
+   that of nothing that could be made. */
+static bool creatable_here(const char *format, int found)
+{
+    const char *key, *type, *help;
+
+    return creatable(format) || foreign_options(format, 0, &key, &type, &help) ||
+           (format_is_known(format) && found != -ENOTSUP);
+}
+
 static int create_image(struct create_job *job)
 {
     struct image_spec target = {0};
     char *error = NULL;
-    int result = EXIT_FAILURE;
+    int result = EXIT_FAILURE, found = 0;
 
     job->prefix = text_format("%s: ", job->name);
     if (strncmp(job->name, "json:", 5) == 0) {
         error_report("%s: Unknown protocol 'json'", job->name);
-    } else if (image_target(&target, job->name, &error) < 0) {
+    } else if ((found = image_target(&target, job->name, &error)) < 0 && creatable_here(job->format, found)) {
         error_report("%s: %s", job->name, error);
+    } else if (found < 0) {
+        report_no_creation(job->prefix, job->format);
     } else if (prepare(job) == EXIT_SUCCESS) {
         if (!job->args.quiet) {
             printf("Formatting '%s', fmt=%s", job->name, job->format);

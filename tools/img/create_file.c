@@ -7,10 +7,13 @@
 #include <unistd.h>
 
 #include "img.h"
+#include "secrets.h"
 
 static int create_qcow2(const struct create_options *options, const char *prefix, const char *path, int64_t size)
 {
+    qcow2_create_params params = QCOW2_CREATE_PARAMS_INIT;
     struct string_list list = {0};
+    char *why = NULL;
     int result;
 
     for (size_t i = 0; i < options->count; i++) {
@@ -20,11 +23,17 @@ static int create_qcow2(const struct create_options *options, const char *prefix
             list_addf(&list, "%s=%s", option->key, option->text);
         }
     }
-    result = qcow2_create(path, (uint64_t)size, list_options(&list));
+    params.path = path;
+    params.size = (uint64_t)size;
+    params.options = list_options(&list);
+    params.secret = secret_by_name;
+    params.secret_opaque = &why;
+    result = qcow2_create_with(&params);
     list_free(&list);
     if (result < 0) {
-        error_report("%s%s", prefix, failure_text());
+        error_report("%s%s", prefix, why ? why : failure_text());
     }
+    free(why);
     return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
@@ -94,6 +103,19 @@ static int create_raw(const struct create_options *options, const char *prefix, 
     int mode = raw_preallocation(options, prefix), file;
 
     if (mode < 0) {
+        return EXIT_FAILURE;
+    }
+    if (options->device && !file_is_device(path)) {
+        char *why =
+            access(path, F_OK) != 0
+                ? text_format("Could not open '%s': %s", path, strerror(errno))
+                : text_format("'host_device' driver requires '%s' to be either a character or block device", path);
+
+        error_report(
+            "%sProtocol driver 'host_device' does not support creating new images, so an existing image must be "
+            "selected as the target; however, opening the given target as an existing image failed: %s",
+            prefix, why);
+        free(why);
         return EXIT_FAILURE;
     }
     if (file_is_device(path)) {

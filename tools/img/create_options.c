@@ -61,10 +61,11 @@ bool create_options_init(struct create_options *options, const char *format, boo
 
     memset(options, 0, sizeof(*options));
     options->qcow2 = strcmp(format, "qcow2") == 0;
+    options->device = strcmp(format, "host_device") == 0;
     if (!creatable(format)) {
         return false;
     }
-    file_level = file_level || strcmp(format, "file") == 0;
+    file_level = (file_level && !options->device) || strcmp(format, "file") == 0;
     for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
         add_option(options,
                    &(struct create_option){.key = info.name, .type = info.type, .help = info.help, .recorded = true});

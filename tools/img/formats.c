@@ -132,7 +132,14 @@ static const struct {
 
 bool creatable(const char *format)
 {
-    return strcmp(format, "qcow2") == 0 || strcmp(format, "raw") == 0 || strcmp(format, "file") == 0;
+    static const char *const names[] = {"qcow2", "raw", "file", "host_device"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(format, names[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static int find(const char *format)

@@ -32,7 +32,7 @@ static void print_json_entry(struct map_output *output, const struct map_entry *
 
     printf("%s{ \"start\": %llu, \"length\": %llu, \"depth\": %d, \"present\": %s, \"zero\": %s, \"data\": %s,"
            " \"compressed\": %s",
-           output->any ? ",\n" : "[", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
+           output->any ? ",\n" : "", (unsigned long long)entry->start, (unsigned long long)entry->extent.length,
            (int)entry->extent.depth, truth(flags & QCOW2_EXTENT_ALLOCATED), truth(flags & QCOW2_EXTENT_ZERO),
            truth(flags & QCOW2_EXTENT_DATA), truth(flags & QCOW2_EXTENT_COMPRESSED));
     if (flags & QCOW2_EXTENT_HOST_OFFSET) {
@@ -99,14 +99,18 @@ static int print_map(qcow2_image *image, struct map_output *output, uint64_t sta
     if (max_length < end && start < end - max_length) {
         end = start + max_length;
     }
-    if (!output->json) {
+    if (output->json) {
+        putchar('[');
+    } else {
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     }
     while (at < end) {
         qcow2_extent extent = {.struct_size = sizeof(extent)};
 
-        if (qcow2_block_status(image, at, end - at, 0, &extent) < 0 || extent.length == 0) {
-            error_report("Failed to read image metadata: %s", failure_text());
+        int result = qcow2_block_status(image, at, end - at, 0, &extent);
+
+        if (result < 0 || extent.length == 0) {
+            error_report("Could not read file metadata: %s", strerror(-result));
             return EXIT_FAILURE;
         }
         if (!node_tells_offsets(output->tree, extent.depth)) {

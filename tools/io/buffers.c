@@ -124,16 +124,16 @@ void io_report(FILE *out, const char *verb, uint64_t nanoseconds, int64_t offset
 int io_failed(FILE *out, const char *what, int code, int64_t offset, int64_t bytes)
 {
     int64_t length = qcow2_length(io.image);
-    qcow2_error_detail parts;
+    bool writes = strstr(what, "write") != NULL;
 
-    failure_parts(&parts);
-    if (code == -EINVAL && length >= 0 && (bytes > length || offset > length - bytes)) {
-        code = -EIO;
-    }
-    if (parts.kind == QCOW2_ERROR_MARKED_CORRUPT && !io.told_corrupt) {
-        /* The stock engine says this by itself, once. */
-        fprintf(stderr, "qcow2: %s\n", failure_text());
-        io.told_corrupt = true;
+    if (!io.ejected) {
+        if (code == -EINVAL && length >= 0 && (bytes > length || offset > length - bytes)) {
+            code = -EIO;
+        }
+        if (tell_corruption_of_write((uint64_t)offset, writes ? io_cluster_size() : 0) == CORRUPTION_MARKED) {
+            io.ejected = true;
+            code = -EIO;
+        }
     }
     fprintf(out, "%s failed: %s\n", what, strerror(-code));
     return code;

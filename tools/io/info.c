@@ -8,7 +8,7 @@
 
 int cmd_length(const struct io_command *command, int argc, char **argv)
 {
-    int64_t length = qcow2_length(io.image);
+    int64_t length = IO_ASK(qcow2_length(io.image));
     char text[SIZE_TEXT_BYTES];
 
     (void)command, (void)argc, (void)argv;
@@ -68,6 +68,44 @@ static const char *truth(uint32_t value)
     return value != 0 ? "true" : "false";
 }
 
+static void print_encryption(const qcow2_info *info)
+{
+    if (info->crypt_method == 0) {
+        return;
+    }
+    printf("    encrypt:\n");
+    if (info->crypt_method == QCOW2_ENCRYPTION_LUKS) {
+        print_luks(stdout, 8, io.image, true);
+    } else {
+        printf("        format: aes\n");
+    }
+}
+
+/* A writer has all of them in use, from the moment that it opens the image. */
+static void print_bitmaps(void)
+{
+    static const char *const names[] = {"in-use", "auto"};
+    qcow2_bitmap_info bitmap = {.struct_size = sizeof(bitmap)};
+
+    for (size_t index = 0; qcow2_get_bitmap(io.image, index, &bitmap) == 0; index++) {
+        uint32_t flags = bitmap.flags | (io.read_only ? 0 : 1);
+        int shown = 0;
+
+        if (index == 0) {
+            printf("    bitmaps:\n");
+        }
+        printf("        [%zu]:\n            flags:\n", index);
+        for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+            if (flags & 1u << i) {
+                printf("                [%d]: %s\n", shown++, names[i]);
+            }
+        }
+        printf("            name: %s\n            granularity: %" PRIu64 "\n", bitmap.name,
+               (uint64_t)bitmap.granularity);
+        bitmap = (qcow2_bitmap_info){.struct_size = sizeof(bitmap)};
+    }
+}
+
 static void print_specific(const qcow2_info *info)
 {
     printf("Format specific information:\n");
@@ -75,16 +113,26 @@ static void print_specific(const qcow2_info *info)
     printf("    compression type: %s\n", info->compression_type == 0 ? "zlib" : "zstd");
     if (info->version < 3) {
         printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
+        print_encryption(info);
         return;
     }
-    printf("    lazy refcounts: %s\n", truth(info->lazy_refcounts));
+    printf("    lazy refcounts: %s\n", truth((uint32_t)(info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS)));
+    print_bitmaps();
     printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
+    print_encryption(info);
     if (info->data_file != NULL) {
         printf("    data file: %s\n", info->data_file);
         printf("    data file raw: %s\n", truth(info->data_file_raw));
     }
     printf("    corrupt: %s\n", truth(info->corrupt));
     printf("    extended l2: %s\n", truth(info->extended_l2));
+}
+
+uint64_t io_cluster_size(void)
+{
+    qcow2_info info = {.struct_size = sizeof(info)};
+
+    return qcow2_get_info(io.image, &info) == 0 && info.version > 0 ? UINT64_C(1) << info.cluster_bits : 0;
 }
 
 /* The VM state lies behind the guest's data, from the first L1 entry that no guest offset needs. */
@@ -126,7 +174,8 @@ static int64_t allocated_run(int64_t offset, int64_t end, bool *allocated)
     *allocated = false;
     while (at < end) {
         qcow2_extent extent = {.struct_size = sizeof(extent)};
-        int ret = qcow2_block_status(io.image, (uint64_t)at, (uint64_t)(end - at), QCOW2_STATUS_TOP_ONLY, &extent);
+        int ret =
+            IO_ASK(qcow2_block_status(io.image, (uint64_t)at, (uint64_t)(end - at), QCOW2_STATUS_TOP_ONLY, &extent));
         bool here;
 
         if (ret < 0) {
@@ -166,6 +215,7 @@ int cmd_alloc(const struct io_command *command, int argc, char **argv)
     for (int64_t at = offset; at < offset + count; at += run) {
         run = allocated_run(at, offset + count, &allocated);
         if (run < 0) {
+            io.ejected = io.ejected || tell_corruption() == CORRUPTION_MARKED;
             printf("is_allocated failed: %s\n", strerror((int)-run));
             return (int)run;
         }
@@ -177,7 +227,7 @@ int cmd_alloc(const struct io_command *command, int argc, char **argv)
 
 int cmd_map(const struct io_command *command, int argc, char **argv)
 {
-    int64_t length = qcow2_length(io.image), run;
+    int64_t length = IO_ASK(qcow2_length(io.image)), run;
     char size[SIZE_TEXT_BYTES], start[SIZE_TEXT_BYTES];
     bool allocated = false;
 
@@ -189,6 +239,7 @@ int cmd_map(const struct io_command *command, int argc, char **argv)
     for (int64_t at = 0; at < length; at += run) {
         run = allocated_run(at, length, &allocated);
         if (run < 0) {
+            io.ejected = io.ejected || tell_corruption() == CORRUPTION_MARKED;
             error_report("Failed to get allocation status: %s", strerror((int)-run));
             return (int)run;
         }

@@ -9,7 +9,7 @@
 /* One program, one open image: what the commands share. */
 struct io_state {
     qcow2_image *image; /* NULL: none open */
-    bool told_corrupt;  /* that the open image has been marked corrupt */
+    bool ejected;       /* the open image has been marked corrupt: nothing more is done with it */
     bool read_only;
     bool quit;
     struct image_spec spec; /* of the open image; reopen adds to it */
@@ -33,6 +33,13 @@ struct io_command {
 };
 extern const struct io_command io_commands[];
 extern const size_t io_command_count;
+
+/* A request to the open image: nothing is there any more once it has been marked corrupt. */
+#define IO_ASK(call) (io.ejected ? -ENOMEDIUM : (call))
+
+/* A line from the terminal, with editing and history; NULL at its end. */
+bool io_has_terminal(void);
+char *io_edit_line(const char *prompt);
 
 /* Runs one line; 0 or -errno. */
 int io_run_line(const char *line);
@@ -83,6 +90,9 @@ void io_report(FILE *out, const char *verb, uint64_t nanoseconds, int64_t offset
 
 /* "read failed: Input/output error"; returns `code`. Guest ranges past the end are I/O errors, as in the stock tool. */
 int io_failed(FILE *out, const char *what, int code, int64_t offset, int64_t bytes);
+
+/* Of the open image; 0 if it has none. */
+uint64_t io_cluster_size(void);
 
 /* What compressed and VM state requests need; prints a complaint naming the argument. */
 bool io_sector_aligned(int64_t value, const char *name);

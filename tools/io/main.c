@@ -1,5 +1,6 @@
 /* qcow2-io: reads and writes images by command, as qemu-io does.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "io.h"
+#include "secrets.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -37,7 +38,10 @@ static void print_help(void)
            "  -h, --help           display this help and exit\n"
            "  -V, --version        output version information and exit\n"
            "\n"
-           "See '%s -c help' for information on available commands.\n",
+           "See '%s -c help' for information on available commands.\n"
+           "\n"
+           "See <https://qemu.org/contribute/report-a-bug> for how to report bugs.\n"
+           "More information on the QEMU project at <https://qemu.org>.\n",
            program_name, program_name);
 }
 
@@ -64,18 +68,36 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+/* False: the program ends with *status. */
+static bool take_object(char *text, int *status)
+{
+    char *problem = NULL;
+    int ret = secret_object(text, &problem);
+
+    if (ret < 0) {
+        error_report("%s", problem);
+        free(problem);
+    }
+    *status = ret < 0;
+    return ret == 0;
+}
+
 /* -1: go on; otherwise the exit status. */
 static int parse_program_options(int argc, char **argv, struct io_open_request *request, struct string_list *lines)
 {
-    int code;
+    int code, status;
 
     while ((code = getopt_long(argc, argv, "hVc:d:f:rsnCmki:t:T:U", long_options, NULL)) != -1) {
         switch (code) {
         case 'c': list_add(lines, optarg); break;
         case 'f': request->format = optarg; break;
         case 'm':
-        case 'T':
-        case OPTION_OBJECT: break;
+        case 'T': break;
+        case OPTION_OBJECT:
+            if (!take_object(optarg, &status)) {
+                return status;
+            }
+            break;
         case OPTION_IMAGE_OPTS: request->image_opts = true; break;
         case 'h': print_help(); return 0;
         case 'V': printf("%s version %s\n", program_name, qcow2_version()); return 0;
@@ -98,28 +120,41 @@ static int parse_program_options(int argc, char **argv, struct io_open_request *
     return -1;
 }
 
-static int run_stdin(void)
+/* NULL at the end. */
+static char *read_line(const char *prompt)
 {
     char *line = NULL;
     size_t room = 0;
     ssize_t length;
+
+    if (io_has_terminal()) {
+        return io_edit_line(prompt);
+    }
+    fputs(prompt, stdout);
+    fflush(stdout);
+    length = getline(&line, &room, stdin);
+    if (length < 0) {
+        free(line);
+        return NULL;
+    }
+    if (length > 0 && line[length - 1] == '\n') {
+        line[length - 1] = '\0';
+    }
+    return line;
+}
+
+static int run_stdin(void)
+{
+    char *prompt = text_format("%s> ", program_name), *line;
     int status = 0;
 
-    while (!io.quit) {
-        printf("%s> ", program_name);
-        fflush(stdout);
-        length = getline(&line, &room, stdin);
-        if (length < 0) {
-            break;
-        }
-        if (length > 0 && line[length - 1] == '\n') {
-            line[length - 1] = '\0';
-        }
+    while (!io.quit && (line = read_line(prompt)) != NULL) {
         if (io_run_line(line) < 0) {
             status = 1;
         }
+        free(line);
     }
-    free(line);
+    free(prompt);
     return status;
 }
 

@@ -124,11 +124,12 @@ int io_close(void)
         return 0;
     }
     ret = qcow2_close(io.image);
-    if (ret < 0 && !io.told_corrupt) {
+    if (ret < 0 && !io.ejected && tell_corruption() == CORRUPTION_NONE) {
         report_close(ret);
     }
     io.image = NULL;
-    io.told_corrupt = false;
+    io.ejected = false;
+    forget_corruption();
     image_spec_free(&io.spec);
     return ret;
 }
@@ -170,12 +171,17 @@ static bool known_mode(const struct io_open_request *request)
     return known;
 }
 
+static bool is_native(const struct io_open_request *request)
+{
+    return request->aio != NULL && strcmp(request->aio, "native") == 0;
+}
+
 bool io_open_option(struct io_open_request *request, int code, const char *argument)
 {
     switch (code) {
     case 'C': request->copy_on_read = true; break;
     case 'd': request->discard = argument; break;
-    case 'i': request->aio = argument; break;
+    case 'i': request->aio = is_native(request) && strcmp(argument, "threads") == 0 ? "native" : argument; break;
     case 'k': request->aio = "native"; break;
     case 'n': request->cache = "none"; break;
     case 'r': request->read_only = true; break;

@@ -129,9 +129,9 @@ int cmd_read(const struct io_command *command, int argc, char **argv)
     }
     start = monotonic_nanoseconds();
     if (options.vm_state) {
-        count = qcow2_vmstate_read(io.image, buffer, (size_t)bytes, (uint64_t)offset);
+        count = IO_ASK(qcow2_vmstate_read(io.image, buffer, (size_t)bytes, (uint64_t)offset));
     } else {
-        count = qcow2_pread(io.image, buffer, (size_t)bytes, (uint64_t)offset);
+        count = IO_ASK(qcow2_pread(io.image, buffer, (size_t)bytes, (uint64_t)offset));
     }
     if (count < 0) {
         ret = io_failed(stdout, "read", (int)count, offset, bytes);
@@ -152,7 +152,7 @@ struct read_task {
 static int read_vector(FILE *out, const struct read_options *options, const struct io_vector *vector)
 {
     uint64_t start = monotonic_nanoseconds();
-    ssize_t count = qcow2_preadv(io.image, vector->parts, vector->count, (uint64_t)vector->offset);
+    ssize_t count = IO_ASK(qcow2_preadv(io.image, vector->parts, vector->count, (uint64_t)vector->offset));
 
     if (count < 0) {
         return io_failed(out, "readv", (int)count, vector->offset, vector->bytes);

@@ -76,7 +76,7 @@ static int write_zeroes(const struct write_options *options, int64_t offset, int
     flags |= options->fua ? QCOW2_REQ_FUA : 0;
     flags |= options->unmap ? QCOW2_REQ_UNMAP : 0;
     flags |= options->no_fallback ? QCOW2_REQ_NO_FALLBACK : 0;
-    return qcow2_write_zeroes(io.image, (uint64_t)offset, (uint64_t)bytes, flags);
+    return IO_ASK(qcow2_write_zeroes(io.image, (uint64_t)offset, (uint64_t)bytes, flags));
 }
 
 /* The start of a disk whose format was guessed does not become what would be guessed as another one the next time. */
@@ -84,13 +84,13 @@ static int check_start(const struct iovec *parts, int count, int64_t offset)
 {
     unsigned char block[512];
     size_t at = (size_t)offset;
-    int64_t length = qcow2_length(io.image);
+    int64_t length = IO_ASK(qcow2_length(io.image));
     ssize_t ret;
 
     if (!io.spec.probed_raw || offset >= 512 || length < 512) {
         return 0;
     }
-    ret = qcow2_pread(io.image, block, sizeof(block), 0);
+    ret = IO_ASK(qcow2_pread(io.image, block, sizeof(block), 0));
     if (ret < 0) {
         return (int)ret;
     }
@@ -112,9 +112,9 @@ static int write_data(const struct write_options *options, const struct iovec *p
         return (int)ret;
     }
     if (options->vm_state) {
-        ret = qcow2_vmstate_write(io.image, parts[0].iov_base, parts[0].iov_len, (uint64_t)offset);
+        ret = IO_ASK(qcow2_vmstate_write(io.image, parts[0].iov_base, parts[0].iov_len, (uint64_t)offset));
     } else {
-        ret = qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, flags);
+        ret = IO_ASK(qcow2_pwritev2(io.image, parts, count, (uint64_t)offset, flags));
     }
     return ret < 0 ? (int)ret : 0;
 }
@@ -299,7 +299,7 @@ int cmd_aio_write(const struct io_command *command, int argc, char **argv)
 int cmd_flush(const struct io_command *command, int argc, char **argv)
 {
     (void)command, (void)argc, (void)argv;
-    return qcow2_flush(io.image);
+    return IO_ASK(qcow2_flush(io.image));
 }
 
 int cmd_discard(const struct io_command *command, int argc, char **argv)
@@ -323,7 +323,7 @@ int cmd_discard(const struct io_command *command, int argc, char **argv)
         return -EINVAL;
     }
     start = monotonic_nanoseconds();
-    ret = qcow2_discard(io.image, (uint64_t)offset, (uint64_t)bytes);
+    ret = IO_ASK(qcow2_discard(io.image, (uint64_t)offset, (uint64_t)bytes));
     if (ret < 0) {
         return io_failed(stdout, "discard", ret, offset, bytes);
     }

@@ -201,7 +201,13 @@ static int blkdebug_read(struct node *node, void *buffer, size_t bytes, uint64_t
 {
     int ret = check(node, BLKDEBUG_READ, bytes, offset);
 
-    return ret < 0 ? ret : node_child_read(node, buffer, bytes, offset);
+    ret = ret < 0 ? ret : node_child_read(node, buffer, bytes, offset);
+    if (ret == 0 && node->copies_on_read && !node_child_has(node, offset, bytes)) {
+        blkdebug_event(node, "cor_write");
+        ret = check(node, BLKDEBUG_WRITE, bytes, offset);
+        ret = ret < 0 ? ret : node_child_write(node, buffer, bytes, offset);
+    }
+    return ret;
 }
 
 static int blkdebug_write(struct node *node, const void *buffer, size_t bytes, uint64_t offset)

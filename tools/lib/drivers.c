@@ -38,6 +38,17 @@ static int parse_device(const char *filename, struct string_list *items, char **
     return 0;
 }
 
+static int open_file(struct node *node, struct string_list *items, char **error)
+{
+    struct stat status;
+
+    (void)items;
+    if (stat(node->filename, &status) == 0 && S_ISCHR(status.st_mode)) {
+        return refuse(error, -EINVAL, text_format("'file' driver requires '%s' to be a regular file", node->filename));
+    }
+    return 0;
+}
+
 static int open_device(struct node *node, struct string_list *items, char **error)
 {
     struct stat status;
@@ -52,7 +63,7 @@ static int open_device(struct node *node, struct string_list *items, char **erro
 }
 
 static const struct node_driver file_driver = {
-    .name = "file", .protocol = true, .needs_filename = true, .parse_filename = parse_file};
+    .name = "file", .protocol = true, .needs_filename = true, .parse_filename = parse_file, .open = open_file};
 static const struct node_driver device_driver = {.name = "host_device",
                                                  .protocol = true,
                                                  .needs_filename = true,
@@ -389,6 +400,7 @@ static int open_copy_on_read(struct node *node, struct string_list *items, char 
     if (strcmp(format_below(node), "qcow2") == 0 && !node_is_read_only(node)) {
         list_add(&child->image_options, "copy-on-read=on");
     }
+    child->copies_on_read = child->driver == &node_blkdebug;
     ret = node_open_child(child, error);
     if (ret == 0 && node_is_read_only(node)) {
         return refuse(error, -EPERM, text_copy("Block node is read-only"));

@@ -81,6 +81,7 @@ struct node {
     struct node *backing;             /* NULL: what the image records, if anything */
     struct string_list backing_items; /* "backing.*" that was given */
     struct string_list image_options; /* for the library */
+    struct string_list encrypt;       /* "encrypt.*" that was given */
     struct cache_mode cache;
     uint64_t flags; /* QCOW2_OPEN_* beside those of the tree */
     bool recorded;  /* an image, and not the user, names it */
@@ -88,6 +89,7 @@ struct node {
     bool ask_read_only;
     bool probed;
     bool changed;        /* since the last flush; atomic */
+    bool copies_on_read; /* blkdebug: what is read where the image below has holes is written to it */
     bool image_is_child; /* its image is read through by the node above, which closes it */
     qcow2_image *image;
     struct node_limits limits;
@@ -160,6 +162,8 @@ int node_child_flush(struct node *node);
 int64_t node_child_length(struct node *node);
 int node_child_truncate(struct node *node, uint64_t length);
 int node_child_status(struct node *node, uint64_t offset, uint64_t length, uint64_t *run, uint32_t *flags);
+/* Whether the image of a child has all of a range by itself, and not from what is below it. */
+bool node_child_has(struct node *node, uint64_t offset, uint64_t bytes);
 
 /* What a reopen changes of a node; everything in `items` counts. 0, or -EINVAL with *error; frees nothing of *change. */
 int node_reopen_options(const struct node *node, struct string_list *items, struct reopen_change *change, char **error);
@@ -177,6 +181,15 @@ int node_take_file_options(struct node *node, struct string_list *items, char **
 bool library_knows(const char *key);
 
 extern const struct node_driver node_blkdebug, node_blkverify, node_quorum, node_nbd;
+
+/* Whether what is said of the encryption of an image fits it; `method` is its crypt_method. 0 or -EINVAL with *error. */
+int encrypt_check(const struct string_list *encrypt, uint32_t method, char **error);
+/* What is said about a layer, as the image on top says it; takes over `why`. */
+char *backing_failure(int depth, char *why);
+/* The same for all layers of an image that is open, by depth; those that have been asked for a secret are known to fit. */
+int encrypt_check_layers(struct node *const *layers, qcow2_image *image, char **error);
+/* The secret of an image into `buffer`: its length, -ENOKEY where nothing names one, or -EACCES with *error. */
+int64_t encrypt_secret(const struct string_list *encrypt, uint32_t method, void *buffer, size_t room, char **error);
 
 /* --- blkdebug: the breakpoints of qcow2-io; -ENOTSUP where there is no such node --- */
 

@@ -99,6 +99,24 @@ int node_child_status(struct node *node, uint64_t offset, uint64_t length, uint6
     return ret;
 }
 
+bool node_child_has(struct node *node, uint64_t offset, uint64_t bytes)
+{
+    while (bytes > 0) {
+        qcow2_extent extent = {.struct_size = sizeof(extent)};
+
+        if (qcow2_block_status(below(node), offset, bytes, QCOW2_STATUS_TOP_ONLY, &extent) < 0 ||
+            (extent.flags & QCOW2_EXTENT_ALLOCATED) == 0) {
+            return false;
+        }
+        if (extent.length >= bytes) {
+            break;
+        }
+        offset += extent.length;
+        bytes -= extent.length;
+    }
+    return true;
+}
+
 /* --- from the library: the functions of qcow2_io_ops --- */
 
 static void tell(struct node *node, const char *event)

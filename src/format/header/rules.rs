@@ -46,19 +46,33 @@ impl Header {
             ));
         }
         if self.crypt_method > 2 {
-            return Err(Error::unsupported(format!("Unsupported encryption method {}", self.crypt_method)));
+            return Err(Error::unsupported(format!(
+                "Unsupported encryption method {}",
+                self.crypt_method as i32
+            )));
         }
         Ok(())
     }
 
-    /// Checks that tables are where and as large as they may be. `for_check` leaves out what a repair can mend.
+    /// Checks that tables are where and as large as they may be, in the order of the stock driver. `for_check` leaves out
+    /// what a repair can mend.
     pub fn check_tables(&self, for_check: bool) -> Result<()> {
         let geometry = self.geometry();
         let unaligned = |offset: u64| geometry.in_cluster(offset) != 0 || offset >= 1 << 63;
-        if self.virtual_size > geometry.max_virtual_size() {
+        self.check_refcount_table(&geometry, for_check)?;
+        if self.snapshot_count > MAX_SNAPSHOTS && !for_check {
             return Err(too_large(
-                "Image is too big",
-                format!("size {}, the limit is {}", self.virtual_size, geometry.max_virtual_size()),
+                "Snapshot table too large",
+                format!("nb_snapshots {}, the limit is {MAX_SNAPSHOTS}", self.snapshot_count),
+            ));
+        }
+        if unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET {
+            return Err(bad(
+                "Snapshot table offset invalid",
+                format!(
+                    "snapshots_offset {:#x}, must be a multiple of the cluster size below 2^56",
+                    self.snapshots_offset
+                ),
             ));
         }
         if u64::from(self.l1_size) * 8 > MAX_L1_BYTES {
@@ -76,27 +90,15 @@ impl Header {
                 ),
             ));
         }
+        if self.virtual_size > geometry.max_virtual_size() {
+            return Err(too_large(
+                "Image is too big",
+                format!("size {}, the limit is {}", self.virtual_size, geometry.max_virtual_size()),
+            ));
+        }
         let needed = geometry.l1_entries_for(self.virtual_size);
         if needed > u64::from(self.l1_size) {
             return Err(bad("L1 table is too small", format!("l1_size {}, {needed} needed", self.l1_size)));
-        }
-        self.check_refcount_table(&geometry, for_check)?;
-        if self.snapshot_count > MAX_SNAPSHOTS && !for_check {
-            return Err(too_large(
-                "Snapshot table too large",
-                format!("nb_snapshots {}, the limit is {MAX_SNAPSHOTS}", self.snapshot_count),
-            ));
-        }
-        if self.snapshot_count > 0
-            && (unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET)
-        {
-            return Err(bad(
-                "Snapshot table offset invalid",
-                format!(
-                    "snapshots_offset {:#x}, must be a multiple of the cluster size below 2^56",
-                    self.snapshots_offset
-                ),
-            ));
         }
         Ok(())
     }

@@ -136,6 +136,12 @@ impl<'a> Finding<'a> {
                 Name => line.push(self.name),
                 Place => place = line.push_decimal(self.place),
                 PlaceHex => line.push_hex(self.place),
+                PlaceStockHex => {
+                    if self.place > 0 {
+                        line.push("0x");
+                    }
+                    line.push_hex(self.place);
+                }
                 Value => _ = line.push_decimal(self.value),
                 ValueHex => line.push_hex(self.value),
                 Count => _ = line.push_decimal(self.count),
@@ -191,6 +197,8 @@ enum Part {
     Name,
     Place,
     PlaceHex,
+    /// As C's `%#x`: 0 is plain.
+    PlaceStockHex,
     Value,
     ValueHex,
     Count,
@@ -220,7 +228,7 @@ impl What {
 const WORDS: [(What, &[Part]); 35] = [
     (What::Refcount, &[Fate, Text(" cluster "), Place, Text(" refcount="), Value, Text(" reference="), Count]),
     (What::RefcountUnreadable, &[Text("Can't get refcount for cluster "), Place, Text(": Input/output error")]),
-    (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: 0x"), PlaceHex, Text("); further non-fatal corruption events will be suppressed")]),
+    (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: "), PlaceStockHex, Text("); further non-fatal corruption events will be suppressed")]),
     (What::RefcountTableReserved, &[Text("ERROR refcount table entry "), Place, Text(" has reserved bits set")]),
     (What::RefcountBlockUnaligned, &[Text("ERROR refcount block "), Place, Text(" is not cluster aligned; refcount table entry corrupted")]),
     (What::RefcountBlockShared, &[Text("ERROR refcount block "), Place, Text(" refcount="), Count]),

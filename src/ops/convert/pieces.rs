@@ -144,11 +144,11 @@ impl<'a> Pieces<'a> {
         let (mut end, what) = self.known_extent(known, at)?;
         let piece_end = self.length.min(self.end_of_unit(at, self.piece_bytes));
         while what == What::Data && end < piece_end {
-            let (next, kind) = self.known_extent(known, end)?;
-            if kind != what {
-                break;
+            match self.known_extent(known, end) {
+                Ok((next, kind)) if kind == what => end = next,
+                // What cannot be looked up is the next piece's error, once this one is copied.
+                _ => break,
             }
-            end = next;
         }
         Ok((end, what))
     }

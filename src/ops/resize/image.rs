@@ -48,6 +48,7 @@ pub(in crate::ops) fn resize_image(
         image.core().cut(size)?;
     }
     let resized = make_l1_room(image, geometry.l1_entries_for(size))
+        .map_err(not_grown)
         .and_then(|()| prepare(image, old, size, preallocation))
         .and_then(|()| put_size(image, &bitmaps, size));
     match resized {
@@ -59,6 +60,17 @@ pub(in crate::ops) fn resize_image(
             Err(e)
         }
         done => done,
+    }
+}
+
+/// The host's errors in the words of the stock tools.
+fn not_grown(error: Error) -> Error {
+    let said = error.parts().cause.filter(|_| !error.is_failed_sync());
+    match (error.kind(), said) {
+        (kind @ ErrorKind::Host(_), Some(said)) => {
+            Error::new(kind, format!("Failed to grow the L1 table: {said}")).because(error)
+        }
+        _ => error,
     }
 }
 

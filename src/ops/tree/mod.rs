@@ -10,7 +10,7 @@ pub(super) use flags::{match_flags, Flags};
 pub(super) use walk::Walk;
 
 use crate::alloc::Reserved;
-use crate::error::{room, zeroed, Error, Result};
+use crate::error::{room, stock_hex, zeroed, Error, Result};
 use crate::format::be64;
 use crate::format::entries::L1Entry;
 use crate::format::geometry::{MAX_HOST_OFFSET, MAX_L1_BYTES};
@@ -89,7 +89,9 @@ impl L1Table {
         let table = L1Entry(entry).table_offset();
         if geometry.in_cluster(table) != 0 || table >= MAX_HOST_OFFSET {
             let rule = "L2 table offset must be a multiple of the cluster size below 2^56";
-            return Err(Error::corrupt("L1 entry", index, entry, rule));
+            let stock =
+                format!("L2 table offset {table:#x} unaligned (L1 index: {})", stock_hex(index as u64));
+            return Err(Error::corrupt("L1 entry", index, entry, rule).in_stock_words(stock));
         }
         Ok(table)
     }
