@@ -81,14 +81,15 @@ impl Chain {
         options.extend(below);
         options.extend(below.map(|_| "backing_fmt=qcow2"));
         // Snapshots, which the top one is to take, do not go with it.
-        let apart = kind != 1 && (name == "apart" || name != "top" && rng.one_in(4));
-        let data_file = format!("data_file={name}.data");
+        let apart = kind != 1 && (name == "apart" || name != "top" && self.rng.one_in(4));
+        let data_path = self.path(&format!("{name}.data"));
+        let data_file = format!("data_file={}", data_path.display());
         options.extend(apart.then_some(&*data_file));
         let (image, data) = (Memory::default(), Memory::default());
         let data_file = apart.then_some(&data as &dyn Storage);
         create_with_data_file(&image, data_file, SIZE, &CreateOptions::parse(&options).unwrap()).unwrap();
         if apart {
-            std::fs::write(self.path(&format!("{name}.data")), data.contents()).unwrap();
+            std::fs::write(&data_path, data.contents()).unwrap();
         }
         let mut bytes = image.contents();
         encrypt(&mut bytes, how, depth);

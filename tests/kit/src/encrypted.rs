@@ -7,6 +7,8 @@
 use crate::images::{checked, put, REPAIR};
 use crate::oracle::{be32, be64, Head};
 use crate::rng::Rng;
+use crate::rules::Trace;
+use crate::SECTOR;
 use qcow2::testing::crypto::luks::{new_header, parse_mode, seal, HEADER_BYTES};
 use qcow2::testing::crypto::{Algorithm, Hash, Spec};
 use qcow2::testing::error::Result;
@@ -136,4 +138,18 @@ fn name_header(image: &mut [u8], at: u64, length: u64, cluster: usize) {
         put(image, 8, &(end as u64 + 32).to_be_bytes());
     }
     assert!(end + 32 + name.len() <= cluster, "the header has no room for its extensions");
+}
+
+impl Trace<'_> {
+    /// R2 of an encrypted image: each sector that the entry shows has been written. What is encrypted is not all zeroes.
+    pub(crate) fn was_encrypted(&self, start: u64, end: u64) -> std::result::Result<(), String> {
+        let bare = |at: &u64| {
+            let sector = self.durable.get(*at as usize..(*at + SECTOR) as usize).unwrap_or_default();
+            sector.iter().all(|b| *b == 0)
+        };
+        match (start..end).step_by(SECTOR as usize).find(bare) {
+            Some(at) => Err(format!("R2: the sector at {at:#x} was never encrypted")),
+            None => Ok(()),
+        }
+    }
 }

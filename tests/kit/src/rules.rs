@@ -32,6 +32,8 @@ struct Target {
     level: u32,
     /// Zeroes are a value that the target may have.
     zeroes_do: bool,
+    /// The entry says zero, whatever its cluster has.
+    says_zero: bool,
     place: Option<Place>,
     cluster_bits: u32,
     extended: Option<Extended>,
@@ -205,8 +207,10 @@ impl Trace<'_> {
                 let shown = next & ALLOCATED & if same { !bitmap } else { u64::MAX };
                 Extended { descriptor: old, bitmap, shown }
             });
+            let says_zero = level == 2 && extended.is_none() && new & 1 != 0;
             let appears = extended.as_ref().is_some_and(|e| e.shown != 0);
             let old = if level == 2 && old & COMPRESSED != 0 { old & OFFSET & !1 } else { old };
+            let loses_flag = level == 2 && old & 1 != 0 && new & 1 == 0;
             if new & OFFSET != 0 && new & OFFSET != old & OFFSET {
                 // A hole may become a cluster whose durable bytes are zeroes still, if it reads as zeroes.
                 let place = if level == 2 { self.place(head, at)? } else { None };
@@ -214,19 +218,16 @@ impl Trace<'_> {
                 let bare = place.as_ref().is_none_or(|p| !self.shows_backing(p.from));
                 let kind = Target {
                     level,
+                    says_zero,
                     zeroes_do: level != 3 && (old & OFFSET == 0 && bare || zeroed) && !hides_zeroes,
                     place,
                     cluster_bits,
                     extended,
                 };
                 self.pointer(head, new, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
-            } else if level == 2 && new & OFFSET != 0 && old & 1 != 0 && new & 1 == 0 {
-                let place = self.place(head, at)?;
-                let kind = Target { level, zeroes_do: !hides_zeroes, place, cluster_bits, extended };
-                self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
-            } else if new & OFFSET != 0 && appears {
-                let place = self.place(head, at)?;
-                let kind = Target { level, zeroes_do: false, place, cluster_bits, extended };
+            } else if new & OFFSET != 0 && (loses_flag || appears) {
+                let (place, zeroes_do) = (self.place(head, at)?, loses_flag && !hides_zeroes);
+                let kind = Target { level, zeroes_do, says_zero, place, cluster_bits, extended };
                 self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             }
         }
@@ -350,23 +351,12 @@ impl Trace<'_> {
             };
             let start = target + (part << bits);
             self.bytes(start, start + (1 << bits), zero, kind)?;
-            if let (2, true, Some(place)) = (kind.level, head.is_encrypted(), &kind.place) {
-                self.written(start, (start + (1 << bits)).min(target + (place.to - place.from)))?;
+            let shown = kind.level == 2 && head.is_encrypted() && !kind.says_zero;
+            if let (true, Some(place)) = (shown, &kind.place) {
+                self.was_encrypted(start, (start + (1 << bits)).min(target + (place.to - place.from)))?;
             }
         }
         Ok(())
-    }
-
-    /// R2 of an encrypted image: each sector that the entry shows has been written. What is encrypted is not all zeroes.
-    fn written(&self, start: u64, end: u64) -> Result<(), String> {
-        let bare = |at: &u64| {
-            let sector = self.durable.get(*at as usize..(*at + SECTOR) as usize).unwrap_or_default();
-            sector.iter().all(|b| *b == 0)
-        };
-        match (start..end).step_by(SECTOR as usize).find(bare) {
-            Some(at) => Err(format!("R2: the sector at {at:#x} was never encrypted")),
-            None => Ok(()),
-        }
     }
 
     fn bytes(&self, start: u64, end: u64, zeroes_do: bool, kind: &Target) -> Result<(), String> {
