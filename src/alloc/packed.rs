@@ -18,7 +18,9 @@ impl Allocator {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
-        self.shared.header.decide()?;
+        if !self.shared.header.is_ready() {
+            ledger = self.make_ready(ledger, Event::ClusterAllocBytes)?;
+        }
         self.settle(&mut ledger)?;
         let (run, host_offset) = ledger.take_packed(&self.shared, bytes, self.is_lazy())?;
         Ok((Reserved::new(self, run), HostOffset(host_offset)))
