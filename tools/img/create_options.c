@@ -189,18 +189,40 @@ static int set_typed(struct create_option *option, const char *prefix, const cha
     return EXIT_SUCCESS;
 }
 
-/* With a value that its type can take. */
-static bool is_creation_option(const char *key, const char *value)
+static bool fits_type(const char *type, const char *value)
 {
+    uint64_t number;
     bool on;
+    char *end;
+
+    if (strcmp(type, "size") == 0) {
+        return parse_size(value, &number) == 0;
+    }
+    if (strcmp(type, "num") == 0) {
+        strtoull(value, &end, 0);
+        return end != value && *end == '\0';
+    }
+    return strncmp(type, "bool", 4) != 0 || parse_bool(value, &on) == 0;
+}
+
+/* Whether a creation would take all of them. */
+static bool are_creation_options(const struct string_list *items)
+{
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
-    for (size_t i = 0; qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
-        if (strcmp(info.name, key) == 0) {
-            return strncmp(info.type, "bool", 4) != 0 || parse_bool(value, &on) == 0;
+    for (size_t i = 0; i < items->count; i++) {
+        const char *item = items->items[i];
+        size_t length = strcspn(item, "="), at = 0;
+        bool known = false;
+
+        while (!known && qcow2_option_list(QCOW2_SCOPE_CREATE, at++, &info) == 0) {
+            known = strlen(info.name) == length && strncmp(info.name, item, length) == 0;
+        }
+        if (!known || !fits_type(info.type, item + length + 1)) {
+            return false;
         }
     }
-    return false;
+    return true;
 }
 
 int create_options_parse(struct create_options *options, const char *prefix, const char *text)
@@ -218,7 +240,7 @@ int create_options_parse(struct create_options *options, const char *prefix, con
             result = set_typed(option, prefix, items.items[i] + length + 1);
         } else {
             error_report("%sInvalid parameter '%s'", prefix, key);
-            if (options->amends && is_creation_option(key, items.items[i] + length + 1)) {
+            if (options->amends && are_creation_options(&items)) {
                 fprintf(stderr, "This option is only supported for image creation\n");
             }
             result = EXIT_FAILURE;
