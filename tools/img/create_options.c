@@ -55,6 +55,20 @@ static void add_option(struct create_options *options, const struct create_optio
     options->items[options->count++] = *option;
 }
 
+/* Of a format that we do not make: the file's options are among them where the format has none of that name. */
+static void add_foreign_options(struct create_options *options, const char *format, bool file_level)
+{
+    const char *key, *type, *help;
+
+    memset(options, 0, sizeof(*options));
+    for (size_t i = 0; foreign_options(format, i, &key, &type, &help); i++) {
+        add_option(options, &(struct create_option){.key = key, .type = type, .help = help});
+    }
+    for (size_t i = 0; options->count > 0 && file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
+        add_option(options, &file_options[i]);
+    }
+}
+
 bool create_options_init(struct create_options *options, const char *format, bool file_level)
 {
     qcow2_option_info info = {.struct_size = sizeof(info)};
@@ -65,7 +79,12 @@ bool create_options_init(struct create_options *options, const char *format, boo
     if (!creatable(format)) {
         return false;
     }
-    file_level = (file_level && !options->device) || strcmp(format, "file") == 0;
+    if (options->device) {
+        add_foreign_options(options, format, file_level);
+        options->device = true;
+        return true;
+    }
+    file_level = file_level || strcmp(format, "file") == 0;
     for (size_t i = 0; options->qcow2 && qcow2_option_list(QCOW2_SCOPE_CREATE, i, &info) == 0; i++) {
         add_option(options,
                    &(struct create_option){.key = info.name, .type = info.type, .help = info.help, .recorded = true});
@@ -326,20 +345,6 @@ int create_options_join(char **option_text, const char *text)
     free(*option_text);
     *option_text = joined;
     return EXIT_SUCCESS;
-}
-
-/* Of a format that we do not make: the file's options are among them where the format has none of that name. */
-static void add_foreign_options(struct create_options *options, const char *format, bool file_level)
-{
-    const char *key, *type, *help;
-
-    memset(options, 0, sizeof(*options));
-    for (size_t i = 0; foreign_options(format, i, &key, &type, &help); i++) {
-        add_option(options, &(struct create_option){.key = key, .type = type, .help = help});
-    }
-    for (size_t i = 0; options->count > 0 && file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
-        add_option(options, &file_options[i]);
-    }
 }
 
 int create_options_print_help(const char *prefix, const char *format, bool file_level)
