@@ -28,6 +28,8 @@ CALLS = {
     'allocate 4 KiB, writethrough, eager': (0.1, 2.05, 8800, 1.05, 0.1),
     'allocate 4 KiB, one flush': (0.1, 1.1, 4300, 0.1, 0.1),
     'open, 1 TiB mapped': (5, 0, 0, 0, 1),
+    'overwrite 4 KiB, four bitmaps': (0, 1, 4096, 0, 0),
+    'open, 1 TiB, a bitmap': (8, 0, 0, 0, 1),
 }
 INSTRUCTIONS = {
     # case: the function whose calls are counted, instructions of one operation with all that it calls
@@ -39,10 +41,15 @@ INSTRUCTIONS = {
     'allocate 4 KiB, one flush': ('qcow2_pwrite', 3520),
     'allocate 4 KiB and flush, eager': ('qcow2_flush', 2980),
     'open, 1 TiB mapped': ('qcow2_open', 272200),
+    'overwrite 4 KiB, four bitmaps': ('qcow2_pwrite', 500),
+    'open, 1 TiB, a bitmap': ('qcow2_open', 500000),
+    'next dirty, for 8 bytes of bits': ('qcow2_bitmap_next_dirty', 6),
     'check, for a cluster': ('qcow2_check', 21.1),
     'take a snapshot, for a cluster': ('qcow2_snapshot_create', 82.3),
 }
 MAPPED = 64 << 30
+# What is said of 1 of so many, where nothing says how many operations there are.
+PARTS = {'next dirty, for 8 bytes of bits': MAPPED // 512 // 64}
 FRESH = '{create} {options};open d qcow2 {p}/fresh.qcow2 rw {open};{run};close d'
 
 
@@ -71,9 +78,16 @@ CASES = {
     'allocate 4 KiB, one flush': alloc('run d op=write order=stride final=1 span=1G count={n}'),
     'open, 1 TiB mapped': 'opens qcow2 {p}/mapped.qcow2 {n}',
     'take a snapshot, for a cluster': 'open d qcow2 {p}/checked.qcow2 rw;snapshots d 1',
+    'overwrite 4 KiB, four bitmaps':
+        'open d qcow2 {p}/tracked.qcow2 rw;run d op=write bs=4k span=32M count=64;run d op=write bs=4k span=32M count={n}',
+    'open, 1 TiB, a bitmap': 'opens qcow2 {p}/bitmap.qcow2 {n} rw',
+    # One dirty granule in each cluster of bits: all of them are words in memory.
+    'next dirty, for 8 bytes of bits':
+        f'create qcow2 {{p}}/scanned.qcow2 {MAPPED};open d qcow2 {{p}}/scanned.qcow2 rw;bitmaps d 1 512;'
+        f'run d op=write order=stride stride=256M bs=4k span={MAPPED};dirty d b0 512;close d',
     'check, for a cluster': 'open d qcow2 {p}/checked.qcow2;check d',
 }
-COUNTS = {'read 1 MiB': 64, 'allocate 1 MiB': 256, 'open, 1 TiB mapped': 16}
+COUNTS = {'read 1 MiB': 64, 'allocate 1 MiB': 256, 'open, 1 TiB mapped': 16, 'open, 1 TiB, a bitmap': 16}
 
 
 def prepare(env, path):
@@ -93,6 +107,16 @@ def prepare(env, path):
         driver('run d op=write order=seq bs=64k span=8M data=text')
         driver('close d')
         driver(f'create qcow2 {path}/mapped.qcow2 1T preallocation=metadata')
+        driver(f'create qcow2 {path}/bitmap.qcow2 1T preallocation=metadata')
+        driver(f'open d qcow2 {path}/bitmap.qcow2 rw')
+        driver('bitmaps d 1 64k')
+        driver('run d op=write order=stride stride=8G bs=64k span=1T')
+        driver('close d')
+        driver(f'create qcow2 {path}/tracked.qcow2 32M')
+        driver(f'open d qcow2 {path}/tracked.qcow2 rw')
+        driver('run d op=write order=seq bs=1M span=32M')
+        driver('bitmaps d 4 64k')
+        driver('close d')
         driver(f'create qcow2 {path}/checked.qcow2 {MAPPED} preallocation=metadata')
     harness.command(env, [env.img, 'convert', '-c', '-f', 'raw', '-O', 'qcow2', f'{path}/text.raw', f'{path}/zlib.qcow2'])
 
@@ -159,7 +183,7 @@ def count_instructions(env, path, faults):
             used = instructions(env, path, name, function, many) - instructions(env, path, name, function, few)
             used /= many - few
         else:
-            used = instructions(env, path, name, function, 0) / (MAPPED >> 16)
+            used = instructions(env, path, name, function, 0) / PARTS.get(name, MAPPED >> 16)
         print(f'{name}: {used:.1f} instructions in {function}')
         if used > limit:
             faults.append(f'{name}: {used:.1f} instructions for an operation, at most {limit}')

@@ -66,6 +66,13 @@ static void tracking(void)
     CHECK_OK(qcow2_bitmap_add(other, "mine", 512, 0));
     CHECK_OK(qcow2_bitmap_merge(other, "mine", image, "b"));
     CHECK(strcmp(ranges(other, "mine"), "0+65536 4190208+4096") == 0);
+    CHECK_OK(qcow2_bitmap_enable(image, "b"));
+    CHECK_OK(qcow2_bitmap_copy(other, image, "b"));
+    CHECK_EQ(nth(other, 1).granularity, 4096);
+    CHECK_EQ(nth(other, 1).flags, QCOW2_BITMAP_AUTO);
+    CHECK(strcmp(ranges(other, "b"), "0+65536 4190208+4096") == 0);
+    CHECK_ERROR(qcow2_bitmap_copy(other, image, "b"), EEXIST);
+    CHECK_OK(qcow2_bitmap_remove(other, "b"));
     test_close(image);
     CHECK_OK(qcow2_truncate(other, 8 * MIB, QCOW2_PREALLOC_OFF));
     test_close(other);
@@ -150,6 +157,10 @@ static void refused(void)
     small = test_open(test_create("small.qcow2", MIB, NULL), 0, NULL);
     CHECK_OK(qcow2_bitmap_add(small, "a", 0, 0));
     CHECK_ERROR(qcow2_bitmap_merge(image, "a", small, "a"), EINVAL);
+    CHECK_OK(qcow2_bitmap_add(small, "small", 0, 0));
+    CHECK_ERROR(qcow2_bitmap_copy(image, small, "small"), EINVAL);
+    CHECK_ERROR(qcow2_bitmap_copy(image, small, "b"), ENOENT);
+    CHECK_ERROR(qcow2_bitmap_copy(image, image, "a"), EINVAL);
     test_close(small);
     old = test_open(test_create("old.qcow2", MIB, "compat=0.10", NULL), 0, NULL);
     CHECK_ERROR(qcow2_bitmap_add(old, "a", 0, 0), ENOTSUP);
@@ -180,6 +191,8 @@ static void null_pointers(void)
     CHECK_ERROR(qcow2_bitmap_merge(NULL, "a", NULL, "a"), EINVAL);
     CHECK_ERROR(qcow2_bitmap_merge(image, NULL, NULL, "a"), EINVAL);
     CHECK_ERROR(qcow2_bitmap_merge(image, "a", NULL, NULL), EINVAL);
+    CHECK_ERROR(qcow2_bitmap_copy(NULL, image, "a"), EINVAL);
+    CHECK_ERROR(qcow2_bitmap_copy(image, NULL, "a"), EINVAL);
     CHECK_ERROR(qcow2_bitmap_rotate(NULL, "a", "b"), EINVAL);
     CHECK_ERROR(qcow2_bitmap_rotate(image, NULL, "b"), EINVAL);
     CHECK_ERROR(qcow2_bitmap_rotate(image, "a", NULL), EINVAL);

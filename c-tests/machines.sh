@@ -10,7 +10,7 @@
 # missing afterwards.
 #
 # QCOW2_MACHINES: the build folder, build-machines by default. QCOW2_MACHINES_PROFILE: cargo's for the library that meson
-# builds, release by default; dev looks for overflows. QCOW2_MACHINES_RUST: names of Rust tests instead of all, `lib` for the
+# builds, release by default; checked looks for overflows. QCOW2_MACHINES_RUST: names of Rust tests instead of all, `lib` for the
 # unit tests. QCOW2_TEST_EFFORT: as everywhere, 0.2 by default, below which some tests say that they saw too little.
 set -u
 
@@ -156,7 +156,7 @@ rust_tests() {
     local cc=$compiler
     [ $libc = gnu ] || cc=$root/bin/musl-gcc
     env "CARGO_TARGET_${upper}_LINKER=$gnu-gcc" ${run:+"CARGO_TARGET_${upper}_RUNNER=$run"} "CC_$lower=$cc" \
-        "AR_$lower=$gnu-ar" "QCOW2_TEST_RUNNER=$run" cargo test --no-fail-fast --target "$rust" "${tests[@]}"
+        "AR_$lower=$gnu-ar" "QCOW2_TEST_RUNNER=$run" cargo test --no-default-features --no-fail-fast --target "$rust" "${tests[@]}"
 }
 
 c_tests() {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Fuzzes the C ABI with libFuzzer and the address sanitizer; stable Rust, no cargo-fuzz.
 #
-#   fuzz/run.sh TARGET [SECONDS]   image, header, structure or luks, for 60 seconds; one line of summary at the end
+#   fuzz/run.sh TARGET [SECONDS]   image, header, structure, bitmaps or luks, for 60 seconds; one line of summary at the end
 #   fuzz/run.sh smoke              replays the committed corpora and fuzzes each target for 20 seconds
 #   fuzz/run.sh TARGET FILE        replays one input
 #
@@ -34,7 +34,7 @@ export ASAN_OPTIONS=detect_odr_violation=0:allocator_may_return_null=1:${ASAN_OP
 run() {
     local target=$1 seconds=$2 bin=$dir/target/$host/release/$1 log=$dir/$1.log status=0 found
     local -a limits=(-timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=256 -max_len=16384)
-    [ "$target" != structure ] || limits+=(-max_len=256)
+    [ "$target" != structure ] && [ "$target" != bitmaps ] || limits+=(-max_len=256)
     [ -z "${QCOW2_TEST_SEED:-}" ] || limits+=("-seed=$QCOW2_TEST_SEED")
     mkdir -p "$dir/$target"
     "$bin" "${limits[@]}" -max_total_time="$seconds" -print_final_stats=1 \
@@ -57,7 +57,7 @@ usage() {
 }
 
 case "${1:-}" in
-    image | header | structure | luks)
+    image | header | structure | bitmaps | luks)
         build --bin "$1" || exit 1
         if [ -f "${2:-}" ]; then
             exec "$dir/target/$host/release/$1" "$2"
@@ -70,7 +70,9 @@ case "${1:-}" in
         run header 20 & first=$!
         run structure 20 || failed=1
         wait "$first" || failed=1
+        run bitmaps 20 & first=$!
         run image 20 || failed=1
+        wait "$first" || failed=1
         exit "$failed"
         ;;
     *) usage ;;

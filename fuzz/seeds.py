@@ -179,7 +179,7 @@ def container(data, requests, manner):
 def main():
     corpus = sys.argv[1]
     randomness = random.Random(1)
-    for target in ("image", "header", "structure"):
+    for target in ("image", "header", "structure", "bitmaps"):
         os.makedirs(os.path.join(corpus, target), exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -200,6 +200,8 @@ def main():
                 write(corpus, "header", name, bytes((2 | 0x70,)) + data[:end + 1])
     for number, options in enumerate(OPTIONS):
         write(corpus, "header", f"options-{number}", bytes((1, 3 + 3 * number)) + "\n".join(options).encode())
+    for number in range(80):
+        write(corpus, "bitmaps", f"kind{number % 10}-{number // 10}", bitmaps(number, randomness))
     for number in range(40):
         write(corpus, "structure", f"kind{number % 10}-{number // 10}", structure(number, randomness))
 
@@ -224,6 +226,19 @@ OPTIONS = (
     ("l2-cache-size=1M", "overlap-check.active-l1=off", "discard=ignore", "cache=none"),
     ("compression_type=zstd", "extended_l2=on", "data_file=x", "encrypt.format=luks"),
 )
+
+
+def bitmaps(number, randomness):
+    """See fuzz/bodies/bitmaps.rs: an image, bitmaps, damages of each kind or none, requests."""
+    count, damages, requests = randomness.randrange(1, 4), 1 if number % 10 < 8 else 0, randomness.randrange(6, 20)
+    out = bytes((randomness.choice((0, 2, 3, 4, 8)), randomness.randrange(20, 256), count - 1, number % 10 == 9))
+    out += b"".join(bytes((number << 3 & 0x78 | randomness.randrange(8), randomness.randrange(256)))
+                    for number in range(count))
+    out += bytes((damages, requests | randomness.choice((0, 0, 0x80))))
+    for _ in range(damages):
+        value = randomness.choice((randomness.randrange(1 << 32), randomness.randrange(64)))
+        out += struct.pack("<BBHI", number % 10, randomness.randrange(4), randomness.randrange(64), value)
+    return out + bytes(randomness.randrange(256) for _ in range(requests * 4))
 
 
 def structure(number, randomness):

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// The files of the C edge in the order in which a reader of the header meets them.
-const SOURCES: [&str; 20] = [
+const SOURCES: [&str; 22] = [
     "types",
     "messages",
     "callbacks",
@@ -14,6 +14,8 @@ const SOURCES: [&str; 20] = [
     "open",
     "io",
     "info",
+    "encryption",
+    "secret",
     "check",
     "amend",
     "backing",

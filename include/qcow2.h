@@ -75,11 +75,14 @@
 
 /* For a variable of type qcow2_open_params: struct_size set, everything else "not given". */
 #define QCOW2_OPEN_PARAMS_INIT \
-    { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
+    { sizeof(qcow2_open_params), NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
 
 /* For a variable of type qcow2_create_params: struct_size set, the size by option, everything else "not given". */
 #define QCOW2_CREATE_PARAMS_INIT \
-    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL, 0 }
+    { sizeof(qcow2_create_params), NULL, -1, NULL, NULL, UINT64_MAX, NULL, NULL, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
+
+/* For a variable of type qcow2_amend_params: struct_size set, everything else "not given". */
+#define QCOW2_AMEND_PARAMS_INIT { sizeof(qcow2_amend_params), NULL, 0, NULL, NULL, NULL, NULL }
 
 /* For a variable of type qcow2_snapshot_options: struct_size set, now, the next free ID, no instruction count. */
 #define QCOW2_SNAPSHOT_OPTIONS_INIT \
@@ -274,6 +277,18 @@
 
 /* qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2. */
 #define QCOW2_ENCRYPTION_LUKS 2
+
+/* qcow2_secret_request: what opens the image as it is. */
+#define QCOW2_SECRET_CURRENT 0
+
+/* qcow2_secret_request: what is to open the image from now on; of a create, and of an amend that fills a key slot. */
+#define QCOW2_SECRET_NEW 1
+
+/* qcow2_secret_request: an amend erases the key slots that this opens. */
+#define QCOW2_SECRET_OLD 2
+
+/* qcow2_amend: erase and overwrite key slots even if nothing opens the image afterwards. */
+#define QCOW2_AMEND_FORCE 1
 
 /* qcow2_bitmap_add: the bitmap tracks no changes yet. */
 #define QCOW2_BITMAP_DISABLED 1
@@ -598,7 +613,7 @@ typedef int (*qcow2_resolve_fn)(void *opaque,
 /* Takes a message: QCOW2_MSG_* and a text without a newline, valid during the call. */
 typedef void (*qcow2_message_fn)(void *opaque, int kind, const char *text);
 
-/* What an encrypted image asks for when it is opened. */
+/* What an encrypted image asks for when it is opened, made or amended. */
 typedef struct qcow2_secret_request {
     /* Set by the library. */
     size_t struct_size;
@@ -606,14 +621,21 @@ typedef struct qcow2_secret_request {
     int encryption;
     /* How far below the top image it is, whose depth is 0. */
     int depth;
-    /* Where the image was opened, for messages. */
+    /* Where the image was opened, or is made, for messages. */
     const char *file;
+    /* QCOW2_SECRET_*: what for. */
+    int kind;
+    /*
+     * What the option says that asks for it ("encrypt.key-secret=s": "s"): a name by which the caller knows the secret,
+     * never the secret. NULL: no option does.
+     */
+    const char *name;
 } qcow2_secret_request;
 
 /*
  * Puts the secret of an image into `buffer`, which holds `buffer_bytes` bytes (64 KiB), and returns how many it has put
  * there. The buffer is in memory that no core dump and no forked child has, and is wiped after use. -ENOKEY: there is
- * none; another -errno is the error of the open. Called by the thread that opens, inside its call.
+ * none; another -errno is the error of the call. Called by the thread that calls, inside its call.
  */
 typedef int64_t (*qcow2_secret_fn)(void *opaque,
                                    const qcow2_secret_request *request,
@@ -658,6 +680,8 @@ typedef struct qcow2_open_params {
     qcow2_progress_fn progress;
     /* Handed to `progress`. */
     void *progress_opaque;
+    /* "qcow2", "raw" or "luks" (a plain LUKS1 file); NULL: "qcow2", or "raw" with QCOW2_OPEN_RAW. Never probed. */
+    const char *format;
 } qcow2_open_params;
 
 /* Where the bytes of a guest range come from. See qcow2_block_status. */
@@ -817,6 +841,48 @@ typedef struct qcow2_bitmap_info {
     uint64_t dirty_bytes;
 } qcow2_bitmap_info;
 
+/* A key slot of a LUKS header. */
+typedef struct qcow2_key_slot {
+    /* Whether a secret opens it: 1 or 0. */
+    uint32_t active;
+    /* Iterations of its key derivation; 0 of one that is not active. */
+    uint32_t iterations;
+    /* Where its material is, bytes from the LUKS header's start. */
+    uint64_t material_offset;
+    /* Stripes of its material. */
+    uint32_t stripes;
+    /* 0. */
+    uint32_t reserved;
+} qcow2_key_slot;
+
+/* How an image is encrypted. Without a LUKS header only `encryption` means something. */
+typedef struct qcow2_encryption_info {
+    /* sizeof(qcow2_encryption_info), set by the caller. */
+    size_t struct_size;
+    /* QCOW2_ENCRYPTION_*; 0: it is not. */
+    int encryption;
+    /* Iterations of the digest of the master key. */
+    uint32_t digest_iterations;
+    /* "aes-256". */
+    const char *cipher;
+    /* "xts". */
+    const char *mode;
+    /* "plain64". */
+    const char *iv_generator;
+    /* "sha256"; NULL: the IV generator uses none. */
+    const char *iv_hash;
+    /* Hash of key derivation. */
+    const char *hash;
+    /* As text. */
+    const char *uuid;
+    /* Where the LUKS header is in the file, bytes. */
+    uint64_t header_offset;
+    /* Where material ends and a plain LUKS file has its data, bytes from the LUKS header's start. */
+    uint64_t payload_offset;
+    /* The key slots. */
+    qcow2_key_slot slots[8];
+} qcow2_encryption_info;
+
 /* What a check found and did. */
 typedef struct qcow2_check_result {
     /* sizeof(qcow2_check_result), set by the caller. */
@@ -861,6 +927,24 @@ typedef struct qcow2_finding {
 
 /* Takes a finding, valid during the call. */
 typedef void (*qcow2_finding_fn)(void *opaque, const qcow2_finding *finding);
+
+/* Everything that an amend can be given; begin with QCOW2_AMEND_PARAMS_INIT, or with zeroes and `struct_size`. */
+typedef struct qcow2_amend_params {
+    /* sizeof(qcow2_amend_params), set by the caller. */
+    size_t struct_size;
+    /* "key=value" strings, NULL at the end; may be NULL. See qcow2_option_list. */
+    const char *const *options;
+    /* QCOW2_AMEND_*; unknown bits are -EINVAL. */
+    uint64_t flags;
+    /* Takes the progress: of deriving keys first, then of the changes. May be NULL. */
+    qcow2_progress_fn progress;
+    /* Handed to `progress`. */
+    void *progress_opaque;
+    /* Has the secrets for changes of key slots, of each QCOW2_SECRET_* that is needed. May be NULL. */
+    qcow2_secret_fn secret;
+    /* Handed to `secret`. */
+    void *secret_opaque;
+} qcow2_amend_params;
 
 /* What qcow2_compare has found. */
 typedef struct qcow2_compare_result {
@@ -962,6 +1046,19 @@ typedef struct qcow2_create_params {
     void *data_io_opaque;
     /* QCOW2_CREATE_*; unknown bits are -EINVAL. */
     uint64_t flags;
+    /* "qcow2" or "luks"; NULL: "qcow2". A LUKS file has options of its own: QCOW2_SCOPE_CREATE_LUKS. */
+    const char *format;
+    /*
+     * Has the secret of an encrypted image. It is asked for before anything is made. May be NULL: then an encrypted image
+     * is -ENOKEY.
+     */
+    qcow2_secret_fn secret;
+    /* Handed to `secret`. */
+    void *secret_opaque;
+    /* Takes the progress of deriving keys, which lasts as long as the option encrypt.iter-time says. May be NULL. */
+    qcow2_progress_fn progress;
+    /* Handed to `progress`. */
+    void *progress_opaque;
 } qcow2_create_params;
 
 /* One option of the table that drives parsing, help texts and the manual. */
@@ -1085,7 +1182,8 @@ int qcow2_inactivate(qcow2_image *image);
  * takes the locks, reads header and tables anew (its size, its snapshots and its backing file may be others), and
  * repairs a dirty image as a writable open does. A backing file with the same recorded name is used by the descriptor
  * that is open; for another one, the flags of the open or the resolver in `params` decide. Of `params`, which may be
- * NULL, only `resolve`, `message` and their opaque values are used. On a handle that is not inactive it does nothing.
+ * NULL, only the callbacks and their opaque values are used; the secret is asked for where the image has come to be
+ * encrypted with another key. On a handle that is not inactive it does nothing.
  *
  * Returns 0 or -errno as qcow2_open; EAGAIN: the other side still has it. After a failure the handle is inactive.
  */
@@ -1233,6 +1331,28 @@ int qcow2_get_bitmap(qcow2_image *image,
                      qcow2_bitmap_info *bitmap);
 
 /*
+ * How a disk of the chain is encrypted, as its file says now: depth 0 is `image` itself, 1 its backing file, and so on.
+ * No secret is needed. The strings are valid until the next call of this function on the handle. Returns 0, -ENOENT below
+ * the last disk, or another -errno (EINVAL, ENOTSUP, EIO: a LUKS header that is damaged or not known).
+ */
+int qcow2_get_encryption_info(qcow2_image *image,
+                              uint32_t depth,
+                              qcow2_encryption_info *info);
+
+/*
+ * Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in
+ * CBC mode, the last block filled up with bytes that say how many they are. `key` has `key_bytes` bytes, which must be
+ * 32, `iv` has `iv_bytes`, which must be 16; `data` is decrypted in place, and is left as it is where the lengths do not
+ * fit. Returns the length of the secret, or -EINVAL (a length, or the filling). Keeps no copy of any of them.
+ */
+int64_t qcow2_decrypt_secret(const void *key,
+                             size_t key_bytes,
+                             const void *iv,
+                             size_t iv_bytes,
+                             void *data,
+                             size_t data_bytes);
+
+/*
  * Compares every reference in the image with the refcounts. `flags`: QCOW2_CHECK_REPAIR_LEAKS,
  * QCOW2_CHECK_REPAIR_ERRORS (needs a writable handle). Each finding goes to `message`. One call is one pass;
  * after a repair a second call without flags shows that nothing is left. Requests of other threads wait. With the
@@ -1316,7 +1436,7 @@ int qcow2_checksum(qcow2_image *image,
  *
  * backing_file, backing_fmt: accepted where nothing changes, otherwise ENOTSUP; see qcow2_rebase.
  *
- * `flags` is 0. Requests of other threads wait. What cannot be is refused before anything changes, but for counts that
+ * encrypt.*: see qcow2_amend_with. `flags`: QCOW2_AMEND_*. Requests of other threads wait. What cannot be is refused before anything changes, but for counts that
  * do not fit. Then the settings change one after another: data file, version 3, refcount_bits, lazy_refcounts, size,
  * version 2; each is durable before the next one begins. Guest contents stay. A failure, a non-zero answer of
  * `progress` (may be NULL; ECANCELED) or a power cut leaves each setting old or new, and clusters leaked at most.
@@ -1329,6 +1449,24 @@ int qcow2_amend(qcow2_image *image,
                 uint64_t flags,
                 qcow2_progress_fn progress,
                 void *progress_opaque);
+
+/*
+ * The general form of amend, for the key slots of a LUKS header, too. Otherwise as qcow2_amend.
+ *
+ * encrypt.state: "active" fills a slot, "inactive" erases. encrypt.keyslot: which, 0 to 7; a fill takes the first free
+ * one otherwise. encrypt.new-secret: needed to fill; `secret` is asked for QCOW2_SECRET_CURRENT, which opens the image,
+ * then for QCOW2_SECRET_NEW. encrypt.iter-time: milliseconds that opening by the new one is to take here, 2000 if not
+ * said. encrypt.old-secret: erases the slots that QCOW2_SECRET_OLD opens. The values of new-secret and old-secret are
+ * names that `secret` gets to know them by, never secrets. What is overwritten, or would leave no secret that opens the
+ * image, needs QCOW2_AMEND_FORCE. A failure or a power cut leaves the secrets that opened the image before, or those
+ * that open it afterwards; an erased slot's contents are overwritten with random bytes. The session goes on with the key
+ * that it has.
+ *
+ * Returns 0 or -errno as qcow2_amend, and ENOKEY (a secret that is needed is not given), EKEYREJECTED (the current one
+ * opens no slot). Specification: "Full disk encryption header pointer".
+ */
+int qcow2_amend_with(qcow2_image *image,
+                     const qcow2_amend_params *params);
 
 /*
  * Records another backing file, whatever it holds: the contents of the disk change where that file differs. `name` (at
@@ -1640,8 +1778,8 @@ ssize_t qcow2_vmstate_read(qcow2_image *image,
  * qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
  * that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
  *
- * Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
- * file is in use), ENOSPC and what else the host says.
+ * Returns 0 or -errno: EINVAL, ENOTSUP (a cipher that this build lacks, a combination of options), ENOKEY (an encrypted
+ * image, whose secret qcow2_create_with takes), EFBIG (size), EAGAIN (the file is in use), ENOSPC and what else the host says.
  */
 int qcow2_create(const char *path,
                  uint64_t size,
@@ -1657,8 +1795,10 @@ int qcow2_create_io(const qcow2_io_ops *io,
                     const char *const *options);
 
 /*
- * The general form of create: the image, and its external data file, by path, descriptor or callbacks. Otherwise as
- * qcow2_create. Specification: "External data file name".
+ * The general form of create: the image, and its external data file, by path, descriptor or callbacks; encrypted ones,
+ * too. Their key is random; the options encrypt.* say what it is for, and the secret, which is not among the options,
+ * opens it. Otherwise as qcow2_create. ENOKEY: `secret` has none; ECANCELED: `progress` returned non-zero. In both cases
+ * nothing has been made. Specification: "External data file name", "Full disk encryption header pointer".
  */
 int qcow2_create_with(const qcow2_create_params *params);
 

@@ -85,6 +85,8 @@ plants! {
     IvByGuestOffset,
     /// The rest of a fresh cluster of an encrypted image is left as the host has it.
     FreshClusterNotFilled,
+    /// A key slot counts as one before what it holds is durable.
+    KeySlotOrder,
 
     /// That a ticket is past orders nothing.
     PastTicketOrdersNothing,

@@ -25,7 +25,7 @@ pub mod image {
 }
 pub mod ops {
     pub mod amend {
-        pub use crate::ops::amend::amend;
+        pub use crate::ops::amend::{amend, amend_with};
     }
     pub mod backing {
         pub use crate::ops::backing::{change_backing_file, make_empty};
@@ -45,11 +45,19 @@ pub mod ops {
     pub mod compare {
         pub use crate::ops::compare::{compare, Verdict};
     }
+    pub mod measure {
+        pub use crate::ops::measure::{measure, Measured};
+    }
+    pub mod luks {
+        pub use crate::ops::luks::{encryption_of, LuksHeader};
+    }
     pub mod convert {
         pub use crate::ops::convert::{convert, ConvertOptions};
     }
     pub mod create {
-        pub use crate::ops::create::{create, create_with_data_file};
+        pub use crate::ops::create::{create, create_with, create_with_data_file};
+        pub use crate::ops::create_at::create_at;
+        pub use crate::ops::keys::NewKeys;
     }
     pub mod formats {
         pub use crate::ops::formats::Driver;
@@ -58,11 +66,12 @@ pub mod ops {
         pub use crate::ops::handle::Handle;
     }
     pub mod inactive {
-        pub use crate::ops::inactive::{inactivate, invalidate};
+        pub use crate::ops::inactive::{inactivate, invalidate, invalidate_with};
     }
     pub mod open {
         pub use crate::ops::open::{
-            Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, SecretRequest, Secrets,
+            Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, SecretKind, SecretRequest,
+            Secrets,
         };
     }
     pub mod rebase {

@@ -8,6 +8,7 @@ use qcow2::testing::crypto::{Algorithm, Hash, Spec};
 use qcow2::testing::disk::{Disk, ZeroFlags};
 use qcow2::testing::error::{ErrorKind, Result};
 use qcow2::testing::ops::amend::amend;
+use qcow2::testing::ops::bitmaps;
 use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::handle::Handle;
@@ -168,7 +169,8 @@ fn make_own(path: &Path, (options, luks): Own) {
             Ok(())
         };
         let spec = Spec { algorithm, key_bytes, mode, iv };
-        let mut header = new_header(spec, hash, &key, 1000, "here".into(), &mut random).unwrap();
+        let mut header =
+            new_header(spec, hash, &key, 1000, "here".into(), &mut random, &mut |_| Ok(())).unwrap();
         let material = seal(&mut header, 3, &key, SECRET, 1000, &mut random, &mut |_, _| Ok(())).unwrap();
         let (at, length) = (bytes.len().next_multiple_of(cluster), header.data_offset() as usize);
         bytes.resize(at + length.next_multiple_of(cluster), 0);
@@ -480,4 +482,20 @@ fn zeroes_of_an_encrypted_image_stay_flags() {
     assert_eq!(read(handle.disk(), 0, 65536), [0; 65536]);
     handle.close().unwrap();
     assert_eq!(before.len(), std::fs::read(&path).unwrap().len());
+}
+
+#[test]
+fn bitmaps_are_plain_beside_data_that_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own");
+    make_own(&path, OWN[3]);
+    let (handle, at) = (open(&path), 3 << 16);
+    bitmaps::add(&handle, b"b", Some(512), true).unwrap();
+    handle.disk().write(at, &[IoSlice::new(&CANARY.repeat(8))], false).unwrap();
+    handle.close().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(!bytes.windows(CANARY.len()).any(|w| w == CANARY), "guest data is there in plain");
+    let stored = &testkit::bitmaps::bitmaps(&bytes[..])[0];
+    assert_eq!((stored.in_use, stored.is_dirty(at), stored.is_dirty(at + 512)), (false, true, false));
+    assert_eq!(bitmaps::next_dirty(&open(&path), b"b", 0).unwrap(), Some((at, at + 512)));
 }

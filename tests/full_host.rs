@@ -4,7 +4,7 @@
 use qcow2::testing::error::ErrorKind;
 use qcow2::testing::options::Preallocation;
 use std::sync::Arc;
-use testkit::ops::{random_list, random_setup, Op, Op::*};
+use testkit::ops::{random_list, random_setup, with_data_file, Op, Op::*};
 use testkit::overlay::Overlay;
 use testkit::recorder::{Full, Recorder};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
@@ -146,8 +146,7 @@ fn full_then_room_on_the_same_handle_loses_nothing() {
         .map(|number| {
             let mut setup = random_setup(&mut rng);
             if number % 8 == 0 && setup.version == 3 && !setup.snapshots {
-                setup.data_file = Some(number % 16 == 0);
-                setup.backing = setup.backing.filter(|_| number % 16 != 0);
+                setup = with_data_file(setup, number % 16 == 0);
             }
             let length = 4 + rng.below(10) as usize;
             let mut list = random_list(&mut rng, &setup, length);

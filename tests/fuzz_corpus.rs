@@ -52,6 +52,13 @@ fn headers() {
 }
 
 #[test]
+fn bitmaps() {
+    let replayed = replay("bitmaps", bodies::bitmaps::run);
+    assert_reaches(&replayed, "opened", |o| o.opened, 40);
+    assert_reaches(&replayed, "were compared", |o| o.compared, 20);
+}
+
+#[test]
 fn luks_headers() {
     let replayed = replay("luks", bodies::luks::run);
     assert_reaches(&replayed, "opened", |o| o.opened, 3);

@@ -3,7 +3,11 @@
 //! Each level is the ordinary test of that level in a process of its own, with a small effort. The ordinary run takes
 //! the level that sees the mistake first, with and without the rules on the trace where both can; with
 //! `QCOW2_TEST_PLANTS=all` every level of the kit tries every mistake, which takes some ten minutes.
-//! `QCOW2_TEST_PLANTS=Name` takes the mistakes whose names have that in them.
+//! `QCOW2_TEST_PLANTS=Name` takes the mistakes whose names have that in them. `QCOW2_TEST_SPENT=1` prints what each level has
+//! cost and at which of its cases each mistake was caught.
+//!
+//! A run ends with its first failure, so what a mistake costs is the way to the case that catches it. Without a mistake each
+//! level passes at least the cases that were needed.
 
 use qcow2::testing::planted::Plant::{self, *};
 use std::collections::HashMap;
@@ -45,6 +49,9 @@ const PARTS: Level = level("parts", "qcow2", "storage::file", "1");
 const RULES: Level =
     Level { rules: true, cuts: false, ..level("rules", "power_cut", "random_lists_on_random_images", "0.5") };
 const CUT: Level = level("power cut", "power_cut", "random_lists_on_random_images", "0.6");
+const SNAPSHOTS: Level =
+    level("power cut of snapshots", "power_cut", "short_lists_with_snapshots_and_compressed_clusters", "1");
+const SNAPSHOT_RULES: Level = Level { name: "rules on snapshots", rules: true, cuts: false, ..SNAPSHOTS };
 const GROWTH: Level = level("power cut of a table growth", "power_cut", "the_refcount_table_grows", "1");
 const GROWTH_RULES: Level = Level { name: "rules on a table growth", rules: true, cuts: false, ..GROWTH };
 const DATA_FILE: Level = level("power cut of a data file", "power_cut", "external_data_files", "0.3");
@@ -63,6 +70,7 @@ const STREAM: Level = level("reused place", "races", "a_reused_place", "1");
 const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const ENCRYPTED: Level = level("encrypted images", "encryption", "lists_on_images_made_here", "0.3");
+const SLOTS: Level = level("key slots", "encryption_slots", "a_power_cut", "1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -72,14 +80,41 @@ const GATE: Level = model("model of the gate", "loom::alone::alone_is_alone");
 const STATE: Level = model("model of the state", "loom::alone::a_state_that_is_put");
 const CLAIMS: Level = model("model of claims", "loom::alone::claims");
 const ACCESS: Level = model("model of accesses", "storage::lock::loom");
-const PAGES: Level = model("models of pages", "loom::pages");
+const WRITE_THROUGH: Level = model("model of write-throughs", "loom::pages::a_write_through_waits");
+const FLUSHED_PAGES: Level = model("model of flushed pages", "loom::pages::a_flush_waits");
+const NEW_ENTRIES: Level = model("model of new entries", "loom::pages::a_flush_is_not_misled");
+const UNWRITTEN: Level = model("model of unwritten pages", "loom::pages::a_flush_writes");
+const TURNS: Level = model("model of turns", "loom::pages::changes_of_one_page");
+const EVICTED: Level = model("model of evicted pages", "loom::pages::an_evicted_page");
+const ROOM: Level = model("model of room", "loom::pages::there_is_room");
+const IN_HAND: Level = model("model of pages in hand", "loom::pages::a_page_in_hand");
+const LOADS: Level = model("model of loads", "loom::pages::a_page_is_loaded");
 
-const MODELS: [Level; 8] = [CLOCK, FLUSHES, PINS, GATE, STATE, CLAIMS, ACCESS, PAGES];
+const MODELS: [Level; 16] = [
+    CLOCK,
+    FLUSHES,
+    PINS,
+    GATE,
+    STATE,
+    CLAIMS,
+    ACCESS,
+    WRITE_THROUGH,
+    FLUSHED_PAGES,
+    NEW_ENTRIES,
+    UNWRITTEN,
+    TURNS,
+    EVICTED,
+    ROOM,
+    IN_HAND,
+    LOADS,
+];
 
-const LEVELS: [Level; 21] = [
+const LEVELS: [Level; 24] = [
     PARTS,
     RULES,
     CUT,
+    SNAPSHOT_RULES,
+    SNAPSHOTS,
     GROWTH_RULES,
     GROWTH,
     DATA_FILE_RULES,
@@ -97,6 +132,7 @@ const LEVELS: [Level; 21] = [
     DAMAGED,
     MODEL,
     ENCRYPTED,
+    SLOTS,
     THREADS,
 ];
 
@@ -119,7 +155,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         HeaderBeforeItsTables => &[GROWTH_RULES, GROWTH],
         HeaderNotSynced => &[GROWTH_RULES, GROWTH],
         NewBlockNotSynced => &[RULES, CUT],
-        CopiedIgnored => &[RULES, CUT, PAIRS_RULES, PAIRS],
+        CopiedIgnored => &[SNAPSHOT_RULES, SNAPSHOTS, PAIRS_RULES, PAIRS],
         DiscardShowsBacking => &[CUT, MODEL],
         ExtensionsDropped => &[RULES],
         ChangeNotMarked => &[BITMAPS],
@@ -133,6 +169,7 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
         IvByGuestOffset | FreshClusterNotFilled => &[ENCRYPTED],
+        KeySlotOrder => &[SLOTS],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],
         PinNotSeen | PinDatedLate | EpochNotEnded => &[PINS],
@@ -140,24 +177,21 @@ fn catchers(plant: Plant) -> &'static [Level] {
         OldStateLeftInPlace => &[STATE],
         ClaimsOverlapFromBelow | ClaimDroppedBeforeWait | ClaimDroppedUnannounced => &[CLAIMS],
         AccessChangedInTwoSteps => &[ACCESS],
-        BarrierAsksLate
-        | WriteThroughAsksLate
-        | RipenedByAnotherChange
-        | EvictionAsksTwice
-        | PagesInHandNotWaitedFor
-        | LastPageInHandNotWaitedFor
-        | PageInHandEvicted
-        | WriteOutsOvertake
-        | UnwrittenPageForgotten
-        | ReturnedPageNotSeen
-        | EvictedPageChanged
-        | TwoLoadsIntoOneSet => &[PAGES],
+        BarrierAsksLate => &[FLUSHED_PAGES],
+        WriteThroughAsksLate | PagesInHandNotWaitedFor | LastPageInHandNotWaitedFor => &[WRITE_THROUGH],
+        RipenedByAnotherChange => &[NEW_ENTRIES],
+        EvictionAsksTwice => &[ROOM],
+        PageInHandEvicted => &[IN_HAND],
+        WriteOutsOvertake => &[TURNS],
+        UnwrittenPageForgotten | ReturnedPageNotSeen => &[UNWRITTEN],
+        EvictedPageChanged => &[EVICTED],
+        TwoLoadsIntoOneSet => &[LOADS],
     }
 }
 
 /// What cargo builds, or has built: test programs by name.
-fn build(mut cargo: Command) -> HashMap<String, PathBuf> {
-    let answer = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
+fn build(mut command: Command) -> HashMap<String, PathBuf> {
+    let answer = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
     let text = String::from_utf8_lossy(&answer.stdout).into_owned();
     let field = |line: &str, after: &str| {
@@ -171,32 +205,16 @@ fn build(mut cargo: Command) -> HashMap<String, PathBuf> {
     tests.collect()
 }
 
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var("CARGO").expect("run by cargo"));
-    cargo.args([
-        "test",
-        "--no-run",
-        "--quiet",
-        "--features",
-        "planted-bugs",
-        "--message-format",
-        "json",
-        "--lib",
-    ]);
-    cargo
-}
-
-/// The unit tests for the models, as c-tests/loom.sh builds them.
+/// The unit tests for the models.
 fn models() -> HashMap<String, PathBuf> {
-    let mut cargo = cargo();
-    let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let target = std::env::var_os("QCOW2_LOOM_TARGET").map_or_else(|| top.join("target/loom"), PathBuf::from);
-    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target);
-    build(cargo).into_values().map(|program| (LOOM_BINARY.to_owned(), program)).collect()
+    let mut script = Command::new("c-tests/loom.sh");
+    script.args(["--no-run", "--message-format", "json"]);
+    build(script).into_values().map(|program| (LOOM_BINARY.to_owned(), program)).collect()
 }
 
 fn kit() -> HashMap<String, PathBuf> {
-    let mut cargo = cargo();
+    let mut cargo = Command::new(std::env::var("CARGO").expect("run by cargo"));
+    cargo.args("test --no-run --quiet --features planted-bugs --message-format json --lib".split(' '));
     for level in LEVELS.iter().filter(|l| l.binary != "qcow2") {
         cargo.args(["--test", level.binary]);
     }
@@ -213,11 +231,14 @@ fn kit() -> HashMap<String, PathBuf> {
 /// What a run has said: nothing if it passed.
 struct Answer {
     failure: Option<String>,
+    /// The number of the case that failed, where the level counts them.
+    case: Option<usize>,
     reached: bool,
     seconds: f32,
 }
 
-fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>) -> Answer {
+/// Runs a level, of its cases at most the first so many.
+fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>, cases: usize) -> Answer {
     let name = plant.map_or(String::new(), |p| format!("{p:?}"));
     let output = tempfile::tempfile().expect("a temporary file");
     let share = || Stdio::from(output.try_clone().expect("a second descriptor"));
@@ -229,6 +250,7 @@ fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>) 
         .env("QCOW2_TEST_EFFORT", level.effort)
         .env("QCOW2_TEST_RULES", if level.rules { "1" } else { "0" })
         .env("QCOW2_TEST_CUTS", if level.cuts { "1" } else { "0" })
+        .env("QCOW2_TEST_CASES", cases.to_string())
         // Whether a mistake is caught must not hang on the commit.
         .env("QCOW2_TEST_SEED", "1")
         .env("QCOW2_TEST_SHRINK", "0")
@@ -262,7 +284,13 @@ fn run(programs: &HashMap<String, PathBuf>, level: Level, plant: Option<Plant>) 
             None
         }
     };
-    Answer { failure, reached: text.contains("is reached"), seconds: started.elapsed().as_secs_f32() }
+    let number = |line: &str| line.strip_prefix("case ")?.split_once(':')?.0.parse().ok();
+    Answer {
+        failure,
+        case: text.lines().find_map(number),
+        reached: text.contains("is reached"),
+        seconds: started.elapsed().as_secs_f32(),
+    }
 }
 
 fn read(mut file: std::fs::File) -> String {
@@ -292,6 +320,15 @@ fn the_models_catch_each_planted_bug() {
     catch(&MODELS, models, false);
 }
 
+/// What a level has cost.
+#[derive(Default)]
+struct Spent {
+    /// Its cases that the mistakes needed; all, where it does not count them or a mistake was not caught.
+    cases: usize,
+    planted_seconds: f32,
+    clean_seconds: f32,
+}
+
 /// Each mistake that some of these levels must catch is caught by them; with `all`, all of them try it.
 fn catch(levels: &[Level], programs: fn() -> HashMap<String, PathBuf>, all: bool) {
     let part = std::env::var("QCOW2_TEST_PLANTS").ok().filter(|s| s != "all").unwrap_or_default();
@@ -303,36 +340,63 @@ fn catch(levels: &[Level], programs: fn() -> HashMap<String, PathBuf>, all: bool
     }
     let started = Instant::now();
     let programs = programs();
-    let used = |l: &&Level| all || plants.iter().any(|p| catchers(*p).contains(l));
-    for level in levels.iter().filter(used) {
-        let answer = run(&programs, *level, None);
-        assert!(!answer.reached);
-        assert_eq!(answer.failure, None, "{} fails without a planted bug", level.name);
-        say(&format!("no planted bug: {} passes, {:.1} s", level.name, answer.seconds));
-    }
+    let mut spent: HashMap<Level, Spent> = HashMap::new();
     let (mut missed, mut table) = (Vec::new(), Vec::new());
     for plant in &plants {
         let wanted = catchers(*plant);
-        let levels = levels.iter().filter(|l| all || wanted.contains(l));
         let mut caught = Vec::new();
-        for level in levels {
-            let answer = run(&programs, *level, Some(*plant));
+        for level in levels.iter().filter(|l| all || wanted.contains(l)) {
+            let answer = run(&programs, *level, Some(*plant), usize::MAX);
             let word = match &answer.failure {
                 Some(words) => format!("caught by {}: {words}", level.name),
                 None if answer.reached => format!("not seen by {}", level.name),
                 None => format!("not reached by {}", level.name),
             };
             say(&format!("{plant:?} {word} ({:.1} s)", answer.seconds));
-            caught.extend(answer.failure.is_some().then_some(level.name));
+            let case = answer.case.filter(|_| answer.failure.is_some());
+            if answer.failure.is_some() {
+                let case = case.map_or(String::new(), |c| format!(" at case {c}"));
+                caught.push(format!("{}{case}, {:.1} s", level.name, answer.seconds));
+            }
+            let spent = spent.entry(*level).or_default();
+            spent.cases = spent.cases.max(case.map_or(usize::MAX, |c| c + 1));
+            spent.planted_seconds += answer.seconds;
             if wanted.contains(level) && !(answer.reached && answer.failure.is_some()) {
                 missed.push(format!("{plant:?} {word}"));
             }
         }
-        table.push(format!("{:26} {}", format!("{plant:?}"), caught.join(", ")));
+        table.push(format!("{:26} {}", format!("{plant:?}"), caught.join("; ")));
     }
-    table.iter().for_each(|line| say(line));
+    for level in levels {
+        let Some(spent) = spent.get_mut(level) else { continue };
+        spent.clean_seconds = passes(&programs, *level, spent.cases);
+    }
+    if std::env::var("QCOW2_TEST_SPENT").is_ok() {
+        table.iter().for_each(|line| say(line));
+        levels.iter().filter_map(|l| Some((l, spent.get(l)?))).for_each(|(l, s)| tell_spent(l, s));
+    }
     say(&format!("{} planted bugs, {:.0} s", plants.len(), started.elapsed().as_secs_f32()));
     assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Without a mistake a level passes the cases that catch them; the seconds that it takes.
+fn passes(programs: &HashMap<String, PathBuf>, level: Level, cases: usize) -> f32 {
+    let answer = run(programs, level, None, cases);
+    assert!(!answer.reached);
+    assert_eq!(answer.failure, None, "{} fails without a planted bug", level.name);
+    say(&format!("no planted bug: {} passes, {:.1} s", level.name, answer.seconds));
+    answer.seconds
+}
+
+fn tell_spent(level: &Level, spent: &Spent) {
+    let cases = match spent.cases {
+        usize::MAX => "all cases".to_string(),
+        some => format!("{some} cases"),
+    };
+    say(&format!(
+        "{:28} {:5.1} s with mistakes, {:5.1} s without, {cases}",
+        level.name, spent.planted_seconds, spent.clean_seconds
+    ));
 }
 
 /// Past the test runner, which would swallow it.

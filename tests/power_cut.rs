@@ -1,7 +1,8 @@
 //! Power cuts after every event of many operation lists, with every choice of surviving writes.
 
 use testkit::bitmaps::BitmapOp;
-use testkit::ops::{random_list, random_setup, Op, Op::*};
+use testkit::encrypted::Encrypted;
+use testkit::ops::{encrypted_setup, random_list, random_setup, with_data_file, Op, Op::*};
 use testkit::pair::{sweep_commit, Pair};
 use testkit::rebase::{sweep_rebase, Change, Other};
 use testkit::recorder::What;
@@ -284,7 +285,8 @@ fn commits() {
         })
         .collect();
     let work = |top: &Setup, ops: &[Op], rng: &mut Rng| {
-        let base = (!rng.one_in(4)).then(|| Setup { backing: None, prefill: 0, ..random_setup(rng) });
+        let base =
+            (!rng.one_in(4)).then(|| Setup { backing: None, prefill: 0, depth: 1, ..random_setup(rng) });
         let pair = Pair { top: *top, base };
         sweep_commit(&pair, ops, rng.one_in(4), rng).map_err(|e| format!("{pair:?}: {e}"))
     };
@@ -316,10 +318,8 @@ fn external_data_files() {
     }
     let mut lists = share(lists);
     lists.extend((0..cases(200)).map(|_| {
-        let mut setup = Setup { version: 3, snapshots: false, ..random_setup(&mut rng) };
-        let raw = rng.one_in(2);
-        setup.data_file = Some(raw);
-        setup.backing = setup.backing.filter(|_| !raw);
+        let setup = Setup { version: 3, snapshots: false, ..random_setup(&mut rng) };
+        let setup = with_data_file(setup, rng.one_in(2));
         let length = 1 + rng.below(6) as usize;
         let list = random_list(&mut rng, &setup, length);
         (setup, list.into_iter().filter(|op| !matches!(op, Compressed { .. })).collect(), rng.next())
@@ -451,4 +451,57 @@ fn a_snapshot_over_a_leaked_count() {
         }
     }
     run("a_snapshot_over_a_leaked_count", 0, &lists);
+}
+
+/// What the guest sees of an encrypted image is old, new or zeroes, never a sector that nobody has encrypted.
+#[test]
+fn random_lists_on_encrypted_images() {
+    let seed = base_seed();
+    let mut rng = Rng::new(seed ^ 0x6c75);
+    let cases: Vec<_> = (0..cases(250))
+        .map(|_| {
+            let setup = encrypted_setup(&mut rng);
+            let length = 2 + rng.below(7) as usize;
+            (setup, random_list(&mut rng, &setup, length), rng.next())
+        })
+        .collect();
+    run("random_lists_on_encrypted_images", seed, &cases);
+}
+
+/// All lists of three operations on a cluster of several sectors and its neighbour, with either way to number sectors.
+#[test]
+fn short_lists_on_encrypted_images() {
+    let alphabet = [
+        Write { sector: 3, count: 1, fua: false },
+        Write { sector: 7, count: 2, fua: false },
+        Zero { sector: 3, count: 3, unmap: true, fua: false },
+        Discard { sector: 0, count: 8 },
+        Flush,
+        Kill,
+    ];
+    let mut lists = Vec::new();
+    for (encrypted, lazy, backing, extended) in [
+        (Encrypted::Aes, false, None, false),
+        (Encrypted::Luks(0), true, None, false),
+        (Encrypted::Aes, true, Some(40), false),
+        (Encrypted::Luks(3), false, Some(5), false),
+        (Encrypted::Aes, false, Some(40), true),
+    ] {
+        let cluster_bits = if extended { 14 } else { 11 };
+        let base = Setup {
+            encrypted: Some(encrypted),
+            encrypted_backing: lazy,
+            cluster_bits,
+            extended,
+            lazy,
+            backing,
+            sectors: 70,
+            ..Setup::default()
+        };
+        for number in 0..alphabet.len().pow(3) {
+            let ops = (0..3).map(|digit| alphabet[number / alphabet.len().pow(digit) % alphabet.len()]);
+            lists.push((Setup { ahead: number % 2 == 0, ..base }, ops.collect(), number as u64));
+        }
+    }
+    run("short_lists_on_encrypted_images", 0, &share(lists));
 }

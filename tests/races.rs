@@ -6,9 +6,9 @@ use qcow2::testing::storage::Purpose;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Duration;
-use testkit::race::{at_each_call, describe, Device, Part, Played, Point, Scene};
+use testkit::race::{at_each_call, describe, must_pass, Device, Part, Played, Point, Scene};
 use testkit::recorder::Kind;
-use testkit::rng::{base_seed, effort, hash_bytes, share, Rng};
+use testkit::rng::{base_seed, effort, hash_bytes, most_cases, share, Rng};
 use testkit::rows::{named, Gives, Row, ROWS};
 use testkit::setup::{self, Mode, Setup};
 use testkit::sweep::check_clean;
@@ -22,20 +22,31 @@ fn on_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<(), String> + Syn
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| {
-                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    if let Err(e) = work(job) {
-                        failures.lock().unwrap().push(e);
-                    }
-                    if failures.lock().unwrap().len() >= MOST_FAILURES {
-                        return;
-                    }
+            scope.spawn(|| loop {
+                let number = next.fetch_add(1, Ordering::SeqCst);
+                let Some(job) = jobs.get(number) else { return };
+                if let Err(e) = work(job) {
+                    failures.lock().unwrap().push((number, e));
+                }
+                if failures.lock().unwrap().len() >= MOST_FAILURES {
+                    return;
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "at least {} jobs have failed\n{}", failures.len(), failures.join("\n\n"));
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    if let Some((first, _)) = failures.first() {
+        let texts: Vec<&str> = failures.iter().map(|(_, text)| text.as_str()).collect();
+        panic!("case {first}: at least {} jobs have failed\n{}", texts.len(), texts.join("\n\n"));
+    }
+}
+
+/// A share of all, and of these the first ones only where a test of the kit says so.
+fn some_of<J>(jobs: Vec<J>) -> Vec<J> {
+    let mut jobs = share(jobs);
+    jobs.truncate(most_cases());
+    jobs
 }
 
 /// What races have covered.
@@ -97,7 +108,7 @@ fn every_pair_with_the_first_one_parked() {
         let named_again = |a: &Row, b: &Row| a.gives == Gives::Unbacked && b.name == "change backing file";
         jobs.extend(pairs.filter(|(_, a, b)| !named_again(a, b)));
     }
-    let jobs = share(jobs);
+    let jobs = some_of(jobs);
     let covered = Covered::default();
     let seed = base_seed();
     on_threads(&jobs, |(scene, first, second)| {
@@ -113,11 +124,9 @@ fn every_pair_with_the_first_one_parked() {
                 let parts = [Part { row: first, point: Some(point) }, Part { row: second, point: None }];
                 let played = covered.play(scene, &parts, &[0])?;
                 let (parked, passed) = (played.parked & 1 != 0, played.beside & 2 != 0);
-                // The contested table is in memory; those afar may be under load.
-                let must_pass = second.name == "read" && !first.alone && !first.loads;
                 // A commit ends with a flush beside others, and who is past a new end need not wait to hear it.
                 let must_wait = first.alone && first.name != "commit" && played.refused & 2 == 0;
-                match parked && (must_pass && !passed || must_wait && passed) {
+                match parked && (must_pass(&parts, 1) && !passed || must_wait && passed) {
                     true => Err(format!("passed: {passed}: {}\n{:?}", describe(&parts), scene.setup)),
                     false => Ok(parked),
                 }
@@ -131,7 +140,8 @@ fn every_pair_with_the_first_one_parked() {
         jobs.len()
     );
     let pairs = jobs.len() as u64;
-    assert!(parked > 5 * pairs && beside > pairs, "the requests were not caught");
+    let few = most_cases() < usize::MAX;
+    assert!(few || parked > 5 * pairs && beside > pairs, "the requests were not caught");
 }
 
 /// Three threads and one table page: the first has it between memory and the file, the second changes it or
@@ -150,7 +160,7 @@ fn a_page_in_hand_is_waited_for() {
             jobs.extend(changing.iter().flat_map(|b| third.iter().map(move |c| (scene, first, *b, *c))));
         }
     }
-    let jobs = share(jobs);
+    let jobs = some_of(jobs);
     let covered = Covered::default();
     let both = AtomicU64::new(0);
     on_threads(&jobs, |(scene, first, second, third)| {

@@ -11,6 +11,8 @@
    map NAME                                              qcow2_block_status of the whole disk, timed; extents
    checksum NAME                                         qcow2_checksum, timed
    snapshots NAME N [FROM]                               that many snapshots, timed; the names count from FROM
+   bitmaps NAME N GRANULARITY                            that many dirty bitmaps, timed: b0, b1 and so on
+   dirty NAME BITMAP GRANULARITY                         the dirty ranges of one, timed; bytes are those of its bits
    warm PATH                                             reads the file and locks its pages in memory
    cool PATH                                             lets them go again
    memory                                                bytes: peak since the last `memory`, and now
@@ -279,6 +281,39 @@ static void command_snapshots(char *const *words)
     print_usage(&from, count, 0);
 }
 
+static void command_bitmaps(char *const *words)
+{
+    struct disk *disk = find_disk(words[0]);
+    uint64_t count = parse_size(words[1]);
+    struct usage from;
+    char name[32];
+
+    begin_counting();
+    from = usage_now();
+    for (uint64_t i = 0; i < count; i++) {
+        snprintf(name, sizeof name, "b%llu", (unsigned long long)i);
+        if (qcow2_bitmap_add(disk->handle, name, parse_size(words[2]), 0) < 0)
+            fail("bitmap: %s", qcow2_last_error());
+    }
+    print_usage(&from, count, 0);
+}
+
+static void command_dirty(char *const *words)
+{
+    struct disk *disk = find_disk(words[0]);
+    uint64_t at = 0, length, ranges = 0, bits = (uint64_t)qcow2_length(disk->handle) / parse_size(words[2]);
+    struct usage from;
+    int found;
+
+    begin_counting();
+    from = usage_now();
+    for (; (found = qcow2_bitmap_next_dirty(disk->handle, words[1], at, &at, &length)) > 0; at += length)
+        ranges++;
+    if (found < 0)
+        fail("dirty: %s", qcow2_last_error());
+    print_usage(&from, ranges, bits / 8);
+}
+
 /* Locks the pages of a file in memory. Returns false where the host does not allow it. */
 static bool lock_pages(const char *path, int fd, size_t length)
 {
@@ -373,7 +408,8 @@ static void execute(char *const *words, int count)
         {"create", 4, command_create}, {"open", 4, command_open},   {"run", 3, command_run},
         {"close", 2, command_close},   {"opens", 4, command_opens}, {"check", 2, command_check},
         {"map", 2, command_map},       {"checksum", 2, command_checksum},
-        {"snapshots", 3, command_snapshots}, {"warm", 2, command_warm}, {"cool", 2, command_cool},
+        {"snapshots", 3, command_snapshots}, {"bitmaps", 4, command_bitmaps},
+        {"dirty", 4, command_dirty},   {"warm", 2, command_warm}, {"cool", 2, command_cool},
         {"memory", 1, command_memory},
     };
 

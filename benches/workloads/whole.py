@@ -27,29 +27,35 @@ def tool_row(env, name, title, arguments, limit, before, others=None):
     return row
 
 
-def create_mapped(env, name, size, snapshots=0):
+def create_mapped(env, name, size, snapshots=0, bitmaps=0):
     path = env.path(name)
     with Driver(env) as driver:
         driver(f'create qcow2 {path} {size} preallocation=metadata')
         driver(f'open disk qcow2 {path} rw')
         used = driver(f'snapshots disk {snapshots}')
+        if bitmaps:
+            driver(f'bitmaps disk {bitmaps} 64k')
+            # Each cluster of its bits has one that is set.
+            driver(f'run disk op=write order=stride stride={32 * GIB} bs=64k span={size}')
         driver('close disk')
     return path, used
 
 
 def opens(env, rows):
     """Open and close, many times in one process."""
-    for name, title, size, snapshots, count, limit in (
-            ('open-1t', 'open, 1 TiB with all metadata', TIB, 0, 100, 100),
-            ('open-snapshots', 'open, 1000 snapshots', 64 * MIB, 1000, 50, 5000)):
-        path, _ = create_mapped(env, 'open.qcow2', size, snapshots)
+    for name, title, size, snapshots, bitmaps, count, limit in (
+            ('open-1t', 'open, 1 TiB with all metadata', TIB, 0, 0, 100, 100),
+            ('open-bitmap', 'open, 1 TiB, a dirty bitmap of 64 KiB granules', TIB, 0, 1, 100, 1000),
+            ('open-snapshots', 'open, 1000 snapshots', 64 * MIB, 1000, 0, 50, 5000)):
+        path, _ = create_mapped(env, 'open.qcow2', size, snapshots, bitmaps)
         variants = {}
         for variant, engine in (('ours', 'qcow2'), ('imago', 'imago'), ('qcow2-rs', 'qcow2rs')):
-            def sample(_, engine=engine):
+            # Who may not write needs no bitmaps.
+            def sample(_, engine=engine, how='rw' if bitmaps else ''):
                 env.need(engine)
                 with Driver(env) as driver:
-                    driver(f'opens {engine} {path} 2')
-                    return driver(f'opens {engine} {path} {count}')
+                    driver(f'opens {engine} {path} 2 {how}')
+                    return driver(f'opens {engine} {path} {count} {how}')
             variants[variant] = sample
         row = Row(env, TABLE, name, title, base='imago').run(variants)
         row.reach('ours', limit, row.time('ours') * 1e6, what='microseconds')

@@ -110,8 +110,8 @@ kill $server # it was told to ignore that
 cmp -n 300000 content disk.qcow2 || fail "ended by a signal that was ignored"
 crash
 for tries in 1 2 3 4 5 6 7 8 9 10; do
-    if dd if=content of=disk.qcow2 conv=notrunc status=none 2>/dev/null; then fail "written after kill -9"; fi
-    if head -c 3 disk.qcow2 >said 2>&1; then fail "read after kill -9"; fi
+    if dd if=content of=disk.qcow2 conv=notrunc status=none 2>/dev/null; then fail "written after kill -9: $(mounts)"; fi
+    if head -c 3 disk.qcow2 >said 2>&1; then fail "read after kill -9: $(mounts)"; fi
     sleep 0.02
 done
 fusermount3 -u disk.qcow2 || fail "a dead mount cannot be unmounted"

@@ -35,6 +35,7 @@ until_true() {
 # mounted NAME: whether something is mounted there, be its server alive or dead.
 mounted() { grep -q " $work/$1 " /proc/self/mounts; }
 gone() { ! mounted "$1"; }
+mounts() { grep " $work/" /proc/self/mountinfo || echo "nothing is mounted"; }
 # stop: the server ends by itself, with status 0.
 stop() {
     kill "$server"

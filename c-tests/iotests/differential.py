@@ -10,7 +10,7 @@ with copy on read, that end with a close or a kill, resize, commit, snapshot, ch
 says what a guest must see. After each step contents and `check` are compared, after some of them also `map` and `info`,
 between the tools and between the images; differ/compare.py says what may differ.
 
-Encryption is left out: the library does not open such images.
+Encryption is the matter of encryption.py.
 
 A list depends on its seed and --ops only. A failing one is shrunk, and the line that replays it is printed.
 """
@@ -53,6 +53,8 @@ def direct_io_works():
 class Bench:
     """Runs scripts with one set of tools."""
 
+    program = "differential.py"
+
     def __init__(self, stock, ours, options):
         self.stock = stock
         self.ours = ours
@@ -62,7 +64,7 @@ class Bench:
     def attempt(self, script, keep_images=None):
         """None, or the failure and the commands that led to it."""
         with tempfile.TemporaryDirectory(prefix="differential.") as directory:
-            runner = Runner(script, self.stock, self.ours, directory, self.direct)
+            runner = self.runner(script, directory)
             try:
                 runner.run()
                 return None
@@ -73,9 +75,12 @@ class Bench:
                     shutil.copytree(directory, os.path.join(keep_images, "seed-%d" % script.seed), dirs_exist_ok=True)
                 return failure
 
+    def runner(self, script, directory):
+        return Runner(script, self.stock, self.ours, directory, self.direct)
+
     def replay_line(self, script):
         options = self.options
-        words = ["differential.py"]
+        words = [self.program]
         for name, value in (("tools", options.tools if options.tools != "both" else None),
                             ("bin-dir", options.bin_dir), ("stock-dir", options.stock_dir)):
             if value:
@@ -105,8 +110,8 @@ class Bench:
         return lines
 
 
-def parse_options():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parse_options(description):
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--tools", choices=["both", "stock", "ours"], default="both",
                         help="both (default), or one set on both sides, as a test of this program or of one set alone")
     parser.add_argument("--bin-dir", help="where qcow2-img and qcow2-io are (default: PATH)")
@@ -123,8 +128,8 @@ def parse_options():
     return parser.parse_args()
 
 
-def main():
-    options = parse_options()
+def main(script_class=Script, bench_class=Bench, description=__doc__, prepare=None):
+    options = parse_options(description)
     stock = find_tools("stock", "qemu-", options.stock_dir) if options.tools != "ours" else None
     ours = find_tools("ours", "qcow2-", options.bin_dir) if options.tools != "stock" else None
     if options.tools == "stock":
@@ -137,11 +142,13 @@ def main():
         print("0 passed, 0 failed, %d skipped" % options.count)
         return 0
 
+    if prepare:
+        prepare(stock, ours)
     seed = default_seed() if options.seed is None else options.seed
     keep = parse_keep(options.keep) if options.keep is not None else None
     without = [name for name in options.without.split(",") if name]
-    scripts = [Script(seed + index, options.ops, keep, without) for index in range(options.count)]
-    bench = Bench(stock, ours, options)
+    scripts = [script_class(seed + index, options.ops, keep, without) for index in range(options.count)]
+    bench = bench_class(stock, ours, options)
     print("differential: seeds %d to %d, %d operations each" % (seed, seed + options.count - 1, options.ops), flush=True)
     passed = failed = 0
     properties, pairs, steps = set(), set(), 0

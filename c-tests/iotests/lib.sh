@@ -263,6 +263,20 @@ map_guest() {
 }
 
 # ---------------------------------------------------------------------------------------------
+# Encryption
+
+# What a host with time on its hands decides: how often a passphrase is hashed, and the UUID.
+filter_luks() {
+    sed -E -e 's#(uuid"?: "?)[0-9a-f-]{36}#\1UUID#' -e 's#(iters"?: )[0-9]+#\1ITERS#'
+}
+
+# stock_luks FILE SIZE PASSPHRASE [OPTIONS]: an image that the stock tools make, with little work for its key.
+stock_luks() {
+    stock_img create -q --object "secret,id=make,data=$3" -f qcow2 \
+        -o "encrypt.format=luks,encrypt.key-secret=make,encrypt.iter-time=1${4:+,$4}" "$1" "$2"
+}
+
+# ---------------------------------------------------------------------------------------------
 # Bytes of a file, without any tool of ours
 
 # peek FILE OFFSET LENGTH: the bytes as one hexadecimal string.

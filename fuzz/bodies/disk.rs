@@ -74,6 +74,11 @@ pub fn create<T: AsRef<[u8]>>(medium: &Medium, size: u64, options: &[T]) -> Answ
         data_io: if names_data_file { &data_ops } else { std::ptr::null() },
         data_io_opaque: medium.opaque(),
         flags: 0,
+        format: std::ptr::null(),
+        secret: Some(give_secret),
+        secret_opaque: std::ptr::null_mut(),
+        progress: Some(give_up),
+        progress_opaque: std::ptr::null_mut(),
     };
     // SAFETY: everything lives across the call.
     judge_int(unsafe { qcow2_create_with(&params) })
@@ -201,12 +206,18 @@ impl<'a> Disk<'a> {
             secret_opaque: std::ptr::null_mut(),
             progress: Some(give_up),
             progress_opaque: std::ptr::null_mut(),
+            format: std::ptr::null(),
         };
         let mut image = std::ptr::null_mut();
         // SAFETY: everything lives across the call; the medium outlives the handle.
         let opened = judge_int(unsafe { qcow2_open_with(&params, &mut image) });
         assert_eq!(opened.is_ok(), !image.is_null(), "an open has a handle or an error");
         opened.map(|()| Disk { image, medium })
+    }
+
+    /// For what has no function here.
+    pub fn handle(&self) -> *mut qcow2_image {
+        self.image
     }
 
     pub fn close(self) -> Answer<()> {

@@ -4,6 +4,7 @@
 //! The bodies are callers of the C ABI, and keep what `include/qcow2.h` asks of one: that is all `unsafe` here.
 #![allow(unsafe_code)]
 
+pub mod bitmaps;
 pub mod chains;
 pub mod container;
 pub mod copies;

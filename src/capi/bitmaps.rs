@@ -111,6 +111,30 @@ pub unsafe extern "C" fn qcow2_bitmap_merge(
     }) as c_int
 }
 
+/// Adds a dirty bitmap that is what the bitmap `name` of `source` is, another open image with a disk of the same size: as
+/// large granules, the same bits, and it tracks changes if that one does. What is written to `source` meanwhile may be
+/// missing; whoever fills `image` with what `source` has does so before.
+///
+/// Returns 0 or -errno: ENOENT, EEXIST, EINVAL (it is inconsistent; the sizes of the disks differ; both are one image),
+/// EFBIG, EROFS, ENOTSUP, ENOMEM, ENOSPC, EIO. Specification: "Bitmaps".
+#[no_mangle]
+pub unsafe extern "C" fn qcow2_bitmap_copy(
+    image: *mut qcow2_image,
+    source: *mut qcow2_image,
+    name: *const c_char,
+) -> c_int {
+    with(image, |guarded| {
+        if source.is_null() || source == image {
+            return Err(Error::invalid("source is NULL, or the image itself"));
+        }
+        let name = unsafe { name_of(name, "name") }?;
+        // SAFETY: the caller passes a pointer from an open that has not been closed.
+        let source = unsafe { &*source.cast::<Guarded>() };
+        source.check()?;
+        bitmaps::copy(&guarded.handle, &source.handle, name).map(|()| 0)
+    }) as c_int
+}
+
 /// Hands over from one dirty bitmap to the next, for an incremental backup: the bits of `name` go to a new bitmap
 /// `frozen`, which is disabled, and `name` tracks on with no bit set. Requests wait meanwhile, so each write is in one of
 /// the two: what `frozen` says, copied from now on, is a backup as of any time after this call. When the backup is
@@ -151,6 +175,10 @@ pub unsafe extern "C" fn qcow2_bitmap_sync(image: *mut qcow2_image) -> c_int {
 /// QCOW2_BITMAP_IN_USE is set of an inconsistent bitmap only, where qcow2_get_bitmap shows what the file says.
 /// `dirty_bytes` is counted; of an inconsistent one it is the size of the disk. The name is valid until the next call of
 /// this function or of qcow2_get_bitmap on the handle.
+///
+/// A handle that is open read-only loads them when it is asked first and answers from that, whatever another program
+/// stores meanwhile: for what is new, open again. Bitmaps are about the disk as it is now, also where the handle shows a
+/// snapshot: what has changed up to a snapshot is in the bitmap that was frozen (qcow2_bitmap_rotate) when it was taken.
 ///
 /// Returns 0, -ENOENT past the last one, or another -errno: EINVAL, EIO (the bitmaps are damaged), EFBIG (they are too
 /// large to be looked at), ENOTSUP (a raw disk), ENOMEM. Specification: "Bitmaps".

@@ -5,7 +5,7 @@ use super::types::*;
 use crate::disk::Encryption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::formats::Driver;
-use crate::ops::open::{Named, ResolveAnswer, ResolveRequest, SecretRequest};
+use crate::ops::open::{Named, ResolveAnswer, ResolveRequest, SecretKind, SecretRequest, Secrets};
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -63,7 +63,7 @@ pub type qcow2_resolve_fn = Option<
     ) -> c_int,
 >;
 
-/// What an encrypted image asks for when it is opened.
+/// What an encrypted image asks for when it is opened, made or amended.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct qcow2_secret_request {
@@ -73,13 +73,18 @@ pub struct qcow2_secret_request {
     pub encryption: c_int,
     /// How far below the top image it is, whose depth is 0.
     pub depth: c_int,
-    /// Where the image was opened, for messages.
+    /// Where the image was opened, or is made, for messages.
     pub file: *const c_char,
+    /// QCOW2_SECRET_*: what for.
+    pub kind: c_int,
+    /// What the option says that asks for it ("encrypt.key-secret=s": "s"): a name by which the caller knows the secret,
+    /// never the secret. NULL: no option does.
+    pub name: *const c_char,
 }
 
 /// Puts the secret of an image into `buffer`, which holds `buffer_bytes` bytes (64 KiB), and returns how many it has put
 /// there. The buffer is in memory that no core dump and no forked child has, and is wiped after use. -ENOKEY: there is
-/// none; another -errno is the error of the open. Called by the thread that opens, inside its call.
+/// none; another -errno is the error of the call. Called by the thread that calls, inside its call.
 pub type qcow2_secret_fn = Option<
     unsafe extern "C" fn(
         opaque: *mut c_void,
@@ -97,6 +102,7 @@ pub(super) fn ask_secret(
     room: &mut [u8],
 ) -> Result<Option<usize>> {
     let file = c_text(Some(request.file.as_bytes()));
+    let name = c_text(request.name.as_ref().map(|name| name.as_bytes()));
     let asked = qcow2_secret_request {
         struct_size: std::mem::size_of::<qcow2_secret_request>(),
         encryption: match request.encryption {
@@ -105,6 +111,12 @@ pub(super) fn ask_secret(
         },
         depth: request.depth as c_int,
         file: file.as_ptr(),
+        kind: match request.kind {
+            SecretKind::Current => QCOW2_SECRET_CURRENT,
+            SecretKind::New => QCOW2_SECRET_NEW,
+            SecretKind::Old => QCOW2_SECRET_OLD,
+        },
+        name: pointer_or_null(&name, request.name.is_some()),
     };
     // SAFETY: the struct and the buffer live across the call.
     let answer = unsafe { function(opaque, &asked, room.as_mut_ptr().cast(), room.len()) };
@@ -115,6 +127,37 @@ pub(super) fn ask_secret(
             let errno = if (-4095..0).contains(&answer) { -answer as i32 } else { libc::EPERM };
             Err(Error::new(ErrorKind::Host(errno), format!("the secret of '{}' was refused", request.file)))
         }
+    }
+}
+
+/// Where a call has its secrets, and whom it tells how far a derivation is.
+#[derive(Clone, Copy)]
+pub(super) struct SecretCallbacks {
+    pub(super) secret: qcow2_secret_fn,
+    pub(super) secret_opaque: *mut c_void,
+    pub(super) progress: qcow2_progress_fn,
+    pub(super) progress_opaque: *mut c_void,
+}
+
+impl SecretCallbacks {
+    /// None are given.
+    pub(super) const NONE: SecretCallbacks = SecretCallbacks {
+        secret: None,
+        secret_opaque: std::ptr::null_mut(),
+        progress: None,
+        progress_opaque: std::ptr::null_mut(),
+    };
+
+    /// Runs `run` with them.
+    pub(super) fn with<T>(self, run: impl FnOnce(&mut Secrets<'_>) -> T) -> T {
+        let mut ask = self.secret.map(|function| {
+            move |request: &SecretRequest, room: &mut [u8]| {
+                ask_secret(function, self.secret_opaque, request, room)
+            }
+        });
+        let mut told = |done, total| send_progress(self.progress, self.progress_opaque, done, total);
+        let source = ask.as_mut().map(|a| a as _);
+        run(&mut Secrets { source, progress: Some(&mut told) })
     }
 }
 

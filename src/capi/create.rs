@@ -1,13 +1,14 @@
 //! Create.
 
+use super::callbacks::{qcow2_progress_fn, qcow2_secret_fn, SecretCallbacks};
 use super::custom_io::{self, place, qcow2_io_ops};
 use super::edge::{self, enter, option_list, take};
 use super::flags::check_flags;
 use super::types::{QCOW2_CREATE_DATA_FD, QCOW2_CREATE_FD};
 use crate::error::{Error, Result};
 use crate::ops::create_at::{create_at, size_of_new};
+use crate::ops::formats::Driver;
 use crate::ops::open::Origin;
-use crate::options::CreateOptions;
 use std::ffi::{c_char, c_int, c_void};
 
 /// Everything that a create can be given; begin with QCOW2_CREATE_PARAMS_INIT, or with zeroes, `struct_size` and `size`.
@@ -39,6 +40,17 @@ pub struct qcow2_create_params {
     pub data_io_opaque: *mut c_void,
     /// QCOW2_CREATE_*; unknown bits are -EINVAL.
     pub flags: u64,
+    /// "qcow2" or "luks"; NULL: "qcow2". A LUKS file has options of its own: QCOW2_SCOPE_CREATE_LUKS.
+    pub format: *const c_char,
+    /// Has the secret of an encrypted image. It is asked for before anything is made. May be NULL: then an encrypted image
+    /// is -ENOKEY.
+    pub secret: qcow2_secret_fn,
+    /// Handed to `secret`.
+    pub secret_opaque: *mut c_void,
+    /// Takes the progress of deriving keys, which lasts as long as the option encrypt.iter-time says. May be NULL.
+    pub progress: qcow2_progress_fn,
+    /// Handed to `progress`.
+    pub progress_opaque: *mut c_void,
 }
 
 impl qcow2_create_params {
@@ -56,23 +68,31 @@ impl qcow2_create_params {
             data_io: std::ptr::null(),
             data_io_opaque: std::ptr::null_mut(),
             flags: 0,
+            format: std::ptr::null(),
+            secret: None,
+            secret_opaque: std::ptr::null_mut(),
+            progress: None,
+            progress_opaque: std::ptr::null_mut(),
         }
     }
 }
 
 unsafe fn make(
+    format: Driver,
     origin: &Origin,
     data_file: Option<&Origin>,
     size: u64,
     options: *const *const c_char,
+    callbacks: SecretCallbacks,
 ) -> Result<i64> {
-    let options = CreateOptions::parse(&unsafe { option_list(options) }?)?;
+    let list = unsafe { option_list(options) }?;
+    let options = (format.create_options)(&list)?;
     let size = match (size, options.size) {
         (u64::MAX, Some(size)) => size,
         (u64::MAX, None) => size_of_new(origin, &options)?,
         (size, _) => size,
     };
-    create_at(origin, data_file, size, &options).map(|()| 0)
+    callbacks.with(|secrets| create_at(format, origin, data_file, size, &options, secrets)).map(|()| 0)
 }
 
 /// Creates an image file, or replaces what is in it, with a disk of `size` bytes, rounded up to 512 (UINT64_MAX: the
@@ -82,21 +102,32 @@ unsafe fn make(
 /// qcow2_option_list(QCOW2_SCOPE_CREATE). The image is durable when the call returns; a crash before leaves nothing
 /// that opens. A call that fails removes the file if it was made by it, and nothing that somebody else has put there.
 ///
-/// Returns 0 or -errno: EINVAL, ENOTSUP (an option's value that is not served yet), EFBIG (size), EAGAIN (the
-/// file is in use), ENOSPC and what else the host says.
+/// Returns 0 or -errno: EINVAL, ENOTSUP (a cipher that this build lacks, a combination of options), ENOKEY (an encrypted
+/// image, whose secret qcow2_create_with takes), EFBIG (size), EAGAIN (the file is in use), ENOSPC and what else the host says.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create(
     path: *const c_char,
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Path(super::text::path(path)?), None, size, options) }) as c_int
+    enter(|| unsafe {
+        make(
+            Driver::QCOW2,
+            &Origin::Path(super::text::path(path)?),
+            None,
+            size,
+            options,
+            SecretCallbacks::NONE,
+        )
+    }) as c_int
 }
 
 /// qcow2_create in an open file; the descriptor stays the caller's.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create_fd(fd: c_int, size: u64, options: *const *const c_char) -> c_int {
-    enter(|| unsafe { make(&Origin::Descriptor(fd), None, size, options) }) as c_int
+    enter(|| unsafe {
+        make(Driver::QCOW2, &Origin::Descriptor(fd), None, size, options, SecretCallbacks::NONE)
+    }) as c_int
 }
 
 /// qcow2_create over a caller's storage; `close` of `io` is called before it returns.
@@ -107,11 +138,22 @@ pub unsafe extern "C" fn qcow2_create_io(
     size: u64,
     options: *const *const c_char,
 ) -> c_int {
-    enter(|| unsafe { make(&Origin::Custom(custom_io::wrap(io, io_opaque)?), None, size, options) }) as c_int
+    enter(|| unsafe {
+        make(
+            Driver::QCOW2,
+            &Origin::Custom(custom_io::wrap(io, io_opaque)?),
+            None,
+            size,
+            options,
+            SecretCallbacks::NONE,
+        )
+    }) as c_int
 }
 
-/// The general form of create: the image, and its external data file, by path, descriptor or callbacks. Otherwise as
-/// qcow2_create. Specification: "External data file name".
+/// The general form of create: the image, and its external data file, by path, descriptor or callbacks; encrypted ones,
+/// too. Their key is random; the options encrypt.* say what it is for, and the secret, which is not among the options,
+/// opens it. Otherwise as qcow2_create. ENOKEY: `secret` has none; ECANCELED: `progress` returned non-zero. In both cases
+/// nothing has been made. Specification: "External data file name", "Full disk encryption header pointer".
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -> c_int {
     enter(|| unsafe {
@@ -128,6 +170,14 @@ pub unsafe extern "C" fn qcow2_create_with(params: *const qcow2_create_params) -
             ));
         };
         check_flags("create", p.flags, QCOW2_CREATE_FD | QCOW2_CREATE_DATA_FD)?;
-        make(&image, data_file.as_ref(), p.size, p.options)
+        let callbacks = SecretCallbacks {
+            secret: p.secret,
+            secret_opaque: p.secret_opaque,
+            progress: p.progress,
+            progress_opaque: p.progress_opaque,
+        };
+        let format = super::text::optional_text(p.format, "format")?;
+        let format = Driver::by_name(format.unwrap_or("qcow2"))?;
+        make(format, &image, data_file.as_ref(), p.size, p.options, callbacks)
     }) as c_int
 }

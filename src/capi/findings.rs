@@ -72,6 +72,9 @@ pub const QCOW2_FINDING_HINT_AMEND: i32 = 32;
 pub const QCOW2_FINDING_HINT_SNAPSHOTS: i32 = 33;
 /// No finding, but what helps: a repair that drops extra data of snapshots.
 pub const QCOW2_FINDING_HINT_EXTRA: i32 = 34;
+/// An entry of a dirty bitmap's table whose cluster has another use, too: the bitmap is not to be believed. place: index
+/// of the entry; value: the entry; count: references. Its wrong refcount is a finding of its own, which is counted.
+pub const QCOW2_FINDING_BITMAP_SHARED: i32 = 35;
 
 /// Something that a check has found. Numbers that its kind does not name are 0.
 #[repr(C)]
@@ -145,5 +148,6 @@ fn code(what: What) -> c_int {
         What::HintAmend => QCOW2_FINDING_HINT_AMEND,
         What::HintSnapshots => QCOW2_FINDING_HINT_SNAPSHOTS,
         What::HintExtra => QCOW2_FINDING_HINT_EXTRA,
+        What::BitmapShared => QCOW2_FINDING_BITMAP_SHARED,
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::MessageKind;
 use crate::ops::formats::Driver;
 use crate::ops::handle::Handle;
-use crate::ops::inactive::{inactivate, invalidate};
+use crate::ops::inactive::{inactivate, invalidate_with};
 use crate::ops::open::{
     Messages, OpenFlags, Opening, Origin, ResolveRequest, Resolver, SecretRequest, Secrets,
 };
@@ -57,6 +57,8 @@ pub struct qcow2_open_params {
     pub progress: qcow2_progress_fn,
     /// Handed to `progress`.
     pub progress_opaque: *mut c_void,
+    /// "qcow2", "raw" or "luks" (a plain LUKS1 file); NULL: "qcow2", or "raw" with QCOW2_OPEN_RAW. Never probed.
+    pub format: *const c_char,
 }
 
 impl qcow2_open_params {
@@ -77,6 +79,7 @@ impl qcow2_open_params {
             secret_opaque: std::ptr::null_mut(),
             progress: None,
             progress_opaque: std::ptr::null_mut(),
+            format: std::ptr::null(),
         }
     }
 }
@@ -142,7 +145,15 @@ unsafe fn open(params: &qcow2_open_params, image: *mut *mut qcow2_image) -> Resu
     unsafe { *image = std::ptr::null_mut() };
     prepare_last_error();
     let origin = origin?;
-    let flags = open_flags(params.flags)?;
+    let mut flags = open_flags(params.flags)?;
+    // SAFETY: the caller's string.
+    if let Some(format) = unsafe { super::text::optional_text(params.format, "format") }? {
+        let by_flag = params.flags & QCOW2_OPEN_RAW != 0;
+        flags.format = Driver::by_name(format)?;
+        if by_flag && flags.format != Driver::RAW {
+            return Err(Error::invalid(format!("format is '{format}', and QCOW2_OPEN_RAW is given")));
+        }
+    }
     let options = OpenOptions::parse(&unsafe { option_list(params.options) }?)?;
     let handle = with_callbacks(params, |resolver, messages, secrets| {
         Handle::open(&mut Opening { flags, options, resolver, messages, secrets }, &origin)
@@ -297,7 +308,8 @@ pub unsafe extern "C" fn qcow2_inactivate(image: *mut qcow2_image) -> c_int {
 /// takes the locks, reads header and tables anew (its size, its snapshots and its backing file may be others), and
 /// repairs a dirty image as a writable open does. A backing file with the same recorded name is used by the descriptor
 /// that is open; for another one, the flags of the open or the resolver in `params` decide. Of `params`, which may be
-/// NULL, only `resolve`, `message` and their opaque values are used. On a handle that is not inactive it does nothing.
+/// NULL, only the callbacks and their opaque values are used; the secret is asked for where the image has come to be
+/// encrypted with another key. On a handle that is not inactive it does nothing.
 ///
 /// Returns 0 or -errno as qcow2_open; EAGAIN: the other side still has it. After a failure the handle is inactive.
 #[no_mangle]
@@ -311,8 +323,8 @@ pub unsafe extern "C" fn qcow2_invalidate(
             // SAFETY: the caller's struct.
             false => unsafe { take(params, qcow2_open_params::empty(), "params") }?,
         };
-        with_callbacks(&params, |resolver, messages, _| {
-            guarded.changing(|handle| invalidate(handle, resolver, messages))
+        with_callbacks(&params, |resolver, messages, secrets| {
+            guarded.changing(|handle| invalidate_with(handle, resolver, messages, secrets))
         })
         .map(|()| 0)
     }) as c_int

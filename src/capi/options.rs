@@ -25,6 +25,8 @@ fn scope_of(scope: c_int) -> Result<Scope> {
         QCOW2_SCOPE_CREATE => Ok(Scope::Create),
         QCOW2_SCOPE_OPEN => Ok(Scope::Open),
         QCOW2_SCOPE_AMEND => Ok(Scope::Amend),
+        QCOW2_SCOPE_CREATE_LUKS => Ok(Scope::CreateLuks),
+        QCOW2_SCOPE_AMEND_LUKS => Ok(Scope::AmendLuks),
         other => Err(Error::invalid(format!("unknown scope {other}"))),
     }
 }

@@ -10,6 +10,7 @@ pub(super) struct Strings {
     pub(super) node: Vec<CString>,
     pub(super) snapshots: Vec<CString>,
     pub(super) bitmaps: Vec<CString>,
+    pub(super) encryption: Vec<CString>,
 }
 
 /// Keeps a text; as C sees it, up to its first zero byte.

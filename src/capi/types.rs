@@ -159,6 +159,16 @@ pub const QCOW2_ENCRYPTION_AES: i32 = 1;
 /// qcow2_secret_request: a LUKS header, one of whose key slots the secret opens; crypt_method 2.
 pub const QCOW2_ENCRYPTION_LUKS: i32 = 2;
 
+/// qcow2_secret_request: what opens the image as it is.
+pub const QCOW2_SECRET_CURRENT: i32 = 0;
+/// qcow2_secret_request: what is to open the image from now on; of a create, and of an amend that fills a key slot.
+pub const QCOW2_SECRET_NEW: i32 = 1;
+/// qcow2_secret_request: an amend erases the key slots that this opens.
+pub const QCOW2_SECRET_OLD: i32 = 2;
+
+/// qcow2_amend: erase and overwrite key slots even if nothing opens the image afterwards.
+pub const QCOW2_AMEND_FORCE: u64 = 0x1;
+
 /// qcow2_bitmap_add: the bitmap tracks no changes yet.
 pub const QCOW2_BITMAP_DISABLED: u64 = 0x1;
 /// qcow2_bitmap_info: the bitmap was not saved and may be wrong.
@@ -172,6 +182,10 @@ pub const QCOW2_SCOPE_CREATE: i32 = 1;
 pub const QCOW2_SCOPE_OPEN: i32 = 2;
 /// Options of qcow2_amend.
 pub const QCOW2_SCOPE_AMEND: i32 = 4;
+/// Options of qcow2_create_with for the format "luks".
+pub const QCOW2_SCOPE_CREATE_LUKS: i32 = 8;
+/// Options of qcow2_amend for a disk of the format "luks".
+pub const QCOW2_SCOPE_AMEND_LUKS: i32 = 16;
 
 /// Where the bytes of a guest range come from. See qcow2_block_status.
 #[repr(C)]

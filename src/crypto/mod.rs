@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! hash       digests and PBKDF2, which says how far it is and can be stopped
+//! cbc        AES-256-CBC of any length, by which secrets are kept under others
 //! cipher     block ciphers, whole slices of blocks at once
 //! sectors    a cipher in its mode, with its IV generator: sectors of 512 bytes, by the offset that they are numbered by
 //! luks       the header, the anti-forensic split, key slots
@@ -14,6 +15,7 @@
 //! compared in constant time. A key that stays in memory belongs into pages of its own, which is the caller's part
 //! (`storage/file/key_pages.rs`).
 
+mod cbc;
 mod cipher;
 mod hash;
 pub mod luks;
@@ -21,6 +23,7 @@ mod sectors;
 #[cfg(test)]
 mod vectors;
 
+pub use cbc::{unpad, AesCbc};
 pub use cipher::Algorithm;
 pub use hash::{pbkdf2, Hash};
 pub use sectors::{IvGenerator, Mode, Sectors, Spec, SECTOR_BYTES};

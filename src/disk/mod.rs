@@ -6,15 +6,18 @@
 //! refused otherwise. What differs between formats as files (how one is recognised, opened, made, checked, repaired,
 //! given another size) is in the table of `ops::formats`.
 
+pub mod luks;
 mod opening;
 mod packed;
 mod range;
 pub mod raw;
+mod secret;
 mod status;
 
 pub use opening::{Draft, Encryption, Files, Names, Parts, Settings, Stopped, Unlocking};
 pub use packed::PackedClusters;
 pub(crate) use range::{check_range, total};
+pub use secret::Secret;
 pub use status::Status;
 
 use crate::error::{Error, ErrorKind, Result};

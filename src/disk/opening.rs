@@ -145,6 +145,13 @@ pub trait Stopped {
     fn reload(&self, files: Files, settings: Settings) -> Result<()>;
     /// Refuses requests from now on, for somebody else may change the disk. Everything is on the medium.
     fn deactivate(&self);
-    /// Reads an inactive disk as it is now. On failure it stays inactive.
-    fn activate(&self, files: Files, settings: Settings, backing: Option<Disk>) -> Result<()>;
+    /// Reads an inactive disk as it is now; one that is encrypted with another key than before is unlocked. On failure it
+    /// stays inactive.
+    fn activate(
+        &self,
+        files: Files,
+        settings: Settings,
+        backing: Option<Disk>,
+        unlocking: &mut Unlocking<'_>,
+    ) -> Result<()>;
 }

@@ -2,7 +2,7 @@
 
 use super::{
     check_range, inactive_error, total, Disk, Draft, Files, Format, Parts, Settings, Status, Stopped,
-    UseHost, ZeroFlags,
+    Unlocking, UseHost, ZeroFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::round_up;
@@ -317,7 +317,13 @@ impl Stopped for ExclusiveRaw<'_> {
         self.raw.inactive.store(true, Ordering::SeqCst);
     }
 
-    fn activate(&self, files: Files, _settings: Settings, _backing: Option<Disk>) -> Result<()> {
+    fn activate(
+        &self,
+        files: Files,
+        _settings: Settings,
+        _backing: Option<Disk>,
+        _unlocking: &mut Unlocking<'_>,
+    ) -> Result<()> {
         self.raw.length.store(length_of(&*files.image)?, Ordering::Relaxed);
         self.raw.holes.note_change();
         self.raw.holes.forget();

@@ -270,7 +270,20 @@ pub fn parse_directory(bytes: &[u8], count: u32, geometry: &Geometry) -> Result<
     if (list.len() as u64) < u64::from(count) {
         return Err(Error::invalid("Less bitmaps found than specified in header extension"));
     }
+    check_unique(&list)?;
     Ok(list)
+}
+
+fn check_unique(list: &[Bitmap]) -> Result<()> {
+    let mut names: Vec<&[u8]> = list.iter().map(|bitmap| &*bitmap.name).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        None => Ok(()),
+        Some(pair) => {
+            let twice = Error::invalid(format!("Bitmap already exists: {}", printable(pair[0])));
+            Err(twice.detail("the bitmap directory has the name twice"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -300,6 +313,10 @@ mod tests {
         list.iter().for_each(|b| b.encode(&mut bytes));
         assert_eq!(parse_directory(&bytes, 3, &geometry()).unwrap(), list);
         assert!(parse_directory(&bytes, 2, &geometry()).is_err());
+        let mut twice = bytes.clone();
+        list[0].encode(&mut twice);
+        let error = parse_directory(&twice, 4, &geometry()).unwrap_err().to_string();
+        assert!(error.starts_with("Bitmap already exists: a"), "{error}");
         assert!(parse_directory(&bytes, 4, &geometry()).is_err());
     }
 

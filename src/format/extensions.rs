@@ -128,6 +128,12 @@ pub fn encryption(data: &[u8]) -> Result<EncryptionPointer> {
     Ok(EncryptionPointer { offset: be64(data, 0), bytes: be64(data, 8) })
 }
 
+/// The full disk encryption header pointer.
+pub fn encryption_extension(pointer: &EncryptionPointer) -> Extension {
+    let data = [pointer.offset, pointer.bytes].map(u64::to_be_bytes).concat();
+    Extension { kind: ENCRYPTION, data, offset: 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

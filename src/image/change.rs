@@ -5,7 +5,8 @@ use super::core::unfinished;
 use super::{Core, ExclusiveImage, Io};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::GuestOffset;
+use crate::format::{GuestOffset, Header};
+use crate::meta::read_header;
 use std::sync::Arc;
 
 impl Core {
@@ -54,7 +55,15 @@ impl Core {
         self.check_active()?;
         match (&self.io, self.is_read_only()) {
             (Some(_), false) => Ok(self.bitmaps.clone()),
-            _ => self.session.bitmaps(|| Tracker::load(&self.shared, &self.header())),
+            _ => self.session.bitmaps(|| Tracker::load(&self.shared, &self.disk_header()?)),
+        }
+    }
+
+    /// The header of the disk, which bitmaps are about: of a handle that shows a snapshot, too.
+    fn disk_header(&self) -> Result<Header> {
+        match self.is_snapshot() {
+            true => Ok(read_header(&**self.shared.medium.storage())?.0),
+            false => Ok(self.header()),
         }
     }
 

@@ -27,7 +27,7 @@ impl Core {
             return Err(Error::invalid("the buffers are longer than 2^63 bytes together"));
         };
         self.check_clusters(offset, bytes)?;
-        self.begin_change(offset, bytes)?;
+        self.begin_change(offset, 0)?;
         let mut source = Gather::new(buffers);
         let threads = self.settings.options.compress_threads.max(1) as usize;
         let step_bytes = ((threads * CLUSTERS_PER_THREAD) as u64) << self.geometry.cluster_bits;
@@ -127,7 +127,8 @@ impl Core {
         self.check_clusters(offset, data.len() as u64)?;
         let geometry = &self.geometry;
         debug_assert_eq!(packed.ends.len() as u64, geometry.clusters_ceil(data.len() as u64));
-        let (io, alloc) = self.begin_change(offset, data.len() as u64)?;
+        // What is refused changes nothing.
+        let (io, alloc) = self.begin_change(offset, 0)?;
         let first = geometry.cluster_index(offset);
         let mut index = 0;
         while index < packed.ends.len() {
@@ -144,10 +145,11 @@ impl Core {
                     return Err(Error::new(ErrorKind::Occupied, format!("guest cluster {cluster} {rule}")));
                 }
             }
+            let (from, to) = (index << geometry.cluster_bits, end << geometry.cluster_bits);
+            let part = &data[from..to.min(data.len())];
+            self.begin_change(geometry.cluster_offset(cluster), part.len() as u64)?;
             if packed.stream(index).is_empty() {
                 drop(claim);
-                let (from, to) = (index << geometry.cluster_bits, end << geometry.cluster_bits);
-                let part = &data[from..to.min(data.len())];
                 self.write(geometry.cluster_offset(cluster), &[IoSlice::new(part)])?;
             } else {
                 self.write_streams(io, alloc, &claim, first, packed, index..end)?;

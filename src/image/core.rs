@@ -163,10 +163,10 @@ impl Core {
             medium,
             readers: Arc::clone(&session.readers),
         };
+        let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let tracks = !settings.metadata_only && !settings.read_only;
         let load = || bitmaps::load(&shared, &header, &settings.options);
         let bitmaps = if tracks { session.bitmaps(load)? } else { None };
-        let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let cipher = settings.cipher.clone().filter(|_| header.crypt_method != 0);

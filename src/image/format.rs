@@ -2,7 +2,7 @@
 
 use super::cipher::Cipher;
 use super::core::validate;
-use super::unlock::unlock;
+use super::unlock::{unlock, unlock_again};
 use super::{CoreSettings, ExclusiveImage, Image};
 use crate::crypto::wipe_stack;
 use crate::disk::{
@@ -275,8 +275,17 @@ impl Stopped for ExclusiveImage<'_> {
         self.deactivate()
     }
 
-    fn activate(&self, files: Files, settings: Settings, backing: Option<Disk>) -> Result<()> {
-        let settings = CoreSettings { backing, ..self.with_settings(&files, settings) };
+    fn activate(
+        &self,
+        files: Files,
+        settings: Settings,
+        backing: Option<Disk>,
+        unlocking: &mut Unlocking<'_>,
+    ) -> Result<()> {
+        let mut settings = CoreSettings { backing, ..self.with_settings(&files, settings) };
+        if !settings.metadata_only {
+            settings.cipher = unlock_again(settings.cipher.take(), &*files.image, unlocking)?;
+        }
         self.activate(files.image, settings)
     }
 }

@@ -42,5 +42,6 @@ pub use snapshot::SnapshotRef;
 pub(crate) use stream::no_layer;
 pub use stream::StreamScope;
 pub(crate) use structure::Parts;
+pub(crate) use unlock::{encryption, encryption_header};
 
 use crate::disk::{check_range, inactive_error, total, Disk, PackedClusters, Status, UseHost, ZeroFlags};

@@ -3,24 +3,20 @@
 use super::cipher::{Cipher, Key};
 use crate::crypto::luks::{self, HEADER_BYTES};
 use crate::crypto::{legacy_aes, wipe_stack, Sectors};
-use crate::disk::{Encryption, Unlocking};
+use crate::disk::luks::master_key;
+use crate::disk::{Encryption, Secret, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{extensions, Header};
-use crate::storage::file::KeyPages;
 use crate::storage::{read_exact, Purpose, Storage};
 use std::sync::Arc;
 
-/// Longest secret, bytes.
-const MAX_SECRET_BYTES: usize = 64 << 10;
-
 /// Why there is no guest I/O on an encrypted image.
 pub(super) fn no_secret() -> Error {
-    let text = "Parameter 'encrypt.key-secret' is required for cipher";
-    Error::new(ErrorKind::NoSecret, text)
+    Secret::missing("encrypt.key-secret")
 }
 
 /// What encrypts the guest data of an image; `None`: nothing does.
-pub(super) fn encryption(header: &Header) -> Result<Option<Encryption>> {
+pub(crate) fn encryption(header: &Header) -> Result<Option<Encryption>> {
     match header.crypt_method {
         0 => Ok(None),
         1 => Ok(Some(Encryption::Aes)),
@@ -43,7 +39,7 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
         )));
     }
     let mut bytes = [0; HEADER_BYTES];
-    read_exact(storage, Purpose::Header, pointer.offset, &mut bytes)
+    read_exact(storage, Purpose::Encryption, pointer.offset, &mut bytes)
         .map_err(|e| e.within("encryption header"))?;
     let parsed = luks::Header::parse(&bytes)?;
     if parsed.data_offset() > pointer.bytes {
@@ -57,16 +53,56 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<(u64, luks::Hea
     Ok((pointer.offset, parsed))
 }
 
+/// The LUKS header of an image and where it is; `None`: it has none.
+pub(crate) fn encryption_header(
+    header: &Header,
+    storage: &dyn Storage,
+) -> Result<Option<(u64, luks::Header)>> {
+    match encryption(header)? {
+        Some(Encryption::Luks) => luks_header(header, storage).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Whether the key of `cipher` is the one that an image has now.
+fn is_same(cipher: Option<&Cipher>, header: &Header, storage: &dyn Storage) -> Result<bool> {
+    Ok(match (encryption(header)?, cipher) {
+        (None, cipher) => cipher.is_none(),
+        (Some(_), None) => false,
+        (Some(Encryption::Luks), Some(cipher)) => {
+            cipher.digest == Some(luks_header(header, storage)?.1.digest)
+        }
+        (Some(Encryption::Aes), Some(cipher)) => cipher.digest.is_none(),
+    })
+}
+
 /// Refuses an image that is loaded again and has become one under another key: somebody has made it anew.
 pub(super) fn check_same(cipher: &Cipher, header: &Header, storage: &dyn Storage) -> Result<()> {
-    let digest = match encryption(header)? {
-        Some(Encryption::Luks) => Some(luks_header(header, storage)?.1.digest),
-        Some(Encryption::Aes) => None,
-        None => return Ok(()),
-    };
-    match digest == cipher.digest {
+    match header.crypt_method == 0 || is_same(Some(cipher), header, storage)? {
         true => Ok(()),
         false => Err(Error::invalid("the image is encrypted in another way than before: open it anew")),
+    }
+}
+
+/// The key of an image that is loaded again: `cipher`, or, where the image has come to have another one, what a secret
+/// opens.
+pub(super) fn unlock_again(
+    cipher: Option<Arc<Cipher>>,
+    storage: &dyn Storage,
+    unlocking: &mut Unlocking<'_>,
+) -> Result<Option<Arc<Cipher>>> {
+    let (header, _) = crate::meta::read_header(storage)?;
+    if is_same(cipher.as_deref(), &header, storage)? {
+        return Ok(cipher);
+    }
+    let found = unlock(&header, storage, unlocking);
+    wipe_stack();
+    match (found, &cipher) {
+        (Err(e), Some(cipher)) if e.kind() == ErrorKind::NoSecret => {
+            check_same(cipher, &header, storage)?;
+            Err(e)
+        }
+        (found, _) => found,
     }
 }
 
@@ -87,40 +123,13 @@ pub(super) fn unlock(
         }
         Encryption::Aes => None,
     };
-    let room = KeyPages::new([0u8; MAX_SECRET_BYTES]);
-    let mut secret = room.map_err(|e| Error::host("memory for a secret", &e))?;
-    let length = (unlocking.ask)(method, &mut *secret)?.ok_or_else(no_secret)?;
-    let secret = secret.get(..length).ok_or_else(|| {
-        Error::invalid(format!(
-            "a secret of {length} bytes, more than the {MAX_SECRET_BYTES} that there is room for"
-        ))
-    })?;
+    let secret = Secret::ask(|room| (unlocking.ask)(method, room))?.ok_or_else(no_secret)?;
     let key = match &luks {
-        None => legacy_aes(secret).map(Key::ByGuest),
-        Some((at, parsed)) => unlock_luks(*at, parsed, storage, secret, unlocking),
+        None => legacy_aes(&secret).map(Key::ByGuest),
+        Some((at, parsed)) => master_key(*at, parsed, storage, &secret, unlocking)
+            .and_then(|key| Sectors::new(&parsed.spec, &key).map(Key::ByHost)),
     };
     let cipher = Cipher::new(key?, luks.map(|(_, parsed)| parsed.digest));
     wipe_stack();
     cipher.map(|cipher| Some(Arc::new(cipher)))
-}
-
-#[inline(never)]
-fn unlock_luks(
-    header_at: u64,
-    header: &luks::Header,
-    storage: &dyn Storage,
-    secret: &[u8],
-    unlocking: &mut Unlocking<'_>,
-) -> Result<Key> {
-    let mut read = |at: u64, out: &mut [u8]| {
-        read_exact(storage, Purpose::Header, header_at + at, out).map_err(|e| e.within("key material"))
-    };
-    let mut progress = |done, total| match (unlocking.progress)(done, total) {
-        true => Ok(()),
-        false => Err(Error::new(ErrorKind::Cancelled, "unlocking: the caller asked to stop")),
-    };
-    match luks::unlock(header, secret, &mut read, &mut progress)? {
-        Some((_, key)) => Sectors::new(&header.spec, &key).map(Key::ByHost),
-        None => Err(Error::new(ErrorKind::WrongSecret, "Invalid password, cannot unlock any keyslot")),
-    }
 }

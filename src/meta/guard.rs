@@ -263,6 +263,17 @@ impl OverlapGuard {
         Ok(())
     }
 
+    /// What metadata other than `allowed` is in the cluster at an offset. Nobody has written there: the image is not
+    /// marked.
+    pub fn owner_beside(&self, allowed: Owner, host_offset: HostOffset) -> Result<Option<&'static str>> {
+        let cluster = host_offset.0 >> self.cluster_bits;
+        if self.checked == 0 || !self.may_be_owned(cluster) {
+            return Ok(None);
+        }
+        let hit = self.owners_of(cluster)? & !allowed.0;
+        Ok((hit != 0).then(|| Owner(hit).first_name()))
+    }
+
     /// One past the last cluster that holds anything.
     pub fn end(&self) -> Result<u64> {
         let mut owners = locked(self.owners.write());

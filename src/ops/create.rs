@@ -4,11 +4,16 @@
 //! leaves a file that is not a qcow2 image, or the finished one. What was there before is made unrecognisable
 //! first, with a sync of its own.
 
+pub(super) mod luks;
 mod plan;
 
+use super::keys::{NewKeys, NewVolume};
+use crate::disk::Secret;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::entries::{L1Entry, COPIED};
-use crate::format::extensions::{Extension, BACKING_FORMAT, DATA_FILE, FEATURE_NAMES};
+use crate::format::entries::{L1Entry, COPIED, ZERO};
+use crate::format::extensions::{
+    encryption_extension, EncryptionPointer, Extension, BACKING_FORMAT, DATA_FILE, FEATURE_NAMES,
+};
 use crate::format::features::{
     encode_name_table, AUTOCLEAR_RAW_DATA, COMPAT_LAZY_REFCOUNTS, INCOMPAT_COMPRESSION, INCOMPAT_DATA_FILE,
     INCOMPAT_EXTENDED_L2, MIN_NAME_TABLE_CLUSTER_BYTES,
@@ -36,7 +41,7 @@ const BATCH_BYTES: usize = 1 << 20;
 /// What the storage held is lost, unless the options or the size are refused: then nothing has changed.
 /// A backing file is recorded and not opened. After an error in the middle the storage holds no image.
 pub fn create(storage: &dyn Storage, virtual_size: u64, options: &CreateOptions) -> Result<()> {
-    create_with_data_file(storage, None, virtual_size, options)
+    create_with(storage, None, virtual_size, options, None)
 }
 
 /// As `create`, of an image with an external data file too, which is `data_file`: what it held is lost.
@@ -46,7 +51,21 @@ pub fn create_with_data_file(
     virtual_size: u64,
     options: &CreateOptions,
 ) -> Result<()> {
+    create_with(storage, data_file, virtual_size, options, None)
+}
+
+/// As `create_with_data_file`, of an encrypted image too, with `keys` that were made for the options.
+pub fn create_with(
+    storage: &dyn Storage,
+    data_file: Option<&dyn Storage>,
+    virtual_size: u64,
+    options: &CreateOptions,
+    keys: Option<&NewKeys>,
+) -> Result<()> {
     options.validate()?;
+    if keys.is_some() != options.encryption.is_some() {
+        return Err(Secret::missing("encrypt.key-secret"));
+    }
     if data_file.is_some() != options.data_file.is_some() {
         return Err(Error::invalid("a data file needs a name to record, and a name a data file"));
     }
@@ -60,8 +79,11 @@ pub fn create_with_data_file(
     };
     let virtual_size = checked_size(virtual_size, options)?;
     let preallocation = options.preallocation_in_force();
-    let plan = Plan::new(options.geometry(), virtual_size, preallocation)?;
-    let header = encode_header(&plan, virtual_size, options)?;
+    let volume = keys.and_then(NewKeys::volume);
+    let geometry = options.geometry();
+    let encryption_clusters = volume.map_or(0, |volume| geometry.clusters_ceil(volume.bytes()));
+    let plan = Plan::new(geometry, virtual_size, preallocation, encryption_clusters)?;
+    let header = encode_header(&plan, virtual_size, options, volume)?;
     let file_bytes = plan.file_bytes();
     let sizes = [(Some(storage), file_bytes), (data_file, virtual_size)];
     if sizes.iter().any(|(file, bytes)| file.is_some_and(|f| *bytes > f.size_limit())) {
@@ -76,8 +98,11 @@ pub fn create_with_data_file(
 
     let mut out = Writer { storage, is_blank, purpose: Purpose::Header, start: 0, buffer: Vec::new() };
     write_refcounts(&mut out, &plan)?;
-    write_tables(&mut out, &plan)?;
+    write_tables(&mut out, &plan, keys.is_some())?;
     out.flush()?;
+    if let Some(volume) = volume {
+        write_volume(&out, &plan, volume)?;
+    }
     match data_file {
         Some(data_file) => prepare_data_file(data_file, virtual_size, preallocation)?,
         None => prepare_data(&out, &plan, preallocation)?,
@@ -106,7 +131,12 @@ fn checked_size(virtual_size: u64, options: &CreateOptions) -> Result<u64> {
 }
 
 /// The used bytes of the header cluster.
-fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Result<Vec<u8>> {
+fn encode_header(
+    plan: &Plan,
+    virtual_size: u64,
+    options: &CreateOptions,
+    volume: Option<&NewVolume>,
+) -> Result<Vec<u8>> {
     let geometry = plan.geometry;
     let is_v3 = options.version >= 3;
     let mut extensions = Vec::new();
@@ -117,6 +147,12 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
     if let Some(name) = &options.data_file {
         extend(DATA_FILE, name.as_bytes().to_vec());
     }
+    if let Some(volume) = volume {
+        let pointer =
+            EncryptionPointer { offset: geometry.cluster_offset(plan.encryption_at), bytes: volume.bytes() };
+        extensions.push(encryption_extension(&pointer));
+    }
+    let mut extend = |kind, data| extensions.push(Extension { kind, data, offset: 0 });
     if is_v3 && geometry.cluster_bytes() >= MIN_NAME_TABLE_CLUSTER_BYTES {
         extend(FEATURE_NAMES, encode_name_table());
     }
@@ -126,7 +162,7 @@ fn encode_header(plan: &Plan, virtual_size: u64, options: &CreateOptions) -> Res
         backing_file_bytes: 0,
         cluster_bits: options.cluster_bits,
         virtual_size,
-        crypt_method: 0,
+        crypt_method: options.encryption.as_ref().map_or(0, |e| e.method.number()),
         l1_size: plan.l1_entries as u32,
         l1_table_offset: geometry.cluster_offset(plan.l1_at),
         refcount_table_offset: geometry.cluster_offset(plan.table_at),
@@ -273,9 +309,21 @@ fn counted_block(plan: &Plan, counted: u64) -> Vec<u8> {
     block
 }
 
-/// The L1 table and the L2 tables of a preallocation.
-fn write_tables(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
+/// The encryption header, zeroes around it.
+fn write_volume(out: &Writer<'_>, plan: &Plan, volume: &NewVolume) -> Result<()> {
     let geometry = plan.geometry;
+    let at = geometry.cluster_offset(plan.encryption_at);
+    out.zero(Purpose::Encryption, at, geometry.cluster_offset(plan.encryption_clusters))?;
+    write_all(out.storage, Purpose::Encryption, at, &volume.header.encode())?;
+    let material_at = at + volume.header.material_offset(0);
+    write_all(out.storage, Purpose::Encryption, material_at, &volume.material)
+}
+
+/// The L1 table and the L2 tables of a preallocation.
+fn write_tables(out: &mut Writer<'_>, plan: &Plan, encrypted: bool) -> Result<()> {
+    let geometry = plan.geometry;
+    // Zeroes of the host are none where they are decrypted. An extended entry says of no subcluster that it is there.
+    let flags = if encrypted && !geometry.extended_l2 { COPIED | ZERO } else { COPIED };
     let l1_offset = geometry.cluster_offset(plan.l1_at);
     let l1_bytes = (plan.l1_entries * 8).min(plan.file_bytes() - l1_offset);
     let l1_area = round_up(plan.l1_entries * 8, geometry.cluster_bytes()).min(plan.file_bytes() - l1_offset);
@@ -286,7 +334,7 @@ fn write_tables(out: &mut Writer<'_>, plan: &Plan) -> Result<()> {
     debug_assert_eq!(l1_bytes, plan.l1_entries * 8);
     let mut table = vec![0; geometry.cluster_bytes() as usize];
     for l2 in &plan.l2 {
-        let mut entry = geometry.cluster_offset(l2.data_at) | COPIED;
+        let mut entry = geometry.cluster_offset(l2.data_at) | flags;
         // The bitmap of an extended entry stays zero: no subcluster is allocated yet, a backing file shows through.
         let (used, rest) = table.split_at_mut((l2.data_clusters * geometry.l2_entry_bytes()) as usize);
         for raw in used.chunks_exact_mut(geometry.l2_entry_bytes() as usize) {

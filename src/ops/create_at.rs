@@ -4,8 +4,9 @@
 //! and who fails removes what it has made itself and nothing else.
 
 use super::formats::Driver;
+use super::keys::NewKeys;
 use super::open::files::storage_at;
-use super::open::{OpenFlags, Opening, Origin};
+use super::open::{OpenFlags, Opening, Origin, Secrets};
 use crate::error::{Error, Result};
 use crate::options::{CreateOptions, OpenOptions};
 use crate::storage::access::{Access, Identity};
@@ -17,12 +18,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// Creates an image at `origin`, in place of whatever is there, and its data file at `data_origin`, or where the options
-/// say. The files are locked meanwhile.
+/// say. The files are locked meanwhile. What an encrypted one needs of `secrets` is asked for before.
 pub fn create_at(
+    format: Driver,
     origin: &Origin,
     data_origin: Option<&Origin>,
     virtual_size: u64,
     options: &CreateOptions,
+    secrets: &mut Secrets<'_>,
 ) -> Result<()> {
     options.validate()?;
     let named = match (&options.data_file, data_origin) {
@@ -35,10 +38,12 @@ pub fn create_at(
         (Some(name), None) => Some(Origin::Path(PathBuf::from(name))),
         _ => None,
     };
+    let make = |encryption| NewKeys::make(encryption, &origin.shown(), secrets);
+    let keys = options.encryption.as_ref().map(make).transpose()?;
     let image = NewFile::open(origin, Access::Write)?;
     let data = data_origin.or(named.as_ref()).map(|at| NewFile::open(at, Access::WriteData)).transpose()?;
     let beside = data.as_ref().map(|d| &*d.storage);
-    Driver::QCOW2.create(&*image.storage, beside, virtual_size, options)?;
+    format.create(&*image.storage, beside, virtual_size, options, keys.as_ref())?;
     image.keep();
     if let Some(data) = data {
         data.keep();

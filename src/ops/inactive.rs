@@ -36,13 +36,24 @@ pub fn invalidate<'a>(
     resolver: Option<Resolver<'a>>,
     messages: Option<Messages<'a>>,
 ) -> Result<()> {
-    activate(handle, resolver, messages, &mut Vec::new())
+    invalidate_with(handle, resolver, messages, Secrets::default())
+}
+
+/// As `invalidate`; `secrets` has those of images that have come to be encrypted with another key.
+pub fn invalidate_with<'a>(
+    handle: &Handle,
+    resolver: Option<Resolver<'a>>,
+    messages: Option<Messages<'a>>,
+    secrets: Secrets<'a>,
+) -> Result<()> {
+    activate(handle, resolver, messages, secrets, &mut Vec::new())
 }
 
 fn activate<'a>(
     handle: &Handle,
     resolver: Option<Resolver<'a>>,
     messages: Option<Messages<'a>>,
+    secrets: Secrets<'a>,
     seen: &mut Seen,
 ) -> Result<()> {
     let mut state = handle.state();
@@ -50,7 +61,7 @@ fn activate<'a>(
         return Ok(());
     }
     state.flags.inactive = false;
-    let mut opening = opening_of(&state, resolver, messages);
+    let mut opening = opening_of(&state, resolver, messages, secrets);
     let done = lock(handle, &state, &opening).and_then(|()| load(handle, &mut state, &mut opening, seen));
     if done.is_err() {
         state.flags.inactive = true;
@@ -64,8 +75,8 @@ fn opening_of<'a>(
     state: &HandleState,
     resolver: Option<Resolver<'a>>,
     messages: Option<Messages<'a>>,
+    secrets: Secrets<'a>,
 ) -> Box<Opening<'a>> {
-    let secrets = Secrets::default();
     Box::new(Opening { flags: state.flags, options: state.options.clone(), resolver, messages, secrets })
 }
 
@@ -80,16 +91,17 @@ struct Loading {
 fn load(handle: &Handle, state: &mut HandleState, opening: &mut Opening<'_>, seen: &mut Seen) -> Result<()> {
     let stopped = handle.disk().stop();
     let mut loading = begin_load(handle, &*stopped, state, opening)?;
+    let depth = seen.len();
     seen.push(loading.files.image.identity());
     match &loading.below {
         Some(below) => {
             let resolver = opening.resolver.as_mut().map(|r| &mut **r as Resolver<'_>);
             let messages = opening.messages.as_mut().map(|m| &mut **m as Messages<'_>);
-            activate(below, resolver, messages, seen)?;
+            activate(below, resolver, messages, opening.secrets.again(), seen)?;
         }
         None => open_below(opening, &mut loading, seen)?,
     }
-    finish_load(handle, &*stopped, state, opening, &mut loading)
+    finish_load(handle, &*stopped, state, opening, &mut loading, depth)
 }
 
 #[inline(never)]
@@ -125,13 +137,17 @@ fn finish_load(
     state: &mut HandleState,
     opening: &mut Opening<'_>,
     loading: &mut Loading,
+    depth: usize,
 ) -> Result<()> {
     let Loading { files, draft, below } = loading;
     let below = below.take();
     let backing = below.as_ref().map(|below| below.disk().clone());
     let repaired = opening.repair_if_dirty(&**draft, handle.format(), &*files.image, handle.origin());
     let loaded = repaired.and_then(|repaired| {
-        stopped.activate(files.clone(), opening.settings(), backing)?;
+        let settings = opening.settings();
+        opening.with_secret(handle.origin(), depth, |unlocking| {
+            stopped.activate(files.clone(), settings, backing, unlocking)
+        })?;
         Ok(repaired)
     });
     match loaded {

@@ -26,7 +26,8 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
         return Err(Error::new(ErrorKind::TooLarge, text));
     }
     let disk_clusters = geometry.clusters_ceil(size);
-    let all = all_clusters(&geometry, size);
+    let header = options.encryption.as_ref().map_or(0, |encryption| encryption.header_bytes());
+    let all = all_clusters(&geometry, size) + geometry.clusters_ceil(header);
     let is_full = matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full);
     let held = match source {
         _ if is_full => disk_clusters,
@@ -43,6 +44,15 @@ pub fn measure(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>
             .filter(|_| options.version >= 3)
             .and_then(|disk| disk.bitmaps_bytes(geometry.cluster_bytes())),
     })
+}
+
+/// Measures a plain LUKS file of `virtual_size` bytes; with a source, one that takes the source's data.
+pub fn measure_luks(virtual_size: u64, options: &CreateOptions, source: Option<&Disk>) -> Result<Measured> {
+    let size = source.map_or(virtual_size, |disk| disk.length());
+    let header = options.encryption.as_ref().map_or(0, |encryption| encryption.header_bytes());
+    let too_large = || Error::new(ErrorKind::TooLarge, "The requested file size is too large");
+    let bytes = header.checked_add(size).ok_or_else(too_large)?;
+    Ok(Measured { required_bytes: bytes, fully_allocated_bytes: bytes, bitmaps_bytes: None })
 }
 
 /// Clusters of a file in which everything is allocated: header, tables, counts of all of them, data.

@@ -1,7 +1,8 @@
 //! Options of an image that exists: what amending it may change.
 
 use super::create::{is_create_option, keep, refcount_order};
-use super::table::{assign, Kind, Row, Scope, Set, Set::*, Table};
+use super::encryption::{SlotChange, SlotWords};
+use super::table::{assign, Row, Scope, Set, Set::*, Table};
 use crate::error::{Error, Result};
 use std::ffi::{OsStr, OsString};
 
@@ -24,8 +25,8 @@ pub struct AmendOptions {
     pub data_file: Option<OsString>,
     /// The autoclear feature bit.
     pub data_file_raw: Option<bool>,
-    /// Something about the encryption.
-    pub encryption: bool,
+    /// Key slots as given.
+    slots: SlotWords,
 }
 
 const fn row(name: &'static str, set: Set<AmendOptions>, help: &'static str) -> Row<AmendOptions> {
@@ -40,15 +41,21 @@ impl Table for AmendOptions {
         row("compat", Text(|o, word| keep(&mut o.compat, word)), "Compatibility level (v2 [0.10] or v3 [1.1])"),
         row("data_file", Name(|o, file| o.data_file = Some(file.into())), "File name of an external data file"),
         row("data_file_raw", Bool(|o, on| o.data_file_raw = Some(on)), "The external data file must stay valid as a raw image"),
-        row("encrypt.iter-time", Unread(Kind::Number, |o, _| o.encryption = true), "Time to spend in PBKDF in milliseconds"),
-        row("encrypt.keyslot", Unread(Kind::Number, |o, _| o.encryption = true), "Select a single keyslot to modify explicitly"),
-        row("encrypt.new-secret", Unread(Kind::Text, |o, _| o.encryption = true), "New secret to set in the matching keyslots. Empty string to erase"),
-        row("encrypt.old-secret", Unread(Kind::Text, |o, _| o.encryption = true), "Select all keyslots that match this password"),
-        row("encrypt.state", Unread(Kind::Text, |o, _| o.encryption = true), "Select new state of affected keyslots (active/inactive)"),
+        row("encrypt.iter-time", Number(|o, value| keep(&mut o.slots.iter_time, value)), "Time to spend in PBKDF in milliseconds"),
+        row("encrypt.keyslot", Number(|o, value| keep(&mut o.slots.keyslot, value)), "Select a single keyslot to modify explicitly"),
+        row("encrypt.new-secret", Text(|o, value| keep(&mut o.slots.new_secret, value)), "New secret to set in the matching keyslots. Empty string to erase"),
+        row("encrypt.old-secret", Text(|o, value| keep(&mut o.slots.old_secret, value)), "Select all keyslots that match this password"),
+        row("encrypt.state", Text(|o, value| keep(&mut o.slots.state, value)), "Select new state of affected keyslots (active/inactive)"),
         row("lazy_refcounts", Bool(|o, on| o.lazy_refcounts = Some(on)), "Postpone refcount updates"),
         row("refcount_bits", Number(|o, bits| keep(&mut o.refcount_bits, bits)), "Width of a reference count entry in bits"),
         row("size", Size(|o, bytes| o.size = Some(bytes)), "Virtual disk size"),
     ];
+}
+
+/// Why an option is not one of an amend; `is_known`: it is one of a create.
+pub(super) fn only_for_creation(key: &str, is_known: bool) -> Error {
+    let hint = if is_known { "\nThis option is only supported for image creation" } else { "" };
+    Error::invalid(format!("Invalid parameter '{key}'")).hint(hint)
 }
 
 impl AmendOptions {
@@ -56,17 +63,20 @@ impl AmendOptions {
     pub fn parse<O: AsRef<OsStr>>(options: &[O]) -> Result<AmendOptions> {
         let mut parsed = AmendOptions::default();
         for option in options {
-            let unknown = |key: &str| {
-                let hint = if is_create_option(key) {
-                    "\nThis option is only supported for image creation"
-                } else {
-                    ""
-                };
-                Error::invalid(format!("Invalid parameter '{key}'")).hint(hint)
-            };
+            let unknown = |key: &str| only_for_creation(key, is_create_option(key));
             assign(&mut parsed, option.as_ref(), unknown)?;
         }
         Ok(parsed)
+    }
+
+    /// Whether anything is said about key slots.
+    pub fn names_slots(&self) -> bool {
+        self.slots.are_given()
+    }
+
+    /// What is to become of key slots.
+    pub fn slot_change(&self) -> Result<Option<SlotChange>> {
+        self.slots.read()
     }
 
     /// Header version, 2 or 3.
@@ -111,6 +121,9 @@ mod tests {
             (Some(2), Some(false), Some(1024))
         );
         assert_eq!(AmendOptions::parse(&["refcount_bits=64"]).unwrap().refcount_order().unwrap(), Some(6));
-        assert!(AmendOptions::parse(&["encrypt.keyslot=1"]).unwrap().encryption);
+        let refused =
+            |words: &[&str]| AmendOptions::parse(words).unwrap().slot_change().unwrap_err().to_string();
+        assert_eq!(refused(&["encrypt.keyslot=1"]), "Parameter 'state' is missing");
+        assert_eq!(refused(&["encrypt.state=on"]), "Parameter 'state' does not accept value 'on'");
     }
 }

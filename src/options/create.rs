@@ -1,6 +1,7 @@
 //! Options of a new image.
 
-use super::table::{assign, has, Kind, Row, Scope, Set, Set::*, Table};
+use super::encryption::{EncryptionWords, NewEncryption, NewMethod};
+use super::table::{assign, has, Row, Scope, Set, Set::*, Table};
 use crate::error::{Error, Result};
 use crate::format::geometry::{MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS};
 use crate::format::Geometry;
@@ -61,6 +62,8 @@ pub struct CreateOptions {
     pub backing_file: Option<OsString>,
     /// Format to record for it; required with a backing file, because nobody probes it.
     pub backing_format: Option<String>,
+    /// How guest data is encrypted.
+    pub encryption: Option<NewEncryption>,
 }
 
 impl Default for CreateOptions {
@@ -78,6 +81,7 @@ impl Default for CreateOptions {
             data_file_raw: false,
             backing_file: None,
             backing_format: None,
+            encryption: None,
         }
     }
 }
@@ -120,10 +124,6 @@ fn not_accepted(name: &str, value: &str) -> Error {
     Error::invalid(format!("Parameter '{name}' does not accept value '{value}'"))
 }
 
-fn not_yet(name: &'static str) -> Error {
-    Error::unsupported(format!("Option '{name}' is not supported yet")).about_option(name)
-}
-
 fn needs_v3(summary: &str) -> Error {
     Error::invalid(summary).hint(" (use version=v3 or greater)").about_option("compat")
 }
@@ -155,8 +155,7 @@ pub(super) struct Given {
     compression_type: Option<String>,
     data_file: Option<OsString>,
     data_file_raw: bool,
-    /// The option that asks for it.
-    encryption: Option<&'static str>,
+    encryption: EncryptionWords,
     extended_l2: bool,
     lazy_refcounts: bool,
     preallocation: Option<String>,
@@ -183,27 +182,21 @@ impl Table for Given {
         row("compression_type", Text(|o, word| keep(&mut o.compression_type, word)), Some("zlib"), "Compression method used for image cluster compression"),
         row("data_file", Name(|o, file| o.data_file = Some(without_prefix(file))), None, "File name of an external data file"),
         row("data_file_raw", Bool(|o, on| o.data_file_raw = on), Some("off"), "The external data file must stay valid as a raw image"),
-        row("encrypt.cipher-alg", Unread(Kind::Text, Given::not_yet), None, "Name of encryption cipher algorithm"),
-        row("encrypt.cipher-mode", Unread(Kind::Text, Given::not_yet), None, "Name of encryption cipher mode"),
-        row("encrypt.format", Unread(Kind::Text, Given::not_yet), None, "Encrypt the image, format choices: 'aes', 'luks'"),
-        row("encrypt.hash-alg", Unread(Kind::Text, Given::not_yet), None, "Name of encryption hash algorithm"),
-        row("encrypt.iter-time", Unread(Kind::Number, Given::not_yet), None, "Time to spend in PBKDF in milliseconds"),
-        row("encrypt.ivgen-alg", Unread(Kind::Text, Given::not_yet), None, "Name of IV generator algorithm"),
-        row("encrypt.ivgen-hash-alg", Unread(Kind::Text, Given::not_yet), None, "Name of IV generator hash algorithm"),
-        row("encrypt.key-secret", Unread(Kind::Text, Given::not_yet), None, "ID of secret providing qcow AES key or LUKS passphrase"),
-        row("encryption", Bool(|o, on| if on { o.not_yet("encryption") }), Some("off"), "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"),
+        row("encrypt.cipher-alg", Text(|o, word| keep(&mut o.encryption.luks.cipher_alg, word)), None, "Name of encryption cipher algorithm"),
+        row("encrypt.cipher-mode", Text(|o, word| keep(&mut o.encryption.luks.cipher_mode, word)), None, "Name of encryption cipher mode"),
+        row("encrypt.format", Text(|o, word| keep(&mut o.encryption.format, word)), None, "Encrypt the image, format choices: 'aes', 'luks'"),
+        row("encrypt.hash-alg", Text(|o, word| keep(&mut o.encryption.luks.hash_alg, word)), None, "Name of encryption hash algorithm"),
+        row("encrypt.iter-time", Number(|o, ms| keep(&mut o.encryption.luks.iter_time, ms)), None, "Time to spend in PBKDF in milliseconds"),
+        row("encrypt.ivgen-alg", Text(|o, word| keep(&mut o.encryption.luks.ivgen_alg, word)), None, "Name of IV generator algorithm"),
+        row("encrypt.ivgen-hash-alg", Text(|o, word| keep(&mut o.encryption.luks.ivgen_hash_alg, word)), None, "Name of IV generator hash algorithm"),
+        row("encrypt.key-secret", Text(|o, word| keep(&mut o.encryption.secret, word)), None, "ID of secret providing qcow AES key or LUKS passphrase"),
+        row("encryption", Bool(|o, on| o.encryption.alias = Some(on)), Some("off"), "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"),
         row("extended_l2", Bool(|o, on| o.extended_l2 = on), Some("off"), "Extended L2 tables"),
         row("lazy_refcounts", Bool(|o, on| o.lazy_refcounts = on), Some("off"), "Postpone refcount updates"),
         row("preallocation", Text(|o, word| keep(&mut o.preallocation, word)), Some("off"), "Preallocation mode (allowed values: off, metadata, falloc, full)"),
         row("refcount_bits", Number(|o, bits| keep(&mut o.refcount_bits, bits)), Some("16"), "Width of a reference count entry in bits"),
         row("size", Size(|o, bytes| o.size = Some(bytes)), None, "Virtual disk size"),
     ];
-}
-
-impl Given {
-    fn not_yet(&mut self, name: &'static str) {
-        self.encryption = Some(name);
-    }
 }
 
 /// Keeps a value as given; its rules are checked later.
@@ -231,13 +224,9 @@ impl CreateOptions {
             let unknown = |key: &str| Error::invalid(format!("Invalid parameter '{key}'"));
             assign(&mut given, option.as_ref(), unknown)?;
         }
-        let later = given.encryption;
         let parsed = CreateOptions::from_given(given)?;
         parsed.validate()?;
-        match later {
-            Some(name) => Err(not_yet(name)),
-            None => Ok(parsed),
-        }
+        Ok(parsed)
     }
 
     fn from_given(given: Given) -> Result<CreateOptions> {
@@ -259,6 +248,7 @@ impl CreateOptions {
             CreateOptions::check_backing_format(&word)?;
             parsed.backing_format = Some(word);
         }
+        parsed.encryption = given.encryption.read()?;
         if let Some(word) = given.preallocation {
             parsed.preallocation = Preallocation::parse(&word)?;
         }
@@ -327,6 +317,23 @@ impl CreateOptions {
         }
     }
 
+    fn check_encryption(&self) -> Result<()> {
+        let Some(encryption) = &self.encryption else { return Ok(()) };
+        if let NewMethod::Luks(luks) = &encryption.method {
+            luks.spec.check()?;
+        }
+        if self.data_file_raw {
+            let text = "data_file_raw=on and encryption: what is stored is not what the disk shows";
+            return Err(Error::unsupported(text).about_option("data_file_raw"));
+        }
+        if self.version < 3 && self.preallocation != Preallocation::Off {
+            // Its entries cannot say zero, and zeroes of the host are none.
+            let text = "preallocation of an encrypted image needs version 3";
+            return Err(Error::unsupported(text).about_option("preallocation"));
+        }
+        Ok(())
+    }
+
     /// How much is allocated: a raw data file has no holes that only the tables know of.
     pub fn preallocation_in_force(&self) -> Preallocation {
         match self.preallocation {
@@ -357,6 +364,7 @@ impl CreateOptions {
             ));
         }
         self.check_data_file()?;
+        self.check_encryption()?;
         if self.version < 3 && self.zstd {
             return Err(needs_v3(
                 "Non-zlib compression type is only supported with compatibility level 1.1 and above",
@@ -461,7 +469,18 @@ mod tests {
                 &["extended_l2=on", "cluster_size=8k"],
                 "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
             ),
-            (&["encrypt.format=luks"], "Option 'encrypt.format' is not supported yet"),
+            (&["encrypt.format=foo"], "Parameter 'format' does not accept value 'foo'"),
+            (&["encrypt.key-secret=s"], "Parameter 'encrypt.format' is missing"),
+            (&["encrypt.iter-time=1"], "Parameter 'encrypt.format' is missing"),
+            (&["encrypt.iter-time=x"], "Parameter 'encrypt.iter-time' expects a number"),
+            (
+                &["encrypt.format=aes", "encrypt.cipher-alg=aes-128"],
+                "Parameter 'encrypt.cipher-alg' is unexpected",
+            ),
+            (
+                &["encryption=on", "encrypt.format=aes"],
+                "'encrypt.format' and its alias 'encryption' can't be used at the same time",
+            ),
 
         ];
         for (options, text) in cases {

@@ -2,6 +2,7 @@
 
 use super::amend::AmendOptions;
 use super::create::Given;
+use super::luks::{LuksAmend, LuksGiven};
 use super::open::OpenOptions;
 use super::table::{OptionInfo, Scope, Table};
 
@@ -14,5 +15,7 @@ pub fn list(scope: Scope) -> Vec<&'static OptionInfo> {
         Scope::Create => of::<Given>(),
         Scope::Open => of::<OpenOptions>(),
         Scope::Amend => of::<AmendOptions>(),
+        Scope::CreateLuks => of::<LuksGiven>(),
+        Scope::AmendLuks => of::<LuksAmend>(),
     }
 }

@@ -9,7 +9,9 @@
 mod amend;
 mod cache;
 mod create;
+mod encryption;
 mod list;
+mod luks;
 mod open;
 mod parse;
 mod table;
@@ -20,6 +22,7 @@ mod words;
 pub use amend::AmendOptions;
 pub use cache::{cache_sizes, CacheSizes};
 pub use create::{CreateOptions, Preallocation};
+pub use encryption::{NewEncryption, NewLuks, NewMethod, SlotChange};
 pub use list::list;
 pub use open::OpenOptions;
 pub use table::{OptionInfo, Scope};

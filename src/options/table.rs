@@ -15,11 +15,16 @@ pub enum Scope {
     Open,
     /// Amending one that is open.
     Amend,
+    /// Creating a plain LUKS file.
+    CreateLuks,
+    /// Amending one that is open.
+    AmendLuks,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Scope; 3] = [Scope::Create, Scope::Open, Scope::Amend];
+    pub const ALL: [Scope; 5] =
+        [Scope::Create, Scope::Open, Scope::Amend, Scope::CreateLuks, Scope::AmendLuks];
 }
 
 /// What a value looks like.
@@ -79,8 +84,6 @@ pub(super) enum Set<T> {
     Threads(fn(&mut T) -> &mut u32),
     Text(fn(&mut T, &str) -> Result<()>),
     Name(fn(&mut T, &OsStr)),
-    /// Of this type; what is kept is the option's name.
-    Unread(Kind, fn(&mut T, &'static str)),
 }
 
 impl<T> Set<T> {
@@ -91,7 +94,6 @@ impl<T> Set<T> {
             Set::Number(_) | Set::Threads(_) => Kind::Number,
             Set::Text(_) => Kind::Text,
             Set::Name(_) => Kind::Name,
-            Set::Unread(kind, _) => *kind,
         }
     }
 }
@@ -115,7 +117,7 @@ impl<T> Row<T> {
         default: Option<&'static str>,
         help: &'static str,
     ) -> Self {
-        let runtime = !matches!(scope, Scope::Create);
+        let runtime = !matches!(scope, Scope::Create | Scope::CreateLuks);
         Row { info: OptionInfo { name, kind: set.kind(), default, help, scope, runtime }, set }
     }
 
@@ -140,10 +142,6 @@ impl<T> Row<T> {
             Set::Threads(field) => *field(to) = threads(name, parse_number(name, text)?)?,
             Set::Text(set) => set(to, text)?,
             Set::Name(set) => set(to, OsStr::new(text)),
-            Set::Unread(kind, set) => {
-                check(kind, name, text)?;
-                set(to, name);
-            }
         }
         Ok(())
     }
@@ -152,16 +150,6 @@ impl<T> Row<T> {
 fn threads(name: &str, number: u64) -> Result<u32> {
     let fits = u32::try_from(number).ok().filter(|t| (1..=MAX_THREADS).contains(t));
     fits.ok_or_else(|| Error::invalid(format!("{name} is {number}: 1 to {MAX_THREADS}")))
-}
-
-/// Fails unless `text` is of the type `kind`.
-fn check(kind: Kind, name: &str, text: &str) -> Result<()> {
-    match kind {
-        Kind::Size => parse_size(name, text).map(drop),
-        Kind::Bool => parse_bool(name, text).map(drop),
-        Kind::Number => parse_number(name, text).map(drop),
-        Kind::Text | Kind::Name => Ok(()),
-    }
 }
 
 /// Whether `T` has an option called `name`.

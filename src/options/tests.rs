@@ -67,6 +67,8 @@ fn a_key_with_the_other_dash_is_answered_with_the_right_one() {
         let text = format!("{other}=on");
         let refused = match option.scope {
             Scope::Create => vec![CreateOptions::parse(&[&text]).map(drop)],
+            Scope::CreateLuks => vec![CreateOptions::parse_luks(&[&text]).map(drop)],
+            Scope::AmendLuks => vec![SlotChange::parse_luks(&[&text]).map(drop)],
             Scope::Open => {
                 let mut open = OpenOptions::default();
                 vec![OpenOptions::parse(&[&text]).map(drop), open.update(&[&text])]

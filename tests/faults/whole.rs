@@ -98,7 +98,8 @@ fn each_call_of_a_commit_fails() {
         let ops = random_list(&mut rng, &top, 4);
         let plain = |op: &Op| op.range().is_some() && !matches!(op, Compressed { .. });
         let ops: Vec<_> = ops.into_iter().filter(plain).collect();
-        let base = (case % 3 > 0).then(|| Setup { backing: None, prefill: 0, ..random_setup(&mut rng) });
+        let base =
+            (case % 3 > 0).then(|| Setup { backing: None, prefill: 0, depth: 1, ..random_setup(&mut rng) });
         let pair = Pair { top, base };
         faults += fail_commit(&pair, &ops, &mut rng).unwrap_or_else(|e| {
             let replay = replay_line("faults", "each_call_of_a_commit_fails", seed);

@@ -38,6 +38,9 @@ const LAZY: Setup = Setup {
     amends: false,
     data_file: None,
     bitmaps: false,
+    encrypted: None,
+    encrypted_backing: false,
+    depth: 0,
 };
 
 fn write_op(sector: u64, count: u64) -> Op {

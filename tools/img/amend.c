@@ -5,13 +5,17 @@
 #include <string.h>
 
 #include "img.h"
+#include "node.h"
+#include "secrets.h"
 
 enum { OPTION_FORCE = OPTION_OWN };
 
 struct amend_job {
     struct image_args args;
+    struct image_spec spec;
     char *option_text; /* all -o, joined */
     const char *cache;
+    bool force;
 };
 
 static int print_luks_help(void)
@@ -57,46 +61,62 @@ static int check_options(const struct amend_job *job)
     return result;
 }
 
+struct amend_secrets {
+    const struct string_list *encrypt; /* what has opened the image */
+    char *why;
+};
+
+static int64_t give_secret(void *opaque, const qcow2_secret_request *request, void *buffer, size_t room)
+{
+    struct amend_secrets *secrets = opaque;
+
+    if (request->kind == QCOW2_SECRET_CURRENT) {
+        return encrypt_secret(secrets->encrypt, (uint32_t)request->encryption, buffer, room, &secrets->why);
+    }
+    return secret_by_name(&secrets->why, request, buffer, room);
+}
+
 static int amend(struct amend_job *job, qcow2_image *image)
 {
+    qcow2_amend_params params = QCOW2_AMEND_PARAMS_INIT;
+    struct amend_secrets secrets = {&job->spec.tree->root->encrypt, NULL};
     struct string_list items = {0};
-    const char **options;
     int result;
 
     if (check_options(job) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
     }
     split_options(&items, job->option_text, false);
-    options = memory_or_exit(calloc(items.count + 1, sizeof(*options)));
-    for (size_t i = 0; i < items.count; i++) {
-        options[i] = items.items[i];
-    }
+    params.options = list_options(&items);
+    params.flags = job->force ? QCOW2_AMEND_FORCE : 0;
+    params.progress = progress_update;
+    params.secret = give_secret;
+    params.secret_opaque = &secrets;
     progress_print(0.0);
-    result = qcow2_amend(image, options, 0, progress_update, NULL);
+    result = qcow2_amend_with(image, &params);
     progress_print(100.0);
     if (result < 0) {
         qcow2_error_detail parts;
 
         failure_parts(&parts);
-        error_report("%s", failure_text());
+        error_report("%s", secrets.why ? secrets.why : failure_text());
         if (parts.kind == QCOW2_ERROR_UNSUPPORTED && strcmp(parts.option, "backing_file") == 0) {
             fprintf(stderr, "You can use '%s rebase' instead.\n", program_name);
         }
     }
-    free(options);
+    free(secrets.why);
     list_free(&items);
     return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 static int amend_image(struct amend_job *job, const char *name, bool help)
 {
-    struct image_spec spec = {0};
     qcow2_image *image = NULL;
     qcow2_info info;
     int result = EXIT_FAILURE;
 
-    if (set_cache(&spec, job->cache, "Invalid cache option") == EXIT_SUCCESS &&
-        open_image(&job->args, name, QCOW2_OPEN_ALLOW_RECORDED, &spec, &image)) {
+    if (set_cache(&job->spec, job->cache, "Invalid cache option") == EXIT_SUCCESS &&
+        open_image(&job->args, name, QCOW2_OPEN_ALLOW_RECORDED, &job->spec, &image)) {
         if (image_info(image, &info)) {
             result = help || info.version == 0 ? print_help(info.version ? "qcow2" : "raw") : amend(job, image);
         }
@@ -104,7 +124,7 @@ static int amend_image(struct amend_job *job, const char *name, bool help)
             result = EXIT_FAILURE;
         }
     }
-    image_spec_free(&spec);
+    image_spec_free(&job->spec);
     return result;
 }
 
@@ -122,7 +142,7 @@ static int run_amend(const struct img_command *command, int argc, char **argv)
             help = help || options_ask_help(optarg);
             break;
         case 't': job.cache = optarg; break;
-        case OPTION_FORCE: break;
+        case OPTION_FORCE: job.force = true; break;
         default: take_image_option(&job.args, command, code);
         }
     }
@@ -162,7 +182,7 @@ const struct img_command img_amend = {
                                     IMG_IMAGE_OPTS,
                                     {'o', "options", "KEY=VALUE,...", "what shall be otherwise; -o help lists it"},
                                     {'t', "cache", "MODE", "cache mode of the image file"},
-                                    {OPTION_FORCE, "force", NULL, "accepted for compatibility, without effect"},
+                                    {OPTION_FORCE, "force", NULL, "even if no passphrase opens the image afterwards"},
                                     IMG_OBJECT,
                                     IMG_END},
     .run = run_amend,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "secrets.h"
 
 #define MAX_OPTIONS 40
 
@@ -80,61 +81,24 @@ int usage_error(const struct img_command *command, const char *format, ...)
     return EXIT_FAILURE;
 }
 
-static bool valid_id(const char *id)
+/* Where 1 means that the images differ, another status tells of a failure. */
+static void take_object(const struct img_command *command, char *text)
 {
-    if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *id) || !*id) {
-        return false;
-    }
-    return id[strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")] == '\0';
-}
+    char *problem = NULL;
+    int result = secret_object(text, &problem);
 
-/* Objects only matter to encrypted images, which the library does not read yet: they are
-   looked at so that a mistake in one is found where the stock tool finds it. */
-static char *check_object(const char *text)
-{
-    static const char *const known[] = {"qom-type", "id", "data", "file", "format", "keyid", "iv"};
-    struct string_list items = {0};
-    size_t first = strcspn(text, ",=");
-    char *full = text_format("%s%s", text[first] == '=' || !*text ? "" : "qom-type=", text), *problem = NULL;
-    const char *type, *id;
-
-    split_options(&items, full, true);
-    type = list_value(&items, "qom-type");
-    id = list_value(&items, "id");
-    if (!type) {
-        problem = text_copy("Parameter 'qom-type' is missing");
-    } else if (strcmp(type, "secret") != 0) {
-        problem = text_format("Parameter 'qom-type' does not accept value '%s'", type);
-    } else if (!id) {
-        problem = text_copy("Parameter 'id' is missing");
+    if (result == 0) {
+        return;
     }
-    for (size_t i = 0; !problem && i < items.count; i++) {
-        size_t length = strcspn(items.items[i], "="), k = 0;
-
-        while (k < sizeof(known) / sizeof(known[0]) &&
-               (strncmp(known[k], items.items[i], length) != 0 || known[k][length])) {
-            k++;
-        }
-        if (k == sizeof(known) / sizeof(known[0])) {
-            problem = text_format("Parameter '%.*s' is unexpected", (int)length, items.items[i]);
-        }
+    if (result < 0) {
+        error_report("%s", problem);
+        free(problem);
     }
-    if (!problem && !valid_id(id)) {
-        problem = text_copy("Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, "
-                            "'-', '.', '_', starting with a letter.");
-    }
-    if (!problem && !list_value(&items, "data") && !list_value(&items, "file")) {
-        problem = text_copy("Either 'file' or 'data' must be provided");
-    }
-    list_free(&items);
-    free(full);
-    return problem;
+    exit(result > 0 ? EXIT_SUCCESS : strcmp(command->name, "compare") == 0 ? 2 : EXIT_FAILURE);
 }
 
 bool take_image_option(struct image_args *args, const struct img_command *command, int code)
 {
-    char *problem;
-
     switch (code) {
     case 'f': args->format = optarg; return true;
     case 'q': args->quiet = true; return true;
@@ -147,15 +111,7 @@ bool take_image_option(struct image_args *args, const struct img_command *comman
             exit(usage_error(command, "--output expects 'human' or 'json' not '%s'", optarg));
         }
         return true;
-    case OPTION_OBJECT:
-        problem = *optarg == '{' ? NULL : check_object(optarg);
-        if (problem) {
-            error_report("%s", problem);
-            free(problem);
-            /* Where 1 means that the images differ. */
-            exit(strcmp(command->name, "compare") == 0 ? 2 : EXIT_FAILURE);
-        }
-        return true;
+    case OPTION_OBJECT: take_object(command, optarg); return true;
     default: return false;
     }
 }

@@ -236,9 +236,7 @@ int copy_bitmaps(qcow2_image *source, qcow2_image *target)
 
         if (bitmap.flags & QCOW2_BITMAP_IN_USE) {
             warn_report("Skipping inconsistent bitmap '%s'", name);
-        } else if (qcow2_bitmap_add(target, name, bitmap.granularity, QCOW2_BITMAP_DISABLED) < 0 ||
-                   qcow2_bitmap_merge(target, name, source, name) < 0 ||
-                   (bitmap.flags & QCOW2_BITMAP_AUTO && qcow2_bitmap_enable(target, name) < 0)) {
+        } else if (qcow2_bitmap_copy(target, source, name) < 0) {
             error_report("Failed to create bitmap %s: %s", name, failure_text());
             result = EXIT_FAILURE;
         }

@@ -178,6 +178,8 @@ static int check_and_print(qcow2_image *image, const struct image_args *args, ui
     return result.corruptions ? EXIT_CORRUPT : result.leaks ? EXIT_LEAKS : EXIT_SUCCESS;
 }
 
+enum { OPTION_NO_KEY = OPTION_OWN };
+
 static uint64_t parse_repair(const struct img_command *command, const char *text)
 {
     if (strcmp(text, "leaks") == 0) {
@@ -197,6 +199,7 @@ static int run_check(const struct img_command *command, int argc, char **argv)
     qcow2_info info;
     const char *cache = NULL, *name;
     uint64_t repair = 0;
+    bool no_key = false;
     int code, result = EXIT_FAILURE;
 
     while ((code = next_option(command, argc, argv)) != -1) {
@@ -204,6 +207,8 @@ static int run_check(const struct img_command *command, int argc, char **argv)
             repair = parse_repair(command, optarg);
         } else if (code == 'T') {
             cache = optarg;
+        } else if (code == OPTION_NO_KEY) {
+            no_key = true;
         } else {
             take_image_option(&args, command, code);
         }
@@ -211,7 +216,7 @@ static int run_check(const struct img_command *command, int argc, char **argv)
     name = one_file_name(&args, command, argc, argv);
     if (name && set_cache(&spec, cache, "Invalid source cache option") == EXIT_SUCCESS &&
         open_image(&args, name, QCOW2_OPEN_METADATA_ONLY | (repair ? 0 : QCOW2_OPEN_READ_ONLY), &spec, &image)) {
-        if (!image_info(image, &info)) {
+        if (!image_info(image, &info) || !(no_key || has_key(&args, name, image))) {
             result = EXIT_FAILURE;
         } else if (info.version == 0) {
             error_report("This image format does not support checks");
@@ -241,6 +246,7 @@ const struct img_command img_check = {
                                            {'T', "cache", "MODE", "cache mode of the image file"},
                                            {'r', "repair", "leaks|all",
                                             "give leaked clusters back, or repair all that can be"},
+                                           {OPTION_NO_KEY, "no-key", NULL, "an encrypted image without its key"},
                                            IMG_END},
     .run = run_check,
 };

@@ -16,7 +16,8 @@ static int check_single(const struct convert_job *job)
 /* The options of a new image, with -B and -F: 0, or 1 after a message. */
 static int prepare_options(struct convert_job *job, struct create_options *options)
 {
-    struct create_option *file, *format, *preallocation;
+    struct create_option *file, *format, *preallocation, *encryption;
+    bool encrypted;
 
     if (job->option_text && create_options_parse(options, "", job->option_text) != EXIT_SUCCESS) {
         return EXIT_FAILURE;
@@ -49,12 +50,31 @@ static int prepare_options(struct convert_job *job, struct create_options *optio
         error_report("Compression not supported for this file format");
         return EXIT_FAILURE;
     }
+    encryption = create_option_find(options, "encryption");
+    if ((encryption && encryption->text && parse_bool(encryption->text, &encrypted) == 0 && encrypted) ||
+        create_option_text(options, "encrypt.format")) {
+        error_report("Compression and encryption not supported at the same time");
+        return EXIT_FAILURE;
+    }
     preallocation = create_option_find(options, "preallocation");
     if (preallocation && preallocation->text && strcmp(preallocation->text, "off") != 0) {
         error_report("Compression and preallocation not supported at the same time");
         return EXIT_FAILURE;
     }
     return EXIT_SUCCESS;
+}
+
+/* The new image is opened with the secret that it has been made with. */
+static void keep_secret(struct convert_job *job, const struct create_options *options)
+{
+    const char *id = create_option_text(options, "encrypt.key-secret");
+    struct string_list items = {0};
+
+    if (id) {
+        list_addf(&items, "encrypt.key-secret=%s", id);
+        image_items(&job->target_spec, &items);
+        list_free(&items);
+    }
 }
 
 static int create_target(struct convert_job *job)
@@ -80,6 +100,7 @@ static int create_target(struct convert_job *job)
     if (result == EXIT_SUCCESS) {
         job->prefix = text_format("%s: error while converting %s: ", job->target_name, job->target_format);
         result = create_image_file(&options, job->prefix, named.path ? named.path : "", (int64_t)job->size);
+        keep_secret(job, &options);
         job->target_is_zero = options.qcow2 || !named.path || !file_is_device(named.path);
     }
     free(error);

@@ -63,6 +63,13 @@ static int look_at_backing(struct create_job *job)
         result = image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_ALLOW_RECORDED | QCOW2_OPEN_FORCE_SHARE, &image,
                             &error);
     }
+    if (lacks_key(result)) {
+        /* Its size can be told without. */
+        free(error);
+        error = NULL;
+        result =
+            image_open(&spec, QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_FORCE_SHARE, &image, &error);
+    }
     if (result < 0) {
         error_report("%s: %s\nCould not open backing image.", job->name, error ? error : strerror(-result));
     } else if (!job->backing_format) {

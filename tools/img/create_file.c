@@ -7,10 +7,13 @@
 #include <unistd.h>
 
 #include "img.h"
+#include "secrets.h"
 
 static int create_qcow2(const struct create_options *options, const char *prefix, const char *path, int64_t size)
 {
+    qcow2_create_params params = QCOW2_CREATE_PARAMS_INIT;
     struct string_list list = {0};
+    char *why = NULL;
     int result;
 
     for (size_t i = 0; i < options->count; i++) {
@@ -20,11 +23,17 @@ static int create_qcow2(const struct create_options *options, const char *prefix
             list_addf(&list, "%s=%s", option->key, option->text);
         }
     }
-    result = qcow2_create(path, (uint64_t)size, list_options(&list));
+    params.path = path;
+    params.size = (uint64_t)size;
+    params.options = list_options(&list);
+    params.secret = secret_by_name;
+    params.secret_opaque = &why;
+    result = qcow2_create_with(&params);
     list_free(&list);
     if (result < 0) {
-        error_report("%s%s", prefix, failure_text());
+        error_report("%s%s", prefix, why ? why : failure_text());
     }
+    free(why);
     return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 

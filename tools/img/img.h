@@ -89,6 +89,10 @@ bool open_image(const struct image_args *args, const char *name, uint64_t flags,
                 qcow2_image **image);
 /* Opens the snapshot that -l means in the place of the disk: 0, or 1 after a message. */
 int open_snapshot(struct image_spec *spec, const char *text, qcow2_image **image);
+/* Whether an open failed with this for want of the key, or because of what was said of it. */
+bool lacks_key(int result);
+/* Whether the user gives the key of an image that is open for its metadata, if it has one; false after a message. */
+bool has_key(const struct image_args *args, const char *name, qcow2_image *image);
 /* Closes; prints the error a flush at close had. 0 or 1: the exit code. */
 int close_image(qcow2_image *image);
 /* qcow2_get_info, or prints why not. */
@@ -144,6 +148,8 @@ struct json {
 };
 void json_open(struct json *json, const char *key, char bracket);
 void json_close(struct json *json, char bracket);
+/* Text in quotes, with what has to be escaped. */
+void json_quoted(FILE *out, const char *value);
 void json_string(struct json *json, const char *key, const char *value);
 void json_number(struct json *json, const char *key, uint64_t value);
 void json_bool(struct json *json, const char *key, bool value);
@@ -209,6 +215,15 @@ int64_t node_disk_bytes(const struct node *node);
 bool node_tells_dirty(const struct node *node);
 /* The name of what a qcow2 image is on, where that is no file; allocated or NULL. */
 char *name_below(const struct node *root);
+
+/* What the image is called: with all that names it where a file does not. Allocated. */
+char *shown_name(const struct node *root);
+
+/* --- what encrypts an image, part of info --- */
+
+/* False after a message: what it is encrypted by cannot be read. */
+bool encryption_is_readable(qcow2_image *image, const qcow2_info *info, const char *name);
+void json_luks(struct json *json, qcow2_image *image, bool in_qcow2);
 
 /* --- snapshots, also part of info --- */
 

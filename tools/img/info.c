@@ -7,7 +7,6 @@
 #include "img.h"
 #include "node.h"
 
-#define CRYPT_AES 1
 #define SECTOR_BYTES 512
 
 struct info_job {
@@ -21,11 +20,6 @@ struct info_job {
 static bool encrypted(const qcow2_info *info)
 {
     return info->crypt_method != 0;
-}
-
-static const char *crypt_name(const qcow2_info *info)
-{
-    return info->crypt_method == CRYPT_AES ? "aes" : "luks";
 }
 
 static const char *compression_name(const qcow2_info *info)
@@ -92,7 +86,12 @@ static void print_specific(FILE *out, qcow2_image *image, const qcow2_info *info
     print_bitmaps(out, image);
     fprintf(out, "    refcount bits: %u\n", (unsigned)info->refcount_bits);
     if (encrypted(info)) {
-        fprintf(out, "    encrypt:\n        format: %s\n", crypt_name(info));
+        fputs("    encrypt:\n", out);
+    }
+    if (info->crypt_method == QCOW2_ENCRYPTION_LUKS) {
+        print_luks(out, 8, image, true);
+    } else if (encrypted(info)) {
+        fputs("        format: aes\n", out);
     }
     if (info->data_file) {
         fprintf(out, "    data file: %s\n", info->data_file);
@@ -187,7 +186,11 @@ static void json_specific(struct json *json, qcow2_image *image, const qcow2_inf
     json_number(json, "refcount-bits", info->refcount_bits);
     if (encrypted(info)) {
         json_open(json, "encrypt", '{');
-        json_string(json, "format", crypt_name(info));
+        if (info->crypt_method == QCOW2_ENCRYPTION_LUKS) {
+            json_luks(json, image, true);
+        } else {
+            json_string(json, "format", "aes");
+        }
         json_close(json, '}');
     }
     if (info->data_file) {
@@ -283,15 +286,15 @@ static int print_one(struct info_job *job, const char *name, char **below, char 
     spec.recorded = job->seen.count > 0;
     if (!seen_before(job, name) &&
         open_image(&job->args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
-        if (image_info(image, &info) && bitmaps_are_readable(image, &info, name) &&
-            snapshots_are_readable(image, name)) {
+        if (image_info(image, &info) && encryption_is_readable(image, &info, name) &&
+            bitmaps_are_readable(image, &info, name) && snapshots_are_readable(image, name)) {
             /* Told in whole sectors, as the stock tool counts. */
             info.file_length = (info.file_length + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
             if (info.version == 0) {
                 info.virtual_size = info.file_length;
             }
 
-            char *shown = node_name(spec.tree->root);
+            char *shown = shown_name(spec.tree->root);
 
             *below = info.backing_file ? recorded_below(&spec, info.backing_file) : NULL;
             *below_format = info.backing_format ? text_copy(info.backing_format) : NULL;

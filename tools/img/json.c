@@ -35,7 +35,7 @@ static unsigned next_code_point(const unsigned char **text)
     return code;
 }
 
-static void quoted(FILE *out, const char *value)
+void json_quoted(FILE *out, const char *value)
 {
     static const char plain[] = "\"\\\b\f\n\r\t", letter[] = "\"\\bfnrt";
     const unsigned char *at = (const unsigned char *)value;
@@ -73,7 +73,7 @@ static void member(struct json *json, const char *key)
     }
     json->filled = true;
     if (key) {
-        quoted(json->out, key);
+        json_quoted(json->out, key);
         fputs(": ", json->out);
     }
 }
@@ -100,7 +100,7 @@ void json_close(struct json *json, char bracket)
 void json_string(struct json *json, const char *key, const char *value)
 {
     member(json, key);
-    quoted(json->out, value);
+    json_quoted(json->out, value);
 }
 
 void json_number(struct json *json, const char *key, uint64_t value)

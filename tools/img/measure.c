@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "secrets.h"
 
 struct measure_job {
     struct image_args args;
@@ -44,9 +45,40 @@ static int check_preallocation(const char *mode)
     return EXIT_FAILURE;
 }
 
+static bool is_luks(const struct measure_job *job)
+{
+    const char *format = create_option_text(&job->options, "encrypt.format");
+
+    return format && strcmp(format, "luks") == 0;
+}
+
+/* The header of LUKS takes space, of which no secret is needed to tell how much; 0, or 1 after a message. */
+static int check_secret(const struct measure_job *job)
+{
+    const char *id = create_option_text(&job->options, "encrypt.key-secret");
+    char *why = NULL;
+
+    if (!is_luks(job)) {
+        return EXIT_SUCCESS;
+    }
+    if (!id) {
+        error_report("Parameter 'encrypt.key-secret' is required for cipher");
+        return EXIT_FAILURE;
+    }
+    if (secret_password(id, NULL, 0, &why) < 0) {
+        error_report("%s", why);
+        free(why);
+        return EXIT_FAILURE;
+    }
+    return EXIT_SUCCESS;
+}
+
 /* Whether a size depends on the option. What the library refuses to create together can be measured together. */
 static bool matters(const struct measure_job *job, const char *key)
 {
+    if (strncmp(key, "encrypt", 7) == 0) {
+        return is_luks(job) && strcmp(key, "encryption") != 0 && strcmp(key, "encrypt.key-secret") != 0;
+    }
     return strcmp(key, "size") != 0 && strcmp(key, "lazy_refcounts") != 0 &&
            (strcmp(key, "preallocation") != 0 || !create_option_text(&job->options, "backing_file")) &&
            (strcmp(key, "backing_fmt") != 0 || create_option_text(&job->options, "backing_file"));
@@ -79,13 +111,15 @@ static int measure_qcow2(struct measure_job *job, qcow2_measure_result *measured
         list_add(&options, "backing_fmt=raw");
     }
     result = qcow2_measure((uint64_t)job->size, list_options(&options), job->source, measured);
+    list_free(&options);
     if (result < 0) {
         report_failure();
-    } else if (is_full(job)) {
+        return EXIT_FAILURE;
+    }
+    if (is_full(job)) {
         measured->required_bytes = measured->fully_allocated_bytes;
     }
-    list_free(&options);
-    return result == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return check_secret(job);
 }
 
 static void print_measured(const struct measure_job *job, const qcow2_measure_result *measured)

@@ -71,6 +71,28 @@ char *name_below(const struct node *root)
     return qcow2 && !node_is_file(root->children[0]) ? node_name(root->children[0]) : NULL;
 }
 
+char *shown_name(const struct node *root)
+{
+    const char *secret = list_value(&root->encrypt, "key-secret");
+    char *name = node_name(root), *text = NULL;
+    size_t length = 0;
+    FILE *out;
+
+    if (secret == NULL || root->child_count == 0 || !node_is_file(root->children[0])) {
+        return name;
+    }
+    out = memory_or_exit(open_memstream(&text, &length));
+    fputs("json:{\"encrypt.key-secret\": ", out);
+    json_quoted(out, secret);
+    fprintf(out, ", \"driver\": \"%s\", \"file\": {\"driver\": \"%s\", \"filename\": ", root->driver->name,
+            root->children[0]->driver->name);
+    json_quoted(out, name);
+    fputs("}}", out);
+    fclose(out);
+    free(name);
+    return text;
+}
+
 static void print_bytes(FILE *out, int indent, const char *label, int64_t bytes, bool exact)
 {
     char text[SIZE_TEXT_BYTES];

@@ -1,4 +1,5 @@
 /* Opening and closing the image that a command works on.  SPDX-License-Identifier: MIT OR Apache-2.0 */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,45 @@ bool open_image(const struct image_args *args, const char *name, uint64_t flags,
         error_report("Could not open '%s': %s", name, error ? error : strerror(-result));
     }
     free(error);
+    return result == 0;
+}
+
+bool lacks_key(int result)
+{
+    return result == -ENOKEY || result == -EKEYREJECTED || result == -EACCES;
+}
+
+bool has_key(const struct image_args *args, const char *name, qcow2_image *image)
+{
+    struct image_spec spec = {0};
+    qcow2_image *again = NULL;
+    qcow2_info info;
+    char *error = NULL;
+    int result;
+
+    if (!image_info(image, &info)) {
+        return false;
+    }
+    if (info.crypt_method == 0) {
+        return true;
+    }
+    result = image_from_name(&spec, name, args->format, args->image_opts, &error);
+    if (result == 0) {
+        result = image_open(&spec,
+                            QCOW2_OPEN_READ_ONLY | QCOW2_OPEN_FORCE_SHARE | QCOW2_OPEN_NO_LOCK | QCOW2_OPEN_NO_BACKING,
+                            &again, &error);
+    }
+    if (result == 0) {
+        qcow2_close(again);
+    }
+    /* What else is wrong with it is for the caller to find. */
+    if (lacks_key(result)) {
+        error_report("Could not open '%s': %s", name, error);
+    } else {
+        result = 0;
+    }
+    free(error);
+    image_spec_free(&spec);
     return result == 0;
 }
 

@@ -95,7 +95,7 @@ static int list_snapshots(const struct image_args *args, const char *name)
     int result = EXIT_FAILURE;
 
     if (open_image(args, name, QCOW2_OPEN_METADATA_ONLY | QCOW2_OPEN_READ_ONLY, &spec, &image)) {
-        bool readable = snapshots_are_readable(image, name);
+        bool readable = has_key(args, name, image) && snapshots_are_readable(image, name);
 
         if (readable) {
             print_snapshot_list(stdout, image);

@@ -68,6 +68,19 @@ static const char *truth(uint32_t value)
     return value != 0 ? "true" : "false";
 }
 
+static void print_encryption(const qcow2_info *info)
+{
+    if (info->crypt_method == 0) {
+        return;
+    }
+    printf("    encrypt:\n");
+    if (info->crypt_method == QCOW2_ENCRYPTION_LUKS) {
+        print_luks(stdout, 8, io.image, true);
+    } else {
+        printf("        format: aes\n");
+    }
+}
+
 /* A writer has all of them in use, from the moment that it opens the image. */
 static void print_bitmaps(void)
 {
@@ -100,11 +113,13 @@ static void print_specific(const qcow2_info *info)
     printf("    compression type: %s\n", info->compression_type == 0 ? "zlib" : "zstd");
     if (info->version < 3) {
         printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
+        print_encryption(info);
         return;
     }
     printf("    lazy refcounts: %s\n", truth((uint32_t)(info->compatible_features & QCOW2_COMPATIBLE_LAZY_REFCOUNTS)));
     print_bitmaps();
     printf("    refcount bits: %" PRIu32 "\n", info->refcount_bits);
+    print_encryption(info);
     if (info->data_file != NULL) {
         printf("    data file: %s\n", info->data_file);
         printf("    data file raw: %s\n", truth(info->data_file_raw));

@@ -1,5 +1,6 @@
 /* qcow2-io: reads and writes images by command, as qemu-io does.  SPDX-License-Identifier: MIT OR Apache-2.0 */
 #include "io.h"
+#include "secrets.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -67,18 +68,36 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+/* False: the program ends with *status. */
+static bool take_object(char *text, int *status)
+{
+    char *problem = NULL;
+    int ret = secret_object(text, &problem);
+
+    if (ret < 0) {
+        error_report("%s", problem);
+        free(problem);
+    }
+    *status = ret < 0;
+    return ret == 0;
+}
+
 /* -1: go on; otherwise the exit status. */
 static int parse_program_options(int argc, char **argv, struct io_open_request *request, struct string_list *lines)
 {
-    int code;
+    int code, status;
 
     while ((code = getopt_long(argc, argv, "hVc:d:f:rsnCmki:t:T:U", long_options, NULL)) != -1) {
         switch (code) {
         case 'c': list_add(lines, optarg); break;
         case 'f': request->format = optarg; break;
         case 'm':
-        case 'T':
-        case OPTION_OBJECT: break;
+        case 'T': break;
+        case OPTION_OBJECT:
+            if (!take_object(optarg, &status)) {
+                return status;
+            }
+            break;
         case OPTION_IMAGE_OPTS: request->image_opts = true; break;
         case 'h': print_help(); return 0;
         case 'V': printf("%s version %s\n", program_name, qcow2_version()); return 0;

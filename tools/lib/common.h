@@ -6,6 +6,7 @@
 
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 /* --- messages: "PROGRAM: text\n" on stderr, PROGRAM being the base name of argv[0]. They do not wait for what
    stdout still holds, as in the stock tools --- */
@@ -20,6 +21,8 @@ char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)))
 char *text_vformat(const char *format, va_list arguments) __attribute__((format(printf, 1, 0)));
 char *text_copy(const char *text);
 void *memory_or_exit(void *pointer);
+/* Frees text that may be a secret. */
+void text_wipe(char *text);
 /* Hands an allocated text over as the reason for `code`, which it returns. */
 int refuse(char **error, int code, char *text);
 /* What the library's last failure on this thread was, as the stock tools put it; with QCOW2_TOOL_DETAIL=1 in the
@@ -56,6 +59,9 @@ const char *size_text_io(double bytes, char text[SIZE_TEXT_BYTES]);
 const char *size_text_img(uint64_t bytes, char text[SIZE_TEXT_BYTES]);
 
 uint64_t monotonic_nanoseconds(void);
+
+/* What a LUKS header says; `in_qcow2`: as part of a qcow2 image. 0 or -errno. */
+int print_luks(FILE *out, int indent, qcow2_image *image, bool in_qcow2);
 
 /* --- growable lists of strings, always ending in NULL, as the library takes options --- */
 
@@ -130,6 +136,8 @@ int image_reopen_options(const struct image_spec *spec, qcow2_image *image, cons
 /* {"driver": "qcow2", "file": {"filename": "x"}} becomes "driver=qcow2", "file.filename=x"; true and false
    become on and off; null is left out, except that "backing" becomes empty. 0 or -EINVAL with *error allocated. */
 int json_flatten(const char *text, struct string_list *items, char **error);
+/* The same, with what each value is as "key=string", "key=number" and so on, and errors that speak of no options. */
+int json_object(const char *text, struct string_list *items, struct string_list *kinds, char **error);
 /* unmap/on or ignore/off: false for anything else. */
 bool image_discard(struct image_spec *spec, const char *mode);
 void image_cache(struct image_spec *spec, struct cache_mode cache);

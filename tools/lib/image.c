@@ -353,7 +353,7 @@ static int check_backing(qcow2_image *image, struct string_list *items, char **e
     take_group(items, "backing", &group);
     for (uint32_t depth = 1; group.count > 0 && ret == 0; depth++) {
         qcow2_info info = {.struct_size = sizeof(info)};
-        struct string_list next = {NULL, 0};
+        struct string_list next = {NULL, 0}, encrypt = {NULL, 0};
         bool ignored = false, qcow2;
 
         free(above);
@@ -362,6 +362,9 @@ static int check_backing(qcow2_image *image, struct string_list *items, char **e
                     : NULL;
         qcow2 = qcow2_get_node_info(image, depth, &info) == 0 && info.version > 0;
         take_group(&group, "backing", &next);
+        if (qcow2) {
+            take_group(&group, "encrypt", &encrypt);
+        }
         ret = check_fixed(&group, "driver", qcow2 ? "qcow2" : "raw", error);
         ret = ret == 0 ? check_file(&group, "file", above, &ignored, error) : ret;
         ret = ret == 0 ? take_flag(&group, "read-only", &ignored, error) : ret;
@@ -372,6 +375,8 @@ static int check_backing(qcow2_image *image, struct string_list *items, char **e
             ret = qcow2 && library_knows(key) ? 0 : cannot_change(group.items[i], error);
             free(key);
         }
+        ret = ret == 0 ? encrypt_check(&encrypt, info.crypt_method, error) : ret;
+        list_free(&encrypt);
         list_free(&group);
         group = next;
     }
@@ -402,12 +407,16 @@ int image_reopen_options(const struct image_spec *spec, qcow2_image *image, cons
 {
     const struct node *root = spec->tree->root;
     const char *below = root->child_count > 0 ? root->children[0]->driver->name : NULL;
-    struct string_list items = {NULL, 0};
+    struct string_list items = {NULL, 0}, encrypt = {NULL, 0};
+    qcow2_info info = {.struct_size = sizeof(info)};
     bool file_read_only = false;
     int ret;
 
     for (size_t i = 0; i < given->count; i++) {
         list_add(&items, given->items[i]);
+    }
+    if (same(root->driver->name, "qcow2")) {
+        take_group(&items, "encrypt", &encrypt); /* the cipher stays what it is */
     }
     ret = check_fixed(&items, "driver", root->driver->name, error);
     ret = ret == 0 ? check_fixed(&items, "node-name", NULL, error) : ret;
@@ -416,7 +425,11 @@ int image_reopen_options(const struct image_spec *spec, qcow2_image *image, cons
     ret = ret == 0 ? check_backing(image, &items, error) : ret;
     ret = ret == 0 ? check_references(&items, error) : ret;
     ret = ret == 0 ? node_reopen_options(root, &items, change, error) : ret;
+    if (ret == 0 && qcow2_get_info(image, &info) == 0) {
+        ret = encrypt_check(&encrypt, info.crypt_method, error);
+    }
     change->read_only = change->read_only || file_read_only;
     list_free(&items);
+    list_free(&encrypt);
     return ret;
 }

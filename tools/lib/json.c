@@ -10,7 +10,9 @@
 struct parser {
     const char *at;
     struct string_list *items;
-    char *error; /* the first one; parsing stops there */
+    struct string_list *kinds; /* what each value is; NULL: nobody asks */
+    const char *prefix;        /* of errors */
+    char *error;               /* the first one; parsing stops there */
     int depth;
 };
 
@@ -29,7 +31,14 @@ static bool syntax(struct parser *parser, const char *what)
     if (*parser->at == '\0') {
         what = "premature EOI";
     }
-    return fail(parser, text_format("Could not parse the JSON options: JSON parse error, %s", what));
+    return fail(parser, text_format("%sJSON parse error, %s", parser->prefix, what));
+}
+
+static void tell_kind(struct parser *parser, const char *key, const char *kind)
+{
+    if (parser->kinds != NULL && *key != '\0') {
+        list_addf(parser->kinds, "%s=%s", key, kind);
+    }
 }
 
 static char peek(struct parser *parser)
@@ -49,10 +58,29 @@ static size_t put_utf8(char *out, unsigned code)
         out[1] = (char)(0x80 | (code & 0x3f));
         return 2;
     }
-    out[0] = (char)(0xe0 | code >> 12);
-    out[1] = (char)(0x80 | (code >> 6 & 0x3f));
-    out[2] = (char)(0x80 | (code & 0x3f));
-    return 3;
+    if (code < 0x10000) {
+        out[0] = (char)(0xe0 | code >> 12);
+        out[1] = (char)(0x80 | (code >> 6 & 0x3f));
+        out[2] = (char)(0x80 | (code & 0x3f));
+        return 3;
+    }
+    out[0] = (char)(0xf0 | code >> 18);
+    out[1] = (char)(0x80 | (code >> 12 & 0x3f));
+    out[2] = (char)(0x80 | (code >> 6 & 0x3f));
+    out[3] = (char)(0x80 | (code & 0x3f));
+    return 4;
+}
+
+/* The four digits after "u"; 0: there are none, or it would end the text. */
+static unsigned hexadecimal(const char *at)
+{
+    char digits[5] = "";
+
+    if (*at != 'u' || strspn(at + 1, "0123456789abcdefABCDEF") < 4) {
+        return 0;
+    }
+    memcpy(digits, at + 1, 4);
+    return (unsigned)strtoul(digits, NULL, 16);
 }
 
 /* At the character after a backslash; returns the bytes written, 0 for an escape JSON does not have. */
@@ -60,14 +88,17 @@ static size_t parse_escape(const char **at, char *out)
 {
     static const char names[] = "\"'\\/bfnrt", values[] = "\"'\\/\b\f\n\r\t";
     const char *name = strchr(names, **at);
+    unsigned code = hexadecimal(*at), low;
 
-    if (**at == 'u' && strspn(*at + 1, "0123456789abcdefABCDEF") >= 4) {
-        char digits[5] = {(*at)[1], (*at)[2], (*at)[3], (*at)[4], '\0'};
-        unsigned code = (unsigned)strtoul(digits, NULL, 16);
-
-        if (code == 0) {
-            return 0; /* would end the text */
+    if (code >= 0xd800 && code < 0xe000) {
+        low = (*at)[5] == '\\' ? hexadecimal(*at + 6) : 0;
+        if (code >= 0xdc00 || low < 0xdc00 || low >= 0xe000) {
+            return 0; /* half a character */
         }
+        *at += 6;
+        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+    }
+    if (code != 0) {
         *at += 5;
         return put_utf8(out, code);
     }
@@ -105,7 +136,7 @@ static char *parse_string(struct parser *parser)
 
         syntax(parser, what);
         free(what);
-        free(text);
+        text_wipe(text);
         return NULL;
     }
     text[length] = '\0';
@@ -192,6 +223,7 @@ static bool parse_word(struct parser *parser, const char *key)
         value = word;
     }
     if (value != NULL) {
+        tell_kind(parser, key, strcmp(word, "null") == 0 ? "null" : value == word ? "number" : "boolean");
         /* A null is as good as no value, but for a backing file: there it says that there is none. */
         if (*value != '\0' || strcmp(key, "backing") == 0) {
             list_addf(parser->items, "%s=%s", key, value);
@@ -214,6 +246,7 @@ static bool parse_value(struct parser *parser, const char *key)
     bool good;
 
     if (first == '{' || first == '[') {
+        tell_kind(parser, key, first == '{' ? "object" : "array");
         if (parser->depth == DEPTH_LIMIT) {
             return syntax(parser, "nesting too deep");
         }
@@ -229,25 +262,39 @@ static bool parse_value(struct parser *parser, const char *key)
     if (text == NULL) {
         return false;
     }
+    tell_kind(parser, key, "string");
     list_addf(parser->items, "%s=%s", key, text);
-    free(text);
+    text_wipe(text);
     return true;
+}
+
+static int parse_all(struct parser *parser, char **error)
+{
+    char first = peek(parser);
+
+    if (first == '\0') {
+        fail(parser, text_format("%sExpecting a JSON value", parser->prefix));
+    } else if (parse_value(parser, "")) {
+        if (peek(parser) != '\0') {
+            fail(parser, text_format("%sExpecting at most one JSON value", parser->prefix));
+        } else if (first != '{') {
+            fail(parser, text_copy("Invalid JSON object given"));
+        }
+    }
+    *error = parser->error;
+    return parser->error != NULL ? -EINVAL : 0;
 }
 
 int json_flatten(const char *text, struct string_list *items, char **error)
 {
-    struct parser parser = {text, items, NULL, 0};
-    char first = peek(&parser);
+    struct parser parser = {text, items, NULL, "Could not parse the JSON options: ", NULL, 0};
 
-    if (first == '\0') {
-        fail(&parser, text_copy("Could not parse the JSON options: Expecting a JSON value"));
-    } else if (parse_value(&parser, "")) {
-        if (peek(&parser) != '\0') {
-            fail(&parser, text_copy("Could not parse the JSON options: Expecting at most one JSON value"));
-        } else if (first != '{') {
-            fail(&parser, text_copy("Invalid JSON object given"));
-        }
-    }
-    *error = parser.error;
-    return parser.error != NULL ? -EINVAL : 0;
+    return parse_all(&parser, error);
+}
+
+int json_object(const char *text, struct string_list *items, struct string_list *kinds, char **error)
+{
+    struct parser parser = {text, items, kinds, "", NULL, 0};
+
+    return parse_all(&parser, error);
 }

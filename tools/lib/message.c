@@ -77,6 +77,14 @@ int refuse(char **error, int code, char *text)
     return code;
 }
 
+void text_wipe(char *text)
+{
+    if (text != NULL) {
+        explicit_bzero(text, strlen(text));
+    }
+    free(text);
+}
+
 void *memory_or_exit(void *pointer)
 {
     if (pointer == NULL) {

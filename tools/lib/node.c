@@ -110,6 +110,7 @@ static void node_free(struct node *node)
     node_free(node->backing);
     list_free(&node->backing_items);
     list_free(&node->image_options);
+    list_free(&node->encrypt);
     pthread_mutex_destroy(&node->end_lock);
     pthread_mutex_destroy(&node->flush_lock);
     pthread_mutex_destroy(&node->flight_lock);
@@ -189,7 +190,7 @@ static int take_rest(struct node *node, struct string_list *items, char **error)
 
         if (qcow2 && library_knows(key)) {
             list_add(&node->image_options, items->items[i]);
-        } else if (!qcow2 || strncmp(key, "encrypt.", 8) != 0) {
+        } else {
             unknown = node->driver->protocol
                           ? text_format("Block protocol '%s' doesn't support the option '%s'", node->driver->name, key)
                           : text_format("Block format '%s' does not support the option '%s'", node->driver->name, key);
@@ -267,6 +268,7 @@ static int fill(struct node *node, struct string_list *items, const char *filena
         ret = ret == 0 ? check_exists(node->filename, error) : ret;
     }
     if (ret == 0 && same(node->driver->name, "qcow2")) {
+        take_group(items, "encrypt", &node->encrypt);
         ret = take_backing(node, items, error);
     }
     if (ret == 0 && node->driver->open != NULL) {

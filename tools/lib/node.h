@@ -81,6 +81,7 @@ struct node {
     struct node *backing;             /* NULL: what the image records, if anything */
     struct string_list backing_items; /* "backing.*" that was given */
     struct string_list image_options; /* for the library */
+    struct string_list encrypt;       /* "encrypt.*" that was given */
     struct cache_mode cache;
     uint64_t flags; /* QCOW2_OPEN_* beside those of the tree */
     bool recorded;  /* an image, and not the user, names it */
@@ -180,6 +181,15 @@ int node_take_file_options(struct node *node, struct string_list *items, char **
 bool library_knows(const char *key);
 
 extern const struct node_driver node_blkdebug, node_blkverify, node_quorum, node_nbd;
+
+/* Whether what is said of the encryption of an image fits it; `method` is its crypt_method. 0 or -EINVAL with *error. */
+int encrypt_check(const struct string_list *encrypt, uint32_t method, char **error);
+/* What is said about a layer, as the image on top says it; takes over `why`. */
+char *backing_failure(int depth, char *why);
+/* The same for all layers of an image that is open, by depth; those that have been asked for a secret are known to fit. */
+int encrypt_check_layers(struct node *const *layers, qcow2_image *image, char **error);
+/* The secret of an image into `buffer`: its length, -ENOKEY where nothing names one, or -EACCES with *error. */
+int64_t encrypt_secret(const struct string_list *encrypt, uint32_t method, void *buffer, size_t room, char **error);
 
 /* --- blkdebug: the breakpoints of qcow2-io; -ENOTSUP where there is no such node --- */
 

@@ -186,9 +186,7 @@ int node_reopen_options(const struct node *node, struct string_list *items, stru
     for (size_t i = 0; i < items->count && ret == 0; i++) {
         char *key = text_format("%.*s", (int)strcspn(items->items[i], "="), items->items[i]);
 
-        if (same(node->driver->name, "qcow2") && strncmp(key, "encrypt.", 8) == 0) {
-            /* The cipher stays what it is. */
-        } else if (same(node->driver->name, "qcow2") && library_knows(key)) {
+        if (same(node->driver->name, "qcow2") && library_knows(key)) {
             list_add(&scratch.image_options, items->items[i]);
         } else {
             ret = refuse(error, -EINVAL, text_format("Cannot change the option '%s'", key));

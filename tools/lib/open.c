@@ -258,14 +258,20 @@ static int resolve(void *opaque, const qcow2_resolve_request *request, qcow2_res
     struct resolve_state *state = opaque;
     bool backing = request->kind == QCOW2_NODE_BACKING;
     struct node *above = layer(state, backing ? request->depth - 1 : request->depth);
+    int ret;
 
     free(state->tree->refusal);
     state->tree->refusal = NULL;
     state->tree->refusal_alone = false;
     if (request->resolved_path != NULL && !(backing && above != NULL && above->backing_items.count > 0)) {
-        return answer_path(state->tree, request, answer);
+        ret = answer_path(state->tree, request, answer);
+    } else {
+        ret = resolve_by_node(state, above, request, answer);
     }
-    return resolve_by_node(state, above, request, answer);
+    if (ret < 0 && ret != -ELOOP && backing && state->tree->refusal != NULL && !state->tree->refusal_alone) {
+        state->tree->refusal = backing_failure(request->depth - 1, state->tree->refusal);
+    }
+    return ret;
 }
 
 bool node_tells_offsets(const struct node_tree *tree, int depth)
@@ -276,6 +282,24 @@ bool node_tells_offsets(const struct node_tree *tree, int depth)
 }
 
 /* --- opening --- */
+
+static int64_t give_secret(void *opaque, const qcow2_secret_request *request, void *buffer, size_t room)
+{
+    struct resolve_state *state = opaque;
+    const struct node *node = layer(state, request->depth);
+    char *why = NULL;
+    int64_t ret = -ENOKEY;
+
+    if (node != NULL) {
+        ret = encrypt_secret(&node->encrypt, (uint32_t)request->encryption, buffer, room, &why);
+    }
+    if (why != NULL) {
+        free(state->tree->refusal);
+        state->tree->refusal = backing_failure(request->depth, why);
+        state->tree->refusal_alone = true;
+    }
+    return ret;
+}
 
 static const char *chosen_cache(const struct node *node)
 {
@@ -294,6 +318,13 @@ static const char backing_failed[] = "Could not open backing file: ",
 /* Nobody gives a backing file to an image below that names none. */
 static int check_layers(const struct resolve_state *state, qcow2_image **image, char **error)
 {
+    int ret = encrypt_check_layers(state->layers, *image, error);
+
+    if (ret < 0) {
+        qcow2_close(*image);
+        *image = NULL;
+        return ret;
+    }
     for (int depth = 1; depth < NODE_DEPTH_LIMIT; depth++) {
         const struct node *node = state->layers[depth];
 
@@ -325,6 +356,8 @@ static int open_with(struct node *node, qcow2_open_params *params, const struct 
     params->resolve = resolve;
     params->resolve_opaque = &state;
     params->message = print_message;
+    params->secret = give_secret;
+    params->secret_opaque = &state;
     ret = qcow2_open_with(params, image);
     list_free(&options);
     if (ret == 0) {

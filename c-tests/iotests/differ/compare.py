@@ -99,6 +99,9 @@ def without_choice(answer):
 def info_result(answer):
     """What `info` must say of both images after the same list."""
     data = dict(answer["format-specific"]["data"])
+    # Two images have two keys.
+    data["encrypt"] = {key: value for key, value in data.get("encrypt", {}).items()
+                       if key not in ("uuid", "slots", "master-key-iters")}
     return {"virtual-size": answer["virtual-size"], "cluster-size": answer["cluster-size"],
             "dirty-flag": answer["dirty-flag"], "data": data,
             "backing-filename": answer.get("backing-filename"),

@@ -3,7 +3,7 @@
 
 import time
 
-from .script import PROPERTIES, Script
+from .script import PROPERTIES
 
 
 def shrink(script, failure, attempt, limit):
@@ -13,7 +13,7 @@ def shrink(script, failure, attempt, limit):
     def smaller(keep, without):
         if time.monotonic() > limit:
             return False
-        candidate = Script(script.seed, script.op_count, keep, without)
+        candidate = type(script)(script.seed, script.op_count, keep, without)
         state["tries"] += 1
         result = attempt(candidate)
         if result is None or result.kind != failure.kind:

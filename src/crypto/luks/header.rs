@@ -56,6 +56,8 @@ pub struct Slot {
 pub struct Header {
     /// Cipher, mode, IV generator, length of the key.
     pub spec: Spec,
+    /// Hash of the IV generator as recorded, with those, too, that do without.
+    pub iv_hash: Option<Hash>,
     /// Hash of key derivation and split.
     pub hash: Hash,
     /// Where data starts in a plain LUKS file, sectors.
@@ -98,8 +100,12 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     out
 }
 
-/// Mode, IV generator and its hash of a name such as "cbc-essiv:sha256".
+/// Mode and IV generator of a name such as "cbc-essiv:sha256".
 pub fn parse_mode(text: &str) -> Result<(Mode, IvGenerator)> {
+    mode_and_hash(text).map(|(mode, iv, _)| (mode, iv))
+}
+
+fn mode_and_hash(text: &str) -> Result<(Mode, IvGenerator, Option<Hash>)> {
     let Some((mode, generator)) = text.split_once('-') else {
         return Err(bad(format!("Unexpected cipher mode string format '{text}'")));
     };
@@ -121,7 +127,7 @@ pub fn parse_mode(text: &str) -> Result<(Mode, IvGenerator)> {
         ("essiv", None) => return Err(bad("Missing IV generator hash specification")),
         _ => return Err(bad(format!("IV generator '{generator}' not supported"))),
     };
-    Ok((mode, iv))
+    Ok((mode, iv, hash))
 }
 
 impl Header {
@@ -145,7 +151,7 @@ impl Header {
         let mode = name(bytes, 40, NAME_BYTES, "cipher mode")?;
         let hash = name(bytes, 72, NAME_BYTES, "hash spec")?;
         let key_bytes = be32(bytes, 108) as usize;
-        let (mode, iv) = parse_mode(mode)?;
+        let (mode, iv, iv_hash) = mode_and_hash(mode)?;
         let algorithm = Algorithm::from_name(cipher).ok_or_else(|| {
             Error::unsupported(format!("Algorithm '{cipher}' with key size {key_bytes} bytes not supported"))
         })?;
@@ -159,6 +165,7 @@ impl Header {
         }
         let header = Header {
             spec,
+            iv_hash,
             hash,
             data_sector: be32(bytes, 104),
             digest: array(bytes, 112),
@@ -206,11 +213,29 @@ impl Header {
         out
     }
 
+    /// Puts slot `index` as it is here into the header `out`, which keeps everything else.
+    pub fn put_slot(&self, index: usize, out: &mut [u8]) {
+        let range = Header::slot_range(index);
+        out[range.clone()].copy_from_slice(&self.encode()[range]);
+    }
+
+    /// Where a slot is in the header.
+    pub fn slot_range(index: usize) -> std::ops::Range<usize> {
+        let at = SLOTS_AT + index * SLOT_BYTES;
+        at..at + SLOT_BYTES
+    }
+
+    /// Makes slot `index` one that nothing opens.
+    pub fn clear_slot(&mut self, index: usize) {
+        let material_sector = self.slots[index].material_sector;
+        self.slots[index] = Slot { active: false, iterations: 0, salt: [0; SALT_BYTES], material_sector };
+    }
+
     /// Mode and IV generator as the header names them.
     pub fn mode_name(&self) -> String {
         let (mode, iv) = (self.spec.mode.name(), self.spec.iv.name());
-        match self.spec.iv {
-            IvGenerator::Essiv(hash) => format!("{mode}-{iv}:{}", hash.name()),
+        match (self.spec.iv, self.iv_hash) {
+            (IvGenerator::Essiv(hash), _) | (_, Some(hash)) => format!("{mode}-{iv}:{}", hash.name()),
             _ => format!("{mode}-{iv}"),
         }
     }

@@ -10,12 +10,15 @@
 //! What is read is anybody's: lengths are bounded before memory is taken, and an iteration count, which may be 2^32, is
 //! worked off in steps that can be stopped.
 
+mod cost;
 mod header;
 mod slots;
 mod split;
 #[cfg(test)]
 mod tests;
 
+pub use super::hash::iterations_of;
+pub use cost::{iterations_for, speed, MIN_ITERATIONS};
 pub use header::{parse_mode, Header, DIGEST_BYTES, HEADER_BYTES, SLOTS, STRIPES};
-pub use slots::{check_key, new_header, seal, unlock};
+pub use slots::{check_key, new_header, new_header_bytes, seal, unlock, unlock_slot};
 pub use split::{merge, split};

@@ -3,7 +3,7 @@
 use super::header::{material_sectors, Header, Slot, DIGEST_BYTES, FIRST_SECTOR, SALT_BYTES, SLOTS, STRIPES};
 use super::split::{merge, split};
 use crate::crypto::hash::iterations_of;
-use crate::crypto::{pbkdf2, wipe_stack, Hash, Sectors, Spec};
+use crate::crypto::{pbkdf2, wipe_stack, Hash, Sectors, Spec, SECTOR_BYTES};
 use crate::error::{room, Result};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -74,6 +74,29 @@ fn open_slots(
     Ok(None)
 }
 
+/// The master key, where `passphrase` opens slot `index`.
+pub fn unlock_slot(
+    header: &Header,
+    index: usize,
+    passphrase: &[u8],
+    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
+    progress: Progress<'_>,
+) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    let mut alone = header.clone();
+    alone.slots.iter_mut().enumerate().for_each(|(other, slot)| slot.active &= other == index);
+    Ok(unlock(&alone, passphrase, read, progress)?.map(|(_, key)| key))
+}
+
+/// Where a slot of a new header has its material, sectors.
+fn slot_at(index: usize, key_bytes: usize) -> u32 {
+    FIRST_SECTOR + index as u32 * material_sectors(key_bytes)
+}
+
+/// Bytes of a new header with its material.
+pub fn new_header_bytes(key_bytes: usize) -> u64 {
+    u64::from(slot_at(SLOTS, key_bytes)) * SECTOR_BYTES as u64
+}
+
 /// A header without an active slot, for a master key, where slots stand as the reference implementation puts them.
 pub fn new_header(
     spec: Spec,
@@ -82,15 +105,20 @@ pub fn new_header(
     digest_iterations: u32,
     uuid: String,
     random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    go_on: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Header> {
     spec.check()?;
-    let slot_at = |index: usize| FIRST_SECTOR + index as u32 * material_sectors(spec.key_bytes);
-    let empty =
-        |index| Slot { active: false, iterations: 0, salt: [0; SALT_BYTES], material_sector: slot_at(index) };
+    let empty = |index| Slot {
+        active: false,
+        iterations: 0,
+        salt: [0; SALT_BYTES],
+        material_sector: slot_at(index, spec.key_bytes),
+    };
     let mut header = Header {
         spec,
+        iv_hash: None,
         hash,
-        data_sector: slot_at(SLOTS),
+        data_sector: slot_at(SLOTS, spec.key_bytes),
         digest: [0; DIGEST_BYTES],
         digest_salt: [0; SALT_BYTES],
         digest_iterations,
@@ -98,7 +126,7 @@ pub fn new_header(
         slots: std::array::from_fn(empty),
     };
     random(&mut header.digest_salt)?;
-    pbkdf2(hash, key, &header.digest_salt, digest_iterations, &mut header.digest, &mut |_| Ok(()))?;
+    pbkdf2(hash, key, &header.digest_salt, digest_iterations, &mut header.digest, go_on)?;
     wipe_stack();
     Ok(header)
 }

@@ -26,7 +26,7 @@ fn spec(key_bytes: usize, mode: Mode, iv: IvGenerator) -> Spec {
 /// A volume with `passphrases` in slots from 0 on.
 fn volume(spec: Spec, hash: Hash, key: &[u8], passphrases: &[&[u8]]) -> Vec<u8> {
     let mut random = chance(7);
-    let mut header = new_header(spec, hash, key, 1000, "0-1-2".into(), &mut random).unwrap();
+    let mut header = new_header(spec, hash, key, 1000, "0-1-2".into(), &mut random, &mut |_| Ok(())).unwrap();
     let mut bytes = vec![0; header.data_offset() as usize];
     for (index, passphrase) in passphrases.iter().enumerate() {
         let material =

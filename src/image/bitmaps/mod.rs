@@ -12,6 +12,7 @@
 //! A write looks at a bit first, and sets it only if it is not set: a line of memory that all share is read by all.
 
 mod bits;
+mod owners;
 mod store;
 
 pub(crate) use bits::Bits;
@@ -87,6 +88,7 @@ impl Tracker {
             list.push(Tracked { entry, at, bits });
             at += bytes;
         }
+        owners::check_owners(&list, &directory.pointer, &geometry, &shared.guard)?;
         let enabled = list.iter().filter_map(Tracked::tracking).cloned().collect();
         let bytes = DirectoryBytes { offset: directory.pointer.directory_offset, bytes: directory.bytes };
         Ok(Some(Tracker {

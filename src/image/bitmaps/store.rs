@@ -116,7 +116,8 @@ fn place_chunk<'a>(
     }
     let bytes = content.encode(granules, geometry.cluster_bytes())?;
     let before = bits.chunk(index).stored();
-    if before > ENTRY_ONES {
+    // Where a repair has counted another owner the bits move.
+    if before > ENTRY_ONES && alloc.count(geometry.cluster_index(HostOffset(before)).0)? <= 1 {
         shared.guard.check(Owner::NOBODY, HostOffset(before), bytes.len() as u64)?;
         shared.medium.write_live(Purpose::Bitmaps, before, &bytes)?;
         return Ok(Placed { index, entry: before, room: None });

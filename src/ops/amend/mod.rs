@@ -7,8 +7,12 @@
 mod expand;
 mod plan;
 mod settings;
+mod slots;
 
 use super::handle::Handle;
+use super::open::Secrets;
+use super::slots::Prepared;
+use crate::disk::luks::LuksDisk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ExclusiveImage, Image};
 use crate::ops::resize::image::resize_image;
@@ -21,6 +25,7 @@ const STEP_UNITS: u64 = 1 << 20;
 
 /// One setting that is going to change.
 enum Step {
+    KeySlots(Prepared),
     Upgrade,
     RefcountOrder(u32),
     DataFile(OsString),
@@ -36,6 +41,21 @@ pub fn amend(
     options: &[impl AsRef<OsStr>],
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<()> {
+    amend_with(handle, options, false, &mut Secrets::default(), progress)
+}
+
+/// As `amend`, of key slots too; what is derived for them counts as the progress of `secrets`. `force`: what makes the
+/// image unreadable as well.
+pub fn amend_with(
+    handle: &Handle,
+    options: &[impl AsRef<OsStr>],
+    force: bool,
+    secrets: &mut Secrets<'_>,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<()> {
+    if let Some(disk) = handle.disk().find::<LuksDisk>() {
+        return slots::amend_luks(disk, handle, options, force, secrets, progress);
+    }
     let image = Image::of(handle.disk(), "options to amend").map_err(|_| {
         let name = handle.format().name;
         Error::unsupported(format!("Format driver '{name}' does not support option amendment"))
@@ -46,7 +66,11 @@ pub fn amend(
     }
     let image = image.exclusive();
     image.core().check_active()?;
-    let steps = plan::plan(&image, &options)?;
+    let mut steps = plan::plan(&image, &options)?;
+    // Last, for it asks for secrets and takes long; and carried out first, for it changes one sector.
+    if let Some(prepared) = slots::prepare(&image, &options, handle, force, secrets)? {
+        steps.insert(0, Step::KeySlots(prepared));
+    }
     let total = steps.len() as u64 * STEP_UNITS;
     for (index, step) in steps.iter().enumerate() {
         let before = index as u64 * STEP_UNITS;
@@ -70,6 +94,7 @@ impl Step {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<()> {
         match self {
+            Step::KeySlots(prepared) => slots::carry_out(image, prepared),
             Step::Upgrade => settings::upgrade(image),
             Step::RefcountOrder(order) => settings::set_refcount_order(image, *order, progress),
             Step::DataFile(name) => settings::set_data_file(image, name.as_bytes()),

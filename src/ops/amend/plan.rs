@@ -11,11 +11,8 @@ use crate::options::AmendOptions;
 pub(super) fn plan(image: &ExclusiveImage<'_>, options: &AmendOptions) -> Result<Vec<Step>> {
     let core = image.core();
     let header = core.header();
-    if options.encryption && header.crypt_method == 0 {
+    if options.names_slots() && header.crypt_method == 0 {
         return Err(Error::unsupported("Can't amend encryption options - encryption not present"));
-    }
-    if options.encryption {
-        return Err(Error::unsupported("encryption options are not served yet"));
     }
     let version = options.version()?.unwrap_or(header.version);
     // First, for the header may have no room for the name.

@@ -206,23 +206,43 @@ pub fn merge(handle: &Handle, target: &[u8], source: Option<&Handle>, source_nam
         let old = find(&tracker, target)?.bits()?;
         let table: Vec<u64> = old.table().collect();
         let bits = Bits::new(core.geometry(), change.list[index].granularity_bits, core.length(), &table)?;
-        let length = other.as_ref().map_or(core.length(), |(length, _)| *length);
-        if length != core.length() {
-            let sizes = format!("(destination size is {}, source size is {length})", core.length());
-            return Err(Error::invalid(format!(
-                "Bitmaps are of different sizes {sizes} and can't be merged"
-            )));
-        }
+        check_same_size(core.length(), other.as_ref().map_or(core.length(), |(length, ..)| *length))?;
         match &other {
-            Some((_, copy)) => mark_all(copy, core.medium(), &bits)?,
+            Some((_, copy, _)) => mark_all(copy, core.medium(), &bits)?,
             None => mark_all(find(&tracker, source_name)?.bits()?, core.medium(), &bits)?,
         }
         change.put_bits(index, &bits)
     })
 }
 
-/// A bitmap of another disk, and how long that is: nothing of the one disk is held while the other is waited for.
-fn copy_of(handle: &Handle, name: &[u8]) -> Result<(u64, Bits)> {
+/// Adds a bitmap that is what another image's bitmap of that name is: granularity, bits, and whether it tracks.
+pub fn copy(handle: &Handle, source: &Handle, name: &[u8]) -> Result<()> {
+    if std::ptr::eq(source, handle) {
+        return Err(Error::invalid("source and target of the copy are one image"));
+    }
+    let (length, copied, entry) = copy_of(source, name)?;
+    change(handle, |core, change| {
+        check_same_size(core.length(), length)?;
+        check_new_name(&change.list, name)?;
+        change.list.push(new_entry(name, entry.granularity_bits, entry.is_enabled()));
+        let bits = clear_bits(core, entry.granularity_bits)?;
+        mark_all(&copied, core.medium(), &bits)?;
+        change.put_bits(change.list.len() - 1, &bits)
+    })
+}
+
+fn check_same_size(target: u64, source: u64) -> Result<()> {
+    match source == target {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "Bitmaps are of different sizes (destination size is {target}, source size is {source}) and can't be \
+             merged"
+        ))),
+    }
+}
+
+/// A bitmap of another disk, with how long that is: nothing of the one disk is held while the other is waited for.
+fn copy_of(handle: &Handle, name: &[u8]) -> Result<(u64, Bits, Bitmap)> {
     image_of(handle)?.with_bitmaps(|core, tracker| {
         let tracked = find(&tracker, name)?;
         let source = tracked.bits()?;
@@ -230,7 +250,7 @@ fn copy_of(handle: &Handle, name: &[u8]) -> Result<(u64, Bits)> {
         table.resize(source.chunk_count() as usize, ENTRY_ZEROES);
         let copy = Bits::new(core.geometry(), tracked.entry.granularity_bits, core.length(), &table)?;
         mark_all(source, core.medium(), &copy)?;
-        Ok((core.length(), copy))
+        Ok((core.length(), copy, tracked.entry.clone()))
     })
 }
 

@@ -77,6 +77,9 @@ pub enum What {
     HintSnapshots,
     /// What helps against `SnapshotExtra`.
     HintExtra,
+    /// An entry of a bitmap's table whose cluster has another use, too: index, entry, references. It adds nothing to
+    /// what a wrong refcount has.
+    BitmapShared,
 }
 
 /// One finding.
@@ -222,7 +225,7 @@ impl What {
 
 /// The words of all findings, in the order of `What`.
 #[rustfmt::skip]
-const WORDS: [(What, &[Part]); 34] = [
+const WORDS: [(What, &[Part]); 35] = [
     (What::Refcount, &[Fate, Text(" cluster "), Place, Text(" refcount="), Value, Text(" reference="), Count]),
     (What::RefcountUnreadable, &[Text("Can't get refcount for cluster "), Place, Text(": Input/output error")]),
     (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: "), PlaceStockHex, Text("); further non-fatal corruption events will be suppressed")]),
@@ -257,6 +260,7 @@ const WORDS: [(What, &[Part]); 34] = [
     (What::HintAmend, &[Text("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing")]),
     (What::HintSnapshots, &[Text("You can force-remove all "), Count, Text(" overhanging snapshots with qemu-img check -r all")]),
     (What::HintExtra, &[Text("You can force-remove this extra metadata with qemu-img check -r all")]),
+    (What::BitmapShared, &[Text("ERROR bitmap table of '"), Name, Text("' entry "), Place, Text(": value 0x"), ValueHex, Text(": a cluster that nothing else has; this one has "), Count, Text(" uses")]),
 ];
 
 #[cfg(test)]

@@ -2,17 +2,12 @@
 
 use super::finding::{Finding, What};
 use super::pass::Pass;
-use super::seen::{Region, BITMAPS, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
+use super::seen::{Region, ENCRYPTION, HEADER, REFCOUNT_TABLE, SNAPSHOT_TABLE};
 use super::MessageKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::bitmap::{self, Bitmap, BitmapCluster};
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
-use crate::format::features::AUTOCLEAR_BITMAPS;
-use crate::format::{be64s, extensions};
-use crate::storage::{read_exact, Purpose};
+use crate::format::extensions;
 
-/// Bytes of a table read at once.
-const CHUNK_BYTES: u64 = 1 << 20;
 /// How far a repair lets the file grow for a refcount block past its end: this much and its own length.
 const MAX_GROWTH_BYTES: u64 = 64 << 20;
 
@@ -79,7 +74,7 @@ impl Pass<'_> {
         }
     }
 
-    fn is_in_file(&self, offset: u64, bytes: u64) -> bool {
+    pub fn is_in_file(&self, offset: u64, bytes: u64) -> bool {
         let end = offset.checked_add(bytes);
         end.is_some_and(|end| end.saturating_sub(self.file_length) < self.geometry.cluster_bytes())
     }
@@ -133,51 +128,6 @@ impl Pass<'_> {
         }
         self.note_region(ENCRYPTION, pointer.offset, pointer.bytes);
         self.count_region(pointer.offset, pointer.bytes, 1)
-    }
-
-    /// Counts bitmap directory, tables and data, if the autoclear bit says that they are consistent.
-    pub fn count_bitmaps(&mut self) -> Result<()> {
-        let Some(data) = self.header.extension(extensions::BITMAPS) else { return Ok(()) };
-        if self.header.autoclear & AUTOCLEAR_BITMAPS == 0 {
-            return Ok(());
-        }
-        let pointer = extensions::bitmaps(data)?;
-        bitmap::check_pointer(&pointer, &self.geometry)?;
-        self.count_region(pointer.directory_offset, pointer.directory_bytes, 1)?;
-        self.note_region(BITMAPS, pointer.directory_offset, pointer.directory_bytes);
-        if !self.is_in_file(pointer.directory_offset, pointer.directory_bytes) {
-            return Ok(());
-        }
-        let mut directory = super::zeroed(pointer.directory_bytes)?;
-        read_exact(self.storage, Purpose::Bitmaps, pointer.directory_offset, &mut directory)?;
-        for bitmap in bitmap::parse_directory(&directory, pointer.count, &self.geometry)? {
-            self.count_bitmap(&bitmap)?;
-        }
-        Ok(())
-    }
-
-    fn count_bitmap(&mut self, bitmap: &Bitmap) -> Result<()> {
-        let bytes = u64::from(bitmap.table_entries) * 8;
-        self.count_region(bitmap.table_offset, bytes, 1)?;
-        self.note_region(BITMAPS, bitmap.table_offset, bytes);
-        let inside = bytes.min(self.file_length.saturating_sub(bitmap.table_offset)).div_ceil(8) * 8;
-        let mut at = 0;
-        while at < inside {
-            let mut chunk = vec![0; (inside - at).min(CHUNK_BYTES) as usize];
-            read_exact(self.storage, Purpose::Bitmaps, bitmap.table_offset + at, &mut chunk)?;
-            for (index, entry) in (at / 8..).zip(be64s(&chunk)) {
-                match bitmap::decode_table_entry(entry, &self.geometry) {
-                    Ok(BitmapCluster::Host(offset)) => {
-                        self.count_region(offset, self.geometry.cluster_bytes(), 1)?;
-                    }
-                    Ok(_) => {}
-                    Err(rule) => return Err(broken_bitmap(bitmap, index, entry, rule)),
-                }
-            }
-            at += chunk.len() as u64;
-            self.advance(0)?;
-        }
-        Ok(())
     }
 
     /// Counts the refcount table and its blocks, and finds out whether they can be repaired in place.
@@ -253,9 +203,4 @@ impl Pass<'_> {
         self.counts.grow(self.geometry.clusters_ceil(end))?;
         Ok(true)
     }
-}
-
-fn broken_bitmap(bitmap: &Bitmap, index: u64, entry: u64, rule: &str) -> Error {
-    let name = bitmap.printable_name();
-    Error::invalid(format!("bitmap table of '{name}' entry {index}: value {entry:#x}: {rule}"))
 }

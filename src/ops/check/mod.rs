@@ -24,6 +24,7 @@
 //! 4. all of it, before the dirty and corrupt bits are cleared (one sector);
 //! 5. all of it, before freed clusters are given back to the host.
 
+mod bitmaps;
 mod bits;
 mod chunk;
 mod compare;

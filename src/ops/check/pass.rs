@@ -129,6 +129,9 @@ impl<'a> Pass<'a> {
         let structure_errors = self.report.corruptions;
         self.count_refcount_structures()?;
         self.compare(Mend::NOTHING)?;
+        if self.report.corruptions > 0 {
+            self.tell_shared_bitmaps()?;
+        }
         if self.needs_rebuild && self.repairs() {
             if !self.options.repair_errors {
                 self.tell(Finding::new(What::RebuildNeeded, [0; 3]));

@@ -11,6 +11,8 @@
 //! full
 //! ```
 //!
+//! An encryption header is the last of it; its length is a number of clusters.
+//!
 //! With an external data file every preallocation is `metadata` without the data, which is there at its guest offset.
 //!
 //! A larger refcount table gets its final size at once (the reference implementation moves it when it is full).
@@ -50,6 +52,10 @@ pub(super) struct Plan {
     pub(super) l1_entries: u64,
     /// The L2 tables, in the order of the L1 table; empty without preallocation.
     pub(super) l2: Vec<L2Table>,
+    /// First cluster of the encryption header; 0 when there is none.
+    pub(super) encryption_at: u64,
+    /// Clusters of the encryption header.
+    pub(super) encryption_clusters: u64,
     /// One past the last cluster.
     pub(super) end: u64,
     /// Bytes at the end of the last data cluster that are past the disk, and need not be in the file.
@@ -99,6 +105,14 @@ impl Placer {
         self.refcounts.skip(count)
     }
 
+    /// The next clusters for an encryption header, if there is one.
+    fn take_encryption(&mut self, count: u64) -> u64 {
+        match count {
+            0 => 0,
+            _ => self.take(count),
+        }
+    }
+
     /// Places the blocks that count what was handed out since the last call.
     fn cover(&mut self) -> Result<()> {
         let (first, end) = (self.covered, self.next());
@@ -126,13 +140,17 @@ fn too_large(rule: &str) -> Error {
 
 impl Plan {
     /// The plan for a disk of `virtual_size` bytes, which the L1 table can map.
-    pub(super) fn new(geometry: Geometry, virtual_size: u64, preallocation: Preallocation) -> Result<Plan> {
-        let plan = match preallocation {
-            _ if virtual_size == 0 => Plan::interleaved(geometry, 0, false)?,
-            Preallocation::Off => Plan::interleaved(geometry, virtual_size, false)?,
-            _ if geometry.external_data => Plan::interleaved(geometry, virtual_size, true)?,
-            Preallocation::Metadata => Plan::interleaved(geometry, virtual_size, true)?,
-            Preallocation::Falloc | Preallocation::Full => Plan::contiguous(geometry, virtual_size)?,
+    pub(super) fn new(
+        geometry: Geometry,
+        virtual_size: u64,
+        preallocation: Preallocation,
+        encryption_clusters: u64,
+    ) -> Result<Plan> {
+        let with_data = virtual_size > 0 && preallocation != Preallocation::Off;
+        let in_a_row = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
+        let plan = match with_data && in_a_row && !geometry.external_data {
+            true => Plan::contiguous(geometry, virtual_size, encryption_clusters)?,
+            false => Plan::interleaved(geometry, virtual_size, with_data, encryption_clusters)?,
         };
         if plan.end > geometry.cluster_index(MAX_HOST_OFFSET) {
             return Err(too_large("the file would exceed 2^56 bytes"));
@@ -141,11 +159,22 @@ impl Plan {
     }
 
     /// Tables with their data behind them, in guest order.
-    fn interleaved(geometry: Geometry, virtual_size: u64, with_data: bool) -> Result<Plan> {
+    fn interleaved(
+        geometry: Geometry,
+        virtual_size: u64,
+        with_data: bool,
+        encryption_clusters: u64,
+    ) -> Result<Plan> {
         let mut table_clusters = 1;
         // A larger table never makes the file smaller: each round raises the size until it suffices.
         loop {
-            let plan = Plan::interleaved_with(geometry, virtual_size, with_data, table_clusters)?;
+            let plan = Plan::interleaved_with(
+                geometry,
+                virtual_size,
+                with_data,
+                encryption_clusters,
+                table_clusters,
+            )?;
             let needed = geometry.clusters_ceil(plan.blocks.len() as u64 * 8);
             if needed <= table_clusters {
                 return Ok(plan);
@@ -158,6 +187,7 @@ impl Plan {
         geometry: Geometry,
         virtual_size: u64,
         with_data: bool,
+        encryption_clusters: u64,
         table_clusters: u64,
     ) -> Result<Plan> {
         let mut placer = Placer::new(geometry, table_clusters);
@@ -179,22 +209,36 @@ impl Plan {
                 guest_cluster += data_clusters;
             }
         }
+        let encryption_at = placer.take_encryption(encryption_clusters);
+        placer.cover()?;
         let (table_at, blocks, end) = (1, placer.blocks(), placer.next());
         // As the reference implementation: of the last cluster, the subclusters that the disk has.
         let used = geometry.in_cluster(round_up(virtual_size, geometry.subcluster_bytes()));
         let unused_bytes = if used == 0 { 0 } else { geometry.cluster_bytes() - used };
-        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end, unused_bytes })
+        Ok(Plan {
+            geometry,
+            table_at,
+            table_clusters,
+            blocks,
+            l1_at,
+            l1_entries,
+            l2,
+            encryption_at,
+            encryption_clusters,
+            end,
+            unused_bytes,
+        })
     }
 
     /// All counts first, then all data in one run, which takes one call to reserve.
-    fn contiguous(geometry: Geometry, virtual_size: u64) -> Result<Plan> {
+    fn contiguous(geometry: Geometry, virtual_size: u64, encryption_clusters: u64) -> Result<Plan> {
         let mut placer = Placer::new(geometry, 0);
         let first_l2_at = placer.take(1);
         placer.cover()?;
         let (l1_at, l1_entries) = place_l1(&mut placer, virtual_size)?;
         let guest_clusters = geometry.clusters_ceil(virtual_size);
         let mut blocks = placer.blocks();
-        let more = guest_clusters + (l1_entries - 1);
+        let more = guest_clusters + (l1_entries - 1) + encryption_clusters;
         let row = Row::new(&geometry, placer.next(), more, blocks.len() as u64, 1);
         let Row { blocks: new_blocks, table_clusters } = row.map_err(|e| e.within(TOO_LARGE))?;
         let first_new = placer.take(new_blocks);
@@ -208,8 +252,21 @@ impl Plan {
             l2.push(L2Table { at, data_at, data_clusters });
             data_at += data_clusters;
         }
+        let encryption_at = placer.take_encryption(encryption_clusters);
         let end = placer.next();
-        Ok(Plan { geometry, table_at, table_clusters, blocks, l1_at, l1_entries, l2, end, unused_bytes: 0 })
+        Ok(Plan {
+            geometry,
+            table_at,
+            table_clusters,
+            blocks,
+            l1_at,
+            l1_entries,
+            l2,
+            encryption_at,
+            encryption_clusters,
+            end,
+            unused_bytes: 0,
+        })
     }
 
     /// Length of the file in bytes. A last L1 table ends with its last entry, as in the reference implementation.
@@ -264,6 +321,7 @@ mod tests {
         own(plan.table_at, plan.table_clusters);
         plan.blocks.iter().for_each(|at| own(*at, 1));
         own(plan.l1_at, g.clusters_ceil(plan.l1_entries * 8));
+        own(plan.encryption_at, plan.encryption_clusters);
         for table in &plan.l2 {
             own(table.at, 1);
             own(table.data_at, table.data_clusters);
@@ -280,7 +338,7 @@ mod tests {
                 let g = geometry(cluster_bits, order);
                 for clusters in [0, 1, 2, 63, 64, 65, 500, 4096, 100_000] {
                     for mode in MODES {
-                        check(&Plan::new(g, clusters << cluster_bits, mode).unwrap());
+                        check(&Plan::new(g, clusters << cluster_bits, mode, clusters % 5 * 7).unwrap());
                     }
                 }
             }
@@ -291,11 +349,11 @@ mod tests {
     fn tables_grow_where_clusters_are_small() {
         let g = geometry(9, 6);
         for mode in MODES {
-            let plan = Plan::new(g, 64 << 20, mode).unwrap();
+            let plan = Plan::new(g, 64 << 20, mode, 0).unwrap();
             check(&plan);
             assert_eq!(plan.table_clusters > 1, mode != Preallocation::Off);
         }
-        let plan = Plan::new(g, g.max_virtual_size(), Preallocation::Off).unwrap();
+        let plan = Plan::new(g, g.max_virtual_size(), Preallocation::Off, 0).unwrap();
         check(&plan);
         assert!(plan.table_clusters > 1);
     }
@@ -305,28 +363,28 @@ mod tests {
         for cluster_bits in 9..=21 {
             for order in [0, 4, 6] {
                 let g = geometry(cluster_bits, order);
-                let plan = Plan::new(g, g.max_virtual_size(), Preallocation::Off).unwrap();
+                let plan = Plan::new(g, g.max_virtual_size(), Preallocation::Off, 0).unwrap();
                 assert_eq!(plan.l1_entries, 1 << 22);
             }
         }
         for mode in [Preallocation::Metadata, Preallocation::Falloc] {
             let g = geometry(16, 4);
-            assert_eq!(Plan::new(g, 2 << 50, mode).unwrap_err().kind(), ErrorKind::TooLarge);
+            assert_eq!(Plan::new(g, 2 << 50, mode, 0).unwrap_err().kind(), ErrorKind::TooLarge);
             let g = geometry(21, 4);
-            assert_eq!(Plan::new(g, 1 << 56, mode).unwrap_err().kind(), ErrorKind::TooLarge);
+            assert_eq!(Plan::new(g, 1 << 56, mode, 0).unwrap_err().kind(), ErrorKind::TooLarge);
         }
     }
 
     #[test]
     fn layouts_seen_in_the_reference_implementation() {
-        let plan = Plan::new(geometry(16, 4), 1 << 40, Preallocation::Metadata).unwrap();
+        let plan = Plan::new(geometry(16, 4), 1 << 40, Preallocation::Metadata, 0).unwrap();
         assert_eq!((plan.table_at, plan.l1_at, plan.end), (1, 3, 16_779_780));
         assert_eq!(plan.blocks[..4], [2, 32776, 65549, 98322]);
         assert_eq!(plan.l2[0], L2Table { at: 4, data_at: 5, data_clusters: 8192 });
         assert_eq!(plan.l2[2047].at, 16_771_586);
-        let plan = Plan::new(geometry(9, 6), 1 << 30, Preallocation::Off).unwrap();
+        let plan = Plan::new(geometry(9, 6), 1 << 30, Preallocation::Off, 0).unwrap();
         assert_eq!(plan.blocks, [2, 515, 517, 518, 519, 520, 521, 522, 516]);
-        let plan = Plan::new(geometry(9, 4), 20 << 20, Preallocation::Full).unwrap();
+        let plan = Plan::new(geometry(9, 4), 20 << 20, Preallocation::Full, 0).unwrap();
         assert_eq!((plan.table_at, plan.table_clusters, plan.end), (176, 3, 41778));
         assert_eq!(plan.blocks[..3], [2, 13, 14]);
         assert_eq!(plan.l2[0], L2Table { at: 1, data_at: 179, data_clusters: 64 });

@@ -313,7 +313,7 @@ fn a_device_with_old_bytes_gets_a_clean_image() {
                 Double { memory: Memory::new(vec![0xa5; 3 << 20]), is_device: true, ..Double::default() };
             create(&device, 1 << 20, &options).unwrap();
             let header = Header::parse(&device.memory.contents()[..65536]).unwrap();
-            let plan = Plan::new(options.geometry(), 1 << 20, options.preallocation).unwrap();
+            let plan = Plan::new(options.geometry(), 1 << 20, options.preallocation, 0).unwrap();
             assert_eq!(u64::from(header.l1_size), plan.l1_entries);
             let used = plan.geometry.cluster_offset(plan.end) as usize;
             check_image(&device.memory.contents()[..used], 1 << 20, &options);

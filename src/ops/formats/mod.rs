@@ -3,15 +3,20 @@
 //! A further format is a file that implements [`crate::disk::Format`] and [`Draft`], and a row here, among `ALL`.
 
 use super::check::{CheckOptions, CheckReport, Findings};
-use super::create::create_with_data_file;
+use super::create::create_with;
+use super::create::luks::create_luks;
+use super::keys::NewKeys;
+use super::measure::{measure, measure_luks, Measured};
 use super::repair::{check_image, repair};
 use super::resize::image::resize_image as resize_image_to;
+use crate::disk::luks::LuksDisk;
 use crate::disk::raw::RawDisk;
 use crate::disk::{Disk, Draft, Settings};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::options::{CreateOptions, Preallocation};
 use crate::storage::Storage;
+use std::ffi::OsStr;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,7 +26,11 @@ pub type Look = fn(Arc<dyn Storage>, Settings) -> Result<Box<dyn Draft>>;
 /// Gives a disk another size, in bytes.
 pub type Resize = fn(&Disk, u64, Preallocation) -> Result<()>;
 /// Makes an empty disk of a size, in bytes, in a file and, where the options say so, in a data file.
-pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions) -> Result<()>;
+pub type Create = fn(&dyn Storage, Option<&dyn Storage>, u64, &CreateOptions, Option<&NewKeys>) -> Result<()>;
+/// Measures a file of a disk of a size, in bytes; with a source, one that takes its data.
+pub type Measure = fn(u64, &CreateOptions, Option<&Disk>) -> Result<Measured>;
+/// Options of a new disk from `key=value` strings.
+pub type CreateOptionsOf = fn(&[&OsStr]) -> Result<CreateOptions>;
 /// Checks an open disk, and repairs it when asked. The last parameter is told what is done, and of how much.
 pub type Check =
     fn(&Disk, CheckOptions, Option<Findings<'_>>, &mut dyn FnMut(u64, u64) -> bool) -> Result<CheckReport>;
@@ -38,6 +47,10 @@ pub struct Row {
     pub draft: Look,
     /// `None`: none is made here.
     pub create: Option<Create>,
+    /// How long the file of a new one gets; `None`: none is made here.
+    pub measure: Option<Measure>,
+    /// What the options of a new one say.
+    pub create_options: CreateOptionsOf,
     /// `None`: nothing is there to check.
     pub check: Option<Check>,
     /// `None`: no file of it is ever dirty.
@@ -50,7 +63,9 @@ static QCOW2: Row = Row {
     name: Image::NAME,
     begins_with: Some(Image::begins_with),
     draft: Image::draft,
-    create: Some(create_with_data_file),
+    create: Some(create_with),
+    measure: Some(measure),
+    create_options: |list| CreateOptions::parse(list),
     check: Some(check_image),
     repair: Some(repair),
     resize: Some(resize_image),
@@ -61,9 +76,23 @@ static RAW: Row = Row {
     begins_with: None,
     draft: RawDisk::draft,
     create: None,
+    measure: None,
+    create_options: |list| CreateOptions::parse(list),
     check: None,
     repair: None,
     resize: Some(resize_raw),
+};
+
+static LUKS: Row = Row {
+    name: LuksDisk::NAME,
+    begins_with: Some(LuksDisk::begins_with),
+    draft: LuksDisk::draft,
+    create: Some(create_luks),
+    measure: Some(measure_luks),
+    create_options: |list| CreateOptions::parse_luks(list),
+    check: None,
+    repair: None,
+    resize: Some(resize_luks),
 };
 
 /// A format.
@@ -75,9 +104,11 @@ impl Driver {
     pub const QCOW2: Driver = Driver(&QCOW2);
     /// A file whose bytes are the disk's.
     pub const RAW: Driver = Driver(&RAW);
+    /// A plain LUKS1 file.
+    pub const LUKS: Driver = Driver(&LUKS);
     /// Bytes at the start of a file that are enough to recognise any format.
     pub const START_BYTES: usize = Image::MAGIC_BYTES;
-    const ALL: [Driver; 2] = [Driver::QCOW2, Driver::RAW];
+    const ALL: [Driver; 3] = [Driver::QCOW2, Driver::RAW, Driver::LUKS];
 
     /// A format of the caller's own.
     pub const fn new(row: &'static Row) -> Driver {
@@ -97,9 +128,10 @@ impl Driver {
         data_file: Option<&dyn Storage>,
         virtual_size: u64,
         options: &CreateOptions,
+        keys: Option<&NewKeys>,
     ) -> Result<()> {
         match self.0.create {
-            Some(create) => create(storage, data_file, virtual_size, options),
+            Some(create) => create(storage, data_file, virtual_size, options, keys),
             None => Err(Error::unsupported(format!(
                 "Format driver '{}' does not support image creation",
                 self.name
@@ -152,6 +184,10 @@ fn resize_image(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<
 
 fn resize_raw(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()> {
     disk.need::<RawDisk>("size of its own")?.exclusive().resize(size, preallocation)
+}
+
+fn resize_luks(disk: &Disk, size: u64, preallocation: Preallocation) -> Result<()> {
+    disk.need::<LuksDisk>("size of its own")?.exclusive().resize(size, preallocation)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A format that only a test knows: an implementation of `Format` and one row are all that it takes.
 
 use super::{Driver, Row};
-use crate::disk::{Disk, Draft, Files, Format, Parts, Settings, Status, Stopped};
+use crate::disk::{Disk, Draft, Files, Format, Parts, Settings, Status, Stopped, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Image;
 use crate::ops::convert::{convert, ConvertOptions};
@@ -90,7 +90,7 @@ impl Stopped for StoppedStripes {
         Ok(())
     }
     fn deactivate(&self) {}
-    fn activate(&self, _: Files, _: Settings, _: Option<Disk>) -> Result<()> {
+    fn activate(&self, _: Files, _: Settings, _: Option<Disk>, _: &mut Unlocking<'_>) -> Result<()> {
         Ok(())
     }
 }
@@ -100,6 +100,8 @@ static STRIPES: Row = Row {
     begins_with: Some(|start| start.starts_with(MAGIC)),
     draft,
     create: None,
+    measure: None,
+    create_options: |list| CreateOptions::parse(list),
     check: None,
     repair: None,
     resize: None,

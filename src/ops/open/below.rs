@@ -11,6 +11,8 @@ use crate::ops::handle::Handle;
 use crate::options::OpenOptions;
 use crate::storage::Storage;
 
+const FAILED: &str = "Could not open backing file";
+
 /// Most disks below an image.
 pub const MAX_CHAIN: usize = 200;
 
@@ -35,7 +37,7 @@ impl Opening<'_> {
         let opened = self.open_chain(request, answer, seen);
         self.flags = top;
         self.options = top_options;
-        opened.map_err(|e| e.within("Could not open backing file"))
+        opened.map_err(|e| e.within(FAILED))
     }
 
     fn open_chain(
@@ -46,18 +48,21 @@ impl Opening<'_> {
     ) -> Result<Option<Handle>> {
         let mut nodes: Vec<Box<Node>> = Vec::new();
         loop {
-            let node = self.begin_below(&request, answer, seen).map_err(|e| said_by(&nodes, e))?;
+            let node = self
+                .begin_below(&request, answer, seen)
+                .map_err(|e| nested(said_by(&nodes, e), nodes.len()))?;
             let next = request_below(&*node.draft, node.storage(), seen);
-            let next = next.map_err(|e| located(e, &node.origin))?;
+            let next = next.map_err(|e| nested(located(e, &node.origin), nodes.len()))?;
             nodes.push(node);
             let Some(next) = next else { break };
             request = next;
-            answer = self.resolve(&request).map_err(|e| said_by(&nodes, e))?;
+            answer = self.resolve(&request).map_err(|e| nested(said_by(&nodes, e), nodes.len()))?;
         }
         let mut below = None;
         while let Some(node) = nodes.pop() {
             let origin = node.origin.clone();
-            below = Some(self.finish_node(node, below).map_err(|e| located(e, &origin))?);
+            let finished = self.finish_node(node, below);
+            below = Some(finished.map_err(|e| nested(located(e, &origin), nodes.len()))?);
         }
         Ok(below)
     }
@@ -109,6 +114,14 @@ fn request_below(draft: &dyn Draft, storage: &dyn Storage, seen: &Seen) -> Resul
         format: names.backing_format_text(),
         recorded_name: recorded_name.to_owned(),
     }))
+}
+
+/// As the image on top tells it: each of the `between` says that it could not open the one below.
+fn nested(error: Error, between: usize) -> Error {
+    match error.kind() {
+        ErrorKind::Loop => error,
+        _ => (0..between).fold(error, |error, _| error.within(FAILED)),
+    }
 }
 
 /// An error about what a node asks for says which file asks, when it is not the top.

@@ -14,7 +14,7 @@ mod temporary;
 pub use super::check::Messages;
 pub use origin::Origin;
 pub use params::{
-    Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver, SecretRequest, Secrets,
+    Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver, SecretKind, SecretRequest, Secrets,
 };
 
 use super::handle::Handle;

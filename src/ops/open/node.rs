@@ -2,7 +2,7 @@
 
 use super::data_file::DataFile;
 use super::origin::Origin;
-use super::params::{Opening, SecretRequest, Secrets, Seen};
+use super::params::{Opening, SecretKind, SecretRequest, Secrets, Seen};
 use crate::disk::{Draft, Files, Parts, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::{in_words, CheckOptions, CheckReport};
@@ -47,15 +47,27 @@ impl Opening<'_> {
     }
 
     fn unlock(&mut self, draft: &mut dyn Draft, origin: &Origin, depth: usize) -> Result<()> {
+        self.with_secret(origin, depth, |unlocking| draft.unlock(unlocking))
+    }
+
+    /// Runs `run` with what asks for the current secret of a disk.
+    pub(in crate::ops) fn with_secret<T>(
+        &mut self,
+        origin: &Origin,
+        depth: usize,
+        run: impl FnOnce(&mut Unlocking<'_>) -> T,
+    ) -> T {
         let Secrets { source, progress } = &mut self.secrets;
+        let file = origin.shown().to_string();
         let mut ask = |encryption, room: &mut [u8]| match source {
             Some(source) => {
-                source(&SecretRequest { encryption, depth, file: origin.shown().to_string() }, room)
+                let (kind, file) = (SecretKind::Current, file.clone());
+                source(&SecretRequest { kind, encryption, depth, file, name: None }, room)
             }
             None => Ok(None),
         };
         let mut told = |done, total| progress.as_mut().is_none_or(|progress| progress(done, total));
-        draft.unlock(&mut Unlocking { ask: &mut ask, progress: &mut told })
+        run(&mut Unlocking { ask: &mut ask, progress: &mut told })
     }
 
     /// The rest: `below` is open.

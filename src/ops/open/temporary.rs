@@ -29,7 +29,7 @@ impl Opening<'_> {
         let below = self.open_below_temporary(origin)?;
         let image: Arc<dyn Storage> = Arc::new(temporary_storage()?);
         let format = Driver::QCOW2;
-        format.create(&*image, None, below.disk().length(), &description(origin, &below))?;
+        format.create(&*image, None, below.disk().length(), &description(origin, &below), None)?;
         let (flags, options) = (self.flags, self.options.clone());
         // Nothing of it outlives the handle, so nothing of it need be durable.
         self.flags.format = format;

@@ -21,7 +21,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-pub use sys::{forks, forks_so_far, KeyPages};
+pub use sys::{forks, forks_so_far, thread_time, KeyPages};
 pub(super) use transfer::{read_many, write_many, write_one};
 
 /// A file or block device. After it has been opened, a request makes no system calls but those that move, sync, cut,

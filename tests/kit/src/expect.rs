@@ -9,6 +9,36 @@ use std::collections::BTreeMap;
 /// A value that a failed operation has left open.
 const UNKNOWN: u32 = u32::MAX - 1;
 
+/// The values that a sector may have. Nearly always there is one, and a disk may have 270,000 sectors.
+#[derive(Clone, Debug)]
+enum Values {
+    One(u32),
+    More(Vec<u32>),
+}
+
+impl std::ops::Deref for Values {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        match self {
+            Values::One(tag) => std::slice::from_ref(tag),
+            Values::More(tags) => tags,
+        }
+    }
+}
+
+impl Values {
+    fn add(&mut self, tag: u32) {
+        if self.contains(&tag) {
+            return;
+        }
+        match self {
+            Values::One(first) => *self = Values::More(vec![*first, tag]),
+            Values::More(tags) => tags.push(tag),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Expect {
@@ -16,13 +46,13 @@ pub struct Expect {
     /// Sizes that the disk may have, in sectors.
     pub sizes: Vec<u64>,
     /// For each sector, all values that it may have after a power cut.
-    pub sets: Vec<Vec<u32>>,
+    sets: Vec<Values>,
     /// For each sector, what it reads now; two values while an operation runs.
-    current: Vec<Vec<u32>>,
+    current: Vec<Values>,
     /// The names of the snapshots, as the table may list them.
     tables: Vec<Vec<String>>,
     /// What each snapshot that was ever taken shows; for each sector, the values that it may have.
-    images: BTreeMap<String, Vec<Vec<u32>>>,
+    images: BTreeMap<String, Vec<Values>>,
     /// The process has died: of what was not flushed, the disk and a raw data file may show different versions.
     pub killed: bool,
     /// What each sector showed when the bitmaps were new, as far as the disk has had all of it ever since.
@@ -43,7 +73,7 @@ pub struct Contents {
 
 impl Expect {
     pub fn new(setup: &Setup) -> Expect {
-        let one: Vec<Vec<u32>> = setup.initial().into_iter().map(|t| vec![t]).collect();
+        let one: Vec<Values> = setup.initial().into_iter().map(Values::One).collect();
         Expect {
             setup: *setup,
             sizes: vec![setup.sectors],
@@ -102,9 +132,9 @@ impl Expect {
         };
         let longest = image.len().max(self.sets.len());
         for lists in [&mut self.sets, &mut self.current] {
-            lists.resize(longest, Vec::new());
+            lists.resize(longest, Values::More(Vec::new()));
             for (list, more) in lists.iter_mut().zip(&image) {
-                list.extend(more.iter().filter(|t| !list.contains(t)).copied().collect::<Vec<_>>());
+                more.iter().for_each(|tag| list.add(*tag));
             }
         }
         if !self.sizes.contains(&(image.len() as u64)) {
@@ -130,9 +160,7 @@ impl Expect {
     fn may(&mut self, sector: u64, tag: u32) {
         let sector = sector as usize;
         for list in [&mut self.sets[sector], &mut self.current[sector]] {
-            if !list.contains(&tag) {
-                list.push(tag);
-            }
+            list.add(tag);
         }
     }
 
@@ -158,8 +186,8 @@ impl Expect {
             }
             (self.size()..sectors.min(self.sets.len() as u64)).for_each(|s| self.may(s, 0));
             let grown = (sectors as usize).max(self.sets.len());
-            self.sets.resize(grown, vec![0]);
-            self.current.resize(grown, vec![0]);
+            self.sets.resize(grown, Values::One(0));
+            self.current.resize(grown, Values::One(0));
             if !self.sizes.contains(&sectors) {
                 self.sizes.push(sectors);
             }
@@ -229,12 +257,12 @@ impl Expect {
     fn settle(&mut self, sector: u64, now: u32, durable: bool) -> Result<(), String> {
         let set = &mut self.sets[sector as usize];
         if !set.contains(&now) {
-            return Err(format!("sector {sector} reads {now:#x}, may be {set:x?}"));
+            return Err(format!("sector {sector} reads {now:#x}, may be {:x?}", &**set));
         }
         if durable {
-            *set = vec![now];
+            *set = Values::One(now);
         }
-        self.current[sector as usize] = vec![now];
+        self.current[sector as usize] = Values::One(now);
         Ok(())
     }
 
@@ -289,7 +317,7 @@ impl Expect {
         let lists = if exact { &self.current } else { &self.sets };
         for (sector, (tag, may)) in tags.iter().zip(lists).enumerate() {
             if !may.contains(tag) && !may.contains(&UNKNOWN) {
-                return Err(format!("sector {sector} reads {tag:#x}, may be {may:x?}"));
+                return Err(format!("sector {sector} reads {tag:#x}, may be {:x?}", &**may));
             }
         }
         Ok(())
@@ -319,7 +347,7 @@ impl Expect {
         }
         match tags.iter().zip(image).position(|(t, may)| !may.contains(t)) {
             Some(s) => {
-                Err(format!("snapshot {name}: sector {s} reads {:#x}, may be {:x?}", tags[s], image[s]))
+                Err(format!("snapshot {name}: sector {s} reads {:#x}, may be {:x?}", tags[s], &*image[s]))
             }
             None => Ok(()),
         }
@@ -329,7 +357,7 @@ impl Expect {
     pub fn check_live(&self, tags: &[u32]) -> Result<(), String> {
         for (sector, (tag, may)) in tags.iter().zip(&self.current).enumerate() {
             if !may.contains(tag) {
-                return Err(format!("live: sector {sector} reads {tag:#x}, must be {may:x?}"));
+                return Err(format!("live: sector {sector} reads {tag:#x}, must be {:x?}", &**may));
             }
         }
         Ok(())

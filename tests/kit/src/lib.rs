@@ -14,6 +14,7 @@ macro_rules! tell {
 pub mod bitmaps;
 pub mod counting;
 pub mod cut;
+pub mod encrypted;
 pub mod expect;
 pub mod history;
 pub mod images;

@@ -1,6 +1,7 @@
 //! Operation lists. `{:?}` of a list is code: paste it into a test after `use Op::*`.
 
 use crate::bitmaps::BitmapOp;
+use crate::encrypted::Encrypted;
 use crate::rng::Rng;
 use crate::setup::{Mode, Setup};
 use qcow2::testing::options::Preallocation;
@@ -148,6 +149,8 @@ pub fn random_list(rng: &mut Rng, setup: &Setup, length: usize) -> Vec<Op> {
             () if setup.backing.is_some() && rng.one_in(8) => random_stream(rng, setup.sectors),
             () => random_op(rng, setup.sectors, cluster_sectors),
         })
+        // Refused: streams would be stored as they are.
+        .filter(|op| setup.encrypted.is_none() || !matches!(op, Compressed { .. }))
         .collect()
 }
 
@@ -208,5 +211,21 @@ pub fn random_setup(rng: &mut Rng) -> Setup {
         amends: rng.one_in(4),
         data_file: None,
         bitmaps: version == 3 && rng.one_in(3),
+        encrypted: rng.one_in(6).then(|| Encrypted::random(rng)),
+        encrypted_backing: rng.one_in(6),
+        depth: 0,
     }
+}
+
+/// The same with guest data in a file of its own. A raw one shows what the disk shows, so it has nothing below and is not
+/// encrypted.
+pub fn with_data_file(setup: Setup, raw: bool) -> Setup {
+    let backing = setup.backing.filter(|_| !raw);
+    Setup { data_file: Some(raw), backing, encrypted: setup.encrypted.filter(|_| !raw), ..setup }
+}
+
+/// As `random_setup`, with encrypted guest data.
+pub fn encrypted_setup(rng: &mut Rng) -> Setup {
+    let setup = random_setup(rng);
+    Setup { encrypted: Some(Encrypted::random(rng)), encrypted_backing: rng.one_in(2), ..setup }
 }

@@ -56,12 +56,18 @@ pub fn is_version_2(bytes: &[u8]) -> bool {
     be32(bytes, 4) == 2
 }
 
+pub fn has_snapshots(bytes: &[u8]) -> bool {
+    be32(bytes, 60) != 0
+}
+
 /// The header's fields that place tables, and those that say how these are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub version: u64,
     pub cluster_bits: u32,
     pub size: u64,
+    /// How guest data is encrypted; 0: it is not.
+    pub crypt_method: u64,
     pub l1_size: u64,
     pub l1_offset: u64,
     pub table_offset: u64,
@@ -91,6 +97,7 @@ impl Head {
             version,
             cluster_bits: bytes.be32(20) as u32,
             size: bytes.be64(24),
+            crypt_method: bytes.be32(32),
             l1_size: bytes.be32(36),
             l1_offset: bytes.be64(40),
             table_offset: bytes.be64(48),
@@ -106,6 +113,11 @@ impl Head {
 
     pub fn is_dirty(&self) -> bool {
         self.incompatible & 1 != 0
+    }
+
+    /// A host sector of zeroes is garbage for the guest.
+    pub fn is_encrypted(&self) -> bool {
+        self.crypt_method != 0
     }
 
     /// Guest data is in another file, each cluster at its guest offset.
@@ -185,6 +197,8 @@ pub enum Use {
     /// Bitmaps: their directory, their tables, and their bits.
     Bitmaps,
     BitmapTable,
+    /// The encryption header with its key slots.
+    Encryption,
     SnapshotL1 {
         number: u64,
     },
@@ -254,6 +268,9 @@ impl Owners {
             let number = number as u64;
             owners.add(&head, l1_offset, l1_size * 8, Use::SnapshotL1 { number });
             owners.add_tables(&head, bytes, (l1_offset, l1_size), Some(number));
+        }
+        if let Some((offset, length)) = encryption_header(bytes) {
+            owners.add(&head, offset, length, Use::Encryption);
         }
         if let Some((offset, length, _)) = directory(bytes) {
             owners.add(&head, offset, length, Use::Bitmaps);
@@ -326,6 +343,19 @@ impl Owners {
         let mut wrong = shared.filter(|(c, uses)| self.1.contains(c) || !uses.iter().all(|u| u.may_share()));
         wrong.next().map(|(c, uses)| format!("host cluster {c} has more than one owner: {uses:?}"))
     }
+}
+
+/// Host offset and bytes of the encryption header.
+pub fn encryption_header(bytes: &(impl Bytes + ?Sized)) -> Option<(u64, u64)> {
+    let head = Head::parse(bytes)?;
+    let mut at = if head.version >= 3 { bytes.be32(100) } else { 72 };
+    while at + 24 <= head.cluster_bytes() && bytes.be32(at) != 0 {
+        if bytes.be32(at) == 0x0537_be77 {
+            return Some((bytes.be64(at + 8), bytes.be64(at + 16)));
+        }
+        at += 8 + bytes.be32(at + 4).next_multiple_of(8);
+    }
+    None
 }
 
 /// First byte and length of a compressed cluster's stream, in whole 512-byte sectors.

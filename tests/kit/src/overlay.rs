@@ -29,6 +29,13 @@ impl Overlay {
         state.read(0, &mut bytes);
         bytes
     }
+
+    /// The first sector, with the header's fields.
+    pub fn start(&self) -> Vec<u8> {
+        let mut bytes = vec![0; SECTOR as usize];
+        self.0.lock().unwrap().read(0, &mut bytes);
+        bytes
+    }
 }
 
 impl State {

@@ -151,6 +151,7 @@ impl Trace<'_> {
         let own = |u: &Use| match u {
             Use::Snapshots => event.purpose == Purpose::Snapshots,
             Use::Bitmaps | Use::BitmapTable => event.purpose == Purpose::Bitmaps,
+            Use::Encryption => event.purpose == Purpose::Encryption,
             _ => false,
         };
         if event.purpose == Purpose::Bitmaps {

@@ -2,6 +2,7 @@
 //! its own unsynced events.
 
 use crate::cut::{CrashState, Cutter, Keep};
+use crate::encrypted::secrets_from;
 use crate::ops::Op;
 use crate::oracle;
 use crate::recorder::{Fault, Recorder};
@@ -13,7 +14,7 @@ use qcow2::testing::error::Result;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
-use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer};
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, Secrets};
 use qcow2::testing::storage::Storage;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const COMMITTED_STATES: u64 = 16;
 pub struct Pair {
     /// The overlay; `backing` is the size of the base in sectors.
     pub top: Setup,
-    /// How the base is made, unless it is raw.
+    /// How the base is made, unless it is raw; at depth 1.
     pub base: Option<Setup>,
 }
 
@@ -37,6 +38,7 @@ impl Pair {
     pub fn create_base(&self) -> Vec<u8> {
         let sectors = self.top.backing.expect("a pair has a base");
         let Some(base) = self.base else { return backing_bytes(sectors) };
+        assert_eq!(base.depth, 1, "the secret is that of a base");
         let recorder = Setup { sectors, ..base }.recorder();
         let handle = base.open(recorder.clone()).expect("open the base");
         setup::write(&handle, 0, sectors, BACKING_TAG, false).expect("fill the base");
@@ -57,12 +59,13 @@ impl Pair {
         let format = self.base_format();
         let mut resolver =
             |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base)), format: Some(format) });
+        let mut secrets = secrets_from(0);
         let mut opening = Opening {
             flags: OpenFlags::default(),
             options: self.top.options(),
             resolver: Some(&mut resolver),
             messages: None,
-            secrets: Default::default(),
+            secrets: Secrets { source: Some(&mut secrets), progress: None },
         };
         opening.open(&Origin::Custom(top))
     }
@@ -70,12 +73,13 @@ impl Pair {
     /// What the base shows by itself, as far as the overlay's sectors go.
     pub fn read_base(&self, base: Arc<dyn Storage>, sectors: usize) -> std::result::Result<Vec<u32>, String> {
         let flags = OpenFlags { format: self.base_format(), read_only: true, ..OpenFlags::default() };
+        let mut secrets = secrets_from(1);
         let mut opening = Opening {
             flags,
             options: self.top.options(),
             resolver: None,
             messages: None,
-            secrets: Default::default(),
+            secrets: Secrets { source: Some(&mut secrets), progress: None },
         };
         let handle = opening.open(&Origin::Custom(base)).map_err(|e| format!("the base alone: {e}"))?;
         let mut tags = setup::read_all(&handle).map_err(|e| format!("the base alone: {e}"))?;
@@ -177,7 +181,7 @@ pub fn sweep_commit(
                 return Ok(());
             }
             count.opened += 1;
-            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).contents()));
+            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).start()));
             judge(pair, cutters, &states, &wanted).map_err(|e| {
                 let cuts = [cutters[0].cut, cutters[1].cut];
                 format!("cut after {cuts:?} events (overlay, base), survivors {keeps:?}: {e}")
@@ -227,7 +231,7 @@ fn judge(
     wanted: &[u32],
 ) -> std::result::Result<(), String> {
     let (top, base) = (cutters[0].medium(&states[0]), cutters[1].medium(&states[1]));
-    let dirty = oracle::is_dirty(&base.contents());
+    let dirty = oracle::is_dirty(&base.start());
     let handle = sound(pair, top, base.clone(), dirty, wanted)?;
     if states[0].hash.wrapping_add(states[1].hash) % COMMITTED_STATES == 0 {
         commit_again(pair, handle, &(base as _), wanted).map_err(|e| format!("committed again: {e}"))?;

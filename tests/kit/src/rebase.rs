@@ -1,6 +1,7 @@
 //! An image whose backing file changes, on the storage double: power cuts in the middle.
 
 use crate::cut::Cutter;
+use crate::encrypted::secrets_from;
 use crate::ops::Op;
 use crate::oracle;
 use crate::recorder::{Fault, Recorder};
@@ -13,7 +14,7 @@ use qcow2::testing::error::Result;
 use qcow2::testing::ops::backing::change_backing_file;
 use qcow2::testing::ops::formats::Driver;
 use qcow2::testing::ops::handle::Handle;
-use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, Secrets};
 use qcow2::testing::ops::rebase::rebase;
 use qcow2::testing::storage::memory::Memory;
 use qcow2::testing::storage::Storage;
@@ -65,20 +66,22 @@ impl Other {
 fn open(setup: &Setup, storage: Arc<dyn Storage>, other: &[u8]) -> Result<Handle> {
     let mut resolver = |request: &ResolveRequest| {
         let bytes = match request.recorded_name.to_str().expect("a name of the test's") {
-            "base" => backing_bytes(setup.backing.unwrap_or(0)),
+            "base" => setup.backing_file(),
             name if name.bytes().all(|b| b == b'n') => other.to_vec(),
             name => panic!("the header names {name:?}"),
         };
-        assert_eq!(request.format.as_deref(), Some("raw"));
+        let is_image = request.recorded_name.to_str() == Some("base") && setup.encrypted_backing;
+        assert_eq!(request.format.as_deref(), Some(if is_image { "qcow2" } else { "raw" }));
         Ok(ResolveAnswer { origin: Origin::Custom(Arc::new(Memory::new(bytes))), format: None })
     };
     let flags = OpenFlags::default();
+    let mut secrets = secrets_from(setup.depth);
     let mut opening = Opening {
         flags,
         options: setup.options(),
         resolver: Some(&mut resolver),
         messages: None,
-        secrets: Default::default(),
+        secrets: Secrets { source: Some(&mut secrets), progress: None },
     };
     opening.open(&Origin::Custom(storage))
 }
@@ -245,7 +248,7 @@ impl Look<'_> {
                 }
                 count.opened += 1;
                 let medium = cutter.medium(&state);
-                count.repaired += u64::from(oracle::is_dirty(&medium.contents()));
+                count.repaired += u64::from(oracle::is_dirty(&medium.start()));
                 let is_new = self
                     .judge(medium)
                     .map_err(|e| format!("cut after {} events, survivors {keep:?}: {e}", cutter.cut))?;

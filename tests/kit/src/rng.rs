@@ -78,6 +78,11 @@ pub fn share<T>(all: Vec<T>) -> Vec<T> {
     all.into_iter().step_by(stride).collect()
 }
 
+/// `QCOW2_TEST_CASES`: of operation lists that are tried one by one only so many.
+pub fn most_cases() -> usize {
+    std::env::var("QCOW2_TEST_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(usize::MAX)
+}
+
 /// A failing list is shrunk, unless `QCOW2_TEST_SHRINK` is 0.
 pub fn shrinks() -> bool {
     std::env::var("QCOW2_TEST_SHRINK").map_or(true, |s| s != "0")

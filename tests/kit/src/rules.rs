@@ -185,6 +185,8 @@ impl Trace<'_> {
             return self.unlinked(head, event);
         }
         let cluster_bits = head.cluster_bits;
+        // What the host has as zeroes is garbage for the guest.
+        let hides_zeroes = level == 2 && head.is_encrypted();
         for (index, entry) in event.bytes.chunks_exact(8).enumerate() {
             let at = event.offset as usize + index * 8;
             if level == 2 && at as u64 % head.entry_bytes != 0 {
@@ -212,7 +214,7 @@ impl Trace<'_> {
                 let bare = place.as_ref().is_none_or(|p| !self.shows_backing(p.from));
                 let kind = Target {
                     level,
-                    zeroes_do: level != 3 && (old & OFFSET == 0 && bare || zeroed),
+                    zeroes_do: level != 3 && (old & OFFSET == 0 && bare || zeroed) && !hides_zeroes,
                     place,
                     cluster_bits,
                     extended,
@@ -220,7 +222,7 @@ impl Trace<'_> {
                 self.pointer(head, new, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             } else if level == 2 && new & OFFSET != 0 && old & 1 != 0 && new & 1 == 0 {
                 let place = self.place(head, at)?;
-                let kind = Target { level, zeroes_do: true, place, cluster_bits, extended };
+                let kind = Target { level, zeroes_do: !hides_zeroes, place, cluster_bits, extended };
                 self.contents(head, new & OFFSET, &kind).map_err(|e| format!("entry at {at:#x}: {e}"))?;
             } else if new & OFFSET != 0 && appears {
                 let place = self.place(head, at)?;
@@ -343,13 +345,28 @@ impl Trace<'_> {
         for part in 0..head.cluster_bytes() >> bits {
             let zero = match &kind.extended {
                 Some(e) if e.shown >> part & 1 == 0 => continue,
-                Some(e) => kind.zeroes_do || self.is_zero(kind, e, part),
+                Some(e) => kind.zeroes_do || self.is_zero(kind, e, part) && !head.is_encrypted(),
                 None => kind.zeroes_do,
             };
             let start = target + (part << bits);
             self.bytes(start, start + (1 << bits), zero, kind)?;
+            if let (2, true, Some(place)) = (kind.level, head.is_encrypted(), &kind.place) {
+                self.written(start, (start + (1 << bits)).min(target + (place.to - place.from)))?;
+            }
         }
         Ok(())
+    }
+
+    /// R2 of an encrypted image: each sector that the entry shows has been written. What is encrypted is not all zeroes.
+    fn written(&self, start: u64, end: u64) -> Result<(), String> {
+        let bare = |at: &u64| {
+            let sector = self.durable.get(*at as usize..(*at + SECTOR) as usize).unwrap_or_default();
+            sector.iter().all(|b| *b == 0)
+        };
+        match (start..end).step_by(SECTOR as usize).find(bare) {
+            Some(at) => Err(format!("R2: the sector at {at:#x} was never encrypted")),
+            None => Ok(()),
+        }
     }
 
     fn bytes(&self, start: u64, end: u64, zeroes_do: bool, kind: &Target) -> Result<(), String> {

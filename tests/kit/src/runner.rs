@@ -176,6 +176,7 @@ fn refused(op: &Op, e: &Error) -> bool {
             let text = e.to_string();
             text.contains("v2 image which has snapshots")
                 || text.contains("used for shrinking")
+                || text.contains("encrypted image needs version 3")
                 || text.contains("is inconsistent")
         }
         Op::Amend { .. } => matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported),

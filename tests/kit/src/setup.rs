@@ -1,18 +1,20 @@
 //! An image to test on: its geometry, how it is opened, what is below it; and sectors that name themselves.
 
 use crate::bitmaps::add_bitmaps;
+use crate::encrypted::{encrypt, secrets_from, Encrypted};
 use crate::recorder::{as_request, Recorder};
 use crate::SECTOR;
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::create::create_with_data_file;
 use qcow2::testing::ops::handle::Handle;
-use qcow2::testing::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest};
+use qcow2::testing::ops::open::{Named, OpenFlags, Opening, Origin, ResolveAnswer, ResolveRequest, Secrets};
 use qcow2::testing::ops::snapshot::NewSnapshot;
 use qcow2::testing::options::{CreateOptions, OpenOptions};
 use qcow2::testing::storage::memory::Memory;
 use qcow2::testing::storage::Storage;
+use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The tag of every sector of a backing disk.
 pub const BACKING_TAG: u32 = 0x00ba_c000;
@@ -20,6 +22,8 @@ pub const BACKING_TAG: u32 = 0x00ba_c000;
 pub const BAD_TAG: u32 = u32::MAX;
 /// The tag of what was there before the recording.
 pub const PREFILL_TAG: u32 = 0x00f1_1000;
+/// Sectors that are read with one call: a large disk costs no memory of its size.
+const MOST_AT_ONCE: u64 = 4096;
 
 /// Cache modes that differ in what is durable when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,12 @@ pub struct Setup {
     pub data_file: Option<bool>,
     /// The image begins with bitmaps; random lists work on them.
     pub bitmaps: bool,
+    /// How guest data is encrypted.
+    pub encrypted: Option<Encrypted>,
+    /// The backing disk is an encrypted image, not a raw disk.
+    pub encrypted_backing: bool,
+    /// How deep in a chain the image is, which says what its secret is.
+    pub depth: usize,
 }
 
 impl Default for Setup {
@@ -77,6 +87,9 @@ impl Default for Setup {
             amends: false,
             data_file: None,
             bitmaps: false,
+            encrypted: None,
+            encrypted_backing: false,
+            depth: 0,
         }
     }
 }
@@ -96,7 +109,7 @@ impl Setup {
             lazy_refcounts: self.lazy,
             extended_l2: self.extended,
             backing_file: self.backing.map(|_| "base".into()),
-            backing_format: self.backing.map(|_| "raw".into()),
+            backing_format: self.backing.map(|_| if self.encrypted_backing { "qcow2" } else { "raw" }.into()),
             data_file: self.data_file.map(|_| "data".into()),
             data_file_raw: self.data_file == Some(true),
             ..CreateOptions::default()
@@ -104,6 +117,14 @@ impl Setup {
         let (storage, data) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
         let data_file = self.data_file.map(|_| &*data as &dyn Storage);
         create_with_data_file(&*storage, data_file, self.sectors * SECTOR, &options).expect("create");
+        let storage = match self.encrypted {
+            None => storage,
+            Some(how) => {
+                let mut image = storage.contents();
+                encrypt(&mut image, how, self.depth);
+                Arc::new(Memory::new(image))
+            }
+        };
         if self.prefill > 0 || self.bitmaps {
             let handle = self.open_split(storage.clone(), data.clone()).expect("open for the prefill");
             if self.prefill > 0 {
@@ -143,8 +164,7 @@ impl Setup {
 
     /// Opens the image on `storage`, repairing it if it is dirty.
     pub fn open(&self, storage: Arc<dyn Storage>) -> Result<Handle> {
-        let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
-        self.open_files(storage, backing, None)
+        self.open_files(storage, self.backing_storage(), None)
     }
 
     /// Opens the image on a recorder, with its data file.
@@ -157,8 +177,7 @@ impl Setup {
 
     /// Opens the image with its guest data on `data`.
     pub fn open_split(&self, storage: Arc<dyn Storage>, data: Arc<dyn Storage>) -> Result<Handle> {
-        let backing = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
-        self.open_files(storage, backing, Some(data))
+        self.open_files(storage, self.backing_storage(), Some(data))
     }
 
     /// The same over a backing disk of the caller's, with or without a data file.
@@ -173,29 +192,43 @@ impl Setup {
             let file = data.unwrap_or(&backing);
             Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(file)), format: None })
         };
+        let mut secrets = secrets_from(self.depth);
         let mut opening = Opening {
             flags: OpenFlags::default(),
             options: self.options(),
             resolver: Some(&mut resolver),
             messages: None,
-            secrets: Default::default(),
+            secrets: Secrets { source: Some(&mut secrets), progress: None },
         };
         opening.open(&Origin::Custom(storage))
     }
 
     /// Opens a snapshot of the image, to read it.
     pub fn open_snapshot(&self, storage: Arc<dyn Storage>, name: &str) -> Result<Handle> {
-        let base = Arc::new(Memory::new(self.backing.map(backing_bytes).unwrap_or_default()));
-        let mut resolver =
-            |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(Arc::clone(&base) as _), format: None });
+        let base = self.backing_storage();
+        let mut resolver = |_: &_| Ok(ResolveAnswer { origin: Origin::Custom(base.clone()), format: None });
+        let mut secrets = secrets_from(self.depth);
         let mut opening = Opening {
             flags: OpenFlags { read_only: true, ..OpenFlags::default() },
             options: OpenOptions::parse(&[&format!("snapshot.name={name}")])?,
             resolver: Some(&mut resolver),
             messages: None,
-            secrets: Default::default(),
+            secrets: Secrets { source: Some(&mut secrets), progress: None },
         };
         opening.open(&Origin::Custom(storage))
+    }
+
+    /// The bytes of the backing file; none without one.
+    pub fn backing_file(&self) -> Vec<u8> {
+        match self.backing {
+            Some(sectors) if self.encrypted_backing => encrypted_backing(sectors, self.depth + 1),
+            Some(sectors) => backing_bytes(sectors),
+            None => Vec::new(),
+        }
+    }
+
+    fn backing_storage(&self) -> Arc<dyn Storage> {
+        Arc::new(Memory::new(self.backing_file()))
     }
 
     /// The tag that a hole at `sector` shows.
@@ -217,6 +250,21 @@ pub fn backing_bytes(sectors: u64) -> Vec<u8> {
     let mut bytes = vec![0; (sectors * SECTOR) as usize];
     fill(&mut bytes, 0, BACKING_TAG);
     bytes
+}
+
+/// A backing disk that is an encrypted image. Made once: lists open it for each of their states.
+fn encrypted_backing(sectors: u64, depth: usize) -> Vec<u8> {
+    static MADE: Mutex<BTreeMap<(u64, usize), Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap();
+    let make = || {
+        let setup = Setup { sectors, depth, encrypted: Some(Encrypted::Aes), ..Setup::default() };
+        let storage = Arc::new(Memory::new(setup.create()));
+        let handle = setup.open(storage.clone()).expect("open the backing file");
+        write(&handle, 0, sectors, BACKING_TAG, false).expect("fill the backing file");
+        handle.close().expect("close the backing file");
+        storage.contents()
+    };
+    made.entry((sectors, depth)).or_insert_with(make).clone()
 }
 
 /// Fills sectors from guest sector `first` on with bytes that name tag and place. Tag 0 is zeroes.
@@ -268,10 +316,16 @@ pub fn write_compressed(handle: &Handle, sector: u64, count: u64, tag: u32) -> R
 
 /// The tags of `count` sectors.
 pub fn read(handle: &Handle, sector: u64, count: u64) -> Result<Vec<u32>> {
-    let mut bytes = vec![0; (count * SECTOR) as usize];
-    handle.disk().read(sector * SECTOR, &mut [IoSliceMut::new(&mut bytes)])?;
-    let tags = bytes.chunks_exact(SECTOR as usize).enumerate();
-    Ok(tags.map(|(i, b)| tag_of(b, sector + i as u64)).collect())
+    let mut bytes = vec![0; (count.min(MOST_AT_ONCE) * SECTOR) as usize];
+    let mut tags = Vec::with_capacity(count as usize);
+    for first in (sector..sector + count).step_by(MOST_AT_ONCE as usize) {
+        let part = (sector + count - first).min(MOST_AT_ONCE);
+        let bytes = &mut bytes[..(part * SECTOR) as usize];
+        handle.disk().read(first * SECTOR, &mut [IoSliceMut::new(bytes)])?;
+        let sectors = bytes.chunks_exact(SECTOR as usize).zip(first..);
+        tags.extend(sectors.map(|(bytes, sector)| tag_of(bytes, sector)));
+    }
+    Ok(tags)
 }
 
 /// The tags of all sectors.

@@ -51,7 +51,7 @@ pub fn sweep_split(setup: &Setup, ops: &[Op], rng: &mut Rng) -> Result<Count, St
                 return Ok(());
             }
             count.opened += 1;
-            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).contents()));
+            count.repaired += u64::from(oracle::is_dirty(&cutters[0].medium(&states[0]).start()));
             judge(setup, cutters, &states, expect).map_err(|e| describe(cutters, keeps, e))
         })?;
         count.cuts += 1;
@@ -91,7 +91,8 @@ fn judge(
     check_clean(&*image)?;
     let handle = setup.open_split(image, data.clone()).map_err(told)?;
     let again = setup::read_all(&handle).map_err(told)?;
-    let alone = tags_of(data.contents(), sectors);
+    // What is encrypted says nothing alone.
+    let alone = if setup.encrypted.is_some() { Vec::new() } else { tags_of(data.contents(), sectors) };
     match again.iter().chain(&alone).all(|t| *t == 0x777) {
         true => Ok(()),
         false => Err("after recovery: a write is lost".into()),
@@ -126,11 +127,11 @@ pub(crate) fn tags_of(mut bytes: Vec<u8>, sectors: u64) -> Vec<u32> {
 
 /// Judges what the traces of an image and its data file say together.
 pub(crate) fn check_traces(image: &Recorder, data: &Recorder) -> Result<(), String> {
-    let (log, data) = (image.log(), data.log());
+    let (log, before, data) = (image.log(), data.base(), data.log());
     let mut tables = image.base().to_vec();
     let Some(head) = Head::parse(&tables).filter(|h| h.has_data_file()) else { return Ok(()) };
     let (zeroed, kept) = (&image.zeroed()[..], &image.all_kept()[..]);
-    let mut entries = Entries { head, data: &data, zeroed, kept };
+    let mut entries = Entries { head, before, data: &data, zeroed, kept };
     for event in &log {
         let told = |e| format!("the image's write of {:?} at {:#x}: {e}", event.purpose, event.offset);
         match (event.what, event.purpose) {
@@ -165,6 +166,8 @@ fn in_its_place(head: Head, event: &Event) -> Result<(), String> {
 /// What the entries of an image say about its data file.
 struct Entries<'a> {
     head: Head,
+    /// The data file when the recording began.
+    before: &'a [u8],
     data: &'a [Event],
     zeroed: &'a [Zeroed],
     kept: &'a [Kept],
@@ -199,6 +202,9 @@ impl Entries<'_> {
                     continue;
                 };
                 self.durable(from, to, since, event.stamp)?;
+                if self.head.is_encrypted() && now.0 && !before.0 {
+                    self.encrypted(from, end, event.stamp)?;
+                }
             }
         }
         Ok(())
@@ -239,12 +245,32 @@ impl Entries<'_> {
             written && e.offset < to && from < e.offset + e.length
         };
         let last = durable.iter().rfind(touches);
+        let zeroes_do = !self.head.is_encrypted();
         match waiting.iter().find(touches) {
-            Some(e) if !last.is_some_and(|e| e.stamp > since || e.what != What::Write) => Err(format!(
+            Some(e) if !last.is_some_and(|e| e.stamp > since || zeroes_do && e.what != What::Write) => Err(format!(
                 "R2: the entry of guest bytes {from:#x}..{to:#x} comes before a sync of {:?} at {:#x} of the data file",
                 e.what, e.offset
             )),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Entries<'_> {
+    /// R2 of an encrypted data file: each sector of `[from, to)` has been written, durably.
+    fn encrypted(&self, from: u64, to: u64, now: u64) -> Result<(), String> {
+        let issued = &self.data[..self.data.partition_point(|e| e.stamp < now)];
+        let covered = issued.iter().map(|e| if let What::Sync { covers } = e.what { covers } else { 0 });
+        let durable = &issued[..covered.max().unwrap_or(0)];
+        let bare = |at: &u64| {
+            let has =
+                |e: &Event| e.what == What::Write && e.offset <= *at && *at + SECTOR <= e.offset + e.length;
+            let before = self.before.get(*at as usize..(*at + SECTOR) as usize).unwrap_or_default();
+            before.iter().all(|b| *b == 0) && !durable.iter().any(has)
+        };
+        match (from..to).step_by(SECTOR as usize).find(bare) {
+            Some(at) => Err(format!("R2: the sector at {at:#x} of the data file was never encrypted")),
+            None => Ok(()),
         }
     }
 }

@@ -2,118 +2,27 @@
 //! granules. After each step both must say the same of each bitmap: we by what we read, the stock tools by what `qemu-nbd`
 //! shows in the end. Skipped where they are missing.
 
+mod model;
+
+use model::{random_step, Model, Step, Step::*, MIB, OVERLAY_CLUSTER};
 use qcow2::testing::disk::ZeroFlags;
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::bitmaps as ours;
+use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::OpenFlags;
 use qcow2::testing::ops::resize::resize;
+use qcow2::testing::ops::snapshot::{self, SnapshotRef};
 use qcow2::testing::options::Preallocation;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use testkit::bitmaps::bitmaps;
-use testkit::images::{open_file, WRITABLE};
+use testkit::images::{open_file, READ_ONLY, WRITABLE};
 use testkit::rng::{base_seed, cases, replay_line, Rng};
+use testkit::setup::snapshot_named;
 use testkit::sweep::check_clean;
-
-const MIB: u64 = 1 << 20;
-
-#[derive(Clone, Debug)]
-enum Step {
-    Add { name: &'static str, granularity: u64, enabled: bool },
-    Remove { name: &'static str },
-    Clear { name: &'static str },
-    Enable { name: &'static str, on: bool },
-    Merge { into: &'static str, from: &'static str },
-    Write { offset: u64, length: u64 },
-    Zero { offset: u64, length: u64, unmap: bool },
-    Discard { offset: u64, length: u64 },
-    Resize { size: u64 },
-}
-
-use Step::*;
-
-#[derive(Clone, Default)]
-struct Modelled {
-    granularity: u64,
-    enabled: bool,
-    dirty: BTreeSet<u64>,
-}
-
-#[derive(Default)]
-struct Model {
-    size: u64,
-    bitmaps: BTreeMap<&'static str, Modelled>,
-}
-
-impl Modelled {
-    fn mark(&mut self, from: u64, to: u64) {
-        self.dirty.extend(from / self.granularity..to.div_ceil(self.granularity));
-    }
-}
-
-impl Model {
-    /// Whether the step can be done; then it is.
-    fn apply(&mut self, step: &Step) -> bool {
-        let size = self.size;
-        match *step {
-            Add { name, granularity, enabled } => {
-                let new = Modelled { granularity, enabled, dirty: BTreeSet::new() };
-                let free = !self.bitmaps.contains_key(name);
-                self.bitmaps.entry(name).or_insert(new);
-                free
-            }
-            Remove { name } => self.bitmaps.remove(name).is_some(),
-            Clear { name } => self.bitmaps.get_mut(name).map(|b| b.dirty.clear()).is_some(),
-            Enable { name, on } => self.bitmaps.get_mut(name).map(|b| b.enabled = on).is_some(),
-            Merge { into, from } => {
-                let (Some(source), true) = (self.bitmaps.get(from).cloned(), self.bitmaps.contains_key(into))
-                else {
-                    return false;
-                };
-                let target = self.bitmaps.get_mut(into).unwrap();
-                for granule in source.dirty {
-                    let at = granule * source.granularity;
-                    target.mark(at, (at + source.granularity).min(size));
-                }
-                true
-            }
-            Write { offset, length } | Zero { offset, length, .. } | Discard { offset, length } => {
-                let enabled = self.bitmaps.values_mut().filter(|b| b.enabled);
-                enabled.for_each(|b| b.mark(offset, offset + length));
-                true
-            }
-            Resize { size } => {
-                self.size = size;
-                self.bitmaps.values_mut().for_each(|b| {
-                    let end = size.div_ceil(b.granularity);
-                    b.dirty.retain(|granule| *granule < end);
-                });
-                true
-            }
-        }
-    }
-}
-
-fn random_step(rng: &mut Rng, size: u64) -> Step {
-    let mut name = || *rng.pick(&["a", "b", "backup of the week", "d"]);
-    let (name, other) = (name(), name());
-    let offset = rng.below(size / 512) * 512;
-    let most = if rng.one_in(4) { size / 512 } else { 300 };
-    let length = ((1 + rng.below(most)) * 512).min(size - offset);
-    match rng.below(16) {
-        0..=2 => Add { name, granularity: 512 << rng.below(12), enabled: !rng.one_in(4) },
-        3 => Remove { name },
-        4 => Clear { name },
-        5 => Enable { name, on: rng.one_in(2) },
-        6..=7 => Merge { into: name, from: other },
-        8..=11 => Write { offset, length },
-        12 => Zero { offset, length, unmap: rng.one_in(2) },
-        13..=14 => Discard { offset, length },
-        _ => Resize { size: (1 + rng.below(8 * MIB / 512)) * 512 },
-    }
-}
 
 fn run(program: &str, arguments: &[&str]) -> std::result::Result<(), String> {
     let output = Command::new(program).args(arguments).output().map_err(|e| e.to_string())?;
@@ -140,19 +49,74 @@ fn stock(path: &str, step: &Step) -> std::result::Result<(), String> {
         Clear { name } => bitmap(&["--clear", path, name]),
         Enable { name, on } => bitmap(&[if on { "--enable" } else { "--disable" }, path, name]),
         Merge { into, from } => bitmap(&["--merge", from, path, into]),
+        MergeFile { into, granularity, offset, length } => {
+            let source = other_file(path, granularity, offset, length);
+            bitmap(&["--merge", "source", "-b", &source, "-F", "qcow2", path, into])
+        }
         Write { offset, length } => io(format!("write -P 7 {offset} {length}")),
         Zero { offset, length, unmap } => {
             io(format!("write -z {} {offset} {length}", if unmap { "-u" } else { "" }))
         }
         Discard { offset, length } => io(format!("discard {offset} {length}")),
+        Compressed { offset, length } => io(format!("write -c -P 9 {offset} {length}")),
+        Commit { offset, length } => {
+            run("qemu-img", &["commit", "-q", "-f", "qcow2", &overlay(path, offset, length)])
+        }
+        Snapshot { number } => run("qemu-img", &["snapshot", "-q", "-c", &format!("s{number}"), path]),
+        Apply { number } => run("qemu-img", &["snapshot", "-q", "-a", &format!("s{number}"), path]),
         Resize { size } => {
             run("qemu-img", &["resize", "-q", "--shrink", "-f", "qcow2", path, &size.to_string()])
         }
     }
 }
 
-fn by_us(handle: &Handle, step: &Step) -> Result<()> {
+/// Another file as large as `path`, with a bitmap that says that one range has changed.
+fn other_file(path: &str, granularity: u64, offset: u64, length: u64) -> String {
+    let source = format!("{path}.source");
+    let _ = std::fs::remove_file(&source);
+    let size = testkit::oracle::be64(&std::fs::read(path).unwrap(), 24).to_string();
+    run("qemu-img", &["create", "-q", "-f", "qcow2", &source, &size]).unwrap();
+    let granularity = granularity.to_string();
+    run("qemu-img", &["bitmap", "-f", "qcow2", "--add", "-g", &granularity, &source, "source"]).unwrap();
+    run("qemu-io", &["-f", "qcow2", "-c", &format!("write {offset} {length}"), &source]).unwrap();
+    source
+}
+
+/// An overlay of `path` that has one range.
+fn overlay(path: &str, offset: u64, length: u64) -> String {
+    let overlay = format!("{path}.overlay");
+    let _ = std::fs::remove_file(&overlay);
+    let options = format!("cluster_size={OVERLAY_CLUSTER}");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", "-o", &options, &overlay])
+        .unwrap();
+    run("qemu-io", &["-f", "qcow2", "-c", &format!("write -P 11 {offset} {length}"), &overlay]).unwrap();
+    overlay
+}
+
+/// A step of ours that opens the file itself.
+fn commit_by_us(path: &str, offset: u64, length: u64) -> Result<()> {
+    let handle = open_file(Path::new(&overlay(path, offset, length)), RECORDED, &[])?;
+    commit(&handle, false, None, &mut |_, _| true)?;
+    handle.close()
+}
+
+const RECORDED: OpenFlags = OpenFlags { allow_recorded: true, ..WRITABLE };
+
+fn by_us(handle: &Handle, path: &str, step: &Step) -> Result<()> {
     match *step {
+        MergeFile { into, granularity, offset, length } => {
+            let source = other_file(path, granularity, offset, length);
+            let source = open_file(Path::new(&source), READ_ONLY, &[])?;
+            ours::merge(handle, into.as_bytes(), Some(&source), b"source")
+        }
+        Compressed { offset, length } => {
+            handle.disk().write_compressed(offset, &[IoSlice::new(&vec![9; length as usize])], false)
+        }
+        Commit { .. } => unreachable!("it opens the file itself"),
+        Snapshot { number } => snapshot::create(handle, &snapshot_named(format!("s{number}").as_bytes())),
+        Apply { number } => {
+            snapshot::apply(handle, SnapshotRef { id: None, name: Some(format!("s{number}").as_bytes()) })
+        }
         Add { name, granularity, enabled } => ours::add(handle, name.as_bytes(), Some(granularity), enabled),
         Remove { name } => ours::remove(handle, name.as_bytes()),
         Clear { name } => ours::clear(handle, name.as_bytes()),
@@ -265,60 +229,96 @@ struct Scene {
     path: PathBuf,
 }
 
-fn scene(rng: &mut Rng, size: u64) -> Scene {
+const IMAGES: [(u64, &str); 6] = [
+    (512, ""),
+    (4096, ""),
+    (65536, ""),
+    (16384, ",extended_l2=on"),
+    (4096, ",data_file=disk.data"),
+    (65536, ",data_file=disk.data,data_file_raw=on"),
+];
+
+fn scene(rng: &mut Rng) -> (Scene, Model) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.qcow2");
-    let cluster = *rng.pick(&["512", "4096", "65536"]);
+    let (cluster, more) = *rng.pick(&IMAGES);
+    let size = (1 + rng.below(6 * MIB / 512)) * 512;
     let lazy = *rng.pick(&["on", "off"]);
-    let options = format!("cluster_size={cluster},lazy_refcounts={lazy}");
+    let data = directory.path().join("disk.data").display().to_string();
+    let options = format!("cluster_size={cluster},lazy_refcounts={lazy}{}", more.replace("disk.data", &data));
     let shown = path.to_str().unwrap();
     run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, shown, &size.to_string()]).unwrap();
-    Scene { _directory: directory, path }
+    let data_file = more.contains("data_file");
+    (Scene { _directory: directory, path }, Model { size, cluster, data_file, ..Model::default() })
+}
+
+/// Does a step by one of the sides. A handle of ours stays open for some steps, so that its marks wait in memory.
+fn step_by(
+    ours: bool,
+    open: &mut Option<Handle>,
+    path: &str,
+    step: &Step,
+) -> std::result::Result<(), String> {
+    let shown = |e: qcow2::testing::error::Error| e.to_string();
+    match (ours, step) {
+        (true, Commit { offset, length }) => {
+            open.take().map_or(Ok(()), |open| open.close()).map_err(shown)?;
+            commit_by_us(path, *offset, *length).map_err(shown)
+        }
+        (true, _) => {
+            let handle = match open.take() {
+                Some(open) => open,
+                None => open_file(Path::new(path), RECORDED, &[]).map_err(shown)?,
+            };
+            let answer = by_us(&handle, path, step).map_err(shown);
+            *open = Some(handle);
+            answer
+        }
+        (false, _) => {
+            open.take().map_or(Ok(()), |open| open.close()).map_err(shown)?;
+            stock(path, step)
+        }
+    }
+}
+
+fn compare(
+    open: &Option<Handle>,
+    path: &str,
+    rng: &mut Rng,
+    model: &Model,
+) -> std::result::Result<(), String> {
+    if let Some(open) = open {
+        compare_ours(open, model)?;
+        if !rng.one_in(3) {
+            return Ok(());
+        }
+        ours::sync(open).map_err(|e| e.to_string())?;
+    }
+    compare_stored(&std::fs::read(path).unwrap(), model)
 }
 
 fn run_list(rng: &mut Rng) -> std::result::Result<usize, String> {
-    let mut model = Model { size: (1 + rng.below(6 * MIB / 512)) * 512, ..Model::default() };
-    let scene = scene(rng, model.size);
+    let (scene, mut model) = scene(rng);
     let path = scene.path.to_str().unwrap();
-    let (mut told, mut steps) = (Vec::new(), 0);
+    let mut told = vec![format!(
+        "a disk of {} bytes, clusters of {}, data file: {}",
+        model.size, model.cluster, model.data_file
+    )];
     let mut handle: Option<Handle> = None;
     for number in 0..14 {
-        let mut step = random_step(rng, model.size);
+        let mut step = random_step(rng, &model);
         if number == 0 {
             step = Add { name: "a", granularity: 512 << rng.below(8), enabled: true };
         }
-        // A handle of ours stays open for some steps, so that its marks wait in memory.
         let we = rng.one_in(2);
         told.push(format!("{} {step:?}", if we { "ours" } else { "stock" }));
         let context = |e: String| format!("{e}\nafter:\n{}", told.join("\n"));
         let doable = model.apply(&step);
-        let answer = if we {
-            let open = match handle.take() {
-                Some(open) => open,
-                None => open_file(&scene.path, WRITABLE, &[]).map_err(|e| context(e.to_string()))?,
-            };
-            let answer = by_us(&open, &step).map_err(|e| e.to_string());
-            handle = Some(open);
-            answer
-        } else {
-            if let Some(open) = handle.take() {
-                open.close().map_err(|e| context(e.to_string()))?;
-            }
-            stock(path, &step)
-        };
+        let answer = step_by(we, &mut handle, path, &step);
         if answer.is_ok() != doable {
             return Err(context(format!("{answer:?}, doable: {doable}")));
         }
-        if let Some(open) = &handle {
-            compare_ours(open, &model).map_err(context)?;
-            if rng.one_in(3) {
-                ours::sync(open).map_err(|e| context(e.to_string()))?;
-                compare_stored(&std::fs::read(path).unwrap(), &model).map_err(context)?;
-            }
-        } else {
-            compare_stored(&std::fs::read(path).unwrap(), &model).map_err(context)?;
-        }
-        steps += 1;
+        compare(&handle, path, rng, &model).map_err(context)?;
     }
     let context = |e: String| format!("{e}\nin the end of:\n{}", told.join("\n"));
     if let Some(open) = handle.take() {
@@ -332,7 +332,7 @@ fn run_list(rng: &mut Rng) -> std::result::Result<usize, String> {
     if leaks > 0 {
         return Err(context(format!("{leaks} leaks")));
     }
-    Ok(steps)
+    Ok(told.len() - 1)
 }
 
 #[test]

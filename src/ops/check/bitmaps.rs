@@ -1,0 +1,99 @@
+//! References of the bitmaps, and which of their clusters have another use.
+
+use super::finding::{Finding, What};
+use super::pass::Pass;
+use super::seen::BITMAPS;
+use crate::error::{Error, Result};
+use crate::format::bitmap::{self, Bitmap, BitmapCluster};
+use crate::format::features::AUTOCLEAR_BITMAPS;
+use crate::format::{be64s, extensions};
+use crate::storage::{read_exact, Purpose};
+
+/// Bytes of a table read at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+impl Pass<'_> {
+    /// Counts bitmap directory, tables and data, if the autoclear bit says that they are consistent.
+    pub fn count_bitmaps(&mut self) -> Result<()> {
+        let Some(pointer) = self.bitmaps_pointer()? else { return Ok(()) };
+        self.count_region(pointer.directory_offset, pointer.directory_bytes, 1)?;
+        self.note_region(BITMAPS, pointer.directory_offset, pointer.directory_bytes);
+        for bitmap in self.read_bitmaps(&pointer)? {
+            let bytes = u64::from(bitmap.table_entries) * 8;
+            self.count_region(bitmap.table_offset, bytes, 1)?;
+            self.note_region(BITMAPS, bitmap.table_offset, bytes);
+            self.each_bits_cluster(&bitmap, &mut |pass, _, offset| {
+                pass.count_region(offset, pass.geometry.cluster_bytes(), 1)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Names the entries of bitmaps' tables whose clusters something else refers to as well. All references have been
+    /// counted.
+    pub fn tell_shared_bitmaps(&mut self) -> Result<()> {
+        let Some(pointer) = self.bitmaps_pointer()? else { return Ok(()) };
+        for bitmap in self.read_bitmaps(&pointer)? {
+            let name = bitmap.printable_name();
+            self.each_bits_cluster(&bitmap, &mut |pass, index, offset| {
+                let uses = pass.counts.get(pass.geometry.cluster_index(offset));
+                if uses > 1 {
+                    pass.tell(Finding::new(What::BitmapShared, [index, offset, uses]).with_name(&name));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where the directory is, if there is one that is in force.
+    fn bitmaps_pointer(&self) -> Result<Option<extensions::BitmapsPointer>> {
+        let in_force = self.header.autoclear & AUTOCLEAR_BITMAPS != 0;
+        let Some(data) = self.header.extension(extensions::BITMAPS).filter(|_| in_force) else {
+            return Ok(None);
+        };
+        let pointer = extensions::bitmaps(data)?;
+        bitmap::check_pointer(&pointer, &self.geometry)?;
+        Ok(Some(pointer))
+    }
+
+    /// None of a directory that is past the end of the file.
+    fn read_bitmaps(&self, pointer: &extensions::BitmapsPointer) -> Result<Vec<Bitmap>> {
+        if !self.is_in_file(pointer.directory_offset, pointer.directory_bytes) {
+            return Ok(Vec::new());
+        }
+        let mut directory = super::zeroed(pointer.directory_bytes)?;
+        read_exact(self.storage, Purpose::Bitmaps, pointer.directory_offset, &mut directory)?;
+        bitmap::parse_directory(&directory, pointer.count, &self.geometry)
+    }
+
+    /// Gives the entries that lead to a cluster to `each`: index and offset.
+    fn each_bits_cluster(
+        &mut self,
+        bitmap: &Bitmap,
+        each: &mut dyn FnMut(&mut Self, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = u64::from(bitmap.table_entries) * 8;
+        let inside = bytes.min(self.file_length.saturating_sub(bitmap.table_offset)).div_ceil(8) * 8;
+        let mut at = 0;
+        while at < inside {
+            let mut chunk = vec![0; (inside - at).min(CHUNK_BYTES) as usize];
+            read_exact(self.storage, Purpose::Bitmaps, bitmap.table_offset + at, &mut chunk)?;
+            for (index, entry) in (at / 8..).zip(be64s(&chunk)) {
+                match bitmap::decode_table_entry(entry, &self.geometry) {
+                    Ok(BitmapCluster::Host(offset)) => each(self, index, offset)?,
+                    Ok(_) => {}
+                    Err(rule) => return Err(broken_bitmap(bitmap, index, entry, rule)),
+                }
+            }
+            at += chunk.len() as u64;
+            self.advance(0)?;
+        }
+        Ok(())
+    }
+}
+
+fn broken_bitmap(bitmap: &Bitmap, index: u64, entry: u64, rule: &str) -> Error {
+    let name = bitmap.printable_name();
+    Error::invalid(format!("bitmap table of '{name}' entry {index}: value {entry:#x}: {rule}"))
+}

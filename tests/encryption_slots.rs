@@ -1,0 +1,284 @@
+//! Key slots through power cuts, kills and failures: after each event of an amend, with any choice of the sectors that
+//! have survived, the secret that opened the image before opens it, or the one that opens it afterwards.
+
+use qcow2::testing::error::Result;
+use qcow2::testing::ops::amend::amend_with;
+use qcow2::testing::ops::create::{create_with, NewKeys};
+use qcow2::testing::ops::handle::Handle;
+use qcow2::testing::ops::open::{OpenFlags, Opening, Origin, SecretKind, SecretRequest, Secrets};
+use qcow2::testing::options::{CreateOptions, OpenOptions};
+use qcow2::testing::storage::memory::Memory;
+use qcow2::testing::storage::{HostRun, Purpose, Storage, Traits};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::{Arc, Mutex};
+use testkit::rng::{base_seed, cases, Rng};
+
+const SECTOR: usize = 512;
+const SIZE: u64 = 1 << 20;
+
+enum Event {
+    Write(usize, Vec<u8>),
+    Sync,
+}
+
+/// A storage in memory that notes what is done, and fails at the event of a number.
+#[derive(Default)]
+struct Noted {
+    memory: Memory,
+    events: Mutex<Vec<Event>>,
+    fails_at: Option<usize>,
+}
+
+impl Noted {
+    fn new(bytes: Vec<u8>, fails_at: Option<usize>) -> Arc<Noted> {
+        Arc::new(Noted { memory: Memory::new(bytes), events: Mutex::default(), fails_at })
+    }
+
+    fn note(&self, event: Event) -> io::Result<()> {
+        let mut events = self.events.lock().unwrap();
+        events.push(event);
+        match self.fails_at == Some(events.len() - 1) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Storage for Noted {
+    fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        self.memory.read(purpose, offset, buffers)
+    }
+    fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        let bytes = buffers.iter().flat_map(|b| b.iter().copied()).collect();
+        self.note(Event::Write(offset as usize, bytes))?;
+        self.memory.write(purpose, offset, buffers)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.note(Event::Sync)
+    }
+    fn length(&self) -> io::Result<u64> {
+        self.memory.length()
+    }
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.memory.set_length(length)
+    }
+    fn write_zeroes(&self, _: Purpose, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    fn preallocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+    fn host_run(&self, offset: u64) -> io::Result<HostRun> {
+        self.memory.host_run(offset)
+    }
+    fn traits(&self) -> Traits {
+        self.memory.traits()
+    }
+}
+
+fn with_secrets<T>(current: &str, new: &str, old: &str, run: impl FnOnce(&mut Secrets<'_>) -> T) -> T {
+    let mut source = |request: &SecretRequest, room: &mut [u8]| {
+        let secret = match request.kind {
+            SecretKind::Current => current,
+            SecretKind::New => new,
+            SecretKind::Old => old,
+        };
+        room[..secret.len()].copy_from_slice(secret.as_bytes());
+        Ok(Some(secret.len()))
+    };
+    run(&mut Secrets { source: Some(&mut source), progress: None })
+}
+
+fn open(storage: Arc<dyn Storage>, secret: &str) -> Result<Handle> {
+    with_secrets(secret, "", "", |secrets| {
+        let (flags, options) = (OpenFlags::default(), OpenOptions::default());
+        let secrets = std::mem::take(secrets);
+        Opening { flags, options, resolver: None, messages: None, secrets }.open(&Origin::Custom(storage))
+    })
+}
+
+fn new_image(options: &[&str]) -> Vec<u8> {
+    let options = CreateOptions::parse(options).unwrap();
+    let memory = Memory::default();
+    let encryption = options.encryption.as_ref().unwrap();
+    let keys = with_secrets("", "first", "", |secrets| NewKeys::make(encryption, "here", secrets)).unwrap();
+    create_with(&memory, None, SIZE, &options, Some(&keys)).unwrap();
+    let image = open(Arc::new(Memory::new(memory.contents())), "first").unwrap();
+    image.close().unwrap();
+    memory.contents()
+}
+
+/// An amend of an image: its options, the secret that opens it before, the new and the old one, what opens it afterwards,
+/// and whether to force.
+struct Case {
+    options: &'static [&'static str],
+    secrets: [&'static str; 3],
+    after: &'static str,
+    force: bool,
+}
+
+const fn case(
+    options: &'static [&'static str],
+    secrets: [&'static str; 3],
+    after: &'static str,
+    force: bool,
+) -> Case {
+    Case { options, secrets, after, force }
+}
+
+/// Each begins with what the one before has left.
+const CASES: [Case; 7] = [
+    case(&["encrypt.state=active", "encrypt.new-secret=n"], ["first", "second", ""], "second", false),
+    case(
+        &["encrypt.state=active", "encrypt.new-secret=n", "encrypt.keyslot=6"],
+        ["second", "third", ""],
+        "third",
+        false,
+    ),
+    case(
+        &["encrypt.state=active", "encrypt.new-secret=n", "encrypt.keyslot=7"],
+        ["third", "fourth", ""],
+        "fourth",
+        false,
+    ),
+    case(&["encrypt.state=inactive", "encrypt.old-secret=o"], ["first", "", "fourth"], "first", false),
+    case(&["encrypt.state=inactive", "encrypt.keyslot=6"], ["first", "", ""], "first", false),
+    case(&["encrypt.state=inactive", "encrypt.keyslot=1"], ["first", "", ""], "first", false),
+    // The only one is made anew in its place.
+    case(
+        &["encrypt.state=active", "encrypt.new-secret=n", "encrypt.keyslot=0"],
+        ["first", "last", ""],
+        "last",
+        true,
+    ),
+];
+
+fn amend(storage: &Arc<Noted>, case: &Case) -> Result<()> {
+    let [current, new, old] = case.secrets;
+    let handle = open(Arc::clone(storage) as Arc<dyn Storage>, current)?;
+    storage.events.lock().unwrap().clear();
+    let mut options = case.options.to_vec();
+    if !new.is_empty() {
+        options.push("encrypt.iter-time=0");
+    }
+    let done = with_secrets(current, new, old, |secrets| {
+        amend_with(&handle, &options, case.force, secrets, &mut |_, _| true)
+    });
+    let closed = handle.close();
+    done.and(closed)
+}
+
+fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
+    bytes.resize(bytes.len().max(at + data.len()), 0);
+    bytes[at..at + data.len()].copy_from_slice(data);
+}
+
+fn must_open(bytes: Vec<u8>, case: &Case, what: &str) {
+    let opens = |secret: &str| {
+        open(Arc::new(Memory::new(bytes.clone())), secret).and_then(Handle::close).map_err(|e| e.to_string())
+    };
+    let (before, after) = (opens(case.secrets[0]), opens(case.after));
+    assert!(before.is_ok() || after.is_ok(), "{:?} {what}: {before:?}, {after:?}", case.options);
+}
+
+/// The states that the medium may have after the first `count` events: no sector of what was not synced, all, halves, some.
+fn cut(start: &[u8], events: &[Event], count: usize, rng: &mut Rng, case: &Case) {
+    let synced = events[..count].iter().rposition(|e| matches!(e, Event::Sync)).map_or(0, |at| at + 1);
+    let mut durable = start.to_vec();
+    let mut open_sectors = Vec::new();
+    for (index, event) in events[..count].iter().enumerate() {
+        let Event::Write(at, data) = event else { continue };
+        match index < synced {
+            true => put(&mut durable, *at, data),
+            false => data.chunks(SECTOR).enumerate().for_each(|(number, sector)| {
+                open_sectors.push((at + number * SECTOR, sector));
+            }),
+        }
+    }
+    let state = |what: &str, survives: &mut dyn FnMut(usize) -> bool| {
+        let mut bytes = durable.clone();
+        for (number, (at, sector)) in open_sectors.iter().enumerate() {
+            if survives(number) {
+                put(&mut bytes, *at, sector);
+            }
+        }
+        must_open(bytes, case, &format!("{count} events, {what}"));
+    };
+    state("none survives", &mut |_| false);
+    if open_sectors.is_empty() {
+        return;
+    }
+    let half = open_sectors.len() / 2;
+    state("all survive", &mut |_| true);
+    state("the first half survives", &mut |number| number < half);
+    state("the second half survives", &mut |number| number >= half);
+    for _ in 0..cases(4) {
+        let mut chance = Rng::new(rng.next());
+        state("some survive", &mut |_| chance.below(2) == 0);
+    }
+}
+
+const IMAGES: [&[&str]; 2] = [
+    &["encrypt.format=luks", "encrypt.iter-time=0", "encrypt.cipher-alg=aes-128", "cluster_size=4k"],
+    &["encrypt.format=luks", "encrypt.iter-time=0", "lazy_refcounts=on", "encrypt.hash-alg=sha1"],
+];
+
+#[test]
+fn a_power_cut_leaves_the_old_secrets_or_the_new_ones() {
+    let mut rng = Rng::new(base_seed());
+    for options in IMAGES {
+        let mut image = new_image(options);
+        for case in &CASES {
+            let storage = Noted::new(image.clone(), None);
+            amend(&storage, case).unwrap();
+            let events = std::mem::take(&mut *storage.events.lock().unwrap());
+            assert!(events.iter().any(|e| matches!(e, Event::Write(..))));
+            for count in 0..=events.len() {
+                cut(&image, &events, count, &mut rng, case);
+            }
+            image = storage.memory.contents();
+            open(Arc::new(Memory::new(image.clone())), case.after).unwrap().close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failure_leaves_the_old_secrets_or_the_new_ones() {
+    let mut image = new_image(IMAGES[0]);
+    for case in &CASES {
+        let whole = Noted::new(image.clone(), None);
+        amend(&whole, case).unwrap();
+        let count = whole.events.lock().unwrap().len();
+        for fails_at in 0..count {
+            // The events before the amend are those of the open, which makes none.
+            let storage = Noted::new(image.clone(), Some(fails_at));
+            let done = amend(&storage, case);
+            assert!(done.is_err(), "{:?}: event {fails_at} fails and nobody says so", case.options);
+            must_open(storage.memory.contents(), case, &format!("event {fails_at} fails"));
+        }
+        image = whole.memory.contents();
+    }
+}
+
+#[test]
+fn an_erased_slot_holds_nothing_of_its_key() {
+    let image = new_image(IMAGES[0]);
+    let storage = Noted::new(image, None);
+    for case in &CASES[..2] {
+        amend(&storage, case).unwrap();
+    }
+    let filled = storage.memory.contents();
+    let erase =
+        case(&["encrypt.state=inactive", "encrypt.old-secret=o"], ["first", "", "third"], "first", false);
+    amend(&storage, &erase).unwrap();
+    let erased = storage.memory.contents();
+    // The LUKS header is where the extension says; slot 6 of a key of 32 bytes is 6 strides of 0x20000 further.
+    let at = filled.windows(6).position(|w| w == b"LUKS\xba\xbe").unwrap() + 0x1000 + 6 * 0x20000;
+    let same = (at..at + 128_000).filter(|at| filled[*at] == erased[*at]).count();
+    assert!(same < 2000, "{same} bytes of the material are as they were");
+    let opened = open(Arc::new(Memory::new(erased)), "third").map(drop);
+    assert!(opened.is_err());
+}
