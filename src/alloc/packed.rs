@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_HOST_OFFSET;
 use crate::format::{HostCluster, HostOffset};
 use crate::meta::Release;
+use crate::storage::event::Event;
 
 impl Allocator {
     /// Room for a stream of `bytes` bytes, fewer than a cluster's, and its host offset. Dropping the result gives
