@@ -126,30 +126,22 @@ impl Allocator {
     ///
     /// The run starts at the first free cluster. Dropping the result gives the clusters back.
     pub fn reserve(&self, cluster_count: u64) -> Result<Reserved<'_>> {
-        self.reserve_by(Event::ClusterAlloc, |ledger| {
-            ledger.take_run(&self.shared, cluster_count, self.is_lazy())
-        })
+        self.reserve_by(|ledger| ledger.take_run(&self.shared, cluster_count, self.is_lazy()))
     }
 
     /// As `reserve`, but exactly `cluster_count` clusters, for a table that must be contiguous.
     pub fn reserve_contiguous(&self, cluster_count: u64) -> Result<Reserved<'_>> {
-        self.reserve_by(Event::ClusterAlloc, |ledger| {
-            ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy())
-        })
+        self.reserve_by(|ledger| ledger.take_contiguous(&self.shared, cluster_count, self.is_lazy()))
     }
 
-    fn reserve_by(
-        &self,
-        event: Event,
-        take: impl FnOnce(&mut Ledger) -> Result<Run>,
-    ) -> Result<Reserved<'_>> {
+    fn reserve_by(&self, take: impl FnOnce(&mut Ledger) -> Result<Run>) -> Result<Reserved<'_>> {
         self.shared.medium.latch().check()?;
         if self.is_lazy() && !planted(Plant::DirtyBitAfterEntry) {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
         if !self.shared.header.is_ready() {
-            ledger = self.make_ready(ledger, event)?;
+            ledger = self.make_ready(ledger, Event::ClusterAlloc)?;
         }
         self.settle(&mut ledger)?;
         Ok(Reserved::new(self, take(&mut ledger)?))

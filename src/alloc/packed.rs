@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::MAX_HOST_OFFSET;
 use crate::format::{HostCluster, HostOffset};
 use crate::meta::Release;
+use crate::storage::event::Event;
 
 impl Allocator {
     /// Room for a stream of `bytes` bytes, fewer than a cluster's, and its host offset. Dropping the result gives
@@ -17,7 +18,9 @@ impl Allocator {
             self.shared.header.mark_dirty()?;
         }
         let mut ledger = self.lock();
-        self.shared.header.decide()?;
+        if !self.shared.header.is_ready() {
+            ledger = self.make_ready(ledger, Event::ClusterAllocBytes)?;
+        }
         self.settle(&mut ledger)?;
         let (run, host_offset) = ledger.take_packed(&self.shared, bytes, self.is_lazy())?;
         Ok((Reserved::new(self, run), HostOffset(host_offset)))

@@ -22,11 +22,11 @@ impl Core {
         }
         let mut status = self.status_once(offset, length, top_only)?;
         while status.length < length {
-            let next = self.status_once(offset + status.length, length - status.length, top_only)?;
-            if !status.continues(&next) {
-                break;
+            // A broken entry is the next request's error, not this one's.
+            match self.status_once(offset + status.length, length - status.length, top_only) {
+                Ok(next) if status.continues(&next) => status.length += next.length,
+                _ => break,
             }
-            status.length += next.length;
         }
         Ok(status)
     }

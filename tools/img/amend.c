@@ -137,11 +137,15 @@ static int run_amend(const struct img_command *command, int argc, char **argv)
         default: take_image_option(&job.args, command, code);
         }
     }
-    if (result != EXIT_SUCCESS) {
-        /* The message has been printed. */
-    } else if (!job.option_text) {
+    if (result == EXIT_SUCCESS && !job.option_text) {
         result = usage_error(command, "Must specify options (-o)");
-    } else if (help && job.args.format) {
+    }
+    if (result != EXIT_SUCCESS) {
+        free(job.option_text);
+        return result;
+    }
+    progress_init(job.args.progress && !job.args.quiet);
+    if (help && job.args.format) {
         result = print_help(job.args.format);
     } else if (!(name = optind < argc ? argv[optind] : NULL) || optind + 1 < argc) {
         error_report("Expecting one image file name");
@@ -150,10 +154,9 @@ static int run_amend(const struct img_command *command, int argc, char **argv)
         error_report("--image-opts and --format are mutually exclusive");
         result = EXIT_FAILURE;
     } else {
-        progress_init(job.args.progress && !job.args.quiet);
         result = amend_image(&job, name, help);
-        progress_end();
     }
+    progress_end();
     free(job.option_text);
     return result;
 }

@@ -77,7 +77,7 @@ static const char *find_contradiction(const struct convert_job *job)
     if (job->target_is_zero && !job->no_create) {
         return "--target-is-zero requires use of -n flag";
     }
-    if ((job->args.image_opts && job->args.format) || (job->target_image_opts && job->target_format)) {
+    if (job->args.image_opts && job->args.format) {
         return "--image-opts and --format are mutually exclusive";
     }
     if (job->skip_broken_bitmaps && !job->bitmaps) {

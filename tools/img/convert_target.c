@@ -141,6 +141,10 @@ int convert_prepare_target(struct convert_job *job)
             return EXIT_FAILURE;
         }
     }
+    if (job->target_image_opts && job->target_format) {
+        error_report("--image-opts and --format are mutually exclusive");
+        return EXIT_FAILURE;
+    }
     if (!open_image(&args, job->target_name, QCOW2_OPEN_ALLOW_RECORDED, &job->target_spec, &job->target)) {
         return EXIT_FAILURE;
     }

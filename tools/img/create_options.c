@@ -64,6 +64,20 @@ static int creation_scope(const struct create_options *options)
     return options->luks ? QCOW2_SCOPE_CREATE_LUKS : QCOW2_SCOPE_CREATE;
 }
 
+/* Of a format that we do not make: the file's options are among them where the format has none of that name. */
+static void add_foreign_options(struct create_options *options, const char *format, bool file_level)
+{
+    const char *key, *type, *help;
+
+    memset(options, 0, sizeof(*options));
+    for (size_t i = 0; foreign_options(format, i, &key, &type, &help); i++) {
+        add_option(options, &(struct create_option){.key = key, .type = type, .help = help});
+    }
+    for (size_t i = 0; options->count > 0 && file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
+        add_option(options, &file_options[i]);
+    }
+}
+
 bool create_options_init(struct create_options *options, const char *format, bool file_level)
 {
     qcow2_option_info info = {.struct_size = sizeof(info)};
@@ -75,7 +89,12 @@ bool create_options_init(struct create_options *options, const char *format, boo
     if (!creatable(format)) {
         return false;
     }
-    file_level = (file_level && !options->device) || strcmp(format, "file") == 0;
+    if (options->device) {
+        add_foreign_options(options, format, file_level);
+        options->device = true;
+        return true;
+    }
+    file_level = file_level || strcmp(format, "file") == 0;
     for (size_t i = 0; (options->qcow2 || options->luks) && qcow2_option_list(creation_scope(options), i, &info) == 0;
          i++) {
         if (options->luks && strcmp(info.name, "preallocation") == 0) {
@@ -204,18 +223,40 @@ static int set_typed(struct create_option *option, const char *prefix, const cha
     return EXIT_SUCCESS;
 }
 
-/* With a value that its type can take. */
-static bool is_creation_option(const struct create_options *options, const char *key, const char *value)
+static bool fits_type(const char *type, const char *value)
 {
+    uint64_t number;
     bool on;
+    char *end;
+
+    if (strcmp(type, "size") == 0) {
+        return parse_size(value, &number) == 0;
+    }
+    if (strcmp(type, "num") == 0) {
+        strtoull(value, &end, 0);
+        return end != value && *end == '\0';
+    }
+    return strncmp(type, "bool", 4) != 0 || parse_bool(value, &on) == 0;
+}
+
+/* Whether a creation would take all of them. */
+static bool are_creation_options(const struct create_options *options, const struct string_list *items)
+{
     qcow2_option_info info = {.struct_size = sizeof(info)};
 
-    for (size_t i = 0; qcow2_option_list(creation_scope(options), i, &info) == 0; i++) {
-        if (strcmp(info.name, key) == 0) {
-            return strncmp(info.type, "bool", 4) != 0 || parse_bool(value, &on) == 0;
+    for (size_t i = 0; i < items->count; i++) {
+        const char *item = items->items[i];
+        size_t length = strcspn(item, "="), at = 0;
+        bool known = false;
+
+        while (!known && qcow2_option_list(creation_scope(options), at++, &info) == 0) {
+            known = strlen(info.name) == length && strncmp(info.name, item, length) == 0;
+        }
+        if (!known || !fits_type(info.type, item + length + 1)) {
+            return false;
         }
     }
-    return false;
+    return true;
 }
 
 int create_options_parse(struct create_options *options, const char *prefix, const char *text)
@@ -233,7 +274,7 @@ int create_options_parse(struct create_options *options, const char *prefix, con
             result = set_typed(option, prefix, items.items[i] + length + 1);
         } else {
             error_report("%sInvalid parameter '%s'", prefix, key);
-            if (options->amends && is_creation_option(options, key, items.items[i] + length + 1)) {
+            if (options->amends && are_creation_options(options, &items)) {
                 fprintf(stderr, "This option is only supported for image creation\n");
             }
             result = EXIT_FAILURE;
@@ -322,20 +363,6 @@ int create_options_join(char **option_text, const char *text)
     free(*option_text);
     *option_text = joined;
     return EXIT_SUCCESS;
-}
-
-/* Of a format that we do not make: the file's options are among them where the format has none of that name. */
-static void add_foreign_options(struct create_options *options, const char *format, bool file_level)
-{
-    const char *key, *type, *help;
-
-    memset(options, 0, sizeof(*options));
-    for (size_t i = 0; foreign_options(format, i, &key, &type, &help); i++) {
-        add_option(options, &(struct create_option){.key = key, .type = type, .help = help});
-    }
-    for (size_t i = 0; options->count > 0 && file_level && i < sizeof(file_options) / sizeof(file_options[0]); i++) {
-        add_option(options, &file_options[i]);
-    }
 }
 
 int create_options_print_help(const char *prefix, const char *format, bool file_level)

@@ -61,7 +61,9 @@ static int change(struct rebase_job *job)
                               progress_update, NULL);
     }
     if (result < 0) {
-        const char *text = result == -ENOTSUP || (result == -EINVAL && strlen(job->name ? job->name : "") > 1023)
+        /* The stock tool has no words for what the header cannot take. */
+        const char *text = result == -ENOTSUP || (result == -EINVAL && job->unsafe) ||
+                                   (result == -EINVAL && strlen(job->name ? job->name : "") > 1023)
                                ? strerror(-result)
                                : failure_text();
 

@@ -170,7 +170,12 @@ static int change_snapshots(const struct image_args *args, const char *name, int
     int result = EXIT_FAILURE;
 
     if (open_image(args, name, QCOW2_OPEN_NO_BACKING, &spec, &image)) {
-        bool done = change_snapshot(image, action, snapshot);
+        bool done;
+
+        if (action == 'a' && spec.probed_raw) {
+            image_warn_guessed(&spec); /* the stock tool opens it twice */
+        }
+        done = change_snapshot(image, action, snapshot);
 
         result = close_image(image);
         if (!done) {

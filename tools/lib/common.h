@@ -147,6 +147,8 @@ const char *cache_option(struct cache_mode cache);
 /* Opens with the backing chain; `flags` are added to those of the spec. Prints the warning about a guessed format.
    0 or -errno with *error as above ("Could not open 'x': No such file or directory"). */
 int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error);
+/* That warning, again. */
+void image_warn_guessed(const struct image_spec *spec);
 /* What the first bytes look like, also what is no driver here ("vmdk"); "raw" where they look like nothing; NULL when the
    file cannot be read. */
 const char *image_probe(const char *path);

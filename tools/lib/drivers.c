@@ -43,7 +43,14 @@ static int open_file(struct node *node, struct string_list *items, char **error)
     struct stat status;
 
     (void)items;
-    if (stat(node->filename, &status) == 0 && S_ISCHR(status.st_mode)) {
+    if (stat(node->filename, &status) != 0) {
+        return 0;
+    }
+    if (S_ISDIR(status.st_mode) && node->cache.direct && node_is_read_only(node)) {
+        return refuse(error, -EINVAL,
+                      text_format("Could not open '%s': filesystem does not support O_DIRECT", node->filename));
+    }
+    if (S_ISCHR(status.st_mode)) {
         return refuse(error, -EINVAL, text_format("'file' driver requires '%s' to be a regular file", node->filename));
     }
     return 0;

@@ -188,7 +188,7 @@ int image_target(struct image_spec *spec, const char *name, char **error)
     return ret;
 }
 
-static void warn_guessed(const struct image_spec *spec)
+void image_warn_guessed(const struct image_spec *spec)
 {
     char *name = node_name(spec->tree->root);
 
@@ -246,8 +246,12 @@ static int check_access(const struct node *node, char **error)
 int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, char **error)
 {
     struct node *root, *file;
-    int ret = build(spec, flags, error);
+    int ret;
 
+    if ((flags & QCOW2_OPEN_FORCE_SHARE) != 0 && (flags & QCOW2_OPEN_READ_ONLY) == 0) {
+        return refuse(error, -EINVAL, text_copy("force-share=on can only be used with read-only images"));
+    }
+    ret = build(spec, flags, error);
     if (ret < 0) {
         return ret;
     }
@@ -275,7 +279,7 @@ int image_open(struct image_spec *spec, uint64_t flags, qcow2_image **image, cha
     spec->path = file != NULL ? text_copy(file->filename) : node_name(root);
     if (ret == 0 && spec->probed_raw && (flags & QCOW2_OPEN_READ_ONLY) == 0 &&
         list_value(&spec->options, "snapshot") == NULL) {
-        warn_guessed(spec);
+        image_warn_guessed(spec);
     }
     return ret;
 }

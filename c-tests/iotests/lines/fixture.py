@@ -10,6 +10,7 @@ IMAGES = [
     ("over-raw.qcow2", "qcow2"), ("snap.qcow2", "qcow2"), ("packed.qcow2", "qcow2"), ("small.qcow2", "qcow2"),
     ("old.qcow2", "qcow2"), ("wide.qcow2", "qcow2"), ("empty.qcow2", "qcow2"), ("short.qcow2", "qcow2"),
     ("outside.qcow2", "qcow2"), ("leaky.qcow2", "qcow2"), ("dirty.qcow2", "qcow2"), ("huge.qcow2", "qcow2"),
+    ("marked.qcow2", "qcow2"), ("marked.qcow2", "qcow2"),
     ("zeroes.raw", "raw"), ("odd.raw", "raw"), ("nothing.raw", "raw"), ("nulls.qcow2", "qcow2"),
 ]
 # What there is beside: broken, of another kind, or not there.
@@ -51,6 +52,11 @@ img create -f qcow2 huge.qcow2 4T
 io -f qcow2 -c 'write -P 17 3T 64k' huge.qcow2
 img create -f qcow2 nulls.qcow2 1M
 io -f qcow2 -c 'write -z 0 1M' nulls.qcow2
+img create -f qcow2 marked.qcow2 1M
+img bitmap --add marked.qcow2 b0
+img bitmap --add -g 4k --disable marked.qcow2 b1
+io -f qcow2 -c 'write -P 19 0 70k' marked.qcow2
+img bitmap --add marked.qcow2 b2
 img create -f raw zeroes.raw 1M
 img create -f qcow2 broken.qcow2 1M
 io -f qcow2 -c 'write -P 18 0 128k' broken.qcow2

@@ -22,6 +22,9 @@ OPTIONS = {
               ("-o", "--offset", "offset"), ("-s", "--buffer-size", "buffer"), ("-S", "--step-size", "buffer"),
               ("-i", "--aio", "aio"), ("-n", "--native", None), ("-w", "--write", None), (None, "--pattern", "pattern"),
               (None, "--flush-interval", "interval"), (None, "--no-drain", None)],
+    "bitmap": [QUIET, FORMAT, IMAGE_OPTS, OBJECT, (None, "--add", None), (None, "--remove", None), (None, "--clear", None),
+               (None, "--enable", None), (None, "--disable", None), (None, "--merge", "bitmap"), ("-b", "--source-file", "image"),
+               ("-F", "--source-format", "format"), ("-g", "--granularity", "granularity")],
     "check": [QUIET, FORMAT, IMAGE_OPTS, SHARE, OUTPUT, OBJECT, ("-T", "--cache", "cache"), ("-r", "--repair", "repair")],
     "commit": [QUIET, PROGRESS, FORMAT, IMAGE_OPTS, OBJECT, ("-t", "--cache", "cache"), ("-d", "--drop", None),
                ("-b", "--base", "commit_base"), ("-r", "--rate", "rate")],
@@ -50,9 +53,9 @@ OPTIONS = {
 }
 # Weight of each: what scripts use more comes more often, and what has more options.
 WEIGHTS = {"create": 5, "convert": 6, "check": 2, "info": 2, "map": 2, "compare": 2, "rebase": 3, "snapshot": 2, "resize": 2,
-           "amend": 3, "commit": 2, "measure": 2, "dd": 2, "bench": 1}
+           "amend": 3, "commit": 2, "measure": 2, "dd": 2, "bench": 1, "bitmap": 2}
 # What a line cannot do without.
-NEEDED = {"amend": "-o", "convert": "-O", "create": "-f", "rebase": "-b", "snapshot": None}
+NEEDED = {"amend": "-o", "bitmap": "--add", "convert": "-O", "create": "-f", "rebase": "-b", "snapshot": None}
 
 
 def key_of(option):
@@ -132,6 +135,8 @@ class Line:
             operands = names + [values.new_size()]
         elif command == "dd":
             operands = self.dd_operands(names)
+        elif command == "bitmap":
+            operands = names + [values.bitmap()]
         elif command == "measure":
             operands = names if "--size" not in self.keys else []
             if values.wrong():

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 FILTERS = [(re.compile(pattern, re.M), text) for pattern, text in (
+    (r"#block\d+", "#blockN"),
     (r"\d+ ops; .*/sec and [^ ]* ops/sec\)", "X ops; RATE"),
     (r"(disk size: ).*", r"\1SIZE"),
     (r"(file length: ).*", r"\1LENGTH"),

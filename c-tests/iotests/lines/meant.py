@@ -12,6 +12,9 @@ def rule(name, tool_words, what, stock, ours):
 RULES = [
     rule("How zeroes are stored", r"img (rebase|commit|convert|amend|resize)\b|write -z|discard", r"^layout ", "", ""),
     rule("How zeroes are stored", r"preallocation=f.* img map", r"^stdout$", '"zero": false', '"zero": true'),
+    rule("How zeroes are stored", r"preallocation=f.* img map", r"^stdout$", "^Offset", "^Offset"),
+    rule("Rebases of version 2", r"img rebase\b.*\bold\.qcow2", r"^(layout|contents) ", "", ""),
+    rule("Going back to version 2", r"img amend\b.*\bmarked\.qcow2", r"^(rc|stderr|stdout|image .*|layout .*)$", "", ""),
     rule("Failed creates", r"img (create|convert|dd)\b", r"^files$", "", ""),
     rule("Failed creates", r"img (create|convert|dd)\b.* ; ", r"^(rc|stderr|stdout)$", "^1$|^$|No such file or directory", ""),
     rule("Crashes", r"img rebase", r"^(rc|stderr|stdout)$|^layout ", r"^-6$|^$|Assertion|PROGRESS|^\(", ""),
@@ -20,6 +23,7 @@ RULES = [
     rule("Repairs of leaks", r"img check\b.*(-r|--repair)[ =]?leaks", r"^image ", '"dirty-flag": false', '"dirty-flag": true'),
     rule("Steps of progress", r"img compare\b.* (-p|--progress)\b", r"^stdout$", "PROGRESS", "PROGRESS"),
     rule("Holes in files", r"img map\b.*(-f ?|--format[= ])raw .*\.qcow2", r"^stdout$", "^Offset", "^Offset"),
+    rule("Holes in files", r"-d unmap .* img map\b", r"^stdout$", "^Offset", "^Offset"),
     rule("Extent size hints", r"extent_size_hint", r"^stderr$", "extent size hint", ""),
     rule("Damaged targets", r"broken\.qcow2", r"^stderr$", "qcow2_free_clusters failed", ""),
 ]

@@ -16,6 +16,8 @@ PREALLOCATION = ["off", "metadata", "falloc", "full"]
 SNAPSHOTS = ["first", "second", "1", "2", "new", "third"]
 BAD_SNAPSHOTS = ["", "nothing", "snapshot.name=first", "snapshot.id=2", "snapshot.id=1,snapshot.name=first",
                  "snapshot.id=1,snapshot.name=second", "snapshot.foo=1", "3"]
+BITMAPS = ["b0", "b1", "b2", "new"]
+BAD_BITMAPS = ["", "nothing", "b" * 1024, "two words"]
 OBJECTS = ["secret,id=sec0,data=hello", "secret,id=s,data=aGVsbG8=,format=base64"]
 BAD_OBJECTS = ["secret", "foo,id=x", "secret,id=1x,data=a", "", "id=x", "secret,id=x", "secret,id=x,data=a,foo=b"]
 NEW_NAMES = ["new.qcow2", "new.raw", "new", "folder/new.qcow2"]
@@ -54,6 +56,12 @@ class Values:
         self.modest = False
         # What copies zeroes would copy terabytes of them.
         self.may_be_huge = True
+
+    def bitmap(self):
+        return self.pick(BITMAPS, BAD_BITMAPS)
+
+    def granularity(self):
+        return self.pick(["64k", "512", "2M", "4096"], ["0", "1", "3k", "abc", "-1", "", "4G", "256"])
 
     def wrong(self, factor=1.0):
         return self.rng.random() < self.bad * factor

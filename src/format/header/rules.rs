@@ -66,7 +66,9 @@ impl Header {
                 format!("nb_snapshots {}, the limit is {MAX_SNAPSHOTS}", self.snapshot_count),
             ));
         }
-        if unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET {
+        if self.snapshot_count > 0
+            && (unaligned(self.snapshots_offset) || self.snapshots_offset >= MAX_HOST_OFFSET)
+        {
             return Err(bad(
                 "Snapshot table offset invalid",
                 format!(
