@@ -308,6 +308,12 @@
 /* Options of qcow2_amend. */
 #define QCOW2_SCOPE_AMEND 4
 
+/* Options of qcow2_create_with for the format "luks". */
+#define QCOW2_SCOPE_CREATE_LUKS 8
+
+/* Options of qcow2_amend for a disk of the format "luks". */
+#define QCOW2_SCOPE_AMEND_LUKS 16
+
 /* A refcount that is not the number of references. place: host cluster; value: refcount; count: references. */
 #define QCOW2_FINDING_REFCOUNT 1
 
@@ -409,6 +415,12 @@
 
 /* No finding, but what helps: a repair that drops extra data of snapshots. */
 #define QCOW2_FINDING_HINT_EXTRA 34
+
+/*
+ * An entry of a dirty bitmap's table whose cluster has another use, too: the bitmap is not to be believed. place: index
+ * of the entry; value: the entry; count: references. Its wrong refcount is a finding of its own, which is counted.
+ */
+#define QCOW2_FINDING_BITMAP_SHARED 35
 
 /* Nothing has failed on this thread. */
 #define QCOW2_ERROR_NONE 0
@@ -1588,6 +1600,16 @@ int qcow2_measure(uint64_t size,
                   qcow2_measure_result *result);
 
 /*
+ * qcow2_measure for a new file of another format: "luks", or "qcow2"; NULL is "qcow2". `options` as for
+ * qcow2_create_with.
+ */
+int qcow2_measure_format(const char *format,
+                         uint64_t size,
+                         const char *const *options,
+                         qcow2_image *source,
+                         qcow2_measure_result *result);
+
+/*
  * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
  * unique. `options` may be NULL: now, the next free number as ID. The snapshot is durable when the call returns; a
  * crash before leaves the image without it. VM state that was written before belongs to it; where vm_state_size
@@ -1685,6 +1707,18 @@ int qcow2_bitmap_merge(qcow2_image *image,
                        const char *source_name);
 
 /*
+ * Adds a dirty bitmap that is what the bitmap `name` of `source` is, another open image with a disk of the same size: as
+ * large granules, the same bits, and it tracks changes if that one does. What is written to `source` meanwhile may be
+ * missing; whoever fills `image` with what `source` has does so before.
+ *
+ * Returns 0 or -errno: ENOENT, EEXIST, EINVAL (it is inconsistent; the sizes of the disks differ; both are one image),
+ * EFBIG, EROFS, ENOTSUP, ENOMEM, ENOSPC, EIO. Specification: "Bitmaps".
+ */
+int qcow2_bitmap_copy(qcow2_image *image,
+                      qcow2_image *source,
+                      const char *name);
+
+/*
  * Hands over from one dirty bitmap to the next, for an incremental backup: the bits of `name` go to a new bitmap
  * `frozen`, which is disabled, and `name` tracks on with no bit set. Requests wait meanwhile, so each write is in one of
  * the two: what `frozen` says, copied from now on, is a backup as of any time after this call. When the backup is
@@ -1717,6 +1751,10 @@ int qcow2_bitmap_sync(qcow2_image *image);
  * QCOW2_BITMAP_IN_USE is set of an inconsistent bitmap only, where qcow2_get_bitmap shows what the file says.
  * `dirty_bytes` is counted; of an inconsistent one it is the size of the disk. The name is valid until the next call of
  * this function or of qcow2_get_bitmap on the handle.
+ *
+ * A handle that is open read-only loads them when it is asked first and answers from that, whatever another program
+ * stores meanwhile: for what is new, open again. Bitmaps are about the disk as it is now, also where the handle shows a
+ * snapshot: what has changed up to a snapshot is in the bitmap that was frozen (qcow2_bitmap_rotate) when it was taken.
  *
  * Returns 0, -ENOENT past the last one, or another -errno: EINVAL, EIO (the bitmaps are damaged), EFBIG (they are too
  * large to be looked at), ENOTSUP (a raw disk), ENOMEM. Specification: "Bitmaps".

@@ -175,8 +175,10 @@ pub fn random_step(rng: &mut Rng, model: &Model) -> Step {
         14..=15 => Discard { offset, length },
         16 => Resize { size: (1 + rng.below(8 * MIB / 512)) * 512 },
         17 => {
-            let from = offset / OVERLAY_CLUSTER * OVERLAY_CLUSTER;
-            let to = (offset + length).next_multiple_of(OVERLAY_CLUSTER).min(size);
+            // The stock tool's commits set the bits of whole clusters of the base.
+            let unit = OVERLAY_CLUSTER.max(model.cluster);
+            let from = offset / unit * unit;
+            let to = (offset + length).next_multiple_of(unit).min(size);
             Commit { offset: from, length: to - from }
         }
         18..=19 => {
