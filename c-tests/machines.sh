@@ -160,7 +160,7 @@ rust_tests() {
 }
 
 c_tests() {
-    local build=$work/meson-$machine slow=1
+    local build=$work/meson-$machine slow=2
     [ -z "$run" ] || slow=10
     if [ ! -f "$build/build.ninja" ]; then
         cross_file >"$work/$machine.cross" || return 1

@@ -2,6 +2,8 @@
 //! then the first goes on. The result is that of one order or the other, and the image is clean (story C1).
 //! The operations are the rows of `tests/kit/src/rows.rs`.
 
+use qcow2::testing::error::Result;
+use qcow2::testing::ops::handle::Handle;
 use qcow2::testing::storage::Purpose;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
@@ -19,7 +21,7 @@ use testkit::{oracle, SECTOR};
 const MOST_FAILURES: usize = 8;
 
 /// Runs `work` for every job on threads that mostly wait.
-fn on_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<(), String> + Sync) {
+fn on_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> std::result::Result<(), String> + Sync) {
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -59,7 +61,7 @@ struct Covered {
 }
 
 impl Covered {
-    fn play(&self, scene: &Scene, parts: &[Part], release: &[usize]) -> Result<Played, String> {
+    fn play(&self, scene: &Scene, parts: &[Part], release: &[usize]) -> std::result::Result<Played, String> {
         let played = scene.play(parts, release);
         let played = played.map_err(|e| format!("{}: {e}\n{:?}", describe(parts), scene.setup))?;
         self.races.fetch_add(1, Ordering::SeqCst);
@@ -153,6 +155,30 @@ fn every_pair_with_the_first_one_parked() {
     let pairs = jobs.len() as u64;
     let few = most_cases() < usize::MAX;
     assert!(few || parked > 5 * pairs && beside > pairs, "the requests were not caught");
+}
+
+/// On a busy machine any thread sleeps for a moment, which is no waiting for somebody else: neither the first one's way to its
+/// call nor a read beside it ends there.
+#[test]
+fn a_moment_of_sleep_is_no_waiting() {
+    fn drowsy(row: &Row, run: fn(&Handle, &Row, u32) -> Result<()>) -> &'static Row {
+        Box::leak(Box::new(Row { run, ..*row }))
+    }
+    fn doze() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let write = drowsy(named("write in place"), |handle, row, tag| {
+        doze();
+        (named("write in place").run)(handle, row, tag)
+    });
+    let read = drowsy(named("read"), |_, _, _| {
+        doze();
+        Ok(())
+    });
+    let scene = Scene::new(Setup::default(), false);
+    let point = Some(Point { device: Device::Image, purpose: None, call: 0, after: false });
+    let played = scene.play(&[Part { row: write, point }, Part { row: read, point: None }], &[0]).unwrap();
+    assert_eq!((played.parked, played.beside), (1, 2), "a thread that sleeps was taken for one that waits");
 }
 
 /// Three threads and one table page: the first has it between memory and the file, the second changes it or
