@@ -308,6 +308,12 @@
 /* Options of qcow2_amend. */
 #define QCOW2_SCOPE_AMEND 4
 
+/* Options of qcow2_create_with for the format "luks". */
+#define QCOW2_SCOPE_CREATE_LUKS 8
+
+/* Options of qcow2_amend for a disk of the format "luks". */
+#define QCOW2_SCOPE_AMEND_LUKS 16
+
 /* A refcount that is not the number of references. place: host cluster; value: refcount; count: references. */
 #define QCOW2_FINDING_REFCOUNT 1
 
@@ -1592,6 +1598,16 @@ int qcow2_measure(uint64_t size,
                   const char *const *options,
                   qcow2_image *source,
                   qcow2_measure_result *result);
+
+/*
+ * qcow2_measure for a new file of another format: "luks", or "qcow2"; NULL is "qcow2". `options` as for
+ * qcow2_create_with.
+ */
+int qcow2_measure_format(const char *format,
+                         uint64_t size,
+                         const char *const *options,
+                         qcow2_image *source,
+                         qcow2_measure_result *result);
 
 /*
  * Takes an internal snapshot of the disk as it is. Requests of other threads wait meanwhile. `name` need not be
