@@ -13,6 +13,7 @@ use std::sync::Arc;
 use testkit::bitmaps::{bitmaps as stored, directory, Bitmap};
 use testkit::images::*;
 use testkit::oracle::{be64, Head, OFFSET};
+use testkit::rng::Rng;
 use testkit::sweep::check_clean;
 
 const SIZE: u64 = MIB;
@@ -329,4 +330,45 @@ fn a_handle_on_a_snapshot_tells_of_the_disk() {
     assert_eq!(shown.disk().length(), SIZE);
     let range = bitmaps::next_dirty(&shown, b"a", 3 * CLUSTER).unwrap();
     assert_eq!(range, Some((SIZE, SIZE + 512)));
+}
+
+/// Short overwrites, which look at one granule for all bitmaps, whatever the granularities.
+#[test]
+fn overwrites_are_in_each_of_several_bitmaps() {
+    for (seed, granularities) in
+        (1..).zip([&[512, 2048, 8192][..], &[4096, 65536], &[65536, 131_072, 65536], &[512]])
+    {
+        let memory = new_image(SIZE, &["cluster_size=65536"]);
+        let handle = open(&(memory as _)).unwrap();
+        write(&handle, 0, &vec![1; SIZE as usize]);
+        let names: Vec<String> = (0..granularities.len()).map(|n| format!("b{n}")).collect();
+        for (name, granularity) in names.iter().zip(granularities) {
+            bitmaps::add(&handle, name.as_bytes(), Some(*granularity), true).unwrap();
+        }
+        let mut rng = Rng::new(seed);
+        let (mut fast, mut wanted) = (0, vec![vec![false; (SIZE / 512) as usize]; names.len()]);
+        for _ in 0..400 {
+            let bytes = vec![3; 1 + rng.below(9000) as usize];
+            let at = rng.below(SIZE - bytes.len() as u64);
+            let at = if rng.one_in(2) { at / 4096 * 4096 } else { at };
+            match handle.disk().overwrite(at, &bytes).unwrap() {
+                true => fast += 1,
+                false => write(&handle, at, &bytes),
+            }
+            for (wanted, granularity) in wanted.iter_mut().zip(granularities) {
+                let (from, to) = (at / granularity, (at + bytes.len() as u64).div_ceil(*granularity));
+                wanted[(from * granularity / 512) as usize..(to * granularity / 512) as usize].fill(true);
+            }
+            for (name, wanted) in names.iter().zip(&wanted) {
+                let (mut dirty, mut from) = (vec![false; wanted.len()], 0);
+                while let Some((start, end)) = bitmaps::next_dirty(&handle, name.as_bytes(), from).unwrap() {
+                    dirty[(start / 512) as usize..(end / 512) as usize].fill(true);
+                    from = end;
+                }
+                assert!(dirty == *wanted, "{granularities:?}: '{name}' after {at}+{}", bytes.len());
+            }
+        }
+        assert!(fast > 100, "only {fast} overwrites were of the short way");
+        handle.close().unwrap();
+    }
 }

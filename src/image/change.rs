@@ -44,6 +44,7 @@ impl Core {
     #[inline(never)]
     pub(super) fn note_overwrite(&self, offset: GuestOffset, length: u64) -> Result<bool> {
         match &self.bitmaps {
+            Some(bitmaps) if bitmaps.is_noted(offset.0, offset.0 + length) => Ok(true),
             Some(bitmaps) if bitmaps.is_announced() => self.note_change(offset, length).map(|()| true),
             _ => Ok(false),
         }

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::OnceLock;
 
 const WORD_BITS: u64 = u64::BITS as u64;
+/// Words that a search looks at together.
+const SCANNED_WORDS: usize = 8;
 
 /// The bits that one entry of the table is for.
 pub(crate) struct Chunk {
@@ -94,6 +96,19 @@ impl Bits {
         }
     }
 
+    /// Whether `[from, to)`, which is not empty, lies in one granule that is marked, as far as a look can tell.
+    #[inline(always)]
+    pub(crate) fn has(&self, from: u64, to: u64) -> bool {
+        let granule = from >> self.granularity_bits;
+        if (to - 1) >> self.granularity_bits != granule {
+            return false;
+        }
+        let Some(chunk) = self.chunks.get((granule >> self.chunk_bits) as usize) else { return false };
+        let Some(words) = chunk.words.get() else { return false };
+        let (word, bit) = place(granule & self.chunk_mask());
+        words.bits.get(word).is_some_and(|word| word.load(Ordering::Acquire) & bit != 0)
+    }
+
     #[inline(never)]
     fn mark_granules(&self, first: u64, last: u64) -> Result<()> {
         let mut at = first;
@@ -134,6 +149,11 @@ impl Bits {
     /// Where a chunk begins, guest bytes.
     pub(crate) fn chunk_start(&self, index: u64) -> u64 {
         index << self.chunk_bits << self.granularity_bits
+    }
+
+    /// Bytes of a granule.
+    pub(crate) fn granularity(&self) -> u64 {
+        1 << self.granularity_bits
     }
 
     pub(crate) fn chunk_count(&self) -> u64 {
@@ -255,7 +275,13 @@ fn find_in(words: &[AtomicU64], from: u64, set: bool) -> Option<u64> {
     if here != 0 {
         return Some(first as u64 * WORD_BITS + u64::from(here.trailing_zeros()));
     }
-    let next = words[first + 1..].iter().position(|word| value(word) != 0)? + first + 1;
+    // Several words at a time: what is asked for is rare.
+    let skipped = words[first + 1..]
+        .chunks_exact(SCANNED_WORDS)
+        .take_while(|words| words.iter().fold(0, |any, word| any | value(word)) == 0)
+        .count();
+    let start = first + 1 + skipped * SCANNED_WORDS;
+    let next = words[start..].iter().position(|word| value(word) != 0)? + start;
     Some(next as u64 * WORD_BITS + u64::from(value(&words[next]).trailing_zeros()))
 }
 
@@ -291,7 +317,8 @@ impl Chunk {
     #[inline(never)]
     fn set(&self, word: &AtomicU64, bits: u64) {
         self.changed.store(true, Ordering::Relaxed);
-        word.fetch_or(bits, Ordering::Relaxed);
+        // Whoever sees them sees what this thread has marked before.
+        word.fetch_or(bits, Ordering::Release);
     }
 
     pub(crate) fn stored(&self) -> u64 {

@@ -18,11 +18,11 @@ mod store;
 pub(crate) use bits::Bits;
 
 use crate::alloc::Shared;
-use crate::error::{Error, ErrorKind, Result};
-use crate::format::bitmap::{Bitmap, FLAGS_AT, FLAG_IN_USE};
+use crate::error::{room, Error, ErrorKind, Result};
+use crate::format::bitmap::{table_entries, Bitmap, ENTRY_ZEROES, FLAGS_AT, FLAG_IN_USE};
 use crate::format::features::AUTOCLEAR_BITMAPS;
 use crate::format::geometry::SECTOR_BYTES;
-use crate::format::Header;
+use crate::format::{Geometry, Header};
 use crate::meta::bitmap_directory::{load_directory, load_table};
 use crate::options::OpenOptions;
 use crate::planted::{planted, Plant};
@@ -34,6 +34,9 @@ use std::sync::{Arc, Mutex};
 
 /// Most table entries of all bitmaps of an image together: bounds the memory that they take.
 pub(crate) const MAX_ENTRIES: u64 = 1 << 22;
+
+/// Least granularity of what is remembered of all bitmaps: most writes are as long at least.
+const COVERED_GRANULARITY: u64 = 4096;
 
 /// One bitmap of the directory.
 pub(crate) struct Tracked {
@@ -50,6 +53,7 @@ pub(crate) struct Tracker {
     list: Vec<Tracked>,
     /// Those that changes are marked in.
     enabled: Box<[Arc<Bits>]>,
+    covered: Option<Covered>,
     /// The medium says that the enabled bitmaps are in use, durably, or there are none: changes may come.
     announced: AtomicBool,
     /// The medium may say that bitmaps are in use.
@@ -89,11 +93,13 @@ impl Tracker {
             at += bytes;
         }
         owners::check_owners(&list, &directory.pointer, &geometry, &shared.guard)?;
-        let enabled = list.iter().filter_map(Tracked::tracking).cloned().collect();
+        let enabled: Box<[_]> = list.iter().filter_map(Tracked::tracking).cloned().collect();
+        let covered = Covered::of(&enabled, &geometry, header.virtual_size)?;
         let bytes = DirectoryBytes { offset: directory.pointer.directory_offset, bytes: directory.bytes };
         Ok(Some(Tracker {
             list,
             enabled,
+            covered,
             announced: AtomicBool::new(false),
             unstored: AtomicBool::new(false),
             directory: Mutex::new(bytes),
@@ -122,7 +128,19 @@ impl Tracker {
     }
 
     fn mark(&self, from: u64, to: u64) -> Result<()> {
-        self.enabled.iter().try_for_each(|bits| bits.mark(from, to))
+        self.enabled.iter().try_for_each(|bits| bits.mark(from, to))?;
+        match &self.covered {
+            Some(covered) if self.enabled.len() > 1 => covered.note(from, to),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a look shows that `[from, to)`, which is not empty, needs nothing any more to be changed.
+    #[inline(always)]
+    pub(super) fn is_noted(&self, from: u64, to: u64) -> bool {
+        self.is_announced()
+            && self.covered.as_ref().is_some_and(|covered| covered.bits.has(from, to))
+            && !planted(Plant::MarkedAfterWrite)
     }
 
     /// A mistake that a test plants: the mark comes when the write is done.
@@ -182,6 +200,36 @@ impl Tracker {
         let to = changed.end.next_multiple_of(sector).min(directory.bytes.len());
         let bytes = &directory.bytes[from..to];
         shared.medium.write_live(Purpose::Bitmaps, directory.offset + from as u64, bytes)
+    }
+}
+
+/// What all enabled bitmaps say is dirty: one look instead of one at each of them.
+struct Covered {
+    /// Of one bitmap, its own.
+    bits: Arc<Bits>,
+    /// Of the finest bitmap.
+    granularity: u64,
+}
+
+impl Covered {
+    fn of(enabled: &[Arc<Bits>], geometry: &Geometry, virtual_size: u64) -> Result<Option<Covered>> {
+        let Some(granularity) = enabled.iter().map(|bits| bits.granularity()).min() else { return Ok(None) };
+        if let [bits] = enabled {
+            return Ok(Some(Covered { bits: Arc::clone(bits), granularity }));
+        }
+        let own = granularity.max(COVERED_GRANULARITY).trailing_zeros() as u8;
+        let (_, entries) = table_entries(virtual_size, own, geometry);
+        let mut table = room("bitmap", entries)?;
+        table.resize(entries as usize, ENTRY_ZEROES);
+        let bits = Arc::new(Bits::new(geometry, own, virtual_size, &table)?);
+        Ok(Some(Covered { bits, granularity }))
+    }
+
+    /// All bitmaps have `[from, to)`: so they have what the finest one calls dirty for it.
+    fn note(&self, from: u64, to: u64) -> Result<()> {
+        let (fine, coarse) = (self.granularity, self.bits.granularity());
+        let (from, to) = (from / fine * fine, to.div_ceil(fine).saturating_mul(fine));
+        self.bits.mark(from.next_multiple_of(coarse), to / coarse * coarse)
     }
 }
 
