@@ -58,7 +58,6 @@ pub(super) fn prepare(
 pub(super) fn carry_out(image: &ExclusiveImage<'_>, prepared: &Prepared) -> Result<()> {
     let core = image.core();
     core.structure_writer()?;
-    image.settle()?;
     let Some((at, _)) = encryption_header(&core.header(), &**core.storage())? else { return Ok(()) };
     prepared.carry_out(&InImage { core, at })
 }
