@@ -5,7 +5,7 @@ use crate::disk::Format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{encryption_header, Core, ExclusiveImage};
 use crate::ops::handle::Handle;
-use crate::ops::open::Secrets;
+use crate::ops::secrets::Secrets;
 use crate::ops::slots::{self, Asking, Prepared, Store};
 use crate::options::{AmendOptions, SlotChange};
 use crate::storage::{read_exact, write_all, Purpose, Storage};
