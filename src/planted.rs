@@ -85,7 +85,7 @@ plants! {
     IvByGuestOffset,
     /// The rest of a fresh cluster of an encrypted image is left as the host has it.
     FreshClusterNotFilled,
-    /// A key slot counts as one before what it holds is durable.
+    /// A key slot counts as one before what it holds is durable, or when that is there no longer.
     KeySlotOrder,
     /// A write of a part of a sector has nobody wait, and waits for nobody.
     SectorTurnSkipped,

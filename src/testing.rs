@@ -5,8 +5,8 @@
 pub mod crypto {
     pub mod luks {
         pub use crate::crypto::luks::{
-            check_key, merge, new_header, parse_mode, seal, split, unlock, Header, HEADER_BYTES, SLOTS,
-            STRIPES,
+            check_key, merge, new_header, parse_mode, seal, split, unlock, unlock_slot, Header, HEADER_BYTES,
+            SLOTS, STRIPES,
         };
     }
     pub use crate::crypto::{legacy_aes, Algorithm, Hash, IvGenerator, Mode, Sectors, Spec};

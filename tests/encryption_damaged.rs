@@ -124,8 +124,10 @@ impl Judge {
     fn compare(&self, path: &Path, what: &str, may_be_long: bool) {
         let before = std::fs::read(path).unwrap();
         let (file, name) = (path.to_str().unwrap(), self.format.name);
-        let agree = |ours: Result<Handle>, (fine, said): (bool, String), way: &str| {
+        let agree = |ours: Result<Handle>, words: &[&str], way: &str| {
+            // Before the stock tool wants its lock.
             let ours = ours.and_then(Handle::close);
+            let (fine, said) = stock(words);
             let words = ours.as_ref().map_or_else(|e| e.to_string(), |()| String::new());
             assert_eq!(ours.is_ok(), fine, "{what}, {way}: '{words}', '{said}'");
             // What is wrong is said in the same words, whatever stands around them.
@@ -135,7 +137,7 @@ impl Judge {
                 println!("{what}, {way}: '{words}', the stock tool: '{theirs}'");
             }
         };
-        agree(open(self.format, path, true), stock(&["qemu-img", "info", "-f", name, file]), "metadata");
+        agree(open(self.format, path, true), &["qemu-img", "info", "-f", name, file], "metadata");
         let ours = open(self.format, path, false);
         if may_be_long {
             assert!(ours.is_err_and(|e| e.kind() == ErrorKind::Cancelled), "{what}");
@@ -143,7 +145,7 @@ impl Judge {
             let object = format!("secret,id=s,data={SECRET}");
             let image = format!("driver={name},file.filename={file},{}=s", self.key);
             let words = ["qemu-io", "-r", "--object", &object, "--image-opts", &image, "-c", "length"];
-            agree(ours, stock(&words), "secret");
+            agree(ours, &words, "secret");
         }
         assert!(std::fs::read(path).unwrap() == before, "{what}: an open changes nothing");
     }

@@ -1,6 +1,7 @@
 //! Key slots through power cuts, kills and failures: after each event of an amend, with any choice of the sectors that
 //! have survived, the secret that opened the image before opens it, or the one that opens it afterwards.
 
+use qcow2::testing::crypto::luks::{unlock_slot, Header, SLOTS};
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::amend::amend_with;
 use qcow2::testing::ops::create::{create_with, NewKeys};
@@ -130,6 +131,9 @@ const fn case(
     Case { options, secrets, after, force }
 }
 
+/// All secrets that are used.
+const ALL: [&str; 5] = ["first", "second", "third", "fourth", "last"];
+
 /// Each begins with what the one before has left.
 const CASES: [Case; 7] = [
     case(&["encrypt.state=active", "encrypt.new-secret=n"], ["first", "second", ""], "second", false),
@@ -183,6 +187,23 @@ fn must_open(bytes: Vec<u8>, case: &Case, what: &str) {
     };
     let (before, after) = (opens(case.secrets[0]), opens(case.after));
     assert!(before.is_ok() || after.is_ok(), "{:?} {what}: {before:?}, {after:?}", case.options);
+    // A slot that counts holds what one of the secrets opens.
+    let at = bytes.windows(6).position(|w| w == b"LUKS\xba\xbe").unwrap();
+    let header = Header::parse(&bytes[at..]).unwrap();
+    let mut read = |offset: u64, out: &mut [u8]| {
+        out.copy_from_slice(&bytes[at + offset as usize..][..out.len()]);
+        Ok(())
+    };
+    for index in (0..SLOTS).filter(|index| header.slots[*index].active) {
+        let mut opens = |secret: &&str| {
+            unlock_slot(&header, index, secret.as_bytes(), &mut read, &mut |_, _| Ok(())).unwrap().is_some()
+        };
+        assert!(
+            ALL.iter().any(&mut opens),
+            "{:?} {what}: slot {index} counts, and nothing opens it",
+            case.options
+        );
+    }
 }
 
 /// The states that the medium may have after the first `count` events: no sector of what was not synced, all, halves, some.

@@ -104,12 +104,6 @@ impl Spec {
                 "Algorithm '{name}' with key size {bytes} bytes not supported"
             )));
         }
-        if mode == Mode::Xts && algorithm.block_bytes() != 16 {
-            return Err(Error::unsupported(format!(
-                "XTS needs blocks of 16 bytes, {} has 8",
-                algorithm.name()
-            )));
-        }
         match self.iv {
             IvGenerator::Essiv(hash) if !algorithm.key_sizes().contains(&hash.bytes()) => {
                 Err(Error::unsupported(algorithm.no_cipher_for(hash.bytes())))
@@ -121,6 +115,9 @@ impl Spec {
     /// Fails where the parts do not fit each other, or this build lacks one.
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
+        if self.mode == Mode::Xts && self.algorithm.block_bytes() != 16 {
+            return Err(Error::unsupported(format!("Unsupported cipher mode {}", self.mode.name())));
+        }
         match self.algorithm.is_served() {
             true => Ok(()),
             false => Err(self.algorithm.not_served(self.cipher_key_bytes())),

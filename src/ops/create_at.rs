@@ -6,7 +6,8 @@
 use super::formats::Driver;
 use super::keys::NewKeys;
 use super::open::files::storage_at;
-use super::open::{OpenFlags, Opening, Origin, Secrets};
+use super::open::{OpenFlags, Opening, Origin};
+use super::secrets::Secrets;
 use crate::error::{Error, Result};
 use crate::options::{CreateOptions, OpenOptions};
 use crate::storage::access::{Access, Identity};

@@ -3,7 +3,7 @@
 //! A header and the material of its slot are made before anything is written, so that a secret that is not there, or a
 //! caller who stops the derivation, changes nothing.
 
-use super::open::params::{SecretKind, SecretRequest, Secrets};
+use super::secrets::{SecretKind, SecretRequest, Secrets};
 use crate::crypto::luks::{self, Header};
 use crate::crypto::{wipe_stack, Spec};
 use crate::disk::{Encryption, Secret};

@@ -27,6 +27,7 @@ pub mod probe;
 pub mod rebase;
 mod repair;
 pub mod resize;
+pub mod secrets;
 mod slots;
 pub mod snapshot;
 pub mod stream;

@@ -6,12 +6,12 @@
 //! erased. What a secret opens, and whether a change is refused, is found out before the first write.
 
 use super::keys::{check_material, go_on, random};
-use super::open::params::{SecretKind, SecretRequest, Secrets};
+use super::secrets::{SecretKind, SecretRequest, Secrets};
 use crate::crypto::luks::{self, Header, HEADER_BYTES, SLOTS};
 use crate::crypto::{wipe_stack, SECTOR_BYTES};
 use crate::disk::luks::wrong_secret;
 use crate::disk::{Encryption, Secret};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::options::SlotChange;
 use crate::planted::{planted, Plant};
 use crate::storage::file::thread_time;
@@ -235,33 +235,33 @@ impl Prepared {
         let mut sectors = [0; SECTORS_BYTES];
         store.read(0, &mut sectors)?;
         for (header, step) in &self.0 {
-            match step {
-                Step::Fill(index, material) => {
-                    let at = header.material_offset(*index);
-                    match planted(Plant::KeySlotOrder) {
-                        false => {
-                            store.write(at, material)?;
-                            store.sync()?;
-                            put_slot(store, &mut sectors, header, *index)?;
-                        }
-                        true => {
-                            put_slot(store, &mut sectors, header, *index)?;
-                            store.write(at, material)?;
-                            store.sync()?;
-                        }
-                    }
-                }
+            let mut put = || match step {
+                Step::Fill(index, _) | Step::Erase(index) => put_slot(store, &mut sectors, header, *index),
+            };
+            let material = || match step {
+                Step::Fill(index, material) => put_material(store, header, *index, material),
                 Step::Erase(index) => {
-                    put_slot(store, &mut sectors, header, *index)?;
-                    let mut noise = crate::error::zeroed("key material", header.material_bytes() as u64)?;
+                    let mut noise = zeroed("key material", header.material_bytes() as u64)?;
                     random(&mut noise)?;
-                    store.write(header.material_offset(*index), &noise)?;
-                    store.sync()?;
+                    put_material(store, header, *index, &noise)
                 }
+            };
+            if matches!(step, Step::Fill(..)) != planted(Plant::KeySlotOrder) {
+                material()?;
+                put()?;
+            } else {
+                put()?;
+                material()?;
             }
         }
         Ok(())
     }
+}
+
+/// Writes the material of a slot, durably.
+fn put_material(store: &dyn Store, header: &Header, index: usize, material: &[u8]) -> Result<()> {
+    store.write(header.material_offset(index), material)?;
+    store.sync()
 }
 
 /// Brings a slot to the file as `header` has it, durably. `sectors` are those of the header as they are there.

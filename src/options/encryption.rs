@@ -135,9 +135,6 @@ impl LuksWords {
         };
         let key_bytes = if mode == Mode::Xts { cipher_key * 2 } else { cipher_key };
         let spec = Spec { algorithm, key_bytes, mode, iv };
-        if mode == Mode::Xts && algorithm.block_bytes() != 16 {
-            return Err(Error::unsupported(format!("Unsupported cipher mode {}", mode.name())));
-        }
         spec.check()?;
         Ok(NewLuks { spec, iv_hash, hash, iter_time_ms: self.iter_time.unwrap_or(ITER_TIME_MS) })
     }

@@ -153,7 +153,8 @@ impl Header {
         let key_bytes = be32(bytes, 108) as usize;
         let (mode, iv, iv_hash) = mode_and_hash(mode)?;
         let algorithm = Algorithm::from_name(cipher).ok_or_else(|| {
-            Error::unsupported(format!("Algorithm '{cipher}' with key size {key_bytes} bytes not supported"))
+            let bytes = if mode == Mode::Xts { key_bytes / 2 } else { key_bytes };
+            Error::unsupported(format!("Algorithm '{cipher}' with key size {bytes} bytes not supported"))
         })?;
         let spec = Spec { algorithm, key_bytes, mode, iv };
         let hash =

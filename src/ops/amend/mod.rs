@@ -10,7 +10,7 @@ mod settings;
 mod slots;
 
 use super::handle::Handle;
-use super::open::Secrets;
+use super::secrets::Secrets;
 use super::slots::Prepared;
 use crate::disk::luks::LuksDisk;
 use crate::error::{Error, ErrorKind, Result};

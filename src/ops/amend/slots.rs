@@ -5,7 +5,7 @@ use crate::disk::Format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{encryption_header, Core, ExclusiveImage};
 use crate::ops::handle::Handle;
-use crate::ops::open::Secrets;
+use crate::ops::secrets::Secrets;
 use crate::ops::slots::{self, Asking, Prepared, Store};
 use crate::options::{AmendOptions, SlotChange};
 use crate::storage::{read_exact, write_all, Purpose, Storage};
@@ -58,7 +58,6 @@ pub(super) fn prepare(
 pub(super) fn carry_out(image: &ExclusiveImage<'_>, prepared: &Prepared) -> Result<()> {
     let core = image.core();
     core.structure_writer()?;
-    image.settle()?;
     let Some((at, _)) = encryption_header(&core.header(), &**core.storage())? else { return Ok(()) };
     prepared.carry_out(&InImage { core, at })
 }

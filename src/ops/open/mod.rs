@@ -12,10 +12,9 @@ pub(super) mod params;
 mod temporary;
 
 pub use super::check::Messages;
+pub use super::secrets::{SecretKind, SecretRequest, Secrets};
 pub use origin::Origin;
-pub use params::{
-    Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver, SecretKind, SecretRequest, Secrets,
-};
+pub use params::{Named, OpenFlags, Opening, ResolveAnswer, ResolveRequest, Resolver};
 
 use super::handle::Handle;
 use crate::error::{Error, Result};

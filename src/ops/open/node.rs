@@ -2,12 +2,13 @@
 
 use super::data_file::DataFile;
 use super::origin::Origin;
-use super::params::{Opening, SecretKind, SecretRequest, Secrets, Seen};
+use super::params::{Opening, Seen};
 use crate::disk::{Draft, Files, Parts, Unlocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::check::{in_words, CheckOptions, CheckReport};
 use crate::ops::formats::Driver;
 use crate::ops::handle::{Handle, HandleState};
+use crate::ops::secrets::{SecretKind, SecretRequest, Secrets};
 use crate::storage::Storage;
 use std::sync::Arc;
 
