@@ -25,8 +25,9 @@ static int64_t give_key(void *opaque, const qcow2_secret_request *request, void 
     (void)opaque;
     CHECK_EQ(request->encryption, QCOW2_ENCRYPTION_AES);
     CHECK(buffer_bytes >= KEY_BYTES);
-    for (int at = 0; at < KEY_BYTES; at++)
+    for (int at = 0; at < KEY_BYTES; at++) {
         key[at] = inverted[at] ^ 0xff;
+    }
     return KEY_BYTES;
 }
 
@@ -49,10 +50,12 @@ static bool has_key(const unsigned char *bytes, size_t count)
     for (size_t from = 0; from + KEY_BYTES <= count; from++) {
         int at = 0;
 
-        while (at < KEY_BYTES && bytes[from + (size_t)at] == (inverted[at] ^ 0xff))
+        while (at < KEY_BYTES && bytes[from + (size_t)at] == (inverted[at] ^ 0xff)) {
             at++;
-        if (at == KEY_BYTES)
+        }
+        if (at == KEY_BYTES) {
             return true;
+        }
     }
     return false;
 }
@@ -70,8 +73,9 @@ static bool key_in_memory(uint64_t *looked_at)
     while (fgets(line, sizeof line, maps) != NULL) {
         unsigned char page[4096 + KEY_BYTES] = "";
 
-        if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s", &from, &to, access) != 3 || access[1] != 'w')
+        if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s", &from, &to, access) != 3 || access[1] != 'w') {
             continue;
+        }
         for (uint64_t at = from; at < to && !found; at += 4096) {
             ssize_t count = pread(memory, page, sizeof page, (off_t)at);
 
@@ -117,13 +121,15 @@ static bool writes_cores(void)
     char pattern[128] = "", uses_pid[8] = "";
     FILE *file = fopen("/proc/sys/kernel/core_pattern", "r");
 
-    if (file == NULL || fgets(pattern, sizeof pattern, file) == NULL)
+    if (file == NULL || fgets(pattern, sizeof pattern, file) == NULL) {
         return false;
+    }
     fclose(file);
     file = fopen("/proc/sys/kernel/core_uses_pid", "r");
     if (file != NULL) {
-        if (fgets(uses_pid, sizeof uses_pid, file) == NULL)
+        if (fgets(uses_pid, sizeof uses_pid, file) == NULL) {
             uses_pid[0] = 0;
+        }
         fclose(file);
     }
     return strcmp(pattern, "core\n") == 0;
@@ -176,18 +182,21 @@ int main(void)
     uint64_t looked_at = 0;
     qcow2_image *image;
 
-    if (test_under_valgrind() || test_emulated())
+    if (test_under_valgrind() || test_emulated()) {
         test_skip("memory is another program's here");
+    }
     path = test_create("encrypted.qcow2", MIB, NULL);
     test_file_write(path, aes, sizeof aes, METHOD_AT);
-    if (SANITIZED || !writes_cores())
+    if (SANITIZED || !writes_cores()) {
         fprintf(stderr, "cores are not looked at\n");
-    else
+    } else {
         look_in_core();
+    }
     image = open_encrypted();
     /* The search finds it where it is. Without instructions for AES a key is kept in another shape. */
-    if (!key_in_memory(&looked_at))
+    if (!key_in_memory(&looked_at)) {
         fprintf(stderr, "the key is not in memory as it is: nothing is to be found\n");
+    }
     test_in_child(look_in_child, NULL);
     test_close(image);
     CHECK(!key_in_memory(&looked_at));

@@ -126,6 +126,9 @@ class KeyedTools(Tools):
             return self.keyed_create(arguments)
         name = names[-1] if arguments[0] != "convert" else names[0]
         keys = self.keys(name)
+        if arguments[0] in ("bitmap", "info"):
+            # They open nothing below.
+            keys = [key for key in keys if not key.startswith("backing.")]
         if not keys:
             return arguments
         head = arguments[:1] if program == "img" else []
@@ -163,8 +166,9 @@ def ciphers_served(stock, ours):
         secret = ["--object", "secret,id=s,data=x"]
         subprocess.run([stock.img, "create", "-q"] + secret + ["-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,"
                        "encrypt.iter-time=10,encrypt.cipher-alg=serpent-256", "probe", "1M"], cwd=directory, check=True)
-        done = subprocess.run([ours.img, "check", "-q"] + secret + ["--image-opts", "driver=qcow2,encrypt.key-secret=s,"
-                              "file.filename=probe"], cwd=directory, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run([ours.img, "map"] + secret + ["--image-opts", "driver=qcow2,encrypt.key-secret=s,"
+                              "file.filename=probe"], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              check=False)
     return sorted(BLOCKS) if done.returncode == 0 else ["aes"]
 
 
