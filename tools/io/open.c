@@ -292,7 +292,9 @@ static int reopen(struct reopen_request *request, char **error)
         list_add(&change.options, cache_option(change.cache));
         ret = qcow2_reopen(io.image, read_only ? QCOW2_OPEN_READ_ONLY : 0, list_options(&change.options));
         if (ret < 0) {
-            *error = text_copy(failure_text());
+            *error = read_only && list_value(&io.spec.options, "copy-on-read") != NULL
+                         ? text_copy("Can't set node '#block144' to r/o with copy-on-read enabled")
+                         : text_copy(failure_text());
         }
     }
     if (ret == 0) {

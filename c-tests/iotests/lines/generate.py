@@ -22,7 +22,7 @@ OPTIONS = {
               ("-o", "--offset", "offset"), ("-s", "--buffer-size", "buffer"), ("-S", "--step-size", "buffer"),
               ("-i", "--aio", "aio"), ("-n", "--native", None), ("-w", "--write", None), (None, "--pattern", "pattern"),
               (None, "--flush-interval", "interval"), (None, "--no-drain", None)],
-    "bitmap": [QUIET, FORMAT, IMAGE_OPTS, OBJECT, (None, "--add", None), (None, "--remove", None), (None, "--clear", None),
+    "bitmap": [QUIET, ("-f", None, "format"), IMAGE_OPTS, OBJECT, (None, "--add", None), (None, "--remove", None), (None, "--clear", None),
                (None, "--enable", None), (None, "--disable", None), (None, "--merge", "bitmap"), ("-b", "--source-file", "image"),
                ("-F", "--source-format", "format"), ("-g", "--granularity", "granularity")],
     "check": [QUIET, FORMAT, IMAGE_OPTS, SHARE, OUTPUT, OBJECT, ("-T", "--cache", "cache"), ("-r", "--repair", "repair")],

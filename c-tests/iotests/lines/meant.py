@@ -13,7 +13,7 @@ RULES = [
     rule("How zeroes are stored", r"img (rebase|commit|convert|amend|resize)\b|write -z|discard", r"^layout ", "", ""),
     rule("How zeroes are stored", r"preallocation=f.* img map", r"^stdout$", '"zero": false', '"zero": true'),
     rule("How zeroes are stored", r"preallocation=f.* img map", r"^stdout$", "^Offset", "^Offset"),
-    rule("Rebases of version 2", r"img rebase\b.*\bold\.qcow2", r"^(layout|contents) ", "", ""),
+    rule("Rebases of version 2", r"img rebase\b.*\bold\.qcow2|compat=(0\.10|v2)\b.* img rebase\b", r"^(layout|contents) ", "", ""),
     rule("Going back to version 2", r"img amend\b.*\bmarked\.qcow2", r"^(rc|stderr|stdout|image .*|layout .*)$", "", ""),
     rule("Failed creates", r"img (create|convert|dd)\b", r"^files$", "", ""),
     rule("Failed creates", r"img (create|convert|dd)\b.* ; ", r"^(rc|stderr|stdout)$", "^1$|^$|No such file or directory", ""),
@@ -24,6 +24,7 @@ RULES = [
     rule("Steps of progress", r"img compare\b.* (-p|--progress)\b", r"^stdout$", "PROGRESS", "PROGRESS"),
     rule("Holes in files", r"img map\b.*(-f ?|--format[= ])raw .*\.qcow2", r"^stdout$", "^Offset", "^Offset"),
     rule("Holes in files", r"-d unmap .* img map\b", r"^stdout$", "^Offset", "^Offset"),
+    rule("Lengths of data files", r"img resize\b.*\boutside\.qcow2", r"^contents outside\.data", "", ""),
     rule("Extent size hints", r"extent_size_hint", r"^stderr$", "extent size hint", ""),
     rule("Damaged targets", r"broken\.qcow2", r"^stderr$", "qcow2_free_clusters failed", ""),
 ]
