@@ -13,9 +13,9 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
 import report  # noqa: E402
-from workloads import compressed, flushes, growth, reads, steady, whole  # noqa: E402
+from workloads import compressed, encrypted, flushes, growth, reads, steady, whole  # noqa: E402
 
-MODULES = (reads, flushes, compressed, whole)
+MODULES = (reads, flushes, compressed, encrypted, whole)
 BY_VARIANT = (flushes.TABLE,)
 GROWTH = {function.__name__: function for function in (*growth.SERIES, *steady.SERIES)}
 

@@ -146,8 +146,8 @@
 //! 10. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
 //! 11. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
 //! 12. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
-//! 13. Sectors of an encrypted image (`Cipher::sectors`): shared by writes of whole ones, alone to read, change and write
-//!     a part of one; across the I/O.
+//! 13. Turns with the sectors of an encrypted image (`image/turns.rs`): whoever writes a part of one is alone there to read,
+//!     change and write it; across the I/O.
 //! 14. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
 //!     shared by writes past it, alone to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to
 //!     read, change and write one; across the call.

@@ -87,6 +87,8 @@ plants! {
     FreshClusterNotFilled,
     /// A key slot counts as one before what it holds is durable.
     KeySlotOrder,
+    /// A write of a part of a sector has nobody wait, and waits for nobody.
+    SectorTurnSkipped,
 
     /// That a ticket is past orders nothing.
     PastTicketOrdersNothing,

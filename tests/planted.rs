@@ -71,6 +71,11 @@ const PAIRS: Level = level("races", "races", "every_pair", "0.2");
 const MODEL: Level = level("model", "model", "random_requests", "0.1");
 const ENCRYPTED: Level = level("encrypted images", "encryption", "lists_on_images_made_here", "0.3");
 const SLOTS: Level = level("key slots", "encryption_slots", "a_power_cut", "1");
+const ENCRYPTED_CUT: Level =
+    level("power cut of encrypted images", "power_cut", "short_lists_on_encrypted_images", "0.2");
+const ENCRYPTED_RULES: Level =
+    Level { name: "rules on encrypted images", rules: true, cuts: false, ..ENCRYPTED_CUT };
+const SECTOR_TURNS: Level = level("parts of sectors", "encryption", "turns::a_part_of_a_sector", "1");
 const THREADS: Level = level("threads", "model", "many_threads", "0.3");
 
 const CLOCK: Level = model("model of the clock", "loom::clock::what_a_past_ticket");
@@ -109,7 +114,7 @@ const MODELS: [Level; 16] = [
     LOADS,
 ];
 
-const LEVELS: [Level; 24] = [
+const LEVELS: [Level; 27] = [
     PARTS,
     RULES,
     CUT,
@@ -133,6 +138,9 @@ const LEVELS: [Level; 24] = [
     MODEL,
     ENCRYPTED,
     SLOTS,
+    ENCRYPTED_RULES,
+    ENCRYPTED_CUT,
+    SECTOR_TURNS,
     THREADS,
 ];
 
@@ -140,7 +148,7 @@ const LEVELS: [Level; 24] = [
 fn catchers(plant: Plant) -> &'static [Level] {
     match plant {
         NoBarrierBeforePointer => &[RULES, CUT],
-        ContentsNotWaitedFor => &[RULES, CUT],
+        ContentsNotWaitedFor => &[RULES, CUT, ENCRYPTED_RULES, ENCRYPTED_CUT],
         LengthNotWaitedFor => &[RULES, CUT],
         CountsNotWritten => &[RULES, CUT],
         SyncSkipped => &[RULES, CUT],
@@ -168,7 +176,9 @@ fn catchers(plant: Plant) -> &'static [Level] {
         ShortWriteTakenForWhole => &[PARTS],
         ClaimSkipped => &[PAIRS],
         OverlapCheckOff => &[DAMAGED_RULES, DAMAGED],
-        IvByGuestOffset | FreshClusterNotFilled => &[ENCRYPTED],
+        IvByGuestOffset => &[ENCRYPTED, ENCRYPTED_CUT],
+        FreshClusterNotFilled => &[ENCRYPTED, ENCRYPTED_RULES, ENCRYPTED_CUT],
+        SectorTurnSkipped => &[SECTOR_TURNS],
         KeySlotOrder => &[SLOTS],
         PastTicketOrdersNothing | TicketOfSyncUnderWay | TicketOfOldClock | SyncCompletedAtOnce => &[CLOCK],
         FlushJoinsRunningBarrier | FlushEndsUnannounced => &[FLUSHES],

@@ -6,6 +6,7 @@ use qcow2::testing::storage::Purpose;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Duration;
+use testkit::encrypted::Encrypted;
 use testkit::race::{at_each_call, describe, must_pass, Device, Part, Played, Point, Scene};
 use testkit::recorder::Kind;
 use testkit::rng::{base_seed, effort, hash_bytes, most_cases, share, Rng};
@@ -94,6 +95,16 @@ fn scenes() -> Vec<Scene> {
     };
     let raw = Setup { tiny_cache: true, ahead: true, data_file: Some(true), ..Setup::default() };
     scenes.extend([plain, raw].map(|setup| Scene::new(setup, false)));
+    // Sectors of either numbering, clusters of several of them; a base with a key of its own.
+    let below = Setup {
+        cluster_bits: 10,
+        encrypted: Some(Encrypted::Luks(1)),
+        backing: Some(80),
+        encrypted_backing: true,
+        ..Setup::default()
+    };
+    let lazy = Setup { lazy: true, tiny_cache: true, encrypted: Some(Encrypted::Aes), ..Setup::default() };
+    scenes.extend([(below, false), (lazy, true)].map(|(setup, snapshot)| Scene::new(setup, snapshot)));
     scenes
 }
 

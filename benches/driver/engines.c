@@ -74,19 +74,40 @@ static void floor_eager_write(struct disk *disk, const void *buffer, size_t coun
 
 /* ---- The library, through its C ABI ---- */
 
+/* Images that are encrypted were made with this one; the others ask for none. */
+static int64_t give_secret(void *opaque, const qcow2_secret_request *request, void *buffer, size_t buffer_bytes)
+{
+    static const char secret[] = "secret";
+
+    (void)opaque;
+    (void)request;
+    if (buffer_bytes < sizeof secret)
+        return -ENOKEY;
+    memcpy(buffer, secret, sizeof secret - 1);
+    return sizeof secret - 1;
+}
+
 static void qcow2_engine_open(struct disk *disk, const char *path, const char *const *options)
 {
     const char *all[MAX_OPTIONS + 2];
     uint64_t flags = QCOW2_OPEN_ALLOW_RECORDED | (disk->flags & OPEN_WRITABLE ? 0 : QCOW2_OPEN_READ_ONLY);
+    qcow2_open_params params = QCOW2_OPEN_PARAMS_INIT;
     qcow2_image *image;
-    int used = 0;
+    int used = 0, answer;
 
     if (disk->flags & OPEN_DIRECT)
         all[used++] = "cache=none";
     while (options != NULL && *options != NULL)
         all[used++] = *options++;
     all[used] = NULL;
-    if (qcow2_open(path, flags, all, &image) < 0)
+    params.path = path;
+    params.flags = flags;
+    params.options = all;
+    params.secret = give_secret;
+    answer = qcow2_open(path, flags, all, &image);
+    if (answer == -ENOKEY)
+        answer = qcow2_open_with(&params, &image);
+    if (answer < 0)
         fail("%s: %s", path, qcow2_last_error());
     disk->handle = image;
 }

@@ -232,7 +232,7 @@ impl<O: Offset> Sectors<O> {
             for block in sector.chunks_exact_mut(MAX_BLOCK_BYTES) {
                 block.copy_from_slice(&tweak.to_le_bytes());
                 // Times x in the field of 2^128 elements: what falls out comes back as 0x87.
-                let carry = (tweak >> 127) * 0x87;
+                let carry = ((tweak as i128) >> 127) as u128 & 0x87;
                 tweak = (tweak << 1) ^ carry;
             }
         }

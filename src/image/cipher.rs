@@ -1,12 +1,14 @@
 //! The key of an open image, and the sectors under it.
 
+use super::pool::Pool;
+use super::turns::Turns;
 use crate::crypto::luks::DIGEST_BYTES;
 use crate::crypto::Sectors;
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, HostOffset};
 use crate::planted::{planted, Plant};
+use crate::storage::aligned::Aligned;
 use crate::storage::file::KeyPages;
-use std::sync::RwLock;
 
 /// By which offset sectors are numbered is the method's: a swapped one does not compile.
 pub(super) enum Key {
@@ -21,8 +23,9 @@ pub struct Cipher {
     key: KeyPages<Key>,
     /// Of the encryption header that the key is from; `None`: the older AES, which has none.
     pub(super) digest: Option<[u8; DIGEST_BYTES]>,
-    /// A write of whole sectors shares it; one of a part reads, changes and writes its sectors alone.
-    pub(super) sectors: RwLock<()>,
+    pub(super) turns: Turns,
+    /// Where writes encrypt; idle ones hold what was stored.
+    pub(super) bounces: Pool<Aligned>,
 }
 
 impl Cipher {
@@ -30,7 +33,7 @@ impl Cipher {
     pub(super) fn new(key: Key, digest: Option<[u8; DIGEST_BYTES]>) -> Result<Cipher> {
         let pages = KeyPages::new(key).map_err(|e| Error::host("memory for a key", &e));
         crate::crypto::wipe_stack();
-        Ok(Cipher { key: pages?, digest, sectors: RwLock::default() })
+        Ok(Cipher { key: pages?, digest, turns: Turns::default(), bounces: Pool::default() })
     }
 
     /// Encrypts whole sectors that the guest has at `guest` and the storage at `host`.

@@ -330,10 +330,11 @@ impl Core {
         Ok(())
     }
 
-    /// Frees what compressed requests have kept for the next ones.
+    /// Frees what compressed and encrypted requests have kept for the next ones.
     pub(super) fn forget_inflated(&self) {
         self.inflation.clear();
         self.compressors.clear();
+        self.payload.forget();
     }
 
     /// The snapshots, in table order: read once for all who ask, for a list may be long. Called inside the gate.

@@ -2,15 +2,14 @@
 //!
 //! Sectors of 512 bytes are encrypted whole. Reads decrypt where the bytes were read to; what a read that fails has left
 //! there is wiped. Writes encrypt in a buffer of their own, a megabyte at a time. A write of a part of a sector reads the
-//! sector first, and is alone with it meanwhile.
+//! sector first, and nobody else is at it meanwhile ([`super::turns`]).
 
 use super::buffers::Gather;
 use super::cipher::Cipher;
 use super::payload::{Payload, Place};
-use crate::error::{zeroed, Result};
+use crate::error::Result;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::storage::medium::Written;
-use crate::sync::locked;
 use std::io::{IoSlice, IoSliceMut};
 
 /// Most bytes that are encrypted before they are written.
@@ -51,28 +50,55 @@ impl Payload {
     }
 
     fn read_sectors(&self, cipher: &Cipher, place: Place, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
-        self.read_stored(place, buffers)?;
+        let seen = cipher.turns.look();
+        if seen.is_some() {
+            self.read_stored(place, buffers)?;
+        }
+        if !seen.is_some_and(|seen| cipher.turns.is_as_seen(seen)) {
+            let bytes = buffers.iter().map(|b| b.len() as u64).sum();
+            let _turn = cipher.turns.read(place.host, bytes);
+            self.read_stored(place, buffers)?;
+        }
+        self.decrypt(cipher, place, buffers);
+        Ok(())
+    }
+
+    fn decrypt(&self, cipher: &Cipher, place: Place, buffers: &mut [IoSliceMut<'_>]) {
         let mut at = place;
         for buffer in buffers {
             cipher.decrypt(at.guest, at.host, buffer);
             at = at.after(buffer.len() as u64);
         }
-        Ok(())
     }
 
     fn read_parts(&self, cipher: &Cipher, place: Place, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let bytes = buffers.iter().map(|b| b.len() as u64).sum::<u64>();
+        let most = (before(place) + bytes + 2 * SECTOR_BYTES).min(BOUNCE_BYTES) / SECTOR_BYTES * SECTOR_BYTES;
+        let mut bounce = cipher.bounces.take().unwrap_or_default();
+        let room = bounce.room("sectors of guest data", most as usize)?;
+        let done = self.read_in_steps(cipher, place, buffers, room);
+        zeroize::Zeroize::zeroize(room);
+        cipher.bounces.put(bounce);
+        done
+    }
+
+    fn read_in_steps(
+        &self,
+        cipher: &Cipher,
+        place: Place,
+        buffers: &mut [IoSliceMut<'_>],
+        room: &mut [u8],
+    ) -> Result<()> {
         let mut at = place;
         for buffer in buffers {
             let mut rest: &mut [u8] = buffer;
             while !rest.is_empty() {
                 let skip = before(at);
-                let length = (rest.len() as u64).min(BOUNCE_BYTES - skip);
-                let mut sectors =
-                    zeroed("sectors of guest data", (skip + length).next_multiple_of(SECTOR_BYTES))?;
-                self.read_sectors(cipher, sector_of(at), &mut [IoSliceMut::new(&mut sectors)])?;
+                let length = (rest.len() as u64).min(room.len() as u64 - skip);
+                let sectors = &mut room[..(skip + length).next_multiple_of(SECTOR_BYTES) as usize];
+                self.read_sectors(cipher, sector_of(at), &mut [IoSliceMut::new(sectors)])?;
                 let (part, later) = rest.split_at_mut(length as usize);
                 part.copy_from_slice(&sectors[skip as usize..][..length as usize]);
-                zeroize::Zeroize::zeroize(&mut sectors);
                 (rest, at) = (later, at.after(length));
             }
         }
@@ -88,13 +114,8 @@ impl Payload {
         buffers: &[IoSlice<'_>],
     ) -> Result<Written> {
         let bytes: u64 = buffers.iter().map(|b| b.len() as u64).sum();
-        let whole = before(place) == 0 && bytes % SECTOR_BYTES == 0;
-        let (_shared, _alone) = match whole {
-            true => (Some(locked(cipher.sectors.read())), None),
-            false => (None, Some(locked(cipher.sectors.write()))),
-        };
         let mut source = Gather::new(buffers);
-        self.write_bounced(cipher, place, bytes, |_, part| {
+        self.write_bounced(cipher, place, bytes, |part| {
             let mut at = 0;
             let mut parts = Vec::with_capacity(4);
             source.peek_into(part.len() as u64, &mut parts);
@@ -108,8 +129,7 @@ impl Payload {
 
     /// Writes `bytes` encrypted zero bytes of whole sectors.
     pub(super) fn zero_encrypted(&self, cipher: &Cipher, place: Place, bytes: u64) -> Result<Written> {
-        let _shared = locked(cipher.sectors.read());
-        self.write_bounced(cipher, place, bytes, |_, part| part.fill(0))
+        self.write_bounced(cipher, place, bytes, |part| part.fill(0))
     }
 
     /// Writes what `fill` puts into each part, encrypted.
@@ -118,11 +138,32 @@ impl Payload {
         cipher: &Cipher,
         place: Place,
         bytes: u64,
-        mut fill: impl FnMut(u64, &mut [u8]),
+        mut fill: impl FnMut(&mut [u8]),
     ) -> Result<Written> {
-        let first = before(place);
-        let most = (first + bytes).next_multiple_of(SECTOR_BYTES).min(BOUNCE_BYTES);
-        let mut bounce = zeroed("sectors to encrypt", most)?;
+        if bytes == 0 {
+            return Ok(self.nothing_written());
+        }
+        let _turn = cipher.turns.write(place.host, bytes);
+        let most = (before(place) + bytes).next_multiple_of(SECTOR_BYTES).min(BOUNCE_BYTES);
+        let mut bounce = cipher.bounces.take().unwrap_or_default();
+        let sectors = bounce.room("sectors to encrypt", most as usize)?;
+        let done = self.write_in_steps(cipher, place, bytes, sectors, &mut fill);
+        if done.is_err() {
+            // It may hold the guest's bytes.
+            zeroize::Zeroize::zeroize(sectors);
+        }
+        cipher.bounces.put(bounce);
+        done
+    }
+
+    fn write_in_steps(
+        &self,
+        cipher: &Cipher,
+        place: Place,
+        bytes: u64,
+        bounce: &mut [u8],
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<Written> {
         let mut written = self.nothing_written();
         let mut done = 0;
         while done < bytes {
@@ -132,7 +173,7 @@ impl Payload {
             let sectors = &mut bounce[..(skip + length).next_multiple_of(SECTOR_BYTES) as usize];
             let start = sector_of(at);
             self.keep_beside(cipher, start, skip, skip + length, sectors)?;
-            fill(done, &mut sectors[skip as usize..(skip + length) as usize]);
+            fill(&mut sectors[skip as usize..(skip + length) as usize]);
             cipher.encrypt(start.guest, start.host, sectors);
             written = self.write_stored(start, sectors)?;
             done += length;
@@ -154,7 +195,10 @@ impl Payload {
         let last = (to < end).then_some(end - SECTOR_BYTES).filter(|last| first != Some(*last));
         for at in [first, last].into_iter().flatten() {
             let sector = &mut sectors[at as usize..(at + SECTOR_BYTES) as usize];
-            self.read_sectors(cipher, start.after(at), &mut [IoSliceMut::new(sector)])?;
+            // Nobody else writes there in this turn.
+            let (place, sector) = (start.after(at), &mut [IoSliceMut::new(sector)]);
+            self.read_stored(place, sector)?;
+            self.decrypt(cipher, place, sector);
         }
         Ok(())
     }

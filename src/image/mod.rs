@@ -29,6 +29,7 @@ mod snapshot;
 mod status;
 mod stream;
 mod structure;
+mod turns;
 mod unfinished;
 mod unlock;
 mod vm_state;

@@ -222,6 +222,13 @@ impl Payload {
         Ok(self.medium.written())
     }
 
+    /// Frees what requests have kept for the next ones.
+    pub(super) fn forget(&self) {
+        if let Some(cipher) = &self.cipher {
+            cipher.bounces.clear();
+        }
+    }
+
     /// Length of the storage of guest data, bytes.
     pub(super) fn length(&self) -> Result<u64> {
         self.medium.data_storage().length().map_err(|e| Error::host("length of the data file", &e))

@@ -3,6 +3,8 @@
 //! A large block of the allocator's begins 16 bytes past one: a cached read into it takes some processors three times
 //! as long, and a file opened with O_DIRECT takes it only by way of another buffer.
 
+use crate::error::{zeroed, Result};
+
 /// Memory alignment that every device accepts, bytes.
 pub const PAGE_BYTES: usize = 4096;
 
@@ -19,6 +21,16 @@ impl Aligned {
         let memory = vec![0; bytes + PAGE_BYTES];
         let start = memory.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
         Aligned { memory, start }
+    }
+
+    /// As `first`, with an error where there is no memory for `what`.
+    pub fn room(&mut self, what: &str, bytes: usize) -> Result<&mut [u8]> {
+        if self.memory.len() < self.start + bytes {
+            let memory = zeroed(what, (bytes + PAGE_BYTES) as u64)?;
+            let start = memory.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
+            *self = Aligned { memory, start };
+        }
+        Ok(self.first(bytes))
     }
 
     /// The first `bytes` bytes, which hold anything; there are more of them than before where it was shorter.

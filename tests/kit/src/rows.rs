@@ -123,7 +123,7 @@ pub static ROWS: [Row; 34] = [
         name: "compressed write",
         ranges: &[(54, 6)],
         run: write_compressed,
-        fits: |scene| scene.setup.data_file.is_none(),
+        fits: |scene| scene.setup.data_file.is_none() && scene.setup.encrypted.is_none(),
         ..WRITE
     },
     Row {
@@ -231,12 +231,12 @@ pub static ROWS: [Row; 34] = [
         run: |handle, _, _| amend(handle, &["compat=1.1", "refcount_bits=64"], &mut |_, _| true),
         ..ALONE
     },
-    // With a snapshot, version 2 refuses what others do; it has no data files.
+    // With a snapshot, version 2 refuses what others do; it has no data files, and no zeroes that are encrypted.
     Row {
         name: "amend version",
         tell: Recorder::amend,
         run: |handle, _, _| amend(handle, &["refcount_bits=16", "compat=0.10"], &mut |_, _| true),
-        fits: |scene| !scene.snapshot && scene.setup.data_file.is_none(),
+        fits: |scene| !scene.snapshot && scene.setup.data_file.is_none() && scene.setup.encrypted.is_none(),
         ..ALONE
     },
     Row {

@@ -3,6 +3,9 @@
 //! A list is random requests on an array of bytes and on the image; afterwards the image is opened anew, then the stock
 //! tool reads and checks it. It makes some of the images, which costs it seconds for each LUKS header.
 
+mod routes;
+mod turns;
+
 use qcow2::testing::crypto::luks::{new_header, parse_mode, seal, HEADER_BYTES};
 use qcow2::testing::crypto::{Algorithm, Hash, Spec};
 use qcow2::testing::disk::{Disk, ZeroFlags};
