@@ -13,6 +13,7 @@
 
 #define ENGINE(name) engine_##name
 
+int ENGINE(open)(const char *path, int flags, ...);
 int ENGINE(open64)(const char *path, int flags, ...);
 int ENGINE(close)(int fd);
 ssize_t ENGINE(read)(int fd, void *buffer, size_t count);
@@ -61,6 +62,18 @@ static int keep(int fd)
 }
 
 int ENGINE(open64)(const char *path, int flags, ...)
+{
+    va_list arguments;
+    mode_t mode;
+
+    va_start(arguments, flags);
+    mode = va_arg(arguments, mode_t);
+    va_end(arguments);
+    return keep(REAL(open64)(path, flags, mode));
+}
+
+/* Of /dev/random, where the kernel has no getrandom. */
+int ENGINE(open)(const char *path, int flags, ...)
 {
     va_list arguments;
     mode_t mode;
