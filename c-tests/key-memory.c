@@ -49,7 +49,7 @@ static bool has_key(const unsigned char *bytes, size_t count)
     for (size_t from = 0; from + KEY_BYTES <= count; from++) {
         int at = 0;
 
-        while (at < KEY_BYTES && bytes[from + (size_t)at] == (inverted[at] ^ 0xff))
+        while (at < KEY_BYTES && (bytes[from + (size_t)at] ^ inverted[at]) == 0xff)
             at++;
         if (at == KEY_BYTES)
             return true;
