@@ -41,9 +41,9 @@ INSTRUCTIONS = {
     'allocate 4 KiB, one flush': ('qcow2_pwrite', 3520),
     'allocate 4 KiB and flush, eager': ('qcow2_flush', 2980),
     'open, 1 TiB mapped': ('qcow2_open', 272200),
-    'overwrite 4 KiB, four bitmaps': ('qcow2_pwrite', 500),
-    'open, 1 TiB, a bitmap': ('qcow2_open', 500000),
-    'next dirty, for 8 bytes of bits': ('qcow2_bitmap_next_dirty', 6),
+    'overwrite 4 KiB, four bitmaps': ('qcow2_pwrite', 427),
+    'open, 1 TiB, a bitmap': ('qcow2_open', 1401700),
+    'next dirty, for 8 bytes of bits': ('qcow2_bitmap_next_dirty', 3.8),
     'check, for a cluster': ('qcow2_check', 21.1),
     'take a snapshot, for a cluster': ('qcow2_snapshot_create', 82.3),
 }
@@ -79,7 +79,7 @@ CASES = {
     'open, 1 TiB mapped': 'opens qcow2 {p}/mapped.qcow2 {n}',
     'take a snapshot, for a cluster': 'open d qcow2 {p}/checked.qcow2 rw;snapshots d 1',
     'overwrite 4 KiB, four bitmaps':
-        'open d qcow2 {p}/tracked.qcow2 rw;run d op=write bs=4k span=32M count=64;run d op=write bs=4k span=32M count={n}',
+        'open d qcow2 {p}/tracked.qcow2 rw;run d op=write order=seq bs=64k span=32M;run d op=write bs=4k span=32M count=64;run d op=write bs=4k span=32M count={n}',
     'open, 1 TiB, a bitmap': 'opens qcow2 {p}/bitmap.qcow2 {n} rw',
     # One dirty granule in each cluster of bits: all of them are words in memory.
     'next dirty, for 8 bytes of bits':
@@ -87,7 +87,8 @@ CASES = {
         f'run d op=write order=stride stride=256M bs=4k span={MAPPED};dirty d b0 512;close d',
     'check, for a cluster': 'open d qcow2 {p}/checked.qcow2;check d',
 }
-COUNTS = {'read 1 MiB': 64, 'allocate 1 MiB': 256, 'open, 1 TiB mapped': 16, 'open, 1 TiB, a bitmap': 16}
+COUNTS = {'read 1 MiB': 64, 'allocate 1 MiB': 256, 'open, 1 TiB mapped': 16, 'open, 1 TiB, a bitmap': 16,
+          'overwrite 4 KiB, four bitmaps': 8192}
 
 
 def prepare(env, path):

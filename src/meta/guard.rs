@@ -70,9 +70,6 @@ pub struct OverlapGuard {
     header: Option<Arc<HeaderPage>>,
 }
 
-/// Most runs that are gone through instead of making the map.
-const FEW_LISTED: usize = 256;
-
 /// Most runs that wait for the map: 1.5 MiB of memory. A damaged image may name one table millions of times.
 const MAX_LISTED: usize = 1 << 16;
 
@@ -276,15 +273,7 @@ impl OverlapGuard {
         if self.checked == 0 || !self.may_be_owned(cluster) {
             return Ok(None);
         }
-        let few = {
-            let owners = locked(self.owners.read());
-            let listed = || owners.listed.iter().filter(|(at, run, _)| (*at..*at + *run).contains(&cluster));
-            let known = || owners.map.get(&cluster).copied().unwrap_or(0);
-            let is_short = owners.is_short || owners.listed.len() > FEW_LISTED;
-            (!is_short).then(|| listed().fold(known(), |all, (_, _, owner)| all | owner))
-        };
-        // A few runs are not worth the map, which most opens do without.
-        let hit = few.map_or_else(|| self.owners_of(cluster), Ok)? & !allowed.0;
+        let hit = self.owners_of(cluster)? & !allowed.0;
         Ok((hit != 0).then(|| Owner(hit).first_name()))
     }
 
