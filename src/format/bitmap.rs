@@ -226,6 +226,7 @@ impl Bitmap {
         }
         let bad = self.table_entries == 0
             || self.table_entries > MAX_TABLE_ENTRIES
+            || u64::from(self.table_entries) << geometry.cluster_bits > MAX_BITS_BYTES
             || self.table_offset == 0
             || geometry.in_cluster(self.table_offset) != 0
             || self.flags & !(FLAG_IN_USE | FLAG_AUTO | FLAG_EXTRA_COMPATIBLE) != 0

@@ -16,8 +16,9 @@ mod owners;
 mod store;
 
 pub(crate) use bits::Bits;
+pub(crate) use owners::Listed;
 
-use crate::alloc::Shared;
+use crate::alloc::{Allocator, Shared};
 use crate::error::{room, Error, ErrorKind, Result};
 use crate::format::bitmap::{table_entries, Bitmap, ENTRY_ZEROES, FLAGS_AT, FLAG_IN_USE};
 use crate::format::features::AUTOCLEAR_BITMAPS;
@@ -50,6 +51,8 @@ pub(crate) struct Tracked {
 
 /// The bitmaps of an image.
 pub(crate) struct Tracker {
+    /// Of the disk, whatever a handle shows of it.
+    virtual_size: u64,
     list: Vec<Tracked>,
     /// Those that changes are marked in.
     enabled: Box<[Arc<Bits>]>,
@@ -69,7 +72,12 @@ struct DirectoryBytes {
 
 impl Tracker {
     /// Loads the bitmaps of a disk; `None`: it has none that are in force.
-    pub(crate) fn load(shared: &Shared, header: &Header) -> Result<Option<Tracker>> {
+    /// With `alloc` it is to be written.
+    pub(crate) fn load(
+        shared: &Shared,
+        header: &Header,
+        alloc: Option<&Allocator>,
+    ) -> Result<Option<Tracker>> {
         let storage = &**shared.medium.storage();
         let Some(directory) = load_directory(storage, header)? else { return Ok(None) };
         let geometry = header.geometry();
@@ -93,10 +101,14 @@ impl Tracker {
             at += bytes;
         }
         owners::check_owners(&list, &directory.pointer, &geometry, &shared.guard)?;
+        if let Some(alloc) = alloc {
+            owners::check_counts(&list, &directory.pointer, &geometry, alloc)?;
+        }
         let enabled: Box<[_]> = list.iter().filter_map(Tracked::tracking).cloned().collect();
         let covered = Covered::of(&enabled, &geometry, header.virtual_size)?;
         let bytes = DirectoryBytes { offset: directory.pointer.directory_offset, bytes: directory.bytes };
         Ok(Some(Tracker {
+            virtual_size: header.virtual_size,
             list,
             enabled,
             covered,
@@ -104,6 +116,11 @@ impl Tracker {
             unstored: AtomicBool::new(false),
             directory: Mutex::new(bytes),
         }))
+    }
+
+    /// Bytes of the disk that they are about.
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.virtual_size
     }
 
     /// All bitmaps, in the order of their directory.
@@ -235,13 +252,21 @@ impl Covered {
 
 /// Whether the image is at fault, rather than the host.
 fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported)
+    matches!(
+        error.kind(),
+        ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::TooLarge
+    )
 }
 
 /// Loads the bitmaps of an image that is opened for writing. A directory that is damaged must not be lost by an open
 /// that nobody has told to lose it.
-pub(super) fn load(shared: &Shared, header: &Header, options: &OpenOptions) -> Result<Option<Tracker>> {
-    match Tracker::load(shared, header) {
+pub(super) fn load(
+    shared: &Shared,
+    header: &Header,
+    alloc: Option<&Allocator>,
+    options: &OpenOptions,
+) -> Result<Option<Tracker>> {
+    match Tracker::load(shared, header, alloc) {
         Err(e) if options.drop_damaged_bitmaps && is_damage(&e) => Ok(None),
         Err(e) => {
             let hint = "\nA read-only open does not need them; drop-damaged-bitmaps=on gives them up";
