@@ -234,3 +234,17 @@ fn bitmaps_that_come_after_damaged_ones_were_dropped_stay() {
     assert_eq!(bitmaps::next_dirty(&handle, b"B", 0).unwrap(), Some((0, 512)));
     handle.close().unwrap();
 }
+
+/// Another handle clears a bitmap and the guest gets the place of its bits: a reader tells what was there at first.
+#[test]
+fn a_reader_tells_of_the_moment_of_its_first_look() {
+    let image: Arc<dyn Storage> = tracked(&["A", "B"]);
+    let reader = open_over(&image, None, READ_ONLY, &[]).unwrap();
+    let wanted = Some((2 * CLUSTER, 2 * CLUSTER + 512));
+    assert_eq!(bitmaps::next_dirty(&reader, b"B", 0).unwrap(), wanted);
+    let writer = open(&image).unwrap();
+    bitmaps::clear(&writer, b"A").unwrap();
+    write(&writer, SIZE / 2, &[0; SIZE as usize / 2]);
+    writer.close().unwrap();
+    assert_eq!(bitmaps::next_dirty(&reader, b"A", 0).unwrap(), wanted);
+}

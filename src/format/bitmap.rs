@@ -322,6 +322,15 @@ mod tests {
     }
 
     #[test]
+    fn a_table_is_no_longer_than_the_largest_bitmap() {
+        let most = (MAX_BITS_BYTES >> geometry().cluster_bits) as u32;
+        for (entries, fits) in [(most, true), (most + 1, false), (MAX_TABLE_ENTRIES, false)] {
+            let bytes = encode_directory(&[Bitmap { table_entries: entries, ..sample("x") }]);
+            assert_eq!(parse_directory(&bytes, 1, &geometry()).is_ok(), fits, "{entries}");
+        }
+    }
+
+    #[test]
     fn every_byte_of_an_entry_may_be_anything() {
         let mut bytes = Vec::new();
         sample("x").encode(&mut bytes);

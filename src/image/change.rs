@@ -6,8 +6,7 @@ use super::{Core, ExclusiveImage, Io};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::features::AUTOCLEAR_BITMAPS;
-use crate::format::{GuestOffset, Header};
-use crate::meta::read_header;
+use crate::format::GuestOffset;
 use std::sync::Arc;
 
 impl Core {
@@ -60,15 +59,7 @@ impl Core {
         self.check_active()?;
         match (&self.io, self.is_read_only()) {
             (Some(_), false) => Ok(self.bitmaps.clone()),
-            _ => self.session.bitmaps(|| Tracker::load(&self.shared, &self.disk_header()?, None)),
-        }
-    }
-
-    /// The header of the disk, which bitmaps are about: of a handle that shows a snapshot, too.
-    fn disk_header(&self) -> Result<Header> {
-        match self.is_snapshot() {
-            true => Ok(read_header(&**self.shared.medium.storage())?.0),
-            false => Ok(self.header()),
+            _ => self.session.bitmaps(|| Tracker::load_all(&self.shared)),
         }
     }
 

@@ -25,9 +25,10 @@ use crate::format::features::AUTOCLEAR_BITMAPS;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::format::{Geometry, Header};
 use crate::meta::bitmap_directory::{load_directory, load_table};
+use crate::meta::read_header;
 use crate::options::OpenOptions;
 use crate::planted::{planted, Plant};
-use crate::storage::Purpose;
+use crate::storage::{Purpose, Storage};
 use crate::sync::locked;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,9 @@ use std::sync::{Arc, Mutex};
 
 /// Most table entries of all bitmaps of an image together: bounds the memory that they take.
 pub(crate) const MAX_ENTRIES: u64 = 1 << 22;
+
+/// How often bitmaps that another program changes are read.
+const READ_ATTEMPTS: u32 = 3;
 
 /// Least granularity of what is remembered of all bitmaps: most writes are as long at least.
 const COVERED_GRANULARITY: u64 = 4096;
@@ -116,6 +120,42 @@ impl Tracker {
             unstored: AtomicBool::new(false),
             directory: Mutex::new(bytes),
         }))
+    }
+
+    /// As `load`, with all bits, of an image that another program may be writing: they are of one moment.
+    pub(crate) fn load_all(shared: &Shared) -> Result<Option<Tracker>> {
+        let storage = &**shared.medium.storage();
+        for _ in 0..READ_ATTEMPTS {
+            let header = read_header(storage)?.0;
+            let Some(tracker) = Tracker::load(shared, &header, None)? else { return Ok(None) };
+            tracker
+                .list
+                .iter()
+                .filter_map(|t| t.bits.as_ref())
+                .try_for_each(|b| b.read_all(&shared.medium))?;
+            if tracker.is_still(storage, &read_header(storage)?.0)? {
+                return Ok(Some(tracker));
+            }
+        }
+        Err(Error::new(ErrorKind::Locked, "the bitmaps change while they are read"))
+    }
+
+    /// Whether the medium has the directory and tables that were loaded.
+    fn is_still(&self, storage: &dyn Storage, header: &Header) -> Result<bool> {
+        let known = locked(self.directory.lock());
+        let Some(now) = load_directory(storage, header)? else { return Ok(false) };
+        let same = now.pointer.directory_offset == known.offset && now.bytes == known.bytes;
+        if !same || header.virtual_size != self.virtual_size {
+            return Ok(false);
+        }
+        for tracked in &self.list {
+            let Some(bits) = &tracked.bits else { continue };
+            let table = load_table(storage, &tracked.entry, &header.geometry(), self.virtual_size)?;
+            if !bits.table().eq(table) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Bytes of the disk that they are about.
