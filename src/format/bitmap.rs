@@ -226,6 +226,7 @@ impl Bitmap {
         }
         let bad = self.table_entries == 0
             || self.table_entries > MAX_TABLE_ENTRIES
+            || u64::from(self.table_entries) << geometry.cluster_bits > MAX_BITS_BYTES
             || self.table_offset == 0
             || geometry.in_cluster(self.table_offset) != 0
             || self.flags & !(FLAG_IN_USE | FLAG_AUTO | FLAG_EXTRA_COMPATIBLE) != 0
@@ -318,6 +319,15 @@ mod tests {
         let error = parse_directory(&twice, 4, &geometry()).unwrap_err().to_string();
         assert!(error.starts_with("Bitmap already exists: a"), "{error}");
         assert!(parse_directory(&bytes, 4, &geometry()).is_err());
+    }
+
+    #[test]
+    fn a_table_is_no_longer_than_the_largest_bitmap() {
+        let most = (MAX_BITS_BYTES >> geometry().cluster_bits) as u32;
+        for (entries, fits) in [(most, true), (most + 1, false), (MAX_TABLE_ENTRIES, false)] {
+            let bytes = encode_directory(&[Bitmap { table_entries: entries, ..sample("x") }]);
+            assert_eq!(parse_directory(&bytes, 1, &geometry()).is_ok(), fits, "{entries}");
+        }
     }
 
     #[test]

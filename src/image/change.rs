@@ -5,8 +5,8 @@ use super::core::unfinished;
 use super::{Core, ExclusiveImage, Io};
 use crate::alloc::Allocator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{GuestOffset, Header};
-use crate::meta::read_header;
+use crate::format::features::AUTOCLEAR_BITMAPS;
+use crate::format::GuestOffset;
 use std::sync::Arc;
 
 impl Core {
@@ -26,6 +26,8 @@ impl Core {
 
     #[inline(never)]
     fn note_change(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        // Which bitmaps the file has must be known.
+        self.shared.header.decide()?;
         match &self.bitmaps {
             Some(bitmaps) => bitmaps.note_change(&self.shared, offset.0, offset.0.saturating_add(length)),
             // Bitmaps would go stale, so their bit goes first.
@@ -43,6 +45,7 @@ impl Core {
     /// As `begin_change`, for a write that looks have cleared; `false`: there is more to it.
     #[inline(never)]
     pub(super) fn note_overwrite(&self, offset: GuestOffset, length: u64) -> Result<bool> {
+        self.shared.header.decide()?;
         match &self.bitmaps {
             Some(bitmaps) if bitmaps.is_noted(offset.0, offset.0 + length) => Ok(true),
             Some(bitmaps) if bitmaps.is_announced() => self.note_change(offset, length).map(|()| true),
@@ -56,15 +59,15 @@ impl Core {
         self.check_active()?;
         match (&self.io, self.is_read_only()) {
             (Some(_), false) => Ok(self.bitmaps.clone()),
-            _ => self.session.bitmaps(|| Tracker::load(&self.shared, &self.disk_header()?)),
+            _ => self.session.bitmaps(|| Tracker::load_all(&self.shared)),
         }
     }
 
-    /// The header of the disk, which bitmaps are about: of a handle that shows a snapshot, too.
-    fn disk_header(&self) -> Result<Header> {
-        match self.is_snapshot() {
-            true => Ok(read_header(&**self.shared.medium.storage())?.0),
-            false => Ok(self.header()),
+    /// Makes bitmaps void that this handle has been told to drop: before others come, or the disk gets another size.
+    pub(crate) fn give_up_dropped_bitmaps(&self) -> Result<()> {
+        match self.bitmaps {
+            Some(_) => Ok(()),
+            None => self.shared.header.clear_autoclear(!AUTOCLEAR_BITMAPS),
         }
     }
 

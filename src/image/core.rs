@@ -165,7 +165,8 @@ impl Core {
         };
         let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
         let tracks = !settings.metadata_only && !settings.read_only;
-        let load = || bitmaps::load(&shared, &header, &settings.options);
+        let alloc = io.as_ref().and_then(|io: &Io| io.alloc.as_deref());
+        let load = || bitmaps::load(&shared, &header, alloc, &settings.options);
         let bitmaps = if tracks { session.bitmaps(load)? } else { None };
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;

@@ -5,7 +5,8 @@
 //!
 //! A write that fails may have been carried out all the same: the file holds the sector before or the one after, which
 //! is **undecided** until the sector before has been written and synced again. H1: while it is undecided no cluster
-//! is handed out, no count is written and no sync of the clock runs, so that both headers stay true.
+//! is handed out, no count is written, nothing of the guest's is changed and no sync of the clock runs, so that both
+//! headers stay true.
 
 mod names;
 
@@ -115,7 +116,7 @@ impl HeaderPage {
             let end = encoded.len().min(bytes.len());
             bytes[..end].copy_from_slice(&encoded[..end]);
         }
-        self.replace_sector(sector, &bytes)?;
+        self.replace_sector(header, sector, &bytes)?;
         self.dirty.store(next.incompatible & INCOMPAT_DIRTY != 0, Ordering::SeqCst);
         *sector = bytes;
         *header = next;
@@ -128,15 +129,17 @@ impl HeaderPage {
         self.autoclear_pending.store(pending, Ordering::Relaxed);
     }
 
-    /// Puts `new` in the place of the sector `old`, durably, after everything that was written before.
-    fn replace_sector(&self, old: &[u8], new: &[u8]) -> Result<()> {
+    /// Puts `new` in the place of the sector `old`, which `header` has, durably, after everything that was written before.
+    fn replace_sector(&self, header: &Header, old: &[u8], new: &[u8]) -> Result<()> {
         if !planted(Plant::HeaderBeforeItsTables) {
             self.medium.sync_step()?;
         }
         if let Err(e) = self.medium.write_live(Purpose::Header, 0, new) {
             self.waiting.fetch_or(UNDECIDED, Ordering::SeqCst);
+            // A change in place must look, too: the file may name bitmaps that it is not marked in.
+            self.autoclear_pending.store(true, Ordering::SeqCst);
             // What cannot be done now is done before anything that depends on it.
-            let _ = self.write_again(old);
+            let _ = self.write_again(header, old);
             return Err(e);
         }
         if !planted(Plant::HeaderNotSynced) {
@@ -146,10 +149,11 @@ impl HeaderPage {
         Ok(())
     }
 
-    fn write_again(&self, sector: &[u8]) -> Result<()> {
+    fn write_again(&self, header: &Header, sector: &[u8]) -> Result<()> {
         self.medium.write_live(Purpose::Header, 0, sector)?;
         self.medium.sync_step()?;
         self.waiting.fetch_and(!UNDECIDED, Ordering::SeqCst);
+        self.note_autoclear(header);
         Ok(())
     }
 
@@ -173,7 +177,7 @@ impl HeaderPage {
         let guard = self.lock();
         match self.waiting.load(Ordering::SeqCst) & UNDECIDED {
             0 => Ok(()),
-            _ => self.write_again(&guard.1),
+            _ => self.write_again(&guard.0, &guard.1),
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Chunk {
     /// All bits are set, whatever the words say.
     all: AtomicBool,
     changed: AtomicBool,
+    /// The medium has a place for the bits, and none of them is set there.
+    clear: AtomicBool,
     words: OnceLock<Words>,
 }
 
@@ -64,6 +66,7 @@ impl Bits {
             stored: AtomicU64::new(*entry),
             all: AtomicBool::new(*entry == ENTRY_ONES),
             changed: AtomicBool::new(false),
+            clear: AtomicBool::new(false),
             words: OnceLock::new(),
         }));
         Ok(Bits {
@@ -169,7 +172,7 @@ impl Bits {
         let count = self.chunk_granules(index).div_ceil(WORD_BITS);
         let mut bits = room("bitmap", count)?;
         bits.resize_with(count as usize, AtomicU64::default);
-        let whole = AtomicBool::new(chunk.stored() <= ENTRY_ONES);
+        let whole = AtomicBool::new(chunk.is_plain());
         Ok(chunk.words.get_or_init(|| Words { whole, bits: bits.into() }))
     }
 
@@ -179,8 +182,14 @@ impl Bits {
         if chunk.all.load(Ordering::Relaxed) {
             return Ok(Content::Ones);
         }
-        if chunk.stored() == ENTRY_ZEROES && chunk.words.get().is_none() {
-            return Ok(Content::Zeroes);
+        if chunk.words.get().is_none() {
+            // Memory is for bits that are set: a table of holes asks for none.
+            if !chunk.is_plain() && !self.read(index, medium)?.iter().any(|byte| *byte != 0) {
+                chunk.clear.store(true, Ordering::Relaxed);
+            }
+            if chunk.is_plain() {
+                return Ok(Content::Zeroes);
+            }
         }
         let words = self.words(index)?;
         if !words.whole.load(Ordering::Acquire) {
@@ -189,10 +198,21 @@ impl Bits {
         Ok(Content::Words(&words.bits))
     }
 
+    /// The bits of a chunk that the medium has a place for, in whole words.
+    fn read(&self, index: u64, medium: &Medium) -> Result<Vec<u8>> {
+        let mut bytes = crate::error::zeroed("bitmap", self.chunk_granules(index).div_ceil(WORD_BITS) * 8)?;
+        medium.read_table(Purpose::Bitmaps, self.chunks[index as usize].stored(), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads all that has not been read.
+    pub(crate) fn read_all(&self, medium: &Medium) -> Result<()> {
+        (0..self.chunk_count()).try_for_each(|index| self.content(index, medium).map(drop))
+    }
+
     /// Adds what the medium has. More than one may do so at a time.
     fn take_in(&self, index: u64, words: &Words, medium: &Medium) -> Result<()> {
-        let mut bytes = crate::error::zeroed("bitmap", words.bits.len() as u64 * 8)?;
-        medium.read_table(Purpose::Bitmaps, self.chunks[index as usize].stored(), &mut bytes)?;
+        let bytes = self.read(index, medium)?;
         let granules = self.chunk_granules(index);
         for (number, (word, raw)) in words.bits.iter().zip(bytes.chunks_exact(8)).enumerate() {
             let mut stored = [0; 8];
@@ -319,6 +339,11 @@ impl Chunk {
         self.changed.store(true, Ordering::Relaxed);
         // Whoever sees them sees what this thread has marked before.
         word.fetch_or(bits, Ordering::Release);
+    }
+
+    /// What the medium has of it needs no words.
+    fn is_plain(&self) -> bool {
+        self.stored() <= ENTRY_ONES || self.clear.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stored(&self) -> u64 {

@@ -16,17 +16,19 @@ mod owners;
 mod store;
 
 pub(crate) use bits::Bits;
+pub(crate) use owners::Listed;
 
-use crate::alloc::Shared;
+use crate::alloc::{Allocator, Shared};
 use crate::error::{room, Error, ErrorKind, Result};
 use crate::format::bitmap::{table_entries, Bitmap, ENTRY_ZEROES, FLAGS_AT, FLAG_IN_USE};
 use crate::format::features::AUTOCLEAR_BITMAPS;
 use crate::format::geometry::SECTOR_BYTES;
 use crate::format::{Geometry, Header};
 use crate::meta::bitmap_directory::{load_directory, load_table};
+use crate::meta::read_header;
 use crate::options::OpenOptions;
 use crate::planted::{planted, Plant};
-use crate::storage::Purpose;
+use crate::storage::{Purpose, Storage};
 use crate::sync::locked;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +36,9 @@ use std::sync::{Arc, Mutex};
 
 /// Most table entries of all bitmaps of an image together: bounds the memory that they take.
 pub(crate) const MAX_ENTRIES: u64 = 1 << 22;
+
+/// How often bitmaps that another program changes are read.
+const READ_ATTEMPTS: u32 = 3;
 
 /// Least granularity of what is remembered of all bitmaps: most writes are as long at least.
 const COVERED_GRANULARITY: u64 = 4096;
@@ -50,6 +55,8 @@ pub(crate) struct Tracked {
 
 /// The bitmaps of an image.
 pub(crate) struct Tracker {
+    /// Of the disk, whatever a handle shows of it.
+    virtual_size: u64,
     list: Vec<Tracked>,
     /// Those that changes are marked in.
     enabled: Box<[Arc<Bits>]>,
@@ -69,7 +76,12 @@ struct DirectoryBytes {
 
 impl Tracker {
     /// Loads the bitmaps of a disk; `None`: it has none that are in force.
-    pub(crate) fn load(shared: &Shared, header: &Header) -> Result<Option<Tracker>> {
+    /// With `alloc` it is to be written.
+    pub(crate) fn load(
+        shared: &Shared,
+        header: &Header,
+        alloc: Option<&Allocator>,
+    ) -> Result<Option<Tracker>> {
         let storage = &**shared.medium.storage();
         let Some(directory) = load_directory(storage, header)? else { return Ok(None) };
         let geometry = header.geometry();
@@ -93,10 +105,14 @@ impl Tracker {
             at += bytes;
         }
         owners::check_owners(&list, &directory.pointer, &geometry, &shared.guard)?;
+        if let Some(alloc) = alloc {
+            owners::check_counts(&list, &directory.pointer, &geometry, alloc)?;
+        }
         let enabled: Box<[_]> = list.iter().filter_map(Tracked::tracking).cloned().collect();
         let covered = Covered::of(&enabled, &geometry, header.virtual_size)?;
         let bytes = DirectoryBytes { offset: directory.pointer.directory_offset, bytes: directory.bytes };
         Ok(Some(Tracker {
+            virtual_size: header.virtual_size,
             list,
             enabled,
             covered,
@@ -104,6 +120,47 @@ impl Tracker {
             unstored: AtomicBool::new(false),
             directory: Mutex::new(bytes),
         }))
+    }
+
+    /// As `load`, with all bits, of an image that another program may be writing: they are of one moment.
+    pub(crate) fn load_all(shared: &Shared) -> Result<Option<Tracker>> {
+        let storage = &**shared.medium.storage();
+        for _ in 0..READ_ATTEMPTS {
+            let header = read_header(storage)?.0;
+            let Some(tracker) = Tracker::load(shared, &header, None)? else { return Ok(None) };
+            tracker
+                .list
+                .iter()
+                .filter_map(|t| t.bits.as_ref())
+                .try_for_each(|b| b.read_all(&shared.medium))?;
+            if tracker.is_still(storage, &read_header(storage)?.0)? {
+                return Ok(Some(tracker));
+            }
+        }
+        Err(Error::new(ErrorKind::Locked, "the bitmaps change while they are read"))
+    }
+
+    /// Whether the medium has the directory and tables that were loaded.
+    fn is_still(&self, storage: &dyn Storage, header: &Header) -> Result<bool> {
+        let known = locked(self.directory.lock());
+        let Some(now) = load_directory(storage, header)? else { return Ok(false) };
+        let same = now.pointer.directory_offset == known.offset && now.bytes == known.bytes;
+        if !same || header.virtual_size != self.virtual_size {
+            return Ok(false);
+        }
+        for tracked in &self.list {
+            let Some(bits) = &tracked.bits else { continue };
+            let table = load_table(storage, &tracked.entry, &header.geometry(), self.virtual_size)?;
+            if !bits.table().eq(table) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Bytes of the disk that they are about.
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.virtual_size
     }
 
     /// All bitmaps, in the order of their directory.
@@ -235,13 +292,21 @@ impl Covered {
 
 /// Whether the image is at fault, rather than the host.
 fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported)
+    matches!(
+        error.kind(),
+        ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::TooLarge
+    )
 }
 
 /// Loads the bitmaps of an image that is opened for writing. A directory that is damaged must not be lost by an open
 /// that nobody has told to lose it.
-pub(super) fn load(shared: &Shared, header: &Header, options: &OpenOptions) -> Result<Option<Tracker>> {
-    match Tracker::load(shared, header) {
+pub(super) fn load(
+    shared: &Shared,
+    header: &Header,
+    alloc: Option<&Allocator>,
+    options: &OpenOptions,
+) -> Result<Option<Tracker>> {
+    match Tracker::load(shared, header, alloc) {
         Err(e) if options.drop_damaged_bitmaps && is_damage(&e) => Ok(None),
         Err(e) => {
             let hint = "\nA read-only open does not need them; drop-damaged-bitmaps=on gives them up";

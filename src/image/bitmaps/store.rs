@@ -8,7 +8,7 @@
 //! Power cut before the last step: the bitmaps are in use, which says that they are not to be believed; their structure
 //! is valid after each step (R1, R2), and clusters leak at most.
 
-use super::{Bits, Tracker};
+use super::{Bits, Listed, Tracker};
 use crate::alloc::{Allocator, Reserved, Shared};
 use crate::error::{zeroed, Result};
 use crate::format::bitmap::{ENTRY_ONES, FLAG_IN_USE};
@@ -49,8 +49,20 @@ impl Tracker {
             }
         }
         self.settle_flags(shared)?;
+        self.keep_listed(&mut gone, geometry, shared);
         alloc.settle_after(Ticket::PAST, gone);
         Ok(())
+    }
+
+    /// What a bitmap that is not believed leads to, too, leaks: with that one it would go a second time.
+    fn keep_listed(&self, gone: &mut Vec<Release>, geometry: &Geometry, shared: &Shared) {
+        let mut unbelieved =
+            self.list.iter().map(|tracked| &tracked.entry).filter(|e| e.is_inconsistent()).peekable();
+        if gone.is_empty() || unbelieved.peek().is_none() {
+            return;
+        }
+        let listed = Listed::of(unbelieved, geometry, &**shared.medium.storage());
+        gone.retain(|release| !listed.has(release.first_cluster, release.cluster_count));
     }
 
     fn settle_flags(&self, shared: &Shared) -> Result<()> {

@@ -79,7 +79,7 @@ impl HeaderPage {
                 self.medium.write_unlinked(Purpose::Header, step.tail_at as u64, &step.tail)?;
                 cluster[step.tail_at..step.tail_at + step.tail.len()].copy_from_slice(&step.tail);
             }
-            self.replace_sector(sector, &step.sector)?;
+            self.replace_sector(header, sector, &step.sector)?;
             cluster[..SECTOR].copy_from_slice(&step.sector);
             *header = Header::parse(&cluster)?;
             self.note_autoclear(header);

@@ -13,7 +13,7 @@ use crate::error::{room, Error, ErrorKind, Result};
 use crate::format::bitmap::*;
 use crate::format::extensions::{self, BitmapsPointer, BITMAPS};
 use crate::format::HostOffset;
-use crate::image::bitmaps::{Bits, MAX_ENTRIES};
+use crate::image::bitmaps::{Bits, Listed, MAX_ENTRIES};
 use crate::image::{Core, ExclusiveImage, Parts};
 use crate::meta::bitmap_directory::{each_entry, load_directory};
 use crate::meta::guard::Owner;
@@ -26,6 +26,8 @@ pub(super) struct Change<'a> {
     parts: Parts<'a>,
     pub(super) list: Vec<Bitmap>,
     old: Option<BitmapsPointer>,
+    /// Some of the bitmaps that there were are not believed: nothing is known of their clusters.
+    unbelieved: bool,
     rooms: Vec<Reserved<'a>>,
     gone: Vec<ClusterRun>,
 }
@@ -37,7 +39,8 @@ impl<'a> Change<'a> {
         let directory = load_directory(&**core.storage(), &core.header())?;
         let old = directory.as_ref().map(|directory| directory.pointer);
         let list = directory.map(|directory| directory.list).unwrap_or_default();
-        Ok(Change { parts, list, old, rooms: Vec::new(), gone: Vec::new() })
+        let unbelieved = list.iter().any(Bitmap::is_inconsistent);
+        Ok(Change { parts, list, old, unbelieved, rooms: Vec::new(), gone: Vec::new() })
     }
 
     /// Gives a bitmap a new table: the bits that differ from the medium get new clusters, others keep theirs. The table
@@ -104,10 +107,15 @@ impl<'a> Change<'a> {
         let storage = self.parts.medium.storage();
         let mut hosts = Vec::new();
         let read = each_entry(&**storage, &bitmap, self.parts.geometry, &mut |clusters| {
-            hosts.extend(clusters.iter().filter_map(|cluster| match cluster {
-                BitmapCluster::Host(offset) => Some(*offset),
-                _ => None,
-            }));
+            let found = || {
+                clusters.iter().filter_map(|cluster| match cluster {
+                    BitmapCluster::Host(offset) => Some(*offset),
+                    _ => None,
+                })
+            };
+            let reserved = hosts.try_reserve(found().count());
+            reserved.map_err(|_| Error::new(ErrorKind::NoMemory, "bitmap table: no memory"))?;
+            hosts.extend(found());
             Ok(())
         });
         match read {
@@ -139,11 +147,38 @@ impl<'a> Change<'a> {
         Ok(())
     }
 
+    /// Of what bitmaps have let go that nobody believes, nothing goes that the list has, or twice: it leaks.
+    fn keep_listed(&mut self) {
+        if !self.unbelieved {
+            return;
+        }
+        let storage = self.parts.medium.storage();
+        let listed = Listed::of(self.list.iter(), self.parts.geometry, &**storage);
+        let rooms = self.rooms.iter().map(|room| (room.first_cluster().0, room.cluster_count()));
+        let mut kept: Vec<(u64, u64)> = rooms.map(|(first, count)| (first, first + count)).collect();
+        kept.extend(self.old.map(|old| {
+            let first = self.parts.geometry.cluster_index(HostOffset(old.directory_offset)).0;
+            (first, first + self.parts.geometry.clusters_ceil(old.directory_bytes))
+        }));
+        kept.sort_unstable();
+        self.gone.sort_unstable();
+        let mut end = 0;
+        self.gone.retain(|run| {
+            let (first, after) = (run.first.0, run.first.0 + run.count);
+            let next = kept.partition_point(|(_, end)| *end <= first);
+            let taken = kept.get(next).is_some_and(|(start, _)| *start < after);
+            let goes = first >= end && !taken && !listed.has(run.first, run.count);
+            end = end.max(after);
+            goes
+        });
+    }
+
     /// Puts the list in force, durably, for a disk of `virtual_size` bytes; what it has replaced.
     pub(super) fn put(mut self, image: &ExclusiveImage<'_>, virtual_size: u64) -> Result<Replaced> {
         let bytes = encode_directory(&self.list);
         check_limits(&self.list, bytes.len() as u64)?;
         let directory_offset = self.write(&bytes)?;
+        self.keep_listed();
         if let Some(old) = self.old {
             self.let_go_of(Owner::BITMAP_DIRECTORY, old.directory_offset, old.directory_bytes)?;
         }

@@ -83,6 +83,7 @@ fn change_alone(
         return Err(Error::unsupported("Cannot store dirty bitmaps in qcow2 v2 files"));
     }
     image.settle_with_bitmaps()?;
+    core.give_up_dropped_bitmaps()?;
     let mut change = Change::begin(&core)?;
     edit(&core, &mut change)?;
     change.put(image, core.length())?.complete(image)
@@ -231,6 +232,11 @@ pub fn copy(handle: &Handle, source: &Handle, name: &[u8]) -> Result<()> {
     })
 }
 
+/// Bytes of the disk that the bitmaps are about, of a handle that shows a snapshot, too.
+fn disk_bytes(core: &Core, tracker: &Option<Arc<Tracker>>) -> u64 {
+    tracker.as_ref().map_or(core.length(), |tracker| tracker.virtual_size())
+}
+
 fn check_same_size(target: u64, source: u64) -> Result<()> {
     match source == target {
         true => Ok(()),
@@ -246,11 +252,12 @@ fn copy_of(handle: &Handle, name: &[u8]) -> Result<(u64, Bits, Bitmap)> {
     image_of(handle)?.with_bitmaps(|core, tracker| {
         let tracked = find(&tracker, name)?;
         let source = tracked.bits()?;
+        let length = disk_bytes(core, &tracker);
         let mut table = room("bitmap table", source.chunk_count())?;
         table.resize(source.chunk_count() as usize, ENTRY_ZEROES);
-        let copy = Bits::new(core.geometry(), tracked.entry.granularity_bits, core.length(), &table)?;
+        let copy = Bits::new(core.geometry(), tracked.entry.granularity_bits, length, &table)?;
         mark_all(source, core.medium(), &copy)?;
-        Ok((core.length(), copy, tracked.entry.clone()))
+        Ok((length, copy, tracked.entry.clone()))
     })
 }
 
@@ -275,7 +282,7 @@ pub fn sync(handle: &Handle) -> Result<()> {
 pub fn list(handle: &Handle) -> Result<Vec<BitmapStatus>> {
     image_of(handle)?.with_bitmaps(|core, tracker| {
         let all = tracker.iter().flat_map(|tracker| tracker.list());
-        all.map(|tracked| status(core, tracked)).collect()
+        all.map(|tracked| status(core, disk_bytes(core, &tracker), tracked)).collect()
     })
 }
 
@@ -283,11 +290,11 @@ pub fn list(handle: &Handle) -> Result<Vec<BitmapStatus>> {
 pub fn status_of(handle: &Handle, index: usize) -> Result<Option<BitmapStatus>> {
     image_of(handle)?.with_bitmaps(|core, tracker| {
         let found = tracker.as_ref().and_then(|tracker| tracker.list().get(index));
-        found.map(|tracked| status(core, tracked)).transpose()
+        found.map(|tracked| status(core, disk_bytes(core, &tracker), tracked)).transpose()
     })
 }
 
-fn status(core: &Core, tracked: &Tracked) -> Result<BitmapStatus> {
+fn status(core: &Core, disk_bytes: u64, tracked: &Tracked) -> Result<BitmapStatus> {
     let entry = &tracked.entry;
     Ok(BitmapStatus {
         name: entry.name.clone(),
@@ -296,7 +303,7 @@ fn status(core: &Core, tracked: &Tracked) -> Result<BitmapStatus> {
         enabled: entry.is_enabled(),
         dirty_bytes: match tracked.bits() {
             Ok(bits) => bits.dirty_bytes(core.medium())?,
-            Err(_) => core.length(),
+            Err(_) => disk_bytes,
         },
     })
 }

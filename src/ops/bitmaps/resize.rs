@@ -16,7 +16,10 @@ impl Resized {
     /// Stores the bitmaps of an image that is about to have `size` bytes; fails where they cannot be what they have to.
     pub(in crate::ops) fn begin(image: &ExclusiveImage<'_>, size: u64) -> Result<Resized> {
         let core = image.core();
-        let Some(tracker) = core.bitmaps()? else { return Ok(Resized(false)) };
+        let Some(tracker) = core.bitmaps()? else {
+            core.give_up_dropped_bitmaps()?;
+            return Ok(Resized(false));
+        };
         for tracked in tracker.list() {
             tracked.bits()?;
             check_size(size, tracked.entry.granularity_bits, core.geometry())?;

@@ -11,6 +11,8 @@ use crate::storage::{read_exact, Purpose};
 
 /// Bytes of a table read at once.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// Most entries of all tables together: bounds the time that they take.
+const MAX_CHECKED_ENTRIES: u64 = 1 << 26;
 
 impl Pass<'_> {
     /// Counts bitmap directory, tables and data, if the autoclear bit says that they are consistent.
@@ -64,7 +66,14 @@ impl Pass<'_> {
         }
         let mut directory = super::zeroed(pointer.directory_bytes)?;
         read_exact(self.storage, Purpose::Bitmaps, pointer.directory_offset, &mut directory)?;
-        bitmap::parse_directory(&directory, pointer.count, &self.geometry)
+        let list = bitmap::parse_directory(&directory, pointer.count, &self.geometry)?;
+        let entries: u64 = list.iter().map(|bitmap| u64::from(bitmap.table_entries)).sum();
+        match entries > MAX_CHECKED_ENTRIES {
+            true => Err(Error::invalid(format!(
+                "the bitmap tables have {entries} entries together, more than {MAX_CHECKED_ENTRIES}"
+            ))),
+            false => Ok(list),
+        }
     }
 
     /// Gives the entries that lead to a cluster to `each`: index and offset.
