@@ -197,6 +197,23 @@ static void how_long_it_gets(void)
     CHECK_ERROR(qcow2_measure_format("raw", MIB, NULL, NULL, &result), ENOTSUP);
 }
 
+static void a_secret_under_another(void)
+{
+    static const unsigned char key[] = "0123456789abcdef0123456789abcdef", iv[16];
+    unsigned char data[] = {0xf9, 0xf8, 0x1d, 0x86, 0xfe, 0xff, 0x0c, 0xb2,
+                            0x79, 0x4f, 0x4a, 0xda, 0x02, 0xb8, 0x86, 0x12};
+    unsigned char wrong[16] = {0};
+
+    CHECK(qcow2_decrypt_secret(key, 32, iv, 16, data, sizeof data) == 7);
+    CHECK(memcmp(data, "hunter2", 7) == 0);
+    CHECK(qcow2_decrypt_secret(key, 31, iv, 16, data, sizeof data) == -EINVAL);
+    CHECK(qcow2_decrypt_secret(key, 32, iv, 15, data, sizeof data) == -EINVAL);
+    CHECK(qcow2_decrypt_secret(key, 32, iv, 16, data, 15) == -EINVAL);
+    CHECK(qcow2_decrypt_secret(key, 32, iv, 16, wrong, sizeof wrong) == -EINVAL);
+    CHECK(qcow2_decrypt_secret(NULL, 32, iv, 16, data, sizeof data) == -EINVAL);
+    CHECK(qcow2_decrypt_secret(key, 32, iv, 16, data, 0) == 0);
+}
+
 int main(void)
 {
     const char *image = test_path("image.qcow2"), *file = test_path("file.luks");
@@ -213,6 +230,7 @@ int main(void)
     change_slots(file, "luks", fill_file, erase_file);
     what_is_not_encrypted();
     what_is_refused();
+    a_secret_under_another();
     how_long_it_gets();
     return 0;
 }

@@ -9,6 +9,7 @@ Left out is what shows other bytes by nature, or what one of both does not do:
   data_file_raw, which ours refuse with encryption;
 * compressed clusters in encrypted layers: ours write none;
 * kills: of what was not flushed, a sector may have anything;
+* zeroes for a part of a cluster: where it holds nothing, the stock tools store bytes, and ours nothing;
 * amend to version 2: the stock tools let zero clusters become data that has never been encrypted.
 """
 
@@ -64,6 +65,8 @@ class EncryptedScript(Script):
         for step in self.steps:
             if step.kind == "io":
                 step.args["end"] = "close"
+                for op in step.ops:
+                    self.whole_zeroes(op)
             elif step.kind == "resize":
                 step.args["preallocation"] = None
         self.steps = [step for step in self.steps
@@ -71,6 +74,14 @@ class EncryptedScript(Script):
         # With a version of its own there is no way back from the other one.
         self.steps = [step for step in self.steps
                       if step.kind != "amend" or not any("compat=" in one for one in step.args["settings"])]
+
+    def whole_zeroes(self, op):
+        if op.kind == "zero":
+            end = -(-(op.offset + op.length) // self.cluster) * self.cluster
+            op.offset = op.offset // self.cluster * self.cluster
+            op.length = end - op.offset
+        elif op.kind == "aio":
+            op.value = [value or 77 for value in op.value]
 
     def options(self):
         return super().options() + "," + self.ciphers[NAME] if hasattr(self, "ciphers") else super().options()
