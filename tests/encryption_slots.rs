@@ -362,3 +362,28 @@ fn an_erased_slot_holds_nothing_of_its_key() {
     let opened = open(Arc::new(Memory::new(erased)), "third").map(drop);
     assert!(opened.is_err());
 }
+
+/// A slot that nobody uses may stand anywhere, but nothing is written there.
+#[test]
+fn a_slot_outside_of_the_header_is_refused() {
+    let image = new_image(IMAGES[0]);
+    let at = image.windows(6).position(|w| w == b"LUKS\xba\xbe").unwrap();
+    let fill = &["encrypt.state=active", "encrypt.new-secret=n"];
+    let erase = case(&["encrypt.state=inactive", "encrypt.keyslot=1"], ["first", "", ""], "first", true);
+    // Slot 1 is the first free one. Ends that wrap at 32 bits, and one behind all slots.
+    for sector in [0xffff_fff8_u32, 0xffff_ff00, 0x8000_0000] {
+        let mut bytes = image.clone();
+        bytes[at + 208 + 48 + 40..][..4].copy_from_slice(&sector.to_be_bytes());
+        for case in [case(fill, ["first", "second", ""], "second", false), Case { ..erase }] {
+            let storage = Noted::new(bytes.clone(), None);
+            // A slot that does not wrap is refused when the image is opened.
+            let refused = amend(&storage, &case).unwrap_err().to_string();
+            let expected = match sector {
+                0x8000_0000 => "Keyslot 1 is overlapping with the encrypted payload",
+                _ => "Keyslot 1 is outside of the LUKS header",
+            };
+            assert!(refused.contains(expected), "{sector:#x}: {refused}");
+            assert!(storage.memory.contents() == bytes, "{sector:#x}: something was written");
+        }
+    }
+}

@@ -137,8 +137,7 @@ impl NewVolume {
         let (hash, time) = (luks.hash, luks.iter_time_ms);
         let speed = luks::speed(hash, &mut thread_time, &mut |_| go_on(secrets, 0, 1))?;
         // The digest of the master key costs an eighth of a slot's key of the same length.
-        let of_digest = luks::iterations_for(speed, hash, DIGEST_BYTES, time)? / 8;
-        let of_digest = of_digest.max(luks::MIN_ITERATIONS);
+        let of_digest = luks::iterations_for(speed / 8, hash, DIGEST_BYTES, time)?;
         let of_slot = luks::iterations_for(speed, hash, luks.spec.key_bytes, time)?;
         let total = u64::from(of_digest) + luks::iterations_of(hash, of_slot, luks.spec.key_bytes);
         let mut told = |done| go_on(secrets, done, total);
