@@ -30,6 +30,10 @@ pub unsafe extern "C" fn qcow2_decrypt_secret(
         let data = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), data_bytes) };
         AesCbc::new(key, iv)?.decrypt(data)?;
         wipe_stack();
-        unpad(data).map(|length| length as i64)
+        let length = unpad(data);
+        if length.is_err() {
+            zeroize::Zeroize::zeroize(data);
+        }
+        length.map(|length| length as i64)
     })
 }

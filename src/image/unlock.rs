@@ -164,7 +164,7 @@ pub(super) fn unlock(
             },
             unlocking,
         )
-        .and_then(|key| Sectors::new(&parsed.spec, &key).map(Key::ByHost)),
+        .and_then(|key| Sectors::new(&parsed.spec, &key[..parsed.spec.key_bytes]).map(Key::ByHost)),
     };
     let cipher = Cipher::new(key?, luks.map(|(_, parsed)| (parsed.spec, parsed.digest)));
     wipe_stack();

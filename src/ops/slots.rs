@@ -9,7 +9,7 @@ use super::keys::{check_material, go_on, random};
 use super::secrets::{SecretKind, SecretRequest, Secrets};
 use crate::crypto::luks::{self, Header, HEADER_BYTES, SLOTS};
 use crate::crypto::{wipe_stack, SECTOR_BYTES};
-use crate::disk::luks::wrong_secret;
+use crate::disk::luks::{work, wrong_secret};
 use crate::disk::{Encryption, Secret};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::options::SlotChange;
@@ -157,16 +157,20 @@ fn fill(
     std::iter::once(index).chain(stand_in).try_for_each(|index| check_place(header, store, index))?;
     let current = asking.secret(SecretKind::Current, None)?;
     let new = asking.secret(SecretKind::New, Some(name))?;
-    let opened = luks::unlock(header, &current, &mut |at, out| store.read(at, out), &mut |done, total| {
+    let mut work = work()?;
+    let mut read = |at: u64, out: &mut [u8]| store.read(at, out);
+    let opened = luks::unlock(header, &current, &mut work, &mut read, &mut |done, total| {
         go_on(asking.secrets, done, total)
     })?;
-    let Some((_, key)) = opened else { return Err(wrong_secret()) };
+    if opened.is_none() {
+        return Err(wrong_secret());
+    }
     let speed = luks::speed(header.hash, &mut thread_time, &mut |_| go_on(asking.secrets, 0, 1))?;
     let iterations = luks::iterations_for(speed, header.hash, header.spec.key_bytes, iter_time_ms)?;
     let mut next = header.clone();
     let mut steps = Vec::new();
     let mut seal = |next: &mut Header, index| {
-        luks::seal(next, index, &key, &new, iterations, &mut random, &mut |done, total| {
+        luks::seal(next, index, &mut work, &new, iterations, &mut random, &mut |done, total| {
             go_on(asking.secrets, done, total)
         })
     };
@@ -197,10 +201,10 @@ fn slots_to_erase(
     asking: &mut Asking<'_, '_>,
 ) -> Result<Vec<usize>> {
     let old = name.map(|name| asking.secret(SecretKind::Old, Some(name))).transpose()?;
-    let opens = |index: usize, secret: &[u8], asking: &mut Asking<'_, '_>| -> Result<bool> {
+    let mut work = work()?;
+    let mut opens = |index: usize, secret: &[u8], asking: &mut Asking<'_, '_>| -> Result<bool> {
         let told = &mut |done, total| go_on(asking.secrets, done, total);
-        let opened = luks::unlock_slot(header, index, secret, &mut |at, out| store.read(at, out), told);
-        Ok(opened?.is_some())
+        luks::unlock_slot(header, index, secret, &mut work, &mut |at, out| store.read(at, out), told)
     };
     let active: Vec<usize> = (0..SLOTS).filter(|index| header.slots[*index].active).collect();
     let refused = |text: String| Err(Error::invalid(text));

@@ -67,8 +67,7 @@ fn growth_over_a_backing_file_and_no_flag_for_zeroes() {
     for (length, fits) in [(SIZE + (1 << 20), false), (SIZE, true)] {
         std::fs::write(&base, vec![0x55; length as usize]).unwrap();
         make_own(&path, OWN[3]);
-        let handle =
-            open_with(&path, OpenFlags { metadata_only: true, ..OpenFlags::default() }, None).unwrap();
+        let handle = open(&path);
         change_backing_file(&handle, Some(base.as_os_str().as_bytes()), Some("raw")).unwrap();
         handle.close().unwrap();
         let handle = open_chain(&path, &[SECRET]).unwrap();

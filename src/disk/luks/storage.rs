@@ -10,7 +10,7 @@ use crate::storage::{HostRun, Purpose, Storage, Traits};
 use crate::sync::locked;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Arc, RwLock};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 /// Most bytes that are encrypted before they are written.
@@ -94,7 +94,9 @@ impl LuksData {
             true => (Some(locked(key.parts.read())), None),
             false => (None, Some(locked(key.parts.write()))),
         };
-        let mut bounce = room((offset % SECTOR + bytes).next_multiple_of(SECTOR).min(BOUNCE_BYTES))?;
+        // It may hold the guest's bytes when this fails.
+        let mut bounce =
+            Zeroizing::new(room((offset % SECTOR + bytes).next_multiple_of(SECTOR).min(BOUNCE_BYTES))?);
         let mut done = 0;
         while done < bytes {
             let at = offset + done;
