@@ -40,6 +40,17 @@ pub fn wipe_stack() {
     left.zeroize();
 }
 
+/// Bytes of stack that sectors may have left round keys in.
+const SECTORS_STACK_BYTES: usize = 16 << 10;
+
+/// Overwrites what sectors that were just done have left on the stack: a cipher spills round keys for which there are no
+/// registers.
+#[inline(never)]
+pub fn wipe_after_sectors() {
+    let mut left = [0u8; SECTORS_STACK_BYTES];
+    std::hint::black_box(&mut left);
+}
+
 /// The cipher of `crypt_method` 1: AES-128-CBC, sectors numbered at the guest. The key is the start of the passphrase.
 pub fn legacy_aes<O: crate::format::Offset>(passphrase: &[u8]) -> crate::error::Result<Sectors<O>> {
     let mut key = zeroize::Zeroizing::new([0u8; 16]);

@@ -3,7 +3,7 @@
 use super::pool::Pool;
 use super::turns::Turns;
 use crate::crypto::luks::DIGEST_BYTES;
-use crate::crypto::{Sectors, Spec};
+use crate::crypto::{wipe_after_sectors, Sectors, Spec};
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, HostOffset};
 use crate::planted::{planted, Plant};
@@ -44,6 +44,7 @@ impl Cipher {
             }
             _ => self.encrypt_at(host, guest, bytes),
         }
+        wipe_after_sectors();
     }
 
     fn encrypt_at(&self, host: HostOffset, guest: GuestOffset, bytes: &mut [u8]) {
@@ -59,5 +60,6 @@ impl Cipher {
             Key::ByHost(sectors) => sectors.decrypt(host, bytes),
             Key::ByGuest(sectors) => sectors.decrypt(guest, bytes),
         }
+        wipe_after_sectors();
     }
 }
