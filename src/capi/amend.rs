@@ -105,7 +105,7 @@ pub unsafe extern "C" fn qcow2_amend(
 /// image, needs QCOW2_AMEND_FORCE. A failure or a power cut leaves the secrets that opened the image before, or those
 /// that open it afterwards; an erased slot's contents are overwritten with random bytes. Where all 8 slots are in use and
 /// one is overwritten, there is a moment in which neither its old secret nor its new one opens the image, but the others
-/// do. To erase a slot no secret is asked for but the one that encrypt.old-secret names: QCOW2_METADATA_ONLY is enough.
+/// do. To erase a slot no secret is asked for but the one that encrypt.old-secret names.
 /// The session goes on with the key that it has.
 ///
 /// Returns 0 or -errno as qcow2_amend, and ENOKEY (a secret that is needed is not given), EKEYREJECTED (the current one
