@@ -1355,7 +1355,8 @@ int qcow2_get_encryption_info(qcow2_image *image,
  * Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in
  * CBC mode, the last block filled up with bytes that say how many they are. `key` has `key_bytes` bytes, which must be
  * 32, `iv` has `iv_bytes`, which must be 16; `data` is decrypted in place, and is left as it is where the lengths do not
- * fit. Returns the length of the secret, or -EINVAL (a length, or the filling). Keeps no copy of any of them.
+ * fit, and wiped where the filling does not. Returns the length of the secret, or -EINVAL (a length, or the filling).
+ * Keeps no copy of any of them.
  */
 int64_t qcow2_decrypt_secret(const void *key,
                              size_t key_bytes,
@@ -1471,8 +1472,10 @@ int qcow2_amend(qcow2_image *image,
  * said. encrypt.old-secret: erases the slots that QCOW2_SECRET_OLD opens. The values of new-secret and old-secret are
  * names that `secret` gets to know them by, never secrets. What is overwritten, or would leave no secret that opens the
  * image, needs QCOW2_AMEND_FORCE. A failure or a power cut leaves the secrets that opened the image before, or those
- * that open it afterwards; an erased slot's contents are overwritten with random bytes. The session goes on with the key
- * that it has.
+ * that open it afterwards; an erased slot's contents are overwritten with random bytes. Where all 8 slots are in use and
+ * one is overwritten, there is a moment in which neither its old secret nor its new one opens the image, but the others
+ * do. To erase a slot no secret is asked for but the one that encrypt.old-secret names.
+ * The session goes on with the key that it has.
  *
  * Returns 0 or -errno as qcow2_amend, and ENOKEY (a secret that is needed is not given), EKEYREJECTED (the current one
  * opens no slot). Specification: "Full disk encryption header pointer".

@@ -5,9 +5,16 @@
 pub mod crypto {
     pub mod luks {
         pub use crate::crypto::luks::{
-            check_key, merge, new_header, parse_mode, seal, split, unlock, unlock_slot, Header, HEADER_BYTES,
-            SLOTS, STRIPES,
+            check_key, merge, new_header, parse_mode, seal, split, unlock, unlock_slot, Header, Work,
+            HEADER_BYTES, SLOTS, STRIPES, WORK_BYTES,
         };
+
+        /// Room for keys, with this one.
+        pub fn work_with(key: &[u8]) -> Box<Work> {
+            let mut work = Box::new([0; WORK_BYTES]);
+            work[..key.len()].copy_from_slice(key);
+            work
+        }
     }
     pub use crate::crypto::{legacy_aes, Algorithm, Hash, IvGenerator, Mode, Sectors, Spec};
 }

@@ -1,7 +1,7 @@
 //! Key slots through power cuts, kills and failures: after each event of an amend, with any choice of the sectors that
 //! have survived, the secret that opened the image before opens it, or the one that opens it afterwards.
 
-use qcow2::testing::crypto::luks::{unlock_slot, Header, SLOTS};
+use qcow2::testing::crypto::luks::{unlock_slot, work_with, Header, SLOTS};
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::amend::amend_with;
 use qcow2::testing::ops::create::{create_with, NewKeys};
@@ -196,7 +196,8 @@ fn must_open(bytes: Vec<u8>, case: &Case, what: &str) {
     };
     for index in (0..SLOTS).filter(|index| header.slots[*index].active) {
         let mut opens = |secret: &&str| {
-            unlock_slot(&header, index, secret.as_bytes(), &mut read, &mut |_, _| Ok(())).unwrap().is_some()
+            unlock_slot(&header, index, secret.as_bytes(), &mut work_with(&[]), &mut read, &mut |_, _| Ok(()))
+                .unwrap()
         };
         assert!(
             ALL.iter().any(&mut opens),
@@ -361,4 +362,29 @@ fn an_erased_slot_holds_nothing_of_its_key() {
     assert!(same < 2000, "{same} bytes of the material are as they were");
     let opened = open(Arc::new(Memory::new(erased)), "third").map(drop);
     assert!(opened.is_err());
+}
+
+/// A slot that nobody uses may stand anywhere, but nothing is written there.
+#[test]
+fn a_slot_outside_of_the_header_is_refused() {
+    let image = new_image(IMAGES[0]);
+    let at = image.windows(6).position(|w| w == b"LUKS\xba\xbe").unwrap();
+    let fill = &["encrypt.state=active", "encrypt.new-secret=n"];
+    let erase = case(&["encrypt.state=inactive", "encrypt.keyslot=1"], ["first", "", ""], "first", true);
+    // Slot 1 is the first free one. Ends that wrap at 32 bits, and one behind all slots.
+    for sector in [0xffff_fff8_u32, 0xffff_ff00, 0x8000_0000] {
+        let mut bytes = image.clone();
+        bytes[at + 208 + 48 + 40..][..4].copy_from_slice(&sector.to_be_bytes());
+        for case in [case(fill, ["first", "second", ""], "second", false), Case { ..erase }] {
+            let storage = Noted::new(bytes.clone(), None);
+            // A slot that does not wrap is refused when the image is opened.
+            let refused = amend(&storage, &case).unwrap_err().to_string();
+            let expected = match sector {
+                0x8000_0000 => "Keyslot 1 is overlapping with the encrypted payload",
+                _ => "Keyslot 1 is outside of the LUKS header",
+            };
+            assert!(refused.contains(expected), "{sector:#x}: {refused}");
+            assert!(storage.memory.contents() == bytes, "{sector:#x}: something was written");
+        }
+    }
 }

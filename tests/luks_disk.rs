@@ -296,3 +296,32 @@ fn what_cannot_be_made_leaves_nothing() {
     assert_eq!(refused.to_string(), "Parameter 'key-secret' is required for cipher");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+/// What is read beside writes of other bytes of its sectors is what is there.
+#[test]
+fn a_part_of_a_sector_is_read_whole_beside_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("parts");
+    create(&path, &["iter-time=0"], SIZE).unwrap();
+    let handle = open(&path);
+    handle.disk().write(0, &[IoSlice::new(&[7; 4096])], false).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut byte = 0u8;
+            while !stop.load(ordering) {
+                byte = byte.wrapping_add(1);
+                handle.disk().write(0, &[IoSlice::new(&[byte; 64])], false).unwrap();
+            }
+        });
+        let until = std::time::Instant::now() + std::time::Duration::from_millis(700);
+        let mut fine = true;
+        while fine && std::time::Instant::now() < until {
+            fine = read(&handle, 256, 256) == [7; 256];
+        }
+        stop.store(true, ordering);
+        assert!(fine, "bytes that nobody writes have changed");
+    });
+    handle.close().unwrap();
+}

@@ -103,8 +103,10 @@ pub unsafe extern "C" fn qcow2_amend(
 /// said. encrypt.old-secret: erases the slots that QCOW2_SECRET_OLD opens. The values of new-secret and old-secret are
 /// names that `secret` gets to know them by, never secrets. What is overwritten, or would leave no secret that opens the
 /// image, needs QCOW2_AMEND_FORCE. A failure or a power cut leaves the secrets that opened the image before, or those
-/// that open it afterwards; an erased slot's contents are overwritten with random bytes. The session goes on with the key
-/// that it has.
+/// that open it afterwards; an erased slot's contents are overwritten with random bytes. Where all 8 slots are in use and
+/// one is overwritten, there is a moment in which neither its old secret nor its new one opens the image, but the others
+/// do. To erase a slot no secret is asked for but the one that encrypt.old-secret names.
+/// The session goes on with the key that it has.
 ///
 /// Returns 0 or -errno as qcow2_amend, and ENOKEY (a secret that is needed is not given), EKEYREJECTED (the current one
 /// opens no slot). Specification: "Full disk encryption header pointer".

@@ -8,7 +8,8 @@ use std::ffi::c_void;
 /// Decrypts a secret that has been kept under another one, as QEMU's secret objects with `keyid` and `iv` are: AES-256 in
 /// CBC mode, the last block filled up with bytes that say how many they are. `key` has `key_bytes` bytes, which must be
 /// 32, `iv` has `iv_bytes`, which must be 16; `data` is decrypted in place, and is left as it is where the lengths do not
-/// fit. Returns the length of the secret, or -EINVAL (a length, or the filling). Keeps no copy of any of them.
+/// fit, and wiped where the filling does not. Returns the length of the secret, or -EINVAL (a length, or the filling).
+/// Keeps no copy of any of them.
 #[no_mangle]
 pub unsafe extern "C" fn qcow2_decrypt_secret(
     key: *const c_void,
@@ -30,6 +31,10 @@ pub unsafe extern "C" fn qcow2_decrypt_secret(
         let data = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), data_bytes) };
         AesCbc::new(key, iv)?.decrypt(data)?;
         wipe_stack();
-        unpad(data).map(|length| length as i64)
+        let length = unpad(data);
+        if length.is_err() {
+            zeroize::Zeroize::zeroize(data);
+        }
+        length.map(|length| length as i64)
     })
 }

@@ -3,7 +3,7 @@
 use super::pool::Pool;
 use super::turns::Turns;
 use crate::crypto::luks::DIGEST_BYTES;
-use crate::crypto::{wipe_after_sectors, Sectors};
+use crate::crypto::{wipe_after_sectors, Sectors, Spec};
 use crate::error::{Error, Result};
 use crate::format::{GuestOffset, HostOffset};
 use crate::planted::{planted, Plant};
@@ -22,7 +22,7 @@ pub(super) enum Key {
 pub struct Cipher {
     key: KeyPages<Key>,
     /// Of the encryption header that the key is from; `None`: the older AES, which has none.
-    pub(super) digest: Option<[u8; DIGEST_BYTES]>,
+    pub(super) origin: Option<(Spec, [u8; DIGEST_BYTES])>,
     pub(super) turns: Turns,
     /// Where writes encrypt; idle ones hold what was stored.
     pub(super) bounces: Pool<Aligned>,
@@ -30,10 +30,10 @@ pub struct Cipher {
 
 impl Cipher {
     /// With a key that goes to pages of its own.
-    pub(super) fn new(key: Key, digest: Option<[u8; DIGEST_BYTES]>) -> Result<Cipher> {
+    pub(super) fn new(key: Key, origin: Option<(Spec, [u8; DIGEST_BYTES])>) -> Result<Cipher> {
         let pages = KeyPages::new(key).map_err(|e| Error::host("memory for a key", &e));
         crate::crypto::wipe_stack();
-        Ok(Cipher { key: pages?, digest, turns: Turns::default(), bounces: Pool::default() })
+        Ok(Cipher { key: pages?, origin, turns: Turns::default(), bounces: Pool::default() })
     }
 
     /// Encrypts whole sectors that the guest has at `guest` and the storage at `host`.

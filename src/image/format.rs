@@ -232,7 +232,7 @@ impl Format for Image {
         let core = self.core();
         let Some(method) = encryption(&core.header())? else { return Ok(None) };
         let luks = encryption_header(&core.header(), &**core.storage())?;
-        Ok(Some((method, luks.map(|(at, header)| LuksHeader { at, header }))))
+        Ok(Some((method, luks.map(|(pointer, header)| LuksHeader { at: pointer.offset, header }))))
     }
 
     fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -65,7 +65,10 @@ fn check_inside(pointer: &EncryptionPointer, offset: u64, bytes: u64) -> Result<
 }
 
 /// The LUKS header of an image and where it is; `None`: the image has none.
-fn luks_header(header: &Header, storage: &dyn Storage) -> Result<Option<(EncryptionPointer, luks::Header)>> {
+pub(crate) fn encryption_header(
+    header: &Header,
+    storage: &dyn Storage,
+) -> Result<Option<(EncryptionPointer, luks::Header)>> {
     let Some(pointer) = pointer_of(header)? else { return Ok(None) };
     check_inside(&pointer, 0, HEADER_BYTES as u64)?;
     let mut bytes = [0; HEADER_BYTES];
@@ -80,15 +83,7 @@ fn luks_header(header: &Header, storage: &dyn Storage) -> Result<Option<(Encrypt
 
 /// Fails where nobody could make out how an image is encrypted. No secret is needed.
 pub(super) fn check_header(header: &Header, storage: &dyn Storage) -> Result<()> {
-    luks_header(header, storage).map(drop)
-}
-
-/// The LUKS header of an image and where it is; `None`: it has none.
-pub(crate) fn encryption_header(
-    header: &Header,
-    storage: &dyn Storage,
-) -> Result<Option<(u64, luks::Header)>> {
-    Ok(luks_header(header, storage)?.map(|(pointer, luks)| (pointer.offset, luks)))
+    encryption_header(header, storage).map(drop)
 }
 
 /// Adds the encryption header with its key material to the overlap index.
@@ -105,22 +100,22 @@ fn is_same(cipher: Option<&Cipher>, header: &Header, storage: &dyn Storage) -> R
         (None, cipher) => cipher.is_none(),
         (Some(_), None) => false,
         (Some(Encryption::Luks), Some(cipher)) => {
-            cipher.digest == luks_header(header, storage)?.map(|(_, luks)| luks.digest)
+            cipher.origin == encryption_header(header, storage)?.map(|(_, luks)| (luks.spec, luks.digest))
         }
-        (Some(Encryption::Aes), Some(cipher)) => cipher.digest.is_none(),
+        (Some(Encryption::Aes), Some(cipher)) => cipher.origin.is_none(),
     })
 }
 
-/// Refuses an image that is loaded again and has become one under another key: somebody has made it anew.
+/// Refuses an image that is loaded again and has become one under another key, or under none: somebody has made it anew.
 pub(super) fn check_same(cipher: &Cipher, header: &Header, storage: &dyn Storage) -> Result<()> {
-    match header.crypt_method == 0 || is_same(Some(cipher), header, storage)? {
+    match is_same(Some(cipher), header, storage)? {
         true => Ok(()),
         false => Err(Error::invalid("the image is encrypted in another way than before: open it anew")),
     }
 }
 
 /// The key of an image that is loaded again: `cipher`, or, where the image has come to have another one, what a secret
-/// opens.
+/// opens. One that was encrypted does not go on in plain bytes.
 pub(super) fn unlock_again(
     cipher: Option<Arc<Cipher>>,
     storage: &dyn Storage,
@@ -129,6 +124,9 @@ pub(super) fn unlock_again(
     let (header, _) = crate::meta::read_header(storage)?;
     if is_same(cipher.as_deref(), &header, storage)? {
         return Ok(cipher);
+    }
+    if let (None, Some(cipher)) = (encryption(&header)?, &cipher) {
+        check_same(cipher, &header, storage)?;
     }
     let found = unlock(&header, storage, unlocking);
     wipe_stack();
@@ -150,7 +148,7 @@ pub(super) fn unlock(
 ) -> Result<Option<Arc<Cipher>>> {
     let Some(method) = encryption(header)? else { return Ok(None) };
     // What can be said without a secret is said first.
-    let luks = luks_header(header, storage)?;
+    let luks = encryption_header(header, storage)?;
     if let Some((_, parsed)) = &luks {
         parsed.spec.check()?;
     }
@@ -166,9 +164,9 @@ pub(super) fn unlock(
             },
             unlocking,
         )
-        .and_then(|key| Sectors::new(&parsed.spec, &key).map(Key::ByHost)),
+        .and_then(|key| Sectors::new(&parsed.spec, &key[..parsed.spec.key_bytes]).map(Key::ByHost)),
     };
-    let cipher = Cipher::new(key?, luks.map(|(_, parsed)| parsed.digest));
+    let cipher = Cipher::new(key?, luks.map(|(_, parsed)| (parsed.spec, parsed.digest)));
     wipe_stack();
     cipher.map(|cipher| Some(Arc::new(cipher)))
 }

@@ -4,15 +4,14 @@
 //! caller who stops the derivation, changes nothing.
 
 use super::secrets::{SecretKind, SecretRequest, Secrets};
-use crate::crypto::luks::{self, Header};
+use crate::crypto::luks::{self, Header, Work};
 use crate::crypto::{wipe_stack, Spec};
+use crate::disk::luks::work;
 use crate::disk::{Encryption, Secret};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{NewEncryption, NewLuks, NewMethod};
-use crate::storage::file::{thread_time, KeyPages};
+use crate::storage::file::thread_time;
 
-/// Longest master key, bytes.
-const MAX_KEY_BYTES: usize = 64;
 /// Bytes of a digest that its iterations are counted for.
 const DIGEST_BYTES: usize = luks::DIGEST_BYTES;
 
@@ -124,28 +123,31 @@ impl NewVolume {
         secret: &[u8],
         secrets: &mut Secrets<'_>,
     ) -> Result<NewVolume> {
-        let key = KeyPages::new([0u8; MAX_KEY_BYTES]);
-        let mut key = key.map_err(|e| Error::host("memory for a key", &e))?;
-        let key = &mut key[..luks.spec.key_bytes];
-        random(key)?;
-        let made = Self::around(luks, secret, key, secrets);
+        let mut work = work()?;
+        random(&mut work[..luks.spec.key_bytes])?;
+        let made = Self::around(luks, secret, &mut work, secrets);
         wipe_stack();
         made
     }
 
-    fn around(luks: &NewLuks, secret: &[u8], key: &[u8], secrets: &mut Secrets<'_>) -> Result<NewVolume> {
+    fn around(
+        luks: &NewLuks,
+        secret: &[u8],
+        work: &mut Work,
+        secrets: &mut Secrets<'_>,
+    ) -> Result<NewVolume> {
         let (hash, time) = (luks.hash, luks.iter_time_ms);
         let speed = luks::speed(hash, &mut thread_time, &mut |_| go_on(secrets, 0, 1))?;
         // The digest of the master key costs an eighth of a slot's key of the same length.
-        let of_digest = luks::iterations_for(speed, hash, DIGEST_BYTES, time)? / 8;
-        let of_digest = of_digest.max(luks::MIN_ITERATIONS);
+        let of_digest = luks::iterations_for(speed / 8, hash, DIGEST_BYTES, time)?;
         let of_slot = luks::iterations_for(speed, hash, luks.spec.key_bytes, time)?;
         let total = u64::from(of_digest) + luks::iterations_of(hash, of_slot, luks.spec.key_bytes);
         let mut told = |done| go_on(secrets, done, total);
+        let key = &work[..luks.spec.key_bytes];
         let mut header = luks::new_header(luks.spec, hash, key, of_digest, uuid()?, &mut random, &mut told)?;
         header.iv_hash = luks.iv_hash;
         let mut told = |done, _| go_on(secrets, u64::from(of_digest) + done, total);
-        let material = luks::seal(&mut header, 0, key, secret, of_slot, &mut random, &mut told)?;
+        let material = luks::seal(&mut header, 0, work, secret, of_slot, &mut random, &mut told)?;
         Ok(NewVolume { header, material })
     }
 

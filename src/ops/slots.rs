@@ -9,7 +9,7 @@ use super::keys::{check_material, go_on, random};
 use super::secrets::{SecretKind, SecretRequest, Secrets};
 use crate::crypto::luks::{self, Header, HEADER_BYTES, SLOTS};
 use crate::crypto::{wipe_stack, SECTOR_BYTES};
-use crate::disk::luks::wrong_secret;
+use crate::disk::luks::{work, wrong_secret};
 use crate::disk::{Encryption, Secret};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::options::SlotChange;
@@ -27,6 +27,8 @@ pub(in crate::ops) trait Store {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()>;
     /// What was written before is durable when it returns.
     fn sync(&self) -> Result<()>;
+    /// Bytes from the header's start that are the header's.
+    fn length(&self) -> u64;
 }
 
 /// What is asked of a caller for a change.
@@ -85,6 +87,7 @@ pub(in crate::ops) fn prepare(
         }
         SlotChange::Erase { secret, slot } => {
             let slots = slots_to_erase(header, store, secret.as_deref(), *slot, asking)?;
+            slots.iter().try_for_each(|index| check_place(header, store, *index))?;
             let mut next = header.clone();
             let steps = slots.into_iter().map(|index| {
                 next.clear_slot(index);
@@ -110,6 +113,20 @@ fn checked(slot: u64) -> Result<usize> {
     }
 }
 
+/// Fails where the material of a slot would be written outside of the header. A slot that nobody uses may stand anywhere.
+fn check_place(header: &Header, store: &dyn Store, index: usize) -> Result<()> {
+    let (start, room) = (header.material_offset(index), header.data_offset().min(store.length()));
+    match start + header.material_bytes() as u64 <= room {
+        true => Ok(()),
+        false => {
+            Err(Error::invalid(format!("Keyslot {index} is outside of the LUKS header")).detail(format!(
+                "{} bytes of key material at {start:#x}, there is room up to {room:#x}",
+                header.material_bytes()
+            )))
+        }
+    }
+}
+
 fn slot_to_fill(header: &Header, slot: Option<u64>, force: bool) -> Result<usize> {
     let Some(slot) = slot else {
         let free = header.slots.iter().position(|slot| !slot.active);
@@ -132,25 +149,30 @@ fn fill(
     asking: &mut Asking<'_, '_>,
 ) -> Result<Prepared> {
     check_material(&header.spec)?;
+    // Where a slot that counts is made anew, another one that the new secret opens stands in meanwhile.
+    let stand_in = match header.slots[index].active {
+        true => header.slots.iter().position(|slot| !slot.active),
+        false => None,
+    };
+    std::iter::once(index).chain(stand_in).try_for_each(|index| check_place(header, store, index))?;
     let current = asking.secret(SecretKind::Current, None)?;
     let new = asking.secret(SecretKind::New, Some(name))?;
-    let opened = luks::unlock(header, &current, &mut |at, out| store.read(at, out), &mut |done, total| {
+    let mut work = work()?;
+    let mut read = |at: u64, out: &mut [u8]| store.read(at, out);
+    let opened = luks::unlock(header, &current, &mut work, &mut read, &mut |done, total| {
         go_on(asking.secrets, done, total)
     })?;
-    let Some((_, key)) = opened else { return Err(wrong_secret()) };
+    if opened.is_none() {
+        return Err(wrong_secret());
+    }
     let speed = luks::speed(header.hash, &mut thread_time, &mut |_| go_on(asking.secrets, 0, 1))?;
     let iterations = luks::iterations_for(speed, header.hash, header.spec.key_bytes, iter_time_ms)?;
     let mut next = header.clone();
     let mut steps = Vec::new();
     let mut seal = |next: &mut Header, index| {
-        luks::seal(next, index, &key, &new, iterations, &mut random, &mut |done, total| {
+        luks::seal(next, index, &mut work, &new, iterations, &mut random, &mut |done, total| {
             go_on(asking.secrets, done, total)
         })
-    };
-    // Where a slot that counts is made anew, another one that the new secret opens stands in meanwhile.
-    let stand_in = match next.slots[index].active {
-        true => next.slots.iter().position(|slot| !slot.active),
-        false => None,
     };
     if let Some(other) = stand_in {
         let material = seal(&mut next, other)?;
@@ -179,10 +201,10 @@ fn slots_to_erase(
     asking: &mut Asking<'_, '_>,
 ) -> Result<Vec<usize>> {
     let old = name.map(|name| asking.secret(SecretKind::Old, Some(name))).transpose()?;
-    let opens = |index: usize, secret: &[u8], asking: &mut Asking<'_, '_>| -> Result<bool> {
+    let mut work = work()?;
+    let mut opens = |index: usize, secret: &[u8], asking: &mut Asking<'_, '_>| -> Result<bool> {
         let told = &mut |done, total| go_on(asking.secrets, done, total);
-        let opened = luks::unlock_slot(header, index, secret, &mut |at, out| store.read(at, out), told);
-        Ok(opened?.is_some())
+        luks::unlock_slot(header, index, secret, &mut work, &mut |at, out| store.read(at, out), told)
     };
     let active: Vec<usize> = (0..SLOTS).filter(|index| header.slots[*index].active).collect();
     let refused = |text: String| Err(Error::invalid(text));

@@ -18,7 +18,7 @@ mod split;
 mod tests;
 
 pub use super::hash::iterations_of;
-pub use cost::{iterations_for, speed, MIN_ITERATIONS};
+pub use cost::{iterations_for, speed};
 pub use header::{parse_mode, Header, DIGEST_BYTES, HEADER_BYTES, SLOTS, STRIPES};
-pub use slots::{check_key, new_header, new_header_bytes, seal, unlock, unlock_slot};
+pub use slots::{check_key, new_header, new_header_bytes, seal, unlock, unlock_slot, Work, WORK_BYTES};
 pub use split::{merge, split};

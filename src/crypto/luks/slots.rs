@@ -8,6 +8,21 @@ use crate::error::{room, Result};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+/// Longest key, bytes.
+const MAX_KEY_BYTES: usize = 64;
+/// Keys and stripes that a slot is opened or made with.
+pub const WORK_BYTES: usize = 2 * MAX_KEY_BYTES + MAX_KEY_BYTES * STRIPES as usize;
+/// Where that is done: the caller's memory, for it has keys while progress is told. The master key is at its start.
+pub type Work = [u8; WORK_BYTES];
+
+/// The key at the start of `work`, that of a slot, and stripes.
+fn parts_of<'a>(header: &Header, work: &'a mut Work) -> (&'a mut [u8], &'a mut [u8], &'a mut [u8]) {
+    let (key, rest) = work.split_at_mut(MAX_KEY_BYTES);
+    let (slot_key, stripes) = rest.split_at_mut(MAX_KEY_BYTES);
+    let key_bytes = header.spec.key_bytes;
+    (&mut key[..key_bytes], &mut slot_key[..key_bytes], &mut stripes[..header.material_bytes()])
+}
+
 /// Told how much is done, of how much; stops the work by an error.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
 
@@ -32,15 +47,16 @@ pub fn check_key(header: &Header, key: &[u8], go_on: &mut dyn FnMut(u64) -> Resu
     Ok(bool::from(digest[..].ct_eq(&header.digest[..])))
 }
 
-/// The slot that `passphrase` opens and the master key in it; `None`: it opens none. `read` fills a buffer from an offset
-/// from the header's start. Iteration counts are the header's and may be huge: `progress` may stop it.
+/// The slot that `passphrase` opens, with the master key at the start of `work`; `None`: it opens none. `read` fills a
+/// buffer from an offset from the header's start. Iteration counts are the header's and may be huge: `progress` may stop it.
 pub fn unlock(
     header: &Header,
     passphrase: &[u8],
+    work: &mut Work,
     read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     progress: Progress<'_>,
-) -> Result<Option<(usize, Zeroizing<Vec<u8>>)>> {
-    let opened = open_slots(header, passphrase, read, progress);
+) -> Result<Option<usize>> {
+    let opened = open_slots(header, passphrase, work, read, progress);
     wipe_stack();
     opened
 }
@@ -48,43 +64,43 @@ pub fn unlock(
 fn open_slots(
     header: &Header,
     passphrase: &[u8],
+    work: &mut Work,
     read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     progress: Progress<'_>,
-) -> Result<Option<(usize, Zeroizing<Vec<u8>>)>> {
+) -> Result<Option<usize>> {
     header.spec.check()?;
     let key_bytes = header.spec.key_bytes;
     let of_digest = iterations_of(header.hash, header.digest_iterations, DIGEST_BYTES);
     let cost = |slot: &Slot| iterations_of(header.hash, slot.iterations, key_bytes) + of_digest;
     let total = header.slots.iter().filter(|slot| slot.active).map(cost).sum();
-    let mut key = Zeroizing::new(vec![0u8; key_bytes]);
-    let mut material = Zeroizing::new(room("key material", header.material_bytes() as u64)?);
-    material.resize(header.material_bytes(), 0);
+    let (key, _, material) = parts_of(header, work);
     let mut before = 0;
     for (index, slot) in header.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
-        derive(header, passphrase, slot, &mut key, (before, total), progress)?;
-        read(header.material_offset(index), &mut material)?;
-        Sectors::<u64>::new(&header.spec, &key)?.decrypt(0, &mut material);
-        merge(header.hash, &material[..key_bytes * STRIPES as usize], &mut key);
+        derive(header, passphrase, slot, key, (before, total), progress)?;
+        read(header.material_offset(index), material)?;
+        Sectors::<u64>::new(&header.spec, key)?.decrypt(0, material);
+        merge(header.hash, &material[..key_bytes * STRIPES as usize], key);
         let derived = before + cost(slot) - of_digest;
-        if check_key(header, &key, &mut |done| progress(derived + done, total))? {
-            return Ok(Some((index, key)));
+        if check_key(header, key, &mut |done| progress(derived + done, total))? {
+            return Ok(Some(index));
         }
         before += cost(slot);
     }
     Ok(None)
 }
 
-/// The master key, where `passphrase` opens slot `index`.
+/// Whether `passphrase` opens slot `index`.
 pub fn unlock_slot(
     header: &Header,
     index: usize,
     passphrase: &[u8],
+    work: &mut Work,
     read: &mut dyn FnMut(u64, &mut [u8]) -> Result<()>,
     progress: Progress<'_>,
-) -> Result<Option<Zeroizing<Vec<u8>>>> {
+) -> Result<bool> {
     let mut alone = header.clone();
     alone.slots.iter_mut().enumerate().for_each(|(other, slot)| slot.active &= other == index);
-    Ok(unlock(&alone, passphrase, read, progress)?.map(|(_, key)| key))
+    Ok(unlock(&alone, passphrase, work, read, progress)?.is_some())
 }
 
 /// Where a slot of a new header has its material, sectors.
@@ -126,17 +142,17 @@ pub fn new_header(
         slots: std::array::from_fn(empty),
     };
     random(&mut header.digest_salt)?;
-    pbkdf2(hash, key, &header.digest_salt, digest_iterations, &mut header.digest, go_on)?;
+    let derived = pbkdf2(hash, key, &header.digest_salt, digest_iterations, &mut header.digest, go_on);
     wipe_stack();
-    Ok(header)
+    derived.map(|()| header)
 }
 
 /// Makes slot `index` open by `passphrase`: changes it in `header` and returns its material, which is to be durable before
-/// the header is written.
+/// the header is written. The master key is at the start of `work`.
 pub fn seal(
     header: &mut Header,
     index: usize,
-    key: &[u8],
+    work: &mut Work,
     passphrase: &[u8],
     iterations: u32,
     random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
@@ -144,14 +160,30 @@ pub fn seal(
 ) -> Result<Vec<u8>> {
     let mut slot = Slot { active: true, iterations, ..header.slots[index] };
     random(&mut slot.salt)?;
-    let mut slot_key = Zeroizing::new(vec![0u8; header.spec.key_bytes]);
-    let total = iterations_of(header.hash, iterations, slot_key.len());
-    derive(header, passphrase, &slot, &mut slot_key, (0, total), progress)?;
-    // It leaves this function encrypted.
-    let mut material = Zeroizing::new(vec![0u8; header.material_bytes()]);
-    split(header.hash, key, &mut material[..key.len() * STRIPES as usize], random)?;
-    Sectors::<u64>::new(&header.spec, &slot_key)?.encrypt(0, &mut material);
-    header.slots[index] = slot;
+    let sealed = seal_slot(header, &slot, work, passphrase, random, progress);
     wipe_stack();
-    Ok(std::mem::take(&mut *material))
+    let material = sealed?;
+    header.slots[index] = slot;
+    Ok(material)
+}
+
+#[inline(never)]
+fn seal_slot(
+    header: &Header,
+    slot: &Slot,
+    work: &mut Work,
+    passphrase: &[u8],
+    random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    progress: Progress<'_>,
+) -> Result<Vec<u8>> {
+    let (key, slot_key, material) = parts_of(header, work);
+    let mut sealed = room("key material", material.len() as u64)?;
+    let total = iterations_of(header.hash, slot.iterations, slot_key.len());
+    derive(header, passphrase, slot, slot_key, (0, total), progress)?;
+    material.fill(0);
+    split(header.hash, key, &mut material[..key.len() * STRIPES as usize], random)?;
+    Sectors::<u64>::new(&header.spec, slot_key)?.encrypt(0, material);
+    // It leaves this function encrypted.
+    sealed.extend_from_slice(material);
+    Ok(sealed)
 }

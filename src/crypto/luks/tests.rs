@@ -28,9 +28,11 @@ fn volume(spec: Spec, hash: Hash, key: &[u8], passphrases: &[&[u8]]) -> Vec<u8> 
     let mut random = chance(7);
     let mut header = new_header(spec, hash, key, 1000, "0-1-2".into(), &mut random, &mut |_| Ok(())).unwrap();
     let mut bytes = vec![0; header.data_offset() as usize];
+    let mut work = Box::new([0; WORK_BYTES]);
+    work[..key.len()].copy_from_slice(key);
     for (index, passphrase) in passphrases.iter().enumerate() {
         let material =
-            seal(&mut header, index, key, passphrase, 1000, &mut random, &mut |_, _| Ok(())).unwrap();
+            seal(&mut header, index, &mut work, passphrase, 1000, &mut random, &mut |_, _| Ok(())).unwrap();
         let at = header.material_offset(index) as usize;
         bytes[at..at + material.len()].copy_from_slice(&material);
     }
@@ -46,8 +48,9 @@ fn open(volume: &[u8], passphrase: &[u8]) -> Result<Option<(usize, Vec<u8>)>> {
         out.copy_from_slice(there.ok_or_else(|| Error::invalid("past the end"))?);
         Ok(())
     };
-    let opened = unlock(&header, passphrase, &mut read, &mut |_, _| Ok(()))?;
-    Ok(opened.map(|(slot, key)| (slot, key.to_vec())))
+    let mut work = Box::new([0; WORK_BYTES]);
+    let opened = unlock(&header, passphrase, &mut work, &mut read, &mut |_, _| Ok(()))?;
+    Ok(opened.map(|slot| (slot, work[..header.spec.key_bytes].to_vec())))
 }
 
 #[test]
@@ -95,7 +98,8 @@ fn unlocking_can_be_stopped() {
     bytes[208 + 4..208 + 8].fill(0xff);
     let header = Header::parse(&bytes).unwrap();
     let mut asked = 0;
-    let stopped = unlock(&header, b"a", &mut |_, _| Ok(()), &mut |done, total| {
+    let mut work = Box::new([0; WORK_BYTES]);
+    let stopped = unlock(&header, b"a", &mut work, &mut |_, _| Ok(()), &mut |done, total| {
         assert!(done <= total && total > u64::from(u32::MAX));
         asked += 1;
         match asked {

@@ -6,7 +6,7 @@
 mod key;
 mod storage;
 
-pub(crate) use key::{master_key, wrong_secret};
+pub(crate) use key::{master_key, work, wrong_secret};
 
 use super::raw::{ExclusiveRaw, RawDisk};
 use super::{
@@ -84,7 +84,7 @@ fn unlock(header: &Header, file: &dyn Storage, unlocking: &mut Unlocking<'_>) ->
         &mut |at, out| read_exact(file, Purpose::Encryption, at, out),
         unlocking,
     )?;
-    let sectors = Sectors::new(&header.spec, &key)?;
+    let sectors = Sectors::new(&header.spec, &key[..header.spec.key_bytes])?;
     let key = Key::new(sectors).map_err(|e| Error::host("memory for a key", &e));
     wipe_stack();
     key.map(Arc::new)

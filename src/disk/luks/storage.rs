@@ -10,7 +10,7 @@ use crate::storage::{HostRun, Purpose, Storage, Traits};
 use crate::sync::locked;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Arc, RwLock};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 /// Most bytes that are encrypted before they are written.
@@ -94,7 +94,9 @@ impl LuksData {
             true => (Some(locked(key.parts.read())), None),
             false => (None, Some(locked(key.parts.write()))),
         };
-        let mut bounce = room((offset % SECTOR + bytes).next_multiple_of(SECTOR).min(BOUNCE_BYTES))?;
+        // It may hold the guest's bytes when this fails.
+        let mut bounce =
+            Zeroizing::new(room((offset % SECTOR + bytes).next_multiple_of(SECTOR).min(BOUNCE_BYTES))?);
         let mut done = 0;
         while done < bytes {
             let at = offset + done;
@@ -124,7 +126,10 @@ fn room(bytes: u64) -> io::Result<Vec<u8>> {
 
 impl Storage for LuksData {
     fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        // A sector of which a part is being written decrypts to what nobody wrote.
+        let part_written = self.key.as_deref().map(|key| locked(key.parts.read()));
         let done = self.read_parts(purpose, offset, buffers);
+        drop(part_written);
         if done.is_err() {
             buffers.iter_mut().for_each(|buffer| buffer.fill(0));
         }

@@ -193,7 +193,8 @@ fn take_zeroes<'a>(
         let (first, count) = (room.first_cluster(), room.cluster_count());
         let fresh = room.is_fresh();
         taken.rooms.push(room);
-        if !fresh {
+        // What was never written is zeroes of the host, which is not always what a guest reads as zeroes.
+        if !fresh || !parts.payload.zeroes_are_zero() {
             let length = count << geometry.cluster_bits;
             parts.payload.zero_unplaced(geometry.cluster_offset(first), length)?;
         }

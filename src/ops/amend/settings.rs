@@ -95,7 +95,10 @@ pub(super) fn check_downgrade(image: &ExclusiveImage<'_>, virtual_size: u64) -> 
     if header.crypt_method != 0 {
         // Version 2 has no flag for them, and zeroes of the host are not what a guest reads as zeroes.
         image.settle()?;
-        if look_at_tables(&core, &core.parts()?)?.zero_flag {
+        // A backing file that ends behind the old size is hidden by such clusters when the image grows.
+        let (old, backing) = (header.virtual_size, core.backing());
+        let hides = virtual_size > old && backing.is_some_and(|backing| backing.length() > old);
+        if hides || look_at_tables(&core, &core.parts()?)?.zero_flag {
             return Err(Error::unsupported("Cannot downgrade an encrypted image with clusters of zeroes"));
         }
     }

@@ -3,6 +3,7 @@
 use crate::disk::luks::{header_of, LuksDisk};
 use crate::disk::Format;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::extensions::EncryptionPointer;
 use crate::image::{encryption_header, Core, ExclusiveImage};
 use crate::ops::handle::Handle;
 use crate::ops::secrets::Secrets;
@@ -16,6 +17,13 @@ use std::sync::Arc;
 struct InImage {
     core: Arc<Core>,
     at: u64,
+    length: u64,
+}
+
+impl InImage {
+    fn new(core: Arc<Core>, pointer: &EncryptionPointer) -> InImage {
+        InImage { core, at: pointer.offset, length: pointer.bytes }
+    }
 }
 
 impl Store for InImage {
@@ -30,6 +38,10 @@ impl Store for InImage {
 
     fn sync(&self) -> Result<()> {
         self.core.medium().sync_step()
+    }
+
+    fn length(&self) -> u64 {
+        self.length
     }
 }
 
@@ -46,20 +58,20 @@ pub(super) fn prepare(
         return Err(Error::unsupported("Only LUKS encryption options can be amended"));
     }
     let Some(change) = options.slot_change()? else { return Ok(None) };
-    let Some((at, header)) = encryption_header(&core.header(), &**core.storage())? else {
+    let Some((pointer, header)) = encryption_header(&core.header(), &**core.storage())? else {
         return Ok(None);
     };
     let file = handle.origin().shown();
     let mut asking = Asking { secrets, file, key_option: "encrypt.key-secret", force };
-    slots::prepare(&header, &InImage { core, at }, &change, &mut asking).map(Some)
+    slots::prepare(&header, &InImage::new(core, &pointer), &change, &mut asking).map(Some)
 }
 
 /// Writes what has been prepared.
 pub(super) fn carry_out(image: &ExclusiveImage<'_>, prepared: &Prepared) -> Result<()> {
     let core = image.core();
     core.structure_writer()?;
-    let Some((at, _)) = encryption_header(&core.header(), &**core.storage())? else { return Ok(()) };
-    prepared.carry_out(&InImage { core, at })
+    let Some((pointer, _)) = encryption_header(&core.header(), &**core.storage())? else { return Ok(()) };
+    prepared.carry_out(&InImage::new(core, &pointer))
 }
 
 /// The header at the start of a plain LUKS file.
@@ -76,6 +88,11 @@ impl Store for InFile<'_> {
 
     fn sync(&self) -> Result<()> {
         self.0.sync().map_err(|e| Error::host("sync of the LUKS file", &e))
+    }
+
+    /// As far as the header says.
+    fn length(&self) -> u64 {
+        u64::MAX
     }
 }
 

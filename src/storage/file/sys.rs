@@ -398,9 +398,25 @@ unsafe impl<T: Send> Send for KeyPages<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for KeyPages<T> {}
 
+impl<const BYTES: usize> KeyPages<[u8; BYTES]> {
+    /// Bytes of zeroes.
+    pub fn zeroed() -> io::Result<KeyPages<[u8; BYTES]>> {
+        // Its pages are new: all zeroes, which is what they are to be.
+        KeyPages::map()
+    }
+}
+
 impl<T> KeyPages<T> {
     /// Moves `value` there; what it leaves behind is the caller's to wipe.
     pub fn new(value: T) -> io::Result<KeyPages<T>> {
+        let pages = Self::map()?;
+        // SAFETY: writable memory of its size and alignment.
+        unsafe { pages.value.write(value) };
+        Ok(pages)
+    }
+
+    /// The pages, zeroed: of a type that this is a value of, or to be written next.
+    fn map() -> io::Result<KeyPages<T>> {
         // A mapping of its own is aligned to a page, which is enough for anything that holds a key.
         let bytes = std::mem::size_of::<T>().max(1);
         let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -417,8 +433,6 @@ impl<T> KeyPages<T> {
             libc::mlock(start, bytes);
         }
         let value_at = std::ptr::NonNull::new(start.cast::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: writable memory of its size and alignment.
-        unsafe { value_at.write(value) };
         Ok(KeyPages { value: value_at, bytes })
     }
 }

@@ -9,7 +9,7 @@ use crate::oracle::{be32, be64, Head};
 use crate::rng::Rng;
 use crate::rules::Trace;
 use crate::SECTOR;
-use qcow2::testing::crypto::luks::{new_header, parse_mode, seal, HEADER_BYTES};
+use qcow2::testing::crypto::luks::{new_header, parse_mode, seal, work_with, HEADER_BYTES};
 use qcow2::testing::crypto::{Algorithm, Hash, Spec};
 use qcow2::testing::error::Result;
 use qcow2::testing::ops::open::SecretRequest;
@@ -118,7 +118,8 @@ fn header_of(row: usize, depth: usize) -> ([u8; HEADER_BYTES], Vec<u8>, usize) {
     }
     header.data_sector = FIRST_SECTOR + sectors;
     let secret = secret_at(depth);
-    let material = seal(&mut header, used, &key, secret.as_bytes(), 1, &mut random, &mut |_, _| Ok(()));
+    let material =
+        seal(&mut header, used, &mut work_with(&key), secret.as_bytes(), 1, &mut random, &mut |_, _| Ok(()));
     let mut material = material.expect("a key slot");
     material.resize(sectors as usize * 512, 0);
     (header.encode(), material, FIRST_SECTOR as usize * 512)
