@@ -164,10 +164,10 @@ impl Core {
             readers: Arc::clone(&session.readers),
         };
         let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
-        let tracks = !settings.metadata_only && !settings.read_only;
         let alloc = io.as_ref().and_then(|io: &Io| io.alloc.as_deref());
         let load = || bitmaps::load(&shared, &header, alloc, &settings.options);
-        let bitmaps = if tracks { session.bitmaps(load)? } else { None };
+        let bitmaps =
+            if settings.metadata_only || settings.read_only { None } else { session.bitmaps(load)? };
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let cipher = settings.cipher.clone().filter(|_| header.crypt_method != 0);
