@@ -1,7 +1,7 @@
 //! LUKS headers: what is accepted is kept, and a passphrase is tried with little work.
 
 use super::image::Outcome;
-use qcow2::testing::crypto::luks::{unlock, Header, HEADER_BYTES};
+use qcow2::testing::crypto::luks::{unlock, work_with, Header, HEADER_BYTES};
 use qcow2::testing::error::{Error, ErrorKind};
 
 /// Questions that a derivation may ask before it is stopped.
@@ -26,6 +26,6 @@ pub fn run(input: &[u8]) -> Outcome {
         out.iter_mut().zip(input[HEADER_BYTES..].iter().cycle()).for_each(|(o, i)| *o = *i);
         Ok(())
     };
-    let _ = unlock(&header, b"passphrase", &mut read, &mut progress);
+    let _ = unlock(&header, b"passphrase", &mut work_with(&[]), &mut read, &mut progress);
     Outcome { opened: true, ..Outcome::default() }
 }
