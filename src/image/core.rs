@@ -164,10 +164,9 @@ impl Core {
             readers: Arc::clone(&session.readers),
         };
         let io = (!settings.metadata_only).then(|| Self::load_io(&shared, &header, &settings)).transpose()?;
-        let alloc = io.as_ref().and_then(|io: &Io| io.alloc.as_deref());
-        let load = || bitmaps::load(&shared, &header, alloc, &settings.options);
-        let bitmaps =
-            if settings.metadata_only || settings.read_only { None } else { session.bitmaps(load)? };
+        let alloc = io.as_ref().and_then(|io: &Io| io.alloc.as_deref()).filter(|_| !settings.read_only);
+        let load = |alloc| session.bitmaps(|| bitmaps::load(&shared, &header, alloc, &settings.options));
+        let bitmaps = alloc.map_or(Ok(None), |alloc| load(Some(alloc)))?;
         let raw_data_file = geometry.external_data && header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         let options = &settings.options;
         let cipher = settings.cipher.clone().filter(|_| header.crypt_method != 0);
