@@ -40,7 +40,7 @@ rules() {
 engine() {
     step "models of two and three threads (loom)" c-tests/loom.sh
     step "engine: unit and integration tests" env QCOW2_TEST_EFFORT="${QCOW2_TEST_EFFORT:-0.5}" \
-        cargo test --features planted-bugs
+        cargo test --no-fail-fast --features planted-bugs
 }
 
 fuzz_targets() {

@@ -123,6 +123,7 @@ static void change_slots(const char *path, const char *format, const char *const
     test_close(image);
     CHECK_ERROR(open_as(path, format, 0, &image), EKEYREJECTED);
     CHECK_ERROR(amend(NULL, 0, erase), EINVAL);
+    secrets.expected_name = NULL;
 }
 
 static void both_ways(const char *path, const char *format, const char *const *options)

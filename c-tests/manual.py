@@ -265,7 +265,7 @@ def completes(directory, line, expected):
 def shells_complete(manual):
     directory = manual / "completions"
     completes(directory, "qcow2-img co", ["commit", "compare", "convert"])
-    completes(directory, "qcow2-img convert -O ", ["qcow2", "raw"])
+    completes(directory, "qcow2-img convert -O ", ["luks", "qcow2", "raw"])
     completes(directory, "qcow2-img -T x check --rep", ["--repair"])
     completes(directory, "qcow2-img check -r ", ["all", "leaks"])
     completes(directory, "qcow2-img resize --preallocation m", ["metadata"])

@@ -18,9 +18,9 @@ skip() {
 
 # 65,536 clusters of data whose counts are nothing any more: two refcount blocks of zeroes.
 "$bin/qcow2-img" create -q -f qcow2 -o preallocation=metadata damaged 4G
-table=$(od -An -v -tu1 -j48 -N8 damaged | awk '{ for (i = 1; i <= 8; i++) n = n * 256 + $i; print n }')
+table=$(od -An -v -tu1 -j48 -N8 damaged | awk '{ for (i = 1; i <= 8; i++) n = n * 256 + $i; printf "%.0f\n", n }')
 for index in 0 1; do
-    block=$(od -An -v -tu1 -j$((table + 8 * index)) -N8 damaged | awk '{ for (i = 1; i <= 8; i++) n = n * 256 + $i; print n }')
+    block=$(od -An -v -tu1 -j$((table + 8 * index)) -N8 damaged | awk '{ for (i = 1; i <= 8; i++) n = n * 256 + $i; printf "%.0f\n", n }')
     dd if=/dev/zero of=damaged bs=65536 seek=$((block / 65536)) count=1 conv=notrunc status=none
 done
 

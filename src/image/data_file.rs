@@ -16,7 +16,7 @@
 //! written again.
 //!
 //! Elsewhere zeroing and discarding change entries only, and the space goes back to the host at once: a reader by the old
-//! entry finds zeroes, which the request asked for.
+//! entry finds zeroes, which the request asked for. Under a key it would find garbage, and the space stays.
 
 use super::payload::Place;
 use super::{Core, Io, ZeroFlags};
@@ -93,7 +93,7 @@ impl Core {
     /// Gives guest bytes `[from, to)`, which read as zeroes by their entries now, back to the host. A courtesy.
     pub(crate) fn give_back_data(&self, from: GuestOffset, to: GuestOffset) -> Result<()> {
         let wanted = self.settings.options.passes_discard_request();
-        if self.geometry.external_data && wanted && !self.raw_data_file {
+        if self.geometry.external_data && wanted && !self.raw_data_file && self.payload.zeroes_are_zero() {
             let (offset, length) = self.inside(from, to);
             self.payload.give_back(HostOffset(offset.0), length)?;
         }

@@ -208,8 +208,6 @@ char *io_edit_line(const char *prompt)
     struct termios before, raw;
     char *text;
 
-    printf("%s", prompt);
-    fflush(stdout);
     if (tcgetattr(STDIN_FILENO, &before) != 0) {
         return NULL;
     }
@@ -219,6 +217,8 @@ char *io_edit_line(const char *prompt)
     raw.c_cc[VMIN] = 1;
     raw.c_cc[VTIME] = 0;
     tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
+    printf("%s", prompt); /* who types as soon as it is there types into the editor */
+    fflush(stdout);
     text = edit();
     tcsetattr(STDIN_FILENO, TCSADRAIN, &before);
     return text;
