@@ -262,9 +262,11 @@ impl Scene {
         let tag = index as u32 + 1;
         let ends = |(s, n): &(u64, u64)| [s * SECTOR, (s + n) * SECTOR];
         let bytes = row.ranges.iter().flat_map(ends);
-        let range = match row.past_end {
-            true => Some((SHRUNK * SECTOR, u64::MAX)),
-            false => bytes.clone().min().zip(bytes.max()),
+        let range = match row.drops {
+            _ if row.past_end => Some((SHRUNK * SECTOR, u64::MAX)),
+            // A commit writes what it then drops to the file below.
+            Some(from) => Some((from * SECTOR, u64::MAX)),
+            None => bytes.clone().min().zip(bytes.max()),
         };
         let zeroes = match (row.drops, row.gives) {
             (Some(from), _) => Some((from * SECTOR, u64::MAX)),
