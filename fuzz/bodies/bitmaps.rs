@@ -142,7 +142,7 @@ fn damage(c: &mut Contents, bytes: [u8; 8]) {
     let all = bitmaps(c);
     let cluster = Head::fields(c).cluster_bytes();
     let Some(bitmap) = all.get(usize::from(which) % all.len().max(1)) else { return };
-    let entry = bitmap.table.0 + place % bitmap.table.1.max(1) * 8;
+    let entry = bitmap.table.0.wrapping_add(place % bitmap.table.1.max(1) * 8);
     match kind % 8 {
         0 => c.write(offset + place % length.max(1), &[v0]),
         // Its fixed part.
@@ -164,9 +164,12 @@ fn damage(c: &mut Contents, bytes: [u8; 8]) {
 fn look(contents: &Contents) -> (bool, bool) {
     let medium = Medium::new(contents.clone());
     let Ok(disk) = Disk::open::<&str>(&medium, QCOW2_OPEN_READ_ONLY, &[]) else { return (false, false) };
+    // In C a name ends at its first zero byte, and no bitmap is found by what is before it.
+    let cut = bitmaps(contents).iter().any(|bitmap| bitmap.name.contains('\0'));
     for seen in listed(&disk) {
         let told = ranges(&disk, &seen);
-        assert!(seen.flags & QCOW2_BITMAP_IN_USE == 0 || told == Err(Errno(libc::EINVAL)));
+        let refused = told == Err(Errno(libc::EINVAL)) || cut && told == Err(Errno(libc::ENOENT));
+        assert!(seen.flags & QCOW2_BITMAP_IN_USE == 0 || refused, "{told:?}");
     }
     (true, disk.check(0).is_ok_and(|(result, _)| result.corruptions == 0))
 }

@@ -80,9 +80,11 @@ pub fn bitmaps(bytes: &(impl Bytes + ?Sized)) -> Vec<Bitmap> {
         bytes.read_at(at + 24 + extra_bytes, &mut name);
         let table = (bytes.be64(at), bytes.be32(at + 8));
         let flags = bytes.be32(at + 12);
-        let granularity_bits = (bytes.be32(at + 16) >> 16 & 0xff) as u32;
+        // Of a broken one, as far as there are numbers.
+        let granularity_bits = (bytes.be32(at + 16) >> 16 & 0xff).min(63) as u32;
         let granules = head.size.div_ceil(1 << granularity_bits);
-        let entries: Vec<u64> = (0..table.1.min(1 << 16)).map(|i| bytes.be64(table.0 + i * 8)).collect();
+        let entries: Vec<u64> =
+            (0..table.1.min(1 << 16)).map(|i| bytes.be64(table.0.wrapping_add(i * 8))).collect();
         list.push(Bitmap {
             name: String::from_utf8_lossy(&name).into_owned(),
             in_use: flags & IN_USE != 0,
