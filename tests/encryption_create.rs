@@ -13,30 +13,9 @@ use qcow2::testing::options::{CreateOptions, OpenOptions};
 use qcow2::testing::storage::memory::Memory;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use testkit::stock::{is_there, qemu, stock};
 
 const SIZE: u64 = 3 << 20;
-
-/// What a stock tool says, and whether it was content.
-fn stock(words: &[&str]) -> (bool, String) {
-    let done = Command::new(words[0]).args(&words[1..]).output().expect("the stock tool runs");
-    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-    (done.status.success(), said.into_owned())
-}
-
-fn qemu(words: &[&str]) -> String {
-    let (fine, said) = stock(words);
-    assert!(fine, "{words:?}: {said}");
-    said
-}
-
-fn is_there() -> bool {
-    let there = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !there {
-        println!("skip: qemu-img is missing");
-    }
-    there
-}
 
 /// Has a secret of each kind; "" is none.
 struct Given {

@@ -12,18 +12,11 @@ use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use testkit::stock::is_there;
 
 const SECRET: &str = "hunter2";
 /// Where the LUKS header is in an image with clusters of 64 KiB.
 const HEADER_AT: u64 = 0x40000;
-
-fn is_there() -> bool {
-    let there = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !there {
-        println!("skip: qemu-img is missing");
-    }
-    there
-}
 
 /// Whether the stock tool is content, and its last words.
 fn stock(words: &[&str]) -> (bool, String) {

@@ -13,25 +13,10 @@ use qcow2::testing::ops::resize::resize;
 use qcow2::testing::options::{CreateOptions, OpenOptions, Preallocation};
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
-use std::process::Command;
 use testkit::rng::{base_seed, Rng};
+use testkit::stock::{is_there, qemu};
 
 const SIZE: u64 = 3 << 20;
-
-fn qemu(words: &[&str]) -> String {
-    let done = Command::new(words[0]).args(&words[1..]).output().expect("the stock tool runs");
-    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{words:?}: {said}");
-    said.into_owned()
-}
-
-fn is_there() -> bool {
-    let there = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !there {
-        println!("skip: qemu-img is missing");
-    }
-    there
-}
 
 fn with_secrets<T>(current: &str, new: &str, old: &str, run: impl FnOnce(&mut Secrets<'_>) -> T) -> T {
     let mut source = |request: &SecretRequest, room: &mut [u8]| {

@@ -25,26 +25,12 @@ use std::process::Command;
 use testkit::images::new_image;
 use testkit::rng::{cases, Rng};
 use testkit::setup::snapshot_named;
+use testkit::stock::{is_there, qemu};
 
 const SECRET: &[u8] = b"hunter2";
 const SIZE: u64 = 3 << 20;
 /// What a guest writes is found in no file.
 const CANARY: [u8; 64] = *b"canary 0123456789abcdefghijklmnopqrstuvwxyz. the guest wrote it!";
-
-fn qemu(words: &[&str]) -> String {
-    let done = Command::new(words[0]).args(&words[1..]).output().expect("the stock tool runs");
-    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{words:?}: {said}");
-    said.into_owned()
-}
-
-fn is_there() -> bool {
-    let there = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !there {
-        println!("skip: qemu-img is missing");
-    }
-    there
-}
 
 /// How images are made, beside a size.
 const IMAGES: [(&str, &str); 6] = [

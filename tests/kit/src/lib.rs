@@ -32,6 +32,7 @@ pub mod rules;
 pub mod runner;
 pub mod setup;
 pub mod split;
+pub mod stock;
 pub mod sweep;
 
 /// Bytes that the medium writes whole or not at all.
