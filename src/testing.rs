@@ -47,7 +47,7 @@ pub mod ops {
         pub use crate::ops::checksum::checksum;
     }
     pub mod commit {
-        pub use crate::ops::commit::commit;
+        pub use crate::ops::commit::{commit, commit_to};
     }
     pub mod compare {
         pub use crate::ops::compare::{compare, Verdict};
@@ -56,7 +56,7 @@ pub mod ops {
         pub use crate::ops::measure::{measure, Measured};
     }
     pub mod convert {
-        pub use crate::ops::convert::{convert, ConvertOptions};
+        pub use crate::ops::convert::{convert, convert_telling, ConvertOptions};
     }
     pub mod create {
         pub use crate::ops::create::{create, create_with, create_with_data_file};

@@ -1,6 +1,7 @@
 //! Each call of an operation list fails once, or from then on. Afterwards: a clear error, old data in place,
 //! no corruption after a reopen (leaks are allowed), and no second chance for a failed sync.
 
+mod deep;
 mod whole;
 
 use qcow2::testing::error::ErrorKind;

@@ -1,11 +1,13 @@
 //! Each call of work on a whole image fails: a conversion, another backing file, a commit.
 
-use qcow2::testing::ops::convert::{convert, ConvertOptions};
+use qcow2::testing::error::{Error, ErrorKind};
+use qcow2::testing::ops::convert::{convert, convert_telling, ConvertOptions};
+use std::collections::BTreeSet;
 use testkit::ops::{random_list, random_setup, Op, Op::*};
 use testkit::oracle;
 use testkit::pair::{fail_commit, Pair};
 use testkit::rebase::{fail_rebase, Change, Other};
-use testkit::recorder::{Fault, Recorder};
+use testkit::recorder::{Fault, Kind, Recorder};
 use testkit::rng::{base_seed, cases, replay_line, share, Rng};
 use testkit::setup::{self, Setup};
 use testkit::sweep::check_clean;
@@ -57,6 +59,133 @@ fn each_call_of_a_conversion_fails() {
     }
     testkit::tell!("{faults} faults injected into conversions");
     assert!(faults > 20);
+}
+
+/// A conversion into a part of the target, whose calls fail: what lies outside of the part is never touched.
+#[test]
+fn each_call_of_a_conversion_into_a_part_fails() {
+    let from = Setup { sectors: 130, prefill: 90, cluster_bits: 10, ..Setup::default() };
+    let source = from.open(Recorder::new(from.create())).unwrap();
+    let tags = setup::read_all(&source).unwrap();
+    let ways = [(false, 1, 7), (false, 3, 64), (true, 1, 7), (true, 2, 65)];
+    let mut faults = 0;
+    for (compressed, workers, first) in share(ways.to_vec()) {
+        let target_offset = first * testkit::SECTOR;
+        let usual = ConvertOptions { sparse_bytes: 512, workers, compressed, ..ConvertOptions::default() };
+        let options = ConvertOptions { target_offset, ..usual };
+        // A compressed write overwrites nothing.
+        let prefill = if compressed { 0 } else { 220 };
+        let to = Setup { sectors: 220, prefill, cluster_bits: 10, ..Setup::default() };
+        let before = to.initial();
+        // A word has its sector in it, so that what is moved is found by reading where it went.
+        let part = first as usize..first as usize + tags.len();
+        for call in 0.. {
+            let recorder = to.recorder();
+            recorder.helpers_work_on((target_offset, target_offset + tags.len() as u64 * testkit::SECTOR));
+            let handle = to.open(recorder.clone()).unwrap();
+            recorder.inject(Some(Fault {
+                kind: None,
+                call,
+                errno: libc::EIO,
+                forever: false,
+                torn: call % 2 == 0,
+            }));
+            let answer = convert(source.disk(), handle.disk(), &options, &mut |_, _| true);
+            let answer = answer.and_then(|()| handle.disk().flush());
+            let whole = recorder.failed() == 0;
+            recorder.inject(None);
+            drop(handle);
+            let left = to.open(recorder.clone()).unwrap();
+            let seen = setup::read_all(&left).unwrap();
+            let outside = |s: &usize| !part.contains(s);
+            for sector in (0..seen.len()).filter(outside) {
+                assert_eq!(seen[sector], before[sector], "{options:?} call {call} sector {sector}");
+            }
+            let mut moved = vec![0; tags.len() * testkit::SECTOR as usize];
+            left.disk().read(target_offset, &mut [std::io::IoSliceMut::new(&mut moved)]).unwrap();
+            let mut old = moved.clone();
+            setup::fill(&mut old, first, before[part.start]);
+            let mut new = moved.clone();
+            for (index, tag) in tags.iter().enumerate() {
+                let at = index * testkit::SECTOR as usize..(index + 1) * testkit::SECTOR as usize;
+                setup::fill(&mut new[at.clone()], index as u64, *tag);
+                let is_new = moved[at.clone()] == new[at.clone()];
+                assert!(
+                    is_new || answer.is_err() && moved[at.clone()] == old[at],
+                    "{options:?} call {call} sector {index}"
+                );
+            }
+            left.close().unwrap();
+            check_clean(&*recorder).unwrap_or_else(|e| panic!("{options:?} call {call}: {e}"));
+            if whole {
+                answer.unwrap();
+                break;
+            }
+            faults += 1;
+        }
+    }
+    testkit::tell!("{faults} faults injected into conversions into a part");
+    assert!(faults > 20);
+}
+
+/// What cannot be read is salvaged: each read of the source fails, once or from then on. Exactly the sectors that were told
+/// are zeroes, all others are the source's.
+#[test]
+fn each_read_of_a_salvaged_source_fails() {
+    let (mut faults, mut lost_sectors) = (0, 0);
+    for (workers, forever) in share(vec![(1, false), (1, true), (3, false), (3, true)]) {
+        let from = Setup { sectors: 140, cluster_bits: 9, tiny_cache: true, ..Setup::default() };
+        let (image, tags) = scattered(&from);
+        let usual = ConvertOptions { target_zero: true, sparse_bytes: 512, ..ConvertOptions::default() };
+        let options = ConvertOptions { workers, salvage: true, ..usual };
+        for call in 0.. {
+            let failing = Recorder::new(image.clone());
+            let source = from.open(failing.clone()).unwrap();
+            let to = Setup { sectors: 140, cluster_bits: 12, ..Setup::default() };
+            let recorder = to.recorder();
+            recorder.helpers_work_on((0, to.sectors * testkit::SECTOR));
+            let handle = to.open(recorder.clone()).unwrap();
+            let kind = Some(Kind::Read);
+            failing.inject(Some(Fault { kind, call, errno: libc::EIO, forever, torn: false }));
+            let mut lost = BTreeSet::new();
+            let mut tell = |at: u64, error: &Error| {
+                assert_eq!(error.kind(), ErrorKind::Host(libc::EIO));
+                assert!(lost.insert(at / testkit::SECTOR), "sector at {at} is told twice");
+            };
+            convert_telling(source.disk(), handle.disk(), &options, &mut tell, &mut |_, _| true).unwrap();
+            let whole = failing.failed() == 0;
+            failing.inject(None);
+            let seen = setup::read_all(&handle).unwrap();
+            for (sector, shall) in (0..).zip(&tags) {
+                let shall = if lost.contains(&sector) { 0 } else { *shall };
+                assert_eq!(seen[sector as usize], shall, "{options:?} call {call} sector {sector}: {lost:?}");
+            }
+            handle.close().unwrap();
+            check_clean(&*recorder).unwrap();
+            if whole {
+                assert!(lost.is_empty());
+                break;
+            }
+            lost_sectors += lost.len();
+            faults += 1;
+        }
+    }
+    testkit::tell!("{faults} faults injected into salvaged sources");
+    assert!(faults > 20 && lost_sectors > faults);
+}
+
+/// An image whose neighbours on the disk are nowhere near each other in the file, and what it shows.
+fn scattered(setup: &Setup) -> (Vec<u8>, Vec<u32>) {
+    let image = Recorder::new(setup.create());
+    let handle = setup.open(image.clone()).unwrap();
+    let mut tags = setup.initial();
+    for index in 0..setup.sectors * 2 / 3 {
+        let sector = index * 37 % setup.sectors;
+        tags[sector as usize] = index as u32 + 1;
+        setup::write(&handle, sector, 1, tags[sector as usize], false).unwrap();
+    }
+    handle.close().unwrap();
+    (image.contents(), tags)
 }
 
 /// Another backing file, each call of the change failing once: the old name over the old contents, or the new one.
