@@ -8,6 +8,7 @@
 //! Power cut: the bitmaps are as before or as after, all of them; clusters leak at most. The image is held alone, and its
 //! bitmaps are stored.
 
+use super::doubt;
 use crate::alloc::{ClusterRun, Freed, Reserved};
 use crate::error::{room, Error, ErrorKind, Result};
 use crate::format::bitmap::*;
@@ -30,6 +31,8 @@ pub(super) struct Change<'a> {
     unbelieved: bool,
     rooms: Vec<Reserved<'a>>,
     gone: Vec<ClusterRun>,
+    /// Clusters that bitmaps have let go of that are not believed.
+    doubted: Vec<u64>,
 }
 
 impl<'a> Change<'a> {
@@ -40,7 +43,7 @@ impl<'a> Change<'a> {
         let old = directory.as_ref().map(|directory| directory.pointer);
         let list = directory.map(|directory| directory.list).unwrap_or_default();
         let unbelieved = list.iter().any(Bitmap::is_inconsistent);
-        Ok(Change { parts, list, old, unbelieved, rooms: Vec::new(), gone: Vec::new() })
+        Ok(Change { parts, list, old, unbelieved, rooms: Vec::new(), gone: Vec::new(), doubted: Vec::new() })
     }
 
     /// Gives a bitmap a new table: the bits that differ from the medium get new clusters, others keep theirs. The table
@@ -52,7 +55,7 @@ impl<'a> Change<'a> {
                 false => stored,
                 true => {
                     if stored > ENTRY_ONES {
-                        self.let_go(stored, 1)?;
+                        self.let_go_by(index, stored, 1)?;
                     }
                     self.place(bits, number)?
                 }
@@ -97,7 +100,7 @@ impl<'a> Change<'a> {
         let bitmap = &self.list[index];
         match bitmap.table_offset {
             0 => Ok(()),
-            offset => self.let_go(offset, u64::from(bitmap.table_entries) * 8),
+            offset => self.let_go_by(index, offset, u64::from(bitmap.table_entries) * 8),
         }
     }
 
@@ -122,7 +125,7 @@ impl<'a> Change<'a> {
             Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
             _ => {}
         }
-        hosts.into_iter().try_for_each(|offset| self.let_go(offset, 1))
+        hosts.into_iter().try_for_each(|offset| self.let_go_by(index, offset, 1))
     }
 
     /// Takes a bitmap out of the list, with all that it has.
@@ -130,6 +133,21 @@ impl<'a> Change<'a> {
         self.drop_bits(index)?;
         self.drop_table(index)?;
         self.list.remove(index);
+        Ok(())
+    }
+
+    /// What the bitmap at `index` has is let go of. If it is not believed, only where nothing else has it.
+    fn let_go_by(&mut self, index: usize, offset: u64, bytes: u64) -> Result<()> {
+        if !self.list[index].is_inconsistent() {
+            return self.let_go(offset, bytes);
+        }
+        let geometry = self.parts.geometry;
+        let first = geometry.cluster_index(HostOffset(offset)).0;
+        let clusters = first..first.saturating_add(geometry.clusters_ceil(bytes));
+        self.doubted
+            .try_reserve((clusters.end - clusters.start) as usize)
+            .map_err(|_| Error::new(ErrorKind::NoMemory, "clusters of a bitmap: no memory"))?;
+        self.doubted.extend(clusters);
         Ok(())
     }
 
@@ -178,6 +196,8 @@ impl<'a> Change<'a> {
         let bytes = encode_directory(&self.list);
         check_limits(&self.list, bytes.len() as u64)?;
         let directory_offset = self.write(&bytes)?;
+        let doubted = std::mem::take(&mut self.doubted);
+        self.gone.extend(doubt::unused(&image.core(), &self.parts, doubted)?);
         self.keep_listed();
         if let Some(old) = self.old {
             self.let_go_of(Owner::BITMAP_DIRECTORY, old.directory_offset, old.directory_bytes)?;

@@ -5,6 +5,7 @@
 //! are stored, makes another directory ([`mod@change`]), and ends with the image loaded anew.
 
 mod change;
+mod doubt;
 mod resize;
 
 pub(super) use resize::Resized;
@@ -164,14 +165,15 @@ pub fn set_enabled(handle: &Handle, name: &[u8], enabled: bool) -> Result<()> {
 pub fn recover(handle: &Handle, name: &[u8]) -> Result<()> {
     change(handle, |core, change| {
         let index = position(&change.list, name)?;
-        let bitmap = &mut change.list[index];
+        let bitmap = &change.list[index];
         if !bitmap.is_inconsistent() {
             return Err(Error::invalid(format!("Bitmap '{}' is consistent", bitmap.printable_name())));
         }
-        bitmap.flags &= !FLAG_IN_USE;
         let bits = clear_bits(core, bitmap.granularity_bits)?;
         bits.mark(0, core.length())?;
-        change.replace_bits(index, &bits)
+        change.replace_bits(index, &bits)?;
+        change.list[index].flags &= !FLAG_IN_USE;
+        Ok(())
     })
 }
 

@@ -31,12 +31,23 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Names the entries of bitmaps' tables whose clusters something else refers to as well. All references have been
-    /// counted.
+    /// Names what bitmaps have that something else refers to as well: the directory, tables, and entries of tables, which
+    /// a wrong count gives away. All references have been counted.
     pub fn tell_shared_bitmaps(&mut self) -> Result<()> {
+        let counts_wrong = self.report.corruptions > 0;
+        if !counts_wrong && !self.counts.any_shared() {
+            return Ok(());
+        }
         let Some(pointer) = self.bitmaps_pointer()? else { return Ok(()) };
+        let directory = (pointer.directory_offset, pointer.directory_bytes);
+        self.tell_shared_region(What::BitmapDirectoryShared, "", directory)?;
         for bitmap in self.read_bitmaps(&pointer)? {
             let name = bitmap.printable_name();
+            let table = (bitmap.table_offset, u64::from(bitmap.table_entries) * 8);
+            self.tell_shared_region(What::BitmapTableShared, &name, table)?;
+            if !counts_wrong {
+                continue;
+            }
             self.each_bits_cluster(&bitmap, &mut |pass, index, offset| {
                 let uses = pass.counts.get(pass.geometry.cluster_index(offset));
                 if uses > 1 {
@@ -44,6 +55,25 @@ impl Pass<'_> {
                 }
                 Ok(())
             })?;
+        }
+        Ok(())
+    }
+
+    /// Names the first cluster of the directory, or of a table, that something else refers to. No repair can tell whose
+    /// the contents are, so it is an error where counts are right, too.
+    fn tell_shared_region(&mut self, what: What, name: &str, (offset, bytes): (u64, u64)) -> Result<()> {
+        if !self.is_in_file(offset, bytes) {
+            return Ok(());
+        }
+        let first = self.geometry.cluster_index(offset);
+        let mut clusters = first..first + self.geometry.clusters_ceil(bytes);
+        let Some(cluster) = clusters.find(|cluster| self.counts.get(*cluster) > 1) else { return Ok(()) };
+        let uses = self.counts.get(cluster);
+        let numbers = [self.geometry.cluster_offset(cluster), offset, uses];
+        self.tell(Finding::new(what, numbers).with_name(name));
+        if !self.needs_rebuild && self.stored.get(self.storage, cluster)? == Some(uses) {
+            self.report.corruptions += 1;
+            self.shared_bitmaps += 1;
         }
         Ok(())
     }

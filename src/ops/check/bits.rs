@@ -34,7 +34,8 @@ impl Pass<'_> {
     /// Dirty goes when the refcounts are right, whatever else may be wrong; corrupt goes when nothing is.
     pub fn seal(&mut self) -> Result<()> {
         self.sync_if_needed()?;
-        let clean = self.report.corruptions == 0 && self.report.check_errors == 0;
+        // Whoever writes refuses these bitmaps: their errors keep nobody from the disk.
+        let clean = self.report.corruptions == self.shared_bitmaps && self.report.check_errors == 0;
         let mut cleared = self.header.incompatible;
         if self.refcounts_right && self.report.check_errors == 0 {
             cleared &= !INCOMPAT_DIRTY;

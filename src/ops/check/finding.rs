@@ -80,6 +80,11 @@ pub enum What {
     /// An entry of a bitmap's table whose cluster has another use, too: index, entry, references. It adds nothing to
     /// what a wrong refcount has.
     BitmapShared,
+    /// A bitmap's table in a cluster that has another use, too: offset of the cluster, of the table, references. Where the
+    /// refcount is wrong it adds nothing to that.
+    BitmapTableShared,
+    /// As `BitmapTableShared`, of the bitmap directory.
+    BitmapDirectoryShared,
 }
 
 /// One finding.
@@ -225,7 +230,7 @@ impl What {
 
 /// The words of all findings, in the order of `What`.
 #[rustfmt::skip]
-const WORDS: [(What, &[Part]); 35] = [
+const WORDS: [(What, &[Part]); 37] = [
     (What::Refcount, &[Fate, Text(" cluster "), Place, Text(" refcount="), Value, Text(" reference="), Count]),
     (What::RefcountUnreadable, &[Text("Can't get refcount for cluster "), Place, Text(": Input/output error")]),
     (What::RefcountBlockUnusable, &[Text("qcow2: Image is corrupt: Refblock offset 0x"), ValueHex, Text(" unaligned (reftable index: "), PlaceStockHex, Text("); further non-fatal corruption events will be suppressed")]),
@@ -261,6 +266,8 @@ const WORDS: [(What, &[Part]); 35] = [
     (What::HintSnapshots, &[Text("You can force-remove all "), Count, Text(" overhanging snapshots with qemu-img check -r all")]),
     (What::HintExtra, &[Text("You can force-remove this extra metadata with qemu-img check -r all")]),
     (What::BitmapShared, &[Text("ERROR bitmap table of '"), Name, Text("' entry "), Place, Text(": value 0x"), ValueHex, Text(": a cluster that nothing else has; this one has "), Count, Text(" uses")]),
+    (What::BitmapTableShared, &[Text("ERROR bitmap table of '"), Name, Text("': value 0x"), ValueHex, Text(": clusters that nothing else has; that at 0x"), PlaceHex, Text(" has "), Count, Text(" uses")]),
+    (What::BitmapDirectoryShared, &[Text("ERROR bitmap directory: value 0x"), ValueHex, Text(": clusters that nothing else has; that at 0x"), PlaceHex, Text(" has "), Count, Text(" uses")]),
 ];
 
 #[cfg(test)]

@@ -56,6 +56,8 @@ pub(super) struct Pass<'a> {
     pub freed: Vec<(u64, u64)>,
     findings: Option<Findings<'a>>,
     progress: &'a mut dyn FnMut(u64, u64) -> bool,
+    /// Tables and directories of bitmaps that something else has, too, by right counts: errors that stay.
+    pub shared_bitmaps: u64,
     /// Leaks and errors that the last comparison has told and not mended.
     pub found: (u64, u64),
     /// The last comparison left no count too low.
@@ -106,6 +108,7 @@ impl<'a> Pass<'a> {
             freed: Vec::new(),
             findings,
             progress,
+            shared_bitmaps: 0,
             found: (0, 0),
             refcounts_right: false,
             done: 0,
@@ -129,9 +132,7 @@ impl<'a> Pass<'a> {
         let structure_errors = self.report.corruptions;
         self.count_refcount_structures()?;
         self.compare(Mend::NOTHING)?;
-        if self.report.corruptions > 0 {
-            self.tell_shared_bitmaps()?;
-        }
+        self.tell_shared_bitmaps()?;
         if self.needs_rebuild && self.repairs() {
             if !self.options.repair_errors {
                 self.tell(Finding::new(What::RebuildNeeded, [0; 3]));
