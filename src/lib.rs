@@ -130,7 +130,9 @@
 //!
 //! Always in this order; each has one owner.
 //!
-//! 1. How a handle is open (`Handle`): held by whoever reopens, inactivates or invalidates it, across I/O.
+//! 1. How a handle is open (`Handle`): held by whoever reopens, inactivates or invalidates it, across I/O. Beside it the
+//!    turn of whoever changes key slots, across secrets that are asked for and keys that are derived; nobody waits for the
+//!    one with the other.
 //! 2. Gate ([`storage::gate`]): shared for requests, exclusive for structure changes (resize, reopen, check,
 //!    snapshots, commit, close). A conversion that is inside its source's gate enters the target's only when it
 //!    need not wait; a backing disk is read inside the gate of the disk above it.
@@ -146,7 +148,7 @@
 //! 10. Ledger ([`alloc::Ledger`]): choosing clusters, counts; across the I/O of refcount blocks.
 //! 11. The header's lock, across its write and two syncs; under the ledger where a refcount table grows.
 //! 12. Page lock, and a slot of the L2 cache: copying or changing entries, taking a page; never across I/O.
-//! 13. Turns with the sectors of an encrypted image (`image/turns.rs`): whoever writes a part of one is alone there to read,
+//! 13. Turns with the sectors of an encrypted disk (`storage/turns.rs`): whoever writes a part of one is alone there to read,
 //!     change and write it; across the I/O.
 //! 14. Turn of the syncs of one image: across one; in it that of its data file. Of a file: its end ([`storage::end`]),
 //!     shared by writes past it, alone to change the length; then, with O_DIRECT, its blocks (`storage/direct.rs`), alone to

@@ -1,7 +1,5 @@
 //! The key of an open image, and the sectors under it.
 
-use super::pool::Pool;
-use super::turns::Turns;
 use crate::crypto::luks::DIGEST_BYTES;
 use crate::crypto::{wipe_after_sectors, Sectors, Spec};
 use crate::error::{Error, Result};
@@ -9,6 +7,8 @@ use crate::format::{GuestOffset, HostOffset};
 use crate::planted::{planted, Plant};
 use crate::storage::aligned::Aligned;
 use crate::storage::file::KeyPages;
+use crate::storage::pool::Pool;
+use crate::storage::turns::Turns;
 
 /// By which offset sectors are numbered is the method's: a swapped one does not compile.
 pub(super) enum Key {

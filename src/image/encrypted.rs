@@ -2,7 +2,7 @@
 //!
 //! Sectors of 512 bytes are encrypted whole. Reads decrypt where the bytes were read to; what a read that fails has left
 //! there is wiped. Writes encrypt in a buffer of their own, a megabyte at a time. A write of a part of a sector reads the
-//! sector first, and nobody else is at it meanwhile ([`super::turns`]).
+//! sector first, and nobody else is at it meanwhile ([`crate::storage::turns`]).
 
 use super::buffers::Gather;
 use super::cipher::Cipher;

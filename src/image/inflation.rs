@@ -7,12 +7,12 @@
 //! not be free, so nothing old is kept afterwards; and nobody resolves the new one before it is linked. Everything
 //! else that moves streams (snapshots, resize, repair) loads the image, and with it this cache, anew.
 
-use super::pool::Pool;
 use crate::codec::{Codec, Inflater};
 use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::format::entries::CompressedSpan;
 use crate::format::{Geometry, HostOffset};
 use crate::planted::{planted, Plant};
+use crate::storage::pool::Pool;
 use crate::sync::locked;
 use std::sync::{Arc, Mutex, MutexGuard};
 

@@ -48,6 +48,8 @@ pub struct Handle {
     below: Mutex<Option<Arc<Handle>>>,
     /// Where the data file was opened.
     pub(super) data_origin: Option<Origin>,
+    /// Held by whoever changes key slots, across secrets and keys.
+    slots: Mutex<()>,
 }
 
 impl Handle {
@@ -59,11 +61,24 @@ impl Handle {
         data_origin: Option<Origin>,
     ) -> Handle {
         let (format, below) = (state.flags.format, below.map(Arc::new));
-        Handle { disk, format, origin, state: Mutex::new(state), below: Mutex::new(below), data_origin }
+        Handle {
+            disk,
+            format,
+            origin,
+            state: Mutex::new(state),
+            below: Mutex::new(below),
+            data_origin,
+            slots: Mutex::default(),
+        }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, HandleState> {
         locked(self.state.lock())
+    }
+
+    /// The turn of one change of key slots.
+    pub(super) fn turn_with_slots(&self) -> MutexGuard<'_, ()> {
+        locked(self.slots.lock())
     }
 
     /// The disk.

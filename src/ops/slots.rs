@@ -80,7 +80,20 @@ pub(in crate::ops) fn prepare(
     asking: &mut Asking<'_, '_>,
 ) -> Result<Prepared> {
     header.spec.check()?;
-    let prepared = match change {
+    let prepared = found_out(header, store, change, asking);
+    // Of what failed, too.
+    wipe_stack();
+    prepared
+}
+
+#[inline(never)]
+fn found_out(
+    header: &Header,
+    store: &dyn Store,
+    change: &SlotChange,
+    asking: &mut Asking<'_, '_>,
+) -> Result<Prepared> {
+    match change {
         SlotChange::Activate { secret, slot, iter_time_ms } => {
             let index = slot_to_fill(header, *slot, asking.force)?;
             fill(header, store, index, secret, *iter_time_ms, asking)
@@ -95,9 +108,7 @@ pub(in crate::ops) fn prepare(
             });
             Ok(Prepared(steps.collect()))
         }
-    };
-    wipe_stack();
-    prepared
+    }
 }
 
 /// The index of a slot that an option names.

@@ -26,6 +26,8 @@ pub mod lock;
 pub mod medium;
 pub mod memory;
 pub mod names;
+pub(crate) mod pool;
+pub(crate) mod turns;
 
 use crate::error::{Error, ErrorKind, Result};
 use access::{Access, FileOptions, Identity};

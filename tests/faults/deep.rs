@@ -73,6 +73,16 @@ impl Stack {
         Ok(tags)
     }
 
+    /// The base shows what the image shows.
+    fn has_committed(&self, shows: &[u32]) -> std::result::Result<(), String> {
+        let mut base = self.shows(2)?;
+        base.truncate(shows.len());
+        match base == shows {
+            true => Ok(()),
+            false => Err("the base does not show what was committed".into()),
+        }
+    }
+
     fn commit(&self, handle: &Handle) -> Result<()> {
         let all = Some((0, u64::MAX));
         self.files[0].request(all, all, || commit_to(handle, 2, false, None, &mut |_, _| true))
@@ -119,22 +129,14 @@ fn fail_commit_to(
             if stack.shows(0).map_err(told)? != shows {
                 return Err(told("the image shows something else".into()));
             }
-            let committed = || -> std::result::Result<(), String> {
-                let mut base = stack.shows(2)?;
-                base.truncate(shows.len());
-                match base == shows {
-                    true => Ok(()),
-                    false => Err("the base does not show what was committed".into()),
-                }
-            };
             // Calls that only give room back may fail.
             if answer.is_ok() {
-                committed().map_err(told)?;
+                stack.has_committed(&shows).map_err(told)?;
             }
             let handle = stack.open(0).map_err(|e| told(format!("open: {e}")))?;
             stack.commit(&handle).map_err(|e| told(format!("committed again: {e}")))?;
             handle.close().map_err(|e| told(format!("close: {e}")))?;
-            committed().map_err(told)?;
+            stack.has_committed(&shows).map_err(told)?;
             if whole {
                 break;
             }

@@ -11,12 +11,12 @@ mod slots;
 
 use super::handle::Handle;
 use super::secrets::Secrets;
-use super::slots::Prepared;
 use crate::disk::luks::LuksDisk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ExclusiveImage, Image};
 use crate::ops::resize::image::resize_image;
 use crate::options::{AmendOptions, Preallocation};
+use slots::SlotsOfImage;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -25,7 +25,7 @@ const STEP_UNITS: u64 = 1 << 20;
 
 /// One setting that is going to change.
 enum Step {
-    KeySlots(Prepared),
+    KeySlots(Box<SlotsOfImage>),
     Upgrade,
     RefcountOrder(u32),
     DataFile(OsString),
@@ -64,12 +64,16 @@ pub fn amend_with(
     if image.core().is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
     }
+    // Two changes of key slots would each be made for a header without the other.
+    let _turn = options.names_slots().then(|| handle.turn_with_slots());
+    let slots = slots_to_change(image, &options, handle, force, secrets)?;
     let image = image.exclusive();
     image.core().check_active()?;
     let mut steps = plan::plan(&image, &options)?;
-    // Last, for it asks for secrets and takes long; and carried out first, for it changes one sector.
-    if let Some(prepared) = slots::prepare(&image, &options, handle, force, secrets)? {
-        steps.insert(0, Step::KeySlots(prepared));
+    // Carried out first, for it changes one sector.
+    if let Some(slots) = slots {
+        slots.check(&image)?;
+        steps.insert(0, Step::KeySlots(Box::new(slots)));
     }
     let total = steps.len() as u64 * STEP_UNITS;
     for (index, step) in steps.iter().enumerate() {
@@ -87,6 +91,26 @@ pub fn amend_with(
     Ok(())
 }
 
+/// What is asked of the key slots, ready to be written. Found out while requests go on, for it asks for secrets and takes
+/// seconds; what can be refused without a secret is refused before.
+fn slots_to_change(
+    image: &Image,
+    options: &AmendOptions,
+    handle: &Handle,
+    force: bool,
+    secrets: &mut Secrets<'_>,
+) -> Result<Option<SlotsOfImage>> {
+    if !options.names_slots() {
+        return Ok(None);
+    }
+    let alone = image.exclusive();
+    alone.core().check_active()?;
+    plan::plan(&alone, options)?;
+    let Some(wanted) = slots::look(&alone, options)? else { return Ok(None) };
+    drop(alone);
+    wanted.prepare(handle, force, secrets).map(Some)
+}
+
 impl Step {
     fn carry_out(
         &self,
@@ -94,7 +118,7 @@ impl Step {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<()> {
         match self {
-            Step::KeySlots(prepared) => slots::carry_out(image, prepared),
+            Step::KeySlots(slots) => slots.carry_out(image),
             Step::Upgrade => settings::upgrade(image),
             Step::RefcountOrder(order) => settings::set_refcount_order(image, *order, progress),
             Step::DataFile(name) => settings::set_data_file(image, name.as_bytes()),

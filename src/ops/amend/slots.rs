@@ -1,5 +1,6 @@
 //! Key slots of an image's LUKS header, and of a plain LUKS file's.
 
+use crate::crypto::luks::Header;
 use crate::disk::luks::{header_of, LuksDisk};
 use crate::disk::Format;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,33 +46,72 @@ impl Store for InImage {
     }
 }
 
-/// What the options ask of the key slots, ready to be written; `None`: nothing.
-pub(super) fn prepare(
-    image: &ExclusiveImage<'_>,
-    options: &AmendOptions,
-    handle: &Handle,
-    force: bool,
-    secrets: &mut Secrets<'_>,
-) -> Result<Option<Prepared>> {
+/// What the options ask of the key slots of an image, and the header that they were found in.
+pub(super) struct Wanted {
+    core: Arc<Core>,
+    change: SlotChange,
+    pointer: EncryptionPointer,
+    header: Header,
+}
+
+/// A change of key slots that can be made as long as the header is the one that it was prepared for.
+pub(super) struct SlotsOfImage {
+    pointer: EncryptionPointer,
+    header: Header,
+    prepared: Prepared,
+}
+
+/// What the options ask of the key slots; `None`: nothing.
+pub(super) fn look(image: &ExclusiveImage<'_>, options: &AmendOptions) -> Result<Option<Wanted>> {
     let core = image.core();
     if options.names_slots() && core.header().crypt_method != 2 {
         return Err(Error::unsupported("Only LUKS encryption options can be amended"));
     }
     let Some(change) = options.slot_change()? else { return Ok(None) };
-    let Some((pointer, header)) = encryption_header(&core.header(), &**core.storage())? else {
-        return Ok(None);
-    };
-    let file = handle.origin().shown();
-    let mut asking = Asking { secrets, file, key_option: "encrypt.key-secret", force };
-    slots::prepare(&header, &InImage::new(core, &pointer), &change, &mut asking).map(Some)
+    let found = encryption_header(&core.header(), &**core.storage())?;
+    Ok(found.map(|(pointer, header)| Wanted { core, change, pointer, header }))
 }
 
-/// Writes what has been prepared.
-pub(super) fn carry_out(image: &ExclusiveImage<'_>, prepared: &Prepared) -> Result<()> {
-    let core = image.core();
-    core.structure_writer()?;
-    let Some((pointer, _)) = encryption_header(&core.header(), &**core.storage())? else { return Ok(()) };
-    prepared.carry_out(&InImage::new(core, &pointer))
+impl Wanted {
+    /// Asks for secrets and derives keys. Nobody need be kept out: the header is compared before it is changed.
+    pub(super) fn prepare(
+        self,
+        handle: &Handle,
+        force: bool,
+        secrets: &mut Secrets<'_>,
+    ) -> Result<SlotsOfImage> {
+        let Wanted { core, change, pointer, header } = self;
+        let file = handle.origin().shown();
+        let mut asking = Asking { secrets, file, key_option: "encrypt.key-secret", force };
+        let prepared = slots::prepare(&header, &InImage::new(core, &pointer), &change, &mut asking)?;
+        Ok(SlotsOfImage { pointer, header, prepared })
+    }
+}
+
+/// Fails where the header is no more what a change was prepared for.
+fn check_same(is_same: bool) -> Result<()> {
+    match is_same {
+        true => Ok(()),
+        false => {
+            Err(Error::new(ErrorKind::Locked, "the LUKS header has changed while the secrets were asked for"))
+        }
+    }
+}
+
+impl SlotsOfImage {
+    /// Fails where the change can no more be made.
+    pub(super) fn check(&self, image: &ExclusiveImage<'_>) -> Result<()> {
+        let core = image.core();
+        let now = encryption_header(&core.header(), &**core.storage())?;
+        check_same(now.is_some_and(|(pointer, header)| pointer == self.pointer && header == self.header))
+    }
+
+    /// Writes what has been prepared.
+    pub(super) fn carry_out(&self, image: &ExclusiveImage<'_>) -> Result<()> {
+        let core = image.core();
+        core.structure_writer()?;
+        self.prepared.carry_out(&InImage::new(core, &self.pointer))
+    }
 }
 
 /// The header at the start of a plain LUKS file.
@@ -109,13 +149,18 @@ pub(super) fn amend_luks(
     if disk.is_read_only() {
         return Err(Error::new(ErrorKind::ReadOnly, "the disk is open read-only"));
     }
-    let alone = disk.exclusive();
-    alone.change_header(|file| {
-        let Some(change) = &change else { return Ok(()) };
+    if let Some(change) = &change {
+        let _turn = handle.turn_with_slots();
+        // Requests go on while secrets are asked for and keys derived.
+        let file = disk.storage();
+        let header = header_of(&*file)?;
         let mut asking = Asking { secrets, file: handle.origin().shown(), key_option: "key-secret", force };
-        let store = InFile(file);
-        slots::prepare(&header_of(file)?, &store, change, &mut asking)?.carry_out(&store)
-    })?;
+        let prepared = slots::prepare(&header, &InFile(&*file), change, &mut asking)?;
+        disk.exclusive().change_header(|file| {
+            check_same(header_of(file)? == header)?;
+            prepared.carry_out(&InFile(file))
+        })?;
+    }
     progress(1, 1);
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 const MOST_KEPT: usize = 16;
 
 /// Idle ones; the lock is held to take one or to put it back.
-pub(super) struct Pool<T>(Mutex<Vec<T>>);
+pub(crate) struct Pool<T>(Mutex<Vec<T>>);
 
 impl<T> Default for Pool<T> {
     fn default() -> Self {
@@ -17,12 +17,12 @@ impl<T> Default for Pool<T> {
 
 impl<T> Pool<T> {
     /// One that is idle.
-    pub(super) fn take(&self) -> Option<T> {
+    pub(crate) fn take(&self) -> Option<T> {
         locked(self.0.lock()).pop()
     }
 
     /// For the next taker.
-    pub(super) fn put(&self, one: T) {
+    pub(crate) fn put(&self, one: T) {
         let mut idle = locked(self.0.lock());
         if idle.len() < MOST_KEPT {
             idle.push(one);
@@ -30,7 +30,7 @@ impl<T> Pool<T> {
     }
 
     /// Frees all that are idle.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let idle = std::mem::take(&mut *locked(self.0.lock()));
         drop(idle);
     }

@@ -1,6 +1,6 @@
-//! Whose turn it is with the sectors of an encrypted image.
+//! Whose turn it is with the sectors of an encrypted disk.
 //!
-//! A write of whole sectors disturbs nobody, as one of a plain image. A write of a part of one reads, changes and writes
+//! A write of whole sectors disturbs nobody, as one of a plain disk. A write of a part of one reads, changes and writes
 //! the sector: meanwhile no other writes there, for what it wrote would be lost, and what is read from there beside it was
 //! read before or after, for a sector that is half written decrypts to what nobody wrote, in bytes that are no part of
 //! either request. All else goes on.
@@ -51,9 +51,9 @@ struct Held {
     waiting: usize,
 }
 
-/// The requests on the sectors of one image.
+/// The requests on the sectors of one disk.
 #[derive(Default)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     held: Mutex<Held>,
     left: Condvar,
     parts: AtomicU64,
@@ -61,14 +61,14 @@ pub(super) struct Turns {
 
 /// The turn of one request.
 #[must_use]
-pub(super) struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     turns: &'a Turns,
     range: Range,
 }
 
 impl Turns {
     /// Waits until a write of `bytes` may begin.
-    pub(super) fn write(&self, host: HostOffset, bytes: u64) -> Turn<'_> {
+    pub(crate) fn write(&self, host: HostOffset, bytes: u64) -> Turn<'_> {
         let end = host.0 + bytes;
         self.take(Range {
             first: host.0 / SECTOR_BYTES,
@@ -78,7 +78,7 @@ impl Turns {
     }
 
     /// Waits until no part of these sectors is being written, and keeps it so.
-    pub(super) fn read(&self, host: HostOffset, bytes: u64) -> Turn<'_> {
+    pub(crate) fn read(&self, host: HostOffset, bytes: u64) -> Turn<'_> {
         let (first, end) = (host.0 / SECTOR_BYTES, (host.0 + bytes).div_ceil(SECTOR_BYTES));
         self.take(Range { first, end, parts: (false, false) })
     }
@@ -98,13 +98,13 @@ impl Turns {
     }
 
     /// For a read that is about to begin; `None`: a part of some sector is being written.
-    pub(super) fn look(&self) -> Option<u64> {
+    pub(crate) fn look(&self) -> Option<u64> {
         let now = self.parts.load(Ordering::SeqCst);
         (now % BEGUN == 0).then_some(now)
     }
 
     /// Whether no write of a part has begun since that look.
-    pub(super) fn is_as_seen(&self, seen: u64) -> bool {
+    pub(crate) fn is_as_seen(&self, seen: u64) -> bool {
         fence(Ordering::SeqCst);
         self.parts.load(Ordering::SeqCst) == seen
     }
