@@ -215,13 +215,23 @@ int check_bitmaps(qcow2_image *source, bool skip_broken)
         error_report("Source lacks bitmap support");
         return EXIT_FAILURE;
     }
-    for (size_t index = 0; !skip_broken && next_listed(source, index, &bitmap, &result); index++) {
-        if (bitmap.flags & QCOW2_BITMAP_IN_USE) {
+    if (!skip_broken) {
+        char *broken = NULL;
+
+        for (size_t index = 0; next_listed(source, index, &bitmap, &result); index++) {
+            if (bitmap.flags & QCOW2_BITMAP_IN_USE) {
+                free(broken);
+                broken = text_format("%s", bitmap.name);
+            }
+        }
+        /* The last one is the one that the stock tool names. */
+        if (result == EXIT_SUCCESS && broken != NULL) {
             error_report("Cannot copy inconsistent bitmap '%s'\n"
                          "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
-                         bitmap.name);
-            return EXIT_FAILURE;
+                         broken);
+            result = EXIT_FAILURE;
         }
+        free(broken);
     }
     return result;
 }
@@ -230,17 +240,22 @@ int copy_bitmaps(qcow2_image *source, qcow2_image *target)
 {
     qcow2_bitmap_info bitmap;
     int result = EXIT_SUCCESS;
+    size_t count = 0;
 
-    for (size_t index = 0; result == EXIT_SUCCESS && next_listed(source, index, &bitmap, &result); index++) {
+    for (; result == EXIT_SUCCESS && next_listed(source, count, &bitmap, &result); count++) {
         char *name = text_format("%s", bitmap.name);
 
-        if (bitmap.flags & QCOW2_BITMAP_IN_USE) {
-            warn_report("Skipping inconsistent bitmap '%s'", name);
-        } else if (qcow2_bitmap_copy(target, source, name) < 0) {
+        if (!(bitmap.flags & QCOW2_BITMAP_IN_USE) && qcow2_bitmap_copy(target, source, name) < 0) {
             error_report("Failed to create bitmap %s: %s", name, failure_text());
             result = EXIT_FAILURE;
         }
         free(name);
+    }
+    /* From the last one on, as the stock tool has them. */
+    while (result == EXIT_SUCCESS && count-- > 0 && next_listed(source, count, &bitmap, &result)) {
+        if (bitmap.flags & QCOW2_BITMAP_IN_USE) {
+            warn_report("Skipping inconsistent bitmap '%s'", bitmap.name);
+        }
     }
     return result;
 }

@@ -184,7 +184,9 @@ impl Bits {
         }
         if chunk.words.get().is_none() {
             // Memory is for bits that are set: a table of holes asks for none.
-            if !chunk.is_plain() && !self.read(index, medium)?.iter().any(|byte| *byte != 0) {
+            if !chunk.is_plain()
+                && (self.is_hole(index, medium) || self.read(index, medium)?.iter().all(|byte| *byte == 0))
+            {
                 chunk.clear.store(true, Ordering::Relaxed);
             }
             if chunk.is_plain() {
@@ -196,6 +198,14 @@ impl Bits {
             self.take_in(index, words, medium)?;
         }
         Ok(Content::Words(&words.bits))
+    }
+
+    /// Whether the host has nothing where the bits of a chunk are: asked before they are read, for a table of holes may be
+    /// long.
+    fn is_hole(&self, index: u64, medium: &Medium) -> bool {
+        let at = self.chunks[index as usize].stored();
+        let end = at + self.chunk_granules(index).div_ceil(8);
+        medium.storage().host_run(at).is_ok_and(|run| !run.data && run.end >= end)
     }
 
     /// The bits of a chunk that the medium has a place for, in whole words.

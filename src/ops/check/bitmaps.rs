@@ -34,20 +34,14 @@ impl Pass<'_> {
     /// Names what bitmaps have that something else refers to as well: the directory, tables, and entries of tables, which
     /// a wrong count gives away. All references have been counted.
     pub fn tell_shared_bitmaps(&mut self) -> Result<()> {
-        let counts_wrong = self.report.corruptions > 0;
-        if !counts_wrong && !self.counts.any_shared() {
-            return Ok(());
+        for (what, name, numbers) in self.shared_regions()? {
+            self.tell(Finding::new(what, numbers).with_name(&name));
         }
-        let Some(pointer) = self.bitmaps_pointer()? else { return Ok(()) };
-        let directory = (pointer.directory_offset, pointer.directory_bytes);
-        self.tell_shared_region(What::BitmapDirectoryShared, "", directory)?;
+        let Some(pointer) = self.bitmaps_pointer()?.filter(|_| self.report.corruptions > 0) else {
+            return Ok(());
+        };
         for bitmap in self.read_bitmaps(&pointer)? {
             let name = bitmap.printable_name();
-            let table = (bitmap.table_offset, u64::from(bitmap.table_entries) * 8);
-            self.tell_shared_region(What::BitmapTableShared, &name, table)?;
-            if !counts_wrong {
-                continue;
-            }
             self.each_bits_cluster(&bitmap, &mut |pass, index, offset| {
                 let uses = pass.counts.get(pass.geometry.cluster_index(offset));
                 if uses > 1 {
@@ -59,23 +53,41 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Names the first cluster of the directory, or of a table, that something else refers to. No repair can tell whose
-    /// the contents are, so it is an error where counts are right, too.
-    fn tell_shared_region(&mut self, what: What, name: &str, (offset, bytes): (u64, u64)) -> Result<()> {
-        if !self.is_in_file(offset, bytes) {
-            return Ok(());
-        }
-        let first = self.geometry.cluster_index(offset);
-        let mut clusters = first..first + self.geometry.clusters_ceil(bytes);
-        let Some(cluster) = clusters.find(|cluster| self.counts.get(*cluster) > 1) else { return Ok(()) };
-        let uses = self.counts.get(cluster);
-        let numbers = [self.geometry.cluster_offset(cluster), offset, uses];
-        self.tell(Finding::new(what, numbers).with_name(name));
-        if !self.needs_rebuild && self.stored.get(self.storage, cluster)? == Some(uses) {
-            self.report.corruptions += 1;
-            self.shared_bitmaps += 1;
+    /// No repair can tell whose the contents of a shared table or directory are: an error where the count is right, too.
+    pub fn count_shared_bitmaps(&mut self) -> Result<()> {
+        for (_, _, [at, _, uses]) in self.shared_regions()? {
+            if self.stored.get(self.storage, self.geometry.cluster_index(at))? == Some(uses) {
+                self.report.corruptions += 1;
+                self.shared_bitmaps += 1;
+            }
         }
         Ok(())
+    }
+
+    /// The directory and the tables that have a cluster that something else refers to, each with the first such one:
+    /// offset of the cluster, of all of it, references.
+    fn shared_regions(&self) -> Result<Vec<(What, String, [u64; 3])>> {
+        let mut shared = Vec::new();
+        if !self.counts.any_shared() {
+            return Ok(shared);
+        }
+        let Some(pointer) = self.bitmaps_pointer()? else { return Ok(shared) };
+        let find = |offset: u64, bytes: u64| {
+            let first = self.geometry.cluster_index(offset);
+            let mut clusters = first..first + self.geometry.clusters_ceil(bytes);
+            let found = clusters.find(|cluster| self.counts.get(*cluster) > 1);
+            let found = found.filter(|_| self.is_in_file(offset, bytes));
+            found.map(|at| [self.geometry.cluster_offset(at), offset, self.counts.get(at)])
+        };
+        if let Some(numbers) = find(pointer.directory_offset, pointer.directory_bytes) {
+            shared.push((What::BitmapDirectoryShared, String::new(), numbers));
+        }
+        for bitmap in self.read_bitmaps(&pointer)? {
+            if let Some(numbers) = find(bitmap.table_offset, u64::from(bitmap.table_entries) * 8) {
+                shared.push((What::BitmapTableShared, bitmap.printable_name(), numbers));
+            }
+        }
+        Ok(shared)
     }
 
     /// Where the directory is, if there is one that is in force.

@@ -147,6 +147,7 @@ impl<'a> Pass<'a> {
         if self.report.check_errors == 0 {
             self.check_copied()?;
         }
+        self.count_shared_bitmaps()?;
         if self.repairs() {
             self.seal()?;
         }
