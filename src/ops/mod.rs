@@ -23,6 +23,7 @@ mod l1_table;
 mod last_steps;
 pub mod measure;
 pub mod open;
+mod owners;
 pub mod probe;
 pub mod rebase;
 mod repair;

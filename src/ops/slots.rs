@@ -15,6 +15,7 @@ use crate::error::{zeroed, Error, ErrorKind, Result};
 use crate::options::SlotChange;
 use crate::planted::{planted, Plant};
 use crate::storage::file::thread_time;
+use std::ops::Range;
 
 /// The sectors that the header lies in.
 const SECTORS_BYTES: usize = HEADER_BYTES.next_multiple_of(SECTOR_BYTES);
@@ -263,6 +264,15 @@ fn slots_to_erase(
 }
 
 impl Prepared {
+    /// The slots that it works on, each with where its material is written: bytes from the header's start.
+    pub(in crate::ops) fn written(&self) -> impl Iterator<Item = (usize, Range<u64>)> + '_ {
+        self.0.iter().map(|(header, step)| {
+            let (Step::Fill(index, _) | Step::Erase(index)) = step;
+            let start = header.material_offset(*index);
+            (*index, start..start + header.material_bytes() as u64)
+        })
+    }
+
     /// Makes the change. After a failure the file has the slots before or after one of its steps.
     pub(in crate::ops) fn carry_out(&self, store: &dyn Store) -> Result<()> {
         let mut sectors = [0; SECTORS_BYTES];

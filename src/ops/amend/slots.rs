@@ -1,12 +1,14 @@
 //! Key slots of an image's LUKS header, and of a plain LUKS file's.
 
-use crate::crypto::luks::Header;
+use crate::crypto::luks::{Header, HEADER_BYTES};
 use crate::disk::luks::{header_of, LuksDisk};
 use crate::disk::Format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extensions::EncryptionPointer;
+use crate::format::{HostCluster, HostOffset};
 use crate::image::{encryption_header, Core, ExclusiveImage};
 use crate::ops::handle::Handle;
+use crate::ops::owners::{Besides, Owners};
 use crate::ops::secrets::Secrets;
 use crate::ops::slots::{self, Asking, Prepared, Store};
 use crate::options::{AmendOptions, SlotChange};
@@ -103,7 +105,33 @@ impl SlotsOfImage {
     pub(super) fn check(&self, image: &ExclusiveImage<'_>) -> Result<()> {
         let core = image.core();
         let now = encryption_header(&core.header(), &**core.storage())?;
-        check_same(now.is_some_and(|(pointer, header)| pointer == self.pointer && header == self.header))
+        check_same(now.is_some_and(|(pointer, header)| pointer == self.pointer && header == self.header))?;
+        self.check_owners(&core)
+    }
+
+    /// A damaged pointer or slot may lead to what is somebody else's.
+    fn check_owners(&self, core: &Core) -> Result<()> {
+        let parts = core.parts()?;
+        let cluster = |at: u64| parts.geometry.cluster_index(HostOffset(self.pointer.offset + at)).0;
+        let head = (None, cluster(0)..=cluster(HEADER_BYTES as u64 - 1));
+        let slots = self.prepared.written();
+        let ranges: Vec<_> = std::iter::once(head)
+            .chain(slots.map(|(slot, at)| (Some(slot), cluster(at.start)..=cluster(at.end - 1))))
+            .collect();
+        let clusters = ranges.iter().flat_map(|(_, clusters)| clusters.clone()).collect();
+        let owners = Owners::find(core, &parts, clusters, Besides::Encryption)?;
+        let Some((taken, _)) = owners.all().find(|(_, used)| *used) else { return Ok(()) };
+        let part = match ranges.iter().find(|(_, clusters)| clusters.contains(&taken)) {
+            Some((Some(slot), _)) => format!("key material of slot {slot}"),
+            _ => "header".to_owned(),
+        };
+        let rule = "nothing else leads to a cluster of it; a check says what does";
+        Err(Error::corrupt(
+            "encryption header",
+            part,
+            parts.geometry.cluster_offset(HostCluster(taken)).0,
+            rule,
+        ))
     }
 
     /// Writes what has been prepared.
