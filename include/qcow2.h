@@ -1486,10 +1486,12 @@ int qcow2_amend(qcow2_image *image,
  * that open it afterwards; an erased slot's contents are overwritten with random bytes. Where all 8 slots are in use and
  * one is overwritten, there is a moment in which neither its old secret nor its new one opens the image, but the others
  * do. To erase a slot no secret is asked for but the one that encrypt.old-secret names.
+ * Requests of other threads go on while secrets are asked for and keys derived, and wait while the header is written.
  * The session goes on with the key that it has.
  *
  * Returns 0 or -errno as qcow2_amend, and ENOKEY (a secret that is needed is not given), EKEYREJECTED (the current one
- * opens no slot). Specification: "Full disk encryption header pointer".
+ * opens no slot), EAGAIN (the LUKS header has changed while secrets were asked for), EIO (something else in the image leads to
+ * the clusters of a slot). Specification: "Full disk encryption header pointer".
  */
 int qcow2_amend_with(qcow2_image *image,
                      const qcow2_amend_params *params);

@@ -5,6 +5,7 @@
 
 mod anew;
 mod routes;
+mod temporary;
 mod turns;
 
 use qcow2::testing::crypto::luks::{new_header, parse_mode, seal, work_with, HEADER_BYTES};
