@@ -1,5 +1,6 @@
 //! The operations that race with each other: one row each. A new kind of request is one more row.
 
+use crate::encrypted::secrets_from;
 use crate::race::Scene;
 use crate::recorder::Recorder;
 use crate::runner::take_over;
@@ -14,8 +15,8 @@ use qcow2::testing::ops::check::CheckOptions;
 use qcow2::testing::ops::commit::commit;
 use qcow2::testing::ops::convert::{convert, ConvertOptions};
 use qcow2::testing::ops::handle::Handle;
-use qcow2::testing::ops::inactive::{inactivate, invalidate};
-use qcow2::testing::ops::open::{ResolveAnswer, ResolveRequest};
+use qcow2::testing::ops::inactive::{inactivate, invalidate_with};
+use qcow2::testing::ops::open::{ResolveAnswer, ResolveRequest, Secrets};
 use qcow2::testing::ops::rebase::rebase;
 use qcow2::testing::ops::resize::resize;
 use qcow2::testing::ops::snapshot;
@@ -353,7 +354,10 @@ fn change_hands(handle: &Handle) -> Result<()> {
         Some(origin) => Ok(ResolveAnswer { origin: origin.clone(), format: None }),
         None => Err(Error::new(ErrorKind::Corrupt, "a backing file that was not there")),
     };
-    invalidate(handle, Some(&mut resolver), None)
+    // A file by another name is opened anew, which an encrypted one wants its secret for.
+    let mut source = secrets_from(0);
+    let secrets = Secrets { source: Some(&mut source), progress: None };
+    invalidate_with(handle, Some(&mut resolver), None, secrets)
 }
 
 fn check(handle: &Handle, _: &Row, _: u32) -> Result<()> {
