@@ -52,10 +52,19 @@ struct LastHeader {
     inner: Arc<Memory>,
     /// Writes of the header that are left; below 0: they fail.
     left: AtomicI64,
+    /// From here on the host has nothing, and nobody may read bits there.
+    hole: u64,
+}
+
+impl LastHeader {
+    fn new(inner: &Arc<Memory>, hole: u64) -> LastHeader {
+        LastHeader { inner: Arc::clone(inner), left: AtomicI64::new(i64::MAX), hole }
+    }
 }
 
 impl Storage for LastHeader {
     fn read(&self, purpose: Purpose, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        assert!(purpose != Purpose::Bitmaps || offset < self.hole, "bits in a hole are read");
         self.inner.read(purpose, offset, buffers)
     }
     fn write(&self, purpose: Purpose, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
@@ -89,7 +98,10 @@ impl Storage for LastHeader {
         self.inner.preallocate(offset, length)
     }
     fn host_run(&self, offset: u64) -> io::Result<HostRun> {
-        self.inner.host_run(offset)
+        match offset < self.hole {
+            true => self.inner.host_run(offset),
+            false => Ok(HostRun { data: false, end: self.inner.length()? }),
+        }
     }
     fn traits(&self) -> Traits {
         self.inner.traits()
@@ -112,7 +124,7 @@ fn no_write_passes_a_header_that_nobody_knows() {
     ] {
         for short_way in [false, true] {
             let image = tracked(names);
-            let failing = Arc::new(LastHeader { inner: Arc::clone(&image), left: AtomicI64::new(i64::MAX) });
+            let failing = Arc::new(LastHeader::new(&image, u64::MAX));
             let handle = open(&(Arc::clone(&failing) as _)).unwrap();
             if disabled {
                 bitmaps::set_enabled(&handle, b"A", false).unwrap();
@@ -247,4 +259,19 @@ fn a_reader_tells_of_the_moment_of_its_first_look() {
     write(&writer, SIZE / 2, &[0; SIZE as usize / 2]);
     writer.close().unwrap();
     assert_eq!(bitmaps::next_dirty(&reader, b"A", 0).unwrap(), wanted);
+}
+
+/// A small file may have tables of terabytes of bits.
+#[test]
+fn bits_where_the_host_has_nothing_are_not_read() {
+    let mut bytes = tracked(&["A"]).contents();
+    let (table, hole) = (one(&stored(&bytes), "A").table.0, bytes.len() as u64);
+    put(&mut bytes, table as usize, &hole.to_be_bytes());
+    bytes.resize(bytes.len() + CLUSTER as usize, 0);
+    let image: Arc<dyn Storage> = Arc::new(LastHeader::new(&Arc::new(Memory::new(bytes)), hole));
+    for flags in [READ_ONLY, WRITABLE] {
+        let handle = open_over(&image, None, flags, &[]).unwrap();
+        assert_eq!(bitmaps::list(&handle).unwrap()[0].dirty_bytes, 0);
+        assert_eq!(bitmaps::next_dirty(&handle, b"A", 0).unwrap(), None);
+    }
 }
