@@ -161,7 +161,7 @@ fn each_call_of_a_commit_over_layers_fails() {
             (setup, ops)
         };
         let (top, top_ops) = layer(0, sectors);
-        let (middle, middle_ops) = layer(1, 1 + sectors * (2 + case as u64 % 4) / 4);
+        let (middle, middle_ops) = layer(1, 1 + sectors * (2 + case % 4) / 4);
         let base = (case % 3 > 0).then(|| {
             let drawn = random_setup(&mut rng);
             Setup { backing: None, prefill: 0, bitmaps: false, encrypted: None, ..drawn }
