@@ -303,13 +303,13 @@ impl CreateOptions {
         if self.data_file.is_none() && self.data_file_raw {
             return Err(Error::invalid("data-file-raw requires data-file"));
         }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
+        }
         if self.data_file.is_some() && self.version < 3 {
             return Err(needs_v3(
                 "External data files are only supported with compatibility level 1.1 and above",
             ));
-        }
-        if self.data_file_raw && self.backing_file.is_some() {
-            return Err(Error::invalid("Backing file and data-file-raw cannot be used at the same time"));
         }
         match &self.data_file {
             Some(name) if name.is_empty() => Err(Error::invalid("Expected data file name, got empty string")),

@@ -70,10 +70,22 @@ static int check_options(const struct bitmap_job *job)
     return EXIT_FAILURE;
 }
 
+/* Looked at before the image is. */
+static bool granularity_fits(uint64_t bytes)
+{
+    return bytes == 0 || (bytes >= 512 && bytes <= UINT64_C(1) << 31 && (bytes & (bytes - 1)) == 0);
+}
+
 /* What the library says, without what it adds in brackets; its hint on a line of its own. */
-static void report_failure(qcow2_image *image, const struct action *action, const char *bitmap)
+static void report_failure(const struct bitmap_job *job, qcow2_image *image, const struct action *action,
+                           const char *bitmap)
 {
     qcow2_info info = {.struct_size = sizeof(info)};
+
+    if (action->code == OPTION_ADD && *bitmap && !granularity_fits(job->granularity)) {
+        error_report("Operation add on bitmap %s failed: Granularity must be power of 2 and at least 512", bitmap);
+        return;
+    }
 
     /* Version 2 and raw disks have no place for bitmaps: there is none, and none can stay. */
     if (qcow2_get_info(image, &info) == 0 && info.version < 3) {
@@ -112,7 +124,7 @@ static int act_on(const struct bitmap_job *job, qcow2_image *image, qcow2_image 
 {
     for (size_t i = 0; i < job->count; i++) {
         if (act(job, image, source, bitmap, &job->actions[i]) < 0) {
-            report_failure(image, &job->actions[i], bitmap);
+            report_failure(job, image, &job->actions[i], bitmap);
             return EXIT_FAILURE;
         }
     }
