@@ -70,7 +70,7 @@ fn each_call_of_a_conversion_into_a_part_fails() {
     let tags = setup::read_all(&source).unwrap();
     let ways = [(false, 1, 7), (false, 3, 64), (true, 1, 7), (true, 2, 65)];
     let mut faults = 0;
-    for (compressed, workers, first) in share(ways.to_vec()) {
+    for (compressed, workers, first) in ways {
         let target_offset = first * testkit::SECTOR;
         let usual = ConvertOptions { sparse_bytes: 512, workers, compressed, ..ConvertOptions::default() };
         let options = ConvertOptions { target_offset, ..usual };
@@ -137,7 +137,7 @@ fn has_moved(disk: &Handle, first: u64, tags: &[u32], before: Option<u32>) -> Re
 #[test]
 fn each_read_of_a_salvaged_source_fails() {
     let (mut faults, mut lost_sectors) = (0, 0);
-    for (workers, forever) in share(vec![(1, false), (1, true), (3, false), (3, true)]) {
+    for (workers, forever) in [(1, false), (1, true), (3, false), (3, true)] {
         let from = Setup { sectors: 140, cluster_bits: 9, tiny_cache: true, ..Setup::default() };
         let (image, tags) = scattered(&from);
         let usual = ConvertOptions { target_zero: true, sparse_bytes: 512, ..ConvertOptions::default() };
