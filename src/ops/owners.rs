@@ -3,7 +3,7 @@
 //! Called by whoever is inside alone and is about to free or overwrite what one structure names. The walk reads all tables
 //! once; memory is that of the clusters asked for, and of one table.
 
-use crate::error::{room, Result};
+use crate::error::{room, ErrorKind, Result};
 use crate::format::bitmap::BitmapCluster;
 use crate::format::entries::REFCOUNT_TABLE_RESERVED;
 use crate::format::features::AUTOCLEAR_BITMAPS;
@@ -102,14 +102,19 @@ impl Owners {
         let storage = &**core.storage();
         for bitmap in load_bitmaps(storage, header)? {
             self.note_bytes(parts, bitmap.table_offset, u64::from(bitmap.table_entries) * 8);
-            each_entry(storage, &bitmap, parts.geometry, &mut |clusters| {
+            let noted = each_entry(storage, &bitmap, parts.geometry, &mut |clusters| {
                 for cluster in clusters {
                     if let BitmapCluster::Host(offset) = cluster {
                         self.note_bytes(parts, *offset, 1);
                     }
                 }
                 Ok(())
-            })?;
+            });
+            match noted {
+                // Nobody believes it.
+                Err(e) if bitmap.is_inconsistent() && e.kind() == ErrorKind::Corrupt => {}
+                noted => noted?,
+            }
         }
         Ok(())
     }

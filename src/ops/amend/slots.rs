@@ -61,6 +61,8 @@ pub(super) struct SlotsOfImage {
     pointer: EncryptionPointer,
     header: Header,
     prepared: Prepared,
+    /// Where an image is too damaged to tell who has what, a key that must go can go.
+    force: bool,
 }
 
 /// What the options ask of the key slots; `None`: nothing.
@@ -86,7 +88,7 @@ impl Wanted {
         let file = handle.origin().shown();
         let mut asking = Asking { secrets, file, key_option: "encrypt.key-secret", force };
         let prepared = slots::prepare(&header, &InImage::new(core, &pointer), &change, &mut asking)?;
-        Ok(SlotsOfImage { pointer, header, prepared })
+        Ok(SlotsOfImage { pointer, header, prepared, force })
     }
 }
 
@@ -106,6 +108,8 @@ impl SlotsOfImage {
         let core = image.core();
         let now = encryption_header(&core.header(), &**core.storage())?;
         check_same(now.is_some_and(|(pointer, header)| pointer == self.pointer && header == self.header))?;
+        // Owners are looked for on the medium.
+        image.settle()?;
         self.check_owners(&core)
     }
 
@@ -119,7 +123,10 @@ impl SlotsOfImage {
             .chain(slots.map(|(slot, at)| (Some(slot), cluster(at.start)..=cluster(at.end - 1))))
             .collect();
         let clusters = ranges.iter().flat_map(|(_, clusters)| clusters.clone()).collect();
-        let owners = Owners::find(core, &parts, clusters, Besides::Encryption)?;
+        let owners = match Owners::find(core, &parts, clusters, Besides::Encryption) {
+            Err(e) if self.force && e.kind() == ErrorKind::Corrupt => return Ok(()),
+            found => found?,
+        };
         let Some((taken, _)) = owners.all().find(|(_, used)| *used) else { return Ok(()) };
         let part = match ranges.iter().find(|(_, clusters)| clusters.contains(&taken)) {
             Some((Some(slot), _)) => format!("key material of slot {slot}"),

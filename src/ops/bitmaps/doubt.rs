@@ -17,7 +17,14 @@ pub(super) fn unused(core: &Core, parts: &Parts<'_>, clusters: Vec<u64>) -> Resu
         Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(Vec::new()),
         found => found?,
     };
-    let unused = owners.all().filter(|(_, used)| !used);
-    let runs = unused.map(|(cluster, _)| ClusterRun { first: HostCluster(cluster), count: 1 });
-    Ok(runs.filter(|run| matches!(parts.alloc.count(run.first.0), Ok(count) if count > 0)).collect())
+    let mut unused = Vec::new();
+    for (cluster, _) in owners.all().filter(|(_, used)| !used) {
+        match parts.alloc.count(cluster) {
+            Ok(0) => {}
+            Ok(_) => unused.push(ClusterRun { first: HostCluster(cluster), count: 1 }),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(unused)
 }

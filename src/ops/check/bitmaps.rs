@@ -53,10 +53,12 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// No repair can tell whose the contents of a shared table or directory are: an error where the count is right, too.
+    /// No repair can tell whose the contents of a shared table or directory are: an error where the count is right or too high,
+    /// too.
     pub fn count_shared_bitmaps(&mut self) -> Result<()> {
         for (_, _, [at, _, uses]) in self.shared_regions()? {
-            if self.stored.get(self.storage, self.geometry.cluster_index(at))? == Some(uses) {
+            let stored = self.stored.get(self.storage, self.geometry.cluster_index(at))?;
+            if stored.is_some_and(|stored| stored >= uses) {
                 self.report.corruptions += 1;
                 self.shared_bitmaps += 1;
             }
