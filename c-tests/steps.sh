@@ -16,7 +16,11 @@ step() {
         flock 9
         echo "$word $name" >&9
         printf '%-58s%-4s  %4d s, processors %4d s\n' "$name" $word "$wall" $((user + system))
-        [ $word = ok ] || tail -n 80 "$log" | sed 's/^/    /'
+        # What failed, wherever in the output it is, and the end.
+        [ $word = ok ] || {
+            grep -E -A 4 '^test .*FAILED|panicked at|^ *[0-9]+/[0-9]+ .*(FAIL|TIMEOUT)|^fail ' "$log" | head -n 60
+            tail -n 80 "$log"
+        } | sed 's/^/    /'
         grep -E '^[0-9]+ passed|^advisories: |^newer versions: |^ *test result|^fuzz |states enumerated|faults injected|reads judged|was parked|orders tried|planted bugs|^ *(Ok|Fail|Skipped):' \
             "$log" | sed 's/^/    /' | head -n 60
     } 9>>"$results"
