@@ -423,10 +423,9 @@
 #define QCOW2_FINDING_BITMAP_SHARED 35
 
 /*
- * The table of a dirty bitmap has a cluster with another use, too: a writable open refuses the bitmaps,
- * unless that one is not believed. place: offset of
- * that cluster; value: offset of the table; count: references. A wrong refcount is a finding of its own, which is counted;
- * where the refcount is right this one is. No repair mends it: the bitmap is to be removed, or all are to be dropped.
+ * The table of a dirty bitmap has a cluster with another use, too: a writable open refuses the bitmaps, unless that one is
+ * not believed. place: offset of that cluster; value: offset of the table; count: references. A refcount that is too low
+ * is a finding of its own, which is counted; otherwise this one is. No repair mends it: the bitmap is to be removed, or all are to be dropped.
  */
 #define QCOW2_FINDING_BITMAP_TABLE_SHARED 36
 

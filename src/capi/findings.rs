@@ -75,10 +75,9 @@ pub const QCOW2_FINDING_HINT_EXTRA: i32 = 34;
 /// An entry of a dirty bitmap's table whose cluster has another use, too: the bitmap is not to be believed. place: index
 /// of the entry; value: the entry; count: references. Its wrong refcount is a finding of its own, which is counted.
 pub const QCOW2_FINDING_BITMAP_SHARED: i32 = 35;
-/// The table of a dirty bitmap has a cluster with another use, too: a writable open refuses the bitmaps,
-/// unless that one is not believed. place: offset of
-/// that cluster; value: offset of the table; count: references. A wrong refcount is a finding of its own, which is counted;
-/// where the refcount is right this one is. No repair mends it: the bitmap is to be removed, or all are to be dropped.
+/// The table of a dirty bitmap has a cluster with another use, too: a writable open refuses the bitmaps, unless that one is
+/// not believed. place: offset of that cluster; value: offset of the table; count: references. A refcount that is too low
+/// is a finding of its own, which is counted; otherwise this one is. No repair mends it: the bitmap is to be removed, or all are to be dropped.
 pub const QCOW2_FINDING_BITMAP_TABLE_SHARED: i32 = 36;
 /// As QCOW2_FINDING_BITMAP_TABLE_SHARED, of the bitmap directory. value: its offset.
 pub const QCOW2_FINDING_BITMAP_DIRECTORY_SHARED: i32 = 37;

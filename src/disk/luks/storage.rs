@@ -1,7 +1,8 @@
 //! The data of a LUKS file as a storage: what is read is decrypted, what is written is encrypted.
 //!
 //! Sectors of 512 bytes, numbered from where the data starts. A write of a part of a sector reads the sector first, and is
-//! alone with it meanwhile ([`crate::storage::turns`]). Zeroes of the host are none here: there are no holes, and nothing that zeroes without writing.
+//! alone with it meanwhile ([`crate::storage::turns`]). Zeroes of the host are none here: there are no holes, and nothing
+//! that zeroes without writing.
 
 use crate::crypto::{Sectors, SECTOR_BYTES};
 use crate::format::HostOffset;

@@ -53,8 +53,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// No repair can tell whose the contents of a shared table or directory are: an error where the count is right or too high,
-    /// too.
+    /// No repair can tell whose the contents of a shared table or directory are: an error where the count is right or
+    /// too high, too.
     pub fn count_shared_bitmaps(&mut self) -> Result<()> {
         for (_, _, [at, _, uses]) in self.shared_regions()? {
             let stored = self.stored.get(self.storage, self.geometry.cluster_index(at))?;
