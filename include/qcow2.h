@@ -1489,8 +1489,8 @@ int qcow2_amend(qcow2_image *image,
  * The session goes on with the key that it has.
  *
  * Returns 0 or -errno as qcow2_amend, and ENOKEY (a secret that is needed is not given), EKEYREJECTED (the current one
- * opens no slot), EAGAIN (the LUKS header has changed while secrets were asked for), EIO (something else in the image leads to
- * the clusters of a slot). Specification: "Full disk encryption header pointer".
+ * opens no slot), EAGAIN (the LUKS header has changed while secrets were asked for), EIO (something else in the image
+ * leads to the clusters of a slot; or, without QCOW2_AMEND_FORCE, the image is too damaged to tell). Specification: "Full disk encryption header pointer".
  */
 int qcow2_amend_with(qcow2_image *image,
                      const qcow2_amend_params *params);

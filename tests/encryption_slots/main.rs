@@ -422,3 +422,25 @@ fn clusters_that_have_another_owner_are_not_written() {
         }
     }
 }
+
+/// An image too damaged to tell who has what: its key slots change by force only.
+#[test]
+fn damage_elsewhere_keeps_key_slots_unless_by_force() {
+    let storage = Arc::new(Memory::new(new_image(IMAGES[0])));
+    let handle = open(storage.clone(), "first").unwrap();
+    handle.disk().write(0, &[IoSlice::new(&[5; 4096])], false).unwrap();
+    handle.close().unwrap();
+    let mut bytes = storage.contents();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let l2 = (number(number(40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+    // An offset that no cluster begins at.
+    put(&mut bytes, l2 + 8, &(1_u64 << 63 | 0x200).to_be_bytes());
+    const FILL: &[&str] = &["encrypt.state=active", "encrypt.new-secret=n"];
+    for force in [false, true] {
+        let storage = Noted::new(bytes.clone(), None);
+        let asked = Case { options: FILL, secrets: ["first", "second", ""], after: "second", force };
+        let done = amend(&storage, &asked);
+        assert_eq!(done.is_ok(), force, "{done:?}");
+        assert!(force || storage.memory.contents() == bytes, "something was written");
+    }
+}
